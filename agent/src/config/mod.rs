@@ -1,0 +1,125 @@
+//! The config: `RawConfig` is what is written, [`Config`] what holds. Errors point at the line and say the mend.
+
+use std::{path::PathBuf, time::Duration};
+
+use dropwire_protocol::AgentId;
+
+/// What holds, checked: paths absolute, names unique, every outbox's peers known.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Config {
+    /// Shown to peers.
+    pub name: String,
+    /// `host:port` or None on a machine that only dials.
+    pub listen: Option<String>,
+    /// From the file only; flags and environment come before it (see `paths`).
+    pub state_dir: Option<PathBuf>,
+    /// Control socket, from the file only.
+    pub control: Option<PathBuf>,
+    /// One or more... none is allowed on a machine that only receives.
+    pub outboxes: Vec<Outbox>,
+    /// None on a machine that only sends.
+    pub inbox: Option<Inbox>,
+    /// Everyone we talk to.
+    pub peers: Vec<Peer>,
+    /// How failed attempts are repeated.
+    pub retry: Retry,
+    /// Rates.
+    pub limits: Limits,
+}
+
+/// A folder whose files are sent.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Outbox {
+    /// Absolute.
+    pub path: PathBuf,
+    /// Ids of the peers it goes to (all, where the file says nothing).
+    pub to: Vec<AgentId>,
+    /// What becomes of a delivered file.
+    pub after_send: AfterSend,
+    /// How long a file must rest where the OS cannot say who has it open.
+    pub quiet: Duration,
+    /// A file that never rests is reported after this.
+    pub max_wait: Duration,
+    /// Added to the built-in list; glob patterns.
+    pub ignore: Vec<String>,
+    /// How it is watched.
+    pub watch: Watch,
+    /// Time between full scans.
+    pub rescan: Duration,
+}
+
+/// What becomes of a file once every peer has it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AfterSend {
+    /// Into `<outbox>/.dropwire/sent`.
+    Archive,
+    /// Removed.
+    Delete,
+    /// Stays.
+    Keep,
+}
+
+/// How an outbox is watched.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Watch {
+    /// Native where it works, else polling.
+    Auto,
+    /// Native events only (and scans).
+    Native,
+    /// Polling.
+    Poll,
+}
+
+/// Where files arrive.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Inbox {
+    /// Absolute.
+    pub path: PathBuf,
+    /// Flat, or one folder a peer.
+    pub layout: Layout,
+    /// Bytes that stay free.
+    pub min_free: u64,
+    /// Program and arguments run for each file; `{path}` is replaced.
+    pub on_arrival: Vec<String>,
+}
+
+/// How the inbox is laid out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Layout {
+    /// All peers' files together.
+    Flat,
+    /// A folder for each peer, by our name for it.
+    ByPeer,
+}
+
+/// An agent we are paired with.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Peer {
+    /// Our name for it.
+    pub name: String,
+    /// What `dropwire id` prints there.
+    pub id: AgentId,
+    /// `host:port`; None for a peer that dials us.
+    pub address: Option<String>,
+    /// Bytes; larger files are declined.
+    pub max_file_size: Option<u64>,
+}
+
+/// How failed attempts are repeated.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Retry {
+    /// Before the second attempt.
+    pub first: Duration,
+    /// Never longer than this.
+    pub max: Duration,
+    /// None: never.
+    pub give_up_after: Option<Duration>,
+}
+
+/// Rates in bytes a second; None: unlimited.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
+#[allow(missing_docs)]
+pub struct Limits {
+    pub upload: Option<u64>,
+    pub download: Option<u64>,
+}

@@ -1,0 +1,80 @@
+//! Errors that end a command, with the exit code that scripts rely on. Survivable ones have types of their own, where they occur.
+
+use std::fmt;
+
+/// The exit codes of every command (sysexits where there is one).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Exit {
+    /// Also after SIGTERM.
+    Done = 0,
+    /// It did not work; `verify` says no.
+    Failed = 1,
+    /// The command line is wrong.
+    Usage = 2,
+    /// Damaged data: key, job list, receipt.
+    Data = 65,
+    /// No such job or file.
+    NoInput = 66,
+    /// Agent not running, or peer not reachable.
+    Unavailable = 69,
+    /// Cannot create, or a second agent on one state folder.
+    CannotCreate = 73,
+    /// The disk failed.
+    Disk = 74,
+    /// Not delivered yet.
+    NotYet = 75,
+    /// Permissions.
+    Permission = 77,
+    /// The config is wrong.
+    Config = 78,
+}
+
+/// An error that ends the command: what happened to what, why, and how to mend it.
+#[derive(Debug)]
+pub struct Fatal {
+    /// What the process exits with.
+    pub exit: Exit,
+    /// Names the thing and the cause.
+    pub message: String,
+    /// What the user can do about it.
+    pub mend: Option<String>,
+}
+
+impl Fatal {
+    /// A new error without a mend.
+    pub fn new(exit: Exit, message: impl fmt::Display) -> Self {
+        Fatal {
+            exit,
+            message: message.to_string(),
+            mend: None,
+        }
+    }
+
+    /// The same with a mend.
+    #[must_use]
+    pub fn mend(mut self, mend: impl fmt::Display) -> Self {
+        self.mend = Some(mend.to_string());
+        self
+    }
+
+    /// A failed file operation: permission, missing and full disks get their own codes; `doing` names action and path.
+    pub fn io(doing: impl fmt::Display, error: &std::io::Error) -> Self {
+        use std::io::ErrorKind::*;
+        let exit = match error.kind() {
+            PermissionDenied => Exit::Permission,
+            NotFound => Exit::NoInput,
+            AlreadyExists | ReadOnlyFilesystem => Exit::CannotCreate,
+            _ => Exit::Disk,
+        };
+        Fatal::new(exit, format_args!("{doing}: {error}"))
+    }
+}
+
+impl fmt::Display for Fatal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Fatal {}

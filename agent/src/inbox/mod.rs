@@ -1,0 +1,1 @@
+//! The inbox: visible means whole, verified and durable; nothing is ever overwritten.

@@ -1,0 +1,27 @@
+//! dropwire's agent: drop a file into a folder, it arrives in a folder on another machine.
+//!
+//! The rooms, from the top down; each imports only rooms below its own rank:
+//!
+//! | rank | rooms |
+//! |---|---|
+//! | 1 | [`cli`]: commands, rendering, exit codes |
+//! | 2 | [`daemon`]: the only room that knows the others; wires, starts, stops |
+//! | 3 | [`outbox`] watch, scan, settle, dispose · [`queue`] job list, schedule, backoff · [`link`] TLS links and the pump · [`send`] a job as chunks · [`inbox`] partials, commit, naming, ledger · [`control`] the local socket |
+//! | 4 | [`config`] · [`identity`] · [`db`] · [`durable`] · [`lease`] · [`version`] · [`id`] · [`error`] |
+
+pub mod cli;
+pub mod config;
+pub mod control;
+pub mod daemon;
+pub mod db;
+pub mod durable;
+pub mod error;
+pub mod id;
+pub mod identity;
+pub mod inbox;
+pub mod lease;
+pub mod link;
+pub mod outbox;
+pub mod queue;
+pub mod send;
+pub mod version;

@@ -1,0 +1,138 @@
+//! Links: one TLS connection a pair of agents, whoever dials, carrying transfers both ways.
+//!
+//! The room sees files only through two small traits: [`Source`] (where an outgoing transfer's chunks come from)
+//! and [`Sink`] (where incoming ones go).
+
+use std::sync::{Arc, atomic::AtomicU64};
+
+use bytes::Bytes;
+use dropwire_protocol::{
+    AgentId, Digest, Manifest, Receipt, TransferId,
+    message::DeclineReason,
+    receiver::{Command, Outcome},
+};
+use tokio::sync::mpsc;
+
+/// One transfer to offer.
+pub struct Outgoing {
+    /// Which.
+    pub id: TransferId,
+    /// What the offer says.
+    pub manifest: Manifest,
+    /// Where its bytes come from.
+    pub source: Arc<dyn Source>,
+    /// Set by the link: bytes the receiver has, a resumed prefix included.
+    pub progress: Arc<AtomicU64>,
+}
+
+/// Where an outgoing transfer's chunks come from.
+pub trait Source: Send + Sync {
+    /// Reads from `offset` and feeds `out`, on a thread of its own; returns at once. Stops when `out` is closed.
+    /// The channel is bounded: that is the back-pressure. Ends with `End` or `Void`.
+    ///
+    /// `digest` is what the receiver holds before `offset`; where the file's own prefix differs: `Void` with
+    /// [`Voided::PrefixDiffers`].
+    fn read(&self, offset: u64, digest: Digest, out: mpsc::Sender<Piece>);
+}
+
+/// What a [`Source`] gives.
+#[derive(Debug)]
+pub enum Piece {
+    /// The next bytes, in order, at most MAX_CHUNK; `digest` of the file from 0 to this chunk's end.
+    Chunk {
+        #[allow(missing_docs)]
+        offset: u64,
+        #[allow(missing_docs)]
+        bytes: Bytes,
+        #[allow(missing_docs)]
+        digest: Digest,
+    },
+    /// Everything was read and is one version of the file, checked after the last read.
+    End {
+        #[allow(missing_docs)]
+        digest: Digest,
+    },
+    /// This pass is void.
+    Void(Voided),
+}
+
+/// Why a pass is void.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Voided {
+    /// The file is another version now, or a writer came.
+    Changed,
+    /// It is not there any more (or is no regular file).
+    Gone,
+    /// Somebody has it open for writing.
+    Writer,
+    /// What the receiver holds is not this file's prefix.
+    PrefixDiffers,
+    /// It cannot be read; the cause.
+    Unreadable(String),
+}
+
+/// Where incoming transfers go.
+pub trait Sink: Send + Sync {
+    /// A link with `peer` begins. Commands go in, outcomes come back, both bounded; the sink ends its side when the
+    /// command channel closes (after a `Release` for everything open).
+    fn attach(&self, peer: AgentId) -> (mpsc::Sender<Command>, mpsc::Receiver<Outcome>);
+}
+
+/// What the daemon asks of a link.
+pub enum Request {
+    /// Send this.
+    Offer(Outgoing),
+    /// Break off; the receiver keeps what it has. No event follows.
+    Close(TransferId),
+    /// It will not be sent (again): how did it end?
+    Withdraw(TransferId),
+    /// Outcomes are on our disk.
+    Forget(Vec<TransferId>),
+}
+
+/// What a link tells the daemon.
+#[derive(Debug)]
+#[allow(missing_docs)]
+pub enum LinkEvent {
+    /// Hello came; transfers may be offered.
+    Up {
+        peer: AgentId,
+    },
+    /// The link is gone: what was offered on it is interrupted, without further events.
+    Down {
+        peer: AgentId,
+        error: Option<String>,
+    },
+    /// See `protocol::sender::SenderEvent`.
+    Delivered {
+        peer: AgentId,
+        id: TransferId,
+        receipt: Receipt,
+    },
+    Settled {
+        peer: AgentId,
+        id: TransferId,
+        receipt: Receipt,
+    },
+    Declined {
+        peer: AgentId,
+        id: TransferId,
+        reason: DeclineReason,
+        text: String,
+        retry_after_ms: Option<u64>,
+    },
+    Withdrawn {
+        peer: AgentId,
+        id: TransferId,
+    },
+    Forgotten {
+        peer: AgentId,
+        ids: Vec<TransferId>,
+    },
+    /// Our own source gave up; the transfer is closed.
+    Voided {
+        peer: AgentId,
+        id: TransferId,
+        why: Voided,
+    },
+}

@@ -1,0 +1,95 @@
+//! The version of a file: what tells one drop from the next, without reading the bytes.
+
+use std::fs::Metadata;
+
+use dropwire_protocol::{Mtime, RemotePath};
+
+/// Path aside, what identifies a version: inode, birth time, size, mtime. No device number: it changes at a mount.
+///
+/// ctime is only a witness: where it alone differs (chmod, a link made), the bytes decide.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub struct Version {
+    /// Inode (file index on Windows).
+    pub inode: u64,
+    /// Nanoseconds since 1970; 0 where the file system keeps none.
+    pub birth_ns: i64,
+    /// Bytes.
+    pub size: u64,
+    /// Nanoseconds since 1970.
+    pub mtime_ns: i64,
+    /// Nanoseconds since 1970; not part of the identity.
+    pub ctime_ns: i64,
+}
+
+impl Version {
+    /// From an open file's metadata (never from a path: it may be swapped).
+    pub fn of(meta: &Metadata) -> Version {
+        let birth_ns = meta.created().ok().map_or(0, nanoseconds);
+        let mtime_ns = meta.modified().ok().map_or(0, nanoseconds);
+        #[cfg(unix)]
+        let (inode, ctime_ns) = {
+            use std::os::unix::fs::MetadataExt;
+            (
+                meta.ino(),
+                meta.ctime()
+                    .saturating_mul(1_000_000_000)
+                    .saturating_add(meta.ctime_nsec()),
+            )
+        };
+        #[cfg(not(unix))]
+        let (inode, ctime_ns) = (0, 0);
+        Version {
+            inode,
+            birth_ns,
+            size: meta.len(),
+            mtime_ns,
+            ctime_ns,
+        }
+    }
+
+    /// The same version, ctime aside?
+    pub fn same_identity(&self, other: &Version) -> bool {
+        self.identity_bytes() == other.identity_bytes()
+    }
+
+    /// What goes into the transfer's id: everything but ctime, in a fixed layout.
+    pub fn identity_bytes(&self) -> [u8; 32] {
+        let mut bytes = [0; 32];
+        bytes[..8].copy_from_slice(&self.inode.to_be_bytes());
+        bytes[8..16].copy_from_slice(&self.birth_ns.to_be_bytes());
+        bytes[16..24].copy_from_slice(&self.size.to_be_bytes());
+        bytes[24..].copy_from_slice(&self.mtime_ns.to_be_bytes());
+        bytes
+    }
+
+    /// The mtime as the protocol carries it.
+    pub fn mtime(&self) -> Mtime {
+        Mtime {
+            seconds: self.mtime_ns.div_euclid(1_000_000_000),
+            nanos: self.mtime_ns.rem_euclid(1_000_000_000) as u32,
+        }
+    }
+}
+
+/// Nanoseconds since 1970, negative before; saturates some 292 years away from it.
+fn nanoseconds(time: std::time::SystemTime) -> i64 {
+    match time.duration_since(std::time::UNIX_EPOCH) {
+        Ok(after) => i64::try_from(after.as_nanos()).unwrap_or(i64::MAX),
+        Err(before) => i64::try_from(before.duration().as_nanos()).map_or(i64::MIN, |n| -n),
+    }
+}
+
+/// The random id in an outbox's mark; tells one folder from another, whatever its path.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+pub struct OutboxId(pub [u8; 16]);
+
+/// A version of a file found in an outbox.
+#[derive(Clone, PartialEq, Eq, Debug, Hash)]
+pub struct Found {
+    /// Which outbox, by its mark.
+    pub outbox: OutboxId,
+    /// Below the outbox.
+    pub path: RemotePath,
+    /// As read from the open file.
+    pub version: Version,
+}

@@ -1,0 +1,76 @@
+//! A receipt: what the receiver signs once bytes, name and receipt are on its disk.
+//!
+//! Signing and checking need a key and so stand in the agent; this is only the shape.
+
+use minicbor::{Decode, Encode};
+use std::fmt;
+
+use crate::{Digest, RemotePath, TransferId};
+
+/// SHA-256 of an agent's public key (SubjectPublicKeyInfo, DER). How it is written for people is the agent's business.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Encode, Decode)]
+#[cbor(transparent)]
+pub struct AgentId(#[cbor(with = "minicbor::bytes")] pub [u8; 32]);
+
+/// What a receipt says.
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+#[cbor(map)]
+pub struct ReceiptBody {
+    /// The transfer it closes.
+    #[n(0)]
+    pub transfer: TransferId,
+    /// Who sent the file (from the link's pinned key, never from a message).
+    #[n(1)]
+    pub sender: AgentId,
+    /// Who has it now and signed this.
+    #[n(2)]
+    pub receiver: AgentId,
+    /// The path that was offered.
+    #[n(3)]
+    pub path: RemotePath,
+    /// The path below the receiver's inbox under which it lies.
+    #[n(4)]
+    pub delivered_as: RemotePath,
+    /// Bytes.
+    #[n(5)]
+    pub size: u64,
+    /// Plain SHA-256 of the whole file.
+    #[n(6)]
+    pub digest: Digest,
+    /// The receiver's wall clock: milliseconds since 1970.
+    #[n(7)]
+    pub delivered_at: u64,
+}
+
+/// A signed receipt. It is kept and passed on byte for byte.
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+#[cbor(map)]
+pub struct Receipt {
+    /// An encoded [`ReceiptBody`], exactly as it was signed.
+    #[cbor(n(0), with = "minicbor::bytes")]
+    pub body: Vec<u8>,
+    /// The signer's public key (SubjectPublicKeyInfo, DER); its SHA-256 is the receiver's id.
+    #[cbor(n(1), with = "minicbor::bytes")]
+    pub key: Vec<u8>,
+    /// Ed25519 over [`Receipt::signed_bytes`].
+    #[cbor(n(2), with = "minicbor::bytes")]
+    pub signature: Vec<u8>,
+}
+
+impl Receipt {
+    /// What the signature covers: a fixed context line, then the body.
+    pub fn signed_bytes(body: &[u8]) -> Vec<u8> {
+        [b"dropwire receipt v1\n".as_slice(), body].concat()
+    }
+
+    /// The body, decoded; says nothing about the signature.
+    pub fn decode_body_unverified(&self) -> Result<ReceiptBody, minicbor::decode::Error> {
+        minicbor::decode(&self.body)
+    }
+}
+
+impl fmt::Debug for AgentId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&data_encoding::HEXLOWER.encode(&self.0))
+    }
+}
