@@ -1,10 +1,14 @@
 //! One link's whole conversation: Hello, then both halves and the keep-alive, driven by bytes and a clock from outside.
+//!
+//! After each call the events are to be drained before the next message is given in, and messages written as they come:
+//! then what waits inside is bounded whatever the other side does (see [`Sender`] and [`Receiver`]).
 
 use std::time::Duration;
 
 use crate::{
     Error, Message,
-    message::{Bye, ByeReason, Hello},
+    keepalive::Keepalive,
+    message::{Bye, ByeReason, Hello, MAX_NAME, MAX_TEXT, MIN_WINDOW, Ping, VERSION_MAX, VERSION_MIN, cut},
     receiver::{Command, Outcome, Receiver},
     sender::{Sender, SenderEvent},
 };
@@ -12,7 +16,7 @@ use crate::{
 /// What this side says of itself and allows.
 #[derive(Clone, Debug)]
 pub struct Local {
-    /// Sent as our Hello (versions are filled in by the conversation).
+    /// Sent as our Hello. The conversation fills in the versions, cuts long texts and raises a window below MIN_WINDOW.
     pub hello: Hello,
     /// From the peer's config; bytes.
     pub max_file_size: Option<u64>,
@@ -26,7 +30,12 @@ pub struct Local {
 #[derive(Clone, PartialEq, Debug)]
 pub enum Event {
     /// The other side's Hello fits; transfers may begin. Comes once, first.
-    Ready { hello: Hello, version: u16 },
+    Ready {
+        /// What the other side says of itself.
+        hello: Hello,
+        /// The protocol version in use.
+        version: u16,
+    },
     /// From the sending half.
     Sender(SenderEvent),
     /// For the storage, from the receiving half.
@@ -36,73 +45,264 @@ pub enum Event {
 }
 
 /// One link's conversation. `now` is any steady clock, counted from any fixed point.
-pub struct Conversation {}
+pub struct Conversation {
+    local: Local,
+    stage: Stage,
+    keepalive: Keepalive,
+    /// Our Hello, until it is written.
+    hello: Option<Hello>,
+    /// To be written; a newer question takes an older one's place.
+    ping: Option<Ping>,
+    pong: Option<Ping>,
+    pings: u64,
+    farewell: Farewell,
+    ready: Option<Event>,
+    bye: Option<Event>,
+}
+
+enum Stage {
+    /// The other side's Hello has to come by then.
+    Greeting { by: Duration },
+    /// Both halves at work.
+    Talking { sender: Sender, receiver: Receiver },
+    /// Nothing that comes is read any more: the other side said Bye, or broke a rule. The halves may still have
+    /// something to say.
+    Over { halves: Option<(Sender, Receiver)> },
+}
+
+/// Our Bye.
+enum Farewell {
+    NotYet,
+    Queued(Bye),
+    Said,
+}
 
 impl Conversation {
     /// Our Hello is the first message to poll.
-    pub fn new(local: Local, now: Duration) -> Self {
-        let _ = (local, now);
-        todo!()
+    pub fn new(mut local: Local, now: Duration) -> Self {
+        let hello = &mut local.hello;
+        (hello.version_min, hello.version_max) = (VERSION_MIN, VERSION_MAX);
+        hello.window = hello.window.max(MIN_WINDOW);
+        cut(&mut hello.name, MAX_NAME);
+        cut(&mut hello.software, MAX_TEXT);
+        Conversation {
+            stage: Stage::Greeting {
+                by: now.saturating_add(local.dead_after),
+            },
+            keepalive: Keepalive::new(local.ping_after, local.dead_after, now),
+            hello: Some(local.hello.clone()),
+            ping: None,
+            pong: None,
+            pings: 0,
+            farewell: Farewell::NotYet,
+            ready: None,
+            bye: None,
+            local,
+        }
     }
 
-    /// A message came in.
+    /// A message came in. After an error the fitting Bye is queued and nothing more is read: write what
+    /// [`Conversation::poll_message`] still gives, then close. After the other side's Bye nothing is read either.
     pub fn receive(&mut self, message: Message, now: Duration) -> Result<(), Error> {
-        let _ = (message, now);
-        todo!()
+        self.keepalive.heard(now);
+        let result = match &mut self.stage {
+            Stage::Over { .. } => Ok(()),
+            Stage::Greeting { .. } => self.greeted(message),
+            Stage::Talking { sender, receiver } => match message {
+                Message::Hello(_) => Err(Error::PeerMisbehaved("a second Hello".into())),
+                Message::Bye(bye) => {
+                    self.bye = Some(Event::Bye(bye));
+                    self.over();
+                    Ok(())
+                }
+                Message::Ping(ping) => {
+                    self.pong = Some(ping);
+                    Ok(())
+                }
+                Message::Pong(_) => Ok(()),
+                Message::Accept(_)
+                | Message::Decline(_)
+                | Message::Settled(_)
+                | Message::Ack(_)
+                | Message::Receipts(_)
+                | Message::Withdrawn(_)
+                | Message::Forgotten(_) => sender.receive(message),
+                Message::Offer(_)
+                | Message::Chunk(_)
+                | Message::Done(_)
+                | Message::Close(_)
+                | Message::Withdraw(_)
+                | Message::Forget(_) => receiver.receive(message),
+            },
+        };
+        if let Err(error) = &result {
+            let reason = match error {
+                Error::Incompatible { .. } => ByeReason::Incompatible,
+                _ => ByeReason::Violation,
+            };
+            self.bye(reason, &error.to_string());
+            self.over();
+        }
+        result
     }
 
     /// Bytes came in that are not a whole message yet (a slow frame keeps the link alive).
     pub fn heard(&mut self, now: Duration) {
-        let _ = now;
-        todo!()
+        self.keepalive.heard(now);
     }
 
-    /// The sending half; None until Ready.
+    /// The sending half; None until Ready, and once the conversation is over.
     pub fn sender(&mut self) -> Option<&mut Sender> {
-        todo!()
+        match &mut self.stage {
+            Stage::Talking { sender, .. } => Some(sender),
+            Stage::Greeting { .. } | Stage::Over { .. } => None,
+        }
     }
 
     /// The storage answered.
     pub fn outcome(&mut self, outcome: Outcome) {
-        let _ = outcome;
-        todo!()
+        if let Some((_, receiver)) = self.halves() {
+            receiver.outcome(outcome);
+        }
     }
 
-    /// Queues a Bye as the last message.
+    /// Queues a Bye as the last message. What the receiving half has to say (receipts!) still goes ahead of it, what
+    /// the sending half has does not. Only the first one counts.
     pub fn bye(&mut self, reason: ByeReason, text: &str) {
-        let _ = (reason, text);
-        todo!()
+        if matches!(self.farewell, Farewell::NotYet) {
+            let mut text = text.to_owned();
+            cut(&mut text, MAX_TEXT);
+            self.farewell = Farewell::Queued(Bye { reason, text });
+        }
     }
 
     /// Asks for a sign of life now; without one the link is dead after `within`.
     pub fn probe(&mut self, now: Duration, within: Duration) {
-        let _ = (now, within);
-        todo!()
+        self.keepalive.probe(now, within);
+        self.ask();
     }
 
     /// The next message to write. Control messages come before chunks.
     pub fn poll_message(&mut self) -> Option<Message> {
-        todo!()
+        if matches!(self.farewell, Farewell::Said) {
+            return None;
+        }
+        if let Some(hello) = self.hello.take() {
+            return Some(Message::Hello(hello));
+        }
+        if let Some(pong) = self.pong.take() {
+            return Some(Message::Pong(pong));
+        }
+        if let Some(message) = self.halves().and_then(|(_, receiver)| receiver.poll_message()) {
+            return Some(message);
+        }
+        if let Farewell::Queued(bye) = &self.farewell {
+            let bye = Message::Bye(bye.clone());
+            self.farewell = Farewell::Said;
+            return Some(bye);
+        }
+        if let Some(ping) = self.ping.take() {
+            return Some(Message::Ping(ping));
+        }
+        self.sender()?.poll_message()
     }
 
     /// The next event.
     pub fn poll_event(&mut self) -> Option<Event> {
-        todo!()
+        if let Some(ready) = self.ready.take() {
+            return Some(ready);
+        }
+        if let Some((sender, receiver)) = self.halves() {
+            if let Some(command) = receiver.poll_command() {
+                return Some(Event::Storage(command));
+            }
+            if let Some(event) = sender.poll_event() {
+                return Some(Event::Sender(event));
+            }
+        }
+        self.bye.take()
     }
 
     /// When [`Conversation::tick`] wants to be called, on the same clock.
     pub fn deadline(&self) -> Duration {
-        todo!()
+        match self.stage {
+            Stage::Greeting { by } => by.min(self.keepalive.deadline()),
+            Stage::Talking { .. } | Stage::Over { .. } => self.keepalive.deadline(),
+        }
     }
 
     /// Time passed: queues a Ping, or says that the other side is silent ([`Error::Silent`]).
     pub fn tick(&mut self, now: Duration) -> Result<(), Error> {
-        let _ = now;
-        todo!()
+        if let Stage::Greeting { by } = self.stage
+            && now >= by
+        {
+            return Err(Error::Silent(self.local.dead_after));
+        }
+        if self.keepalive.tick(now)? {
+            self.ask();
+        }
+        Ok(())
     }
 
     /// The link ends, however: what was open at the receiving half is released. Poll events a last time.
     pub fn end(&mut self) {
-        todo!()
+        self.over();
+        if let Some((_, receiver)) = self.halves() {
+            receiver.release_all();
+        }
+    }
+
+    fn greeted(&mut self, message: Message) -> Result<(), Error> {
+        let Message::Hello(hello) = message else {
+            return Err(Error::PeerMisbehaved(format!("{} before Hello", message.name())));
+        };
+        let ours = &self.local.hello;
+        let version = ours.version_max.min(hello.version_max);
+        if version < ours.version_min.max(hello.version_min) {
+            return Err(Error::Incompatible {
+                ours_min: ours.version_min,
+                ours_max: ours.version_max,
+                theirs_min: hello.version_min,
+                theirs_max: hello.version_max,
+            });
+        }
+        if hello.window < MIN_WINDOW {
+            return Err(Error::PeerMisbehaved(format!(
+                "a window of {} bytes",
+                hello.window
+            )));
+        }
+        self.stage = Stage::Talking {
+            sender: Sender::new(hello.window, hello.max_open),
+            receiver: Receiver::new(ours.window, ours.max_open, self.local.max_file_size),
+        };
+        self.ready = Some(Event::Ready { hello, version });
+        Ok(())
+    }
+
+    /// Before Ready nothing but Hello may be said, and its absence is what ends the link.
+    fn ask(&mut self) {
+        if let Stage::Talking { .. } = self.stage {
+            self.pings += 1;
+            self.ping = Some(Ping { number: self.pings });
+        }
+    }
+
+    fn over(&mut self) {
+        self.stage = match std::mem::replace(&mut self.stage, Stage::Over { halves: None }) {
+            Stage::Talking { sender, receiver } => Stage::Over {
+                halves: Some((sender, receiver)),
+            },
+            Stage::Greeting { .. } => Stage::Over { halves: None },
+            over => over,
+        };
+    }
+
+    fn halves(&mut self) -> Option<(&mut Sender, &mut Receiver)> {
+        match &mut self.stage {
+            Stage::Talking { sender, receiver } => Some((sender, receiver)),
+            Stage::Over { halves } => halves.as_mut().map(|(sender, receiver)| (sender, receiver)),
+            Stage::Greeting { .. } => None,
+        }
     }
 }

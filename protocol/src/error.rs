@@ -27,3 +27,10 @@ pub enum Error {
     #[error("connection: {0}")]
     Io(#[from] std::io::Error),
 }
+
+impl Error {
+    /// A message that is not allowed where it came.
+    pub(crate) fn misplaced(message: &str, id: crate::TransferId, where_it_came: &str) -> Self {
+        Error::PeerMisbehaved(format!("{message} for transfer {id}, which {where_it_came}"))
+    }
+}

@@ -26,6 +26,7 @@ pub mod frame;
 pub mod keepalive;
 pub mod message;
 pub mod name;
+mod questions;
 pub mod receipt;
 pub mod receiver;
 pub mod sender;

@@ -13,8 +13,20 @@ pub const VERSION_MAX: u16 = 1;
 pub const MAX_CHUNK: usize = 256 * 1024;
 /// A file up to this size may be offered `eager`: its one chunk and Done follow the offer at once.
 pub const MAX_EAGER: u64 = MAX_CHUNK as u64;
-/// Most receipts, ids to forget and the like in one message.
+/// Most receipts, or ids to forget, in one message.
 pub const MAX_BATCH: usize = 256;
+/// Most ids that a sender has asked about by Withdraw and Forget without an answer yet.
+pub const MAX_ASKED: usize = 1024;
+/// The last number that a pass may have; a transfer that needs more is declined.
+pub const MAX_PASS: u32 = 100;
+/// Smallest [`Hello::window`]: chunks and coalesced acknowledgements have to fit in it together.
+pub const MIN_WINDOW: u64 = 4 * MAX_CHUNK as u64;
+/// Most bytes of one receipt: body, key and signature together.
+pub const MAX_RECEIPT: usize = 16 * 1024;
+/// Most bytes of [`Hello::name`].
+pub const MAX_NAME: usize = 64;
+/// Most bytes of every other text.
+pub const MAX_TEXT: usize = 256;
 
 /// One message. File bytes are never inside CBOR: see [`Chunk`].
 #[derive(Clone, PartialEq, Debug)]
@@ -49,13 +61,13 @@ pub struct Hello {
     /// Highest; both sides use the smaller of the two highest.
     #[n(1)]
     pub version_max: u16,
-    /// Shown to people, never trusted; at most 64 bytes count.
+    /// Shown to people, never trusted; at most [`MAX_NAME`] bytes.
     #[n(2)]
     pub name: String,
-    /// Software and its version, for logs.
+    /// Software and its version, for logs; at most [`MAX_TEXT`] bytes.
     #[n(3)]
     pub software: String,
-    /// How many bytes of one transfer this side takes in without having acknowledged them.
+    /// How many bytes of one transfer this side takes in without having acknowledged them; at least [`MIN_WINDOW`].
     #[n(4)]
     pub window: u64,
     /// How many transfers it takes in at once on this link.
@@ -70,7 +82,7 @@ pub struct Bye {
     /// What for.
     #[n(0)]
     pub reason: ByeReason,
-    /// For logs; at most 256 bytes count.
+    /// For logs; at most [`MAX_TEXT`] bytes.
     #[n(1)]
     pub text: String,
 }
@@ -118,6 +130,10 @@ pub struct Offer {
     /// Its chunk and Done follow without waiting for an Accept, as pass 0 from offset 0; size at most [`MAX_EAGER`].
     #[n(2)]
     pub eager: bool,
+    /// Numbers the offers of this side on this link, rising. Answers carry it, so that one to an earlier offer of the
+    /// same id is told from one to this.
+    #[n(3)]
+    pub serial: u64,
 }
 
 /// Where the sender is to (re)start. After a plain offer it is pass 0; each later one raises the pass
@@ -137,6 +153,9 @@ pub struct Accept {
     /// SHA-256 of what the receiver holds before `offset`.
     #[n(3)]
     pub digest: Digest,
+    /// The offer's.
+    #[n(4)]
+    pub serial: u64,
 }
 
 /// The receiver will not take it now. The sender answers with [`Close`].
@@ -149,12 +168,15 @@ pub struct Decline {
     /// Why.
     #[n(1)]
     pub reason: DeclineReason,
-    /// For people; at most 256 bytes count.
+    /// For people; at most [`MAX_TEXT`] bytes.
     #[n(2)]
     pub text: String,
     /// Milliseconds after which asking again makes sense; none: the sender's own backoff.
     #[n(3)]
     pub retry_after_ms: Option<u64>,
+    /// The offer's.
+    #[n(4)]
+    pub serial: u64,
 }
 
 /// Why a transfer was declined.
@@ -190,7 +212,8 @@ pub enum DeclineReason {
     DiskError,
 }
 
-/// Already delivered under this id: the stored receipt. The sender answers with [`Close`].
+/// Already delivered under this id: the stored receipt. Answers an Offer (then the sender answers with [`Close`])
+/// or a Withdraw.
 #[derive(Clone, PartialEq, Debug, Encode, Decode)]
 #[cbor(map)]
 pub struct Settled {
@@ -200,6 +223,9 @@ pub struct Settled {
     /// Byte for byte what was signed then.
     #[n(1)]
     pub receipt: Receipt,
+    /// The offer's; none when it answers a Withdraw.
+    #[n(2)]
+    pub serial: Option<u64>,
 }
 
 /// Bytes of a file. On the wire: id, pass, offset, digest in fixed places, then the raw bytes to the frame's end.
@@ -230,6 +256,9 @@ pub struct Ack {
     /// All bytes before it are written.
     #[n(2)]
     pub offset: u64,
+    /// The offer's.
+    #[n(3)]
+    pub serial: u64,
 }
 
 /// All bytes are sent and the sender has checked, after its last read, that they are one version of the file.
@@ -255,15 +284,33 @@ pub struct Close {
     /// Which transfer.
     #[n(0)]
     pub id: TransferId,
+    /// The offer's.
+    #[n(1)]
+    pub serial: u64,
 }
 
-/// Transfers committed: one to [`MAX_BATCH`].
+/// Transfers committed: as many as fit in a frame.
 #[derive(Clone, PartialEq, Debug, Encode, Decode)]
 #[cbor(map)]
 pub struct Receipts {
-    /// The signed receipts; each names its transfer.
+    /// One to [`MAX_BATCH`].
+    #[cbor(n(0), decode_with = "decode_batch")]
+    pub receipts: Vec<Committed>,
+}
+
+/// One transfer is on the receiver's disk: bytes, name and receipt.
+#[derive(Clone, PartialEq, Debug, Encode, Decode)]
+#[cbor(map)]
+pub struct Committed {
+    /// Which transfer.
     #[n(0)]
-    pub receipts: Vec<Receipt>,
+    pub id: TransferId,
+    /// The offer's.
+    #[n(1)]
+    pub serial: u64,
+    /// The proof, at most [`MAX_RECEIPT`] bytes.
+    #[n(2)]
+    pub receipt: Receipt,
 }
 
 /// The sender will never send this again and asks how it ended: Settled if delivered, else Withdrawn.
@@ -290,7 +337,7 @@ pub struct Withdrawn {
 #[cbor(map)]
 pub struct Forget {
     /// One to [`MAX_BATCH`].
-    #[n(0)]
+    #[cbor(n(0), decode_with = "decode_batch")]
     pub ids: Vec<TransferId>,
 }
 
@@ -298,9 +345,120 @@ pub struct Forget {
 #[derive(Clone, PartialEq, Debug, Encode, Decode)]
 #[cbor(map)]
 pub struct Forgotten {
-    /// The same ids.
-    #[n(0)]
+    /// One to [`MAX_BATCH`] of the ids asked for.
+    #[cbor(n(0), decode_with = "decode_batch")]
     pub ids: Vec<TransferId>,
+}
+
+impl Message {
+    /// What it is called in PROTOCOL.md.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Message::Hello(_) => "Hello",
+            Message::Bye(_) => "Bye",
+            Message::Ping(_) => "Ping",
+            Message::Pong(_) => "Pong",
+            Message::Offer(_) => "Offer",
+            Message::Accept(_) => "Accept",
+            Message::Decline(_) => "Decline",
+            Message::Settled(_) => "Settled",
+            Message::Chunk(_) => "Chunk",
+            Message::Ack(_) => "Ack",
+            Message::Done(_) => "Done",
+            Message::Close(_) => "Close",
+            Message::Receipts(_) => "Receipts",
+            Message::Withdraw(_) => "Withdraw",
+            Message::Withdrawn(_) => "Withdrawn",
+            Message::Forget(_) => "Forget",
+            Message::Forgotten(_) => "Forgotten",
+        }
+    }
+
+    /// Holds the limits that the types alone do not. Checked of every message, read or written.
+    pub(crate) fn check(&self) -> Result<(), &'static str> {
+        match self {
+            Message::Hello(hello) => {
+                within(hello.name.len(), 0, MAX_NAME, "the name is longer than 64 bytes")?;
+                within(
+                    hello.software.len(),
+                    0,
+                    MAX_TEXT,
+                    "the software's name is longer than 256 bytes",
+                )
+            }
+            Message::Bye(bye) => within(bye.text.len(), 0, MAX_TEXT, "the text is longer than 256 bytes"),
+            Message::Decline(decline) => within(
+                decline.text.len(),
+                0,
+                MAX_TEXT,
+                "the text is longer than 256 bytes",
+            ),
+            Message::Offer(offer) => within(
+                offer.manifest.mtime.nanos as usize,
+                0,
+                999_999_999,
+                "a second has 999999999 ns at most",
+            ),
+            Message::Chunk(chunk) => {
+                within(chunk.bytes.len(), 1, MAX_CHUNK, "a chunk has 1 to 262144 bytes")?;
+                let end = chunk.offset.checked_add(chunk.bytes.len() as u64);
+                end.map(|_| ())
+                    .ok_or("the chunk's end is beyond what a number holds")
+            }
+            Message::Settled(settled) => check_receipt(&settled.receipt),
+            Message::Receipts(Receipts { receipts }) => {
+                within(receipts.len(), 1, MAX_BATCH, "1 to 256 receipts a message")?;
+                receipts
+                    .iter()
+                    .try_for_each(|committed| check_receipt(&committed.receipt))
+            }
+            Message::Forget(Forget { ids }) | Message::Forgotten(Forgotten { ids }) => {
+                within(ids.len(), 1, MAX_BATCH, "1 to 256 ids a message")
+            }
+            Message::Ping(_)
+            | Message::Pong(_)
+            | Message::Accept(_)
+            | Message::Ack(_)
+            | Message::Done(_)
+            | Message::Close(_)
+            | Message::Withdraw(_)
+            | Message::Withdrawn(_) => Ok(()),
+        }
+    }
+}
+
+/// Cuts a text to at most `most` bytes, between characters.
+pub(crate) fn cut(text: &mut String, most: usize) {
+    text.truncate(text.floor_char_boundary(most));
+}
+
+fn within(value: usize, least: usize, most: usize, otherwise: &'static str) -> Result<(), &'static str> {
+    if (least..=most).contains(&value) {
+        Ok(())
+    } else {
+        Err(otherwise)
+    }
+}
+
+fn check_receipt(receipt: &Receipt) -> Result<(), &'static str> {
+    within(
+        receipt.size(),
+        0,
+        MAX_RECEIPT,
+        "the receipt is longer than 16 KiB",
+    )
+}
+
+/// A list whose announced length is judged before it is read.
+fn decode_batch<'b, C, T: Decode<'b, C>>(
+    d: &mut minicbor::Decoder<'b>,
+    context: &mut C,
+) -> Result<Vec<T>, minicbor::decode::Error> {
+    let at = d.position();
+    match d.array()? {
+        Some(count) if count <= MAX_BATCH as u64 => (0..count).map(|_| d.decode_with(context)).collect(),
+        _ => Err(minicbor::decode::Error::message("a list of unknown length, or of more than 256").at(at)),
+    }
 }
 
 impl std::fmt::Debug for Chunk {

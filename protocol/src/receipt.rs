@@ -58,9 +58,20 @@ pub struct Receipt {
 }
 
 impl Receipt {
+    /// Encoded, as it is kept and passed on.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        // Writing into a Vec cannot fail.
+        minicbor::to_vec(self).unwrap_or_default()
+    }
+
     /// What the signature covers: a fixed context line, then the body.
     pub fn signed_bytes(body: &[u8]) -> Vec<u8> {
         [b"dropwire receipt v1\n".as_slice(), body].concat()
+    }
+
+    /// Bytes of body, key and signature together.
+    pub fn size(&self) -> usize {
+        self.body.len() + self.key.len() + self.signature.len()
     }
 
     /// The body, decoded; says nothing about the signature.

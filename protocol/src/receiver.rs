@@ -3,135 +3,510 @@
 //! Input: the wire ([`Receiver::receive`]) and the storage's [`Outcome`]s ([`Receiver::outcome`]).
 //! Output: messages to write and [`Command`]s for the storage.
 //!
+//! ```text
+//!   Offer ──▶ Opening ──Opened──▶ Receiving ──Done──▶ Finishing ──Committed──▶ Committed ──Receipts written──▶ gone
+//!     │ eager ─────────────────────▶ ▲ │                  │
+//!     │                              └─┴────Damaged───────┘
+//!     └─▶ Refused ◀── Settled, Refused from the storage, quotas;   ends with Close
+//!   from everywhere: Close, Withdraw ──▶ gone
+//! ```
+//!
 //! The machine checks order, passes, lengths and quotas; the storage hashes, writes and commits. Commands for one
 //! transfer are carried out in order; those for a transfer that the storage does not have open are ignored by it.
-//! A Receipt leaves only in answer to a `Committed` outcome.
+//! A receipt exists here only in the state Committed, which only a `Committed` outcome makes.
+//!
+//! Memory: at most twice `max_open` transfers (refused ones and unwritten receipts count), at most MAX_ASKED answers to
+//! Withdraw and Forget. One received message makes at most one command, so who drains them before the next one holds
+//! at most that many; of chunks a transfer has at most `window` bytes under way.
 
-use bytes::Bytes;
+mod state;
+mod storage;
 
-use crate::{Digest, Error, Manifest, Message, Receipt, TransferId, message::DeclineReason};
+use std::collections::{BTreeMap, VecDeque};
 
-/// Tells one opening of a transfer from the next one of the same id, so that late outcomes do no harm.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Opening(pub u64);
+use crate::{
+    Digest, Error, Message, TransferId,
+    frame::MAX_FRAME,
+    message::{
+        Accept, Ack, Chunk, Close, Committed, Decline, DeclineReason, Done, Forgotten, MAX_ASKED, MAX_BATCH,
+        MAX_EAGER, MAX_PASS, MAX_TEXT, Offer, Receipts, Settled, Withdrawn, cut,
+    },
+};
 
-/// What the storage is to do.
-#[derive(Clone, PartialEq, Debug)]
-pub enum Command {
-    /// Look the transfer up (R1), open its partial. Answered by Opened, Settled or Refused.
-    Open {
-        id: TransferId,
-        opening: Opening,
-        manifest: Manifest,
-        eager: bool,
-    },
-    /// Write at `offset` (always the next byte of the pass) and check that SHA-256 over the file up to this chunk's
-    /// end is `digest`. Answered (now and then, at the latest at every window's quarter) by Written, or by Damaged.
-    Write {
-        id: TransferId,
-        opening: Opening,
-        offset: u64,
-        bytes: Bytes,
-        digest: Digest,
-    },
-    /// All bytes came; commit (R4 to R9) if the digest agrees. Answered by Committed, Damaged or Refused.
-    Finish {
-        id: TransferId,
-        opening: Opening,
-        digest: Digest,
-    },
-    /// The sender broke off, or the link ended: keep what there is, no answer.
-    Release { id: TransferId, opening: Opening },
-    /// Never deliver it (tombstone), unless it was. Answered by Withdrawn or Settled. Any open one is ended by it.
-    Withdraw { id: TransferId },
-    /// The sender knows the outcome. Answered by Forgotten once durable.
-    Forget { ids: Vec<TransferId> },
-}
-
-/// What the storage answers.
-#[derive(Clone, PartialEq, Debug)]
-pub enum Outcome {
-    /// Ready for bytes from `offset` on; `digest` is of what lies before. Always 0 for an eager one.
-    Opened {
-        id: TransferId,
-        opening: Opening,
-        offset: u64,
-        digest: Digest,
-    },
-    /// All bytes before `offset` are written (not: durable).
-    Written {
-        id: TransferId,
-        opening: Opening,
-        offset: u64,
-    },
-    /// Damage was found; the partial was cut to `offset`, whose prefix has `digest`. The storage ignores further
-    /// Write and Finish of this opening until it gets a Write at exactly `offset`... which only the new pass sends.
-    Damaged {
-        id: TransferId,
-        opening: Opening,
-        offset: u64,
-        digest: Digest,
-    },
-    /// Committed: bytes, name and receipt are durable. Ends the opening.
-    Committed {
-        id: TransferId,
-        opening: Opening,
-        receipt: Receipt,
-    },
-    /// Delivered earlier. Answers Open (and ends the opening) or Withdraw (then `opening` is None).
-    Settled {
-        id: TransferId,
-        opening: Option<Opening>,
-        receipt: Receipt,
-    },
-    /// Not taken now; ends the opening.
-    Refused {
-        id: TransferId,
-        opening: Opening,
-        reason: DeclineReason,
-        text: String,
-        retry_after_ms: Option<u64>,
-    },
-    /// Will never be delivered.
-    Withdrawn { id: TransferId },
-    /// Durably forgotten.
-    Forgotten { ids: Vec<TransferId> },
-}
+use state::{Pass, State, Transfer};
+pub use storage::{Command, Opening, Outcome};
 
 /// The receiving half of a link.
-pub struct Receiver {}
+pub struct Receiver {
+    window: u64,
+    max_open: usize,
+    max_file_size: Option<u64>,
+    /// The lowest serial that the next offer may have.
+    next_serial: u64,
+    transfers: BTreeMap<TransferId, Transfer>,
+    /// Transfers with something to say, each once.
+    speakers: VecDeque<TransferId>,
+    /// Transfers in the state Committed, each once.
+    committed: VecDeque<TransferId>,
+    /// Answers to Withdraw and Forget.
+    answers: VecDeque<Message>,
+    /// Ids in Withdraw and Forget that were not answered yet.
+    asked: usize,
+    commands: VecDeque<Command>,
+}
 
 impl Receiver {
     /// `window` and `max_open` are what our Hello allowed; `max_file_size` is the peer's limit from the config.
     pub fn new(window: u64, max_open: u32, max_file_size: Option<u64>) -> Self {
-        let _ = (window, max_open, max_file_size);
-        todo!()
+        Receiver {
+            window,
+            max_open: max_open as usize,
+            max_file_size,
+            next_serial: 0,
+            transfers: BTreeMap::new(),
+            speakers: VecDeque::new(),
+            committed: VecDeque::new(),
+            answers: VecDeque::new(),
+            asked: 0,
+            commands: VecDeque::new(),
+        }
     }
 
     /// A message for the receiving half: Offer, Chunk, Done, Close, Withdraw, Forget.
     pub fn receive(&mut self, message: Message) -> Result<(), Error> {
-        let _ = message;
-        todo!()
+        match message {
+            Message::Offer(offer) => self.offered(offer),
+            Message::Chunk(chunk) => self.chunk(chunk),
+            Message::Done(done) => self.done(done),
+            Message::Close(close) => self.closed(close),
+            Message::Withdraw(withdraw) => {
+                self.ask(1)?;
+                self.remove(withdraw.id);
+                self.commands.push_back(Command::Withdraw { id: withdraw.id });
+                Ok(())
+            }
+            Message::Forget(forget) => {
+                self.ask(forget.ids.len())?;
+                self.commands.push_back(Command::Forget { ids: forget.ids });
+                Ok(())
+            }
+            other => Err(Error::PeerMisbehaved(format!("{} to a receiver", other.name()))),
+        }
     }
 
-    /// What the storage answered.
+    /// What the storage answered. One of an older opening, or that does not fit the state, changes nothing.
     pub fn outcome(&mut self, outcome: Outcome) {
-        let _ = outcome;
-        todo!()
+        match outcome {
+            Outcome::Opened {
+                id,
+                opening,
+                offset,
+                digest,
+            } => self.opened(id, opening, offset, digest),
+            Outcome::Written { id, opening, offset } => self.written(id, opening, offset),
+            Outcome::Damaged {
+                id,
+                opening,
+                offset,
+                digest,
+            } => self.damaged(id, opening, offset, digest),
+            Outcome::Committed { id, opening, receipt } => {
+                if let Some(transfer) = self.opening(id, opening)
+                    && matches!(transfer.state, State::Finishing(_))
+                {
+                    transfer.state = State::Committed(receipt);
+                    transfer.ack = false;
+                    self.committed.push_back(id);
+                }
+            }
+            Outcome::Settled { id, opening, receipt } => match opening {
+                Some(opening) => self.refuse(id, opening, |serial| {
+                    Message::Settled(Settled {
+                        id,
+                        receipt,
+                        serial: Some(serial),
+                    })
+                }),
+                None => {
+                    let serial = None;
+                    self.answers
+                        .push_back(Message::Settled(Settled { id, receipt, serial }));
+                }
+            },
+            Outcome::Refused {
+                id,
+                opening,
+                reason,
+                text,
+                retry_after_ms,
+            } => self.decline(id, opening, reason, text, retry_after_ms),
+            Outcome::Withdrawn { id } => self.answers.push_back(Message::Withdrawn(Withdrawn { id })),
+            Outcome::Forgotten { ids } => {
+                let batches = ids.chunks(MAX_BATCH).map(<[_]>::to_vec);
+                self.answers
+                    .extend(batches.map(|ids| Message::Forgotten(Forgotten { ids })));
+            }
+        }
     }
 
     /// The link ends: Release for everything open comes out of `poll_command`.
     pub fn release_all(&mut self) {
-        todo!()
+        for (id, transfer) in std::mem::take(&mut self.transfers) {
+            self.commands.extend(transfer.release(id));
+        }
+        self.speakers.clear();
+        self.committed.clear();
     }
 
     /// The next message to write; receipts that wait together come in one message.
     pub fn poll_message(&mut self) -> Option<Message> {
-        todo!()
+        self.poll_answer()
+            .or_else(|| self.poll_receipts())
+            .or_else(|| self.poll_word())
     }
 
     /// The next command for the storage.
     pub fn poll_command(&mut self) -> Option<Command> {
-        todo!()
+        self.commands.pop_front()
+    }
+
+    fn offered(&mut self, offer: Offer) -> Result<(), Error> {
+        let (id, size, opening) = (offer.id, offer.manifest.size, Opening(offer.serial));
+        if let Some(open) = self.transfers.get(&id) {
+            return Err(Error::misplaced("Offer", id, open.state.describe()));
+        }
+        if offer.serial < self.next_serial {
+            return Err(Error::misplaced("Offer", id, "has a serial that was used before"));
+        }
+        if offer.eager && size > MAX_EAGER {
+            return Err(Error::misplaced("Offer", id, "is too large to be eager"));
+        }
+        if self.transfers.len() >= self.max_open.saturating_mul(2) {
+            return Err(Error::misplaced(
+                "Offer",
+                id,
+                "is beyond twice the transfers we take in at once",
+            ));
+        }
+        let busy = self
+            .transfers
+            .values()
+            .filter(|t| !matches!(t.state, State::Refused))
+            .count()
+            >= self.max_open;
+        self.next_serial = offer.serial.saturating_add(1);
+        let state = if offer.eager {
+            State::Receiving(Pass::new(0, 0))
+        } else {
+            State::Opening
+        };
+        self.transfers.insert(
+            id,
+            Transfer {
+                serial: offer.serial,
+                size,
+                state,
+                word: None,
+                ack: false,
+            },
+        );
+        if let Some(most) = self.max_file_size.filter(|most| size > *most) {
+            let text = format!("{size} bytes, at most {most} are taken from this peer");
+            self.decline(id, opening, DeclineReason::TooLarge, text, None);
+        } else if busy {
+            let text = format!("{} transfers are open already", self.max_open);
+            self.decline(id, opening, DeclineReason::Busy, text, None);
+        } else {
+            self.commands.push_back(Command::Open {
+                id,
+                opening,
+                manifest: offer.manifest,
+                eager: offer.eager,
+            });
+        }
+        Ok(())
+    }
+
+    fn chunk(&mut self, chunk: Chunk) -> Result<(), Error> {
+        let Chunk {
+            id,
+            pass,
+            offset,
+            digest,
+            bytes,
+        } = chunk;
+        let violation = |why| Err(Error::misplaced("Chunk", id, why));
+        let Some(transfer) = self.transfers.get_mut(&id) else {
+            return violation("is not open");
+        };
+        match &mut transfer.state {
+            State::Refused => Ok(()),
+            State::Receiving(current) if pass < current.number => Ok(()),
+            State::Receiving(current) if pass == current.number => {
+                if offset != current.next {
+                    return violation("needs another offset next");
+                }
+                match offset.checked_add(bytes.len() as u64) {
+                    Some(end) if end > transfer.size => {
+                        return violation("has fewer bytes, as it was announced");
+                    }
+                    Some(end) if end - current.acked > self.window => {
+                        return violation("has used up its window");
+                    }
+                    Some(end) => current.next = end,
+                    None => return violation("has no such offset"),
+                }
+                self.commands.push_back(Command::Write {
+                    id,
+                    opening: Opening(transfer.serial),
+                    pass,
+                    offset,
+                    bytes,
+                    digest,
+                });
+                Ok(())
+            }
+            State::Receiving(_) => violation("is in an earlier pass"),
+            other => violation(other.describe()),
+        }
+    }
+
+    fn done(&mut self, done: Done) -> Result<(), Error> {
+        let Done { id, pass, digest } = done;
+        let violation = |why| Err(Error::misplaced("Done", id, why));
+        let Some(transfer) = self.transfers.get_mut(&id) else {
+            return violation("is not open");
+        };
+        match &transfer.state {
+            State::Refused => Ok(()),
+            State::Receiving(current) if pass < current.number => Ok(()),
+            State::Receiving(current) if pass == current.number => {
+                if current.next != transfer.size {
+                    return violation("lacks bytes");
+                }
+                let current = Pass { ..*current };
+                transfer.state = State::Finishing(current);
+                self.commands.push_back(Command::Finish {
+                    id,
+                    opening: Opening(transfer.serial),
+                    pass,
+                    digest,
+                });
+                Ok(())
+            }
+            State::Receiving(_) => violation("is in an earlier pass"),
+            other => violation(other.describe()),
+        }
+    }
+
+    fn closed(&mut self, close: Close) -> Result<(), Error> {
+        if close.serial >= self.next_serial {
+            return Err(Error::misplaced(
+                "Close",
+                close.id,
+                "was never offered with that serial",
+            ));
+        }
+        if self.opening(close.id, Opening(close.serial)).is_some()
+            && let Some(transfer) = self.remove(close.id)
+        {
+            self.commands.extend(transfer.release(close.id));
+        }
+        Ok(())
+    }
+
+    fn opened(&mut self, id: TransferId, opening: Opening, offset: u64, digest: Digest) {
+        let Some(transfer) = self.opening(id, opening) else {
+            return;
+        };
+        if matches!(transfer.state, State::Opening) {
+            self.begin(id, 0, offset, digest);
+        }
+    }
+
+    fn damaged(&mut self, id: TransferId, opening: Opening, offset: u64, digest: Digest) {
+        let Some(transfer) = self.opening(id, opening) else {
+            return;
+        };
+        let (State::Receiving(pass) | State::Finishing(pass)) = &transfer.state else {
+            return;
+        };
+        let next = pass.number + 1;
+        self.begin(id, next, offset, digest);
+    }
+
+    /// A pass begins: asks for the bytes from `offset` on, instead of whatever was to be said before.
+    fn begin(&mut self, id: TransferId, pass: u32, offset: u64, digest: Digest) {
+        let Some(transfer) = self.transfers.get_mut(&id) else {
+            return;
+        };
+        let serial = transfer.serial;
+        if pass > MAX_PASS || offset > transfer.size {
+            let opening = Opening(serial);
+            self.commands.push_back(Command::Release { id, opening });
+            let text = "what is on disk of it is damaged again and again".into();
+            return self.decline(id, opening, DeclineReason::DiskError, text, None);
+        }
+        transfer.state = State::Receiving(Pass::new(pass, offset));
+        transfer.ack = false;
+        transfer.word = Some(Message::Accept(Accept {
+            id,
+            pass,
+            offset,
+            digest,
+            serial,
+        }));
+        self.speaks(id);
+    }
+
+    /// Notes an Ack when a quarter of the window is written that the sender does not know of, or all there is. An eager
+    /// transfer needs none: all its bytes are under way before it could come.
+    fn written(&mut self, id: TransferId, opening: Opening, offset: u64) {
+        let window = self.window;
+        let Some(transfer) = self.opening(id, opening) else {
+            return;
+        };
+        let (State::Receiving(pass) | State::Finishing(pass)) = &mut transfer.state else {
+            return;
+        };
+        if offset <= pass.written || offset > pass.next {
+            return;
+        }
+        pass.written = offset;
+        let whole = offset == transfer.size && transfer.size > MAX_EAGER;
+        if whole || offset - pass.acked >= window / 4 {
+            transfer.ack = true;
+            self.speaks(id);
+        }
+    }
+
+    fn decline(
+        &mut self,
+        id: TransferId,
+        opening: Opening,
+        reason: DeclineReason,
+        mut text: String,
+        retry_after_ms: Option<u64>,
+    ) {
+        cut(&mut text, MAX_TEXT);
+        self.refuse(id, opening, |serial| {
+            Message::Decline(Decline {
+                id,
+                reason,
+                text,
+                retry_after_ms,
+                serial,
+            })
+        });
+    }
+
+    fn refuse(&mut self, id: TransferId, opening: Opening, word: impl FnOnce(u64) -> Message) {
+        let Some(transfer) = self.opening(id, opening) else {
+            return;
+        };
+        if matches!(transfer.state, State::Committed(_) | State::Refused) {
+            return;
+        }
+        transfer.state = State::Refused;
+        transfer.word = Some(word(opening.0));
+        transfer.ack = false;
+        self.speaks(id);
+    }
+
+    fn speaks(&mut self, id: TransferId) {
+        if !self.speakers.contains(&id) {
+            self.speakers.push_back(id);
+        }
+    }
+
+    fn opening(&mut self, id: TransferId, opening: Opening) -> Option<&mut Transfer> {
+        self.transfers
+            .get_mut(&id)
+            .filter(|transfer| transfer.serial == opening.0)
+    }
+
+    fn remove(&mut self, id: TransferId) -> Option<Transfer> {
+        let transfer = self.transfers.remove(&id)?;
+        self.speakers.retain(|speaker| *speaker != id);
+        self.committed.retain(|committed| *committed != id);
+        Some(transfer)
+    }
+
+    fn ask(&mut self, ids: usize) -> Result<(), Error> {
+        self.asked += ids;
+        if self.asked > MAX_ASKED {
+            return Err(Error::PeerMisbehaved(format!(
+                "more than {MAX_ASKED} unanswered questions"
+            )));
+        }
+        Ok(())
+    }
+
+    fn poll_answer(&mut self) -> Option<Message> {
+        let answer = self.answers.pop_front()?;
+        let answered = match &answer {
+            Message::Forgotten(forgotten) => forgotten.ids.len(),
+            _ => 1,
+        };
+        self.asked = self.asked.saturating_sub(answered);
+        Some(answer)
+    }
+
+    fn poll_receipts(&mut self) -> Option<Message> {
+        let (mut receipts, mut room) = (Vec::new(), MAX_FRAME - RECEIPT_OVERHEAD);
+        while receipts.len() < MAX_BATCH {
+            let Some(id) = self.committed.front().copied() else {
+                break;
+            };
+            let Some(State::Committed(receipt)) = self.transfers.get(&id).map(|t| &t.state) else {
+                self.committed.pop_front();
+                continue;
+            };
+            let needed = receipt.size() + RECEIPT_OVERHEAD;
+            if needed > room && !receipts.is_empty() {
+                break;
+            }
+            room = room.saturating_sub(needed);
+            self.committed.pop_front();
+            if let Some(Transfer {
+                serial,
+                state: State::Committed(receipt),
+                ..
+            }) = self.remove(id)
+            {
+                receipts.push(Committed { id, serial, receipt });
+            }
+        }
+        (!receipts.is_empty()).then_some(Message::Receipts(Receipts { receipts }))
+    }
+
+    fn poll_word(&mut self) -> Option<Message> {
+        while let Some(id) = self.speakers.pop_front() {
+            let Some(transfer) = self.transfers.get_mut(&id) else {
+                continue;
+            };
+            if let Some(word) = transfer.word.take() {
+                if transfer.ack {
+                    self.speakers.push_back(id);
+                }
+                return Some(word);
+            }
+            if let (true, State::Receiving(pass) | State::Finishing(pass)) =
+                (transfer.ack, &mut transfer.state)
+            {
+                transfer.ack = false;
+                pass.acked = pass.written;
+                return Some(Message::Ack(Ack {
+                    id,
+                    pass: pass.number,
+                    offset: pass.written,
+                    serial: transfer.serial,
+                }));
+            }
+        }
+        None
     }
 }
+
+/// More than what CBOR adds to one receipt in a message, and to the message.
+const RECEIPT_OVERHEAD: usize = 64;

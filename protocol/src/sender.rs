@@ -2,13 +2,35 @@
 //!
 //! Input: what the agent wants ([`Sender::offer`], [`Sender::chunk`], …) and what the wire says
 //! ([`Sender::receive`]). Output: messages to write and [`SenderEvent`]s, both taken with `poll_*`.
+//!
+//! ```text
+//!   offer ──▶ Offered ──Accept 0──▶ Sending ──done──▶ Done ──Receipts──▶ ended
+//!     └─────────eager──────────────▶ ▲  │              │
+//!                                    └──┴─Accept n+1───┘
+//!   from everywhere: Decline, Settled (answered by Close), close, withdraw ──▶ ended
+//! ```
+//!
+//! What comes for an offer that has ended is ignored: it crossed with our Close or Withdraw. The serial tells it from
+//! what is meant for a later offer of the same id.
+//!
+//! Memory: `max_open` transfers of at most `window` queued bytes each, and what the agent asks to withdraw and forget.
+//! One received message makes at most one event a transfer it names.
+
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 
-use crate::{Digest, Error, Manifest, Message, Receipt, TransferId, message::DeclineReason};
+use crate::{
+    Digest, Error, Manifest, Message, Receipt, RunningDigest, TransferId,
+    message::{
+        Accept, Ack, Chunk, Close, Committed, DeclineReason, Done, MAX_CHUNK, MAX_EAGER, MAX_PASS, Offer,
+    },
+    questions::Questions,
+};
 
 /// What the sending half wants from the agent, or has to tell it.
 #[derive(Clone, PartialEq, Debug)]
+#[allow(missing_docs)] // the fields are the messages' own
 pub enum SenderEvent {
     /// Read the file from `offset` and give its bytes to [`Sender::chunk`] as this pass. What was read for
     /// earlier passes is void. `digest` is what the receiver holds before `offset`: where the file's own prefix
@@ -39,77 +61,379 @@ pub enum SenderEvent {
 }
 
 /// The sending half of a link.
-pub struct Sender {}
+pub struct Sender {
+    window: u64,
+    max_open: usize,
+    next_serial: u64,
+    open: BTreeMap<TransferId, Transfer>,
+    questions: Questions,
+    /// Offers and Closes to write. A transfer's Close goes ahead of its chunks only because those are dropped.
+    control: VecDeque<Message>,
+    /// Transfers that have chunks to write, each once: they take turns.
+    turns: VecDeque<TransferId>,
+    events: VecDeque<SenderEvent>,
+}
+
+struct Transfer {
+    serial: u64,
+    size: u64,
+    state: State,
+    /// Chunks and Done to write, all of the current pass.
+    data: VecDeque<Message>,
+}
+
+enum State {
+    /// Waits for the receiver's word.
+    Offered,
+    /// The agent reads and gives chunks.
+    Sending(Pass),
+    /// All was given; waits for the receipt.
+    Done(Pass),
+}
+
+/// One go over the file, from some offset to its end.
+struct Pass {
+    number: u32,
+    /// First byte not given yet.
+    next: u64,
+    /// First byte that the receiver has not written, as far as we know.
+    acked: u64,
+}
 
 impl Sender {
     /// `window` and `max_open` are what the other side's Hello allows.
     pub fn new(window: u64, max_open: u32) -> Self {
-        let _ = (window, max_open);
-        todo!()
+        Sender {
+            window,
+            max_open: max_open as usize,
+            next_serial: 0,
+            open: BTreeMap::new(),
+            questions: Questions::default(),
+            control: VecDeque::new(),
+            turns: VecDeque::new(),
+            events: VecDeque::new(),
+        }
     }
 
     /// Room for another offer?
     pub fn can_offer(&self) -> bool {
-        todo!()
+        self.open.len() < self.max_open
     }
 
-    /// Begins a transfer. With `eager` (size at most MAX_EAGER) a `Read` of pass 0 from offset 0 follows at once.
-    /// False: already open or no room; nothing happened.
+    /// Begins a transfer. With `eager` (taken for false above MAX_EAGER) a `Read` of pass 0 from offset 0 follows at once.
+    /// False: already open, its withdrawal unanswered, or no room; nothing happened.
     pub fn offer(&mut self, id: TransferId, manifest: Manifest, eager: bool) -> bool {
-        let _ = (id, manifest, eager);
-        todo!()
+        if !self.can_offer() || self.open.contains_key(&id) || self.questions.withdrawing(id) {
+            return false;
+        }
+        let (serial, size) = (self.next_serial, manifest.size);
+        let eager = eager && size <= MAX_EAGER;
+        self.next_serial += 1;
+        self.control.push_back(Message::Offer(Offer {
+            id,
+            manifest,
+            eager,
+            serial,
+        }));
+        self.open.insert(
+            id,
+            Transfer {
+                serial,
+                size,
+                state: State::Offered,
+                data: VecDeque::new(),
+            },
+        );
+        if eager {
+            self.begin(id, 0, 0, RunningDigest::default().value());
+        }
+        true
     }
 
     /// How many bytes of this transfer's pass may be sent now (window less what is not acknowledged); 0 when the
     /// transfer is not open or the pass is not its current one.
     pub fn credit(&self, id: TransferId, pass: u32) -> u64 {
-        let _ = (id, pass);
-        todo!()
+        match self.open.get(&id).map(|transfer| &transfer.state) {
+            Some(State::Sending(current)) if current.number == pass => {
+                self.window.saturating_sub(current.next - current.acked)
+            }
+            _ => 0,
+        }
     }
 
-    /// The next bytes of a pass, in order. A chunk of a pass that is no longer current is dropped.
+    /// The next bytes of a pass: 1 to MAX_CHUNK, in order, within [`Sender::credit`] and the announced size. A chunk of a
+    /// pass that is no longer current is dropped.
     pub fn chunk(&mut self, id: TransferId, pass: u32, offset: u64, bytes: Bytes, digest: Digest) {
-        let _ = (id, pass, offset, bytes, digest);
-        todo!()
+        let credit = self.credit(id, pass);
+        let Some((size, current)) = sending(&mut self.open, id, pass) else {
+            return;
+        };
+        let length = bytes.len() as u64;
+        let fits =
+            (1..=MAX_CHUNK as u64).contains(&length) && length <= credit && length <= size - current.next;
+        debug_assert!(fits && offset == current.next, "a chunk that must not be sent");
+        if !fits || offset != current.next {
+            return;
+        }
+        current.next += length;
+        self.give(
+            id,
+            Message::Chunk(Chunk {
+                id,
+                pass,
+                offset,
+                digest,
+                bytes,
+            }),
+        );
     }
 
     /// All bytes of a pass were given and checked to be one version. Dropped when the pass is not current.
     pub fn done(&mut self, id: TransferId, pass: u32, digest: Digest) {
-        let _ = (id, pass, digest);
-        todo!()
+        let Some(transfer) = self.open.get_mut(&id) else {
+            return;
+        };
+        match std::mem::replace(&mut transfer.state, State::Offered) {
+            State::Sending(current) if current.number == pass && current.next == transfer.size => {
+                transfer.state = State::Done(current);
+                self.give(id, Message::Done(Done { id, pass, digest }));
+            }
+            other => transfer.state = other,
+        }
     }
 
     /// Breaks off; ends the transfer here, the receiver keeps what it has.
     pub fn close(&mut self, id: TransferId) {
-        let _ = id;
-        todo!()
+        if let Some(serial) = self.end(id) {
+            self.control.push_back(Message::Close(Close { id, serial }));
+        }
     }
 
     /// Asks for the outcome of a transfer that will not be sent (again); open or not.
     pub fn withdraw(&mut self, id: TransferId) {
-        let _ = id;
-        todo!()
+        // The question may have to wait; the room for another offer is free at once, so the other side must know at once.
+        self.close(id);
+        self.questions.withdraw(id);
     }
 
     /// Lets the receiver forget transfers whose outcome is on our disk. Splits into batches.
     pub fn forget(&mut self, ids: Vec<TransferId>) {
-        let _ = ids;
-        todo!()
+        self.questions.forget(ids);
     }
 
     /// A message for the sending half: Accept, Decline, Settled, Ack, Receipts, Withdrawn, Forgotten.
     pub fn receive(&mut self, message: Message) -> Result<(), Error> {
-        let _ = message;
-        todo!()
+        match message {
+            Message::Accept(accept) => self.accepted(accept),
+            Message::Ack(ack) => self.acknowledged(ack),
+            Message::Receipts(receipts) => receipts.receipts.into_iter().try_for_each(|c| self.committed(c)),
+            Message::Decline(decline) => {
+                let id = decline.id;
+                if self.current("Decline", id, decline.serial)?.is_some() {
+                    self.close(id);
+                    self.events.push_back(SenderEvent::Declined {
+                        id,
+                        reason: decline.reason,
+                        text: decline.text,
+                        retry_after_ms: decline.retry_after_ms,
+                    });
+                }
+                Ok(())
+            }
+            Message::Settled(settled) => {
+                let id = settled.id;
+                match settled.serial {
+                    Some(serial) if self.current("Settled", id, serial)?.is_none() => return Ok(()),
+                    Some(_) => self.close(id),
+                    None => self.questions.answered_withdraw("Settled", id)?,
+                }
+                self.events.push_back(SenderEvent::Settled {
+                    id,
+                    receipt: settled.receipt,
+                });
+                Ok(())
+            }
+            Message::Withdrawn(withdrawn) => {
+                self.questions.answered_withdraw("Withdrawn", withdrawn.id)?;
+                self.events.push_back(SenderEvent::Withdrawn { id: withdrawn.id });
+                Ok(())
+            }
+            Message::Forgotten(forgotten) => {
+                self.questions.answered_forget(&forgotten.ids)?;
+                self.events
+                    .push_back(SenderEvent::Forgotten { ids: forgotten.ids });
+                Ok(())
+            }
+            other => Err(Error::PeerMisbehaved(format!("{} to a sender", other.name()))),
+        }
     }
 
-    /// The next message to write.
+    /// The next message to write: offers, closes and questions first, then chunks, the transfers taking turns.
     pub fn poll_message(&mut self) -> Option<Message> {
-        todo!()
+        if let Some(message) = self.control.pop_front().or_else(|| self.questions.poll()) {
+            return Some(message);
+        }
+        let id = self.turns.pop_front()?;
+        let transfer = self.open.get_mut(&id)?;
+        let message = transfer.data.pop_front();
+        if !transfer.data.is_empty() {
+            self.turns.push_back(id);
+        }
+        message
     }
 
     /// The next event for the agent.
     pub fn poll_event(&mut self) -> Option<SenderEvent> {
-        todo!()
+        self.events.pop_front()
+    }
+
+    fn accepted(&mut self, accept: Accept) -> Result<(), Error> {
+        let Accept {
+            id,
+            pass,
+            offset,
+            digest,
+            serial,
+        } = accept;
+        let Some(transfer) = self.current("Accept", id, serial)? else {
+            return Ok(());
+        };
+        match &transfer.state {
+            State::Offered if pass == 0 && offset <= transfer.size => {}
+            State::Offered => {
+                return Err(Error::misplaced(
+                    "Accept",
+                    id,
+                    "begins with pass 0, within its size",
+                ));
+            }
+            State::Sending(current) | State::Done(current) => {
+                if pass > MAX_PASS || pass != current.number + 1 {
+                    return Err(Error::misplaced(
+                        "Accept",
+                        id,
+                        "is in another pass than the one before",
+                    ));
+                }
+                if offset > current.next {
+                    return Err(Error::misplaced("Accept", id, "was not sent that far"));
+                }
+            }
+        }
+        self.begin(id, pass, offset, digest);
+        Ok(())
+    }
+
+    fn acknowledged(&mut self, ack: Ack) -> Result<(), Error> {
+        let Some(transfer) = self.current("Ack", ack.id, ack.serial)? else {
+            return Ok(());
+        };
+        match &mut transfer.state {
+            State::Sending(pass) | State::Done(pass) if pass.number == ack.pass => {
+                if ack.offset < pass.acked || ack.offset > pass.next {
+                    return Err(Error::misplaced(
+                        "Ack",
+                        ack.id,
+                        "has no such offset to acknowledge",
+                    ));
+                }
+                pass.acked = ack.offset;
+                self.events.push_back(SenderEvent::Progress {
+                    id: ack.id,
+                    offset: ack.offset,
+                });
+                Ok(())
+            }
+            State::Sending(_) | State::Done(_) => Err(Error::misplaced("Ack", ack.id, "is in another pass")),
+            State::Offered => Err(Error::misplaced("Ack", ack.id, "was not accepted yet")),
+        }
+    }
+
+    fn committed(&mut self, committed: Committed) -> Result<(), Error> {
+        let Committed { id, serial, receipt } = committed;
+        match self
+            .current("Receipts", id, serial)?
+            .map(|transfer| &transfer.state)
+        {
+            None => Ok(()),
+            Some(State::Done(_)) => {
+                self.end(id);
+                self.events.push_back(SenderEvent::Delivered { id, receipt });
+                Ok(())
+            }
+            Some(_) => Err(Error::misplaced("Receipts", id, "is not done yet")),
+        }
+    }
+
+    /// The transfer, if that offer is still the one that counts.
+    fn current(
+        &mut self,
+        message: &str,
+        id: TransferId,
+        serial: u64,
+    ) -> Result<Option<&mut Transfer>, Error> {
+        if serial >= self.next_serial {
+            return Err(Error::misplaced(
+                message,
+                id,
+                "was never offered with that serial",
+            ));
+        }
+        Ok(self
+            .open
+            .get_mut(&id)
+            .filter(|transfer| transfer.serial == serial))
+    }
+
+    /// Starts a pass; what was queued of the one before is void.
+    fn begin(&mut self, id: TransferId, number: u32, offset: u64, digest: Digest) {
+        let Some(transfer) = self.open.get_mut(&id) else {
+            return;
+        };
+        transfer.state = State::Sending(Pass {
+            number,
+            next: offset,
+            acked: offset,
+        });
+        transfer.data.clear();
+        self.turns.retain(|waiting| *waiting != id);
+        self.events.push_back(SenderEvent::Read {
+            id,
+            pass: number,
+            offset,
+            digest,
+        });
+    }
+
+    fn give(&mut self, id: TransferId, message: Message) {
+        let Some(transfer) = self.open.get_mut(&id) else {
+            return;
+        };
+        if transfer.data.is_empty() {
+            self.turns.push_back(id);
+        }
+        transfer.data.push_back(message);
+    }
+
+    /// Takes a transfer out with all it had to write. Gives its serial if the other side has, or will have, read its offer.
+    fn end(&mut self, id: TransferId) -> Option<u64> {
+        let ended = self.open.remove(&id)?;
+        self.turns.retain(|waiting| *waiting != id);
+        let unwritten = |message: &Message| matches!(message, Message::Offer(offer) if offer.id == id);
+        match self.control.iter().position(unwritten) {
+            Some(at) => {
+                self.control.remove(at);
+                None
+            }
+            None => Some(ended.serial),
+        }
+    }
+}
+
+fn sending(open: &mut BTreeMap<TransferId, Transfer>, id: TransferId, pass: u32) -> Option<(u64, &mut Pass)> {
+    let transfer = open.get_mut(&id)?;
+    match &mut transfer.state {
+        State::Sending(current) if current.number == pass => Some((transfer.size, current)),
+        _ => None,
     }
 }

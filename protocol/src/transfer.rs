@@ -1,7 +1,10 @@
 //! What a transfer is known by, what it announces, and the digest that proves it.
 
 use minicbor::{Decode, Encode};
-use sha2::{Digest as _, Sha256};
+use sha2::{
+    Digest as _, Sha256,
+    digest::common::hazmat::{SerializableState, SerializedState},
+};
 use std::fmt;
 
 use crate::RemotePath;
@@ -68,7 +71,38 @@ impl RunningDigest {
     pub fn value(&self) -> Digest {
         Digest(self.hash.clone().finalize().into())
     }
+
+    /// The inner state, for a checkpoint. Useful only together with [`RunningDigest::length`] and
+    /// [`RunningDigest::value`]; its form may change with the hash's implementation.
+    pub fn state(&self) -> Vec<u8> {
+        self.hash.serialize().to_vec()
+    }
+
+    /// Takes up a state after `length` bytes. None unless it is one of that length that finalises to `expected`:
+    /// a damaged or foreign state is never used.
+    pub fn restore(state: &[u8], length: u64, expected: Digest) -> Option<Self> {
+        // The state counts whole blocks; a count that disagrees could overflow when it is finalised.
+        let blocks = state.get(STATE_BLOCKS)?.try_into().ok().map(u64::from_le_bytes)?;
+        let rest = u64::from(*state.get(STATE_REST)?);
+        if blocks != length / BLOCK || rest != length % BLOCK || length > MAX_HASHED {
+            return None;
+        }
+        let state = SerializedState::<Sha256>::try_from(state).ok()?;
+        let restored = RunningDigest {
+            hash: Sha256::deserialize(&state).ok()?,
+            length,
+        };
+        (restored.value() == expected).then_some(restored)
+    }
 }
+
+/// Bytes that SHA-256 takes in at a time.
+const BLOCK: u64 = 64;
+/// SHA-256 counts bits in 64.
+const MAX_HASHED: u64 = u64::MAX / 8;
+/// Where sha2 0.11 keeps the count of whole blocks in its serialised state, and that of the bytes after them.
+const STATE_BLOCKS: std::ops::Range<usize> = 32..40;
+const STATE_REST: usize = 40;
 
 impl fmt::Display for TransferId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -91,5 +125,51 @@ impl fmt::Display for Digest {
 impl fmt::Debug for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_state_goes_on_where_it_was(first in proptest::collection::vec(any::<u8>(), 0..300), second: Vec<u8>) {
+            let mut whole = RunningDigest::default();
+            whole.update(&first);
+            let at = whole.length();
+            let mut restored = RunningDigest::restore(&whole.state(), at, whole.value()).expect("its own state");
+            prop_assert_eq!(whole.value(), Digest(Sha256::digest(&first).into()));
+            whole.update(&second);
+            restored.update(&second);
+            prop_assert_eq!(whole.value(), restored.value());
+            prop_assert_eq!(restored.length(), (first.len() + second.len()) as u64);
+        }
+
+        #[test]
+        fn a_damaged_state_is_refused(bytes: Vec<u8>, at in 0usize..104, flip in 1u8..) {
+            let mut digest = RunningDigest::default();
+            digest.update(&bytes);
+            let mut state = digest.state();
+            prop_assert_eq!(state.len(), 104);
+            state[at] ^= flip;
+            prop_assert!(RunningDigest::restore(&state, digest.length(), digest.value()).is_none());
+        }
+
+        #[test]
+        fn any_bytes_are_no_state(state: Vec<u8>, length: u64) {
+            prop_assert!(RunningDigest::restore(&state, length, Digest([0; 32])).is_none());
+        }
+    }
+
+    #[test]
+    fn length_and_value_must_agree() {
+        let mut digest = RunningDigest::default();
+        digest.update(b"some bytes");
+        assert!(RunningDigest::restore(&digest.state(), 10, digest.value()).is_some());
+        assert!(RunningDigest::restore(&digest.state(), 11, digest.value()).is_none());
+        assert!(RunningDigest::restore(&digest.state(), 74, digest.value()).is_none());
+        assert!(RunningDigest::restore(&digest.state(), 10, Digest([7; 32])).is_none());
     }
 }

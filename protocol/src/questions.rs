@@ -1,0 +1,78 @@
+//! What a sender asks of the receiver beside its transfers: how one that it gave up has ended, and to forget those
+//! whose outcome it has. Only so many are unanswered at a time; the rest wait here.
+
+use std::collections::BTreeSet;
+
+use crate::{
+    Error, Message, TransferId,
+    message::{Forget, MAX_ASKED, MAX_BATCH, Withdraw},
+};
+
+#[derive(Default)]
+pub(crate) struct Questions {
+    withdraw: Asked,
+    forget: Asked,
+}
+
+#[derive(Default)]
+struct Asked {
+    waiting: BTreeSet<TransferId>,
+    unanswered: BTreeSet<TransferId>,
+}
+
+impl Questions {
+    pub(crate) fn withdrawing(&self, id: TransferId) -> bool {
+        self.withdraw.waiting.contains(&id) || self.withdraw.unanswered.contains(&id)
+    }
+
+    pub(crate) fn withdraw(&mut self, id: TransferId) {
+        self.withdraw.add(id);
+    }
+
+    pub(crate) fn forget(&mut self, ids: Vec<TransferId>) {
+        ids.into_iter().for_each(|id| self.forget.add(id));
+    }
+
+    /// The next question that may be asked now.
+    pub(crate) fn poll(&mut self) -> Option<Message> {
+        let room = MAX_ASKED.saturating_sub(self.withdraw.unanswered.len() + self.forget.unanswered.len());
+        if let Some(id) = self.withdraw.ask(room.min(1)).pop() {
+            return Some(Message::Withdraw(Withdraw { id }));
+        }
+        let ids = self.forget.ask(room.min(MAX_BATCH));
+        (!ids.is_empty()).then_some(Message::Forget(Forget { ids }))
+    }
+
+    pub(crate) fn answered_withdraw(&mut self, message: &str, id: TransferId) -> Result<(), Error> {
+        let asked = self.withdraw.unanswered.remove(&id);
+        asked
+            .then_some(())
+            .ok_or_else(|| Error::misplaced(message, id, "was not asked to be withdrawn"))
+    }
+
+    pub(crate) fn answered_forget(&mut self, ids: &[TransferId]) -> Result<(), Error> {
+        ids.iter().try_for_each(|id| {
+            let asked = self.forget.unanswered.remove(id);
+            asked
+                .then_some(())
+                .ok_or_else(|| Error::misplaced("Forgotten", *id, "was not asked to be forgotten"))
+        })
+    }
+}
+
+impl Asked {
+    fn add(&mut self, id: TransferId) {
+        if !self.unanswered.contains(&id) {
+            self.waiting.insert(id);
+        }
+    }
+
+    fn ask(&mut self, most: usize) -> Vec<TransferId> {
+        let ids: Vec<_> = self.waiting.iter().copied().take(most).collect();
+        for id in &ids {
+            self.waiting.remove(id);
+            self.unanswered.insert(*id);
+        }
+        ids
+    }
+}

@@ -1,0 +1,78 @@
+//! What the receiving half knows of one transfer.
+
+use super::{Command, Opening};
+use crate::{Message, Receipt, TransferId};
+
+/// One transfer at the receiving half.
+pub(super) struct Transfer {
+    /// The offer's serial; also the number of the opening.
+    pub(super) serial: u64,
+    pub(super) size: u64,
+    pub(super) state: State,
+    /// Accept, Decline or Settled that is still to be written.
+    pub(super) word: Option<Message>,
+    /// An Ack is to be written, after `word`.
+    pub(super) ack: bool,
+}
+
+/// Where it stands; see the picture in the parent.
+pub(super) enum State {
+    /// The storage looks it up.
+    Opening,
+    /// Chunks are welcome.
+    Receiving(Pass),
+    /// Done came; the storage commits.
+    Finishing(Pass),
+    /// On disk; the receipt waits to be written.
+    Committed(Receipt),
+    /// Declined or settled; whatever the sender sent before it knew is dropped until its Close.
+    Refused,
+}
+
+/// One go over the file, from some offset to its end.
+pub(super) struct Pass {
+    pub(super) number: u32,
+    /// First byte that did not come yet.
+    pub(super) next: u64,
+    /// First byte that is not written yet.
+    pub(super) written: u64,
+    /// What the sender was told of `written`.
+    pub(super) acked: u64,
+}
+
+impl Pass {
+    pub(super) fn new(number: u32, offset: u64) -> Self {
+        Pass {
+            number,
+            next: offset,
+            written: offset,
+            acked: offset,
+        }
+    }
+}
+
+impl State {
+    /// For the text of a violation.
+    pub(super) fn describe(&self) -> &'static str {
+        match self {
+            State::Opening => "is being opened",
+            State::Receiving(_) => "is being received",
+            State::Finishing(_) => "is done already",
+            State::Committed(_) => "is committed already",
+            State::Refused => "is refused",
+        }
+    }
+}
+
+impl Transfer {
+    /// What the storage has to be told when a transfer goes: nothing if it ended the opening itself.
+    pub(super) fn release(&self, id: TransferId) -> Option<Command> {
+        let opening = Opening(self.serial);
+        match self.state {
+            State::Opening | State::Receiving(_) | State::Finishing(_) => {
+                Some(Command::Release { id, opening })
+            }
+            State::Committed(_) | State::Refused => None,
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! What passes between the receiving half and the storage: commands one way, outcomes the other.
+
+use bytes::Bytes;
+
+use crate::{Digest, Manifest, Receipt, TransferId, message::DeclineReason};
+
+/// Tells one opening of a transfer from the next one of the same id, so that late outcomes do no harm. Rises over a link.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Opening(pub u64);
+
+/// What the storage is to do.
+///
+/// **Passes.** Of every opening the storage counts the passes from 0. With each [`Outcome::Damaged`] it raises its count by
+/// one, and from then on drops each Write and Finish whose `pass` is lower: they were under way before the damage was known.
+#[derive(Clone, PartialEq, Debug)]
+#[allow(missing_docs)] // the fields are the messages' own
+pub enum Command {
+    /// Look the transfer up (R1), open its partial. Answered by Opened, Settled or Refused.
+    Open {
+        id: TransferId,
+        opening: Opening,
+        manifest: Manifest,
+        eager: bool,
+    },
+    /// Write at `offset` (always the next byte of the pass) and check that SHA-256 over the file up to this chunk's
+    /// end is `digest`. Answered (now and then, at the latest at every window's quarter) by Written, or by Damaged.
+    Write {
+        id: TransferId,
+        opening: Opening,
+        pass: u32,
+        offset: u64,
+        bytes: Bytes,
+        digest: Digest,
+    },
+    /// All bytes came; commit (R4 to R9) if the digest agrees. Answered by Committed, Damaged or Refused.
+    Finish {
+        id: TransferId,
+        opening: Opening,
+        pass: u32,
+        digest: Digest,
+    },
+    /// The sender broke off, or the link ended: keep what there is, no answer.
+    Release { id: TransferId, opening: Opening },
+    /// Never deliver it (tombstone), unless it was. Answered by Withdrawn or Settled. Any open one is ended by it.
+    Withdraw { id: TransferId },
+    /// The sender knows the outcome. Answered by Forgotten once durable.
+    Forget { ids: Vec<TransferId> },
+}
+
+/// What the storage answers.
+#[derive(Clone, PartialEq, Debug)]
+#[allow(missing_docs)] // the fields are the messages' own
+pub enum Outcome {
+    /// Ready for bytes from `offset` on; `digest` is of what lies before. Always 0 for an eager one.
+    Opened {
+        id: TransferId,
+        opening: Opening,
+        offset: u64,
+        digest: Digest,
+    },
+    /// All bytes before `offset` are written (not: durable).
+    Written {
+        id: TransferId,
+        opening: Opening,
+        offset: u64,
+    },
+    /// Damage was found; the partial was cut to `offset`, whose prefix has `digest`, and the next pass begins there
+    /// (see [`Command`] on passes). May come whenever the opening is open, also before any Write and after Finish.
+    Damaged {
+        id: TransferId,
+        opening: Opening,
+        offset: u64,
+        digest: Digest,
+    },
+    /// Committed: bytes, name and receipt are durable. Ends the opening.
+    Committed {
+        id: TransferId,
+        opening: Opening,
+        receipt: Receipt,
+    },
+    /// Delivered earlier. Answers Open (and ends the opening) or Withdraw (then `opening` is None).
+    Settled {
+        id: TransferId,
+        opening: Option<Opening>,
+        receipt: Receipt,
+    },
+    /// Not taken now; ends the opening.
+    Refused {
+        id: TransferId,
+        opening: Opening,
+        reason: DeclineReason,
+        text: String,
+        retry_after_ms: Option<u64>,
+    },
+    /// Will never be delivered.
+    Withdrawn { id: TransferId },
+    /// Durably forgotten.
+    Forgotten { ids: Vec<TransferId> },
+}

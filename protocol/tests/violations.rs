@@ -1,0 +1,450 @@
+//! What each half answers to what does not belong there: tables of what came before and what comes then.
+
+use bytes::Bytes;
+use dropwire_protocol::{
+    Digest, Error, Manifest, Message, Mtime, Receipt, RemotePath, TransferId,
+    message::*,
+    receiver::{Opening, Outcome, Receiver},
+    sender::Sender,
+};
+
+const ID: TransferId = TransferId([7; 16]);
+const DIGEST: Digest = Digest([0; 32]);
+const OPENING: Opening = Opening(0);
+
+fn manifest(size: u64) -> Manifest {
+    Manifest {
+        path: RemotePath::parse(b"file").expect("a path"),
+        size,
+        mtime: Mtime { seconds: 0, nanos: 0 },
+    }
+}
+
+fn receipt() -> Receipt {
+    Receipt {
+        body: vec![],
+        key: vec![],
+        signature: vec![],
+    }
+}
+
+fn offer(serial: u64, size: u64, eager: bool) -> Message {
+    Message::Offer(Offer {
+        id: ID,
+        manifest: manifest(size),
+        eager,
+        serial,
+    })
+}
+
+fn chunk(pass: u32, offset: u64, length: usize) -> Message {
+    Message::Chunk(Chunk {
+        id: ID,
+        pass,
+        offset,
+        digest: DIGEST,
+        bytes: Bytes::from(vec![0; length]),
+    })
+}
+
+fn done(pass: u32) -> Message {
+    Message::Done(Done {
+        id: ID,
+        pass,
+        digest: DIGEST,
+    })
+}
+
+fn close(serial: u64) -> Message {
+    Message::Close(Close { id: ID, serial })
+}
+
+fn opened(offset: u64) -> Outcome {
+    Outcome::Opened {
+        id: ID,
+        opening: OPENING,
+        offset,
+        digest: DIGEST,
+    }
+}
+
+fn damaged(offset: u64) -> Outcome {
+    Outcome::Damaged {
+        id: ID,
+        opening: OPENING,
+        offset,
+        digest: DIGEST,
+    }
+}
+
+fn committed() -> Outcome {
+    Outcome::Committed {
+        id: ID,
+        opening: OPENING,
+        receipt: receipt(),
+    }
+}
+
+fn refused() -> Outcome {
+    let (reason, text) = (DeclineReason::NoSpace, String::new());
+    Outcome::Refused {
+        id: ID,
+        opening: OPENING,
+        reason,
+        text,
+        retry_after_ms: None,
+    }
+}
+
+enum Step {
+    Wire(Message),
+    Storage(Outcome),
+}
+use Step::{Storage as S, Wire as W};
+
+/// Takes all steps; only the last may be refused. What is said is read at once.
+fn receive(steps: Vec<Step>) -> (Result<(), String>, Vec<Message>) {
+    let mut receiver = Receiver::new(MIN_WINDOW, 4, None);
+    let (mut said, mut result) = (Vec::new(), Ok(()));
+    for step in steps {
+        result.expect("only the last step may fail");
+        result = match step {
+            W(message) => receiver.receive(message).map_err(text),
+            S(outcome) => {
+                receiver.outcome(outcome);
+                Ok(())
+            }
+        };
+        said.extend(std::iter::from_fn(|| receiver.poll_message()));
+    }
+    (result, said)
+}
+
+fn text(error: Error) -> String {
+    assert!(matches!(error, Error::PeerMisbehaved(_)), "{error}");
+    error.to_string()
+}
+
+#[test]
+fn a_receiver_refuses() {
+    let large = 8 * MIN_WINDOW;
+    let window = || (0..5).map(|i| W(chunk(0, i * MAX_CHUNK as u64, MAX_CHUNK)));
+    let begun: Vec<_> = [W(offer(0, large, false)), S(opened(0))]
+        .into_iter()
+        .chain(window())
+        .collect();
+    let cases: Vec<(Vec<Step>, &str)> = vec![
+        (vec![W(chunk(0, 0, 1))], "is not open"),
+        (vec![W(done(0))], "is not open"),
+        (vec![W(close(0))], "never offered"),
+        (vec![W(offer(0, 5, false)), W(chunk(0, 0, 1))], "is being opened"),
+        (vec![W(offer(0, 5, false)), W(done(0))], "is being opened"),
+        (
+            vec![W(offer(0, 5, false)), W(offer(1, 5, false))],
+            "is being opened",
+        ),
+        (
+            vec![W(offer(3, 5, false)), W(close(3)), W(offer(3, 5, false))],
+            "used before",
+        ),
+        (vec![W(offer(0, MAX_EAGER + 1, true))], "too large"),
+        (vec![W(offer(0, 5, true)), W(chunk(0, 1, 1))], "another offset"),
+        (vec![W(offer(0, 5, true)), W(chunk(0, 0, 6))], "fewer bytes"),
+        (vec![W(offer(0, 5, true)), W(chunk(1, 0, 5))], "earlier pass"),
+        (
+            vec![W(offer(0, 5, true)), W(chunk(0, 0, 4)), W(done(0))],
+            "lacks bytes",
+        ),
+        (
+            vec![W(offer(0, 5, true)), W(chunk(0, 0, 5)), W(done(1))],
+            "earlier pass",
+        ),
+        (vec![W(offer(0, 0, true)), W(done(0)), W(done(0))], "done already"),
+        (
+            vec![W(offer(0, 0, true)), W(done(0)), W(chunk(0, 0, 1))],
+            "done already",
+        ),
+        (
+            vec![W(offer(0, 0, true)), W(done(0)), S(committed()), W(done(0))],
+            "is not open",
+        ),
+        (
+            vec![W(offer(0, 5, false)), S(refused()), W(offer(1, 5, false))],
+            "is refused",
+        ),
+        (
+            vec![W(Message::Ack(Ack {
+                id: ID,
+                pass: 0,
+                offset: 0,
+                serial: 0,
+            }))],
+            "to a receiver",
+        ),
+        (begun, "used up its window"),
+    ];
+    for (steps, why) in cases {
+        let refusal = receive(steps).0.expect_err(why);
+        assert!(refusal.contains(why), "{refusal}, not {why}");
+    }
+}
+
+#[test]
+fn a_receiver_takes() {
+    use Message::{Accept as A, Decline as D, Receipts as R};
+    let cases: Vec<(Vec<Step>, &str)> = vec![
+        (vec![W(offer(0, 0, true)), W(done(0)), S(committed())], "Receipts"),
+        (
+            vec![W(offer(0, 5, false)), S(opened(5)), W(done(0)), S(committed())],
+            "Accept Receipts",
+        ),
+        // Nothing is receipted that was not done, or not committed now.
+        (vec![W(offer(0, 5, true)), W(chunk(0, 0, 5)), S(committed())], ""),
+        (vec![W(offer(0, 5, false)), S(committed())], ""),
+        (
+            vec![W(offer(0, 0, true)), W(done(0)), W(close(0)), S(committed())],
+            "",
+        ),
+        (
+            vec![
+                W(offer(0, 0, true)),
+                W(done(0)),
+                W(close(0)),
+                W(offer(1, 0, true)),
+                W(done(0)),
+                S(committed()),
+            ],
+            "",
+        ),
+        // What was under way when it was refused, or damaged, is dropped.
+        (
+            vec![
+                W(offer(0, 5, true)),
+                S(refused()),
+                W(chunk(0, 0, 5)),
+                W(done(0)),
+                W(close(0)),
+            ],
+            "Decline",
+        ),
+        (
+            vec![
+                W(offer(0, 5, true)),
+                W(chunk(0, 0, 5)),
+                S(damaged(2)),
+                W(done(0)),
+                W(chunk(1, 2, 3)),
+                W(done(1)),
+            ],
+            "Accept",
+        ),
+        (
+            vec![
+                W(offer(0, 5, true)),
+                W(chunk(0, 0, 5)),
+                W(done(0)),
+                S(damaged(5)),
+                W(done(1)),
+                S(committed()),
+            ],
+            "Accept Receipts",
+        ),
+        // Late words of the storage and late Closes change nothing.
+        (
+            vec![
+                W(offer(0, 5, false)),
+                W(close(0)),
+                S(opened(0)),
+                S(damaged(0)),
+                S(refused()),
+            ],
+            "",
+        ),
+        (
+            vec![
+                W(offer(0, 5, false)),
+                W(close(0)),
+                W(offer(1, 5, true)),
+                W(close(0)),
+                W(chunk(0, 0, 5)),
+            ],
+            "",
+        ),
+        (vec![W(offer(0, 5, false)), S(opened(6))], "Decline"),
+    ];
+    for (at, (steps, expected)) in cases.into_iter().enumerate() {
+        let (result, said) = receive(steps);
+        assert_eq!(result, Ok(()), "case {at}");
+        assert!(said.iter().all(|m| matches!(m, A(_) | D(_) | R(_))));
+        let said: Vec<_> = said.iter().map(Message::name).collect();
+        assert_eq!(said.join(" "), expected, "case {at}");
+    }
+}
+
+fn accept(pass: u32, offset: u64, serial: u64) -> Message {
+    Message::Accept(Accept {
+        id: ID,
+        pass,
+        offset,
+        digest: DIGEST,
+        serial,
+    })
+}
+
+fn ack(pass: u32, offset: u64) -> Message {
+    Message::Ack(Ack {
+        id: ID,
+        pass,
+        offset,
+        serial: 0,
+    })
+}
+
+fn receipts(serial: u64) -> Message {
+    Message::Receipts(Receipts {
+        receipts: vec![Committed {
+            id: ID,
+            serial,
+            receipt: receipt(),
+        }],
+    })
+}
+
+#[test]
+fn a_sender_refuses() {
+    let withdrawn = || Message::Withdrawn(Withdrawn { id: ID });
+    let settled = |serial| {
+        Message::Settled(Settled {
+            id: ID,
+            receipt: receipt(),
+            serial,
+        })
+    };
+    // Of 10 bytes the agent gives 4 as soon as it may.
+    let cases: Vec<(Vec<Message>, &str)> = vec![
+        (vec![accept(0, 0, 1)], "never offered"),
+        (vec![accept(0, 11, 0)], "within its size"),
+        (vec![accept(1, 0, 0)], "begins with pass 0"),
+        (vec![ack(0, 0)], "not accepted yet"),
+        (vec![receipts(0)], "not done yet"),
+        (vec![receipts(1)], "never offered"),
+        (vec![accept(0, 0, 0), accept(0, 0, 0)], "another pass"),
+        (vec![accept(0, 0, 0), accept(2, 0, 0)], "another pass"),
+        (vec![accept(0, 0, 0), accept(1, 5, 0)], "not sent that far"),
+        (vec![accept(0, 0, 0), ack(0, 5)], "no such offset"),
+        (vec![accept(0, 0, 0), ack(0, 3), ack(0, 2)], "no such offset"),
+        (vec![accept(0, 0, 0), ack(1, 0)], "another pass"),
+        (vec![accept(0, 0, 0), receipts(0)], "not done yet"),
+        (vec![withdrawn()], "not asked"),
+        (vec![settled(None)], "not asked"),
+        (vec![settled(Some(1))], "never offered"),
+        (vec![Message::Forgotten(Forgotten { ids: vec![ID] })], "not asked"),
+        (vec![done(0)], "to a sender"),
+    ];
+    for (messages, why) in cases {
+        let mut sender = Sender::new(MIN_WINDOW, 1);
+        assert!(sender.offer(ID, manifest(10), false));
+        let mut result = Ok(());
+        for message in messages {
+            result.expect("only the last message may fail");
+            result = sender.receive(message).map_err(text);
+            if sender.credit(ID, 0) == MIN_WINDOW {
+                sender.chunk(ID, 0, 0, Bytes::from_static(b"four"), DIGEST);
+            }
+        }
+        let refusal = result.expect_err(why);
+        assert!(refusal.contains(why), "{refusal}, not {why}");
+    }
+}
+
+#[test]
+fn what_crossed_with_our_close_is_ignored() {
+    let decline = |serial| {
+        let (reason, text) = (DeclineReason::Busy, String::new());
+        Message::Decline(Decline {
+            id: ID,
+            reason,
+            text,
+            retry_after_ms: None,
+            serial,
+        })
+    };
+    let mut sender = Sender::new(MIN_WINDOW, 1);
+    let said = |sender: &mut Sender| -> Vec<_> {
+        std::iter::from_fn(|| sender.poll_message())
+            .map(|message| message.name())
+            .collect()
+    };
+    assert!(sender.offer(ID, manifest(10), false));
+    assert_eq!(said(&mut sender), ["Offer"]);
+    sender.close(ID);
+    assert!(sender.offer(ID, manifest(10), false));
+    assert_eq!(said(&mut sender), ["Close", "Offer"]);
+    for late in [accept(0, 3, 0), decline(0), receipts(0)] {
+        sender.receive(late).expect("ignored");
+    }
+    assert_eq!(sender.poll_event(), None);
+    sender.receive(decline(1)).expect("the second offer's");
+    assert!(sender.poll_event().is_some());
+    assert_eq!(said(&mut sender), ["Close"]);
+    // An offer that was not written yet needs no Close.
+    assert!(sender.offer(ID, manifest(10), true));
+    sender.close(ID);
+    assert_eq!(said(&mut sender), [""; 0]);
+}
+
+#[test]
+fn questions_have_a_limit_that_the_sender_keeps() {
+    let mut sender = Sender::new(MIN_WINDOW, 1);
+    let mut receiver = Receiver::new(MIN_WINDOW, 1, None);
+    let id = |n: usize| TransferId((n as u128).to_be_bytes());
+    sender.forget((0..MAX_ASKED).map(id).collect());
+    (0..MAX_ASKED).for_each(|n| sender.withdraw(id(n)));
+    let mut asked = 0;
+    while let Some(message) = sender.poll_message() {
+        asked += 1;
+        receiver.receive(message).expect("within the limit");
+    }
+    assert_eq!(asked, MAX_ASKED);
+    let one_more = receiver.receive(Message::Withdraw(Withdraw { id: ID }));
+    assert!(one_more.is_err_and(|e| text(e).contains("unanswered")));
+    sender
+        .receive(Message::Withdrawn(Withdrawn { id: id(3) }))
+        .expect("an answer");
+    assert_eq!(
+        sender.poll_message().map(|m| m.name()),
+        Some("Forget"),
+        "an answer makes room"
+    );
+    assert_eq!(sender.poll_message(), None);
+}
+
+#[test]
+fn passes_have_a_limit_that_the_receiver_keeps() {
+    let mut sender = Sender::new(MIN_WINDOW, 1);
+    let mut receiver = Receiver::new(MIN_WINDOW, 1, None);
+    assert!(sender.offer(ID, manifest(1), true));
+    let mut accepts = 0;
+    for _ in 0..=MAX_PASS {
+        while let Some(message) = sender.poll_message() {
+            receiver.receive(message).expect("an honest sender");
+        }
+        receiver.outcome(damaged(0));
+        while let Some(message) = receiver.poll_message() {
+            accepts += u32::from(matches!(message, Message::Accept(_)));
+            sender.receive(message).expect("an honest receiver");
+        }
+    }
+    assert_eq!(accepts, MAX_PASS);
+    assert_eq!(
+        sender.poll_message().map(|m| m.name()),
+        Some("Close"),
+        "it was declined"
+    );
+    let mut sender = Sender::new(MIN_WINDOW, 1);
+    assert!(sender.offer(ID, manifest(1), true));
+    for pass in 1..=MAX_PASS {
+        sender.receive(accept(pass, 0, 0)).expect("a pass");
+    }
+    assert!(sender.receive(accept(MAX_PASS + 1, 0, 0)).is_err());
+}
