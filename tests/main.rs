@@ -1,1 +1,26 @@
-fn main() {}
+//! End to end: real processes, real sockets, real files. What only these can show stands here (wiring, crashes,
+//! faults, the surface that scripts rely on); everything else is tested inside its room.
+#![cfg(unix)]
+
+mod harness;
+
+mod cli;
+mod config_errors;
+mod crash;
+mod damage;
+mod delivery;
+mod disk_full;
+mod jobs;
+mod json;
+mod large;
+mod names;
+mod readme;
+mod settling;
+mod strangers;
+mod tree;
+mod wire;
+
+/// What the harness runs: the binary that cargo built for these tests.
+fn program() -> std::path::PathBuf {
+    env!("CARGO_BIN_EXE_dropwire").into()
+}

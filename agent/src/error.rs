@@ -1,6 +1,6 @@
 //! Errors that end a command, with the exit code that scripts rely on. Survivable ones have types of their own, where they occur.
 
-use std::fmt;
+use std::{fmt, path::Path};
 
 /// The exit codes of every command (sysexits where there is one).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -69,6 +69,11 @@ impl Fatal {
         };
         Fatal::new(exit, format_args!("{doing}: {error}"))
     }
+}
+
+/// A path, safe to show.
+pub fn shown(path: &Path) -> String {
+    dropwire_protocol::name::escape(path.as_os_str().as_encoded_bytes())
 }
 
 impl fmt::Display for Fatal {

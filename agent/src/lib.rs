@@ -7,20 +7,24 @@
 //! | 1 | [`cli`]: commands, rendering, exit codes |
 //! | 2 | [`daemon`]: the only room that knows the others; wires, starts, stops |
 //! | 3 | [`outbox`] watch, scan, settle, dispose · [`queue`] job list, schedule, backoff · [`link`] TLS links and the pump · [`send`] a job as chunks · [`inbox`] partials, commit, naming, ledger · [`control`] the local socket |
-//! | 4 | [`config`] · [`identity`] · [`db`] · [`durable`] · [`lease`] · [`version`] · [`id`] · [`error`] |
+//! | 4 | [`config`] · [`identity`] · [`db`] · [`durable`] · [`mark`] · [`confined`] · [`lease`] · [`version`] · [`backoff`] · [`fault`] · [`id`] · [`error`] |
 
+pub mod backoff;
 pub mod cli;
 pub mod config;
+pub mod confined;
 pub mod control;
 pub mod daemon;
 pub mod db;
 pub mod durable;
 pub mod error;
+pub mod fault;
 pub mod id;
 pub mod identity;
 pub mod inbox;
 pub mod lease;
 pub mod link;
+pub mod mark;
 pub mod outbox;
 pub mod queue;
 pub mod send;

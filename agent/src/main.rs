@@ -1,1 +1,5 @@
-fn main() {}
+//! The program `dropwire`; everything is in the library.
+
+fn main() -> std::process::ExitCode {
+    dropwire::cli::main()
+}

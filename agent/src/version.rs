@@ -1,6 +1,9 @@
 //! The version of a file: what tells one drop from the next, without reading the bytes.
 
-use std::fs::Metadata;
+use std::{
+    fs::Metadata,
+    time::{Duration, SystemTime},
+};
 
 use dropwire_protocol::{Mtime, RemotePath};
 
@@ -62,6 +65,49 @@ impl Version {
         bytes
     }
 
+    /// The same from a confined folder's listing: good for telling what is known; a drop's version is read from the
+    /// open file.
+    pub fn listed(meta: &cap_std::fs::Metadata) -> Version {
+        let birth_ns = meta.created().ok().map_or(0, |t| nanoseconds(t.into_std()));
+        let mtime_ns = meta.modified().ok().map_or(0, |t| nanoseconds(t.into_std()));
+        #[cfg(unix)]
+        let (inode, ctime_ns) = {
+            use cap_std::fs::MetadataExt;
+            (
+                meta.ino(),
+                meta.ctime()
+                    .saturating_mul(1_000_000_000)
+                    .saturating_add(meta.ctime_nsec()),
+            )
+        };
+        #[cfg(not(unix))]
+        let (inode, ctime_ns) = (0, 0);
+        Version {
+            inode,
+            birth_ns,
+            size: meta.len(),
+            mtime_ns,
+            ctime_ns,
+        }
+    }
+
+    /// How far apart two changes must be to show in ctime: a file system that keeps whole seconds shows no fraction.
+    pub fn clock_step(&self) -> Duration {
+        if self.ctime_ns % 1_000_000_000 == 0 {
+            Duration::from_secs(2)
+        } else {
+            Duration::from_millis(20)
+        }
+    }
+
+    /// Changed so recently before `now` that a further change might not show in ctime. A ctime in the future (another
+    /// machine's clock) does not count as fresh.
+    pub fn is_fresh(&self, now: SystemTime) -> bool {
+        let age = nanoseconds(now).saturating_sub(self.ctime_ns);
+        let step = i64::try_from(self.clock_step().as_nanos()).unwrap_or(i64::MAX);
+        (0..step).contains(&age)
+    }
+
     /// The mtime as the protocol carries it.
     pub fn mtime(&self) -> Mtime {
         Mtime {
@@ -72,7 +118,7 @@ impl Version {
 }
 
 /// Nanoseconds since 1970, negative before; saturates some 292 years away from it.
-fn nanoseconds(time: std::time::SystemTime) -> i64 {
+fn nanoseconds(time: SystemTime) -> i64 {
     match time.duration_since(std::time::UNIX_EPOCH) {
         Ok(after) => i64::try_from(after.as_nanos()).unwrap_or(i64::MAX),
         Err(before) => i64::try_from(before.duration().as_nanos()).map_or(i64::MIN, |n| -n),
@@ -92,4 +138,47 @@ pub struct Found {
     pub path: RemotePath,
     /// As read from the open file.
     pub version: Version,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listing_and_the_open_file_agree() {
+        let temp = tempfile::tempdir().unwrap();
+        std::fs::write(temp.path().join("file"), "bytes").unwrap();
+        let open = std::fs::File::open(temp.path().join("file")).unwrap();
+        let dir = crate::confined::root(temp.path()).unwrap();
+        let listed = dir
+            .entries()
+            .unwrap()
+            .next()
+            .unwrap()
+            .unwrap()
+            .metadata()
+            .unwrap();
+        assert_eq!(Version::listed(&listed), Version::of(&open.metadata().unwrap()));
+    }
+
+    #[test]
+    fn fresh_means_within_the_clocks_step() {
+        let at = |ns| Version {
+            inode: 1,
+            birth_ns: 0,
+            size: 0,
+            mtime_ns: 0,
+            ctime_ns: ns,
+        };
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(100);
+        for (ctime_ns, fresh) in [
+            (99_999_999_999, true),
+            (99_900_000_001, false),
+            (99_000_000_000, true),
+            (97_000_000_000, false),
+            (101_000_000_001, false),
+        ] {
+            assert_eq!(at(ctime_ns).is_fresh(now), fresh, "{ctime_ns}");
+        }
+    }
 }

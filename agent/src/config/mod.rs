@@ -1,8 +1,26 @@
 //! The config: `RawConfig` is what is written, [`Config`] what holds. Errors point at the line and say the mend.
 
+mod address;
+mod check;
+mod effective;
+mod explain;
+mod fault;
+mod folders;
+pub mod paths;
+mod peers;
+mod raw;
+mod read;
+mod units;
+
 use std::{path::PathBuf, time::Duration};
 
 use dropwire_protocol::AgentId;
+use serde::Deserialize;
+
+pub use check::default_name;
+pub use effective::{effective, quoted};
+pub use fault::{Fault, Invalid};
+pub use read::{load, parse, read};
 
 /// What holds, checked: paths absolute, names unique, every outbox's peers known.
 #[derive(Clone, PartialEq, Debug)]
@@ -15,7 +33,7 @@ pub struct Config {
     pub state_dir: Option<PathBuf>,
     /// Control socket, from the file only.
     pub control: Option<PathBuf>,
-    /// One or more... none is allowed on a machine that only receives.
+    /// None on a machine that only receives.
     pub outboxes: Vec<Outbox>,
     /// None on a machine that only sends.
     pub inbox: Option<Inbox>,
@@ -49,7 +67,8 @@ pub struct Outbox {
 }
 
 /// What becomes of a file once every peer has it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum AfterSend {
     /// Into `<outbox>/.dropwire/sent`.
     Archive,
@@ -60,7 +79,8 @@ pub enum AfterSend {
 }
 
 /// How an outbox is watched.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Watch {
     /// Native where it works, else polling.
     Auto,
@@ -84,7 +104,8 @@ pub struct Inbox {
 }
 
 /// How the inbox is laid out.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Layout {
     /// All peers' files together.
     Flat,
@@ -123,3 +144,6 @@ pub struct Limits {
     pub upload: Option<u64>,
     pub download: Option<u64>,
 }
+
+#[cfg(test)]
+mod tests;

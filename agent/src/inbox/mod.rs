@@ -1,1 +1,362 @@
-//! The inbox: visible means whole, verified and durable; nothing is ever overwritten.
+//! The inbox: what arrives is written beside it, verified, made durable, and only then seen under its name.
+//!
+//! ```text
+//!  link ── Command ──▶ desk (a thread a link) ──▶ writer (a thread a large transfer) ─┐
+//!   ▲                   │ admit: R1, R2                │ partial, checkpoint: R3, R4  ├─▶ commit: R5 to R9
+//!   │                   └──▶ batch (one thread, all small files) ────────────────────┘      │
+//!   └────────────────────────────────── Outcome ◀───────────────────────────────────────────┘
+//! ```
+//!
+//! The steps R1 to R9, and what a crash after each leaves, stand in `commit`, `admit` and `writer`; `recover`
+//! clears up. `ledger` remembers, `claims` keeps two links off one transfer, `site` knows whether the folder is
+//! there at all, `place` and `naming` find a free name below it, `space` keeps room.
+
+use std::{
+    collections::{HashMap, HashSet},
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        mpsc::SyncSender,
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use dropwire_protocol::{
+    AgentId, Receipt, ReceiptBody, RemotePath,
+    receiver::{Command, Outcome},
+};
+use tokio::{
+    runtime::Handle,
+    sync::{broadcast, mpsc},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    config::{self, Layout},
+    db::{Db, DbError},
+    error::{Exit, Fatal},
+    identity::Identity,
+    link::Sink,
+};
+
+mod admit;
+mod batch;
+mod checkpoint;
+mod claims;
+mod commit;
+mod desk;
+mod ledger;
+mod naming;
+mod partial;
+mod place;
+mod recover;
+mod reply;
+mod site;
+mod space;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+pub use ledger::SCHEMA_1;
+
+/// Commands of one link that wait.
+const COMMANDS: usize = 64;
+/// Outcomes of one link that wait; a live link never lets it come near (see `reply::Outcomes`).
+const OUTCOMES: usize = 8192;
+/// Arrivals that wait for a slow listener.
+const ARRIVALS: usize = 1024;
+/// How often the clock of observed running time is written down.
+const OBSERVE: Duration = Duration::from_secs(600);
+/// How long, observed, a forgotten row is kept: 30 days, in seconds.
+const KEEP_FORGOTTEN: u32 = 30 * 24 * 3600;
+
+/// What the inbox needs of the config.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// None on a machine that only sends: every offer is declined.
+    pub inbox: Option<config::Inbox>,
+    /// For the folders' names in the layout by peer.
+    pub peers: Vec<config::Peer>,
+}
+
+/// How the inbox is doing.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct InboxStatus {
+    /// None without an inbox.
+    pub path: Option<PathBuf>,
+    /// Bytes; 0 while it is held.
+    pub free_bytes: u64,
+    /// Ever delivered.
+    pub received_files: u64,
+    /// Bytes ever delivered.
+    pub received_bytes: u64,
+    /// Why nothing is taken, as of the last look.
+    pub held: Option<String>,
+}
+
+/// A file that has just arrived.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Arrival {
+    /// Absolute.
+    pub path: PathBuf,
+}
+
+/// The inbox; clones are the same one.
+#[derive(Clone)]
+pub struct Inbox {
+    shared: Arc<Shared>,
+    /// None after the shutdown.
+    batch: Arc<Mutex<Option<SyncSender<batch::Small>>>>,
+    threads: Arc<Mutex<Vec<JoinHandle<()>>>>,
+}
+
+type Sign = Box<dyn Fn(&ReceiptBody) -> Receipt + Send + Sync>;
+
+/// What all threads of an inbox share.
+struct Shared {
+    db: Db,
+    gate: site::Gate,
+    claims: Arc<claims::Claims>,
+    places: Arc<place::Places>,
+    space: Arc<space::Space>,
+    me: AgentId,
+    sign: Sign,
+    /// The folder of each peer; None: all together.
+    tops: Option<HashMap<AgentId, String>>,
+    files: AtomicU64,
+    bytes: AtomicU64,
+    /// Large transfers that are open.
+    large: AtomicUsize,
+    /// The litter of earlier runs is gone.
+    cleared: AtomicBool,
+    arrivals: broadcast::Sender<Arrival>,
+    runtime: Handle,
+    /// Placed for certain in this run, while their rows are on their way to *delivered*.
+    certain: Mutex<HashSet<claims::Key>>,
+    /// These rows' writing.
+    rows: TaskTracker,
+    cancel: CancellationToken,
+}
+
+impl Inbox {
+    /// Opens the inbox and finishes what a crash left *placing*. One that is not there is no error: it is held, and
+    /// looked for at each offer. It is never made.
+    ///
+    /// Fails only where waiting is of no use: the folder can never hold what arrives, or the job list fails.
+    pub async fn open(
+        settings: Settings,
+        db: Db,
+        identity: Arc<Identity>,
+        cancel: CancellationToken,
+    ) -> Result<Inbox, Fatal> {
+        let me = identity.id();
+        Inbox::with_signer(
+            settings,
+            db,
+            me,
+            Box::new(move |body| identity.sign(body)),
+            cancel,
+        )
+        .await
+    }
+
+    async fn with_signer(
+        settings: Settings,
+        db: Db,
+        me: AgentId,
+        sign: Sign,
+        cancel: CancellationToken,
+    ) -> Result<Inbox, Fatal> {
+        space::survive_file_size_limit();
+        let failed = |e: DbError| Fatal::new(Exit::Disk, e);
+        let (aliases, (files, bytes)) = db
+            .call(|tx| Ok((ledger::aliases(tx)?, ledger::totals(tx)?)))
+            .await
+            .map_err(failed)?;
+        let by_peer = settings
+            .inbox
+            .as_ref()
+            .is_some_and(|i| i.layout == Layout::ByPeer);
+        let shared = Arc::new(Shared {
+            db,
+            gate: site::Gate::new(settings.inbox.as_ref().map(|i| i.path.clone())),
+            claims: Arc::default(),
+            places: place::Places::new(aliases),
+            space: space::Space::new(settings.inbox.as_ref().map_or(0, |i| i.min_free)),
+            me,
+            sign,
+            tops: by_peer.then(|| settings.peers.into_iter().map(|p| (p.id, p.name)).collect()),
+            files: files.into(),
+            bytes: bytes.into(),
+            large: AtomicUsize::new(0),
+            cleared: AtomicBool::new(false),
+            arrivals: broadcast::Sender::new(ARRIVALS),
+            runtime: Handle::current(),
+            certain: Mutex::default(),
+            rows: TaskTracker::new(),
+            cancel: cancel.clone(),
+        });
+        let first_look = tokio::task::spawn_blocking({
+            let shared = shared.clone();
+            move || shared.enter().map(drop)
+        });
+        match first_look.await {
+            Ok(Err(trouble)) if trouble.hopeless => {
+                return Err(Fatal::new(Exit::Config, trouble.reason)
+                    .mend("choose an inbox whose folder lies wholly on one file system"));
+            }
+            Ok(_) => {}
+            Err(e) => return Err(Fatal::new(Exit::Failed, format_args!("opening the inbox: {e}"))),
+        }
+        let (batch, waiting) = batch::queue();
+        let thread = thread::Builder::new().name("inbox-small".into()).spawn({
+            let shared = shared.clone();
+            move || batch::run(&shared, &waiting)
+        });
+        let thread = thread.map_err(|e| Fatal::io("starting the inbox's thread", &e))?;
+        tokio::spawn(observe(shared.db.clone(), cancel));
+        Ok(Inbox {
+            shared,
+            batch: Arc::new(Mutex::new(Some(batch))),
+            threads: Arc::new(Mutex::new(vec![thread])),
+        })
+    }
+
+    /// How it is doing. Asks the file system for its free bytes, which may block where that hangs.
+    pub fn status(&self) -> InboxStatus {
+        let seen = self.shared.gate.last_seen();
+        let free = seen.as_ref().ok().and_then(|site| site.anchor().ok());
+        let path = self.shared.gate.path().map(PathBuf::from);
+        InboxStatus {
+            free_bytes: free.and_then(|anchor| space::free(&anchor).ok()).unwrap_or(0),
+            received_files: self.shared.files.load(Ordering::Relaxed),
+            received_bytes: self.shared.bytes.load(Ordering::Relaxed),
+            held: seen.err().filter(|_| path.is_some()),
+            path,
+        }
+    }
+
+    /// Every file that arrives from now on. A listener that is slow by more than 1,024 files misses the oldest, and is
+    /// told so.
+    pub fn arrivals(&self) -> broadcast::Receiver<Arrival> {
+        self.shared.arrivals.subscribe()
+    }
+
+    /// Releases everything open, after the last checkpoint, and ends all threads.
+    pub async fn shutdown(&self) {
+        self.shared.cancel.cancel();
+        self.batch.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        let joined = tokio::task::spawn_blocking(move || {
+            for thread in threads {
+                let _ = thread.join();
+            }
+        });
+        let _ = joined.await;
+        self.shared.rows.close();
+        self.shared.rows.wait().await;
+    }
+}
+
+impl Sink for Inbox {
+    fn attach(&self, peer: AgentId) -> (mpsc::Sender<Command>, mpsc::Receiver<Outcome>) {
+        let (commands_in, commands) = mpsc::channel(COMMANDS);
+        let (outcomes, outcomes_out) = mpsc::channel(OUTCOMES);
+        let batch = self.batch.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(batch) = batch {
+            let desk = desk::Desk::new(self.shared.clone(), peer, reply::Outcomes::new(outcomes), batch);
+            let thread = thread::Builder::new()
+                .name("inbox-desk".into())
+                .spawn(move || desk.run(commands));
+            let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+            threads.retain(|thread| !thread.is_finished());
+            match thread {
+                Ok(thread) => threads.push(thread),
+                Err(e) => tracing::error!("no thread for a link's transfers: {e}"), // its channels are closed
+            }
+        }
+        (commands_in, outcomes_out)
+    }
+}
+
+impl Shared {
+    /// The inbox, looked at anew; see [`site::Gate::enter`].
+    fn enter(&self) -> Result<Arc<site::Site>, site::Trouble> {
+        self.gate.enter(|path| recover::open(self, path))
+    }
+
+    /// The folder for a peer's files, if each has one.
+    fn top(&self, peer: AgentId) -> Option<String> {
+        let tops = self.tops.as_ref()?;
+        Some(tops.get(&peer).cloned().unwrap_or_else(|| format!("{peer:?}")))
+    }
+
+    /// Counts and tells of a file that lies in the inbox for good.
+    fn delivered(&self, site: &site::Site, place: &RemotePath, size: u64) {
+        self.files.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(size, Ordering::Relaxed);
+        let below: PathBuf = place.components().map(place::os_name).collect();
+        let path = site.path.join(below);
+        let _ = self.arrivals.send(Arrival { path }); // nobody listens: fine
+    }
+
+    /// R8 has ended for these: their receipts are true.
+    fn note_certain(&self, keys: &[claims::Key]) {
+        self.lock_certain().extend(keys);
+    }
+
+    /// Is its receipt true, though its row may still say *placing*?
+    fn is_certain(&self, key: claims::Key) -> bool {
+        self.lock_certain().contains(&key)
+    }
+
+    /// R9's rows. Nobody waits for them: until they are there, the rule gives the same receipts.
+    fn write_down_delivered(self: &Arc<Self>, keys: Vec<claims::Key>) {
+        let (shared, now) = (self.clone(), now_ms());
+        let writing = async move {
+            let rows = keys.clone();
+            let change = move |tx: &rusqlite::Transaction<'_>| {
+                rows.iter()
+                    .try_for_each(|key| ledger::deliver(tx, *key, now).map(drop))
+            };
+            match shared.db.call(change).await {
+                Ok(()) => keys.iter().for_each(|key| {
+                    shared.lock_certain().remove(key);
+                }),
+                Err(e) => tracing::error!("deliveries could not be written down: {e}"),
+            }
+        };
+        self.rows.spawn_on(writing, &self.runtime);
+    }
+
+    fn lock_certain(&self) -> MutexGuard<'_, HashSet<claims::Key>> {
+        self.certain.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Counts running time, by which forgotten rows are let go.
+async fn observe(db: Db, cancel: CancellationToken) {
+    let seconds = OBSERVE.as_secs() as u32;
+    while cancel
+        .run_until_cancelled(tokio::time::sleep(OBSERVE))
+        .await
+        .is_some()
+    {
+        if let Err(e) = db
+            .call(move |tx| ledger::observe(tx, seconds, KEEP_FORGOTTEN))
+            .await
+        {
+            tracing::error!("running time could not be written down: {e}");
+        }
+    }
+}
+
+/// Wall clock in milliseconds since 1970.
+fn now_ms() -> i64 {
+    match SystemTime::now().duration_since(UNIX_EPOCH) {
+        Ok(after) => i64::try_from(after.as_millis()).unwrap_or(i64::MAX),
+        Err(_) => 0,
+    }
+}

@@ -3,7 +3,22 @@
 //! The room sees files only through two small traits: [`Source`] (where an outgoing transfer's chunks come from)
 //! and [`Sink`] (where incoming ones go).
 
-use std::sync::{Arc, atomic::AtomicU64};
+mod dial;
+mod drive;
+mod handshake;
+mod links;
+mod listen;
+mod outgoing;
+mod pair;
+mod rate;
+#[cfg(test)]
+mod tests;
+mod wire;
+
+use std::{
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use dropwire_protocol::{
@@ -12,6 +27,8 @@ use dropwire_protocol::{
     receiver::{Command, Outcome},
 };
 use tokio::sync::mpsc;
+
+pub use links::{Links, MAX_OPEN, NotLinked, PeerLink, Settings};
 
 /// One transfer to offer.
 pub struct Outgoing {
@@ -135,4 +152,35 @@ pub enum LinkEvent {
         id: TransferId,
         why: Voided,
     },
+}
+
+/// How long a link waits for what.
+#[derive(Clone, Copy, Debug)]
+struct Timing {
+    /// TLS and Hello together; also looking up a name.
+    handshake: Duration,
+    /// Silence after which a Ping goes out.
+    ping_after: Duration,
+    /// Silence, or a write of which nothing leaves, after which the link is dead.
+    dead_after: Duration,
+    /// What an old link has to answer a Ping when it keeps a new one out.
+    probe: Duration,
+    /// Bye, and each of the other steps of an orderly end.
+    goodbye: Duration,
+}
+
+impl LinkEvent {
+    /// Whose link it is about.
+    pub fn peer(&self) -> AgentId {
+        match self {
+            LinkEvent::Up { peer }
+            | LinkEvent::Down { peer, .. }
+            | LinkEvent::Delivered { peer, .. }
+            | LinkEvent::Settled { peer, .. }
+            | LinkEvent::Declined { peer, .. }
+            | LinkEvent::Withdrawn { peer, .. }
+            | LinkEvent::Forgotten { peer, .. }
+            | LinkEvent::Voided { peer, .. } => *peer,
+        }
+    }
 }

@@ -1,1 +1,132 @@
 //! The job list: on disk before it is acted on; a failure always sets a later attempt or an end state.
+//!
+//! A *drop* is one version of a file in an outbox, a *job* its way to one peer. The list knows nothing of links,
+//! folders or clocks: the daemon asks what is due, says what happened, and passes the time in.
+//!
+//! | part | says |
+//! |---|---|
+//! | `schema` | the tables, and what drops and jobs may become |
+//! | `job` | what goes in and comes out |
+//! | `change` | the steps that every change is made of |
+//! | `enqueue` | S2: what was found becomes jobs |
+//! | `attempts` | which are due, failures, new beginnings |
+//! | `delivery` | S4 to S6: receipts, disposal, what peers are told |
+//! | `keeping` | running time and retention |
+//! | `list` | lookups and listings |
+//! | `schedule` | how many to fetch (pure) |
+//!
+//! A transfer's id comes from peer, outbox, path, version and a counter. The counter is the job's: it begins one
+//! above all that earlier drops of the same version used (0 for the first), so that a lost job list finds the same
+//! ids again, and rises with [`Queue::recount`] and [`Queue::resend`]. Former ids stay with the job: they are
+//! still withdrawn, their receipts are still taken, and users may still name them.
+//!
+//! Crash promise: every method answers after its commit, and each version's jobs, each receipt with all that
+//! follows from it, and each end of a job share one commit. Calls may be repeated after a crash.
+
+mod attempts;
+mod change;
+mod delivery;
+mod enqueue;
+mod job;
+mod keeping;
+mod list;
+pub mod schedule;
+mod schema;
+#[cfg(test)]
+mod tests;
+
+use std::{sync::Arc, time::Duration};
+
+use rusqlite::{Connection, Transaction};
+
+pub use attempts::PEER_REMOVED;
+pub use enqueue::SUPERSEDED;
+pub use job::{
+    Class, Counts, Disposal, DropId, Enqueued, Filter, Job, JobRow, JobState, NewDrop, Page, PeerCounts,
+    Proof, Resting,
+};
+pub use keeping::KEPT;
+pub use schema::SCHEMA_1;
+
+use crate::{
+    db::{Db, DbError},
+    identity::Identity,
+};
+
+/// Most items of a batch in one change, so that no other change waits long.
+const CHUNK: usize = 512;
+
+/// The job list; cheap to clone.
+#[derive(Clone)]
+pub struct Queue {
+    db: Db,
+    identity: Arc<Identity>,
+}
+
+impl Queue {
+    /// The job list in `db`, which has the tables of [`SCHEMA_1`]. Attempts that lie further ahead than `max_backoff`
+    /// (the clock was set back) are pulled in.
+    pub async fn open(
+        db: Db,
+        identity: Arc<Identity>,
+        now_ms: i64,
+        max_backoff: Duration,
+    ) -> Result<Queue, DbError> {
+        let queue = Queue { db, identity };
+        queue.pull_in(now_ms, max_backoff).await?;
+        Ok(queue)
+    }
+
+    /// One change in one commit.
+    async fn call<T, F>(&self, change: F) -> Result<T, DbError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Transaction<'_>, &Identity) -> rusqlite::Result<T> + Send + 'static,
+    {
+        let identity = self.identity.clone();
+        self.db
+            .call(move |transaction| change(transaction, &identity))
+            .await
+    }
+
+    /// The same change for each item, gathering results; a commit holds [`CHUNK`] items.
+    async fn each<T, R, F>(&self, items: Vec<T>, change: F) -> Result<Vec<R>, DbError>
+    where
+        T: Send + 'static,
+        R: Send + 'static,
+        F: Fn(&Transaction<'_>, &Identity, &T, &mut Vec<R>) -> rusqlite::Result<()> + Clone + Send + 'static,
+    {
+        let mut results = Vec::new();
+        let mut items = items.into_iter();
+        loop {
+            let chunk: Vec<T> = items.by_ref().take(CHUNK).collect();
+            if chunk.is_empty() {
+                return Ok(results);
+            }
+            let change = change.clone();
+            let part = self
+                .call(move |transaction, identity| {
+                    let mut part = Vec::new();
+                    for item in &chunk {
+                        change(transaction, identity, item, &mut part)?;
+                    }
+                    Ok(part)
+                })
+                .await?;
+            results.extend(part);
+        }
+    }
+
+    /// A read on a connection of its own, off the runtime; it sees all that was committed before.
+    async fn read<T, F>(&self, read: F) -> Result<T, DbError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    {
+        let db = self.db.clone();
+        tokio::task::spawn_blocking(move || read(&db.reader()?))
+            .await
+            .map_err(|e| DbError::Failed(e.to_string()))?
+            .map_err(|e| DbError::Change(Arc::new(e)))
+    }
+}

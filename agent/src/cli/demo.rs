@@ -1,0 +1,213 @@
+//! `dropwire demo`: two agents in a temporary folder on loopback, a first file and its receipt.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use dropwire_protocol::{AgentId, Receipt, name::escape};
+use tokio::sync::broadcast;
+
+use super::{output::say, run, signals::Signals};
+use crate::{
+    config::{self, Config, paths::Paths, quoted},
+    daemon::Agent,
+    error::{Exit, Fatal, shown},
+    id,
+    identity::{self, Identity},
+};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// End after the first file
+    #[arg(long)]
+    once: bool,
+}
+
+pub fn run(args: &Args, verbose: u8) -> Result<(), Fatal> {
+    super::logs::init(verbose, "warn");
+    let folder = Folder::new()?;
+    let runtime = run::runtime()?;
+    let result = runtime.block_on(async {
+        let mut signals = Signals::catch().map_err(|error| Fatal::io("cannot catch signals", &error))?;
+        tokio::select! {
+            result = show(&folder, args.once) => result,
+            () = signals.stop() => Ok(()),
+        }
+    });
+    runtime.shutdown_timeout(Duration::from_secs(5));
+    result
+}
+
+/// How long the first file may take, which needs milliseconds.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+async fn show(folder: &Folder, once: bool) -> Result<(), Fatal> {
+    let (laptop, office) = (Side::new(folder, "laptop")?, Side::new(folder, "office")?);
+    let office_agent = office.start(&laptop, None).await?;
+    let address = office_agent.listen_addr().map(|address| address.to_string());
+    let laptop_agent = laptop.start(&office, address).await?;
+
+    say("Two agents run on this machine, paired with each other:")?;
+    for (from, to) in [(&laptop, &office), (&office, &laptop)] {
+        say(format_args!("  what is dropped into  {}", shown(&from.outbox())))?;
+        say(format_args!("  arrives in            {}", shown(&to.inbox())))?;
+    }
+    let mut deliveries = laptop_agent.deliveries();
+    let (outbox, inbox) = (laptop.outbox(), office.inbox());
+    tokio::task::spawn_blocking(move || drop_file(&outbox))
+        .await
+        .map_err(ended)??;
+    let receipt = tokio::time::timeout(PATIENCE, first(&mut deliveries))
+        .await
+        .map_err(|_| {
+            Fatal::new(
+                Exit::NotYet,
+                format_args!("`{FILE}` was not delivered within {} seconds", PATIENCE.as_secs()),
+            )
+            .mend("`dropwire -v demo` tells more")
+        })??;
+    tell(&receipt, &inbox)?;
+    if once {
+        laptop_agent.stop().await;
+        office_agent.stop().await;
+        return Ok(());
+    }
+    say("\nTry it with files of your own. Ctrl-C ends it and removes the folders.")?;
+    let (mut laptop_agent, mut office_agent) = (laptop_agent, office_agent);
+    tokio::select! {
+        fatal = laptop_agent.wait() => Err(fatal),
+        fatal = office_agent.wait() => Err(fatal),
+    }
+}
+
+const FILE: &str = "hello.txt";
+
+fn drop_file(outbox: &Path) -> Result<(), Fatal> {
+    let file = outbox.join(FILE);
+    fs::write(&file, b"Hello from the other side.\n")
+        .map_err(|error| Fatal::io(format_args!("cannot write {}", shown(&file)), &error))
+}
+
+async fn first(deliveries: &mut broadcast::Receiver<Arc<Receipt>>) -> Result<Arc<Receipt>, Fatal> {
+    deliveries
+        .recv()
+        .await
+        .map_err(|error| Fatal::new(Exit::Failed, format_args!("the sending agent ended: {error}")))
+}
+
+fn tell(receipt: &Receipt, inbox: &Path) -> Result<(), Fatal> {
+    let body = identity::verify(receipt).map_err(|error| Fatal::new(Exit::Data, error))?;
+    say(format_args!("\n{FILE} was delivered. Its receipt:"))?;
+    let lies = format!("{}/{}", shown(inbox), escape(body.delivered_as.as_bytes()));
+    for (what, value) in [
+        ("job", body.transfer.to_string()),
+        ("from", id::format(body.sender)),
+        ("to", id::format(body.receiver)),
+        ("size", format!("{} bytes", body.size)),
+        ("sha256", body.digest.to_string()),
+        ("delivered_as", lies),
+        ("delivered_at", delivered_at(body.delivered_at)),
+        ("signature", "verified".into()),
+    ] {
+        say(format_args!("  {what:<13} {value}"))?;
+    }
+    Ok(())
+}
+
+fn delivered_at(millis: u64) -> String {
+    let time = std::time::UNIX_EPOCH.checked_add(Duration::from_millis(millis));
+    time.map_or_else(
+        || millis.to_string(),
+        |time| humantime::format_rfc3339_millis(time).to_string(),
+    )
+}
+
+/// One of the two agents.
+struct Side {
+    name: &'static str,
+    root: PathBuf,
+    id: AgentId,
+}
+
+impl Side {
+    fn new(folder: &Folder, name: &'static str) -> Result<Side, Fatal> {
+        let root = folder.0.join(name);
+        for made in [root.join("Outbox"), root.join("Inbox")] {
+            fs::create_dir_all(&made)
+                .map_err(|error| Fatal::io(format_args!("cannot make {}", shown(&made)), &error))?;
+        }
+        run::private_folder(&root.join("state"))?;
+        let id = Identity::load_or_create(&root.join("state"))?.id();
+        Ok(Side { name, root, id })
+    }
+
+    fn outbox(&self) -> PathBuf {
+        self.root.join("Outbox")
+    }
+
+    fn inbox(&self) -> PathBuf {
+        self.root.join("Inbox")
+    }
+
+    /// Listens where it has no `address` to dial.
+    async fn start(&self, other: &Side, address: Option<String>) -> Result<Agent, Fatal> {
+        let state_dir = self.root.join("state");
+        let paths = Paths {
+            config: self.root.join("config.toml"),
+            control: state_dir.join("control.sock"),
+            state_dir,
+        };
+        config::paths::check_control(&paths.control)?;
+        Agent::start(self.config(other, address, &paths)?, &paths).await
+    }
+
+    fn config(&self, other: &Side, address: Option<String>, paths: &Paths) -> Result<Config, Fatal> {
+        let reach = match address {
+            Some(address) => format!("address = {}\n", quoted(&address)),
+            None => String::new(),
+        };
+        let listen = if reach.is_empty() {
+            "listen = \"127.0.0.1:0\"\n"
+        } else {
+            ""
+        };
+        let text = format!(
+            "name = {}\n{listen}[[outbox]]\npath = {}\n[inbox]\npath = {}\nmin_free = \"0 B\"\n[[peer]]\nname = {}\nid = {}\n{reach}",
+            quoted(self.name),
+            quoted(&self.outbox().to_string_lossy()),
+            quoted(&self.inbox().to_string_lossy()),
+            quoted(other.name),
+            quoted(&id::format(other.id)),
+        );
+        Ok(config::parse(&text, &paths.config, None)?)
+    }
+}
+
+/// A temporary folder for this user alone; removed with all in it when dropped.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Result<Folder, Fatal> {
+        let number = getrandom::u64()
+            .map_err(|error| Fatal::new(Exit::Failed, format_args!("no randomness: {error}")))?;
+        let path = std::env::temp_dir().join(format!("dropwire-demo-{number:016x}"));
+        run::private_folder(&path)?;
+        let real = path.canonicalize().unwrap_or(path);
+        Ok(Folder(real))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.0) {
+            tracing::warn!("cannot remove {}: {error}", shown(&self.0));
+        }
+    }
+}
+
+fn ended(join: tokio::task::JoinError) -> Fatal {
+    Fatal::new(Exit::Failed, join)
+}

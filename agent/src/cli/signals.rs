@@ -1,0 +1,71 @@
+//! The signals that end or reload an agent.
+
+use std::io;
+
+/// What the process was asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Asked {
+    /// SIGTERM, SIGINT, Ctrl-C.
+    Stop,
+    /// SIGHUP.
+    Reload,
+}
+
+/// Catches signals from its making on.
+#[cfg(unix)]
+pub struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+    hangup: tokio::signal::unix::Signal,
+}
+
+#[cfg(unix)]
+impl Signals {
+    /// Inside a runtime.
+    pub fn catch() -> io::Result<Signals> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// The next one; safe to cancel.
+    pub async fn next(&mut self) -> Asked {
+        tokio::select! {
+            _ = self.terminate.recv() => Asked::Stop,
+            _ = self.interrupt.recv() => Asked::Stop,
+            _ = self.hangup.recv() => Asked::Reload,
+        }
+    }
+}
+
+/// Catches Ctrl-C from its making on.
+#[cfg(windows)]
+pub struct Signals {
+    ctrl_c: tokio::signal::windows::CtrlC,
+}
+
+#[cfg(windows)]
+impl Signals {
+    /// Inside a runtime.
+    pub fn catch() -> io::Result<Signals> {
+        Ok(Signals {
+            ctrl_c: tokio::signal::windows::ctrl_c()?,
+        })
+    }
+
+    /// The next one; safe to cancel.
+    pub async fn next(&mut self) -> Asked {
+        self.ctrl_c.recv().await;
+        Asked::Stop
+    }
+}
+
+impl Signals {
+    /// The next one that asks to stop.
+    pub async fn stop(&mut self) {
+        while self.next().await != Asked::Stop {}
+    }
+}

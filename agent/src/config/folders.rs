@@ -1,0 +1,196 @@
+//! Folders as they are written, and which may not lie in which.
+
+use std::{
+    ffi::OsString,
+    path::{Component, Path, PathBuf},
+};
+
+use super::units::Wrong;
+use crate::error::shown;
+
+/// Reads a path: absolute, or below the home folder as `~/…`; without `..`.
+pub fn absolute(text: &str, home: Option<&Path>) -> Result<PathBuf, Wrong> {
+    let path = match text.strip_prefix("~/") {
+        Some(rest) => home
+            .ok_or_else(|| {
+                wrong(
+                    text,
+                    "`~/` has no meaning without a home folder",
+                    "write the path from `/` on",
+                )
+            })?
+            .join(rest.trim_start_matches('/')),
+        None => PathBuf::from(text),
+    };
+    if text.is_empty() {
+        return Err(wrong(
+            text,
+            "the path is empty",
+            "write where the folder is, from `/` or `~/` on",
+        ));
+    }
+    if text.contains('\0') {
+        return Err(wrong(text, "a path cannot hold a NUL character", "take it out"));
+    }
+    if text.starts_with('~') && !text.starts_with("~/") {
+        return Err(wrong(
+            text,
+            "only `~/` at the start is read as the home folder",
+            "write the path from `/` or `~/` on",
+        ));
+    }
+    if !path.is_absolute() {
+        return Err(wrong(
+            text,
+            "a relative path would depend on where the agent starts",
+            "write it from `/` or `~/` on",
+        ));
+    }
+    if path.components().any(|c| c == Component::ParentDir) {
+        return Err(wrong(
+            text,
+            "a path here goes without `..`",
+            "write the folder's own path",
+        ));
+    }
+    Ok(path.components().collect())
+}
+
+/// What a path is for; decides what it may lie in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Role {
+    /// Watched and sent from.
+    Outbox,
+    /// Received into.
+    Inbox,
+    /// The agent's own: keys, job list.
+    State,
+    /// The agent's own: the socket commands talk to.
+    Control,
+}
+
+impl Role {
+    fn name(self) -> &'static str {
+        match self {
+            Role::Outbox => "outbox",
+            Role::Inbox => "inbox",
+            Role::State => "state folder",
+            Role::Control => "control socket",
+        }
+    }
+
+    fn is_box(self) -> bool {
+        matches!(self, Role::Outbox | Role::Inbox)
+    }
+}
+
+/// Whether two may not be together: boxes are apart from each other, and the agent's own things outside of every box.
+/// Symbolic links are looked through where the folders exist.
+pub fn clash(a: (Role, &Path), b: (Role, &Path)) -> Option<Wrong> {
+    let (inner, outer) = if within(a.1, b.1) {
+        (a, b)
+    } else if within(b.1, a.1) {
+        (b, a)
+    } else {
+        return None;
+    };
+    // Two things at one place are within each other: then it counts that either is a box.
+    let same = within(outer.1, inner.1);
+    let forbidden = outer.0.is_box() || (same && inner.0.is_box());
+    forbidden.then(|| {
+        let place = if same { "is also" } else { "lies inside" };
+        Wrong {
+            message: format!(
+                "the {} {} {place} the {} {}",
+                inner.0.name(),
+                shown(inner.1),
+                outer.0.name(),
+                shown(outer.1)
+            ),
+            mend: match (inner.0.is_box(), inner.0) {
+                (true, _) => "give each outbox and inbox a folder of its own, side by side".into(),
+                (false, _) => format!("put the {} outside of every outbox and inbox", inner.0.name()),
+            },
+        }
+    })
+}
+
+fn within(inner: &Path, outer: &Path) -> bool {
+    inner.starts_with(outer) || resolved(inner).starts_with(resolved(outer))
+}
+
+/// Symbolic links resolved as far as the path exists; the rest stays as it is.
+fn resolved(path: &Path) -> PathBuf {
+    let mut rest: Vec<OsString> = Vec::new();
+    for ancestor in path.ancestors() {
+        if let Ok(real) = ancestor.canonicalize() {
+            return rest.iter().rev().fold(real, |path, part| path.join(part));
+        }
+        rest.extend(ancestor.file_name().map(OsString::from));
+    }
+    path.to_owned()
+}
+
+fn wrong(text: &str, message: &str, mend: &str) -> Wrong {
+    Wrong {
+        message: if text.is_empty() {
+            message.into()
+        } else {
+            format!(
+                "`{}`: {message}",
+                dropwire_protocol::name::escape(text.as_bytes())
+            )
+        },
+        mend: mend.into(),
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_read() {
+        let home = Path::new("/home/ana");
+        let read = |text| absolute(text, Some(home)).ok();
+        assert_eq!(read("/a//b/./c/"), Some("/a/b/c".into()));
+        assert_eq!(read("~/Inbox"), Some("/home/ana/Inbox".into()));
+        assert_eq!(read("~//etc"), Some("/home/ana/etc".into()));
+        for text in ["", "a", "./a", "../a", "~", "~bob/x", "/a/../b", "/a\0b"] {
+            assert_eq!(read(text), None, "{text}");
+        }
+        assert!(absolute("~/x", None).is_err());
+    }
+
+    #[test]
+    fn what_may_lie_where() {
+        use Role::*;
+        let clashes = |a, x, b, y| clash((a, Path::new(x)), (b, Path::new(y))).is_some();
+        for (a, x, b, y, expected) in [
+            (Outbox, "/nil/a", Outbox, "/nil/b", false),
+            (Outbox, "/nil/a", Outbox, "/nil/ab", false),
+            (Outbox, "/nil/a", Outbox, "/nil/a", true),
+            (Outbox, "/nil/a/b", Inbox, "/nil/a", true),
+            (Outbox, "/nil/a", Inbox, "/nil/a/b/c", true),
+            (State, "/nil/a/b", Inbox, "/nil/a", true),
+            (State, "/nil/a", Inbox, "/nil/a/b", false),
+            (State, "/nil/a", Inbox, "/nil/a", true),
+            (Control, "/nil/a/s", State, "/nil/a", false),
+            (Control, "/nil/a/s", Outbox, "/nil/a", true),
+        ] {
+            assert_eq!(clashes(a, x, b, y), expected, "{a:?} {x} {b:?} {y}");
+            assert_eq!(clashes(b, y, a, x), expected, "{b:?} {y} {a:?} {x}");
+        }
+    }
+
+    #[test]
+    fn links_are_looked_through() {
+        let dir = tempfile::tempdir().unwrap();
+        let real = dir.path().join("real");
+        let link = dir.path().join("link");
+        std::fs::create_dir(&real).unwrap();
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        assert!(clash((Role::Outbox, &real), (Role::Inbox, &link.join("not/there"))).is_some());
+        assert!(clash((Role::Outbox, &real), (Role::Inbox, &link)).is_some());
+    }
+}

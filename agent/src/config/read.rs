@@ -1,0 +1,152 @@
+//! Reads the file and checks it; and the checks that need more than the file.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
+
+use dropwire_protocol::AgentId;
+
+use super::{
+    Config,
+    check::check,
+    explain::explain,
+    fault::{Fault, Invalid},
+    folders::{self, Role},
+    paths::{self, Paths},
+    raw::RawPlaces,
+};
+use crate::error::{Exit, Fatal, shown};
+
+/// Reads and checks the config, for a program's log or a plain stream: exit code 78, or 77 where it may not be read.
+pub fn load(path: &Path) -> Result<Config, Fatal> {
+    Ok(read(path)?)
+}
+
+/// The same; the error can still be rendered in colour.
+pub fn read(path: &Path) -> Result<Config, Invalid> {
+    let source = read_text(path)?;
+    parse(&source, path, paths::home().as_deref())
+}
+
+/// Checks what stands in `source`; `path` is only named in errors, `home` stands for `~`.
+pub fn parse(source: &str, path: &Path, home: Option<&Path>) -> Result<Config, Invalid> {
+    let invalid = |faults| Invalid::Content {
+        path: path.to_owned(),
+        source: source.to_owned(),
+        faults,
+    };
+    let raw = toml::from_str(source).map_err(|error| invalid(vec![explain(&error, source)]))?;
+    check(raw, home).map_err(invalid)
+}
+
+/// Where the file says that state and control socket are. Whatever else is wrong in it does not matter here;
+/// a file that is not there, or may not be read, says nothing.
+pub(super) fn read_places(path: &Path) -> Result<(Option<PathBuf>, Option<PathBuf>), Invalid> {
+    let source = match read_text(path) {
+        Ok(source) => source,
+        Err(Invalid::File { .. }) => return Ok((None, None)),
+        Err(invalid) => return Err(invalid),
+    };
+    let invalid = |fault| Invalid::Content {
+        path: path.to_owned(),
+        source: source.clone(),
+        faults: vec![fault],
+    };
+    let raw: RawPlaces = toml::from_str(&source).map_err(|error| invalid(explain(&error, &source)))?;
+    let home = paths::home();
+    let place = |written: Option<toml::Spanned<String>>| {
+        written
+            .map(|written| {
+                folders::absolute(written.get_ref(), home.as_deref())
+                    .map_err(|wrong| invalid(Fault::new(written.span(), wrong.message, wrong.mend)))
+            })
+            .transpose()
+    };
+    Ok((place(raw.state_dir)?, place(raw.control)?))
+}
+
+impl Config {
+    /// Whether state folder and control socket, wherever they were named, lie outside of every box.
+    pub fn check_paths(&self, paths: &Paths) -> Result<(), Fatal> {
+        let outboxes = self
+            .outboxes
+            .iter()
+            .map(|outbox| (Role::Outbox, outbox.path.as_path()));
+        let inbox = self.inbox.iter().map(|inbox| (Role::Inbox, inbox.path.as_path()));
+        for place in outboxes.chain(inbox) {
+            for own in [
+                (Role::State, paths.state_dir.as_path()),
+                (Role::Control, paths.control.as_path()),
+            ] {
+                if let Some(wrong) = folders::clash(own, place) {
+                    return Err(Fatal::new(Exit::Config, wrong.message).mend(wrong.mend));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether no peer is this agent itself.
+    pub fn check_own_id(&self, own: AgentId) -> Result<(), Fatal> {
+        match self.peers.iter().find(|peer| peer.id == own) {
+            None => Ok(()),
+            Some(peer) => Err(Fatal::new(
+                Exit::Config,
+                format_args!("the peer `{}` has this agent's own id", peer.name),
+            )
+            .mend("write what `dropwire id` prints on the other machine")),
+        }
+    }
+}
+
+/// More than any config needs; a wrong file named by accident is not read whole.
+const MAX_BYTES: u64 = 1 << 20;
+
+fn read_text(path: &Path) -> Result<String, Invalid> {
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut bytes))
+        .map_err(|error| unreadable(path, &error))?;
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(Invalid::File {
+            exit: Exit::Config,
+            message: format!("{} is larger than 1 MiB, so it is no config", shown(path)),
+            mend: "name the config with `--config FILE`".into(),
+        });
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        let source = String::from_utf8_lossy(error.as_bytes()).into_owned();
+        let width = char::REPLACEMENT_CHARACTER.len_utf8();
+        let fault = Fault::new(at..at + width, "this is not UTF-8", "save the file as UTF-8");
+        Invalid::Content {
+            path: path.to_owned(),
+            source,
+            faults: vec![fault],
+        }
+    })
+}
+
+fn unreadable(path: &Path, error: &io::Error) -> Invalid {
+    let file = shown(path);
+    let (exit, message, mend) = match error.kind() {
+        io::ErrorKind::NotFound => (
+            Exit::Config,
+            format!("there is no config at {file}"),
+            "`dropwire init` writes one; `--config FILE` names another".to_owned(),
+        ),
+        io::ErrorKind::PermissionDenied => (
+            Exit::Permission,
+            format!("the config {file} may not be read: {error}"),
+            "run as its owner, or let this user read it".to_owned(),
+        ),
+        _ => (
+            Exit::Config,
+            format!("cannot read the config {file}: {error}"),
+            "name a file with `--config FILE`".to_owned(),
+        ),
+    };
+    Invalid::File { exit, message, mend }
+}

@@ -1,0 +1,127 @@
+//! Opens what lies in an outbox by its path below it: one component at a time, never through a symlink, and never
+//! anything but a regular file, so that a name swapped in the meantime leads nowhere else.
+
+use std::{
+    ffi::OsStr,
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+};
+
+use cap_fs_ext::{DirExt, FollowSymlinks, OpenOptionsFollowExt};
+use cap_std::fs::{Dir, OpenOptions};
+use dropwire_protocol::RemotePath;
+
+/// The handle of a folder that the config names (symlinks on the way to it are the user's business).
+pub fn root(path: &Path) -> io::Result<Dir> {
+    Dir::open_ambient_dir(path, cap_std::ambient_authority())
+}
+
+/// The folder that holds `path`'s last component.
+pub fn parent(root: &Dir, path: &RemotePath) -> io::Result<Dir> {
+    match path.parent() {
+        Some(folder) => open_folder(root, &folder),
+        None => root.try_clone(),
+    }
+}
+
+/// The folder at `path`.
+pub fn open_folder(root: &Dir, path: &RemotePath) -> io::Result<Dir> {
+    let mut dir: Option<Dir> = None;
+    for component in path.components() {
+        dir = Some(
+            dir.as_ref()
+                .unwrap_or(root)
+                .open_dir_nofollow(os_str(component)?)?,
+        );
+    }
+    dir.map_or_else(|| root.try_clone(), Ok)
+}
+
+/// The regular file `name` in `folder`, for reading; `InvalidInput` for anything else that has the name. Never waits
+/// (a FIFO, another's lease: `WouldBlock`) and touches no device.
+pub fn open_file(folder: &Dir, name: &OsStr) -> io::Result<File> {
+    let not_regular = || io::Error::new(io::ErrorKind::InvalidInput, "not a regular file");
+    if !folder.symlink_metadata(name)?.is_file() {
+        return Err(not_regular());
+    }
+    let mut options = OpenOptions::new();
+    options.read(true).follow(FollowSymlinks::No);
+    #[cfg(target_os = "linux")]
+    let file = {
+        use cap_std::fs::OpenOptionsExt;
+        // Reading what lies there should not change its access time; only the owner may ask for that.
+        options.custom_flags(libc::O_NONBLOCK | libc::O_NOATIME);
+        match folder.open_with(name, &options) {
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+                options.custom_flags(libc::O_NONBLOCK);
+                folder.open_with(name, &options)
+            }
+            other => other,
+        }
+    }?
+    .into_std();
+    #[cfg(all(unix, not(target_os = "linux")))]
+    cap_std::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_NONBLOCK);
+    #[cfg(not(target_os = "linux"))]
+    let file = folder.open_with(name, &options)?.into_std();
+    if file.metadata()?.is_file() {
+        Ok(file)
+    } else {
+        Err(not_regular())
+    }
+}
+
+/// The error of opening by path says that no such file is there: missing, or something else on the way or at its end
+/// (a symlink, a folder, a FIFO).
+pub fn is_absent(error: &io::Error) -> bool {
+    #[cfg(unix)]
+    if error.raw_os_error() == Some(libc::ELOOP) {
+        return true;
+    }
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::InvalidInput
+    )
+}
+
+/// A path's component (or the path itself) as the system names files.
+pub fn os_str(bytes: &[u8]) -> io::Result<&OsStr> {
+    #[cfg(unix)]
+    return Ok(std::os::unix::ffi::OsStrExt::from_bytes(bytes));
+    #[cfg(not(unix))]
+    std::str::from_utf8(bytes)
+        .map(OsStr::new)
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "not a name on this system"))
+}
+
+/// A name as bytes; None where the system's name has none (unpaired surrogates on Windows).
+pub fn bytes(name: &OsStr) -> Option<&[u8]> {
+    #[cfg(unix)]
+    return Some(std::os::unix::ffi::OsStrExt::as_bytes(name));
+    #[cfg(not(unix))]
+    name.to_str().map(str::as_bytes)
+}
+
+/// Where `path` lies, for watching and for messages; files are opened through handles instead.
+pub fn join(root: &Path, path: &RemotePath) -> PathBuf {
+    let mut joined = root.to_path_buf();
+    joined.extend(path.components().filter_map(|c| os_str(c).ok()));
+    joined
+}
+
+/// The part of `path` below `root`, with the reason where it cannot be sent under that name.
+pub fn below(root: &Path, path: &Path) -> Result<RemotePath, String> {
+    let inside = path
+        .strip_prefix(root)
+        .map_err(|_| "it lies outside".to_string())?;
+    let mut joined = Vec::new();
+    for component in inside.components() {
+        let name = bytes(component.as_os_str()).ok_or("its name is not Unicode")?;
+        if !joined.is_empty() {
+            joined.push(b'/');
+        }
+        joined.extend_from_slice(name);
+    }
+    RemotePath::parse(&joined).map_err(|e| e.to_string())
+}

@@ -1,0 +1,264 @@
+//! What the commands and the agent say to each other, and what `--json` prints: keys may be added, never changed.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::wire::{self, LocalPath, Raw, Time};
+
+mod jobs;
+
+pub use jobs::{JobFilter, JobPage, JobParts, JobReport, JobState, ListLine};
+
+/// The `schema` of a [`StatusReport`].
+pub const SCHEMA: u32 = 1;
+
+/// What `status` shows.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct StatusReport {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// This agent's name.
+    pub name: String,
+    /// This agent's id, as people read it.
+    pub id: String,
+    /// The running program's version.
+    pub version: String,
+    /// The running program's process id.
+    pub pid: u32,
+    /// Seconds since the agent started.
+    pub uptime_seconds: f64,
+    /// The address and port in use; None on a machine that only dials.
+    pub listen: Option<String>,
+    /// In the config's order.
+    pub outboxes: Vec<OutboxReport>,
+    /// None on a machine that only sends.
+    pub inbox: Option<InboxReport>,
+    /// In the config's order.
+    pub peers: Vec<PeerReport>,
+    /// Age in seconds of the oldest job that is neither delivered nor ended.
+    pub oldest_undelivered_seconds: Option<f64>,
+}
+
+/// An outbox in [`StatusReport`].
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct OutboxReport {
+    /// Absolute.
+    pub path: String,
+    /// How it is watched: `native` or `poll`.
+    pub watch: String,
+    /// Files whose writer may not be done.
+    pub settling: u64,
+    /// Open jobs.
+    pub queued: u64,
+    /// Why nothing is taken from it at present.
+    pub held: Option<String>,
+    /// `path` where it is not UTF-8.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_bytes: Option<Raw>,
+}
+
+impl OutboxReport {
+    /// Writes `path` by the rules for names.
+    pub fn new(path: &Path, watch: &str, settling: u64, queued: u64, held: Option<String>) -> Self {
+        let (path, path_bytes) = wire::named(wire::path_bytes(path));
+        OutboxReport {
+            path,
+            watch: watch.to_owned(),
+            settling,
+            queued,
+            held,
+            path_bytes,
+        }
+    }
+
+    /// The path's own bytes; not safe to show.
+    pub fn raw_path(&self) -> &[u8] {
+        wire::raw(&self.path, &self.path_bytes)
+    }
+}
+
+/// The inbox in [`StatusReport`].
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct InboxReport {
+    /// Absolute.
+    pub path: String,
+    /// Free space of its file system.
+    pub free_bytes: u64,
+    /// Files delivered into it.
+    pub received_files: u64,
+    /// Bytes of those files.
+    pub received_bytes: u64,
+    /// Why nothing is taken in at present.
+    pub held: Option<String>,
+    /// `path` where it is not UTF-8.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_bytes: Option<Raw>,
+}
+
+impl InboxReport {
+    /// Writes `path` by the rules for names; numbers in bytes and files.
+    pub fn new(path: &Path, free_bytes: u64, files: u64, bytes: u64, held: Option<String>) -> Self {
+        let (path, path_bytes) = wire::named(wire::path_bytes(path));
+        InboxReport {
+            path,
+            free_bytes,
+            received_files: files,
+            received_bytes: bytes,
+            held,
+            path_bytes,
+        }
+    }
+
+    /// The path's own bytes; not safe to show.
+    pub fn raw_path(&self) -> &[u8] {
+        wire::raw(&self.path, &self.path_bytes)
+    }
+}
+
+/// A peer in [`StatusReport`].
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct PeerReport {
+    /// Our name for it.
+    pub name: String,
+    /// Its id, as people read it.
+    pub id: String,
+    /// Whether a link to it stands.
+    pub connected: bool,
+    /// Whether sending to it was paused by command.
+    pub paused: bool,
+    /// When it is dialled next.
+    pub next_dial_at: Option<Time>,
+    /// Why the last link or dial ended.
+    pub last_error: Option<String>,
+    /// Jobs that wait.
+    pub queued: u64,
+    /// Jobs under way.
+    pub sending: u64,
+    /// Jobs that failed for good.
+    pub failed: u64,
+    /// Jobs delivered.
+    pub delivered: u64,
+    /// Bytes sent since the agent started.
+    pub sent_bytes: u64,
+    /// Bytes received since the agent started.
+    pub received_bytes: u64,
+}
+
+/// What `why` is asked about.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WhyQuery {
+    /// A prefix of a job's id: 4 to 32 lower-case hex digits.
+    Job(String),
+    /// An absolute path.
+    File(LocalPath),
+}
+
+/// What `why` answers.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct WhyReport {
+    /// What it waits for, or how it ended: one sentence, names in it escaped.
+    pub sentence: String,
+    /// The job, or the file's jobs, one a peer and version; empty where the file has none.
+    pub jobs: Vec<JobReport>,
+    /// Oldest first.
+    pub history: Vec<Event>,
+}
+
+/// One line of a history.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Event {
+    /// When.
+    pub at: Time,
+    /// The job it befell: 32 hex digits.
+    pub job: String,
+    /// What, names in it escaped.
+    pub text: String,
+}
+
+/// What `send` asks for.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SendRequest {
+    /// Absolute; files or folders.
+    pub paths: Vec<LocalPath>,
+    /// Names or ids; at least one.
+    pub peers: Vec<String>,
+}
+
+/// What `send` answers once copies and jobs are on disk.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SendReply {
+    /// A job for each file and peer: 32 hex digits each.
+    pub jobs: Vec<String>,
+}
+
+/// Which jobs `retry` and `cancel` mean: those named, or those of a peer, or all.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Selection {
+    /// Unique prefixes of job ids; one that is unknown or not unique changes nothing at all.
+    pub jobs: Vec<String>,
+    /// A peer's name or id.
+    pub peer: Option<String>,
+    /// Every job.
+    pub all: bool,
+}
+
+/// What `retry` and `cancel` answer once the change is on disk.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Changed {
+    /// How many jobs were changed.
+    pub count: u64,
+    /// Those that were named, by their whole ids; empty for a peer's or all.
+    pub jobs: Vec<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_status_object_has_every_key_and_shows_nulls() {
+        let report = StatusReport {
+            schema: SCHEMA,
+            name: "laptop".into(),
+            id: "AAAAAAA".into(),
+            version: "0.1.0".into(),
+            pid: 1,
+            uptime_seconds: 1.0,
+            listen: Some("127.0.0.1:7420".into()),
+            outboxes: vec![OutboxReport::new(Path::new("/out"), "native", 0, 0, None)],
+            inbox: Some(InboxReport::new(Path::new("/in"), 0, 0, 0, None)),
+            peers: vec![PeerReport {
+                name: "office".into(),
+                id: "BBBBBBB".into(),
+                connected: true,
+                paused: false,
+                next_dial_at: None,
+                last_error: None,
+                queued: 0,
+                sending: 0,
+                failed: 0,
+                delivered: 0,
+                sent_bytes: 0,
+                received_bytes: 0,
+            }],
+            oldest_undelivered_seconds: None,
+        };
+        let expected = json!({
+            "schema": 1, "name": "laptop", "id": "AAAAAAA", "version": "0.1.0", "pid": 1, "uptime_seconds": 1.0,
+            "listen": "127.0.0.1:7420",
+            "outboxes": [{"path": "/out", "watch": "native", "settling": 0, "queued": 0, "held": null}],
+            "inbox": {"path": "/in", "free_bytes": 0, "received_files": 0, "received_bytes": 0, "held": null},
+            "peers": [{"name": "office", "id": "BBBBBBB", "connected": true, "paused": false, "next_dial_at": null,
+                       "last_error": null, "queued": 0, "sending": 0, "failed": 0, "delivered": 0,
+                       "sent_bytes": 0, "received_bytes": 0}],
+            "oldest_undelivered_seconds": null,
+        });
+        assert_eq!(serde_json::to_value(&report).unwrap(), expected);
+        assert_eq!(serde_json::from_value::<StatusReport>(expected).unwrap(), report);
+    }
+}

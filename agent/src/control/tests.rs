@@ -1,0 +1,234 @@
+//! Client and server against each other over a real socket, with an agent that is made up.
+
+use std::{path::PathBuf, sync::atomic::Ordering};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::{
+    api::*,
+    fake::{Fake, id, job, serve},
+    socket,
+    wire::LocalPath,
+    *,
+};
+use crate::error::Exit;
+
+#[tokio::test]
+async fn every_question_is_answered() {
+    let served = serve(Fake::default());
+    let client = &served.client;
+    assert_eq!(
+        client.status().await.unwrap(),
+        served.agent.status().await.unwrap()
+    );
+    assert_eq!(client.job(&id(3)).await.unwrap(), job(3, JobState::Sending));
+
+    let why = client.why(&WhyQuery::Job("abcd".into())).await.unwrap();
+    assert_eq!(why, served.agent.why(WhyQuery::Job("abcd".into())).await.unwrap());
+    let file = WhyQuery::File(LocalPath("/out/ä".into()));
+    assert_eq!(client.why(&file).await.unwrap().sentence, format!("{file:?}"));
+
+    let request = SendRequest {
+        paths: vec![LocalPath("/a b".into())],
+        peers: vec!["office".into()],
+    };
+    assert_eq!(client.send(&request).await.unwrap().jobs, ["\"/a b\"", "office"]);
+    let which = Selection {
+        jobs: vec!["ab".into(), "cd".into()],
+        ..Selection::default()
+    };
+    assert_eq!(
+        client.retry(&which).await.unwrap(),
+        Changed {
+            count: 1,
+            jobs: which.jobs
+        }
+    );
+    let all = Selection {
+        all: true,
+        ..Selection::default()
+    };
+    assert_eq!(client.cancel(&all).await.unwrap().count, 1_000_000);
+}
+
+#[tokio::test]
+async fn a_path_that_is_not_utf_8_arrives_as_it_is() {
+    use std::os::unix::ffi::OsStringExt;
+    let served = serve(Fake::default());
+    let path = PathBuf::from(std::ffi::OsString::from_vec(b"/\xff\n".to_vec()));
+    let request = SendRequest {
+        paths: vec![LocalPath(path.clone())],
+        peers: vec![],
+    };
+    assert_eq!(
+        served.client.send(&request).await.unwrap().jobs,
+        [format!("{path:?}")]
+    );
+}
+
+#[tokio::test]
+async fn the_agents_errors_keep_exit_message_and_mend() {
+    let served = serve(Fake::default());
+    let error = served.client.job("ffff/../&?").await.unwrap_err();
+    assert_eq!(error.exit, Exit::NoInput);
+    assert_eq!(error.message, "no job ffff/../&?");
+    assert_eq!(error.mend.as_deref(), Some("see: dropwire jobs"));
+
+    let filter = JobFilter {
+        peer: Some("nobody & co".into()),
+        state: None,
+    };
+    let error = served.client.jobs(&filter).await.unwrap_err();
+    assert_eq!(
+        (error.exit, error.message.as_str()),
+        (Exit::NoInput, "no peer `nobody & co`")
+    );
+}
+
+#[tokio::test]
+async fn a_listing_comes_whole_and_in_order() {
+    let served = serve(Fake {
+        jobs: 3 * PAGE as u64 + 1,
+        ..Fake::default()
+    });
+    let filter = JobFilter {
+        state: Some(JobState::Failed),
+        peer: None,
+    };
+    let mut lines = served.client.jobs(&filter).await.unwrap();
+    for n in 0..served.agent.jobs {
+        assert_eq!(lines.next().await.unwrap(), Some(job(n, JobState::Failed)));
+    }
+    assert_eq!(lines.next().await.unwrap(), None);
+    assert_eq!(served.agent.pages_made.load(Ordering::SeqCst), 4);
+}
+
+#[tokio::test]
+async fn an_empty_listing_ends_at_once() {
+    let served = serve(Fake::default());
+    let mut lines = served.client.jobs(&JobFilter::default()).await.unwrap();
+    assert_eq!(lines.next().await.unwrap(), None);
+}
+
+/// A reader that has taken one line of a million leaves the rest with the agent: only what fits the socket was made.
+#[tokio::test]
+async fn a_large_listing_is_made_as_it_is_read() {
+    let served = serve(Fake {
+        jobs: 1_000_000,
+        ..Fake::default()
+    });
+    let mut lines = served.client.jobs(&JobFilter::default()).await.unwrap();
+    assert!(lines.next().await.unwrap().is_some());
+    for _ in 0..1000 {
+        tokio::task::yield_now().await;
+    }
+    let made = served.agent.pages_made.load(Ordering::SeqCst);
+    assert!(made < 50, "{made} of 2000 pages were made for one line");
+}
+
+#[tokio::test]
+async fn a_listing_that_breaks_says_so_after_what_it_had() {
+    let served = serve(Fake {
+        jobs: 10 * PAGE as u64,
+        broken_after: Some(1),
+        ..Fake::default()
+    });
+    let mut lines = served.client.jobs(&JobFilter::default()).await.unwrap();
+    for _ in 0..PAGE {
+        assert!(lines.next().await.unwrap().is_some());
+    }
+    let error = lines.next().await.unwrap_err();
+    assert_eq!(
+        (error.exit, error.mend.as_deref()),
+        (Exit::Disk, Some("look at the disk"))
+    );
+}
+
+#[tokio::test]
+async fn without_an_agent_the_answer_is_69_and_how_to_start_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("control.sock");
+    let error = Client::new(&path).status().await.unwrap_err();
+    assert_eq!(error.exit, Exit::Unavailable);
+    assert_eq!(
+        error.message,
+        format!("the agent is not running (no answer at {})", path.display())
+    );
+    assert_eq!(error.mend.as_deref(), Some("start it: dropwire run"));
+}
+
+#[tokio::test]
+async fn a_socket_left_by_a_crash_is_as_good_as_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("control.sock");
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    assert_eq!(
+        Client::new(&path).status().await.unwrap_err().exit,
+        Exit::Unavailable
+    );
+}
+
+#[tokio::test]
+async fn the_server_ends_when_told_and_takes_its_socket_along() {
+    let served = serve(Fake::default());
+    served.client.status().await.unwrap();
+    // An idle connection does not hold it up.
+    let _idle = socket::connect(&served.path).await.unwrap();
+    served.cancel.cancel();
+    served.task.await.unwrap();
+    assert!(!served.path.exists());
+    assert_eq!(served.client.status().await.unwrap_err().exit, Exit::Unavailable);
+}
+
+#[tokio::test]
+async fn an_agent_that_dies_within_an_answer_is_named() {
+    let served = serve(Fake {
+        jobs: 1_000_000,
+        ..Fake::default()
+    });
+    let mut lines = served.client.jobs(&JobFilter::default()).await.unwrap();
+    lines.next().await.unwrap();
+    served.task.abort();
+    served.cancel.cancel();
+    let error = loop {
+        match lines.next().await {
+            Ok(Some(_)) => {}
+            Ok(None) => panic!("the listing was cut and nobody said so"),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.exit, Exit::Unavailable);
+}
+
+#[tokio::test]
+async fn what_is_no_question_is_refused_and_the_server_lives_on() {
+    let served = serve(Fake::default());
+    let too_large = format!(
+        "POST /v1/send HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{{",
+        u64::MAX
+    );
+    let cases = [
+        ("GET /v1/nothing HTTP/1.1\r\nhost: x\r\n\r\n", "HTTP/1.1 404"),
+        (
+            "GET /v1/jobs?state=unheard HTTP/1.1\r\nhost: x\r\n\r\n",
+            "HTTP/1.1 400",
+        ),
+        ("GET /v1/send HTTP/1.1\r\nhost: x\r\n\r\n", "HTTP/1.1 405"),
+        (
+            "POST /v1/why HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 1\r\n\r\n?",
+            "HTTP/1.1 400",
+        ),
+        ("no HTTP at all\r\n\r\n", "HTTP/1.1 400"),
+        (too_large.as_str(), "HTTP/1.1 4"),
+    ];
+    for (question, expected) in cases {
+        let mut stream = socket::connect(&served.path).await.unwrap();
+        stream.write_all(question.as_bytes()).await.unwrap();
+        let mut answer = vec![];
+        // A server that closes on unread bytes may reset; what it said before stands.
+        let _ = stream.read_to_end(&mut answer).await;
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(answer.starts_with(expected), "{question:?} got {answer:?}");
+    }
+    served.client.status().await.unwrap();
+}

@@ -1,0 +1,506 @@
+//! Answers what the command line asks of a running agent.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use dropwire_protocol::{AgentId, TransferId, name::escape};
+
+use super::{
+    Shared, blocking, explain,
+    explain::{Standing, Way},
+    intake, job_list,
+    state::now_ms,
+};
+use crate::{
+    config::{self, Config},
+    control::{
+        self,
+        api::{
+            Changed, Event, InboxReport, JobFilter, JobPage, JobParts, JobReport, JobState, OutboxReport,
+            PeerReport, SCHEMA, Selection, SendReply, SendRequest, StatusReport, WhyQuery, WhyReport,
+        },
+        wire::{Time, path_bytes},
+    },
+    error::{Exit, Fatal},
+    id,
+    link::PeerLink,
+    outbox::spool,
+    queue::{self, Filter, Job, Page},
+};
+
+/// Ended jobs are listed this long.
+const LISTED_MS: i64 = 30 * 24 * 60 * 60 * 1000;
+
+/// The agent as its control socket shows it.
+pub struct Office {
+    pub(super) shared: Arc<Shared>,
+}
+
+impl control::Agent for Office {
+    async fn status(&self) -> Result<StatusReport, Fatal> {
+        let shared = &self.shared;
+        let config = shared.config();
+        let counts = shared.queue.counts().await.map_err(|e| job_list(&e))?;
+        let of_peer: HashMap<_, _> = counts.peers.into_iter().collect();
+        let of_outbox: HashMap<_, _> = counts.outboxes.into_iter().collect();
+        let mut links = self.links();
+        let peers = config.peers.iter().map(|peer| {
+            let jobs = of_peer.get(&peer.id).copied().unwrap_or_default();
+            let sending = shared.live.sending_to(peer.id) as u64;
+            let link = links.remove(&peer.id);
+            PeerReport {
+                name: peer.name.clone(),
+                id: id::format(peer.id),
+                connected: link.as_ref().is_some_and(|l| l.connected),
+                paused: false,
+                next_dial_at: link.as_ref().and_then(|l| l.next_dial_at).map(Time::from),
+                sent_bytes: link.as_ref().map_or(0, |l| l.sent_bytes),
+                received_bytes: link.as_ref().map_or(0, |l| l.received_bytes),
+                last_error: link.and_then(|l| l.last_error),
+                queued: jobs.queued.saturating_sub(sending),
+                sending,
+                failed: jobs.failed,
+                delivered: jobs.delivered,
+            }
+        });
+        let outboxes = shared.outboxes();
+        let outboxes = outboxes.iter().map(|outbox| {
+            let status = outbox.status();
+            let queued = outbox
+                .id()
+                .and_then(|id| of_outbox.get(&id))
+                .copied()
+                .unwrap_or_default();
+            OutboxReport::new(
+                &status.path,
+                status.watch,
+                status.settling as u64,
+                queued,
+                status.held,
+            )
+        });
+        let inbox = shared.inbox.status();
+        let (files, bytes) = (inbox.received_files, inbox.received_bytes);
+        let inbox = inbox
+            .path
+            .map(|path| InboxReport::new(&path, inbox.free_bytes, files, bytes, inbox.held));
+        let age_s = |since: i64| now_ms().saturating_sub(since).max(0) as f64 / 1000.0;
+        Ok(StatusReport {
+            schema: SCHEMA,
+            name: config.name.clone(),
+            id: id::format(shared.identity.id()),
+            version: env!("CARGO_PKG_VERSION").into(),
+            pid: std::process::id(),
+            uptime_seconds: shared.started.elapsed().as_secs_f64(),
+            listen: shared.links.listen_addr().map(|a| a.to_string()),
+            outboxes: outboxes.collect(),
+            inbox,
+            peers: peers.collect(),
+            oldest_undelivered_seconds: counts.oldest_queued_ms.map(age_s),
+        })
+    }
+
+    async fn jobs(&self, filter: JobFilter, page: Option<String>) -> Result<JobPage, Fatal> {
+        let config = self.shared.config();
+        let peer = filter
+            .peer
+            .map(|p| find_peer(&config, &p))
+            .transpose()?
+            .map(|p| p.id);
+        // "sending" is known only here, not on disk: those are listed from memory.
+        if filter.state == Some(JobState::Sending) {
+            let mut jobs = Vec::new();
+            for id in self.shared.live.ids() {
+                let job = self.shared.queue.get(id).await.map_err(|e| job_list(&e))?;
+                jobs.extend(
+                    job.filter(|j| peer.is_none_or(|p| p == j.peer))
+                        .map(|j| self.report(j)),
+                );
+            }
+            return Ok(JobPage { jobs, next: None });
+        }
+        let after = match page {
+            None => 0,
+            Some(page) => page
+                .parse()
+                .map_err(|_| Fatal::new(Exit::Usage, "no such page"))?,
+        };
+        let disk = Filter {
+            state: filter.state.map(on_disk),
+            peer,
+            since_ms: now_ms().saturating_sub(LISTED_MS),
+        };
+        let rows = self
+            .shared
+            .queue
+            .list(
+                disk,
+                Page {
+                    after,
+                    limit: control::PAGE,
+                },
+            )
+            .await;
+        let rows = rows.map_err(|e| job_list(&e))?;
+        let next = if rows.len() < control::PAGE {
+            None
+        } else {
+            rows.last().map(|r| r.cursor.to_string())
+        };
+        let jobs = rows.into_iter().map(|row| self.report(row.job));
+        let jobs = jobs.filter(|job| filter.state.is_none_or(|wanted| wanted == job.state));
+        Ok(JobPage {
+            jobs: jobs.collect(),
+            next,
+        })
+    }
+
+    async fn job(&self, id: String) -> Result<JobReport, Fatal> {
+        let id = self.one_job(&id).await?;
+        let job = self.shared.queue.get(id).await.map_err(|e| job_list(&e))?;
+        job.map(|job| self.report(job))
+            .ok_or_else(|| no_such_job(&id.to_string()))
+    }
+
+    async fn why(&self, query: WhyQuery) -> Result<WhyReport, Fatal> {
+        let ids = match &query {
+            WhyQuery::Job(prefix) => vec![self.one_job(prefix).await?],
+            WhyQuery::File(path) => self
+                .shared
+                .queue
+                .by_path(&path.0)
+                .await
+                .map_err(|e| job_list(&e))?,
+        };
+        let mut jobs = Vec::new();
+        let mut history = Vec::new();
+        for id in ids {
+            let queue = &self.shared.queue;
+            let Some(job) = queue.get(id).await.map_err(|e| job_list(&e))? else {
+                continue;
+            };
+            for (at, text) in queue.history(id).await.map_err(|e| job_list(&e))? {
+                history.push(Event {
+                    at: Time::from_ms(at),
+                    job: id.to_string(),
+                    text,
+                });
+            }
+            jobs.push(job);
+        }
+        history.sort_by_key(|event| event.at);
+        let watched = match &query {
+            // What lies there now may be newer than what the job list knows.
+            WhyQuery::File(path) => self.shared.outboxes().iter().find_map(|o| o.why(&path.0)),
+            WhyQuery::Job(_) => None,
+        };
+        let open: Vec<&Job> = jobs
+            .iter()
+            .filter(|j| j.state == queue::JobState::Queued)
+            .collect();
+        let told: Vec<&Job> = if open.is_empty() {
+            jobs.iter().take(1).collect()
+        } else {
+            open
+        };
+        let sentences: Vec<String> = told.into_iter().map(|job| self.sentence(job)).collect();
+        let sentence = match (watched, &query) {
+            (Some(watched), _) if sentences.is_empty() => watched,
+            (Some(watched), _) => format!("{watched}; before that: {}", sentences.join("; ")),
+            (None, WhyQuery::File(path)) if sentences.is_empty() => return Err(no_such_file(&path.0)),
+            (None, _) => sentences.join("; "),
+        };
+        let jobs = jobs.into_iter().map(|job| self.report(job)).collect();
+        Ok(WhyReport {
+            sentence,
+            jobs,
+            history,
+        })
+    }
+
+    async fn send(&self, request: SendRequest) -> Result<SendReply, Fatal> {
+        let config = self.shared.config();
+        let peers = request.peers.iter().map(|p| find_peer(&config, p).map(|p| p.id));
+        let peers = peers.collect::<Result<Vec<AgentId>, Fatal>>()?;
+        let spool = self.shared.spool();
+        let boxes: Vec<_> = config.outboxes.iter().map(|o| o.path.clone()).collect();
+        let paths: Vec<PathBuf> = request.paths.into_iter().map(|path| path.0).collect();
+        for path in &paths {
+            if let Some(outbox) = boxes.iter().find(|o| path.starts_with(o)) {
+                let message = format!("{} lies in the outbox {}", shown(path), shown(outbox));
+                return Err(
+                    Fatal::new(Exit::Usage, message).mend("nothing to do: it is that outbox's job already")
+                );
+            }
+        }
+        let spooled = blocking(move || spool::take(&spool, &paths))
+            .await?
+            .map_err(|e| Fatal::io(format_args!("cannot take {}", e.path), &e.source))?;
+        let jobs = intake::take_spooled(&self.shared, spooled, &peers)
+            .await
+            .map_err(|e| job_list(&e))?;
+        Ok(SendReply {
+            jobs: jobs.iter().map(ToString::to_string).collect(),
+        })
+    }
+
+    async fn retry(&self, selection: Selection) -> Result<Changed, Fatal> {
+        self.change(
+            selection,
+            &[queue::JobState::Queued, queue::JobState::Failed],
+            true,
+        )
+        .await
+    }
+
+    async fn cancel(&self, selection: Selection) -> Result<Changed, Fatal> {
+        self.change(selection, &[queue::JobState::Queued], false).await
+    }
+}
+
+impl Office {
+    /// Retries or cancels; without names, all jobs in one of `states`.
+    async fn change(
+        &self,
+        which: Selection,
+        states: &[queue::JobState],
+        again: bool,
+    ) -> Result<Changed, Fatal> {
+        let queue = &self.shared.queue;
+        let mut named = Vec::new();
+        for prefix in &which.jobs {
+            named.push(self.one_job(prefix).await?);
+        }
+        let mut changed = Vec::new();
+        if named.is_empty() {
+            let config = self.shared.config();
+            let peer = which
+                .peer
+                .map(|p| find_peer(&config, &p))
+                .transpose()?
+                .map(|p| p.id);
+            if peer.is_none() && !which.all {
+                return Err(Fatal::new(Exit::Usage, "no job is named").mend("name jobs, a peer, or --all"));
+            }
+            for state in states {
+                changed.extend(
+                    self.change_all(
+                        Filter {
+                            state: Some(*state),
+                            peer,
+                            since_ms: 0,
+                        },
+                        again,
+                    )
+                    .await?,
+                );
+            }
+        } else if again {
+            changed = queue.resend(named, now_ms()).await.map_err(|e| job_list(&e))?;
+        } else {
+            changed = queue.cancel(named, now_ms()).await.map_err(|e| job_list(&e))?;
+        }
+        for peer in &self.shared.config().peers {
+            self.shared.wake(peer.id).notify_one();
+            if again {
+                self.shared.links.dial_now(peer.id);
+            }
+        }
+        let jobs = if which.jobs.is_empty() {
+            Vec::new()
+        } else {
+            changed.iter().map(ToString::to_string).collect()
+        };
+        Ok(Changed {
+            count: changed.len() as u64,
+            jobs,
+        })
+    }
+
+    async fn change_all(&self, filter: Filter, again: bool) -> Result<Vec<TransferId>, Fatal> {
+        let queue = &self.shared.queue;
+        let (mut changed, mut after) = (Vec::new(), 0);
+        loop {
+            let rows = queue
+                .list(
+                    filter,
+                    Page {
+                        after,
+                        limit: control::PAGE,
+                    },
+                )
+                .await
+                .map_err(|e| job_list(&e))?;
+            let Some(last) = rows.last() else {
+                return Ok(changed);
+            };
+            after = last.cursor;
+            let ids = rows.iter().map(|row| row.job.id).collect();
+            let part = if again {
+                queue.resend(ids, now_ms()).await
+            } else {
+                queue.cancel(ids, now_ms()).await
+            };
+            changed.extend(part.map_err(|e| job_list(&e))?);
+        }
+    }
+
+    async fn one_job(&self, prefix: &str) -> Result<TransferId, Fatal> {
+        let found = self
+            .shared
+            .queue
+            .by_prefix(prefix.to_owned())
+            .await
+            .map_err(|e| job_list(&e))?;
+        match found[..] {
+            [one] => Ok(one),
+            [] => Err(no_such_job(prefix)),
+            _ => Err(Fatal::new(
+                Exit::NoInput,
+                format_args!("more than one job begins with {}", escape(prefix.as_bytes())),
+            )
+            .mend("give more digits")),
+        }
+    }
+
+    fn report(&self, job: Job) -> JobReport {
+        let sent = self.shared.live.sent_bytes(job.id);
+        let size = job.found.version.size;
+        let state = match job.state {
+            queue::JobState::Queued if sent.is_some() => JobState::Sending,
+            queue::JobState::Queued => JobState::Queued,
+            queue::JobState::Delivered => JobState::Delivered,
+            queue::JobState::Failed => JobState::Failed,
+            queue::JobState::Cancelled => JobState::Cancelled,
+        };
+        let waits = state == JobState::Queued && job.error.is_some();
+        JobReport::new(JobParts {
+            id: job.id,
+            peer: peer_name(&self.shared.config(), job.peer),
+            path: job.absolute(),
+            state,
+            attempts: job.attempts + u32::from(state == JobState::Sending),
+            next_attempt_at_ms: waits.then_some(job.next_attempt_ms),
+            sent_bytes: if state == JobState::Delivered {
+                size
+            } else {
+                sent.unwrap_or(0)
+            },
+            error: job.error,
+            queued_at_ms: job.queued_ms,
+            delivered_at_ms: job.delivered_ms,
+            digest: job.sha256,
+            delivered_as: job.delivered_as,
+            name: job.found.path,
+            size,
+        })
+    }
+
+    fn sentence(&self, job: &Job) -> String {
+        let standing = match job.state {
+            queue::JobState::Delivered => Standing::Delivered {
+                delivered_as: job
+                    .delivered_as
+                    .as_ref()
+                    .map(ToString::to_string)
+                    .unwrap_or_default(),
+                at_ms: job.delivered_ms.unwrap_or_default(),
+            },
+            queue::JobState::Failed => Standing::Failed(job.error.clone().unwrap_or_default()),
+            queue::JobState::Cancelled => Standing::Cancelled,
+            queue::JobState::Queued => match self.shared.live.sent_bytes(job.id) {
+                Some(sent) => Standing::Sending {
+                    sent,
+                    size: job.found.version.size,
+                },
+                None => Standing::Queued {
+                    next_attempt_ms: job.next_attempt_ms,
+                    error: job.error.clone(),
+                },
+            },
+        };
+        let config = self.shared.config();
+        let link = self.links().remove(&job.peer);
+        let way = Way {
+            peer: peer_name(&config, job.peer),
+            connected: link.as_ref().is_some_and(|l| l.connected),
+            dials: config
+                .peers
+                .iter()
+                .any(|p| p.id == job.peer && p.address.is_some()),
+            next_dial_at: link.as_ref().and_then(|l| l.next_dial_at),
+            last_error: link.and_then(|l| l.last_error),
+        };
+        format!(
+            "{} {}",
+            job.found.path,
+            explain::sentence(&standing, &way, now_ms())
+        )
+    }
+
+    fn links(&self) -> HashMap<AgentId, PeerLink> {
+        self.shared
+            .links
+            .status()
+            .into_iter()
+            .map(|link| (link.peer, link))
+            .collect()
+    }
+}
+
+fn on_disk(state: JobState) -> queue::JobState {
+    match state {
+        JobState::Queued | JobState::Sending => queue::JobState::Queued,
+        JobState::Delivered => queue::JobState::Delivered,
+        JobState::Failed => queue::JobState::Failed,
+        JobState::Cancelled => queue::JobState::Cancelled,
+    }
+}
+
+/// A peer taken out of the config is shown by its id.
+fn peer_name(config: &Config, peer: AgentId) -> String {
+    config
+        .peers
+        .iter()
+        .find(|p| p.id == peer)
+        .map_or_else(|| id::format(peer), |p| p.name.clone())
+}
+
+fn find_peer<'a>(config: &'a Config, wanted: &str) -> Result<&'a config::Peer, Fatal> {
+    let by_id = id::parse(wanted).ok();
+    let found = config
+        .peers
+        .iter()
+        .find(|p| p.name == wanted || Some(p.id) == by_id);
+    found.ok_or_else(|| {
+        let names: Vec<&str> = config.peers.iter().map(|p| p.name.as_str()).collect();
+        Fatal::new(
+            Exit::Usage,
+            format_args!("no peer is called {}", escape(wanted.as_bytes())),
+        )
+        .mend(format_args!("the config has: {}", names.join(", ")))
+    })
+}
+
+fn no_such_job(prefix: &str) -> Fatal {
+    Fatal::new(
+        Exit::NoInput,
+        format_args!("no job begins with {}", escape(prefix.as_bytes())),
+    )
+    .mend("`dropwire jobs` lists them")
+}
+
+fn no_such_file(path: &Path) -> Fatal {
+    Fatal::new(
+        Exit::NoInput,
+        format_args!("{} is in no outbox and was never queued", shown(path)),
+    )
+    .mend("`dropwire status` shows the outboxes, `dropwire jobs` the files that were queued")
+}
+
+fn shown(path: &Path) -> String {
+    escape(path_bytes(path))
+}

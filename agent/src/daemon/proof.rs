@@ -1,0 +1,55 @@
+//! Whether a receipt proves this job's delivery: signature, both ids, path, size and, where we read the bytes, the digest.
+
+use dropwire_protocol::{AgentId, Digest, Receipt, ReceiptBody, RemotePath, TransferId};
+
+use crate::{identity, queue::Proof};
+
+/// What a receipt has to agree with.
+pub struct Claim<'a> {
+    /// The job's transfer.
+    pub id: TransferId,
+    /// This agent.
+    pub sender: AgentId,
+    /// The peer on whose link it came.
+    pub receiver: AgentId,
+    /// As offered.
+    pub path: &'a RemotePath,
+    /// As offered.
+    pub size: u64,
+}
+
+/// The receipt's content, if it is what we asked for. The digest is left to the caller: it depends on what was read.
+pub fn check(receipt: &Receipt, claim: &Claim<'_>) -> Result<ReceiptBody, String> {
+    let body = identity::verify(receipt).map_err(|e| e.to_string())?;
+    let agrees = [
+        ("transfer", body.transfer == claim.id),
+        ("sender", body.sender == claim.sender),
+        ("receiver", body.receiver == claim.receiver),
+        ("path", body.path == *claim.path),
+        ("size", body.size == claim.size),
+    ];
+    match agrees.iter().find(|(_, fits)| !fits) {
+        Some((field, _)) => Err(format!("the receipt names another {field}")),
+        None => Ok(body),
+    }
+}
+
+/// What the job list keeps of it.
+pub fn proof(receipt: &Receipt, body: &ReceiptBody) -> Proof {
+    Proof {
+        id: body.transfer,
+        receipt: receipt.to_bytes(),
+        delivered_as: body.delivered_as.clone(),
+        digest: body.digest,
+        delivered_at_ms: i64::try_from(body.delivered_at).unwrap_or(i64::MAX),
+    }
+}
+
+/// Says so when the receiver has other bytes than were read.
+pub fn same_digest(body: &ReceiptBody, read: Digest) -> Result<(), String> {
+    if body.digest == read {
+        Ok(())
+    } else {
+        Err(format!("the receipt is for {}, but {read} was sent", body.digest))
+    }
+}

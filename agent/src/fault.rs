@@ -1,0 +1,65 @@
+//! Faults that tests ask for through `DROPWIRE_FAULT`; a release build holds none of this.
+//!
+//! A comma list: `bad-read@1048576` flips one bit, once, in the read buffer that holds this offset of a file, after
+//! its hash was taken, so that the receiver's check has to find it.
+
+/// Damages `buffer`, which holds a file from `offset` on, if that was asked for.
+#[cfg(debug_assertions)]
+pub fn bad_read(offset: u64, buffer: &mut [u8]) {
+    use std::sync::{LazyLock, Mutex, PoisonError};
+    static LEFT: LazyLock<Mutex<Vec<u64>>> = LazyLock::new(|| {
+        let asked = std::env::var("DROPWIRE_FAULT").unwrap_or_default();
+        Mutex::new(offsets(&asked))
+    });
+    flip(
+        &mut LEFT.lock().unwrap_or_else(PoisonError::into_inner),
+        offset,
+        buffer,
+    );
+}
+
+/// Does nothing in a release build.
+#[cfg(not(debug_assertions))]
+#[inline]
+pub fn bad_read(_: u64, _: &mut [u8]) {}
+
+#[cfg(debug_assertions)]
+fn offsets(asked: &str) -> Vec<u64> {
+    asked
+        .split(',')
+        .filter_map(|fault| fault.trim().strip_prefix("bad-read@")?.parse().ok())
+        .collect()
+}
+
+#[cfg(debug_assertions)]
+fn flip(left: &mut Vec<u64>, offset: u64, buffer: &mut [u8]) {
+    left.retain(|at| {
+        let here = at
+            .checked_sub(offset)
+            .and_then(|i| buffer.get_mut(usize::try_from(i).ok()?));
+        match here {
+            Some(byte) => {
+                *byte ^= 1;
+                false
+            }
+            None => true,
+        }
+    });
+}
+
+#[cfg(all(test, debug_assertions))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_bit_once() {
+        let mut left = offsets("other, bad-read@5 ,bad-read@x");
+        let mut buffer = [0; 4];
+        flip(&mut left, 0, &mut buffer);
+        assert_eq!(buffer, [0; 4]);
+        flip(&mut left, 4, &mut buffer);
+        assert_eq!(buffer, [0, 1, 0, 0]);
+        flip(&mut left, 4, &mut buffer);
+        assert_eq!(buffer, [0, 1, 0, 0]);
+    }
+}

@@ -1,0 +1,395 @@
+//! Who this agent is: one Ed25519 key, its id, what it signs, and the TLS settings that pin both ways.
+
+mod tls;
+
+use std::{
+    fs::File,
+    io::{self, Read as _},
+    path::Path,
+    sync::Arc,
+};
+
+use aws_lc_rs::{
+    digest, hmac,
+    signature::{self, Ed25519KeyPair, UnparsedPublicKey},
+};
+use dropwire_protocol::{AgentId, Receipt, ReceiptBody, TransferId};
+
+use crate::{
+    durable,
+    error::{Exit, Fatal},
+    version::Version,
+};
+
+pub use tls::{ALPN, NotPaired, peer_id};
+
+/// This agent's key. The file is `identity.key` in the state folder, PKCS#8 PEM, 0600.
+pub struct Identity {
+    key: Ed25519KeyPair,
+    spki: Vec<u8>,
+    id: AgentId,
+    transfer_key: hmac::Key,
+    tls: tls::Credentials,
+}
+
+impl Identity {
+    /// Reads the key; None when there is none yet. Readable by others: [`Exit::Permission`]; damaged: [`Exit::Data`].
+    pub fn load(state_dir: &Path) -> Result<Option<Identity>, Fatal> {
+        let path = state_dir.join(KEY_FILE);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Fatal::io(format_args!("cannot open {}", path.display()), &error)),
+        };
+        check_private(&file, &path)?;
+        let mut pem = String::new();
+        file.take(MAX_KEY_FILE)
+            .read_to_string(&mut pem)
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::InvalidData => damaged(&path, &error),
+                _ => Fatal::io(format_args!("cannot read {}", path.display()), &error),
+            })?;
+        let pair = rcgen::KeyPair::from_pkcs8_pem_and_sign_algo(&pem, &rcgen::PKCS_ED25519)
+            .map_err(|error| damaged(&path, &error))?;
+        Identity::from_pair(&pair)
+            .map(Some)
+            .map_err(|error| damaged(&path, &error))
+    }
+
+    /// Reads the key or makes one, durably (0600 whatever the umask), before it is first used.
+    ///
+    /// Crash promise: afterwards the file is whole or not there. A key that is there is never replaced.
+    pub fn load_or_create(state_dir: &Path) -> Result<Identity, Fatal> {
+        if let Some(identity) = Identity::load(state_dir)? {
+            return Ok(identity);
+        }
+        let path = state_dir.join(KEY_FILE);
+        let pem = new_pair().serialize_pem();
+        durable::write_file(&path, pem.as_bytes())
+            .map_err(|error| Fatal::io(format_args!("cannot write {}", path.display()), &error))?;
+        Identity::load(state_dir)?.ok_or_else(|| {
+            Fatal::new(
+                Exit::Disk,
+                format_args!("{} vanished after it was written", path.display()),
+            )
+        })
+    }
+
+    /// A throw-away identity, for tests.
+    pub fn generate() -> Identity {
+        Identity::from_pair(&new_pair()).expect("a key that was just made is sound")
+    }
+
+    /// SHA-256 of the public key's SubjectPublicKeyInfo.
+    pub fn id(&self) -> AgentId {
+        self.id
+    }
+
+    /// Signs what the receiver says of a delivery.
+    pub fn sign(&self, body: &ReceiptBody) -> Receipt {
+        let body = minicbor::to_vec(body).expect("a Vec takes all that is written");
+        let signature = self.key.sign(&Receipt::signed_bytes(&body));
+        Receipt {
+            signature: signature.as_ref().to_vec(),
+            key: self.spki.clone(),
+            body,
+        }
+    }
+
+    /// The id of a drop for a peer: 128 bits of an HMAC-SHA-256 under a key derived from this identity, over peer, outbox, path, version and counter.
+    ///
+    /// Each field goes in with its length before it, so that no two drops share an input.
+    pub fn transfer_id(
+        &self,
+        peer: AgentId,
+        outbox: [u8; 16],
+        path: &[u8],
+        version: &Version,
+        counter: u64,
+    ) -> TransferId {
+        let mut context = hmac::Context::with_key(&self.transfer_key);
+        for field in [
+            &peer.0[..],
+            &outbox,
+            path,
+            &version.identity_bytes(),
+            &counter.to_be_bytes(),
+        ] {
+            context.update(&(field.len() as u64).to_be_bytes());
+            context.update(field);
+        }
+        let mut id = [0; 16];
+        id.copy_from_slice(&context.sign().as_ref()[..16]);
+        TransferId(id)
+    }
+
+    /// For accepting: any key in `pins` is let in, nothing else (our own never).
+    pub fn server_config(&self, pins: Vec<AgentId>) -> Arc<rustls::ServerConfig> {
+        self.tls.server_config(self.id, pins)
+    }
+
+    /// For dialling: exactly this peer.
+    pub fn client_config(&self, peer: AgentId) -> Arc<rustls::ClientConfig> {
+        self.tls.client_config(self.id, peer)
+    }
+
+    fn from_pair(pair: &rcgen::KeyPair) -> Result<Identity, String> {
+        let pkcs8 = pair.serialized_der();
+        let key = Ed25519KeyPair::from_pkcs8_maybe_unchecked(pkcs8).map_err(|e| e.to_string())?;
+        let spki = rcgen::PublicKeyData::subject_public_key_info(pair);
+        Ok(Identity {
+            transfer_key: transfer_key(&key)?,
+            tls: tls::Credentials::new(pair)?,
+            id: id_of(&spki),
+            spki,
+            key,
+        })
+    }
+}
+
+/// Why a receipt proves nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReceiptError {
+    /// It cannot be decoded.
+    #[error("the receipt is damaged: {0}")]
+    Damaged(String),
+    /// The key in it is not the receiver's it names.
+    #[error("the receipt is signed by another key than the receiver's")]
+    WrongKey,
+    /// The signature does not fit.
+    #[error("the receipt's signature does not fit")]
+    BadSignature,
+}
+
+/// Checks key and signature; needs nothing but the receipt.
+pub fn verify(receipt: &Receipt) -> Result<ReceiptBody, ReceiptError> {
+    let body = receipt
+        .decode_body_unverified()
+        .map_err(|error| ReceiptError::Damaged(error.to_string()))?;
+    if id_of(&receipt.key) != body.receiver {
+        return Err(ReceiptError::WrongKey);
+    }
+    // An Ed25519 key has one encoding only: a fixed head, then its 32 bytes.
+    let key = receipt
+        .key
+        .strip_prefix(&ED25519_SPKI_HEAD)
+        .ok_or_else(|| ReceiptError::Damaged("its key is not an Ed25519 key".into()))?;
+    UnparsedPublicKey::new(&signature::ED25519, key)
+        .verify(&Receipt::signed_bytes(&receipt.body), &receipt.signature)
+        .map_err(|_| ReceiptError::BadSignature)?;
+    Ok(body)
+}
+
+fn id_of(spki: &[u8]) -> AgentId {
+    let mut id = [0; 32];
+    id.copy_from_slice(digest::digest(&digest::SHA256, spki).as_ref());
+    AgentId(id)
+}
+
+fn new_pair() -> rcgen::KeyPair {
+    rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).expect("the system gives random bytes")
+}
+
+/// The seed itself stays out of every other computation: ids are made under a key of their own.
+fn transfer_key(key: &Ed25519KeyPair) -> Result<hmac::Key, String> {
+    use aws_lc_rs::encoding::AsBigEndian as _;
+    let seed = key.seed().map_err(|e| e.to_string())?;
+    let seed = seed.as_be_bytes().map_err(|e| e.to_string())?;
+    let root = hmac::Key::new(hmac::HMAC_SHA256, seed.as_ref());
+    let derived = hmac::sign(&root, b"dropwire transfer id v1\n");
+    Ok(hmac::Key::new(hmac::HMAC_SHA256, derived.as_ref()))
+}
+
+fn damaged(path: &Path, cause: &dyn std::fmt::Display) -> Fatal {
+    Fatal::new(
+        Exit::Data,
+        format_args!("{} holds no Ed25519 key: {cause}", path.display()),
+    )
+    .mend("put the key back from a backup; to begin anew, remove the file, and give every peer the new id")
+}
+
+/// Asked of the open file, so that what was checked is what is read.
+#[cfg(unix)]
+fn check_private(file: &File, path: &Path) -> Result<(), Fatal> {
+    use std::os::unix::fs::MetadataExt as _;
+    let meta = file
+        .metadata()
+        .map_err(|error| Fatal::io(format_args!("cannot look at {}", path.display()), &error))?;
+    let mode = meta.mode() & 0o7777;
+    if mode & 0o077 == 0 {
+        return Ok(());
+    }
+    let shown = path.display();
+    Err(Fatal::new(
+        Exit::Permission,
+        format_args!("others may read the private key {shown} (mode {mode:04o})"),
+    )
+    .mend(format_args!("chmod 600 '{shown}'")))
+}
+
+/// Elsewhere the file inherits the access list of the user's own folder.
+#[cfg(not(unix))]
+fn check_private(_file: &File, _path: &Path) -> Result<(), Fatal> {
+    Ok(())
+}
+
+const KEY_FILE: &str = "identity.key";
+/// A PKCS#8 Ed25519 key takes some 150 bytes.
+const MAX_KEY_FILE: u64 = 16 * 1024;
+const ED25519_SPKI_HEAD: [u8; 12] = [
+    0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00,
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dropwire_protocol::{Digest, RemotePath};
+
+    fn body(receiver: AgentId) -> ReceiptBody {
+        let path = RemotePath::parse(b"a/b.txt").unwrap();
+        ReceiptBody {
+            transfer: TransferId([7; 16]),
+            sender: AgentId([1; 32]),
+            receiver,
+            path: path.clone(),
+            delivered_as: path,
+            size: 3,
+            digest: Digest([9; 32]),
+            delivered_at: 1,
+        }
+    }
+
+    fn version() -> Version {
+        Version {
+            inode: 1,
+            birth_ns: 2,
+            size: 3,
+            mtime_ns: 4,
+            ctime_ns: 5,
+        }
+    }
+
+    #[test]
+    fn receipts_verify_until_anything_is_changed() {
+        let identity = Identity::generate();
+        let receipt = identity.sign(&body(identity.id()));
+        assert_eq!(verify(&receipt), Ok(body(identity.id())));
+
+        let mut other_body = receipt.clone();
+        *other_body.body.last_mut().unwrap() ^= 1;
+        assert_eq!(verify(&other_body), Err(ReceiptError::BadSignature));
+
+        let mut other_signature = receipt.clone();
+        other_signature.signature[0] ^= 1;
+        assert_eq!(verify(&other_signature), Err(ReceiptError::BadSignature));
+
+        let mut other_key = receipt.clone();
+        other_key.key = Identity::generate().spki;
+        assert_eq!(verify(&other_key), Err(ReceiptError::WrongKey));
+
+        let stranger = Identity::generate();
+        assert_eq!(
+            verify(&stranger.sign(&body(identity.id()))),
+            Err(ReceiptError::WrongKey)
+        );
+
+        let empty = Receipt {
+            body: vec![],
+            key: vec![],
+            signature: vec![],
+        };
+        assert!(matches!(verify(&empty), Err(ReceiptError::Damaged(_))));
+    }
+
+    #[test]
+    fn transfer_ids_differ_by_each_field_and_by_the_key_only() {
+        let identity = Identity::generate();
+        let [peer, other] = [AgentId([1; 32]), AgentId([2; 32])];
+        let id = identity.transfer_id(peer, [3; 16], b"p", &version(), 0);
+        assert_eq!(
+            id,
+            identity.transfer_id(
+                peer,
+                [3; 16],
+                b"p",
+                &Version {
+                    ctime_ns: 6,
+                    ..version()
+                },
+                0
+            )
+        );
+        for different in [
+            identity.transfer_id(other, [3; 16], b"p", &version(), 0),
+            identity.transfer_id(peer, [4; 16], b"p", &version(), 0),
+            identity.transfer_id(peer, [3; 16], b"q", &version(), 0),
+            identity.transfer_id(peer, [3; 16], b"p", &Version { size: 4, ..version() }, 0),
+            identity.transfer_id(peer, [3; 16], b"p", &version(), 1),
+            Identity::generate().transfer_id(peer, [3; 16], b"p", &version(), 0),
+        ] {
+            assert_ne!(id, different);
+        }
+    }
+
+    #[test]
+    fn a_key_survives_and_is_never_made_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(Identity::load(dir.path()).unwrap().is_none());
+        let first = Identity::load_or_create(dir.path()).unwrap();
+        let again = Identity::load_or_create(dir.path()).unwrap();
+        assert_eq!(first.id(), again.id());
+        assert_eq!(
+            first.transfer_id(first.id(), [0; 16], b"p", &version(), 0),
+            again.transfer_id(first.id(), [0; 16], b"p", &version(), 0)
+        );
+
+        let path = dir.path().join(KEY_FILE);
+        let ecdsa = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)
+            .unwrap()
+            .serialize_pem();
+        let cut = std::fs::read_to_string(&path).unwrap()[..60].to_owned();
+        for bad in [ecdsa, cut, String::new(), "\u{0}".repeat(100_000)] {
+            std::fs::write(&path, &bad).unwrap();
+            let error = Identity::load_or_create(dir.path()).err().unwrap();
+            assert_eq!(error.exit, Exit::Data, "{error}");
+            assert!(error.mend.is_some());
+            assert_eq!(
+                std::fs::read_to_string(&path).unwrap(),
+                bad,
+                "a damaged key stays as it is"
+            );
+        }
+        std::fs::write(&path, [0xff; 10]).unwrap();
+        assert_eq!(Identity::load(dir.path()).err().unwrap().exit, Exit::Data);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_key_that_others_may_read_is_refused() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let id = Identity::load_or_create(dir.path()).unwrap().id();
+        let path = dir.path().join(KEY_FILE);
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o7777,
+            0o600
+        );
+        for (mode, fine) in [
+            (0o640, false),
+            (0o604, false),
+            (0o620, false),
+            (0o400, true),
+            (0o600, true),
+        ] {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            match Identity::load(dir.path()) {
+                Ok(identity) => assert!(fine && identity.unwrap().id() == id, "{mode:o}"),
+                Err(error) => {
+                    assert!(!fine, "{mode:o}: {error}");
+                    assert_eq!(error.exit, Exit::Permission);
+                    assert!(error.mend.unwrap().starts_with("chmod 600 "));
+                }
+            }
+        }
+    }
+}

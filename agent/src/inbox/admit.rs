@@ -1,0 +1,121 @@
+//! R1: what an offer meets in the ledger, and whether there is room for it.
+
+use std::sync::Arc;
+
+use dropwire_protocol::{AgentId, Manifest, message::DeclineReason};
+
+use super::{
+    Shared,
+    claims::Key,
+    commit,
+    ledger::{self, Known, State},
+    partial,
+    reply::Answer,
+    site::Site,
+    space::{self, Reservation},
+};
+use crate::db::DbError;
+
+/// Most partials that a peer may leave lying; the longest untouched goes first.
+const MAX_PARTIALS: usize = 256;
+/// Milliseconds after which a full disk is asked again.
+const FULL_MS: u64 = 60_000;
+
+/// Decides on the offer of a claimed transfer: the inbox to receive it in and whether there may be a partial to
+/// resume, or the answer that ends it. A row *placing* is finished first. Blocks.
+pub fn admit(
+    shared: &Shared,
+    key: Key,
+    manifest: &Manifest,
+    known: Option<Known>,
+) -> Result<(Arc<Site>, bool), Answer> {
+    let Some(Known {
+        manifest: bound,
+        mark,
+        state,
+    }) = known
+    else {
+        return Ok((shared.enter()?, false));
+    };
+    if matches!(state, State::Withdrawn) {
+        return Err(Answer::refused(
+            DeclineReason::Withdrawn,
+            "it was withdrawn",
+            None,
+        ));
+    }
+    let Some(bound) = bound.filter(|b| b.path == manifest.path && b.size == manifest.size) else {
+        let text = "this id was offered before with another path or size";
+        return Err(Answer::refused(DeclineReason::Conflict, text, None));
+    };
+    match state {
+        State::Delivered(receipt) => Err(Answer::Settled(receipt)),
+        State::Withdrawn => Err(Answer::Silent), // answered above
+        State::Receiving => {
+            let site = shared.enter()?;
+            let here = mark == Some(site.mark);
+            Ok((site, here))
+        }
+        State::Placing(placing) => {
+            let site = enter_of(shared, mark)?;
+            Err(commit::resolve(shared, &site, key, &bound, placing).map_or_else(|a| a, Answer::Settled))
+        }
+    }
+}
+
+/// The inbox, if it is the one with this mark.
+pub fn enter_of(shared: &Shared, mark: Option<[u8; 16]>) -> Result<Arc<Site>, Answer> {
+    let site = shared.enter()?;
+    if mark == Some(site.mark) {
+        return Ok(site);
+    }
+    let text = "it is being placed in another inbox folder, which is not here";
+    Err(Answer::refused(DeclineReason::InboxUnavailable, text, None))
+}
+
+/// Promises room for `bytes` more.
+pub fn reserve(shared: &Shared, site: &Site, bytes: u64) -> Result<Reservation, Answer> {
+    let free = site
+        .anchor()
+        .and_then(|a| space::free(&a))
+        .map_err(|e| Answer::io("asking how much is free", &e))?;
+    shared.space.reserve(bytes, free).map_err(|missing| {
+        let text = format!("the disk is full: {missing} bytes are missing");
+        Answer::refused(DeclineReason::NoSpace, text, Some(FULL_MS))
+    })
+}
+
+/// Keeps a peer's partials within bounds: drops the longest untouched until another one fits.
+pub fn make_way(shared: &Shared, site: &Site, peer: AgentId) -> Result<(), Answer> {
+    let rows = shared
+        .db
+        .call_blocking(move |tx| ledger::receiving_of(tx, peer))?;
+    let mut too_many = (rows.len() + 1).saturating_sub(MAX_PARTIALS);
+    for key in rows {
+        if too_many == 0 {
+            return Ok(());
+        }
+        if let Some(_claim) = shared.claims.try_take(key) {
+            shared
+                .db
+                .call_blocking(move |tx| ledger::drop_receiving(tx, key))?;
+            partial::remove(site, key);
+            too_many -= 1;
+        }
+    }
+    if too_many == 0 {
+        return Ok(());
+    }
+    Err(Answer::refused(
+        DeclineReason::Busy,
+        "too many open transfers",
+        Some(5_000),
+    ))
+}
+
+/// The row of a transfer and its checkpoints' list, through the writer's connection.
+pub fn look(shared: &Shared, key: Key) -> Result<(Option<Known>, Vec<ledger::Checkpoint>), DbError> {
+    shared
+        .db
+        .call_blocking(move |tx| Ok((ledger::look(tx, key)?, ledger::checkpoints(tx, key)?)))
+}

@@ -1,0 +1,182 @@
+//! Small files, many to a commit: what waits is written, synced, noted, renamed and synced together.
+//!
+//! A single one goes the same way at once; nothing waits for a batch to fill. Small files have no row *receiving*:
+//! nothing of them is ever resumed, and a partial without a row is litter.
+
+use std::{
+    fs::File,
+    io,
+    sync::{
+        Arc,
+        atomic::Ordering,
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+};
+
+use bytes::Bytes;
+use dropwire_protocol::{Digest, Manifest};
+
+use super::{
+    Shared,
+    claims::Claim,
+    commit::{self, Ready},
+    partial,
+    reply::{Answer, Reply},
+    site::Site,
+    space::Reservation,
+};
+use crate::durable;
+
+/// Most files of one batch, and most that wait for it.
+const BATCH: usize = 1024;
+/// From so many on, one syncfs is cheaper than a sync of each...
+const TOGETHER: usize = 4;
+/// ...and so many while a large transfer's dirty data would be written with them.
+const TOGETHER_BESIDE_LARGE: usize = 64;
+
+/// A small file, whole in memory and verified.
+pub struct Small {
+    /// What was offered.
+    pub manifest: Manifest,
+    /// Its bytes, in order.
+    pub chunks: Vec<Bytes>,
+    /// Of them.
+    pub digest: Digest,
+    /// Who is told.
+    pub reply: Reply,
+    /// Firm.
+    pub claim: Claim,
+    /// Room for it.
+    pub reservation: Reservation,
+}
+
+/// The queue into [`run`].
+pub fn queue() -> (SyncSender<Small>, Receiver<Small>) {
+    sync_channel(BATCH)
+}
+
+/// Takes batches until the queue is closed.
+pub fn run(shared: &Arc<Shared>, waiting: &Receiver<Small>) {
+    while let Ok(first) = waiting.recv() {
+        let mut batch = vec![first];
+        batch.extend(waiting.try_iter().take(BATCH - 1));
+        store(shared, batch);
+    }
+}
+
+fn store(shared: &Arc<Shared>, batch: Vec<Small>) {
+    let site = match shared.enter() {
+        Ok(site) => site,
+        Err(trouble) => {
+            let answer = Answer::from(trouble);
+            return batch.iter().for_each(|small| small.reply.end(answer.clone()));
+        }
+    };
+    let enough = match shared.large.load(Ordering::Relaxed) {
+        0 => TOGETHER,
+        _ => TOGETHER_BESIDE_LARGE,
+    };
+    let batch = if site.syncfs && batch.len() >= enough {
+        match store_together(shared, &site, batch) {
+            None => return,
+            Some(batch) => batch,
+        }
+    } else {
+        batch
+    };
+    store_each(shared, &site, batch);
+}
+
+/// R2 to R9 with one syncfs. Gives the batch back when that failed; then nothing of it is on the disk.
+fn store_together(shared: &Arc<Shared>, site: &Site, batch: Vec<Small>) -> Option<Vec<Small>> {
+    let anchor = site.anchor(); // before the first write: errors count from here
+    let (written, files) = write_all(site, batch);
+    match anchor.and_then(|a| durable::sync_filesystem(&a)) {
+        Ok(()) => {
+            place(shared, site, written.into_iter().zip(files).collect());
+            None
+        }
+        Err(e) => {
+            tracing::warn!("{} small files could not be synced at once: {e}", written.len());
+            for small in &written {
+                partial::remove(site, small.claim.key());
+            }
+            Some(written)
+        }
+    }
+}
+
+/// R2 to R9, each file synced for itself.
+fn store_each(shared: &Arc<Shared>, site: &Site, batch: Vec<Small>) {
+    let (written, files) = write_all(site, batch);
+    let mut synced = Vec::with_capacity(written.len());
+    for (small, file) in written.into_iter().zip(files) {
+        match durable::sync_file(&file) {
+            Ok(()) => synced.push((small, file)),
+            Err(e) => refuse(site, &small, Answer::disk("syncing the file", &e)),
+        }
+    }
+    if synced.is_empty() {
+        return;
+    }
+    match durable::sync_dir(&site.partials) {
+        Ok(()) => place(shared, site, synced),
+        Err(e) => {
+            let answer = Answer::disk("syncing the partials' folder", &e);
+            synced
+                .iter()
+                .for_each(|(small, _)| refuse(site, small, answer.clone()));
+        }
+    }
+}
+
+/// R2, R3 and the first half of R5. Those that cannot be written are refused.
+fn write_all(site: &Site, batch: Vec<Small>) -> (Vec<Small>, Vec<File>) {
+    let mut files = Vec::with_capacity(batch.len());
+    let mut written = Vec::with_capacity(batch.len());
+    for small in batch {
+        match write(site, &small) {
+            Ok(file) => {
+                files.push(file);
+                written.push(small);
+            }
+            Err(e) => refuse(site, &small, Answer::io("writing the file", &e)),
+        }
+    }
+    (written, files)
+}
+
+fn write(site: &Site, small: &Small) -> io::Result<File> {
+    let file = partial::create(site, small.claim.key())?;
+    let mut offset = 0;
+    for chunk in &small.chunks {
+        partial::write_at(&file, offset, chunk)?;
+        offset += chunk.len() as u64;
+    }
+    partial::dress(&file, site.mode, small.manifest.mtime);
+    Ok(file)
+}
+
+fn place(shared: &Arc<Shared>, site: &Site, synced: Vec<(Small, File)>) {
+    let mut ready = Vec::with_capacity(synced.len());
+    for (small, file) in synced {
+        match partial::inode(&file) {
+            Ok(inode) => ready.push(Ready {
+                manifest: small.manifest,
+                digest: small.digest,
+                inode,
+                keep: false,
+                reply: small.reply,
+                claim: small.claim,
+                reservation: small.reservation,
+            }),
+            Err(e) => refuse(site, &small, Answer::io("looking at the file", &e)),
+        }
+    }
+    commit::place_all(shared, site, ready);
+}
+
+fn refuse(site: &Site, small: &Small, answer: Answer) {
+    partial::remove(site, small.claim.key()); // never had a row
+    small.reply.end(answer);
+}

@@ -1,0 +1,391 @@
+//! R6 to R9 of DURABILITY's receiver: intent, name, certainty, receipt; for one file or a thousand.
+//!
+//! | step | a crash after it |
+//! |---|---|
+//! | R5 partial and its directory entry durable (the caller's part) | *receiving*; sent or resumed again |
+//! | R6 rows *placing*, each with the whole receipt | [`resolve`]: partial there → R7 again |
+//! | R7 final name given, nothing replaced | [`resolve`]: partial gone → R8 again, then delivered |
+//! | R8 every folder on the way, and the partials' folder, synced | the same |
+//! | R9 receipt out; row *delivered*, on a later commit | the same receipt, byte for byte |
+
+use std::{
+    collections::HashMap,
+    ffi::OsString,
+    io,
+    sync::{Arc, atomic::AtomicBool},
+};
+
+use cap_fs_ext::MetadataExt;
+use cap_std::fs::{Dir, Metadata};
+use dropwire_protocol::{Digest, Manifest, Receipt, ReceiptBody, message::DeclineReason};
+
+use super::{
+    Shared,
+    claims::{Claim, Key},
+    ledger::{self, Checkpoint, Placing},
+    now_ms, partial,
+    place::{self, Place, os_name},
+    reply::{Answer, Reply},
+    site::Site,
+    space::Reservation,
+};
+use crate::{
+    db::DbError,
+    durable::{self, How},
+};
+
+/// How often another name is looked for when somebody keeps taking them.
+const TRIES: usize = 100;
+
+/// A whole, verified, durable partial (R5 is done).
+pub struct Ready {
+    /// What was offered.
+    pub manifest: Manifest,
+    /// Of all its bytes.
+    pub digest: Digest,
+    /// The partial's.
+    pub inode: u64,
+    /// A partial that cannot be placed stays for another try; a small one goes.
+    pub keep: bool,
+    /// Who is told.
+    pub reply: Reply,
+    /// Held until the end.
+    pub claim: Claim,
+    /// Held until the end.
+    #[expect(dead_code, reason = "giving it back is what it is for")]
+    pub reservation: Reservation,
+}
+
+/// A file's intended place.
+struct Intent {
+    place: Place,
+    placing: Placing,
+}
+
+/// Gives all of `ready` their final names and answers each. Blocks.
+pub fn place_all(shared: &Arc<Shared>, site: &Site, ready: Vec<Ready>) {
+    let mut intents = Vec::with_capacity(ready.len());
+    for file in ready {
+        match intend(
+            shared,
+            site,
+            file.claim.key(),
+            &file.manifest,
+            file.digest,
+            file.inode,
+        ) {
+            Ok(intent) => intents.push((file, intent)),
+            Err(answer) => not_placed(site, &file, answer),
+        }
+    }
+    let rows = intents
+        .iter()
+        .map(|(file, intent)| row(file.claim.key(), &file.manifest, intent))
+        .collect();
+    if let Err(e) = write_down(shared, site, rows) {
+        for (file, _) in &intents {
+            match e {
+                DbError::Change(_) => not_placed(site, file, e.clone().into()),
+                DbError::Failed(_) => {} // it may be there after the restart: nothing is removed, nothing said
+            }
+        }
+        return;
+    }
+    let mut placed = Vec::with_capacity(intents.len());
+    for (file, intent) in intents {
+        match name(shared, site, file.claim.key(), &file.manifest, intent, !file.keep) {
+            Ok(intent) => placed.push((file, intent)),
+            Err(answer) => file.reply.end(answer),
+        }
+    }
+    if placed.is_empty() {
+        return;
+    }
+    let folders = placed.iter().flat_map(|(_, intent)| &intent.place.folders);
+    if let Err(answer) = make_certain(shared, site, folders) {
+        return placed.iter().for_each(|(file, _)| file.reply.end(answer.clone()));
+    }
+    let keys: Vec<Key> = placed.iter().map(|(file, _)| file.claim.key()).collect();
+    shared.note_certain(&keys);
+    for (file, intent) in &placed {
+        shared.delivered(site, &intent.placing.place, file.manifest.size);
+        file.reply.end(Answer::Committed(intent.placing.receipt.clone()));
+    }
+    shared.write_down_delivered(keys);
+}
+
+/// The rule for a row *placing*: finishes what a crash, or another link, left between intent and certainty. The
+/// caller has claimed `key` and read the inbox's mark, and it is the row's. Repeatable after any crash.
+pub fn resolve(
+    shared: &Shared,
+    site: &Site,
+    key: Key,
+    manifest: &Manifest,
+    placing: Placing,
+) -> Result<Receipt, Answer> {
+    if shared.is_certain(key) {
+        return Ok(placing.receipt);
+    }
+    let unknown = |e: io::Error| Answer::io("looking for the partial", &e);
+    let found = partial::look(site, key).map_err(unknown)?;
+    let placing = match found {
+        Some(meta) if is_linked(site, &placing, &meta).map_err(unknown)? => {
+            durable::unlink(&site.partials, &partial::file_name(key)).map_err(unknown)?;
+            placing
+        }
+        Some(meta) if is_ours(site, key, manifest, &placing, &meta).map_err(unknown)? => {
+            place_again(shared, site, key, manifest, placing)?
+        }
+        Some(_) => {
+            shared.db.call_blocking(move |tx| {
+                ledger::unplace(tx, key)?;
+                ledger::drop_receiving(tx, key)
+            })?;
+            partial::remove(site, key);
+            return Err(Answer::refused(
+                DeclineReason::DiskError,
+                "the partial is not the one that was verified",
+                Some(1_000),
+            ));
+        }
+        None => placing,
+    };
+    let folders = place::existing_folders(site, &placing.place).map_err(unknown)?;
+    make_certain(shared, site, &folders)?;
+    let now = now_ms();
+    if shared.db.call_blocking(move |tx| ledger::deliver(tx, key, now))? {
+        shared.delivered(site, &placing.place, manifest.size);
+    }
+    Ok(placing.receipt)
+}
+
+/// R7 again, under the name that was meant if it is still free, else under the next one (R6 first).
+fn place_again(
+    shared: &Shared,
+    site: &Site,
+    key: Key,
+    manifest: &Manifest,
+    placing: Placing,
+) -> Result<Placing, Answer> {
+    let body = placing.receipt.decode_body_unverified();
+    let digest = body
+        .map_err(|e| Answer::refused(DeclineReason::DiskError, e.to_string(), None))?
+        .digest;
+    let mut intent = intend(shared, site, key, manifest, digest, placing.inode)?;
+    if intent.place.path == placing.place && intent.placing.how == placing.how {
+        intent.placing = placing;
+    } else {
+        write_down(shared, site, vec![row(key, manifest, &intent)])?;
+    }
+    Ok(name(shared, site, key, manifest, intent, false)?.placing)
+}
+
+/// Chooses a place and signs the receipt for it.
+fn intend(
+    shared: &Shared,
+    site: &Site,
+    key: Key,
+    manifest: &Manifest,
+    digest: Digest,
+    inode: u64,
+) -> Result<Intent, Answer> {
+    let place = shared
+        .places
+        .choose(site, key.0, shared.top(key.0).as_deref(), &manifest.path)?;
+    let receipt = (shared.sign)(&ReceiptBody {
+        transfer: key.1,
+        sender: key.0,
+        receiver: shared.me,
+        path: manifest.path.clone(),
+        delivered_as: place.path.clone(),
+        size: manifest.size,
+        digest,
+        delivered_at: now_ms().max(0) as u64,
+    });
+    let placing = Placing {
+        place: place.path.clone(),
+        inode,
+        how: site.how,
+        receipt,
+    };
+    Ok(Intent { place, placing })
+}
+
+/// What R6 writes for one file.
+struct IntentRow {
+    key: Key,
+    manifest: Manifest,
+    placing: Placing,
+    aliases: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+fn row(key: Key, manifest: &Manifest, intent: &Intent) -> IntentRow {
+    IntentRow {
+        key,
+        manifest: manifest.clone(),
+        placing: intent.placing.clone(),
+        aliases: intent.place.aliases.clone(),
+    }
+}
+
+/// R6, all in one commit.
+fn write_down(shared: &Shared, site: &Site, rows: Vec<IntentRow>) -> Result<(), DbError> {
+    let (mark, now) = (site.mark, now_ms());
+    if rows.is_empty() {
+        return Ok(());
+    }
+    shared.db.call_blocking(move |tx| {
+        for row in &rows {
+            ledger::place(tx, row.key, &row.manifest, mark, &row.placing, now)?;
+            for (folder, alias) in &row.aliases {
+                ledger::set_alias(tx, row.key.0, folder, alias)?;
+            }
+        }
+        Ok(())
+    })
+}
+
+/// R7. Gives the intent under which the file lies now.
+fn name(
+    shared: &Shared,
+    site: &Site,
+    key: Key,
+    manifest: &Manifest,
+    mut intent: Intent,
+    discard: bool,
+) -> Result<Intent, Answer> {
+    let from = partial::file_name(key);
+    for _ in 0..TRIES {
+        let given = intent.place.parent().and_then(|parent| {
+            durable::give_name(
+                intent.placing.how,
+                &site.partials,
+                &from,
+                parent,
+                &intent.place.name,
+            )
+        });
+        match given {
+            Ok(()) => return Ok(intent),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                let digest = intent.placing.receipt.decode_body_unverified().map(|b| b.digest);
+                let digest =
+                    digest.map_err(|e| Answer::refused(DeclineReason::DiskError, e.to_string(), None))?;
+                intent = intend(shared, site, key, manifest, digest, intent.placing.inode)?;
+                write_down(shared, site, vec![row(key, manifest, &intent)])?;
+            }
+            Err(e) => return Err(take_back(shared, site, key, &intent.placing, discard, &e)),
+        }
+    }
+    let busy = io::Error::other("other programs keep taking the names that were free");
+    Err(take_back(shared, site, key, &intent.placing, discard, &busy))
+}
+
+/// R7 failed. Only where the partial surely lies where it was is the row taken back; else the rule decides later.
+fn take_back(
+    shared: &Shared,
+    site: &Site,
+    key: Key,
+    placing: &Placing,
+    discard: bool,
+    error: &io::Error,
+) -> Answer {
+    let unplaced = match partial::look(site, key) {
+        Ok(Some(meta)) => matches!(is_linked(site, placing, &meta), Ok(false)),
+        _ => false,
+    };
+    if unplaced {
+        let taken_back = shared.db.call_blocking(move |tx| {
+            ledger::unplace(tx, key)?;
+            if discard {
+                ledger::drop_receiving(tx, key)
+            } else {
+                Ok(())
+            }
+        });
+        match taken_back {
+            Ok(()) if discard => partial::remove(site, key),
+            Ok(()) => {}
+            Err(e) => return e.into(),
+        }
+    }
+    Answer::io("giving the file its name", error)
+}
+
+fn not_placed(site: &Site, file: &Ready, answer: Answer) {
+    if !file.keep {
+        partial::remove(site, file.claim.key()); // its row never was *placing*
+    }
+    file.reply.end(answer);
+}
+
+/// R8: each folder once, then the partials'. After a failure no receipt leaves, now or for the next offer.
+fn make_certain<'a>(
+    shared: &Shared,
+    site: &Site,
+    folders: impl IntoIterator<Item = &'a (Vec<u8>, Dir)>,
+) -> Result<(), Answer> {
+    let each: HashMap<&[u8], &Dir> = folders
+        .into_iter()
+        .map(|(path, dir)| (path.as_slice(), dir))
+        .collect();
+    let synced = each.values().try_for_each(|dir| durable::sync_dir(dir));
+    synced
+        .and_then(|()| durable::sync_dir(&site.partials))
+        .map_err(|e| {
+            let reason = format!("a folder of the inbox could not be synced: {e}");
+            shared.gate.break_off(reason.clone());
+            Answer::refused(DeclineReason::InboxUnavailable, reason, None)
+        })
+}
+
+/// Placed by link, with the partial's name still to go?
+fn is_linked(site: &Site, placing: &Placing, partial: &Metadata) -> io::Result<bool> {
+    if placing.how == How::Renamed {
+        return Ok(false);
+    }
+    if partial.nlink() > 1 {
+        return Ok(true);
+    }
+    let folders = place::existing_folders(site, &placing.place)?;
+    let name: OsString = os_name(placing.place.file_name());
+    let depth = placing.place.components().count();
+    match folders.last() {
+        Some((_, dir)) if folders.len() == depth => match dir.symlink_metadata(name) {
+            Ok(meta) => Ok(meta.ino() == partial.ino() && meta.dev() == partial.dev()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(e),
+        },
+        _ => Ok(false),
+    }
+}
+
+/// Is this the partial that was verified? By its inode, or (restored from a copy) by its bytes.
+fn is_ours(
+    site: &Site,
+    key: Key,
+    manifest: &Manifest,
+    placing: &Placing,
+    meta: &Metadata,
+) -> io::Result<bool> {
+    if !meta.is_file() || meta.len() != manifest.size {
+        return Ok(false);
+    }
+    if partial::is_inode(meta, placing.inode) {
+        return Ok(true);
+    }
+    let (Some(file), Ok(body)) = (
+        partial::open(site, key)?,
+        placing.receipt.decode_body_unverified(),
+    ) else {
+        return Ok(false);
+    };
+    let whole = Checkpoint {
+        offset: manifest.size,
+        digest: body.digest,
+        hash_state: Vec::new(),
+    };
+    let good = partial::good_prefix(&file, &[whole], &AtomicBool::new(false));
+    durable::sync_file(&file)?;
+    Ok(good.length() == manifest.size && good.value() == body.digest)
+}

@@ -1,0 +1,390 @@
+//! One link's desk: a thread that takes its commands in order, collects small files, and passes the large ones'
+//! orders to their writers.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        mpsc::{SyncSender, sync_channel},
+    },
+    thread::{self, JoinHandle},
+};
+
+use bytes::Bytes;
+use dropwire_protocol::{
+    AgentId, Digest, Manifest, RunningDigest, TransferId,
+    message::{DeclineReason, MAX_EAGER},
+    receiver::{Command, Opening, Outcome},
+};
+use rusqlite::Connection;
+use tokio::sync::mpsc;
+
+use super::{
+    Shared, admit,
+    batch::Small,
+    claims::{Claim, Key},
+    commit, ledger,
+    ledger::{Known, State},
+    now_ms, partial,
+    reply::{Answer, Outcomes, Reply},
+    space::Reservation,
+    writer::{self, Order},
+};
+
+/// Most large transfers of one link at a time, each a thread.
+const MAX_LARGE: usize = 64;
+/// Most orders that wait for a writer; their bytes are bounded by the link's window.
+const ORDERS: usize = 256;
+/// After so many damages in one opening it is not the line's fault.
+const MAX_DAMAGES: u32 = 16;
+
+/// Everything that is open on one link.
+pub struct Desk {
+    shared: Arc<Shared>,
+    peer: AgentId,
+    outcomes: Outcomes,
+    batch: SyncSender<Small>,
+    ledger: Option<Connection>,
+    small: HashMap<TransferId, Collecting>,
+    large: HashMap<TransferId, (Opening, Arc<SyncSender<Order>>)>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// A small file that is coming in.
+struct Collecting {
+    claim: Claim,
+    manifest: Manifest,
+    reply: Reply,
+    reservation: Reservation,
+    pass: u32,
+    chunks: Vec<Bytes>,
+    digest: RunningDigest,
+}
+
+impl Desk {
+    /// For a link with `peer`.
+    pub fn new(shared: Arc<Shared>, peer: AgentId, outcomes: Outcomes, batch: SyncSender<Small>) -> Desk {
+        Desk {
+            shared,
+            peer,
+            outcomes,
+            batch,
+            ledger: None,
+            small: HashMap::new(),
+            large: HashMap::new(),
+            threads: Vec::new(),
+        }
+    }
+
+    /// Serves until the link closes its end or the agent stops; then everything open is released.
+    pub fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+        let shared = self.shared.clone();
+        let next = |commands: &mut mpsc::Receiver<Command>| match commands.try_recv() {
+            Ok(command) => Some(command),
+            Err(_) => shared.runtime.block_on(async {
+                tokio::select! {
+                    biased;
+                    () = shared.cancel.cancelled() => None,
+                    command = commands.recv() => command,
+                }
+            }),
+        };
+        while let Some(command) = next(&mut commands).filter(|_| !shared.cancel.is_cancelled()) {
+            self.serve(command);
+        }
+        drop(commands);
+        self.small.clear();
+        self.large.clear();
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+
+    fn serve(&mut self, command: Command) {
+        match command {
+            Command::Open {
+                id,
+                opening,
+                manifest,
+                eager: _, // small is small, asked or unasked
+            } => {
+                let reply = Reply {
+                    outcomes: self.outcomes.clone(),
+                    id,
+                    opening,
+                };
+                self.release(id);
+                if manifest.size <= MAX_EAGER {
+                    self.open_small(manifest, reply);
+                } else {
+                    self.open_large(manifest, reply);
+                }
+            }
+            Command::Write {
+                id,
+                opening,
+                pass,
+                offset,
+                bytes,
+                digest,
+            } => {
+                let order = Order::Write {
+                    pass,
+                    offset,
+                    bytes,
+                    digest,
+                };
+                self.pass_on(id, opening, order);
+            }
+            Command::Finish {
+                id,
+                opening,
+                pass,
+                digest,
+            } => self.pass_on(id, opening, Order::Finish { pass, digest }),
+            Command::Release { id, opening } => {
+                if self.small.get(&id).is_some_and(|s| s.reply.opening == opening)
+                    || self.large.get(&id).is_some_and(|(o, _)| *o == opening)
+                {
+                    self.release(id);
+                }
+            }
+            Command::Withdraw { id } => {
+                self.release(id);
+                self.withdraw(id);
+            }
+            Command::Forget { ids } => {
+                let (peer, named) = (self.peer, ids.clone());
+                match self
+                    .shared
+                    .db
+                    .call_blocking(move |tx| ledger::forget(tx, peer, &named))
+                {
+                    Ok(()) => self.outcomes.send(Outcome::Forgotten { ids }),
+                    Err(e) => tracing::error!("outcomes could not be forgotten: {e}"),
+                }
+            }
+        }
+    }
+
+    fn open_large(&mut self, manifest: Manifest, reply: Reply) {
+        self.threads.retain(|thread| !thread.is_finished());
+        if self.threads.len() >= MAX_LARGE {
+            let text = "too many large files at once";
+            return reply.end(Answer::refused(DeclineReason::Busy, text, Some(1_000)));
+        }
+        let (sender, orders) = sync_channel(ORDERS);
+        let sender = Arc::new(sender);
+        let wake = Arc::downgrade(&sender);
+        let (shared, key, outcomes) = (self.shared.clone(), (self.peer, reply.id), self.outcomes.clone());
+        let (id, opening) = (reply.id, reply.opening);
+        let spawned = thread::Builder::new()
+            .name("inbox-large".into())
+            .spawn(move || writer::run(&shared, key, manifest, reply, &orders, wake));
+        match spawned {
+            Ok(thread) => {
+                self.threads.push(thread);
+                self.large.insert(id, (opening, sender));
+            }
+            Err(e) => {
+                let reply = Reply {
+                    outcomes,
+                    id,
+                    opening,
+                };
+                let text = format!("no thread for it: {e}");
+                reply.end(Answer::refused(DeclineReason::Busy, text, Some(5_000)));
+            }
+        }
+    }
+
+    fn open_small(&mut self, manifest: Manifest, reply: Reply) {
+        let claim = self.shared.claims.take_softly((self.peer, reply.id));
+        let admitted = self.look(claim.key()).and_then(|known| {
+            let (site, _) = admit::admit(&self.shared, claim.key(), &manifest, known)?;
+            admit::reserve(&self.shared, &site, manifest.size)
+        });
+        match admitted {
+            Err(answer) => reply.end(answer),
+            Ok(reservation) => {
+                let digest = RunningDigest::default();
+                reply.opened(0, digest.value());
+                let collecting = Collecting {
+                    claim,
+                    manifest,
+                    reply,
+                    reservation,
+                    pass: 0,
+                    chunks: Vec::new(),
+                    digest,
+                };
+                self.small.insert(collecting.reply.id, collecting);
+            }
+        }
+    }
+
+    fn pass_on(&mut self, id: TransferId, opening: Opening, order: Order) {
+        if self.small.get(&id).is_some_and(|s| s.reply.opening == opening) {
+            match order {
+                Order::Write {
+                    pass,
+                    offset,
+                    bytes,
+                    digest,
+                } => self.write_small(id, pass, offset, bytes, digest),
+                Order::Finish { pass, digest } => self.finish_small(id, pass, digest),
+                Order::Wake => {}
+            }
+        } else if let Some((_, writer)) = self.large.get(&id).filter(|(o, _)| *o == opening)
+            && writer.send(order).is_err()
+        {
+            self.large.remove(&id); // it has ended and said why
+        }
+    }
+
+    fn write_small(&mut self, id: TransferId, pass: u32, offset: u64, bytes: Bytes, digest: Digest) {
+        let Some(small) = self.small.get_mut(&id).filter(|s| pass >= s.pass) else {
+            return;
+        };
+        let mut next = small.digest.clone();
+        next.update(&bytes);
+        if small.claim.fenced() {
+            self.end_small(id, fenced());
+        } else if next.length() > small.manifest.size {
+            self.end_small(id, conflict());
+        } else if offset == small.digest.length() && next.value() == digest {
+            small.digest = next;
+            small.chunks.push(bytes);
+        } else if small.pass >= MAX_DAMAGES {
+            let text = "it arrived damaged too often";
+            self.end_small(id, Answer::refused(DeclineReason::DiskError, text, None));
+        } else {
+            small.pass += 1;
+            small.reply.damaged(small.digest.length(), small.digest.value());
+        }
+    }
+
+    fn finish_small(&mut self, id: TransferId, pass: u32, digest: Digest) {
+        let Some(small) = self.small.remove(&id) else {
+            return;
+        };
+        if pass < small.pass {
+            self.small.insert(id, small);
+        } else if small.digest.length() != small.manifest.size || small.digest.value() != digest {
+            small.reply.end(conflict());
+        } else if !small.claim.make_firm() {
+            small.reply.end(fenced());
+        } else {
+            let verified = Small {
+                manifest: small.manifest,
+                chunks: small.chunks,
+                digest,
+                reply: small.reply,
+                claim: small.claim,
+                reservation: small.reservation,
+            };
+            let _ = self.batch.send(verified); // the batch's thread only ends after this one
+        }
+    }
+
+    fn end_small(&mut self, id: TransferId, answer: Answer) {
+        if let Some(small) = self.small.remove(&id) {
+            small.reply.end(answer);
+        }
+    }
+
+    fn release(&mut self, id: TransferId) {
+        self.small.remove(&id);
+        self.large.remove(&id);
+    }
+
+    /// Off this thread only where somebody still works on it: then it has to be waited for.
+    fn withdraw(&mut self, id: TransferId) {
+        let key = (self.peer, id);
+        let (shared, outcomes) = (self.shared.clone(), self.outcomes.clone());
+        if let Some(claim) = shared.claims.try_take(key) {
+            return withdraw(&shared, &claim, &outcomes);
+        }
+        let waiting = thread::Builder::new()
+            .name("inbox-withdraw".into())
+            .spawn(move || {
+                let claim = shared.claims.take(key, None);
+                withdraw(&shared, &claim, &outcomes);
+            });
+        match waiting {
+            Ok(thread) => self.threads.push(thread),
+            Err(e) => tracing::error!("a withdrawal waits for the next link: {e}"),
+        }
+    }
+
+    /// By a connection of its own, so that a flood of small offers does not queue behind the commits.
+    fn look(&mut self, key: Key) -> Result<Option<Known>, Answer> {
+        let failed = |e: rusqlite::Error| {
+            let text = format!("the job list cannot be read: {e}");
+            Answer::refused(DeclineReason::DiskError, text, None)
+        };
+        let connection = match self.ledger.take() {
+            Some(connection) => connection,
+            None => self.shared.db.reader().map_err(failed)?,
+        };
+        let known = ledger::look(&connection, key).map_err(failed)?;
+        self.ledger = Some(connection);
+        Ok(known)
+    }
+}
+
+/// Makes the tombstone durable before anything is said or removed.
+fn withdraw(shared: &Shared, claim: &Claim, outcomes: &Outcomes) {
+    let key = claim.key();
+    let answer = match admit::look(shared, key) {
+        Err(e) => Err(e.into()),
+        Ok((
+            Some(Known {
+                state: State::Delivered(receipt),
+                ..
+            }),
+            _,
+        )) => Ok(Some(receipt)),
+        Ok((
+            Some(Known {
+                state: State::Placing(placing),
+                manifest: Some(manifest),
+                mark,
+            }),
+            _,
+        )) => admit::enter_of(shared, mark)
+            .and_then(|site| commit::resolve(shared, &site, key, &manifest, placing))
+            .map(Some),
+        Ok(_) => {
+            let now = now_ms();
+            let buried = shared.db.call_blocking(move |tx| ledger::withdraw(tx, key, now));
+            if let (Ok(()), Ok(site)) = (&buried, shared.gate.last_seen()) {
+                partial::remove(&site, key);
+            }
+            buried.map(|()| None).map_err(Answer::from)
+        }
+    };
+    let id = key.1;
+    match answer {
+        Ok(None) => outcomes.send(Outcome::Withdrawn { id }),
+        Ok(Some(receipt)) => outcomes.send(Outcome::Settled {
+            id,
+            opening: None,
+            receipt,
+        }),
+        // Neither may be said yet; the sender asks again by its next link.
+        Err(answer) => tracing::warn!("the withdrawal of {id} cannot be answered: {answer:?}"),
+    }
+}
+
+fn fenced() -> Answer {
+    Answer::refused(DeclineReason::Fenced, "a newer link carries this transfer", None)
+}
+
+fn conflict() -> Answer {
+    Answer::refused(
+        DeclineReason::Conflict,
+        "its length or digest is not what was announced",
+        None,
+    )
+}

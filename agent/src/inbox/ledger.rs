@@ -1,0 +1,377 @@
+//! What this agent knows of every transfer that was offered to it: the tables and their typed changes.
+//!
+//! A row is keyed by the sender's authenticated id and the transfer's id. It goes from *receiving* over *placing* to
+//! *delivered*, or ends *withdrawn*. Small files are written as *placing* right away: nothing of them is ever resumed.
+
+use dropwire_protocol::{AgentId, Digest, Manifest, Mtime, Receipt, RemotePath, TransferId};
+use rusqlite::{Connection, OptionalExtension, Result, Row, params, types::Type};
+
+use super::claims::Key;
+use crate::durable::How;
+
+/// The inbox's tables.
+pub const SCHEMA_1: &str = "
+CREATE TABLE inbox_transfer (
+    sender BLOB NOT NULL,
+    id BLOB NOT NULL,
+    state INTEGER NOT NULL,     -- 0 receiving, 1 placing, 2 delivered, 3 withdrawn
+    path BLOB,                  -- as offered; path and size are null for a withdrawn one that never was offered
+    size INTEGER,
+    mtime_s INTEGER,
+    mtime_ns INTEGER,
+    mark BLOB,                  -- of the inbox in which its partial lies
+    place BLOB,                 -- below the inbox; from placing on, as are the next three
+    inode INTEGER,
+    how INTEGER,                -- 0 renamed, 1 linked
+    receipt BLOB,
+    changed_ms INTEGER NOT NULL,
+    forgotten_at INTEGER,       -- on the clock of observed running time
+    PRIMARY KEY (sender, id)
+) WITHOUT ROWID;
+CREATE INDEX inbox_unfinished ON inbox_transfer (state, sender, changed_ms) WHERE state < 2;
+CREATE INDEX inbox_forgotten ON inbox_transfer (forgotten_at) WHERE forgotten_at IS NOT NULL;
+CREATE TABLE inbox_checkpoint (
+    sender BLOB NOT NULL,
+    id BLOB NOT NULL,
+    at INTEGER NOT NULL,
+    digest BLOB NOT NULL,
+    hash_state BLOB NOT NULL,
+    PRIMARY KEY (sender, id, at)
+) WITHOUT ROWID;
+CREATE TABLE inbox_folder_alias (
+    sender BLOB NOT NULL,
+    folder BLOB NOT NULL,       -- as offered, from the top
+    alias BLOB NOT NULL,        -- last component, as it is called here
+    PRIMARY KEY (sender, folder)
+) WITHOUT ROWID;
+CREATE TABLE inbox_mark (path BLOB PRIMARY KEY, mark BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE inbox_total (files INTEGER NOT NULL, bytes INTEGER NOT NULL, observed_s INTEGER NOT NULL);
+INSERT INTO inbox_total VALUES (0, 0, 0);
+";
+
+/// A known transfer.
+#[derive(Debug)]
+pub struct Known {
+    /// None for a withdrawn one that never was offered.
+    pub manifest: Option<Manifest>,
+    /// Of the inbox in which its partial lies.
+    pub mark: Option<[u8; 16]>,
+    /// How far it got.
+    pub state: State,
+}
+
+/// How far a transfer got.
+#[derive(Debug)]
+pub enum State {
+    /// Bytes are coming in.
+    Receiving,
+    /// Between intent and certainty: the receipt counts once the final name is durable.
+    Placing(Placing),
+    /// The receipt is true.
+    Delivered(Receipt),
+    /// Never will be delivered.
+    Withdrawn,
+}
+
+/// What is written down before a file gets its final name.
+#[derive(Clone, Debug)]
+pub struct Placing {
+    /// The final name, below the inbox.
+    pub place: RemotePath,
+    /// The partial's.
+    pub inode: u64,
+    /// By which call it gets its name.
+    pub how: How,
+    /// What will be said then, byte for byte.
+    pub receipt: Receipt,
+}
+
+/// A sender's folder as offered, and what its last component is called here.
+pub type Alias = (AgentId, Vec<u8>, Vec<u8>);
+
+/// A durable prefix of a partial.
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    /// Bytes.
+    pub offset: u64,
+    /// Of these bytes.
+    pub digest: Digest,
+    /// The hash's inner state, for going on from here.
+    pub hash_state: Vec<u8>,
+}
+
+/// The row of a transfer.
+pub fn look(db: &Connection, key: Key) -> Result<Option<Known>> {
+    db.prepare_cached("SELECT path, size, mtime_s, mtime_ns, mark, state, place, inode, how, receipt FROM inbox_transfer WHERE sender = ?1 AND id = ?2")?
+        .query_row(params![key.0.0, key.1.0], known)
+        .optional()
+}
+
+/// A new row *receiving*, with the offer bound to it; an older one that never was placed starts over.
+pub fn begin(db: &Connection, key: Key, manifest: &Manifest, mark: [u8; 16], now_ms: i64) -> Result<()> {
+    cut_checkpoints(db, key, 0)?;
+    db.prepare_cached(
+        "INSERT OR REPLACE INTO inbox_transfer (sender, id, state, path, size, mtime_s, mtime_ns, mark, changed_ms)
+         VALUES (?1, ?2, 0, ?3, ?4, ?5, ?6, ?7, ?8)",
+    )?
+    .execute(params![
+        key.0.0,
+        key.1.0,
+        manifest.path.as_bytes(),
+        manifest.size as i64,
+        manifest.mtime.seconds,
+        manifest.mtime.nanos,
+        mark,
+        now_ms
+    ])?;
+    Ok(())
+}
+
+/// All durable prefixes, shortest first.
+pub fn checkpoints(db: &Connection, key: Key) -> Result<Vec<Checkpoint>> {
+    db.prepare_cached(
+        "SELECT at, digest, hash_state FROM inbox_checkpoint WHERE sender = ?1 AND id = ?2 ORDER BY at",
+    )?
+    .query_map(params![key.0.0, key.1.0], |r| {
+        Ok(Checkpoint {
+            offset: r.get::<_, i64>(0)? as u64,
+            digest: Digest(r.get(1)?),
+            hash_state: r.get(2)?,
+        })
+    })?
+    .collect()
+}
+
+/// One more durable prefix.
+pub fn add_checkpoint(db: &Connection, key: Key, checkpoint: &Checkpoint, now_ms: i64) -> Result<()> {
+    db.prepare_cached("INSERT OR REPLACE INTO inbox_checkpoint VALUES (?1, ?2, ?3, ?4, ?5)")?
+        .execute(params![
+            key.0.0,
+            key.1.0,
+            checkpoint.offset as i64,
+            checkpoint.digest.0,
+            checkpoint.hash_state
+        ])?;
+    db.prepare_cached("UPDATE inbox_transfer SET changed_ms = ?3 WHERE sender = ?1 AND id = ?2")?
+        .execute(params![key.0.0, key.1.0, now_ms])?;
+    Ok(())
+}
+
+/// Drops every prefix longer than `offset`.
+pub fn cut_checkpoints(db: &Connection, key: Key, offset: u64) -> Result<()> {
+    db.prepare_cached("DELETE FROM inbox_checkpoint WHERE sender = ?1 AND id = ?2 AND at > ?3")?
+        .execute(params![key.0.0, key.1.0, offset as i64])?;
+    Ok(())
+}
+
+/// R6: the intent to place, whatever the row was before.
+pub fn place(
+    db: &Connection,
+    key: Key,
+    manifest: &Manifest,
+    mark: [u8; 16],
+    placing: &Placing,
+    now_ms: i64,
+) -> Result<()> {
+    db.prepare_cached(
+        "INSERT INTO inbox_transfer (sender, id, state, path, size, mtime_s, mtime_ns, mark, place, inode, how, receipt, changed_ms)
+         VALUES (?1, ?2, 1, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)
+         ON CONFLICT (sender, id) DO UPDATE SET state = 1, place = excluded.place, inode = excluded.inode,
+             how = excluded.how, receipt = excluded.receipt, mark = excluded.mark, changed_ms = excluded.changed_ms
+         WHERE state < 2",
+    )?
+    .execute(params![
+        key.0.0,
+        key.1.0,
+        manifest.path.as_bytes(),
+        manifest.size as i64,
+        manifest.mtime.seconds,
+        manifest.mtime.nanos,
+        mark,
+        placing.place.as_bytes(),
+        placing.inode as i64,
+        i64::from(placing.how == How::Linked),
+        encode(&placing.receipt)?,
+        now_ms
+    ])?;
+    Ok(())
+}
+
+/// Placing did not work, and the partial surely is where it was: *receiving* again.
+pub fn unplace(db: &Connection, key: Key) -> Result<()> {
+    db.prepare_cached(
+        "UPDATE inbox_transfer SET state = 0, place = NULL, inode = NULL, how = NULL, receipt = NULL
+         WHERE sender = ?1 AND id = ?2 AND state = 1",
+    )?
+    .execute(params![key.0.0, key.1.0])?;
+    Ok(())
+}
+
+/// R9: the receipt is true. Counts each transfer once; false: it was *delivered* already.
+pub fn deliver(db: &Connection, key: Key, now_ms: i64) -> Result<bool> {
+    let changed = db
+        .prepare_cached("UPDATE inbox_transfer SET state = 2, changed_ms = ?3 WHERE sender = ?1 AND id = ?2 AND state = 1")?
+        .execute(params![key.0.0, key.1.0, now_ms])?;
+    if changed == 1 {
+        cut_checkpoints(db, key, 0)?;
+        db.prepare_cached(
+            "UPDATE inbox_total SET files = files + 1, bytes = bytes +
+             (SELECT size FROM inbox_transfer WHERE sender = ?1 AND id = ?2)",
+        )?
+        .execute(params![key.0.0, key.1.0])?;
+    }
+    Ok(changed == 1)
+}
+
+/// A tombstone, unless it is placing or delivered.
+pub fn withdraw(db: &Connection, key: Key, now_ms: i64) -> Result<()> {
+    cut_checkpoints(db, key, 0)?;
+    db.prepare_cached(
+        "INSERT INTO inbox_transfer (sender, id, state, changed_ms) VALUES (?1, ?2, 3, ?3)
+         ON CONFLICT (sender, id) DO UPDATE SET state = 3, changed_ms = excluded.changed_ms WHERE state = 0",
+    )?
+    .execute(params![key.0.0, key.1.0, now_ms])?;
+    Ok(())
+}
+
+/// Drops a row that is still *receiving*, as if it never was offered.
+pub fn drop_receiving(db: &Connection, key: Key) -> Result<()> {
+    cut_checkpoints(db, key, 0)?;
+    db.prepare_cached("DELETE FROM inbox_transfer WHERE sender = ?1 AND id = ?2 AND state = 0")?
+        .execute(params![key.0.0, key.1.0])?;
+    Ok(())
+}
+
+/// The sender has the outcome. (A row may still be *placing* here when its *delivered* waits for a commit.)
+pub fn forget(db: &Connection, sender: AgentId, ids: &[TransferId]) -> Result<()> {
+    let mut statement = db.prepare_cached(
+        "UPDATE inbox_transfer SET forgotten_at = coalesce(forgotten_at, (SELECT observed_s FROM inbox_total))
+         WHERE sender = ?1 AND id = ?2 AND state > 0",
+    )?;
+    for id in ids {
+        statement.execute(params![sender.0, id.0])?;
+    }
+    Ok(())
+}
+
+/// Lets the clock of observed running time go on and drops rows forgotten longer than `keep_s` ago.
+pub fn observe(db: &Connection, seconds: u32, keep_s: u32) -> Result<()> {
+    db.execute("UPDATE inbox_total SET observed_s = observed_s + ?1", [seconds])?;
+    db.execute(
+        "DELETE FROM inbox_transfer WHERE state >= 2 AND forgotten_at < (SELECT observed_s FROM inbox_total) - ?1",
+        [keep_s],
+    )?;
+    Ok(())
+}
+
+/// The rows *placing* in the inbox with this mark.
+pub fn all_placing(db: &Connection, mark: [u8; 16]) -> Result<Vec<Key>> {
+    db.prepare_cached("SELECT sender, id FROM inbox_transfer WHERE state = 1 AND mark = ?1")?
+        .query_map([mark], key)?
+        .collect()
+}
+
+/// The rows that may have a partial in the inbox with this mark.
+pub fn all_partials(db: &Connection, mark: [u8; 16]) -> Result<Vec<Key>> {
+    db.prepare_cached("SELECT sender, id FROM inbox_transfer WHERE state < 2 AND mark = ?1")?
+        .query_map([mark], key)?
+        .collect()
+}
+
+/// A peer's *receiving* rows, the longest untouched first.
+pub fn receiving_of(db: &Connection, sender: AgentId) -> Result<Vec<Key>> {
+    db.prepare_cached(
+        "SELECT sender, id FROM inbox_transfer WHERE state = 0 AND sender = ?1 ORDER BY changed_ms",
+    )?
+    .query_map([sender.0], key)?
+    .collect()
+}
+
+/// Every alias of a folder.
+pub fn aliases(db: &Connection) -> Result<Vec<Alias>> {
+    db.prepare("SELECT sender, folder, alias FROM inbox_folder_alias")?
+        .query_map([], |r| Ok((AgentId(r.get(0)?), r.get(1)?, r.get(2)?)))?
+        .collect()
+}
+
+/// Remembers that a sender's folder has another name here.
+pub fn set_alias(db: &Connection, sender: AgentId, folder: &[u8], alias: &[u8]) -> Result<()> {
+    db.prepare_cached("INSERT OR REPLACE INTO inbox_folder_alias VALUES (?1, ?2, ?3)")?
+        .execute(params![sender.0, folder, alias])?;
+    Ok(())
+}
+
+/// The mark that the inbox at `path` had.
+pub fn mark(db: &Connection, path: &[u8]) -> Result<Option<[u8; 16]>> {
+    db.query_row("SELECT mark FROM inbox_mark WHERE path = ?1", [path], |r| {
+        r.get(0)
+    })
+    .optional()
+}
+
+/// Remembers the mark of the inbox at `path`; one that is known stays.
+pub fn set_mark(db: &Connection, path: &[u8], mark: [u8; 16]) -> Result<()> {
+    db.execute(
+        "INSERT OR IGNORE INTO inbox_mark VALUES (?1, ?2)",
+        params![path, mark],
+    )?;
+    Ok(())
+}
+
+/// Files and bytes ever delivered.
+pub fn totals(db: &Connection) -> Result<(u64, u64)> {
+    db.query_row("SELECT files, bytes FROM inbox_total", [], |r| {
+        Ok((r.get::<_, i64>(0)? as u64, r.get::<_, i64>(1)? as u64))
+    })
+}
+
+fn key(row: &Row<'_>) -> Result<Key> {
+    Ok((AgentId(row.get(0)?), TransferId(row.get(1)?)))
+}
+
+fn known(row: &Row<'_>) -> Result<Known> {
+    let manifest = match row.get::<_, Option<Vec<u8>>>(0)? {
+        None => None,
+        Some(path) => Some(Manifest {
+            path: path_of(&path, 0)?,
+            size: row.get::<_, i64>(1)? as u64,
+            mtime: Mtime {
+                seconds: row.get(2)?,
+                nanos: row.get(3)?,
+            },
+        }),
+    };
+    let state = match row.get::<_, i64>(5)? {
+        0 => State::Receiving,
+        1 => State::Placing(Placing {
+            place: path_of(&row.get::<_, Vec<u8>>(6)?, 6)?,
+            inode: row.get::<_, i64>(7)? as u64,
+            how: if row.get::<_, i64>(8)? == 0 {
+                How::Renamed
+            } else {
+                How::Linked
+            },
+            receipt: receipt_of(&row.get::<_, Vec<u8>>(9)?)?,
+        }),
+        2 => State::Delivered(receipt_of(&row.get::<_, Vec<u8>>(9)?)?),
+        _ => State::Withdrawn,
+    };
+    Ok(Known {
+        manifest,
+        mark: row.get(4)?,
+        state,
+    })
+}
+
+fn path_of(bytes: &[u8], column: usize) -> Result<RemotePath> {
+    RemotePath::parse(bytes)
+        .map_err(|e| rusqlite::Error::FromSqlConversionFailure(column, Type::Blob, e.into()))
+}
+
+fn receipt_of(bytes: &[u8]) -> Result<Receipt> {
+    minicbor::decode(bytes).map_err(|e| rusqlite::Error::FromSqlConversionFailure(9, Type::Blob, e.into()))
+}
+
+fn encode(receipt: &Receipt) -> Result<Vec<u8>> {
+    minicbor::to_vec(receipt).map_err(|e| rusqlite::Error::ToSqlConversionFailure(e.into()))
+}

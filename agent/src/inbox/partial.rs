@@ -1,0 +1,329 @@
+//! A partial: the file in `.dropwire/partial` that a transfer is written into, and the re-reading of a resumed one.
+
+use std::{
+    ffi::{OsStr, OsString},
+    fs::{File, FileTimes},
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use cap_fs_ext::{FollowSymlinks, MetadataExt, OpenOptionsFollowExt};
+use cap_std::fs::{Metadata, OpenOptions};
+use data_encoding::HEXLOWER;
+use dropwire_protocol::{Mtime, RunningDigest};
+
+use super::{claims::Key, ledger::Checkpoint, site::Site};
+use crate::durable;
+
+/// Bytes read at once.
+const READ: usize = 256 * 1024;
+
+/// The partial's name: sender and transfer.
+pub fn file_name(key: Key) -> OsString {
+    format!("{}-{}", HEXLOWER.encode(&key.0.0), HEXLOWER.encode(&key.1.0)).into()
+}
+
+/// A new, empty partial, exclusive and private; what an earlier run left under the name goes. The caller knows by
+/// the ledger that the transfer is not *placing*.
+pub fn create(site: &Site, key: Key) -> io::Result<File> {
+    let name = file_name(key);
+    match durable::create_private(&site.partials, &name) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+            durable::unlink(&site.partials, &name)?;
+            durable::create_private(&site.partials, &name)
+        }
+        created => created,
+    }
+}
+
+/// The partial as an earlier run left it; None when it is not there (or no plain file).
+pub fn open(site: &Site, key: Key) -> io::Result<Option<File>> {
+    let name = file_name(key);
+    match site.partials.symlink_metadata(&name) {
+        Ok(meta) if meta.is_file() => {}
+        Ok(_) => return Ok(None),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e),
+    }
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).follow(FollowSymlinks::No);
+    Ok(Some(site.partials.open_with(&name, &options)?.into_std()))
+}
+
+/// What stands under the partial's name; None: nothing.
+pub fn look(site: &Site, key: Key) -> io::Result<Option<Metadata>> {
+    match site.partials.symlink_metadata(file_name(key)) {
+        Ok(meta) => Ok(Some(meta)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// Removes a partial whose row is not *placing*. Not synced: come back after a crash, it is litter.
+pub fn remove(site: &Site, key: Key) {
+    match durable::unlink(&site.partials, &file_name(key)) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!("a partial could not be removed: {e}");
+        }
+        _ => {}
+    }
+}
+
+/// Removes what lies among the partials and is none of `wanted`.
+pub fn remove_others(site: &Site, wanted: impl Fn(&OsStr) -> bool) -> io::Result<()> {
+    for entry in site.partials.entries()? {
+        let name = entry?.file_name();
+        if !wanted(&name) {
+            durable::unlink(&site.partials, &name)?;
+        }
+    }
+    Ok(())
+}
+
+/// The first half of R5: the file's permissions and times become those it will be seen with. Failing at that is no
+/// reason to keep the file back.
+pub fn dress(file: &File, mode: u32, mtime: Mtime) {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let _ = file.set_permissions(std::fs::Permissions::from_mode(mode & 0o666));
+    }
+    #[cfg(not(unix))]
+    let _ = mode;
+    let second = Duration::from_secs(mtime.seconds.unsigned_abs());
+    let whole = if mtime.seconds < 0 {
+        UNIX_EPOCH.checked_sub(second)
+    } else {
+        UNIX_EPOCH.checked_add(second)
+    };
+    let nanos = Duration::from_nanos(mtime.nanos.min(999_999_999).into());
+    let time: Option<SystemTime> = whole.and_then(|t| t.checked_add(nanos));
+    if let Some(time) = time {
+        let _ = file.set_times(FileTimes::new().set_modified(time));
+    }
+}
+
+/// The inode (0 where the system has none), by which a partial is known again.
+pub fn inode(file: &File) -> io::Result<u64> {
+    let meta = file.metadata()?;
+    #[cfg(unix)]
+    let inode = std::os::unix::fs::MetadataExt::ino(&meta);
+    #[cfg(not(unix))]
+    let inode = {
+        let _ = meta;
+        0
+    };
+    Ok(inode)
+}
+
+/// Whether a look at the partial's name shows the file with this inode.
+pub fn is_inode(meta: &Metadata, inode: u64) -> bool {
+    inode == 0 || meta.ino() == inode
+}
+
+/// Writes all of `bytes` at `offset`.
+pub fn write_at(file: &File, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)
+    }
+    #[cfg(not(unix))]
+    {
+        use std::io::{Seek, SeekFrom, Write};
+        let mut file = file;
+        file.seek(SeekFrom::Start(offset))?;
+        file.write_all(bytes)
+    }
+}
+
+/// Reads the bytes before a resume point once more, while the rest comes in.
+pub struct Reread {
+    thread: JoinHandle<RunningDigest>,
+    done: Arc<AtomicBool>,
+    stop: Arc<AtomicBool>,
+    until: u64,
+}
+
+/// What the re-reading found.
+pub enum Verdict {
+    /// Every byte is as it was hashed then.
+    Whole,
+    /// Only so far: the digest of the longest checkpoint that re-reads right.
+    Good(RunningDigest),
+}
+
+impl Reread {
+    /// Begins; `checkpoints` are ordered by offset, the last one is the resume point. `file` is opened for this alone;
+    /// `wake` is called once [`Reread::is_done`].
+    pub fn start(
+        file: File,
+        checkpoints: Vec<Checkpoint>,
+        wake: impl FnOnce() + Send + 'static,
+    ) -> io::Result<Reread> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let done = Arc::new(AtomicBool::new(false));
+        let until = checkpoints.last().map_or(0, |c| c.offset);
+        let thread = thread::Builder::new().name("inbox-reread".into()).spawn({
+            let (stop, done) = (stop.clone(), done.clone());
+            move || {
+                let good = good_prefix(&file, &checkpoints, &stop);
+                done.store(true, Ordering::Release);
+                wake();
+                good
+            }
+        })?;
+        Ok(Reread {
+            thread,
+            done,
+            stop,
+            until,
+        })
+    }
+
+    /// Would [`Reread::verdict`] answer at once?
+    pub fn is_done(&self) -> bool {
+        self.done.load(Ordering::Acquire)
+    }
+
+    /// Waits for the end.
+    pub fn verdict(self) -> Verdict {
+        match self.thread.join() {
+            Ok(good) if good.length() == self.until => Verdict::Whole,
+            Ok(good) => Verdict::Good(good),
+            Err(_) => Verdict::Good(RunningDigest::default()),
+        }
+    }
+
+    /// Breaks off.
+    pub fn cancel(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let _ = self.thread.join();
+    }
+}
+
+/// The digest over the file up to the last checkpoint that re-reads right, all before it right too. A byte that
+/// cannot be read is a wrong one.
+pub fn good_prefix(file: &File, checkpoints: &[Checkpoint], stop: &AtomicBool) -> RunningDigest {
+    let mut good = RunningDigest::default();
+    let mut digest = RunningDigest::default();
+    let mut buffer = vec![0; READ];
+    for checkpoint in checkpoints {
+        while digest.length() < checkpoint.offset {
+            let wanted = (checkpoint.offset - digest.length()).min(READ as u64) as usize;
+            match read_at(file, digest.length(), &mut buffer[..wanted]) {
+                Ok(n) if n > 0 && !stop.load(Ordering::Relaxed) => digest.update(&buffer[..n]),
+                _ => return good,
+            }
+        }
+        if digest.value() != checkpoint.digest {
+            return good;
+        }
+        good = digest.clone();
+    }
+    good
+}
+
+fn read_at(file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+    #[cfg(unix)]
+    {
+        loop {
+            match std::os::unix::fs::FileExt::read_at(file, buffer, offset) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                read => return read,
+            }
+        }
+    }
+    #[cfg(not(unix))]
+    {
+        use std::io::{Read, Seek, SeekFrom};
+        let mut file = file;
+        file.seek(SeekFrom::Start(offset))?;
+        file.read(buffer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dropwire_protocol::{AgentId, TransferId};
+
+    fn checkpoints(bytes: &[u8], at: &[usize]) -> Vec<Checkpoint> {
+        at.iter()
+            .map(|&n| {
+                let mut digest = RunningDigest::default();
+                digest.update(&bytes[..n]);
+                Checkpoint {
+                    offset: n as u64,
+                    digest: digest.value(),
+                    hash_state: Vec::new(),
+                }
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_reread_finds_the_last_good_checkpoint() {
+        let bytes: Vec<u8> = (0..1_000_000u32).map(|n| n as u8).collect();
+        let points = checkpoints(&bytes, &[300_000, 600_000, 900_000]);
+        let table = [
+            (None, 900_000),
+            (Some(950_000), 900_000),
+            (Some(700_000), 600_000),
+            (Some(3), 0),
+        ];
+        for (flipped, good) in table {
+            let mut on_disk = bytes.clone();
+            if let Some(at) = flipped {
+                on_disk[at] ^= 1;
+            }
+            let file = tempfile::tempfile().unwrap();
+            write_at(&file, 0, &on_disk).unwrap();
+            let verdict = Reread::start(file, points.clone(), || ()).unwrap().verdict();
+            match verdict {
+                Verdict::Whole => assert_eq!(good, 900_000),
+                Verdict::Good(digest) => assert_eq!(digest.length(), good),
+            }
+        }
+    }
+
+    #[test]
+    fn a_short_file_is_not_whole() {
+        let file = tempfile::tempfile().unwrap();
+        write_at(&file, 0, b"ab").unwrap();
+        let good = good_prefix(&file, &checkpoints(b"abc", &[2, 3]), &AtomicBool::new(false));
+        assert_eq!(good.length(), 2);
+    }
+
+    #[test]
+    fn partials_are_private_new_and_named_by_their_key() {
+        let temp = tempfile::tempdir().unwrap();
+        let site = Site::open(temp.path(), None).unwrap();
+        let key = (AgentId([1; 32]), TransferId([2; 16]));
+        assert!(open(&site, key).unwrap().is_none());
+        write_at(&create(&site, key).unwrap(), 0, b"old").unwrap();
+        assert_eq!(create(&site, key).unwrap().metadata().unwrap().len(), 0);
+        assert!(open(&site, key).unwrap().is_some());
+        remove_others(&site, |_| false).unwrap();
+        assert!(look(&site, key).unwrap().is_none());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn mode_and_time_are_set_and_setuid_never_is() {
+        use std::os::unix::fs::MetadataExt;
+        let file = tempfile::tempfile().unwrap();
+        let mtime = Mtime {
+            seconds: -5,
+            nanos: 250_000_000,
+        };
+        dress(&file, 0o6755, mtime);
+        let meta = file.metadata().unwrap();
+        assert_eq!(meta.mode() & 0o7777, 0o644);
+        assert_eq!((meta.mtime(), meta.mtime_nsec()), (-5, 250_000_000));
+    }
+}

@@ -1,0 +1,359 @@
+//! Finds the folder and a free name for a file, one component at a time below the inbox's handle, following nothing.
+
+use std::{
+    collections::{HashMap, HashSet},
+    ffi::OsString,
+    io,
+    num::NonZeroUsize,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use cap_fs_ext::DirExt;
+use cap_std::fs::Dir;
+use dropwire_protocol::{AgentId, RemotePath};
+use lru::LruCache;
+
+use super::{
+    ledger::Alias,
+    naming::{self, Rules},
+    site::Site,
+};
+use crate::durable;
+
+/// How many names' next numbers are remembered.
+const REMEMBERED: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
+
+/// Names being given at this moment, where numbering goes on, and folders that have another name here.
+pub struct Places {
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    given: HashSet<Vec<u8>>,
+    next: LruCache<Vec<u8>, u64>,
+    aliases: HashMap<(AgentId, Vec<u8>), Vec<u8>>,
+}
+
+/// A name that was free; nobody else is given it while this lives.
+pub struct Place {
+    /// Below the inbox.
+    pub path: RemotePath,
+    /// The folders on the way, the inbox first, with their paths; the last one holds the file.
+    pub folders: Vec<(Vec<u8>, Dir)>,
+    /// The file's own name.
+    pub name: OsString,
+    /// Folders that have another name here: as offered, and the alias. To be kept with the intent.
+    pub aliases: Vec<(Vec<u8>, Vec<u8>)>,
+    places: Arc<Places>,
+}
+
+/// Why there is no place for a file.
+#[derive(Debug, thiserror::Error)]
+pub enum PlaceError {
+    /// The path cannot be one here.
+    #[error("the path cannot be used here: {0}")]
+    BadName(String),
+    /// A folder on the way cannot be opened or made, or not be looked into.
+    #[error("the folder cannot be used: {0}")]
+    Io(#[from] io::Error),
+}
+
+impl Places {
+    /// With the aliases that the ledger knows.
+    pub fn new(aliases: Vec<Alias>) -> Arc<Places> {
+        Arc::new(Places {
+            inner: Mutex::new(Inner {
+                given: HashSet::new(),
+                next: LruCache::new(REMEMBERED),
+                aliases: aliases
+                    .into_iter()
+                    .map(|(who, folder, alias)| ((who, folder), alias))
+                    .collect(),
+            }),
+        })
+    }
+
+    /// A free place for the file that `sender` calls `path`, below the folder `top` of the inbox if one is given.
+    /// Makes the folders on the way; they are durable once each of [`Place::folders`] is synced.
+    pub fn choose(
+        self: &Arc<Self>,
+        site: &Site,
+        sender: AgentId,
+        top: Option<&str>,
+        path: &RemotePath,
+    ) -> Result<Place, PlaceError> {
+        let mut walk = Walk {
+            folders: vec![(Vec::new(), site.root.try_clone()?)],
+            aliases: Vec::new(),
+        };
+        let offered: Vec<&[u8]> = path.components().collect();
+        let Some((file, above)) = offered.split_last() else {
+            return Err(PlaceError::BadName("it is empty".into()));
+        };
+        if let Some(top) = top {
+            self.descend(site, sender, &mut walk, b"/", top.as_bytes())?; // no offered folder is called `/`
+        }
+        for depth in 0..above.len() {
+            let folder = above[..=depth].join(&b'/');
+            self.descend(site, sender, &mut walk, &folder, above[depth])?;
+        }
+        let wanted = naming::mapped(file, Rules::HERE);
+        let (path, name) = self.free_name(&walk, &wanted)?;
+        Ok(Place {
+            path,
+            folders: walk.folders,
+            name,
+            aliases: walk.aliases,
+            places: self.clone(),
+        })
+    }
+
+    /// One folder down. `offered` is its path as the sender calls it; a name taken by something else (a file, a
+    /// symlink) becomes an alias that stays.
+    fn descend(
+        &self,
+        site: &Site,
+        sender: AgentId,
+        walk: &mut Walk,
+        offered: &[u8],
+        component: &[u8],
+    ) -> Result<(), PlaceError> {
+        let key = (sender, offered.to_vec());
+        let known = self.lock().aliases.get(&key).cloned();
+        let name = known
+            .clone()
+            .unwrap_or_else(|| naming::mapped(component, Rules::HERE));
+        let (path, dir) = walk.last()?;
+        let taken = |n| -> io::Result<bool> {
+            let candidate = os_name(&naming::numbered_folder(&name, n));
+            match dir.symlink_metadata(&candidate) {
+                Ok(meta) => Ok(!meta.is_dir()),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+                Err(e) => Err(e),
+            }
+        };
+        let number = if taken(0)? {
+            naming::first_free(1, taken)?
+        } else {
+            0
+        };
+        let chosen = naming::numbered_folder(&name, number);
+        let next = durable::open_or_make_dir(dir, &os_name(&chosen))?;
+        if site.is_own(&next)? {
+            return Err(PlaceError::BadName("it leads into dropwire's own folder".into()));
+        }
+        let path = joined(path, &chosen);
+        if number > 0 || known.is_some() {
+            self.lock().aliases.insert(key, chosen.clone());
+            walk.aliases.push((offered.to_vec(), chosen));
+        }
+        walk.folders.push((path, next));
+        Ok(())
+    }
+
+    fn free_name(&self, walk: &Walk, wanted: &[u8]) -> Result<(RemotePath, OsString), PlaceError> {
+        let (folder, dir) = walk.last()?;
+        let mut inner = self.lock();
+        let is_taken = |inner: &Inner, n: u64| -> io::Result<bool> {
+            let name = naming::numbered(wanted, n);
+            if inner.given.contains(&joined(folder, &name)) {
+                return Ok(true);
+            }
+            match dir.symlink_metadata(os_name(&name)) {
+                Ok(_) => Ok(true),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+                Err(e) => Err(e),
+            }
+        };
+        let counted = joined(folder, wanted);
+        let number = if is_taken(&inner, 0)? {
+            // The remembered number is of use only while the one before it is taken: files may have left.
+            let from = match inner.next.get(&counted).copied() {
+                Some(next) if next > 1 && is_taken(&inner, next - 1)? => next,
+                _ => 1,
+            };
+            naming::first_free(from, |n| is_taken(&inner, n))?
+        } else {
+            0
+        };
+        let name = naming::numbered(wanted, number);
+        let full = joined(folder, &name);
+        let path = RemotePath::parse(&full).map_err(|e| PlaceError::BadName(e.to_string()))?;
+        inner.next.put(counted, number + 1);
+        inner.given.insert(full);
+        Ok((path, os_name(&name)))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Place {
+    /// The folder that holds the file.
+    pub fn parent(&self) -> io::Result<&Dir> {
+        let last = self.folders.last().map(|(_, dir)| dir);
+        last.ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.places.lock().given.remove(self.path.as_bytes());
+    }
+}
+
+/// The folders on the way to the file at `path` (which lies where it was once placed) as far as they are there, the
+/// inbox first.
+pub fn existing_folders(site: &Site, path: &RemotePath) -> io::Result<Vec<(Vec<u8>, Dir)>> {
+    let mut folders = vec![(Vec::new(), site.root.try_clone()?)];
+    let components: Vec<&[u8]> = path.components().collect();
+    for component in components.split_last().map_or(&[][..], |(_, above)| above) {
+        let next = match folders.last() {
+            Some((path, dir)) => match dir.open_dir_nofollow(os_name(component)) {
+                Ok(next) => (joined(path, component), next),
+                Err(e) if is_no_folder(&e) => break,
+                Err(e) => return Err(e),
+            },
+            None => break,
+        };
+        folders.push(next);
+    }
+    Ok(folders)
+}
+
+/// A component's name as the system takes it.
+pub fn os_name(bytes: &[u8]) -> OsString {
+    #[cfg(unix)]
+    {
+        std::os::unix::ffi::OsStringExt::from_vec(bytes.to_vec())
+    }
+    #[cfg(not(unix))]
+    {
+        String::from_utf8_lossy(bytes).into_owned().into()
+    }
+}
+
+struct Walk {
+    folders: Vec<(Vec<u8>, Dir)>,
+    aliases: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Walk {
+    fn last(&self) -> io::Result<(&[u8], &Dir)> {
+        let last = self.folders.last().map(|(path, dir)| (path.as_slice(), dir));
+        last.ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+}
+
+fn joined(folder: &[u8], name: &[u8]) -> Vec<u8> {
+    if folder.is_empty() {
+        return name.to_vec();
+    }
+    [folder, b"/", name].concat()
+}
+
+/// Nothing there, a file, or a symlink.
+fn is_no_folder(error: &io::Error) -> bool {
+    #[cfg(unix)]
+    if error.raw_os_error() == Some(libc::ELOOP) {
+        return true;
+    }
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ANA: AgentId = AgentId([1; 32]);
+    const BOB: AgentId = AgentId([2; 32]);
+
+    fn site() -> (tempfile::TempDir, Site) {
+        let temp = tempfile::tempdir().unwrap();
+        let site = Site::open(temp.path(), None).unwrap();
+        (temp, site)
+    }
+
+    fn put(places: &Arc<Places>, site: &Site, who: AgentId, path: &str) -> String {
+        let path = RemotePath::parse(path.as_bytes()).unwrap();
+        let place = places.choose(site, who, None, &path).unwrap();
+        place.parent().unwrap().write(&place.name, b"x").unwrap();
+        String::from_utf8(place.path.as_bytes().to_vec()).unwrap()
+    }
+
+    #[test]
+    fn names_count_up_and_come_free_again() {
+        let (temp, site) = site();
+        let places = Places::new(Vec::new());
+        assert_eq!(put(&places, &site, ANA, "a/x.txt"), "a/x.txt");
+        assert_eq!(put(&places, &site, BOB, "a/x.txt"), "a/x (1).txt");
+        assert_eq!(put(&places, &site, ANA, "a/x.txt"), "a/x (2).txt");
+        std::fs::remove_dir_all(temp.path().join("a")).unwrap();
+        assert_eq!(put(&places, &site, ANA, "a/x.txt"), "a/x.txt");
+        assert_eq!(put(&places, &site, ANA, "a/x.txt"), "a/x (1).txt");
+    }
+
+    #[test]
+    fn eight_at_once_get_eight_names() {
+        let (_temp, site) = site();
+        let places = Places::new(Vec::new());
+        let path = RemotePath::parse(b"x").unwrap();
+        let chosen: Vec<Place> = (0..8)
+            .map(|_| places.choose(&site, ANA, None, &path).unwrap())
+            .collect();
+        let names: HashSet<_> = chosen.iter().map(|p| p.name.clone()).collect();
+        assert_eq!(names.len(), 8);
+        drop(chosen);
+        assert_eq!(places.choose(&site, ANA, None, &path).unwrap().name, "x");
+    }
+
+    #[test]
+    fn a_file_where_a_folder_is_needed_gives_an_alias_that_stays() {
+        let (temp, site) = site();
+        std::fs::write(temp.path().join("sub"), "a file").unwrap();
+        let places = Places::new(Vec::new());
+        assert_eq!(put(&places, &site, ANA, "sub/deep/x"), "sub (1)/deep/x");
+        std::fs::remove_file(temp.path().join("sub")).unwrap();
+        assert_eq!(put(&places, &site, ANA, "sub/y"), "sub (1)/y");
+        assert_eq!(put(&places, &site, BOB, "sub/y"), "sub/y", "only for that sender");
+        let path = RemotePath::parse(b"sub/z").unwrap();
+        let kept = places.choose(&site, ANA, None, &path).unwrap().aliases.clone();
+        assert_eq!(kept, [(b"sub".to_vec(), b"sub (1)".to_vec())]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_symlink_is_never_followed() {
+        let (temp, site) = site();
+        let outside = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(outside.path(), temp.path().join("sub")).unwrap();
+        std::os::unix::fs::symlink("nowhere", temp.path().join("x")).unwrap();
+        let places = Places::new(Vec::new());
+        assert_eq!(put(&places, &site, ANA, "sub/x"), "sub (1)/x");
+        assert_eq!(put(&places, &site, ANA, "x"), "x (1)");
+        assert_eq!(outside.path().read_dir().unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_folder_for_each_peer() {
+        let (_temp, site) = site();
+        let places = Places::new(Vec::new());
+        let path = RemotePath::parse(b"a/b").unwrap();
+        let place = places.choose(&site, ANA, Some("office"), &path).unwrap();
+        assert_eq!(place.path.as_bytes(), b"office/a/b");
+        assert_eq!(place.folders.len(), 3);
+    }
+
+    #[test]
+    fn our_own_folder_is_no_place() {
+        let (_temp, site) = site();
+        let places = Places::new(Vec::new());
+        let path = RemotePath::parse(b"x").unwrap();
+        let bad = places.choose(&site, ANA, Some(".dropwire"), &path);
+        assert!(matches!(bad.map(drop), Err(PlaceError::BadName(_))));
+    }
+}

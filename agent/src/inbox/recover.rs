@@ -1,0 +1,99 @@
+//! What a crash left, cleared up when the inbox is opened: rows *placing* are finished, litter is removed.
+
+use std::{collections::HashSet, ffi::OsString, path::Path, sync::atomic::Ordering};
+
+use super::{
+    Shared, admit,
+    claims::Key,
+    commit, ledger,
+    ledger::{Known, State},
+    partial,
+    reply::Answer,
+    site::{Site, Trouble},
+};
+use crate::db::DbError;
+
+/// Opens the inbox at `path`: with the mark that the ledger knows for it, or (the first time) with the one it has or
+/// gets. Blocks.
+pub fn open(shared: &Shared, path: &Path) -> Result<Site, Trouble> {
+    let name = path.as_os_str().as_encoded_bytes().to_vec();
+    let expected = {
+        let name = name.clone();
+        shared
+            .db
+            .call_blocking(move |tx| ledger::mark(tx, &name))
+            .map_err(broken)?
+    };
+    let site = Site::open(path, expected)?;
+    let mark = site.mark;
+    if expected.is_none() {
+        shared
+            .db
+            .call_blocking(move |tx| ledger::set_mark(tx, &name, mark))
+            .map_err(broken)?;
+    }
+    finish_placing(shared, &site)?;
+    if !shared.cleared.swap(true, Ordering::Relaxed) {
+        remove_litter(shared, &site)?; // only before the first partial of this run
+    }
+    Ok(site)
+}
+
+/// The rule, for every row of this inbox that nobody works on.
+fn finish_placing(shared: &Shared, site: &Site) -> Result<(), Trouble> {
+    let mark = site.mark;
+    let keys = shared
+        .db
+        .call_blocking(move |tx| ledger::all_placing(tx, mark))
+        .map_err(broken)?;
+    for key in keys {
+        let Some(_claim) = shared.claims.try_take(key) else {
+            continue;
+        };
+        let (known, _) = admit::look(shared, key).map_err(broken)?;
+        let Some(Known {
+            manifest: Some(manifest),
+            state: State::Placing(placing),
+            ..
+        }) = known
+        else {
+            continue;
+        };
+        match commit::resolve(shared, site, key, &manifest, placing) {
+            Ok(_) => tracing::info!("{} was delivered before the last stop", manifest.path),
+            Err(Answer::Refused(refusal)) => {
+                tracing::warn!("{} cannot be placed yet: {}", manifest.path, refusal.text);
+            }
+            Err(_) => return Err(broken_list()),
+        }
+    }
+    Ok(())
+}
+
+/// Partials without a row that could still use them.
+fn remove_litter(shared: &Shared, site: &Site) -> Result<(), Trouble> {
+    let mark = site.mark;
+    let keys: Vec<Key> = shared
+        .db
+        .call_blocking(move |tx| ledger::all_partials(tx, mark))
+        .map_err(broken)?;
+    let wanted: HashSet<OsString> = keys.into_iter().map(partial::file_name).collect();
+    if let Err(e) = partial::remove_others(site, |name| wanted.contains(name)) {
+        tracing::warn!("old partials could not be removed: {e}");
+    }
+    Ok(())
+}
+
+fn broken(error: DbError) -> Trouble {
+    Trouble {
+        reason: error.to_string(),
+        hopeless: false,
+    }
+}
+
+fn broken_list() -> Trouble {
+    Trouble {
+        reason: "the job list cannot be written".into(),
+        hopeless: false,
+    }
+}

@@ -1,0 +1,207 @@
+//! What goes back to a link about a transfer.
+
+use std::{
+    io,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use dropwire_protocol::{
+    Digest, Receipt, TransferId,
+    message::DeclineReason,
+    receiver::{Opening, Outcome},
+};
+use tokio::sync::mpsc;
+
+use super::{place::PlaceError, site::Trouble, space};
+use crate::db::DbError;
+
+/// Milliseconds after which an inbox that was away is asked again.
+const AWAY_MS: u64 = 30_000;
+
+/// The way back to one link. Never blocks: a link that takes no outcomes must not hold up the others, so one that
+/// lets the channel fill up is cut off (its end of the channel closes).
+#[derive(Clone)]
+pub struct Outcomes {
+    sender: Arc<Mutex<Option<mpsc::Sender<Outcome>>>>,
+}
+
+impl Outcomes {
+    /// Over `sender`, whose capacity is far above what a live link lets wait.
+    pub fn new(sender: mpsc::Sender<Outcome>) -> Outcomes {
+        Outcomes {
+            sender: Arc::new(Mutex::new(Some(sender))),
+        }
+    }
+
+    /// Sends; without effect once the link is gone.
+    pub fn send(&self, outcome: Outcome) {
+        let mut sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner);
+        let sent = sender.as_ref().map(|s| s.try_send(outcome));
+        if let Some(Err(e)) = sent {
+            if matches!(e, mpsc::error::TrySendError::Full(_)) {
+                tracing::warn!("a link does not take the inbox's answers and is cut off");
+            }
+            *sender = None;
+        }
+    }
+}
+
+/// How an opening ends.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Answer {
+    /// Delivered just now.
+    Committed(Receipt),
+    /// Delivered earlier.
+    Settled(Receipt),
+    /// Not taken now.
+    Refused(Refusal),
+    /// Nothing can be said: a commit failed and may or may not be there after the restart.
+    Silent,
+}
+
+/// Why a transfer is not taken now.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Refusal {
+    /// For the sender's agent.
+    pub reason: DeclineReason,
+    /// For people.
+    pub text: String,
+    /// When asking again makes sense, in milliseconds; None: the sender's own backoff.
+    pub retry_after_ms: Option<u64>,
+}
+
+impl Answer {
+    /// Not taken.
+    pub fn refused(reason: DeclineReason, text: impl Into<String>, retry_after_ms: Option<u64>) -> Answer {
+        Answer::Refused(Refusal {
+            reason,
+            text: text.into(),
+            retry_after_ms,
+        })
+    }
+
+    /// A failed file operation; `doing` says which.
+    pub fn io(doing: &str, error: &io::Error) -> Answer {
+        let (reason, retry_after_ms) = space::decline(error);
+        Answer::refused(reason, format!("{doing}: {error}"), retry_after_ms)
+    }
+
+    /// A failed sync or the like, after which the partial is given up.
+    pub fn disk(doing: &str, error: &io::Error) -> Answer {
+        match space::decline(error) {
+            (DeclineReason::NoSpace, retry) => {
+                Answer::refused(DeclineReason::NoSpace, format!("{doing}: {error}"), retry)
+            }
+            _ => Answer::refused(DeclineReason::DiskError, format!("{doing}: {error}"), None),
+        }
+    }
+}
+
+impl From<Trouble> for Answer {
+    fn from(trouble: Trouble) -> Answer {
+        Answer::refused(DeclineReason::InboxUnavailable, trouble.reason, Some(AWAY_MS))
+    }
+}
+
+impl From<DbError> for Answer {
+    fn from(error: DbError) -> Answer {
+        match error {
+            DbError::Failed(_) => Answer::Silent,
+            DbError::Change(_) => Answer::refused(DeclineReason::DiskError, error.to_string(), None),
+        }
+    }
+}
+
+impl From<PlaceError> for Answer {
+    fn from(error: PlaceError) -> Answer {
+        match error {
+            PlaceError::BadName(_) => Answer::refused(DeclineReason::BadName, error.to_string(), None),
+            PlaceError::Io(e) => Answer::io("finding the file's folder", &e),
+        }
+    }
+}
+
+/// Answers for one opening of one transfer.
+pub struct Reply {
+    /// To which link.
+    pub outcomes: Outcomes,
+    /// About which transfer.
+    pub id: TransferId,
+    /// In which opening of it.
+    pub opening: Opening,
+}
+
+impl Reply {
+    /// Ready for bytes from `offset` on.
+    pub fn opened(&self, offset: u64, digest: Digest) {
+        self.outcomes.send(Outcome::Opened {
+            id: self.id,
+            opening: self.opening,
+            offset,
+            digest,
+        });
+    }
+
+    /// All bytes before `offset` are written.
+    pub fn written(&self, offset: u64) {
+        self.outcomes.send(Outcome::Written {
+            id: self.id,
+            opening: self.opening,
+            offset,
+        });
+    }
+
+    /// Cut to `offset`.
+    pub fn damaged(&self, offset: u64, digest: Digest) {
+        self.outcomes.send(Outcome::Damaged {
+            id: self.id,
+            opening: self.opening,
+            offset,
+            digest,
+        });
+    }
+
+    /// The last word of this opening.
+    pub fn end(&self, answer: Answer) {
+        let (id, opening) = (self.id, self.opening);
+        self.outcomes.send(match answer {
+            Answer::Committed(receipt) => Outcome::Committed { id, opening, receipt },
+            Answer::Settled(receipt) => Outcome::Settled {
+                id,
+                opening: Some(opening),
+                receipt,
+            },
+            Answer::Refused(Refusal {
+                reason,
+                text,
+                retry_after_ms,
+            }) => Outcome::Refused {
+                id,
+                opening,
+                reason,
+                text,
+                retry_after_ms,
+            },
+            Answer::Silent => return,
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_that_takes_nothing_is_cut_off() {
+        let (sender, mut receiver) = mpsc::channel(2);
+        let outcomes = Outcomes::new(sender);
+        for _ in 0..3 {
+            outcomes.send(Outcome::Withdrawn {
+                id: TransferId([0; 16]),
+            });
+        }
+        assert!(receiver.blocking_recv().is_some());
+        assert!(receiver.blocking_recv().is_some());
+        assert!(receiver.blocking_recv().is_none(), "closed");
+    }
+}

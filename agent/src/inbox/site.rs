@@ -1,0 +1,339 @@
+//! The inbox folder as it is now: there, marked as ours, on one file system with its partials; or *held*.
+//!
+//! It is looked at anew for each offer, and nothing is concluded from what is missing in a folder without its mark.
+
+use std::{
+    ffi::OsStr,
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use cap_fs_ext::{DirExt, MetadataExt};
+use cap_std::fs::{Dir, Metadata};
+
+use crate::{
+    durable::{self, How},
+    mark,
+};
+
+/// Where partials lie, below `.dropwire`.
+const PARTIALS: &str = "partial";
+const PROBE: &str = "probe";
+const PROBED: &str = "probed";
+
+/// An inbox folder that is there.
+pub struct Site {
+    /// Absolute.
+    pub path: PathBuf,
+    /// Its handle: every path that a peer names is resolved below it.
+    pub root: Dir,
+    /// `.dropwire/partial`.
+    pub partials: Dir,
+    /// The folder's mark.
+    pub mark: [u8; 16],
+    /// How files get their final names here.
+    pub how: How,
+    /// May many files be made durable at once?
+    pub syncfs: bool,
+    /// What a new file's permissions are here (the umask's doing); Unix mode bits.
+    pub mode: u32,
+    own: Identity,
+}
+
+/// Device and inode of a folder.
+type Identity = (u64, u64);
+
+/// Why the inbox takes nothing.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Trouble {
+    /// For people.
+    pub reason: String,
+    /// Waiting does not help: the way it is set up can never work.
+    pub hopeless: bool,
+}
+
+impl Site {
+    /// Opens the folder at `path`, which has to have the mark `expected`; None: one that it has or gets now.
+    pub fn open(path: &Path, expected: Option<[u8; 16]>) -> Result<Site, Trouble> {
+        let root = Dir::open_ambient_dir(path, cap_std::ambient_authority())
+            .map_err(|e| trouble(path, "cannot be opened", &e))?;
+        let mark = check_mark(path, &root, expected)?;
+        let unwritable = |e: io::Error| trouble(path, "cannot be written", &e);
+        let own = mark::folder(&root).map_err(unwritable)?;
+        let partials = durable::open_or_make_dir(&own, OsStr::new(PARTIALS)).map_err(unwritable)?;
+        durable::sync_dir(&own).map_err(unwritable)?;
+        durable::sync_dir(&root).map_err(unwritable)?;
+        let identity = |dir: &Dir| dir.dir_metadata().map(|m| identity(&m)).map_err(unwritable);
+        if identity(&root)?.0 != identity(&partials)?.0 {
+            return Err(Trouble {
+                reason: format!(
+                    "{} and its .dropwire/partial are on different file systems",
+                    path.display()
+                ),
+                hopeless: true,
+            });
+        }
+        let (how, mode) = probe(&partials).map_err(|e| match e.kind() {
+            io::ErrorKind::Unsupported => Trouble {
+                reason: format!(
+                    "the file system of {} can neither rename without replacing nor make hard links",
+                    path.display()
+                ),
+                hopeless: true,
+            },
+            _ => unwritable(e),
+        })?;
+        let own = identity(&own)?;
+        let syncfs = anchor(&root).is_ok_and(|a| durable::supports_syncfs(&a));
+        Ok(Site {
+            path: path.into(),
+            root,
+            partials,
+            mark,
+            how,
+            syncfs,
+            mode,
+            own,
+        })
+    }
+
+    /// A new descriptor of the folder, for syncfs and for asking how much is free.
+    pub fn anchor(&self) -> io::Result<File> {
+        anchor(&self.root)
+    }
+
+    /// Is `dir` dropwire's own folder, under whatever name the file system finds it?
+    pub fn is_own(&self, dir: &Dir) -> io::Result<bool> {
+        Ok(identity(&dir.dir_metadata()?) == self.own)
+    }
+
+    /// Still the folder at its path, with its mark and its partials?
+    fn still_there(&self) -> Result<bool, Trouble> {
+        let root = Dir::open_ambient_dir(&self.path, cap_std::ambient_authority())
+            .map_err(|e| trouble(&self.path, "cannot be opened", &e))?;
+        check_mark(&self.path, &root, Some(self.mark))?;
+        let same = |now: io::Result<Metadata>, then: &Dir| matches!((now, then.dir_metadata()), (Ok(a), Ok(b)) if identity(&a) == identity(&b));
+        let partials = root
+            .open_dir_nofollow(mark::FOLDER)
+            .and_then(|own| own.symlink_metadata(PARTIALS));
+        Ok(same(root.dir_metadata(), &self.root) && same(partials, &self.partials))
+    }
+}
+
+/// The way to the inbox: gives out its [`Site`] while it is there, else says why not.
+pub struct Gate {
+    path: Option<PathBuf>,
+    entering: Mutex<()>,
+    state: Mutex<State>,
+}
+
+enum State {
+    Open(Arc<Site>),
+    Held(String),
+    /// Until the agent starts anew.
+    Broken(String),
+}
+
+impl Gate {
+    /// To the folder at `path`; None: this agent has no inbox.
+    pub fn new(path: Option<PathBuf>) -> Gate {
+        Gate {
+            path,
+            entering: Mutex::new(()),
+            state: Mutex::new(State::Held("the inbox was not looked at yet".into())),
+        }
+    }
+
+    /// Where it leads.
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
+    /// The inbox, looked at anew. Where it comes (back), `open` opens it and clears up what a crash left.
+    pub fn enter(&self, open: impl FnOnce(&Path) -> Result<Site, Trouble>) -> Result<Arc<Site>, Trouble> {
+        let one_at_a_time = self.entering.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = |reason: &str| Trouble {
+            reason: reason.into(),
+            hopeless: false,
+        };
+        let path = self
+            .path
+            .as_deref()
+            .ok_or_else(|| held("this agent has no inbox"))?;
+        let entered = match self.last_seen() {
+            Ok(site) => match site.still_there() {
+                Ok(true) => Ok(site),
+                Ok(false) => open(path).map(Arc::new),
+                Err(trouble) => Err(trouble),
+            },
+            Err(reason) if self.is_broken() => return Err(held(&reason)),
+            Err(_) => open(path).map(Arc::new),
+        };
+        let mut state = self.lock();
+        drop(one_at_a_time);
+        if let State::Broken(reason) = &*state {
+            return Err(held(reason)); // by what `open` cleared up, or by others meanwhile
+        }
+        match &entered {
+            Ok(site) => *state = State::Open(site.clone()),
+            Err(trouble) => {
+                if !matches!(&*state, State::Held(reason) if *reason == trouble.reason) {
+                    tracing::warn!("the inbox is held: {}", trouble.reason);
+                }
+                *state = State::Held(trouble.reason.clone());
+            }
+        }
+        entered
+    }
+
+    /// The inbox as it was when it was last looked at; the error is why it is held.
+    pub fn last_seen(&self) -> Result<Arc<Site>, String> {
+        match &*self.lock() {
+            State::Open(site) => Ok(site.clone()),
+            State::Held(reason) | State::Broken(reason) => Err(reason.clone()),
+        }
+    }
+
+    /// Nothing more is taken until the agent starts anew: a directory could not be made durable, and asking the
+    /// kernel again would be answered with a lie.
+    pub fn break_off(&self, reason: String) {
+        tracing::error!("the inbox takes nothing until a restart: {reason}");
+        *self.lock() = State::Broken(reason);
+    }
+
+    fn is_broken(&self) -> bool {
+        matches!(&*self.lock(), State::Broken(_))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn check_mark(path: &Path, root: &Dir, expected: Option<[u8; 16]>) -> Result<[u8; 16], Trouble> {
+    let found =
+        mark::read(root).map_err(|e| trouble(path, "has a mark (.dropwire/id) that cannot be read", &e))?;
+    let other = |what: &str| Trouble {
+        reason: format!(
+            "{} {what}; is its disk not mounted, or was the folder replaced?",
+            path.display()
+        ),
+        hopeless: false,
+    };
+    match (found, expected) {
+        (Some(found), Some(expected)) if found != expected => Err(other("has another mark than before")),
+        (Some(found), _) => Ok(found),
+        (None, Some(_)) => Err(other("has lost its mark (.dropwire/id)")),
+        (None, None) => mark::create(root).map_err(|e| trouble(path, "cannot be written", &e)),
+    }
+}
+
+/// Which way of naming without replacing works, and what permissions new files get.
+fn probe(partials: &Dir) -> io::Result<(How, u32)> {
+    for litter in [PROBE, PROBED] {
+        match durable::unlink(partials, OsStr::new(litter)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+    }
+    let file = partials.create(PROBE)?;
+    #[cfg(unix)]
+    let mode = cap_std::fs::PermissionsExt::mode(&file.metadata()?.permissions()) & 0o666;
+    #[cfg(not(unix))]
+    let mode = 0;
+    drop(file);
+    let how =
+        durable::rename_noreplace(partials, OsStr::new(PROBE), partials, OsStr::new(PROBED)).map_err(|e| {
+            match e.kind() {
+                // Without renaming, a hard link was tried: these are its refusals.
+                io::ErrorKind::PermissionDenied | io::ErrorKind::Unsupported => {
+                    io::ErrorKind::Unsupported.into()
+                }
+                _ => e,
+            }
+        });
+    for litter in [PROBE, PROBED] {
+        let _ = durable::unlink(partials, OsStr::new(litter)); // else the next probe does
+    }
+    Ok((how?, mode))
+}
+
+fn identity(meta: &Metadata) -> Identity {
+    (meta.dev(), meta.ino())
+}
+
+fn anchor(root: &Dir) -> io::Result<File> {
+    #[cfg(unix)]
+    {
+        use rustix::fs::{Mode, OFlags};
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(File::from(rustix::fs::openat(root, ".", flags, Mode::empty())?))
+    }
+    #[cfg(not(unix))]
+    {
+        Ok(root.try_clone()?.into_std_file())
+    }
+}
+
+fn trouble(path: &Path, what: &str, error: &io::Error) -> Trouble {
+    Trouble {
+        reason: format!("{} {what}: {error}", path.display()),
+        hopeless: false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_inbox_is_held_until_it_is_back_with_its_mark() {
+        let temp = tempfile::tempdir().unwrap();
+        let (path, away) = (temp.path().join("in"), temp.path().join("away"));
+        let gate = Gate::new(Some(path.clone()));
+        assert!(gate.enter(|p| Site::open(p, None)).is_err(), "never made");
+        assert!(!path.exists());
+
+        std::fs::create_dir(&path).unwrap();
+        let mark = gate.enter(|p| Site::open(p, None)).map(|s| s.mark).unwrap();
+        assert_eq!(gate.enter(|_| panic!("still open")).map(|s| s.mark), Ok(mark));
+
+        std::fs::rename(&path, &away).unwrap();
+        assert!(gate.enter(|p| Site::open(p, Some(mark))).is_err());
+        std::fs::create_dir(&path).unwrap();
+        let held = gate
+            .enter(|p| Site::open(p, Some(mark)))
+            .map(|s| s.mark)
+            .unwrap_err();
+        assert!(held.reason.contains("lost its mark"), "{held:?}");
+        assert!(gate.last_seen().is_err());
+
+        std::fs::remove_dir(&path).unwrap();
+        std::fs::rename(&away, &path).unwrap();
+        assert_eq!(
+            gate.enter(|p| Site::open(p, Some(mark))).map(|s| s.mark),
+            Ok(mark)
+        );
+    }
+
+    #[test]
+    fn another_folder_s_mark_is_not_taken_for_ours() {
+        let temp = tempfile::tempdir().unwrap();
+        Site::open(temp.path(), None).unwrap();
+        let held = Site::open(temp.path(), Some([7; 16]))
+            .map(|s| s.mark)
+            .unwrap_err();
+        assert!(held.reason.contains("another mark"), "{held:?}");
+    }
+
+    #[test]
+    fn a_broken_one_stays_broken() {
+        let temp = tempfile::tempdir().unwrap();
+        let gate = Gate::new(Some(temp.path().into()));
+        gate.enter(|p| Site::open(p, None)).map(|s| s.mark).unwrap();
+        gate.break_off("the disk".into());
+        assert!(gate.enter(|_| panic!("not opened again")).is_err());
+    }
+}

@@ -1,0 +1,416 @@
+//! Transfers that nothing crashes: small, large, refused, withdrawn, forgotten, fenced.
+
+use dropwire_protocol::message::DeclineReason::*;
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_small_file_arrives_with_mode_time_and_receipt() {
+    let rig = Rig::new().await;
+    let mut arrivals = rig.inbox.arrivals();
+    let mut link = rig.link(ANA);
+    let outcome = link.send(id(1), "sub/a.txt", b"hello").await;
+    let Outcome::Committed { receipt, .. } = &outcome else {
+        panic!("{outcome:?}");
+    };
+    let body = receipt.decode_body_unverified().unwrap();
+    assert_eq!((body.transfer, body.sender, body.receiver), (id(1), ANA, ME));
+    assert_eq!((body.size, body.digest), (5, digest(b"hello")));
+    assert_eq!(body.delivered_as.as_bytes(), b"sub/a.txt");
+    assert_eq!(rig.files(), [("sub/a.txt".into(), b"hello".to_vec())]);
+    assert_eq!(arrivals.recv().await.unwrap().path, rig.root().join("sub/a.txt"));
+    let meta = std::fs::metadata(rig.root().join("sub/a.txt")).unwrap();
+    let modified = meta.modified().unwrap().duration_since(UNIX_EPOCH).unwrap();
+    assert_eq!(modified.as_secs(), 1_600_000_000);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::write(rig.temp.path().join("plain"), "").unwrap();
+        let plain = std::fs::metadata(rig.temp.path().join("plain")).unwrap();
+        assert_eq!(
+            meta.permissions().mode(),
+            plain.permissions().mode(),
+            "the umask's"
+        );
+    }
+    assert_eq!(rig.partials(), 0);
+    let status = rig.inbox.status();
+    assert_eq!(
+        (status.received_files, status.received_bytes, status.held),
+        (1, 5, None)
+    );
+    assert!(status.free_bytes > 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn empty_and_large_files_arrive() {
+    let rig = Rig::new().await;
+    let mut link = rig.link(ANA);
+    assert_eq!(delivered_as(&link.send(id(1), "empty", b"").await), "empty");
+    let large = content(20 << 20);
+    assert_eq!(delivered_as(&link.send(id(2), "large", &large).await), "large");
+    assert!(rig.files() == [("empty".into(), vec![]), ("large".into(), large)]);
+    assert_eq!(rig.partials(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_small_files_go_together() {
+    let rig = Rig::new().await;
+    let mut link = rig.link(ANA);
+    for n in 0..100 {
+        let opening = link.open(id(n), "same/name.txt", 1).await;
+        link.write(id(n), opening, 0, &[n], 0, 1).await;
+        link.finish(id(n), opening, 0, digest(&[n])).await;
+    }
+    let mut names = Vec::new();
+    while names.len() < 100 {
+        match link.next().await {
+            Outcome::Opened { .. } => {}
+            outcome => names.push(delivered_as(&outcome)),
+        }
+    }
+    names.sort();
+    assert_eq!(names, rig.names());
+    let mut contents: Vec<_> = rig.files().into_iter().map(|(_, bytes)| bytes[0]).collect();
+    contents.sort_unstable();
+    assert_eq!(contents, (0..100).collect::<Vec<u8>>());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_known_transfer_is_settled_byte_for_byte() {
+    let rig = Rig::new().await;
+    let mut link = rig.link(ANA);
+    let Outcome::Committed { receipt, .. } = link.send(id(1), "a", b"x").await else {
+        panic!()
+    };
+    let rig = rig.restarted(|_| ()).await;
+    let mut link = rig.link(ANA);
+    match link.opened(id(1), "a", 1).await.1 {
+        Outcome::Settled { receipt: again, .. } => assert_eq!(again, receipt),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(refused(&link.opened(id(1), "b", 1).await.1), Conflict);
+    assert_eq!(refused(&link.opened(id(1), "a", 2).await.1), Conflict);
+    let mut other = rig.link(BOB);
+    assert_eq!(
+        delivered_as(&other.send(id(1), "a", b"y").await),
+        "a (1)",
+        "another sender's id"
+    );
+    assert_eq!(rig.inbox.status().received_files, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn receipts_are_signed_by_this_agent_and_arrivals_told_once() {
+    let rig = Rig::new().await;
+    rig.inbox.shutdown().await;
+    let identity = Arc::new(Identity::generate());
+    let (settings, db) = (rig.settings.clone(), rig.db.clone());
+    let inbox = Inbox::open(settings, db, identity.clone(), CancellationToken::new())
+        .await
+        .unwrap();
+    let mut arrivals = inbox.arrivals();
+    let rig = Rig { inbox, ..rig };
+    let mut link = rig.link(ANA);
+    for n in 0..20 {
+        let Outcome::Committed { receipt, .. } = link.send(id(n), "f", b"x").await else {
+            panic!();
+        };
+        let body = crate::identity::verify(&receipt).unwrap();
+        assert_eq!((body.receiver, body.transfer), (identity.id(), id(n)));
+        // Its row may still say *placing*.
+        assert!(
+            matches!(link.opened(id(n), "f", 1).await.1, Outcome::Settled { receipt: again, .. } if again == receipt)
+        );
+    }
+    rig.inbox.shutdown().await;
+    assert_eq!(rig.inbox.status().received_files, 20);
+    for _ in 0..20 {
+        arrivals.try_recv().unwrap();
+    }
+    assert!(arrivals.try_recv().is_err());
+    assert_eq!(rig.db.call(|tx| ledger::totals(tx)).await.unwrap(), (20, 20));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_chunk_is_asked_for_again() {
+    let rig = Rig::new().await;
+    let mut link = rig.link(ANA);
+    for (n, bytes) in [(1, content(1000)), (2, content(3 * CHUNK))] {
+        let end = bytes.len();
+        let (opening, _) = link.opened(id(n), "f", end as u64).await;
+        let middle = end / 2;
+        link.write(id(n), opening, 0, &bytes, 0, middle).await;
+        let mut flipped = bytes.clone();
+        flipped[middle] ^= 1;
+        link.command(Command::Write {
+            id: id(n),
+            opening,
+            pass: 0,
+            offset: middle as u64,
+            bytes: Bytes::from(flipped[middle..].to_vec()),
+            digest: digest(&bytes),
+        })
+        .await;
+        link.finish(id(n), opening, 0, digest(&bytes)).await; // of the damaged pass: dropped
+        match link.next().await {
+            Outcome::Damaged {
+                offset, digest: at, ..
+            } => {
+                assert_eq!((offset, at), (middle as u64, digest(&bytes[..middle])));
+            }
+            other => panic!("{other:?}"),
+        }
+        link.write(id(n), opening, 1, &bytes, middle, end).await;
+        link.finish(id(n), opening, 1, digest(&bytes)).await;
+        delivered_as(&link.next().await);
+    }
+    assert!(rig.files() == [("f".into(), content(1000)), ("f (1)".into(), content(3 * CHUNK))]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_without_end_is_refused() {
+    let rig = Rig::new().await;
+    let mut link = rig.link(ANA);
+    for (n, size) in [(1, 10), (2, 3 * CHUNK)] {
+        let (opening, _) = link.opened(id(n), "f", size as u64).await;
+        let mut pass = 0;
+        let last = loop {
+            link.command(Command::Write {
+                id: id(n),
+                opening,
+                pass,
+                offset: 0,
+                bytes: Bytes::from_static(b"wrong"),
+                digest: digest(b"right"),
+            })
+            .await;
+            pass += 1;
+            match link.next().await {
+                Outcome::Damaged { offset: 0, .. } if pass < 50 => {}
+                other => break other,
+            }
+        };
+        assert_eq!(refused(&last), DiskError);
+    }
+    assert!(rig.names().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_bytes_than_announced_and_wrong_digests_are_refused() {
+    let rig = Rig::new().await;
+    let mut link = rig.link(ANA);
+    for (n, size) in [(1, 10), (2, 2 * CHUNK)] {
+        let bytes = content(size + 1);
+        let (opening, _) = link.opened(id(n), "f", size as u64).await;
+        link.write(id(n), opening, 0, &bytes, 0, size + 1).await;
+        assert_eq!(refused(&link.next().await), Conflict);
+        let (opening, _) = link.opened(id(n), "f", size as u64).await;
+        link.write(id(n), opening, 0, &bytes, 0, size).await;
+        link.finish(id(n), opening, 0, digest(b"another")).await;
+        assert_eq!(refused(&link.next().await), Conflict);
+    }
+    assert!(rig.names().is_empty());
+    assert_eq!(rig.partials(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_withdrawn_transfer_is_never_delivered_and_a_delivered_one_is_settled() {
+    let rig = Rig::new().await;
+    let mut link = rig.link(ANA);
+    let bytes = content(3 * CHUNK);
+    let (opening, _) = link.opened(id(1), "f", bytes.len() as u64).await;
+    link.write(id(1), opening, 0, &bytes, 0, CHUNK).await;
+    link.command(Command::Withdraw { id: id(1) }).await;
+    let mut answer = link.next().await;
+    if matches!(answer, Outcome::Refused { .. }) {
+        answer = link.next().await; // the last word of the opening that it ended, if its writer was busy
+    }
+    assert_eq!(answer, Outcome::Withdrawn { id: id(1) });
+    assert_eq!(rig.partials(), 0);
+    assert_eq!(
+        refused(&link.opened(id(1), "f", bytes.len() as u64).await.1),
+        Withdrawn
+    );
+
+    link.command(Command::Withdraw { id: id(2) }).await;
+    assert_eq!(link.next().await, Outcome::Withdrawn { id: id(2) });
+    assert_eq!(refused(&link.opened(id(2), "g", 1).await.1), Withdrawn);
+
+    let committed = link.send(id(3), "h", b"x").await;
+    link.command(Command::Withdraw { id: id(3) }).await;
+    let settled = link.next().await;
+    assert!(matches!(settled, Outcome::Settled { opening: None, .. }));
+    assert_eq!(delivered_as(&settled), delivered_as(&committed));
+    assert_eq!(rig.names(), ["h"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn forgotten_rows_are_let_go_after_their_time() {
+    let rig = Rig::new().await;
+    let mut link = rig.link(ANA);
+    link.send(id(1), "a", b"x").await;
+    link.send(id(2), "b", b"x").await;
+    let ids = vec![id(1), id(9)];
+    link.command(Command::Forget { ids: ids.clone() }).await;
+    assert_eq!(link.next().await, Outcome::Forgotten { ids });
+    delivered_as(&link.opened(id(1), "a", 1).await.1);
+    rig.db.call(|tx| ledger::observe(tx, 60, 61)).await.unwrap();
+    assert!(rig.row(ANA, id(1)).await.is_some());
+    rig.db.call(|tx| ledger::observe(tx, 60, 61)).await.unwrap();
+    assert!(rig.row(ANA, id(1)).await.is_none());
+    assert!(rig.row(ANA, id(2)).await.is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newer_link_takes_over() {
+    let rig = Rig::new().await;
+    let (mut old, mut new) = (rig.link(ANA), rig.link(ANA));
+    let bytes = content(4 * CHUNK);
+    let size = bytes.len();
+    let (opening, _) = old.opened(id(1), "f", size as u64).await;
+    old.write(id(1), opening, 0, &bytes, 0, 2 * CHUNK).await;
+    old.written(2 * CHUNK as u64).await;
+    let committed = new.send(id(1), "f", &bytes).await;
+    assert_eq!(delivered_as(&committed), "f");
+    assert_eq!(refused(&old.next().await), Fenced);
+
+    let (opening, _) = old.opened(id(2), "s", 1).await;
+    assert_eq!(delivered_as(&new.send(id(2), "s", b"x").await), "s");
+    old.write(id(2), opening, 0, b"x", 0, 1).await;
+    assert_eq!(refused(&old.next().await), Fenced);
+    assert!(rig.files() == [("f".into(), bytes), ("s".into(), b"x".to_vec())]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_inbox_that_goes_away_is_held_and_comes_back() {
+    let rig = Rig::new().await;
+    let away = rig.temp.path().join("away");
+    let mut link = rig.link(ANA);
+    std::fs::rename(rig.root(), &away).unwrap();
+    for size in [1, 1 << 20] {
+        assert_eq!(refused(&link.opened(id(1), "f", size).await.1), InboxUnavailable);
+    }
+    assert!(rig.inbox.status().held.is_some());
+    assert!(!rig.root().exists(), "never made");
+    std::fs::create_dir(rig.root()).unwrap();
+    assert_eq!(
+        refused(&link.opened(id(1), "f", 1).await.1),
+        InboxUnavailable,
+        "no mark"
+    );
+    std::fs::remove_dir(rig.root()).unwrap();
+    std::fs::rename(&away, rig.root()).unwrap();
+    assert_eq!(delivered_as(&link.send(id(1), "f", b"x").await), "f");
+    assert_eq!(rig.inbox.status().held, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_inbox_takes_nothing() {
+    let mut rig = Rig::new().await;
+    rig.inbox.shutdown().await;
+    rig.settings.inbox = None;
+    let inbox = start(&rig.settings, &rig.db).await.unwrap();
+    let (commands, outcomes) = inbox.attach(ANA);
+    let mut link = Link {
+        commands,
+        outcomes,
+        openings: 0,
+    };
+    assert_eq!(refused(&link.opened(id(1), "f", 1).await.1), InboxUnavailable);
+    assert_eq!((inbox.status().path, inbox.status().held), (None, None));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn room_is_asked_for_before_anything_is_written() {
+    let rig = Rig::new().await;
+    let mut link = rig.link(ANA);
+    assert_eq!(refused(&link.opened(id(1), "f", 1 << 60).await.1), NoSpace);
+    assert_eq!(refused(&link.opened(id(2), "f", u64::MAX).await.1), NoSpace);
+    assert_eq!(rig.partials(), 0);
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_fills_up_declines_and_resumes() {
+    let temp = tempfile::tempdir().unwrap();
+    let path = temp.path().join("Inbox");
+    std::fs::create_dir(&path).unwrap();
+    let mounted = std::process::Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=8m", "tmpfs"])
+        .arg(&path)
+        .stderr(std::process::Stdio::null())
+        .status();
+    if !mounted.is_ok_and(|s| s.success()) {
+        eprintln!("SKIPPED: no small file system can be mounted here");
+        return;
+    }
+    struct Unmount(PathBuf);
+    impl Drop for Unmount {
+        fn drop(&mut self) {
+            let _ = std::process::Command::new("umount")
+                .arg("-l")
+                .arg(&self.0)
+                .status();
+        }
+    }
+    let _unmount = Unmount(path.clone());
+    let rig = Rig::at(temp, path).await;
+    let mut link = rig.link(ANA);
+    let bytes = content(5 << 20);
+    let size = bytes.len() as u64;
+    let (opening, first) = link.opened(id(1), "f", size).await;
+    assert!(matches!(first, Outcome::Opened { offset: 0, .. }));
+    let filler = rig.root().join("filler");
+    std::fs::write(&filler, content(5 << 20)).unwrap();
+    link.write(id(1), opening, 0, &bytes, 0, bytes.len()).await;
+    assert_eq!(refused(&link.next().await), NoSpace);
+    assert_eq!(refused(&link.opened(id(1), "f", size).await.1), NoSpace);
+    assert_eq!(
+        delivered_as(&link.send(id(2), "small", b"x").await),
+        "small",
+        "others go on"
+    );
+    std::fs::remove_file(filler).unwrap();
+    let (opening, first) = link.opened(id(1), "f", size).await;
+    let Outcome::Opened { offset, .. } = first else {
+        panic!("{first:?}");
+    };
+    assert!(offset > 1 << 20, "what had arrived is kept: {offset}");
+    link.write(id(1), opening, 0, &bytes, offset as usize, bytes.len())
+        .await;
+    link.finish(id(1), opening, 0, digest(&bytes)).await;
+    assert_eq!(delivered_as(&link.next().await), "f");
+    rig.inbox.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_for_each_peer_is_called_as_we_call_the_peer() {
+    let mut rig = Rig::new().await;
+    rig.inbox.shutdown().await;
+    if let Some(inbox) = &mut rig.settings.inbox {
+        inbox.layout = Layout::ByPeer;
+    }
+    rig.settings.peers = vec![config::Peer {
+        name: "office".into(),
+        id: ANA,
+        address: None,
+        max_file_size: None,
+    }];
+    let rig = rig.restarted(|_| ()).await;
+    assert_eq!(
+        delivered_as(&rig.link(ANA).send(id(1), "a/b", b"x").await),
+        "office/a/b"
+    );
+    assert_eq!(rig.names(), ["office/a/b"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_shutdown_ends_links_that_are_still_open() {
+    let rig = Rig::new().await;
+    let mut link = rig.link(ANA);
+    link.opened(id(1), "f", 1 << 20).await;
+    rig.inbox.shutdown().await;
+    assert!(link.outcomes.recv().await.is_none());
+    assert!(rig.inbox.attach(ANA).1.recv().await.is_none(), "no more links");
+}

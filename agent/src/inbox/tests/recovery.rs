@@ -1,0 +1,235 @@
+//! The rule for rows *placing*: each state a crash can leave is built by hand, then the inbox is opened.
+
+use std::fs;
+
+use super::*;
+use crate::durable::How;
+
+const NAME: &str = "sub/x.txt";
+const BYTES: &[u8] = b"verified";
+
+/// A row *placing* with its durable partial, as R6 leaves them. Gives the partial's path and the receipt.
+async fn placing(rig: &Rig, how: How) -> (PathBuf, Receipt) {
+    let site = rig
+        .inbox
+        .shared
+        .gate
+        .last_seen()
+        .map_err(|e| panic!("{e}"))
+        .unwrap();
+    let key = (ANA, id(1));
+    let file = partial::create(&site, key).unwrap();
+    partial::write_at(&file, 0, BYTES).unwrap();
+    let place = RemotePath::parse(NAME.as_bytes()).unwrap();
+    let receipt = sign(&ReceiptBody {
+        transfer: id(1),
+        sender: ANA,
+        receiver: ME,
+        path: place.clone(),
+        delivered_as: place.clone(),
+        size: BYTES.len() as u64,
+        digest: digest(BYTES),
+        delivered_at: 7,
+    });
+    let row = ledger::Placing {
+        place,
+        inode: partial::inode(&file).unwrap(),
+        how,
+        receipt: receipt.clone(),
+    };
+    let (mark, size) = (site.mark, BYTES.len() as u64);
+    rig.db
+        .call(move |tx| ledger::place(tx, key, &manifest(NAME, size), mark, &row, 0))
+        .await
+        .unwrap();
+    (
+        rig.root().join(".dropwire/partial").join(partial::file_name(key)),
+        receipt,
+    )
+}
+
+/// Builds the state, changes it, opens the inbox, and asks for the outcome by offering again.
+async fn recovered(how: How, change: impl FnOnce(&Path, &Path)) -> (Rig, Receipt, Outcome) {
+    let rig = Rig::new().await;
+    let (partial, receipt) = placing(&rig, how).await;
+    let rig = rig.restarted(|root| change(root, &partial)).await;
+    let (_, outcome) = rig.link(ANA).opened(id(1), NAME, BYTES.len() as u64).await;
+    (rig, receipt, outcome)
+}
+
+#[track_caller]
+fn settled(outcome: &Outcome) -> &Receipt {
+    match outcome {
+        Outcome::Settled { receipt, .. } => receipt,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn partial_there_is_placed_again_with_the_same_receipt() {
+    let (rig, receipt, outcome) = recovered(How::Renamed, |_, _| ()).await;
+    assert_eq!(settled(&outcome), &receipt);
+    assert_eq!(rig.files(), [(NAME.into(), BYTES.to_vec())]);
+    assert_eq!((rig.partials(), rig.inbox.status().received_files), (0, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn partial_gone_is_delivered_also_when_the_file_was_taken_out() {
+    let (rig, receipt, outcome) = recovered(How::Renamed, |root, partial| {
+        fs::create_dir(root.join("sub")).unwrap();
+        fs::rename(partial, root.join(NAME)).unwrap();
+    })
+    .await;
+    assert_eq!(settled(&outcome), &receipt);
+    assert_eq!(rig.files(), [(NAME.into(), BYTES.to_vec())]);
+
+    let (rig, receipt, outcome) =
+        recovered(How::Renamed, |_, partial| fs::remove_file(partial).unwrap()).await;
+    assert_eq!(settled(&outcome), &receipt);
+    assert!(rig.names().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_taken_meanwhile_gives_the_next_one_and_a_new_receipt() {
+    let (rig, _, outcome) = recovered(How::Renamed, |root, _| {
+        fs::create_dir(root.join("sub")).unwrap();
+        fs::write(root.join(NAME), "mine").unwrap();
+    })
+    .await;
+    assert_eq!(delivered_as(&outcome), "sub/x (1).txt");
+    let expected = [
+        ("sub/x (1).txt".into(), BYTES.to_vec()),
+        (NAME.into(), b"mine".to_vec()),
+    ];
+    assert_eq!(rig.files(), expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_links_mean_placed() {
+    let (rig, receipt, outcome) = recovered(How::Linked, |root, partial| {
+        fs::create_dir(root.join("sub")).unwrap();
+        fs::hard_link(partial, root.join(NAME)).unwrap();
+    })
+    .await;
+    assert_eq!(settled(&outcome), &receipt);
+    assert_eq!(rig.files(), [(NAME.into(), BYTES.to_vec())]);
+    assert_eq!(rig.partials(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_that_was_not_made_is_made_up_for() {
+    let (rig, _, outcome) = recovered(How::Linked, |_, _| ()).await;
+    assert_eq!(delivered_as(&outcome), NAME);
+    assert_eq!(rig.files(), [(NAME.into(), BYTES.to_vec())]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_beside_a_renamed_partial_does_not_mean_placed() {
+    let (rig, receipt, outcome) = recovered(How::Renamed, |root, partial| {
+        fs::hard_link(partial, root.parent().unwrap().join("backup")).unwrap();
+    })
+    .await;
+    assert_eq!(settled(&outcome), &receipt);
+    assert_eq!(rig.files(), [(NAME.into(), BYTES.to_vec())]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restored_partial_counts_only_with_the_right_bytes() {
+    let replace = |bytes: &'static [u8]| {
+        move |_: &Path, partial: &Path| {
+            let new = partial.with_extension("new");
+            fs::write(&new, bytes).unwrap();
+            fs::rename(new, partial).unwrap();
+        }
+    };
+    let (rig, receipt, outcome) = recovered(How::Renamed, replace(BYTES)).await;
+    assert_eq!(settled(&outcome), &receipt);
+    assert_eq!(rig.files(), [(NAME.into(), BYTES.to_vec())]);
+
+    let (rig, _, outcome) = recovered(How::Renamed, replace(b"verifieD")).await;
+    assert!(
+        matches!(outcome, Outcome::Opened { offset: 0, .. }),
+        "{outcome:?}"
+    );
+    assert!(rig.names().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_concluded_without_the_mark() {
+    let (rig, _, outcome) = recovered(How::Renamed, |root, partial| {
+        fs::remove_file(partial).unwrap();
+        fs::remove_file(root.join(".dropwire/id")).unwrap();
+    })
+    .await;
+    refused(&outcome);
+    assert!(matches!(
+        rig.row(ANA, id(1)).await,
+        Some(ledger::State::Placing(_))
+    ));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_inbox_folder_says_nothing_about_this_one_s_rows() {
+    let mut rig = Rig::new().await;
+    placing(&rig, How::Renamed).await;
+    rig.inbox.shutdown().await;
+    let other = rig.temp.path().join("Other");
+    fs::create_dir(&other).unwrap();
+    let first = rig.root();
+    rig.settings.inbox.as_mut().unwrap().path = other;
+    let mut rig = rig.restarted(|_| ()).await;
+    let (_, outcome) = rig.link(ANA).opened(id(1), NAME, BYTES.len() as u64).await;
+    refused(&outcome);
+    rig.settings.inbox.as_mut().unwrap().path = first;
+    let rig = rig.restarted(|_| ()).await;
+    assert_eq!(rig.files(), [(NAME.into(), BYTES.to_vec())]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_withdrawal_finishes_what_is_placing() {
+    let rig = Rig::new().await;
+    let (_, receipt) = placing(&rig, How::Renamed).await;
+    let mut link = rig.link(ANA);
+    link.command(Command::Withdraw { id: id(1) }).await;
+    assert_eq!(settled(&link.next().await), &receipt);
+    assert_eq!(rig.names(), [NAME]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn litter_goes_and_partials_with_a_row_stay() {
+    let rig = Rig::new().await;
+    rig.link(ANA).opened(id(2), "big", 1 << 20).await;
+    let rig = rig
+        .restarted(|root| fs::write(root.join(".dropwire/partial/litter"), "").unwrap())
+        .await;
+    assert_eq!(rig.partials(), 1);
+}
+
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_that_cannot_be_used_takes_the_row_back() {
+    let rig = Rig::new().await;
+    fs::create_dir(rig.root().join("sub")).unwrap();
+    let mut link = rig.link(ANA);
+    let mounted = std::process::Command::new("mount")
+        .args(["-t", "tmpfs", "tmpfs"])
+        .arg(rig.root().join("sub"))
+        .stderr(std::process::Stdio::null())
+        .status();
+    if !mounted.is_ok_and(|s| s.success()) {
+        eprintln!("SKIPPED: no file system can be mounted here");
+        return;
+    }
+    let bytes = content(2 * CHUNK);
+    let small = link.send(id(1), "sub/s", b"x").await;
+    let large = link.send(id(2), "sub/l", &bytes).await;
+    let unmounted = std::process::Command::new("umount")
+        .arg(rig.root().join("sub"))
+        .status();
+    assert!(unmounted.unwrap().success());
+    let unavailable = dropwire_protocol::message::DeclineReason::InboxUnavailable;
+    assert_eq!((refused(&small), refused(&large)), (unavailable, unavailable));
+    assert_eq!(delivered_as(&link.send(id(1), "sub/s", b"x").await), "sub/s");
+    assert_eq!(delivered_as(&link.send(id(2), "sub/l", &bytes).await), "sub/l");
+    assert_eq!(rig.partials(), 0);
+}

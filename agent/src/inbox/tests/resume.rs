@@ -1,0 +1,192 @@
+//! Large transfers that break off and go on.
+
+use super::*;
+
+const MIB: usize = 1 << 20;
+
+/// Sends the first `end` bytes of a large file and lets the link go.
+async fn break_off(rig: &Rig, bytes: &[u8], end: usize) {
+    let mut link = rig.link(ANA);
+    let (opening, _) = link.opened(id(1), "big", bytes.len() as u64).await;
+    link.write(id(1), opening, 0, bytes, 0, end).await;
+    link.written(end as u64).await;
+    link.command(Command::Release { id: id(1), opening }).await;
+}
+
+fn partial_path(root: &Path) -> PathBuf {
+    let mut entries = root.join(".dropwire/partial").read_dir().unwrap();
+    entries.next().unwrap().unwrap().path()
+}
+
+fn flip(path: &Path, at: u64) {
+    use std::io::{Read, Seek, SeekFrom, Write};
+    let mut file = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open(path)
+        .unwrap();
+    let mut byte = [0];
+    file.seek(SeekFrom::Start(at)).unwrap();
+    file.read_exact(&mut byte).unwrap();
+    file.seek(SeekFrom::Start(at)).unwrap();
+    file.write_all(&[byte[0] ^ 1]).unwrap();
+}
+
+async fn go_on(rig: &Rig, bytes: &[u8], expected: usize) -> (Link, Opening) {
+    let mut link = rig.link(ANA);
+    let (opening, first) = link.opened(id(1), "big", bytes.len() as u64).await;
+    match first {
+        Outcome::Opened {
+            offset, digest: held, ..
+        } => {
+            assert_eq!(offset as usize, expected);
+            assert_eq!(held, digest(&bytes[..expected]));
+        }
+        other => panic!("{other:?}"),
+    }
+    (link, opening)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_released_transfer_goes_on_where_it_was() {
+    let rig = Rig::new().await;
+    let bytes = content(24 * MIB);
+    break_off(&rig, &bytes, 19 * MIB).await;
+    let rig = rig.restarted(|_| ()).await;
+    let (mut link, opening) = go_on(&rig, &bytes, 19 * MIB).await;
+    link.write(id(1), opening, 0, &bytes, 19 * MIB, bytes.len()).await;
+    link.finish(id(1), opening, 0, digest(&bytes)).await;
+    assert_eq!(delivered_as(&link.next().await), "big");
+    assert!(rig.files() == [("big".into(), bytes)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_prefix_is_cut_to_the_last_good_checkpoint() {
+    let rig = Rig::new().await;
+    let bytes = content(24 * MIB);
+    break_off(&rig, &bytes, 20 * MIB).await;
+    let rig = rig
+        .restarted(|root| flip(&partial_path(root), 18 * MIB as u64))
+        .await;
+    let (mut link, opening) = go_on(&rig, &bytes, 20 * MIB).await;
+    link.write(id(1), opening, 0, &bytes, 20 * MIB, bytes.len()).await;
+    link.finish(id(1), opening, 0, digest(&bytes)).await;
+    match link.next().await {
+        Outcome::Damaged {
+            offset, digest: held, ..
+        } => {
+            assert_eq!(offset as usize, 16 * MIB);
+            assert_eq!(held, digest(&bytes[..16 * MIB]));
+        }
+        other => panic!("{other:?}"),
+    }
+    link.write(id(1), opening, 1, &bytes, 16 * MIB, bytes.len()).await;
+    link.finish(id(1), opening, 1, digest(&bytes)).await;
+    assert_eq!(delivered_as(&link.next().await), "big");
+    assert!(rig.files() == [("big".into(), bytes)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_first_checkpoint_starts_over() {
+    let rig = Rig::new().await;
+    let bytes = content(2 * MIB);
+    break_off(&rig, &bytes, MIB).await;
+    let rig = rig.restarted(|root| flip(&partial_path(root), 5)).await;
+    let (mut link, opening) = go_on(&rig, &bytes, MIB).await;
+    assert!(
+        matches!(link.next().await, Outcome::Damaged { offset: 0, .. }),
+        "without being asked"
+    );
+    link.write(id(1), opening, 1, &bytes, 0, bytes.len()).await;
+    link.finish(id(1), opening, 1, digest(&bytes)).await;
+    assert_eq!(delivered_as(&link.next().await), "big");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partial_shorter_than_its_checkpoint_or_gone_starts_over() {
+    let bytes = content(2 * MIB);
+    let harms: [fn(&Path); 2] = [
+        |partial| {
+            std::fs::File::options()
+                .write(true)
+                .open(partial)
+                .unwrap()
+                .set_len(1000)
+                .unwrap()
+        },
+        |partial| std::fs::remove_file(partial).unwrap(),
+    ];
+    for harm in harms {
+        let rig = Rig::new().await;
+        break_off(&rig, &bytes, MIB).await;
+        let rig = rig.restarted(|root| harm(&partial_path(root))).await;
+        go_on(&rig, &bytes, 0).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_past_the_checkpoint_are_cut() {
+    let rig = Rig::new().await;
+    let bytes = content(2 * MIB);
+    break_off(&rig, &bytes, MIB).await;
+    let rig = rig
+        .restarted(|root| {
+            use std::io::Write;
+            let mut file = std::fs::File::options()
+                .append(true)
+                .open(partial_path(root))
+                .unwrap();
+            file.write_all(&[0; 3 << 20]).unwrap();
+        })
+        .await;
+    let (mut link, opening) = go_on(&rig, &bytes, MIB).await;
+    link.write(id(1), opening, 0, &bytes, MIB, bytes.len()).await;
+    link.finish(id(1), opening, 0, digest(&bytes)).await;
+    assert_eq!(delivered_as(&link.next().await), "big");
+    assert!(rig.files() == [("big".into(), bytes)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hash_state_of_no_use_is_made_from_the_bytes() {
+    let rig = Rig::new().await;
+    let bytes = content(2 * MIB);
+    break_off(&rig, &bytes, MIB).await;
+    let rig = rig.restarted(|_| ()).await;
+    rig.db
+        .call(|tx| tx.execute("UPDATE inbox_checkpoint SET hash_state = x'00'", []))
+        .await
+        .unwrap();
+    go_on(&rig, &bytes, MIB).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_keeps_only_so_many_partials() {
+    let rig = Rig::new().await;
+    let mark = rig.inbox.shared.gate.last_seen().map(|s| s.mark).unwrap();
+    rig.db
+        .call(move |tx| {
+            for n in 0..300u16 {
+                let mut key = [0; 16];
+                key[..2].copy_from_slice(&n.to_be_bytes());
+                ledger::begin(
+                    tx,
+                    (ANA, TransferId(key)),
+                    &manifest("old", 1 << 20),
+                    mark,
+                    n.into(),
+                )?;
+            }
+            Ok(())
+        })
+        .await
+        .unwrap();
+    let mut link = rig.link(ANA);
+    let (_, first) = link.opened(id(0xFF), "new", 1 << 20).await;
+    assert!(matches!(first, Outcome::Opened { .. }));
+    let rows = rig.db.call(|tx| ledger::receiving_of(tx, ANA)).await.unwrap();
+    assert_eq!(rows.len(), 256);
+    assert!(
+        rig.row(ANA, TransferId([0; 16])).await.is_none(),
+        "the oldest went"
+    );
+}

@@ -1,0 +1,476 @@
+//! One large transfer: a thread that opens or resumes its partial, writes, checkpoints, and hands it to the commit.
+//!
+//! Every chunk is verified before it is written. Bytes from before a resume are read once more while the rest comes
+//! in, and nothing is committed until they proved right; bytes written in this same opening are trusted to the page
+//! cache and the disk.
+
+use std::{
+    fs::File,
+    io,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+        mpsc::{Receiver, SyncSender, TryRecvError},
+    },
+};
+
+use bytes::Bytes;
+use dropwire_protocol::{Digest, Manifest, RunningDigest, message::DeclineReason};
+
+use super::{
+    Shared, admit,
+    checkpoint::{Checkpointer, Failure},
+    claims::{Claim, Key},
+    commit::{self, Ready},
+    ledger::{self, Checkpoint},
+    now_ms,
+    partial::{self, Reread, Verdict},
+    reply::{Answer, Reply},
+    site::Site,
+    space::Reservation,
+};
+use crate::durable;
+
+/// Bytes between two checkpoints.
+const CHECKPOINT: u64 = 16 << 20;
+/// Most bytes that are written and not yet durable.
+const MAX_DIRTY: u64 = 4 * CHECKPOINT;
+/// Most bytes that are written and not yet told.
+const TELL: u64 = 256 << 10;
+/// After so many damages in one opening it is not the line's fault.
+const MAX_DAMAGES: u32 = 16;
+
+/// What the link asks of a writer. The end of the channel is a release.
+pub enum Order {
+    /// The next bytes of a pass.
+    Write {
+        pass: u32,
+        offset: u64,
+        bytes: Bytes,
+        digest: Digest,
+    },
+    /// The end of a pass.
+    Finish { pass: u32, digest: Digest },
+    /// Look around: a newer link wants the transfer, or the re-reading ended.
+    Wake,
+}
+
+/// Why a writer ends.
+enum End {
+    /// The link let go: what there is is kept.
+    Released,
+    /// Said to the link; what there is is kept, if `keep`.
+    Said { answer: Answer, keep: bool },
+    /// Whole and verified.
+    Whole,
+}
+
+impl From<Answer> for End {
+    fn from(answer: Answer) -> End {
+        End::Said { answer, keep: true }
+    }
+}
+
+impl From<Failure> for End {
+    fn from(failure: Failure) -> End {
+        End::Said {
+            answer: failure.answer,
+            keep: !failure.disk,
+        }
+    }
+}
+
+/// Receives one transfer; returns when its opening has ended and nobody touches the partial any more.
+pub fn run(
+    shared: &Arc<Shared>,
+    key: Key,
+    manifest: Manifest,
+    reply: Reply,
+    orders: &Receiver<Order>,
+    wake: Weak<SyncSender<Order>>,
+) {
+    let _counted = Counted::new(&shared.large);
+    let waker = wake.clone();
+    let claim = shared.claims.take(key, Some(Box::new(move || poke(&waker))));
+    match Writer::open(shared, claim, manifest, &reply, &wake) {
+        Err(answer) => reply.end(answer),
+        Ok(mut writer) => {
+            reply.opened(writer.digest.length(), writer.digest.value());
+            let end = writer.receive(orders, &reply).err().unwrap_or(End::Whole);
+            writer.close(end, reply);
+        }
+    }
+}
+
+struct Writer<'a> {
+    shared: &'a Arc<Shared>,
+    site: Arc<Site>,
+    claim: Claim,
+    manifest: Manifest,
+    reservation: Reservation,
+    file: File,
+    /// Over everything that is written.
+    digest: RunningDigest,
+    pass: u32,
+    told: u64,
+    /// Up to where a checkpoint was asked for.
+    asked: u64,
+    checkpointer: Option<Checkpointer>,
+    reread: Option<Reread>,
+    /// All bytes came; only the re-reading is waited for.
+    finishing: bool,
+}
+
+impl<'a> Writer<'a> {
+    /// R1, R2, or the resume from the last checkpoint.
+    fn open(
+        shared: &'a Arc<Shared>,
+        claim: Claim,
+        manifest: Manifest,
+        reply: &Reply,
+        wake: &Weak<SyncSender<Order>>,
+    ) -> Result<Self, Answer> {
+        let key = (claim.key().0, reply.id);
+        let (known, checkpoints) = admit::look(shared, key)?;
+        let unknown = known.is_none();
+        let (site, resume) = admit::admit(shared, key, &manifest, known)?;
+        let opening = |e: io::Error| Answer::io("opening the partial", &e);
+        let resumed = if resume {
+            resumable(&site, key, checkpoints).map_err(opening)?
+        } else {
+            None
+        };
+        let held = resumed.as_ref().map_or(0, |r| r.digest.length());
+        let reservation = admit::reserve(shared, &site, manifest.size.saturating_sub(held))?;
+        let (file, digest, reread) = match resumed {
+            Some(resumed) => {
+                shared
+                    .db
+                    .call_blocking(move |tx| ledger::cut_checkpoints(tx, key, held))?;
+                let wake = wake.clone();
+                let reread = match partial::open(&site, key).map_err(opening)? {
+                    Some(again) if held > 0 => Some(
+                        Reread::start(again, resumed.checkpoints, move || poke(&wake)).map_err(opening)?,
+                    ),
+                    _ => None,
+                };
+                (resumed.file, resumed.digest, reread)
+            }
+            None => {
+                if unknown {
+                    admit::make_way(shared, &site, key.0)?;
+                }
+                let (bound, mark, now) = (manifest.clone(), site.mark, now_ms());
+                shared
+                    .db
+                    .call_blocking(move |tx| ledger::begin(tx, key, &bound, mark, now))?;
+                (
+                    partial::create(&site, key).map_err(opening)?,
+                    RunningDigest::default(),
+                    None,
+                )
+            }
+        };
+        let mut writer = Writer {
+            shared,
+            site,
+            claim,
+            manifest,
+            reservation,
+            file,
+            digest,
+            pass: 0,
+            told: held,
+            asked: held,
+            checkpointer: None,
+            reread,
+            finishing: false,
+        };
+        writer.start_checkpointer().map_err(opening)?;
+        Ok(writer)
+    }
+
+    /// Ok: everything came and is verified.
+    fn receive(&mut self, orders: &Receiver<Order>, reply: &Reply) -> Result<(), End> {
+        loop {
+            let order = match orders.try_recv() {
+                Ok(order) => order,
+                Err(TryRecvError::Empty) => {
+                    self.tell(reply, 1);
+                    orders.recv().map_err(|_| End::Released)?
+                }
+                Err(TryRecvError::Disconnected) => return Err(End::Released),
+            };
+            if self.claim.fenced() {
+                let text = "a newer link carries this transfer";
+                return Err(Answer::refused(DeclineReason::Fenced, text, None).into());
+            }
+            if let Some(checkpointer) = &self.checkpointer {
+                checkpointer.durable()?;
+            }
+            self.hear_reread(reply)?;
+            match order {
+                Order::Write {
+                    pass,
+                    offset,
+                    bytes,
+                    digest,
+                } if pass >= self.pass => {
+                    self.write(offset, &bytes, digest, reply)?;
+                }
+                Order::Finish { pass, digest } if pass >= self.pass => self.all_came(digest)?,
+                _ => {}
+            }
+            if self.finishing && self.reread.is_none() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn write(&mut self, offset: u64, bytes: &Bytes, digest: Digest, reply: &Reply) -> Result<(), End> {
+        let at = self.digest.length();
+        if bytes.len() as u64 > self.manifest.size.saturating_sub(at) {
+            return Err(conflict("more bytes came than were announced"));
+        }
+        let mut next = self.digest.clone();
+        next.update(bytes);
+        if offset != at || next.value() != digest {
+            return self.damaged(reply);
+        }
+        partial::write_at(&self.file, at, bytes).map_err(|e| {
+            let answer = Answer::disk("writing the partial", &e);
+            let keep = matches!(&answer, Answer::Refused(r) if r.reason == DeclineReason::NoSpace);
+            End::Said { answer, keep }
+        })?;
+        self.digest = next;
+        self.reservation.used(bytes.len() as u64);
+        if self.digest.length() - self.asked >= CHECKPOINT {
+            self.checkpoint(false);
+        }
+        self.tell(reply, TELL);
+        Ok(())
+    }
+
+    fn all_came(&mut self, digest: Digest) -> Result<(), End> {
+        if self.digest.length() != self.manifest.size || self.digest.value() != digest {
+            return Err(conflict("its length or digest is not what was announced"));
+        }
+        self.finishing = true;
+        Ok(())
+    }
+
+    /// R4's second half, as soon as it is known: a prefix that does not re-read right is cut.
+    fn hear_reread(&mut self, reply: &Reply) -> Result<(), End> {
+        let verdict = match self.reread.take() {
+            Some(reread) if reread.is_done() => reread.verdict(),
+            waiting => {
+                self.reread = waiting;
+                return Ok(());
+            }
+        };
+        let Verdict::Good(good) = verdict else {
+            return Ok(());
+        };
+        tracing::warn!(
+            "what lay of {} before the resume is damaged from byte {} on; it is asked for again",
+            self.manifest.path,
+            good.length()
+        );
+        if let Some(checkpointer) = self.checkpointer.take() {
+            checkpointer.finish()?;
+        }
+        let (key, length) = (self.claim.key(), good.length());
+        let cut = self
+            .shared
+            .db
+            .call_blocking(move |tx| ledger::cut_checkpoints(tx, key, length));
+        cut.map_err(Answer::from)?;
+        let cutting = |e: io::Error| Answer::io("cutting the partial", &e);
+        self.file.set_len(length).map_err(cutting)?;
+        (self.told, self.asked, self.digest) = (length, length, good);
+        self.start_checkpointer().map_err(cutting)?;
+        self.finishing = false;
+        self.damaged(reply)
+    }
+
+    /// The next pass begins at what is verified.
+    fn damaged(&mut self, reply: &Reply) -> Result<(), End> {
+        self.pass += 1;
+        if self.pass > MAX_DAMAGES {
+            let text = "it arrived damaged too often; memory or disk of one side may be failing";
+            return Err(Answer::refused(DeclineReason::DiskError, text, None).into());
+        }
+        self.told = self.digest.length();
+        reply.damaged(self.digest.length(), self.digest.value());
+        Ok(())
+    }
+
+    fn tell(&mut self, reply: &Reply, at_least: u64) {
+        let written = self.digest.length();
+        if written - self.told >= at_least {
+            reply.written(written);
+            self.told = written;
+        }
+    }
+
+    fn checkpoint(&mut self, wait: bool) {
+        let Some(checkpointer) = &self.checkpointer else {
+            return;
+        };
+        let offset = self.digest.length();
+        let durable = checkpointer.durable().unwrap_or(offset); // a failure is heard at the next order
+        let checkpoint = Checkpoint {
+            offset,
+            digest: self.digest.value(),
+            hash_state: self.digest.state(),
+        };
+        if checkpointer.request(checkpoint, wait || offset - durable > MAX_DIRTY) {
+            self.asked = offset;
+        }
+    }
+
+    fn start_checkpointer(&mut self) -> io::Result<()> {
+        let file = self.file.try_clone()?;
+        let durable = self.digest.length();
+        let checkpointer = Checkpointer::start(file, self.claim.key(), self.shared.db.clone(), durable)?;
+        self.checkpointer = Some(checkpointer);
+        Ok(())
+    }
+
+    /// Ends the work on the partial, and only then answers.
+    fn close(mut self, end: End, reply: Reply) {
+        if let Some(reread) = self.reread.take() {
+            reread.cancel();
+        }
+        if !matches!(end, End::Said { keep: false, .. })
+            && !self.finishing
+            && self.digest.length() > self.asked
+        {
+            self.checkpoint(true);
+        }
+        let synced = self.checkpointer.take().map_or(Ok(0), Checkpointer::finish);
+        let end = match (end, synced) {
+            (end @ End::Said { keep: false, .. }, _) => end,
+            (End::Released, Err(failure)) => End::Said {
+                answer: Answer::Silent,
+                keep: !failure.disk,
+            },
+            (End::Said { answer, .. }, Err(failure)) => End::Said {
+                answer,
+                keep: !failure.disk,
+            },
+            (End::Whole, Err(failure)) => failure.into(),
+            (end, Ok(_)) => end,
+        };
+        match end {
+            End::Released => {}
+            End::Said { answer, keep } => {
+                if keep || self.give_up() {
+                    reply.end(answer);
+                }
+            }
+            End::Whole => self.commit(reply),
+        }
+    }
+
+    /// R5, then the rest.
+    fn commit(self, reply: Reply) {
+        partial::dress(&self.file, self.site.mode, self.manifest.mtime);
+        let durable = durable::sync_file(&self.file)
+            .and_then(|()| durable::sync_dir(&self.site.partials))
+            .and_then(|()| partial::inode(&self.file));
+        match durable {
+            Ok(inode) => {
+                let ready = Ready {
+                    manifest: self.manifest,
+                    digest: self.digest.value(),
+                    inode,
+                    keep: true,
+                    reply,
+                    claim: self.claim,
+                    reservation: self.reservation,
+                };
+                commit::place_all(self.shared, &self.site, vec![ready]);
+            }
+            Err(e) => {
+                if self.give_up() {
+                    reply.end(Answer::disk("syncing the file", &e));
+                }
+            }
+        }
+    }
+
+    /// The partial is not to be trusted: it starts over. False if the ledger could not be written, and nothing may
+    /// be said or removed.
+    fn give_up(&self) -> bool {
+        let key = self.claim.key();
+        let reset = self
+            .shared
+            .db
+            .call_blocking(move |tx| ledger::cut_checkpoints(tx, key, 0));
+        if reset.is_ok() {
+            partial::remove(&self.site, key);
+        }
+        reset.is_ok()
+    }
+}
+
+struct Resumed {
+    file: File,
+    digest: RunningDigest,
+    checkpoints: Vec<Checkpoint>,
+}
+
+/// The partial cut to its last checkpoint; None: start over.
+fn resumable(site: &Site, key: Key, checkpoints: Vec<Checkpoint>) -> io::Result<Option<Resumed>> {
+    let (Some(file), Some(last)) = (partial::open(site, key)?, checkpoints.last()) else {
+        return Ok(None);
+    };
+    if file.metadata()?.len() < last.offset {
+        return Ok(None);
+    }
+    let digest = match RunningDigest::restore(&last.hash_state, last.offset, last.digest) {
+        Some(digest) => digest,
+        // The state is of no use (another version's): the bytes are.
+        None => partial::good_prefix(&file, &checkpoints, &AtomicBool::new(false)),
+    };
+    let checkpoints: Vec<Checkpoint> = checkpoints
+        .into_iter()
+        .filter(|c| c.offset <= digest.length())
+        .collect();
+    file.set_len(digest.length())?;
+    Ok(Some(Resumed {
+        file,
+        digest,
+        checkpoints,
+    }))
+}
+
+fn conflict(text: &str) -> End {
+    End::Said {
+        answer: Answer::refused(DeclineReason::Conflict, text, None),
+        keep: false,
+    }
+}
+
+fn poke(wake: &Weak<SyncSender<Order>>) {
+    if let Some(orders) = wake.upgrade() {
+        let _ = orders.try_send(Order::Wake); // full: the writer is awake
+    }
+}
+
+/// Counts for as long as it lives.
+struct Counted<'a>(&'a AtomicUsize);
+
+impl<'a> Counted<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Counted(count)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}

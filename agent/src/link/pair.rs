@@ -1,0 +1,214 @@
+//! What the registry knows of one paired agent: its link, if one is up, and how dialling it stands.
+//!
+//! A pair has one link. Of two, the same agent's later dial stays; if each side dialled, the one dialled by the
+//! agent with the smaller id. Both sides judge alike, so one is left.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard},
+    time::SystemTime,
+};
+
+use dropwire_protocol::{AgentId, message::ByeReason};
+use tokio::sync::{Notify, mpsc, watch};
+
+use super::{PeerLink, Request, drive::Orders, wire::Traffic};
+use crate::config;
+
+/// One paired agent.
+pub(super) struct Pair {
+    pub(super) peer: config::Peer,
+    own: AgentId,
+    state: Mutex<State>,
+    linked: watch::Sender<bool>,
+    /// Held by a link from its Up to its Down: links of one pair never overlap towards the daemon.
+    pub(super) turn: tokio::sync::Mutex<()>,
+    /// Someone wants it dialled now.
+    pub(super) dial_now: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    live: Option<Live>,
+    links: u64,
+    /// Of links that ended.
+    totals: Traffic,
+    next_dial_at: Option<SystemTime>,
+    last_error: Option<String>,
+}
+
+/// The link that stays.
+struct Live {
+    number: u64,
+    dialled: bool,
+    orders: watch::Sender<Orders>,
+    traffic: Arc<Traffic>,
+    /// From Up on.
+    requests: Option<mpsc::Sender<Request>>,
+}
+
+/// A link that was let in.
+pub(super) struct Admission {
+    number: u64,
+    pub(super) orders: watch::Receiver<Orders>,
+}
+
+impl Pair {
+    pub(super) fn new(peer: config::Peer, own: AgentId) -> Self {
+        Pair {
+            peer,
+            own,
+            state: Mutex::default(),
+            linked: watch::Sender::new(false),
+            turn: tokio::sync::Mutex::default(),
+            dial_now: Notify::new(),
+        }
+    }
+
+    /// A new connection, both Hellos done: let in, and an older one told to go; or None, and the older one has to
+    /// prove that it lives.
+    pub(super) fn admit(&self, dialled: bool, traffic: Arc<Traffic>) -> Option<Admission> {
+        let mut state = self.state();
+        if let Some(old) = &state.live {
+            if old.dialled != dialled && dialled != (self.own < self.peer.id) {
+                old.orders.send_modify(|orders| orders.probes += 1);
+                return None;
+            }
+            old.orders
+                .send_modify(|orders| orders.end = Some(ByeReason::Duplicate));
+        }
+        state.links += 1;
+        let number = state.links;
+        let (give, orders) = watch::channel(Orders::default());
+        if let Some(old) = state.live.replace(Live {
+            number,
+            dialled,
+            orders: give,
+            traffic,
+            requests: None,
+        }) {
+            state.totals.add(&old.traffic);
+        }
+        self.linked.send_replace(true);
+        Some(Admission { number, orders })
+    }
+
+    /// The link begins to carry transfers.
+    pub(super) fn open(&self, admission: &Admission, requests: mpsc::Sender<Request>) {
+        let mut state = self.state();
+        state.last_error = None;
+        if let Some(live) = state.live.as_mut().filter(|live| live.number == admission.number) {
+            live.requests = Some(requests);
+        }
+    }
+
+    /// The link is over.
+    pub(super) fn close(&self, admission: &Admission, error: Option<&str>) {
+        let mut state = self.state();
+        if let Some(error) = error {
+            state.last_error = Some(error.to_owned());
+        }
+        if let Some(live) = state.live.take_if(|live| live.number == admission.number) {
+            state.totals.add(&live.traffic);
+            self.linked.send_replace(false);
+        }
+    }
+
+    /// Where requests go, while a link is up.
+    pub(super) fn requests(&self) -> Option<mpsc::Sender<Request>> {
+        self.state().live.as_ref()?.requests.clone()
+    }
+
+    /// Tells whether there is a link, and when that changes.
+    pub(super) fn linked(&self) -> watch::Receiver<bool> {
+        self.linked.subscribe()
+    }
+
+    /// When it is dialled next; None: not planned, or just now.
+    pub(super) fn plan_dial(&self, at: Option<SystemTime>) {
+        self.state().next_dial_at = at;
+    }
+
+    /// The last dial came to nothing.
+    pub(super) fn dial_failed(&self, error: String) {
+        self.state().last_error = Some(error);
+    }
+
+    pub(super) fn status(&self) -> PeerLink {
+        let state = self.state();
+        let now = state.live.as_ref().map(|live| &live.traffic);
+        PeerLink {
+            peer: self.peer.id,
+            connected: state.live.as_ref().is_some_and(|live| live.requests.is_some()),
+            next_dial_at: state.next_dial_at,
+            last_error: state.last_error.clone(),
+            sent_bytes: state.totals.sent() + now.map_or(0, |traffic| traffic.sent()),
+            received_bytes: state.totals.received() + now.map_or(0, |traffic| traffic.received()),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair(own: u8, peer: u8) -> Pair {
+        let id = AgentId([peer; 32]);
+        Pair::new(
+            config::Peer {
+                name: "p".into(),
+                id,
+                address: None,
+                max_file_size: None,
+            },
+            AgentId([own; 32]),
+        )
+    }
+
+    fn admit(pair: &Pair, dialled: bool) -> Option<Admission> {
+        pair.admit(dialled, Arc::default())
+    }
+
+    fn ended(admission: &Admission) -> bool {
+        admission.orders.borrow().end == Some(ByeReason::Duplicate)
+    }
+
+    #[test]
+    fn of_two_dials_the_smaller_ids_stays_on_both_sides() {
+        for (own, peer) in [(1, 2), (2, 1)] {
+            let ours_stays = own < peer;
+            for ours_first in [true, false] {
+                let pair = pair(own, peer);
+                let first = admit(&pair, ours_first).unwrap();
+                let second = admit(&pair, !ours_first);
+                let first_stays = ours_first == ours_stays;
+                assert_eq!(second.is_none(), first_stays);
+                assert_eq!(ended(&first), !first_stays);
+                assert_eq!(
+                    first.orders.borrow().probes,
+                    u64::from(first_stays),
+                    "who keeps others out proves life"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn of_one_sides_dials_the_newer_stays() {
+        let pair = pair(1, 2);
+        let first = admit(&pair, false).unwrap();
+        let second = admit(&pair, false).unwrap();
+        assert!(ended(&first) && !ended(&second));
+        pair.close(&first, None);
+        assert!(
+            *pair.linked().borrow(),
+            "the end of the old one does not touch the new one"
+        );
+        pair.close(&second, Some("cut"));
+        assert!(!*pair.linked().borrow());
+        assert_eq!(pair.status().last_error.as_deref(), Some("cut"));
+    }
+}

@@ -1,0 +1,93 @@
+//! The mark of an outbox or inbox: a random id in its `.dropwire/` folder, which tells one folder from another.
+//!
+//! A folder that is unmounted, moved or restored lacks its mark; then nothing is concluded from what is missing in it.
+
+use std::{ffi::OsStr, io, io::Read};
+
+use cap_fs_ext::{DirExt, FollowSymlinks, OpenOptionsFollowExt};
+use cap_std::fs::{Dir, OpenOptions};
+
+use crate::durable;
+
+/// The one folder in an outbox or inbox that is dropwire's own.
+pub const FOLDER: &str = ".dropwire";
+const FILE: &str = "id";
+
+/// The mark of the folder `root`; None when it has none. A damaged one is `InvalidData`, never replaced.
+pub fn read(root: &Dir) -> io::Result<Option<[u8; 16]>> {
+    let found = root.open_dir_nofollow(FOLDER).and_then(|folder| {
+        let mut options = OpenOptions::new();
+        options.read(true).follow(FollowSymlinks::No);
+        folder.open_with(FILE, &options)
+    });
+    let file = match found {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    let mut text = String::new();
+    file.take(64).read_to_string(&mut text)?;
+    let id = data_encoding::HEXLOWER
+        .decode(text.trim_end().as_bytes())
+        .ok()
+        .and_then(|bytes| bytes.try_into().ok());
+    id.map(Some)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, ".dropwire/id is damaged"))
+}
+
+/// Marks the folder `root` with a new random id. After Ok it survives a power cut; crashed before, the folder has
+/// either no mark or the whole one. `AlreadyExists` if it has one.
+pub fn create(root: &Dir) -> io::Result<[u8; 16]> {
+    let mut id = [0; 16];
+    getrandom::fill(&mut id).map_err(io::Error::other)?;
+    let folder = folder(root)?;
+    let text = format!("{}\n", data_encoding::HEXLOWER.encode(&id));
+    durable::write_new_file(&folder, OsStr::new(FILE), text.as_bytes())?;
+    durable::sync_dir(root)?;
+    Ok(id)
+}
+
+/// The folder [`FOLDER`] below `root`, made where it is missing, never through a symlink. Its name is durable after
+/// [`create`], or after [`durable::sync_dir`] of `root`.
+pub fn folder(root: &Dir) -> io::Result<Dir> {
+    durable::open_or_make_dir(root, OsStr::new(FOLDER))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn root() -> (tempfile::TempDir, Dir) {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = Dir::open_ambient_dir(temp.path(), cap_std::ambient_authority()).unwrap();
+        (temp, dir)
+    }
+
+    #[test]
+    fn a_mark_is_made_once_and_read_back() {
+        let (_temp, root) = root();
+        assert_eq!(read(&root).unwrap(), None);
+        let id = create(&root).unwrap();
+        assert_eq!(read(&root).unwrap(), Some(id));
+        assert_eq!(create(&root).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(read(&root).unwrap(), Some(id));
+    }
+
+    #[test]
+    fn a_damaged_mark_is_an_error() {
+        let (_temp, root) = root();
+        create(&root).unwrap();
+        root.write(".dropwire/id", "half").unwrap();
+        assert_eq!(read(&root).unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_symlink_is_no_folder_of_ours() {
+        let (_temp, root) = root();
+        root.create_dir("elsewhere").unwrap();
+        root.symlink("elsewhere", FOLDER).unwrap();
+        assert!(read(&root).is_err());
+        assert!(create(&root).is_err());
+    }
+}

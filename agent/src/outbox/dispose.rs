@@ -1,0 +1,466 @@
+//! What becomes of a delivered file (S5): it leaves by way of `.dropwire/leaving`, where nobody writes to it unseen.
+//!
+//! Each step may be the last before a crash; [`dispose`] is then called again and goes on from what it finds:
+//!
+//! | on disk | found by the next call |
+//! |---|---|
+//! | under its path | the same checks again: another version stays, and is a new drop |
+//! | in `leaving/<name>` | the same checks there, with the bytes' digest; then archived or removed |
+//! | in neither | both directories synced, then gone |
+//!
+//! A file that turns out changed in `leaving` is given back under its old name; where somebody took that in the
+//! meantime, under the next free one beside it (`report (1).pdf`). It was never sent, so it is a new drop there:
+//! nothing is lost and nothing sent twice.
+
+use std::{
+    collections::HashMap,
+    ffi::{OsStr, OsString},
+    fs::File,
+    io,
+    path::PathBuf,
+    time::SystemTime,
+};
+
+use cap_std::fs::Dir;
+use dropwire_protocol::{Digest, RemotePath, RunningDigest};
+
+use crate::{
+    config::AfterSend,
+    confined, durable,
+    lease::{Asked, Lease},
+    mark,
+    version::{OutboxId, Version},
+};
+
+/// Below this size the bytes are always compared: on some systems two writes within one step of the file system's
+/// clock show as one, and a small file may be read, sent and written again within a step.
+const COMPARED_BELOW: u64 = 16 << 20;
+
+/// A delivered file that has to leave.
+#[derive(Clone, Debug)]
+pub struct Disposal {
+    /// Its name in `leaving`: unique among all drops, the same at every repetition, one plain component.
+    pub name: String,
+    /// The mark of the outbox it lies in.
+    pub outbox: OutboxId,
+    /// Where that outbox is.
+    pub root: PathBuf,
+    /// Below it.
+    pub path: RemotePath,
+    /// What was delivered.
+    pub version: Version,
+    /// What was delivered.
+    pub digest: Digest,
+    /// Where it goes; [`AfterSend::Keep`] does nothing.
+    pub after: AfterSend,
+}
+
+/// How it ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Disposed {
+    /// It left, durably.
+    Done,
+    /// Another version lies there: it stays, and is to be looked at again.
+    Changed,
+    /// The delivered version by all that the file system says of it, but with other bytes: it stays, and its jobs need
+    /// a new counter to be sent again.
+    OtherBytes,
+    /// Somebody has it open for writing: to be tried again later.
+    Busy,
+    /// It is not there any more, durably.
+    Gone,
+}
+
+/// Why it could not be done; nothing is lost, and it may be tried again.
+#[derive(Debug, thiserror::Error)]
+pub enum DisposeError {
+    /// The outbox is not there, or without its mark: nothing is concluded from what is missing in it.
+    #[error("the outbox {0} is held: {1}")]
+    Held(String, String),
+    /// The disk or permissions.
+    #[error("{0} of {1}: {2}")]
+    Disk(&'static str, RemotePath, #[source] io::Error),
+}
+
+/// Disposes of one delivered file; see [`dispose_all`].
+pub fn dispose(disposal: &Disposal) -> Result<Disposed, DisposeError> {
+    let mut answers = dispose_all(std::slice::from_ref(disposal));
+    answers.pop().unwrap_or(Ok(Disposed::Busy)) // there is one for each
+}
+
+/// Disposes of delivered files; an answer for each, in their order. Those of one outbox that follow each other share
+/// their syncs. Blocks for the disk. Safe to repeat after any answer and any crash; what it answers is durable.
+pub fn dispose_all(disposals: &[Disposal]) -> Vec<Result<Disposed, DisposeError>> {
+    disposals
+        .chunk_by(|a, b| a.root == b.root && a.outbox == b.outbox)
+        .flat_map(|one_outbox| one_outbox.chunks(TOGETHER))
+        .flat_map(dispose_together)
+        .collect()
+}
+
+/// How many share their syncs; each holds up to three descriptors meanwhile.
+const TOGETHER: usize = 64;
+
+fn dispose_together(batch: &[Disposal]) -> Vec<Result<Disposed, DisposeError>> {
+    let Some(first) = batch.first() else {
+        return Vec::new();
+    };
+    let mut steps = match Steps::begin(first) {
+        Ok(steps) => steps,
+        Err(reason) => {
+            let root = dropwire_protocol::name::escape(first.root.as_os_str().as_encoded_bytes());
+            let held = |_: &Disposal| Err(DisposeError::Held(root.clone(), reason.clone()));
+            return batch.iter().map(held).collect();
+        }
+    };
+    let staged: Vec<_> = batch.iter().map(|what| steps.stage(what)).collect();
+    let synced = steps.sync();
+    let ended: Vec<_> = batch
+        .iter()
+        .zip(staged)
+        .map(|(what, staged)| match (staged?, &synced) {
+            (Stage::Stays(answer), _) => Ok(answer),
+            (_, Err(e)) => Err(what.failed("the syncing", copy_of(e))),
+            (Stage::Gone, Ok(())) => Ok(Disposed::Gone),
+            (Stage::Leaving { file, checked }, Ok(())) => steps.leave(what, &file, checked),
+        })
+        .collect();
+    let synced = steps.sync();
+    batch
+        .iter()
+        .zip(ended)
+        .map(|(what, ended)| match (ended?, &synced) {
+            (Disposed::Done, Err(e)) => Err(what.failed("the syncing", copy_of(e))),
+            (answer, _) => Ok(answer),
+        })
+        .collect()
+}
+
+/// The folders that disposals in one outbox work in.
+struct Steps {
+    outbox: Dir,
+    own: Dir,
+    leaving: Dir,
+    /// Names changed in these since the last sync; `None` is the outbox itself.
+    touched: HashMap<Option<RemotePath>, Dir>,
+    /// The same, in the archive.
+    archived: HashMap<Option<RemotePath>, Dir>,
+}
+
+/// Where a file stands before the first sync.
+enum Stage {
+    /// Under its path; answered.
+    Stays(Disposed),
+    /// Nowhere; to be made durable.
+    Gone,
+    /// In `leaving`.
+    Leaving { file: File, checked: Checked },
+}
+
+/// What the checks say of an open file.
+enum Checked {
+    /// The delivered version, and nobody writes.
+    Delivered(Option<Lease>),
+    /// Why not.
+    Not(Disposed),
+}
+
+impl Steps {
+    /// The error is the reason why the outbox is held.
+    fn begin(first: &Disposal) -> Result<Self, String> {
+        let outbox = confined::root(&first.root).map_err(|e| e.to_string())?;
+        match mark::read(&outbox) {
+            Ok(Some(id)) if OutboxId(id) == first.outbox => {}
+            Ok(Some(_)) => return Err("another folder's mark is there".into()),
+            Ok(None) => return Err("its mark (.dropwire/id) is missing".into()),
+            Err(e) => return Err(format!("its mark cannot be read: {e}")),
+        }
+        let open = || {
+            let own = mark::folder(&outbox)?;
+            let leaving = durable::open_or_make_dir(&own, OsStr::new("leaving"))?;
+            durable::sync_dir(&own)?;
+            Ok((own, leaving))
+        };
+        let (own, leaving) =
+            open().map_err(|e: io::Error| format!("`.dropwire` in it cannot be used: {e}"))?;
+        Ok(Steps {
+            outbox,
+            own,
+            leaving,
+            touched: HashMap::new(),
+            archived: HashMap::new(),
+        })
+    }
+
+    /// Up to the rename into `leaving`, not yet durable.
+    fn stage(&mut self, what: &Disposal) -> Result<Stage, DisposeError> {
+        let name = OsStr::new(&what.name);
+        if what.after == AfterSend::Keep {
+            return Ok(Stage::Stays(Disposed::Done));
+        }
+        // A crash, or an error, left it there: ctime says nothing after the rename, so the bytes decide.
+        if let Some(file) = what.open(&self.leaving, name)? {
+            let checked = what.check(&file, Compare::Always)?;
+            return Ok(Stage::Leaving { file, checked });
+        }
+        let (folder, at) = match confined::parent(&self.outbox, &what.path) {
+            Ok(folder) => (folder, confined::os_str(what.path.file_name())),
+            Err(e) if confined::is_absent(&e) => return self.gone(what),
+            Err(e) => return Err(what.failed("the disposal", e)),
+        };
+        let at = at.map_err(|e| what.failed("the disposal", e))?;
+        let Some(file) = what.open(&folder, at)? else {
+            return self.gone(what);
+        };
+        let lease = match what.check(&file, Compare::IfTouched)? {
+            Checked::Delivered(lease) => lease,
+            Checked::Not(answer) => return Ok(Stage::Stays(answer)),
+        };
+        match durable::rename_noreplace(&folder, at, &self.leaving, name) {
+            Ok(_) => {}
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return self.gone(what),
+            Err(e) => return Err(what.failed("the disposal", e)),
+        }
+        self.touched.insert(what.path.parent(), folder);
+        let checked = what.check_again(&file, lease, &self.leaving)?;
+        Ok(Stage::Leaving { file, checked })
+    }
+
+    /// Its absence is made durable in the last folder on its path that is there.
+    fn gone(&mut self, what: &Disposal) -> Result<Stage, DisposeError> {
+        let mut at = what.path.parent();
+        loop {
+            let folder = match &at {
+                Some(at) => confined::open_folder(&self.outbox, at),
+                None => self.outbox.try_clone(),
+            };
+            match folder {
+                Ok(folder) => {
+                    self.touched.insert(at, folder);
+                    return Ok(Stage::Gone);
+                }
+                Err(e) if confined::is_absent(&e) && at.is_some() => {}
+                Err(e) => return Err(what.failed("the disposal", e)),
+            }
+            at = at.and_then(|at| at.parent());
+        }
+    }
+
+    /// After Ok, all that was done so far survives a power cut: new names first.
+    fn sync(&mut self) -> io::Result<()> {
+        for (_, folder) in self.archived.drain().chain(self.touched.drain()) {
+            durable::sync_dir(&folder)?;
+        }
+        durable::sync_dir(&self.leaving)
+    }
+
+    /// From `leaving` to where it goes: on, if it is what was delivered, else back.
+    fn leave(&mut self, what: &Disposal, file: &File, checked: Checked) -> Result<Disposed, DisposeError> {
+        let lease = match checked {
+            Checked::Delivered(lease) => lease,
+            Checked::Not(answer) => return self.give_back(what, answer),
+        };
+        // The last moment: the writer that the lease held up gets its file back instead of one without a name.
+        if lease.as_ref().is_some_and(|lease| !lease.whole()) {
+            return self.give_back(what, Disposed::Busy);
+        }
+        if lease.is_none() && !what.version(file)?.same_identity(&what.version) {
+            return self.give_back(what, Disposed::Changed);
+        }
+        let name = OsStr::new(&what.name);
+        let done = match what.after {
+            AfterSend::Archive => self.archive(what),
+            AfterSend::Delete | AfterSend::Keep => durable::unlink(&self.leaving, name),
+        };
+        done.map_err(|e| what.failed("the disposal", e))?;
+        Ok(Disposed::Done)
+    }
+
+    fn archive(&mut self, what: &Disposal) -> io::Result<()> {
+        let place = what.path.parent();
+        if !self.archived.contains_key(&place) {
+            let sent = durable::open_or_make_dir(&self.own, OsStr::new("sent"))?;
+            durable::sync_dir(&self.own)?;
+            self.archived
+                .insert(place.clone(), make_folders(&sent, &what.path)?);
+        }
+        let Some(folder) = self.archived.get(&place) else {
+            return Ok(()); // not reached: it was put there just now
+        };
+        let name = confined::os_str(what.path.file_name())?;
+        rename_beside(&self.leaving, OsStr::new(&what.name), folder, name)
+    }
+
+    /// Its old name, or the next free one beside it; its folders are made again where they are gone. One that is only
+    /// busy waits in `leaving` where its name is taken: it may still be what was delivered.
+    fn give_back(&self, what: &Disposal, answer: Disposed) -> Result<Disposed, DisposeError> {
+        let back = || {
+            let folder = make_folders(&self.outbox, &what.path)?;
+            let (name, old) = (OsStr::new(&what.name), confined::os_str(what.path.file_name())?);
+            let answer = match durable::rename_noreplace(&self.leaving, name, &folder, old) {
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists && answer == Disposed::Busy => answer,
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                    rename_beside(&self.leaving, name, &folder, old)?;
+                    Disposed::Changed
+                }
+                other => other.map(|_| answer)?,
+            };
+            durable::sync_dir(&folder)?;
+            durable::sync_dir(&self.leaving)?;
+            Ok(answer)
+        };
+        back().map_err(|e| what.failed("the giving back", e))
+    }
+}
+
+impl Disposal {
+    /// None: nothing, or no regular file, has that name.
+    fn open(&self, folder: &Dir, name: &OsStr) -> Result<Option<File>, DisposeError> {
+        match confined::open_file(folder, name) {
+            Ok(file) => Ok(Some(file)),
+            Err(e) if confined::is_absent(&e) => Ok(None),
+            Err(e) => Err(self.failed("the opening", e)),
+        }
+    }
+
+    fn check(&self, file: &File, compare: Compare) -> Result<Checked, DisposeError> {
+        let lease = match Lease::take(file) {
+            Asked::Lease(lease) => Some(lease),
+            Asked::Writer => return Ok(Checked::Not(Disposed::Busy)),
+            Asked::Unsupported => None,
+        };
+        let version = self.version(file)?;
+        if lease.is_none() && version.is_fresh(SystemTime::now()) && matches!(compare, Compare::IfTouched) {
+            return Ok(Checked::Not(Disposed::Busy)); // a write within the clock's step would not show
+        }
+        if !version.same_identity(&self.version) {
+            return Ok(Checked::Not(Disposed::Changed));
+        }
+        let touched = version.ctime_ns != self.version.ctime_ns;
+        let must = matches!(compare, Compare::Always) || touched || version.size < COMPARED_BELOW;
+        if must && digest(file).map_err(|e| self.failed("the reading", e))? != self.digest {
+            return Ok(Checked::Not(Disposed::OtherBytes));
+        }
+        Ok(match &lease {
+            Some(broken) if !broken.whole() => Checked::Not(Disposed::Busy),
+            None if self.version(file)? != version => Checked::Not(Disposed::Busy),
+            _ => Checked::Delivered(lease),
+        })
+    }
+
+    /// After the rename: what was moved is the file that was checked, and nobody came in between.
+    fn check_again(&self, file: &File, lease: Option<Lease>, leaving: &Dir) -> Result<Checked, DisposeError> {
+        let version = self.version(file)?;
+        let moved = match self.open(leaving, OsStr::new(&self.name))? {
+            Some(moved) => self.version(&moved)?.inode,
+            None => return Ok(Checked::Not(Disposed::Changed)),
+        };
+        Ok(
+            if moved != version.inode || !version.same_identity(&self.version) {
+                Checked::Not(Disposed::Changed)
+            } else if lease.as_ref().is_none_or(Lease::whole) {
+                Checked::Delivered(lease)
+            } else {
+                Checked::Not(Disposed::Busy)
+            },
+        )
+    }
+
+    fn version(&self, file: &File) -> Result<Version, DisposeError> {
+        let meta = file.metadata().map_err(|e| self.failed("the reading", e))?;
+        Ok(Version::of(&meta))
+    }
+
+    fn failed(&self, doing: &'static str, error: io::Error) -> DisposeError {
+        DisposeError::Disk(doing, self.path.clone(), error)
+    }
+}
+
+/// When the bytes are compared with what was delivered.
+enum Compare {
+    /// The inode was touched since, or the file is small.
+    IfTouched,
+    Always,
+}
+
+/// For each of those that share a failed step.
+fn copy_of(error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), error.to_string())
+}
+
+fn digest(mut file: &File) -> io::Result<Digest> {
+    io::Seek::rewind(&mut file)?;
+    let (mut hash, mut buffer) = (RunningDigest::default(), vec![0; 256 * 1024]);
+    loop {
+        match io::Read::read(&mut file, &mut buffer) {
+            Ok(0) => return Ok(hash.value()),
+            Ok(length) => hash.update(buffer.get(..length).unwrap_or_default()),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// The folders on the way to `path` below `root`, made where they are missing, each name durable.
+fn make_folders(root: &Dir, path: &RemotePath) -> io::Result<Dir> {
+    let mut dir = root.try_clone()?;
+    if let Some(folder) = path.parent() {
+        for component in folder.components() {
+            let below = durable::open_or_make_dir(&dir, confined::os_str(component)?)?;
+            durable::sync_dir(&dir)?;
+            dir = below;
+        }
+    }
+    Ok(dir)
+}
+
+/// Gives the file the name `wanted` in `to`, or that with the first number found free.
+fn rename_beside(from: &Dir, name: &OsStr, to: &Dir, wanted: &OsStr) -> io::Result<()> {
+    let taken = |n: u64| to.symlink_metadata(numbered(wanted, n)).is_ok();
+    let mut number = 0;
+    if taken(0) {
+        // Doubling, then halving: as quick for the ten thousandth of a name as for the first.
+        let (mut low, mut high) = (0, 1);
+        while taken(high) {
+            (low, high) = (high, high.saturating_mul(2));
+        }
+        while high - low > 1 {
+            let middle = low + (high - low) / 2;
+            if taken(middle) {
+                low = middle
+            } else {
+                high = middle
+            }
+        }
+        number = high;
+    }
+    loop {
+        match durable::rename_noreplace(from, name, to, &numbered(wanted, number)) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => number += 1,
+            other => return other.map(drop),
+        }
+    }
+}
+
+/// `report.pdf`, 1 → `report (1).pdf`; 0 is the name itself. The stem is cut so that 255 bytes are enough.
+fn numbered(name: &OsStr, number: u64) -> OsString {
+    const MOST: usize = 255;
+    if number == 0 {
+        return name.to_os_string();
+    }
+    let name = name.as_encoded_bytes();
+    let dot = name.iter().rposition(|b| *b == b'.').filter(|at| *at > 0);
+    let (stem, extension) = name.split_at(dot.unwrap_or(name.len()));
+    let suffix = [format!(" ({number})").as_bytes(), extension].concat();
+    let room = MOST.saturating_sub(suffix.len());
+    let mut cut = stem.len().min(room);
+    // Never through the middle of a UTF-8 character.
+    while cut > 0 && cut < stem.len() && stem.get(cut).is_some_and(|b| b & 0xc0 == 0x80) {
+        cut -= 1;
+    }
+    let bytes = [stem.get(..cut).unwrap_or_default(), &suffix].concat();
+    confined::os_str(&bytes).map_or_else(|_| OsString::from(format!("{number}")), OsStr::to_os_string)
+}
+
+#[cfg(test)]
+mod tests;

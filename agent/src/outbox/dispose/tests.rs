@@ -1,0 +1,255 @@
+use std::{fs, path::Path};
+
+use super::*;
+
+struct Outbox {
+    temp: tempfile::TempDir,
+    id: OutboxId,
+}
+
+impl Outbox {
+    fn new() -> Self {
+        let temp = tempfile::tempdir().unwrap();
+        let id = OutboxId(mark::create(&confined::root(temp.path()).unwrap()).unwrap());
+        Outbox { temp, id }
+    }
+
+    fn at(&self, path: &str) -> PathBuf {
+        self.temp.path().join(path)
+    }
+
+    /// A file of these bytes and what disposes of it.
+    fn delivered(&self, path: &str, bytes: &str, after: AfterSend) -> Disposal {
+        fs::create_dir_all(self.at(path).parent().unwrap()).unwrap();
+        fs::write(self.at(path), bytes).unwrap();
+        let mut hash = RunningDigest::default();
+        hash.update(bytes.as_bytes());
+        Disposal {
+            name: "00112233445566778899aabbccddeeff".into(),
+            outbox: self.id,
+            root: self.temp.path().to_path_buf(),
+            path: RemotePath::parse(path.as_bytes()).unwrap(),
+            version: Version::of(&fs::metadata(self.at(path)).unwrap()),
+            digest: hash.value(),
+            after,
+        }
+    }
+
+    /// As a crash after the rename leaves it.
+    fn in_leaving(&self, disposal: &Disposal) -> PathBuf {
+        fs::create_dir_all(self.at(".dropwire/leaving")).unwrap();
+        let leaving = self.at(".dropwire/leaving").join(&disposal.name);
+        fs::rename(confined::join(self.temp.path(), &disposal.path), &leaving).unwrap();
+        leaving
+    }
+
+    fn leaving_is_empty(&self) -> bool {
+        fs::read_dir(self.at(".dropwire/leaving")).unwrap().count() == 0
+    }
+}
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(path).unwrap()
+}
+
+/// Another content of the same length, with the mtime put back.
+fn overwrite_unseen(path: &Path, bytes: &str) {
+    let mtime = fs::metadata(path).unwrap().modified().unwrap();
+    fs::write(path, bytes).unwrap();
+    let file = File::options().write(true).open(path).unwrap();
+    file.set_modified(mtime).unwrap();
+}
+
+#[test]
+fn archived_and_deleted() {
+    let outbox = Outbox::new();
+    let first = outbox.delivered("a/b/file.txt", "one", AfterSend::Archive);
+    assert_eq!(dispose(&first).unwrap(), Disposed::Done);
+    let second = outbox.delivered("a/b/file.txt", "two", AfterSend::Archive);
+    assert_eq!(dispose(&second).unwrap(), Disposed::Done);
+    assert_eq!(read(&outbox.at(".dropwire/sent/a/b/file.txt")), "one");
+    assert_eq!(read(&outbox.at(".dropwire/sent/a/b/file (1).txt")), "two");
+    let third = outbox.delivered("a/b/file.txt", "three", AfterSend::Delete);
+    assert_eq!(dispose(&third).unwrap(), Disposed::Done);
+    assert!(!outbox.at("a/b/file.txt").exists() && outbox.leaving_is_empty());
+    assert_eq!(dispose(&third).unwrap(), Disposed::Gone, "repeated");
+    let kept = outbox.delivered("kept", "four", AfterSend::Keep);
+    assert_eq!(dispose(&kept).unwrap(), Disposed::Done);
+    assert_eq!(read(&outbox.at("kept")), "four");
+}
+
+#[test]
+fn another_version_stays() {
+    let outbox = Outbox::new();
+    let disposal = outbox.delivered("file", "old", AfterSend::Delete);
+    fs::write(outbox.at("file"), "newer").unwrap();
+    assert_eq!(dispose(&disposal).unwrap(), Disposed::Changed);
+    let disposal = outbox.delivered("file", "old", AfterSend::Delete);
+    overwrite_unseen(&outbox.at("file"), "new");
+    assert_eq!(
+        dispose(&disposal).unwrap(),
+        Disposed::OtherBytes,
+        "only the bytes tell"
+    );
+    fs::write(outbox.at("other"), "new").unwrap();
+    fs::rename(outbox.at("other"), outbox.at("file")).unwrap();
+    assert_eq!(dispose(&disposal).unwrap(), Disposed::Changed);
+    assert_eq!(read(&outbox.at("file")), "new");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_touched_inode_with_the_same_bytes_leaves() {
+    use std::os::unix::fs::PermissionsExt;
+    let outbox = Outbox::new();
+    let disposal = outbox.delivered("file", "bytes", AfterSend::Delete);
+    fs::set_permissions(outbox.at("file"), fs::Permissions::from_mode(0o640)).unwrap();
+    fs::hard_link(outbox.at("file"), outbox.at("link")).unwrap();
+    assert_eq!(dispose(&disposal).unwrap(), Disposed::Done);
+    assert_eq!(read(&outbox.at("link")), "bytes");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_writer_keeps_it_busy() {
+    let outbox = Outbox::new();
+    let disposal = outbox.delivered("file", "bytes", AfterSend::Delete);
+    let writer = File::options().append(true).open(outbox.at("file")).unwrap();
+    assert_eq!(dispose(&disposal).unwrap(), Disposed::Busy);
+    drop(writer);
+    assert_eq!(dispose(&disposal).unwrap(), Disposed::Done);
+}
+
+#[test]
+fn begun_again_from_leaving() {
+    for (after, archived) in [(AfterSend::Delete, false), (AfterSend::Archive, true)] {
+        let outbox = Outbox::new();
+        let disposal = outbox.delivered("sub/file", "bytes", after);
+        outbox.in_leaving(&disposal);
+        fs::remove_dir(outbox.at("sub")).unwrap();
+        assert_eq!(dispose(&disposal).unwrap(), Disposed::Done);
+        assert!(outbox.leaving_is_empty());
+        assert_eq!(outbox.at(".dropwire/sent/sub/file").exists(), archived);
+        assert_eq!(dispose(&disposal).unwrap(), Disposed::Gone);
+    }
+}
+
+#[test]
+fn a_new_drop_of_the_name_is_not_touched_by_the_old_ones_disposal() {
+    let outbox = Outbox::new();
+    let disposal = outbox.delivered("file", "old", AfterSend::Delete);
+    outbox.in_leaving(&disposal);
+    fs::write(outbox.at("file"), "new drop").unwrap();
+    assert_eq!(dispose(&disposal).unwrap(), Disposed::Done);
+    assert_eq!(read(&outbox.at("file")), "new drop");
+    assert_eq!(dispose(&disposal).unwrap(), Disposed::Changed);
+    assert_eq!(read(&outbox.at("file")), "new drop");
+}
+
+#[test]
+fn changed_in_leaving_is_given_back() {
+    let outbox = Outbox::new();
+    let disposal = outbox.delivered("sub/file.txt", "old", AfterSend::Delete);
+    let leaving = outbox.in_leaving(&disposal);
+    fs::remove_dir(outbox.at("sub")).unwrap();
+    overwrite_unseen(&leaving, "new");
+    assert_eq!(dispose(&disposal).unwrap(), Disposed::OtherBytes);
+    assert_eq!(read(&outbox.at("sub/file.txt")), "new");
+
+    let leaving = outbox.in_leaving(&disposal);
+    fs::write(outbox.at("sub/file.txt"), "taken").unwrap();
+    assert!(leaving.exists());
+    assert_eq!(dispose(&disposal).unwrap(), Disposed::Changed);
+    assert_eq!(read(&outbox.at("sub/file.txt")), "taken");
+    assert_eq!(read(&outbox.at("sub/file (1).txt")), "new");
+    assert!(outbox.leaving_is_empty());
+}
+
+#[test]
+fn a_file_that_went_is_gone_and_an_outbox_without_mark_says_nothing() {
+    let outbox = Outbox::new();
+    let disposal = outbox.delivered("a/b/file", "bytes", AfterSend::Delete);
+    fs::remove_dir_all(outbox.at("a")).unwrap();
+    assert_eq!(dispose(&disposal).unwrap(), Disposed::Gone);
+    let stranger = Disposal {
+        outbox: OutboxId([7; 16]),
+        ..disposal.clone()
+    };
+    assert!(matches!(dispose(&stranger), Err(DisposeError::Held(..))));
+    fs::remove_file(outbox.at(".dropwire/id")).unwrap();
+    assert!(matches!(dispose(&disposal), Err(DisposeError::Held(..))));
+}
+
+#[cfg(unix)]
+#[test]
+fn no_symlink_is_followed() {
+    let outbox = Outbox::new();
+    let disposal = outbox.delivered("a/file", "bytes", AfterSend::Delete);
+    fs::rename(outbox.at("a"), outbox.at("b")).unwrap();
+    std::os::unix::fs::symlink("b", outbox.at("a")).unwrap();
+    assert_eq!(dispose(&disposal).unwrap(), Disposed::Gone);
+    assert_eq!(read(&outbox.at("b/file")), "bytes");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn busy_in_leaving_gets_its_name_back_or_waits_there() {
+    let outbox = Outbox::new();
+    let disposal = outbox.delivered("file", "bytes", AfterSend::Delete);
+    let leaving = outbox.in_leaving(&disposal);
+    let writer = File::options().append(true).open(&leaving).unwrap();
+    assert_eq!(dispose(&disposal).unwrap(), Disposed::Busy);
+    assert!(outbox.at("file").exists() && outbox.leaving_is_empty());
+    outbox.in_leaving(&disposal);
+    fs::write(outbox.at("file"), "taken").unwrap();
+    assert_eq!(dispose(&disposal).unwrap(), Disposed::Busy);
+    assert!(leaving.exists());
+    drop(writer);
+    assert_eq!(dispose(&disposal).unwrap(), Disposed::Done);
+    assert_eq!(read(&outbox.at("file")), "taken");
+}
+
+#[test]
+fn many_share_their_syncs_and_are_answered_one_by_one() {
+    let (one, other) = (Outbox::new(), Outbox::new());
+    let mut disposals = Vec::new();
+    for i in 0..150 {
+        let outbox = if i < 140 { &one } else { &other };
+        let path = format!("sub{}/{i}", i % 3);
+        let mut disposal = outbox.delivered(&path, &path, AfterSend::Archive);
+        disposal.name = format!("{i:032x}");
+        disposals.push(disposal);
+    }
+    fs::write(one.at("sub1/7"), "changed").unwrap();
+    fs::remove_file(one.at("sub2/8")).unwrap();
+    let answers = dispose_all(&disposals);
+    assert_eq!(answers.len(), disposals.len());
+    for (i, (answer, disposal)) in answers.iter().zip(&disposals).enumerate() {
+        let expected = match i {
+            7 => Disposed::Changed,
+            8 => Disposed::Gone,
+            _ => Disposed::Done,
+        };
+        assert_eq!(*answer.as_ref().unwrap(), expected, "{i}");
+        let archive = disposal.root.join(".dropwire/sent");
+        let archived = confined::join(&archive, &disposal.path).exists();
+        assert_eq!(archived, expected == Disposed::Done, "{i}");
+    }
+    assert!(one.leaving_is_empty() && other.leaving_is_empty());
+}
+
+#[test]
+fn numbers() {
+    let long = "é".repeat(125) + ".tar";
+    for (name, number, expected) in [
+        ("a.txt", 0, "a.txt".to_string()),
+        ("a.txt", 1, "a (1).txt".into()),
+        ("Makefile", 2, "Makefile (2)".into()),
+        (".bashrc", 1, ".bashrc (1)".into()),
+        (&long, 10, "é".repeat(123) + " (10).tar"),
+    ] {
+        let got = numbered(OsStr::new(name), number);
+        assert_eq!(got, OsString::from(expected), "{name}");
+        assert!(got.len() <= 255);
+    }
+}

@@ -1,0 +1,164 @@
+//! Which names are never sent: dropwire's own folder, files that look unfinished, litter, and the config's patterns.
+
+use std::path::Path;
+
+use dropwire_protocol::RemotePath;
+use globset::{Glob, GlobBuilder, GlobSet, GlobSetBuilder};
+
+use crate::{confined, mark};
+
+/// Looks unfinished, or is litter; ignored until renamed.
+const BUILT_IN: [&str; 14] = [
+    "*.part",
+    "*.partial",
+    "*.crdownload",
+    "*.download",
+    "*.tmp",
+    "*.swp",
+    "*~",
+    "~$*",
+    ".~lock.*",
+    ".~tmp~",
+    ".syncthing.*.tmp",
+    ".DS_Store",
+    "Thumbs.db",
+    "desktop.ini",
+];
+
+/// What a browser puts beside a file that it is still fetching.
+pub(super) const DOWNLOADS: [&str; 2] = [".part", ".crdownload"];
+
+/// The built-in list and an outbox's own patterns.
+#[derive(Debug)]
+pub(super) struct Ignore {
+    patterns: Vec<String>,
+    /// Same order as `patterns`; `names` and `paths` hold one half each, by what they are matched against.
+    names: GlobSet,
+    name_patterns: Vec<usize>,
+    paths: GlobSet,
+    path_patterns: Vec<usize>,
+}
+
+impl Ignore {
+    /// A pattern without `/` matches a name at any depth, one with `/` the path below the outbox. The error names
+    /// the pattern.
+    pub(super) fn new(own: &[String]) -> Result<Self, String> {
+        let patterns: Vec<String> = BUILT_IN
+            .iter()
+            .map(ToString::to_string)
+            .chain(own.iter().cloned())
+            .collect();
+        let (mut names, mut paths) = (GlobSetBuilder::new(), GlobSetBuilder::new());
+        let (mut name_patterns, mut path_patterns) = (Vec::new(), Vec::new());
+        for (index, pattern) in patterns.iter().enumerate() {
+            let glob = glob(pattern).map_err(|e| format!("ignore: {e}"))?;
+            if pattern.contains('/') {
+                paths.add(glob);
+                path_patterns.push(index);
+            } else {
+                names.add(glob);
+                name_patterns.push(index);
+            }
+        }
+        Ok(Ignore {
+            names: names.build().map_err(|e| format!("ignore: {e}"))?,
+            paths: paths.build().map_err(|e| format!("ignore: {e}"))?,
+            patterns,
+            name_patterns,
+            path_patterns,
+        })
+    }
+
+    /// The pattern that keeps `path` from being sent: it matches the file, or a folder on the way to it.
+    pub(super) fn matched(&self, path: &RemotePath) -> Option<&str> {
+        let bytes = path.as_bytes();
+        let ends = bytes
+            .iter()
+            .enumerate()
+            .filter(|(_, b)| **b == b'/')
+            .map(|(at, _)| at)
+            .chain([bytes.len()]);
+        let mut begin = 0;
+        for end in ends {
+            let (name, upto) = (bytes.get(begin..end)?, bytes.get(..end)?);
+            if let Some(pattern) = self.matched_step(name, upto) {
+                return Some(pattern);
+            }
+            begin = end + 1;
+        }
+        None
+    }
+
+    /// The same for one step of a walk: the name `name`, whose path is `path`; folders above it were asked before.
+    pub(super) fn matched_step(&self, name: &[u8], path: &[u8]) -> Option<&str> {
+        if name.eq_ignore_ascii_case(mark::FOLDER.as_bytes()) {
+            return Some(mark::FOLDER);
+        }
+        let first = |set: &GlobSet, patterns: &[usize], text: &[u8]| {
+            let at = set
+                .matches(Path::new(confined::os_str(text).ok()?))
+                .into_iter()
+                .min()?;
+            patterns.get(at).copied()
+        };
+        let index = first(&self.names, &self.name_patterns, name)
+            .or_else(|| first(&self.paths, &self.path_patterns, path))?;
+        self.patterns.get(index).map(String::as_str)
+    }
+}
+
+fn glob(pattern: &str) -> Result<Glob, globset::Error> {
+    // A leading slash only says that the outbox is meant, a trailing one that a folder is.
+    let anchored = pattern.trim_start_matches('/').trim_end_matches('/');
+    GlobBuilder::new(anchored).literal_separator(true).build()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn table() {
+        let own = ["*.bak", "build/*", "/top.txt", "a/**/z", "node_modules"].map(String::from);
+        let ignore = Ignore::new(&own).unwrap();
+        for (path, pattern) in [
+            ("report.pdf", None),
+            ("x.part", Some("*.part")),
+            ("deep/down/x.crdownload", Some("*.crdownload")),
+            ("x.part/inside", Some("*.part")),
+            ("notes~", Some("*~")),
+            ("~$letter.docx", Some("~$*")),
+            (".~lock.sheet.ods#", Some(".~lock.*")),
+            (".syncthing.a.b.tmp", Some("*.tmp")),
+            (".DS_Store", Some(".DS_Store")),
+            ("sub/Thumbs.db", Some("Thumbs.db")),
+            (".hidden", None),
+            ("part", None),
+            ("x.parts", None),
+            ("old.bak", Some("*.bak")),
+            ("sub/old.bak", Some("*.bak")),
+            ("build/x", Some("build/*")),
+            ("build/x/y", Some("build/*")),
+            ("sub/build/x", None),
+            ("top.txt", Some("/top.txt")),
+            ("sub/top.txt", None),
+            ("a/b/c/z", Some("a/**/z")),
+            ("sub/node_modules/x", Some("node_modules")),
+        ] {
+            let parsed = RemotePath::parse(path.as_bytes()).unwrap();
+            assert_eq!(ignore.matched(&parsed), pattern, "{path}");
+        }
+        assert_eq!(
+            ignore.matched_step(b".Dropwire", b"sub/.Dropwire"),
+            Some(".dropwire")
+        );
+        #[cfg(unix)]
+        assert_eq!(ignore.matched_step(b"\xff.tmp", b"\xff.tmp"), Some("*.tmp"));
+    }
+
+    #[test]
+    fn a_pattern_that_is_none_is_named() {
+        let error = Ignore::new(&["[".into()]).unwrap_err();
+        assert!(error.contains('['), "{error}");
+    }
+}

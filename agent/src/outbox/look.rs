@@ -1,0 +1,240 @@
+//! The look at a file: opened without waiting and without following, leased, its version read; and step S1, which
+//! makes what was seen durable before it is queued.
+
+use std::{fs::File, io, time::Duration};
+
+use cap_std::fs::Dir;
+use dropwire_protocol::RemotePath;
+
+use super::{ignore::DOWNLOADS, settle::Sight};
+use crate::{
+    confined, durable,
+    lease::{Asked, Lease},
+    version::Version,
+};
+
+/// Above this many, one sync of the file system replaces a sync for each file.
+const SYNC_EACH: usize = 8;
+/// How many times `quiet` an unfinished download beside a file holds it up.
+const DOWNLOAD_FACTOR: u32 = 15;
+
+/// What lies under a path.
+#[derive(Debug)]
+pub(super) enum Seen {
+    /// A regular file; `file` is what was looked at.
+    File { sight: Sight, file: Option<File> },
+    /// A folder: to be scanned.
+    Folder,
+    /// Nothing, or nothing that is ever sent (symlink, FIFO, socket, device).
+    Nothing,
+    /// It cannot be read, for this reason.
+    Unreadable(String),
+}
+
+/// Looks at `path` below `root`. Blocks only for the disk.
+pub(super) fn look(root: &Dir, path: &RemotePath, quiet: Duration) -> Seen {
+    match try_look(root, path, quiet) {
+        Ok(seen) => seen,
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => Seen::File {
+            sight: Sight::Writer, // somebody holds a write lease
+            file: None,
+        },
+        Err(e) if confined::is_absent(&e) => Seen::Nothing,
+        Err(e) => Seen::Unreadable(format!("it cannot be read: {e}")),
+    }
+}
+
+fn try_look(root: &Dir, path: &RemotePath, quiet: Duration) -> io::Result<Seen> {
+    let folder = confined::parent(root, path)?;
+    let name = confined::os_str(path.file_name())?;
+    if folder.symlink_metadata(name)?.is_dir() {
+        return Ok(Seen::Folder);
+    }
+    let file = confined::open_file(&folder, name)?;
+    let leased = match Lease::take(&file) {
+        Asked::Lease(lease) => Some(lease),
+        Asked::Unsupported => None,
+        Asked::Writer => {
+            let sight = Sight::Writer;
+            return Ok(Seen::File { sight, file: None });
+        }
+    };
+    let version = Version::of(&file.metadata()?);
+    if leased.as_ref().is_some_and(|lease| !lease.whole()) {
+        let sight = Sight::Writer;
+        return Ok(Seen::File { sight, file: None });
+    }
+    let (rest, why) = rest(&folder, path.file_name(), &version, leased.is_some(), quiet);
+    Ok(Seen::File {
+        sight: Sight::Still { version, rest, why },
+        file: Some(file),
+    })
+}
+
+/// How long it has to rest although nobody has it open, and the reason.
+fn rest(
+    folder: &Dir,
+    name: &[u8],
+    version: &Version,
+    leased: bool,
+    quiet: Duration,
+) -> (Duration, &'static str) {
+    if download_beside(folder, name) {
+        (
+            quiet * DOWNLOAD_FACTOR,
+            "an unfinished download of that name lies beside it",
+        )
+    } else if version.size == 0 {
+        (quiet, "it is empty, and has to rest first")
+    } else if name.first() == Some(&b'.') {
+        (quiet, "it is hidden, and has to rest first")
+    } else if !leased {
+        (
+            quiet.max(version.clock_step()),
+            "it has to rest first: nobody can say here who has it open",
+        )
+    } else {
+        (Duration::ZERO, "it is ready")
+    }
+}
+
+fn download_beside(folder: &Dir, name: &[u8]) -> bool {
+    DOWNLOADS.iter().any(|suffix| {
+        let beside = [name, suffix.as_bytes()].concat();
+        confined::os_str(&beside).is_ok_and(|beside| folder.symlink_metadata(beside).is_ok())
+    })
+}
+
+/// S1: after Ok the bytes of the version that was read before survive a power cut; an error for each that may not.
+pub(super) fn sync(files: &[File]) -> Vec<io::Result<()>> {
+    if files.len() > SYNC_EACH && sync_together(files).is_ok() {
+        return files.iter().map(|_| Ok(())).collect();
+    }
+    files.iter().map(durable::sync_file).collect()
+}
+
+/// The first file stands for the file system (a folder's handle may be one that only names it).
+fn sync_together(files: &[File]) -> io::Result<()> {
+    match files.first() {
+        Some(anchor) if durable::supports_syncfs(anchor) && one_file_system(anchor, files)? => {
+            durable::sync_filesystem(anchor)
+        }
+        _ => Err(io::ErrorKind::Unsupported.into()),
+    }
+}
+
+/// Another file system may be mounted on a folder below the outbox.
+#[cfg(unix)]
+fn one_file_system(anchor: &File, files: &[File]) -> io::Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    let device = anchor.metadata()?.dev();
+    for file in files {
+        if file.metadata()?.dev() != device {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+#[cfg(not(unix))]
+fn one_file_system(_: &File, _: &[File]) -> io::Result<bool> {
+    Ok(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    const QUIET: Duration = Duration::from_secs(2);
+
+    fn at(root: &std::path::Path, path: &str) -> Seen {
+        let dir = confined::root(root).unwrap();
+        look(&dir, &RemotePath::parse(path.as_bytes()).unwrap(), QUIET)
+    }
+
+    fn rest_of(seen: Seen) -> Duration {
+        match seen {
+            Seen::File {
+                sight: Sight::Still { rest, .. },
+                ..
+            } => rest,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn closed_files_are_ready_and_some_rest_first() {
+        let temp = tempfile::tempdir().unwrap();
+        let root = temp.path();
+        for name in ["file", ".hidden", "x.iso", "x.iso.part", "y", "y.crdownload"] {
+            fs::write(root.join(name), "bytes").unwrap();
+        }
+        fs::write(root.join("empty"), "").unwrap();
+        for (name, rest) in [
+            ("empty", QUIET),
+            (".hidden", QUIET),
+            ("x.iso", QUIET * 15),
+            ("y", QUIET * 15),
+        ] {
+            assert_eq!(rest_of(at(root, name)), rest, "{name}");
+        }
+        #[cfg(target_os = "linux")]
+        assert_eq!(rest_of(at(root, "file")), Duration::ZERO);
+        assert!(matches!(at(root, "missing"), Seen::Nothing));
+        assert!(matches!(at(root, "file/below"), Seen::Nothing));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_writer_is_seen() {
+        let temp = tempfile::tempdir().unwrap();
+        let writer = File::create(temp.path().join("file")).unwrap();
+        let is_writer = |seen| {
+            matches!(
+                seen,
+                Seen::File {
+                    sight: Sight::Writer,
+                    ..
+                }
+            )
+        };
+        assert!(is_writer(at(temp.path(), "file")));
+        drop(writer);
+        assert!(!is_writer(at(temp.path(), "file")));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_is_no_file_is_skipped_without_waiting() {
+        let temp = tempfile::tempdir().unwrap();
+        let root = temp.path();
+        fs::write(root.join("file"), "bytes").unwrap();
+        std::os::unix::fs::symlink("file", root.join("link")).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(root.join("socket")).unwrap();
+        let fifo = std::ffi::CString::new(root.join("fifo").into_os_string().into_encoded_bytes()).unwrap();
+        // SAFETY: a NUL-terminated path that outlives the call.
+        assert_eq!(unsafe { libc::mkfifo(fifo.as_ptr(), 0o600) }, 0);
+        fs::create_dir(root.join("sub")).unwrap();
+        std::os::unix::fs::symlink("sub", root.join("sublink")).unwrap();
+        fs::write(root.join("sub/file"), "bytes").unwrap();
+        for name in ["link", "socket", "fifo", "sublink/file", "sublink"] {
+            assert!(matches!(at(root, name), Seen::Nothing), "{name}");
+        }
+        assert!(matches!(at(root, "sub"), Seen::Folder));
+    }
+
+    #[test]
+    fn many_and_few_are_synced() {
+        let temp = tempfile::tempdir().unwrap();
+        for count in [1, 20] {
+            let files: Vec<File> = (0..count)
+                .map(|i| File::create(temp.path().join(i.to_string())).unwrap())
+                .collect();
+            let synced = sync(&files);
+            assert_eq!(synced.len(), count);
+            assert!(synced.iter().all(Result::is_ok));
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! Where an outbox lies: found by its mark, waited for when it is not there, and never mistaken for another folder.
+
+use std::{io, path::Path, path::PathBuf, time::Duration};
+
+use cap_fs_ext::MetadataExt;
+use cap_std::fs::Dir;
+use dropwire_protocol::RemotePath;
+
+use crate::{confined, mark, version::OutboxId};
+
+/// An outbox that is there.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    /// Without symlinks: as native events name it.
+    pub(super) root: PathBuf,
+    pub(super) id: OutboxId,
+    folder: (u64, u64),
+}
+
+impl Place {
+    /// Finds the outbox at `path`, which gets a mark if it never had one; else the reason why it is held.
+    pub(super) fn find(path: &Path, had_mark: bool) -> Result<Place, String> {
+        let dir = confined::root(path).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => "the folder is not there; it is waited for".to_string(),
+            _ => format!("the folder cannot be opened: {e}"),
+        })?;
+        let id = match mark::read(&dir) {
+            Ok(Some(id)) => id,
+            Ok(None) if had_mark => {
+                return Err(
+                    "the folder has lost its mark (.dropwire/id): is the right one mounted? \
+                            What is to be sent from it as new goes into a new folder"
+                        .into(),
+                );
+            }
+            Ok(None) => mark::create(&dir).map_err(|e| format!("the folder cannot be marked: {e}"))?,
+            Err(e) => return Err(format!("the folder's mark (.dropwire/id) cannot be read: {e}")),
+        };
+        let folder = identity(&dir).map_err(|e| format!("the folder cannot be read: {e}"))?;
+        let root = path
+            .canonicalize()
+            .map_err(|e| format!("the folder cannot be read: {e}"))?;
+        let id = OutboxId(id);
+        Ok(Place { root, id, folder })
+    }
+
+    /// Its handle, if it is still the same folder. Handles are not kept: they would keep a disk from being unmounted.
+    pub(super) fn open(&self) -> io::Result<Dir> {
+        let dir = confined::root(&self.root)?;
+        if identity(&dir)? == self.folder {
+            Ok(dir)
+        } else {
+            Err(io::Error::new(io::ErrorKind::NotFound, "another folder is there"))
+        }
+    }
+
+    /// It is still there and has its mark.
+    pub(super) fn still(&self) -> bool {
+        let marked = |dir: Dir| matches!(mark::read(&dir), Ok(Some(id)) if OutboxId(id) == self.id);
+        self.open().is_ok_and(marked)
+    }
+}
+
+fn identity(dir: &Dir) -> io::Result<(u64, u64)> {
+    let meta = dir.dir_metadata()?;
+    Ok((meta.dev(), meta.ino()))
+}
+
+/// Removes `folder` if it is empty and has rested for `quiet`; gives the folder to try next, after another
+/// `quiet`.
+pub(super) fn remove_empty(outbox: &Dir, folder: &RemotePath, quiet: Duration) -> Option<RemotePath> {
+    let dir = confined::open_folder(outbox, folder).ok()?;
+    if dir.entries().ok()?.next().is_some() {
+        return None;
+    }
+    let changed = dir.dir_metadata().ok()?.modified().ok()?.into_std();
+    // An error means a time in the future: another machine's clock, which says nothing.
+    if changed.elapsed().is_ok_and(|rested| rested < quiet) {
+        return Some(folder.clone());
+    }
+    drop(dir);
+    let parent = confined::parent(outbox, folder).ok()?;
+    parent
+        .remove_dir(confined::os_str(folder.file_name()).ok()?)
+        .ok()?; // only ever an empty one
+    folder.parent()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_folder_is_marked_once_and_held_without_its_mark() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("outbox");
+        assert!(Place::find(&path, false).unwrap_err().contains("not there"));
+        assert!(!path.exists(), "never made");
+        fs::create_dir(&path).unwrap();
+        let place = Place::find(&path, false).unwrap();
+        assert!(place.still());
+        assert_eq!(Place::find(&path, true).unwrap().id, place.id);
+        fs::rename(path.join(".dropwire"), temp.path().join("kept")).unwrap();
+        assert!(!place.still() && place.open().is_ok());
+        assert!(Place::find(&path, true).unwrap_err().contains("lost its mark"));
+        assert_eq!(fs::read_dir(&path).unwrap().count(), 0);
+        fs::rename(temp.path().join("kept"), path.join(".dropwire")).unwrap();
+        assert!(place.still());
+        fs::rename(&path, temp.path().join("moved")).unwrap();
+        fs::create_dir(&path).unwrap();
+        assert!(!place.still() && place.open().is_err());
+    }
+
+    #[test]
+    fn only_empty_rested_folders_go() {
+        let temp = tempfile::tempdir().unwrap();
+        fs::create_dir_all(temp.path().join("a/b")).unwrap();
+        let outbox = confined::root(temp.path()).unwrap();
+        let (b, a) = (
+            RemotePath::parse(b"a/b").unwrap(),
+            RemotePath::parse(b"a").unwrap(),
+        );
+        assert_eq!(
+            remove_empty(&outbox, &b, Duration::from_secs(3600)),
+            Some(b.clone())
+        );
+        assert_eq!(remove_empty(&outbox, &a, Duration::ZERO), None);
+        assert_eq!(remove_empty(&outbox, &b, Duration::ZERO), Some(a.clone()));
+        assert!(!temp.path().join("a/b").exists());
+        fs::write(temp.path().join("a/file"), "").unwrap();
+        assert_eq!(remove_empty(&outbox, &a, Duration::ZERO), None);
+        assert!(temp.path().join("a/file").exists());
+        fs::remove_file(temp.path().join("a/file")).unwrap();
+        assert_eq!(remove_empty(&outbox, &a, Duration::ZERO), None);
+        assert!(!temp.path().join("a").exists() && temp.path().exists());
+    }
+}

@@ -1,0 +1,305 @@
+//! Is the writer done? When to look at a file again, and when what was seen lets it go. Pure: the clock is passed in.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::{Duration, Instant},
+};
+
+use dropwire_protocol::RemotePath;
+
+use crate::version::Version;
+
+/// What a look at a file said.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Sight {
+    /// Nobody is known to write; it must have been seen in this version (ctime included) for `rest` (zero: at once).
+    Still {
+        version: Version,
+        rest: Duration,
+        why: &'static str,
+    },
+    /// Somebody has it open for writing.
+    Writer,
+    /// Nothing to send there (any more).
+    Nothing,
+}
+
+/// What follows from it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Verdict {
+    /// Send it; it is forgotten here.
+    Ready,
+    /// It will be due again.
+    Wait,
+    /// The same, and it has waited for `max_wait`; said once.
+    Restless,
+    /// Forgotten.
+    Drop,
+}
+
+/// How soon a hint wants a look.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Urgency {
+    /// Its writer closed it, it was moved in, a scan found it.
+    Now,
+    /// Something about it changed; if it is being waited for, that goes on as planned.
+    Calm,
+}
+
+/// The files of one outbox that are not ready yet.
+#[derive(Debug)]
+pub(super) struct Settle {
+    max_wait: Duration,
+    longest: Duration,
+    files: HashMap<RemotePath, Waiting>,
+    order: BTreeSet<(Instant, RemotePath)>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    since: Instant,
+    look_at: Instant,
+    interval: Duration,
+    seen: Option<(Version, Instant)>,
+    why: &'static str,
+    reported: bool,
+}
+
+impl Settle {
+    /// Most files that are waited for; further ones are found again by a scan.
+    pub(super) const MOST: usize = 16 * 1024;
+    /// Before the second look; then doubled.
+    const SHORTEST: Duration = Duration::from_millis(1);
+
+    pub(super) fn new(quiet: Duration, max_wait: Duration) -> Self {
+        Settle {
+            max_wait,
+            longest: quiet.max(Duration::from_secs(1)),
+            files: HashMap::new(),
+            order: BTreeSet::new(),
+        }
+    }
+
+    /// Wants a look at `path`. False: there are too many already.
+    pub(super) fn notice(&mut self, path: RemotePath, urgency: Urgency, now: Instant) -> bool {
+        if let Some(waiting) = self.files.get_mut(&path) {
+            if urgency == Urgency::Now {
+                self.order.remove(&(waiting.look_at, path.clone()));
+                waiting.look_at = now;
+                waiting.interval = Self::SHORTEST;
+                self.order.insert((now, path));
+            }
+            return true;
+        }
+        if self.files.len() >= Self::MOST {
+            return false;
+        }
+        self.order.insert((now, path.clone()));
+        let waiting = Waiting {
+            since: now,
+            look_at: now,
+            interval: Self::SHORTEST,
+            seen: None,
+            why: "it was just seen",
+            reported: false,
+        };
+        self.files.insert(path, waiting);
+        true
+    }
+
+    /// Up to `most` files to look at now; each must be answered by [`Settle::looked`].
+    pub(super) fn due(&self, now: Instant, most: usize) -> Vec<RemotePath> {
+        let due = self.order.iter().take_while(|(at, _)| *at <= now);
+        due.take(most).map(|(_, path)| path.clone()).collect()
+    }
+
+    /// When the next one is due.
+    pub(super) fn next(&self) -> Option<Instant> {
+        self.order.first().map(|(at, _)| *at)
+    }
+
+    /// Takes in what a look said.
+    pub(super) fn looked(&mut self, path: &RemotePath, sight: Sight, now: Instant) -> Verdict {
+        let Some((path, mut waiting)) = self.files.remove_entry(path) else {
+            return Verdict::Drop;
+        };
+        self.order.remove(&(waiting.look_at, path.clone()));
+        let again_in = match sight {
+            Sight::Nothing => return Verdict::Drop,
+            Sight::Writer => {
+                waiting.seen = None;
+                waiting.why = "a program has it open for writing";
+                waiting.interval
+            }
+            Sight::Still { version, rest, why } => {
+                let since = match waiting.seen {
+                    Some((seen, since)) if seen == version => since,
+                    _ => now,
+                };
+                waiting.seen = Some((version, since));
+                waiting.why = why;
+                let rested = now.saturating_duration_since(since);
+                if rested >= rest {
+                    return Verdict::Ready;
+                }
+                (rest - rested).min(self.longest)
+            }
+        };
+        waiting.look_at = now + again_in;
+        waiting.interval = (waiting.interval * 2).min(self.longest);
+        let restless = !waiting.reported && now.saturating_duration_since(waiting.since) >= self.max_wait;
+        waiting.reported |= restless;
+        self.order.insert((waiting.look_at, path.clone()));
+        self.files.insert(path, waiting);
+        if restless {
+            Verdict::Restless
+        } else {
+            Verdict::Wait
+        }
+    }
+
+    /// How many are waited for.
+    pub(super) fn len(&self) -> usize {
+        self.files.len()
+    }
+
+    /// What `path` waits for, and how long it has already.
+    pub(super) fn why(&self, path: &RemotePath, now: Instant) -> Option<(&'static str, Duration)> {
+        let waiting = self.files.get(path)?;
+        Some((waiting.why, now.saturating_duration_since(waiting.since)))
+    }
+
+    /// Forgets everything: the folder went away.
+    pub(super) fn clear(&mut self) {
+        self.files.clear();
+        self.order.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const QUIET: Duration = Duration::from_secs(2);
+    const MAX_WAIT: Duration = Duration::from_secs(60);
+
+    struct Clock(Instant);
+
+    impl Clock {
+        fn pass(&mut self, ms: u64) -> Instant {
+            self.0 += Duration::from_millis(ms);
+            self.0
+        }
+    }
+
+    fn start() -> (Settle, Clock, RemotePath) {
+        let path = RemotePath::parse(b"file").unwrap();
+        let mut settle = Settle::new(QUIET, MAX_WAIT);
+        let clock = Clock(Instant::now());
+        assert!(settle.notice(path.clone(), Urgency::Now, clock.0));
+        (settle, clock, path)
+    }
+
+    fn still(ctime_ns: i64, rest: Duration) -> Sight {
+        let version = Version {
+            inode: 1,
+            birth_ns: 0,
+            size: 1,
+            mtime_ns: 0,
+            ctime_ns,
+        };
+        let why = "it rests";
+        Sight::Still { version, rest, why }
+    }
+
+    #[test]
+    fn a_leased_file_is_ready_at_the_first_look() {
+        let (mut settle, clock, path) = start();
+        assert_eq!(settle.due(clock.0, 10), std::slice::from_ref(&path));
+        assert_eq!(
+            settle.looked(&path, still(1, Duration::ZERO), clock.0),
+            Verdict::Ready
+        );
+        assert_eq!((settle.len(), settle.next()), (0, None));
+    }
+
+    #[test]
+    fn a_writer_is_asked_ever_more_rarely_until_its_close() {
+        let (mut settle, mut clock, path) = start();
+        let mut gaps = Vec::new();
+        for _ in 0..14 {
+            settle.looked(&path, Sight::Writer, clock.0);
+            let next = settle.next().unwrap();
+            gaps.push((next - clock.0).as_millis());
+            clock.0 = next;
+        }
+        assert_eq!(
+            gaps,
+            [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2000, 2000, 2000]
+        );
+        settle.looked(&path, Sight::Writer, clock.0);
+        let now = clock.pass(3);
+        settle.notice(path.clone(), Urgency::Calm, now);
+        assert!(settle.due(now, 10).is_empty());
+        settle.notice(path.clone(), Urgency::Now, now);
+        assert_eq!(settle.due(now, 10), [path]);
+    }
+
+    #[test]
+    fn without_leases_it_rests_unchanged_for_quiet() {
+        let (mut settle, mut clock, path) = start();
+        assert_eq!(settle.looked(&path, still(1, QUIET), clock.0), Verdict::Wait);
+        assert_eq!(settle.next(), Some(clock.0 + QUIET));
+        let now = clock.pass(1999);
+        assert_eq!(settle.looked(&path, still(1, QUIET), now), Verdict::Wait);
+        let now = clock.pass(1);
+        assert_eq!(
+            settle.looked(&path, still(2, QUIET), now),
+            Verdict::Wait,
+            "it changed"
+        );
+        let now = clock.pass(2000);
+        assert_eq!(settle.looked(&path, still(2, QUIET), now), Verdict::Ready);
+    }
+
+    #[test]
+    fn a_long_rest_that_ends_early_is_seen() {
+        let (mut settle, clock, path) = start();
+        settle.looked(&path, still(1, QUIET * 15), clock.0);
+        let next = settle.next().unwrap();
+        assert_eq!(next, clock.0 + QUIET);
+        assert_eq!(
+            settle.looked(&path, still(1, Duration::ZERO), next),
+            Verdict::Ready
+        );
+    }
+
+    #[test]
+    fn what_never_rests_is_said_once() {
+        let (mut settle, mut clock, path) = start();
+        let mut said = 0;
+        for ctime in 0..200 {
+            let now = clock.pass(1000);
+            match settle.looked(&path, still(ctime, QUIET), now) {
+                Verdict::Restless => said += 1,
+                verdict => assert_eq!(verdict, Verdict::Wait),
+            }
+        }
+        assert_eq!(said, 1);
+        let (why, waited) = settle.why(&path, clock.0).unwrap();
+        assert_eq!((why, waited), ("it rests", Duration::from_secs(200)));
+    }
+
+    #[test]
+    fn what_is_gone_is_forgotten_and_the_number_is_bounded() {
+        let (mut settle, clock, path) = start();
+        assert_eq!(settle.looked(&path, Sight::Nothing, clock.0), Verdict::Drop);
+        assert_eq!(settle.looked(&path, Sight::Nothing, clock.0), Verdict::Drop);
+        for i in 0..Settle::MOST {
+            let path = RemotePath::parse(i.to_string().as_bytes()).unwrap();
+            assert!(settle.notice(path, Urgency::Now, clock.0));
+        }
+        assert!(!settle.notice(path, Urgency::Now, clock.0));
+        assert_eq!(settle.due(clock.0, 256).len(), 256);
+    }
+}

@@ -1,0 +1,146 @@
+//! The task of one outbox: waits for the folder, tends it as long as it is there, and waits again.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use dropwire_protocol::name::escape;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Command, Known, OutboxEvent, Shared,
+    place::Place,
+    tend::Tending,
+    watch::{self, Hint, Watcher, Went},
+};
+use crate::{config::Watch, confined, version::OutboxId};
+
+/// Time between looks for a folder that is not there.
+const ABSENT: Duration = Duration::from_secs(1);
+/// Hints that may wait.
+const HINTS: usize = 4096;
+
+pub(super) struct Task {
+    pub(super) shared: Arc<Shared>,
+    pub(super) known: Arc<dyn Known>,
+    pub(super) events: mpsc::Sender<OutboxEvent>,
+    pub(super) cancel: CancellationToken,
+    pub(super) commands: mpsc::Receiver<Command>,
+    pub(super) expected: Option<OutboxId>,
+}
+
+/// The native watch and where its hints arrive.
+pub(super) type Watched = (Option<Arc<Watcher>>, mpsc::Receiver<Hint>);
+
+pub(super) async fn run(mut task: Task) {
+    if task.shared.ignore.is_none() {
+        return; // held, with the reason in the status
+    }
+    let cancel = task.cancel.clone();
+    cancel.run_until_cancelled(task.live()).await;
+}
+
+impl Task {
+    async fn live(&mut self) {
+        let mut former = None;
+        loop {
+            let place = self.wait_for_folder(former.take()).await;
+            if self.expected != Some(place.id) {
+                self.expected = Some(place.id);
+                let (root, id) = (self.shared.config.path.clone(), place.id);
+                if self.events.send(OutboxEvent::Marked { root, id }).await.is_err() {
+                    return; // nobody listens any more
+                }
+            }
+            let (hints_in, hints) = mpsc::channel(HINTS);
+            let watcher = self.watch(&place, hints_in).await;
+            {
+                let mut state = self.shared.state();
+                state.id = Some(place.id);
+                state.held = None;
+            }
+            let mut tending = Tending::new(self, place, (watcher, hints));
+            let gone = tending.tend().await;
+            former = Some(tending.into_watched());
+            let mut state = self.shared.state();
+            state.id = None;
+            state.watch = "none";
+            state.settle.clear();
+            state.problems.clear();
+            if gone.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// A folder that was removed for good took its mark with it: a new one there is a new outbox. One that was
+    /// moved or unmounted comes back with its mark.
+    async fn wait_for_folder(&mut self, mut former: Option<Watched>) -> Place {
+        let mut said = None;
+        loop {
+            if let Some((_, hints)) = &mut former {
+                while let Ok(hint) = hints.try_recv() {
+                    if matches!(&hint, Hint::Gone(path, Went::Removed) if self.is_root(path)) {
+                        self.expected = None;
+                    }
+                }
+            }
+            let (path, had_mark) = (self.shared.config.path.clone(), self.expected.is_some());
+            let found = blocking(move || Place::find(&path, had_mark)).await;
+            let reason = match found {
+                Some(Ok(place)) => return place,
+                Some(Err(reason)) => reason,
+                None => "the look for it failed".into(),
+            };
+            if said.as_ref() != Some(&reason) {
+                tracing::warn!(outbox = %shown(&self.shared.config.path), %reason, "held");
+                self.shared.state().held = Some(reason.clone());
+                said = Some(reason);
+            }
+            tokio::time::sleep(ABSENT).await;
+        }
+    }
+
+    fn is_root(&self, path: &Path) -> bool {
+        path == self.shared.config.path
+            || self
+                .shared
+                .config
+                .path
+                .canonicalize()
+                .is_ok_and(|root| root == path)
+    }
+
+    /// None: only scans.
+    async fn watch(&self, place: &Place, hints: mpsc::Sender<Hint>) -> Option<Arc<Watcher>> {
+        let (wanted, missed) = (self.shared.config.watch, Arc::clone(&self.shared.missed));
+        let root = place.root.clone();
+        let started = blocking(move || {
+            let native = match wanted {
+                Watch::Poll => false,
+                Watch::Native => true,
+                Watch::Auto => confined::root(&root).is_ok_and(|dir| watch::tells_all(&dir)),
+            };
+            native.then(|| Watcher::start(&root, hints, missed))
+        });
+        let watcher = match started.await.flatten() {
+            Some(Ok(watcher)) => Some(Arc::new(watcher)),
+            Some(Err(error)) => {
+                let outbox = shown(&place.root);
+                tracing::warn!(%outbox, %error, "cannot be watched: it is scanned every few seconds");
+                None
+            }
+            None => None,
+        };
+        self.shared.state().watch = if watcher.is_some() { "native" } else { "poll" };
+        watcher
+    }
+}
+
+/// None: it panicked, or the runtime ends.
+pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    tokio::task::spawn_blocking(work).await.ok()
+}
+
+pub(super) fn shown(path: &Path) -> String {
+    escape(path.as_os_str().as_encoded_bytes())
+}

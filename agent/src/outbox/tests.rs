@@ -1,0 +1,384 @@
+//! A running outbox on a real folder. Every wait is for an event, with a generous deadline.
+
+use std::{collections::HashSet, fs, time::Duration};
+
+use super::*;
+use crate::config::{AfterSend, Watch};
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// A job list: what was settled once is known from then on.
+#[derive(Default)]
+struct List(Mutex<HashSet<Found>>);
+
+impl Known for List {
+    fn unknown(&self, found: Vec<Found>) -> Pin<Box<dyn Future<Output = Vec<Found>> + Send + '_>> {
+        assert!(found.len() <= 1000);
+        let known = self.0.lock().unwrap();
+        let is_new = |found: &Found| {
+            !known
+                .iter()
+                .any(|k| k.path == found.path && k.version.same_identity(&found.version))
+        };
+        let unknown = found.into_iter().filter(is_new).collect();
+        Box::pin(async { unknown })
+    }
+}
+
+struct Running {
+    temp: tempfile::TempDir,
+    outbox: Outbox,
+    list: Arc<List>,
+    events: mpsc::Receiver<OutboxEvent>,
+    cancel: CancellationToken,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.cancel.cancel();
+    }
+}
+
+fn config(path: PathBuf) -> config::Outbox {
+    config::Outbox {
+        path,
+        to: Vec::new(),
+        after_send: AfterSend::Delete,
+        quiet: Duration::from_millis(100),
+        max_wait: Duration::from_secs(600),
+        ignore: Vec::new(),
+        watch: Watch::Auto,
+        rescan: Duration::from_secs(3600),
+    }
+}
+
+/// Prepares a folder beside which others can lie, then starts its outbox, and waits until it is watched.
+async fn run(prepare: impl FnOnce(&Path), change: impl FnOnce(&mut config::Outbox)) -> Running {
+    let temp = tempfile::tempdir().unwrap();
+    let root = temp.path().join("outbox");
+    fs::create_dir(&root).unwrap();
+    prepare(&root);
+    let mut config = config(root);
+    change(&mut config);
+    let (events_in, events) = mpsc::channel(16);
+    let (list, cancel) = (Arc::new(List::default()), CancellationToken::new());
+    let outbox = start(config, None, list.clone(), events_in, cancel.clone());
+    let mut running = Running {
+        temp,
+        outbox,
+        list,
+        events,
+        cancel,
+    };
+    running.marked().await;
+    running
+}
+
+/// Waits also for the first scan's end, so that only hints can tell of what comes later.
+async fn run_watched() -> Running {
+    let mut running = run(|root| fs::write(root.join("first"), "bytes").unwrap(), |_| {}).await;
+    running.settles(&["first"]).await;
+    running
+}
+
+impl Running {
+    fn at(&self, path: &str) -> PathBuf {
+        self.temp.path().join("outbox").join(path)
+    }
+
+    async fn event(&mut self) -> OutboxEvent {
+        let event = tokio::time::timeout(DEADLINE, self.events.recv()).await;
+        let status = self.outbox.status();
+        event
+            .unwrap_or_else(|_| panic!("no event; {status:?}"))
+            .expect("the outbox ended")
+    }
+
+    async fn marked(&mut self) -> OutboxId {
+        match self.event().await {
+            OutboxEvent::Marked { id, .. } => id,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Until all of these, and nothing else, came; gives the versions in that order.
+    async fn settles(&mut self, paths: &[&str]) -> Vec<Found> {
+        let mut got: BTreeMap<String, Found> = BTreeMap::new();
+        while got.len() < paths.len() {
+            let OutboxEvent::Settled { found, .. } = self.event().await else {
+                panic!("marked again")
+            };
+            for found in found {
+                if !self.list.0.lock().unwrap().insert(found.clone()) {
+                    continue; // the same one may come again
+                }
+                let path = found.path.to_string();
+                assert!(paths.contains(&path.as_str()), "{path} settled");
+                got.insert(path, found);
+            }
+        }
+        paths.iter().map(|path| got[*path].clone()).collect()
+    }
+
+    async fn until(&self, text: &str, done: impl Fn(&Outbox) -> bool) {
+        let wait = async {
+            while !done(&self.outbox) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let status = self.outbox.status();
+        let waited = tokio::time::timeout(DEADLINE, wait).await;
+        waited.unwrap_or_else(|_| panic!("never {text}; {status:?}"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn written_and_moved_in_files_settle() {
+    let mut running = run_watched().await;
+    assert_eq!(running.outbox.status().watch, "native");
+    fs::write(running.at("written"), "bytes").unwrap();
+    let found = running.settles(&["written"]).await;
+    assert_eq!(found[0].version, version(&running.at("written")));
+    fs::write(running.temp.path().join("outside"), "bytes").unwrap();
+    fs::rename(running.temp.path().join("outside"), running.at("moved in")).unwrap();
+    running.settles(&["moved in"]).await;
+    fs::write(running.at("written"), "new content").unwrap();
+    running.settles(&["written"]).await;
+    fs::write(running.at("atomic.tmp"), "saved").unwrap();
+    fs::rename(running.at("atomic.tmp"), running.at("atomic")).unwrap();
+    running.settles(&["atomic"]).await;
+}
+
+fn version(path: &Path) -> crate::version::Version {
+    crate::version::Version::of(&fs::metadata(path).unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn new_folders_are_searched_and_watched() {
+    let mut running = run_watched().await;
+    fs::create_dir_all(running.at("a/b/c/d")).unwrap();
+    fs::write(running.at("a/b/c/d/at once"), "bytes").unwrap();
+    running.settles(&["a/b/c/d/at once"]).await;
+    fs::write(running.at("a/b/later"), "bytes").unwrap();
+    running.settles(&["a/b/later"]).await;
+    let tree = running.temp.path().join("tree");
+    fs::create_dir_all(tree.join("x/y")).unwrap();
+    fs::write(tree.join("x/y/file"), "bytes").unwrap();
+    fs::rename(&tree, running.at("tree")).unwrap();
+    running.settles(&["tree/x/y/file"]).await;
+    fs::rename(running.at("tree"), running.at("renamed")).unwrap();
+    running.settles(&["renamed/x/y/file"]).await;
+    fs::write(running.at("renamed/x/new"), "bytes").unwrap();
+    running.settles(&["renamed/x/new"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_lies_there_at_the_start_is_found_and_known_files_are_not_told_again() {
+    let prepare = |root: &Path| {
+        fs::create_dir_all(root.join("sub/.dropwire")).unwrap();
+        for name in ["one", "sub/two", "no.part", "sub/.dropwire/own"] {
+            fs::write(root.join(name), "bytes").unwrap();
+        }
+    };
+    let mut running = run(prepare, |_| {}).await;
+    running.settles(&["one", "sub/two"]).await;
+    running.outbox.rescan();
+    running.outbox.recheck(RemotePath::parse(b"one").unwrap());
+    fs::write(running.at("three"), "bytes").unwrap();
+    running.settles(&["three"]).await;
+    let why = |name| running.outbox.why(&running.at(name));
+    assert_eq!(why("no.part").unwrap(), "ignored: matches *.part");
+    running
+        .until("at rest", |outbox| outbox.why(&running.at("one")).is_none())
+        .await;
+    assert_eq!(running.outbox.why(running.temp.path()), None);
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_waits_for_its_writer() {
+    use std::io::Write;
+    let mut running = run_watched().await;
+    let mut writer = fs::File::create(running.at("growing")).unwrap();
+    writer.write_all(b"half").unwrap();
+    fs::write(running.at("other"), "bytes").unwrap();
+    running.settles(&["other"]).await;
+    running
+        .until("waited for", |outbox| outbox.status().settling == 1)
+        .await;
+    let why = running.outbox.why(&running.at("growing")).unwrap();
+    assert!(why.contains("open for writing"), "{why}");
+    writer.write_all(b" and half").unwrap();
+    drop(writer);
+    let found = running.settles(&["growing"]).await;
+    assert_eq!(found[0].version.size, 13);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn empty_hidden_and_still_downloading_files_rest_first() {
+    let mut running = run_watched().await;
+    for (name, bytes) in [
+        ("empty", ""),
+        (".hidden", "bytes"),
+        ("x", "bytes"),
+        ("x.part", "bytes"),
+    ] {
+        fs::write(running.at(name), bytes).unwrap();
+    }
+    running.settles(&["empty", ".hidden"]).await;
+    let why = running.outbox.why(&running.at("x")).unwrap();
+    assert!(why.contains("download"), "{why}");
+    fs::remove_file(running.at("x.part")).unwrap();
+    running.settles(&["x"]).await;
+}
+
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_file_is_skipped() {
+    let mut running = run_watched().await;
+    std::os::unix::fs::symlink("first", running.at("link")).unwrap();
+    let fifo = std::ffi::CString::new(running.at("fifo").into_os_string().into_encoded_bytes()).unwrap();
+    // SAFETY: a NUL-terminated path that outlives the call.
+    assert_eq!(unsafe { libc::mkfifo(fifo.as_ptr(), 0o600) }, 0);
+    fs::write(running.at("file"), "bytes").unwrap();
+    running.settles(&["file"]).await;
+    for name in ["link", "fifo"] {
+        let why = running.outbox.why(&running.at(name)).unwrap();
+        assert!(why.contains("not a regular file"), "{why}");
+    }
+}
+
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unreadable_file_is_reported_and_the_others_go_on() {
+    use std::os::unix::fs::PermissionsExt;
+    let mut running = run_watched().await;
+    fs::write(running.at("secret.tmp"), "bytes").unwrap();
+    fs::set_permissions(running.at("secret.tmp"), fs::Permissions::from_mode(0o000)).unwrap();
+    if fs::File::open(running.at("secret.tmp")).is_ok() {
+        eprintln!("SKIPPED: this user reads everything");
+        return;
+    }
+    fs::rename(running.at("secret.tmp"), running.at("secret")).unwrap();
+    fs::write(running.at("file"), "bytes").unwrap();
+    running.settles(&["file"]).await;
+    let why = |outbox: &Outbox| outbox.why(&running.at("secret")).unwrap_or_default();
+    running
+        .until("reported", |outbox| why(outbox).contains("cannot be read"))
+        .await;
+    fs::set_permissions(running.at("secret"), fs::Permissions::from_mode(0o600)).unwrap();
+    running.settles(&["secret"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_thousand_at_once_all_settle() {
+    let mut running = run_watched().await;
+    let names: Vec<String> = (0..2000).map(|i| format!("sub{}/{i}", i % 10)).collect();
+    for sub in 0..10 {
+        fs::create_dir(running.at(&format!("sub{sub}"))).unwrap();
+    }
+    for name in &names {
+        fs::write(running.at(name), "bytes").unwrap();
+    }
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    running.settles(&names).await;
+    running
+        .until("at rest", |outbox| outbox.status().settling == 0)
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn polling_finds_the_same() {
+    let poll = |config: &mut config::Outbox| {
+        config.watch = Watch::Poll;
+        config.rescan = Duration::from_millis(50);
+    };
+    let mut running = run(|_| {}, poll).await;
+    fs::create_dir(running.at("sub")).unwrap();
+    fs::write(running.at("sub/file"), "bytes").unwrap();
+    running.settles(&["sub/file"]).await;
+    assert_eq!(running.outbox.status().watch, "poll");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_that_is_not_there_is_waited_for_and_never_made() {
+    let temp = tempfile::tempdir().unwrap();
+    let (root, aside) = (temp.path().join("outbox"), temp.path().join("aside"));
+    let (events_in, events) = mpsc::channel(16);
+    let (list, cancel) = (Arc::new(List::default()), CancellationToken::new());
+    let outbox = start(
+        config(root.clone()),
+        None,
+        list.clone(),
+        events_in,
+        cancel.clone(),
+    );
+    let mut running = Running {
+        temp,
+        outbox,
+        list,
+        events,
+        cancel,
+    };
+    let held = |outbox: &Outbox| outbox.status().held.unwrap_or_default();
+    running
+        .until("held", |outbox| held(outbox).contains("not there"))
+        .await;
+    assert!(!root.exists());
+    fs::create_dir(&root).unwrap();
+    let id = running.marked().await;
+    running.until("there", |outbox| outbox.id() == Some(id)).await;
+
+    // Moved away: the place is held, whatever comes there without the mark.
+    fs::rename(&root, &aside).unwrap();
+    running
+        .until("held", |outbox| held(outbox).contains("not there"))
+        .await;
+    fs::create_dir(&root).unwrap();
+    running
+        .until("held", |outbox| held(outbox).contains("lost its mark"))
+        .await;
+    fs::remove_dir(&root).unwrap();
+    fs::rename(&aside, &root).unwrap();
+    running.until("there", |outbox| outbox.id() == Some(id)).await;
+    fs::write(root.join("file"), "bytes").unwrap();
+    running.settles(&["file"]).await;
+
+    // Removed for good: a new folder there is a new outbox.
+    fs::remove_dir_all(&root).unwrap();
+    running
+        .until("held", |outbox| held(outbox).contains("not there"))
+        .await;
+    fs::create_dir(&root).unwrap();
+    assert_ne!(running.marked().await, id);
+    fs::write(root.join("again"), "bytes").unwrap();
+    running.settles(&["again"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn folders_that_a_disposal_emptied_go() {
+    let mut running = run_watched().await;
+    fs::create_dir_all(running.at("a/b")).unwrap();
+    fs::write(running.at("a/b/file"), "bytes").unwrap();
+    let found = running.settles(&["a/b/file"]).await;
+    fs::remove_file(running.at("a/b/file")).unwrap();
+    running.outbox.disposed(&found[0].path);
+    running.until("gone", |_| !running.at("a").exists()).await;
+    assert!(running.at("").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_pattern_holds_the_outbox() {
+    let temp = tempfile::tempdir().unwrap();
+    let mut config = config(temp.path().to_path_buf());
+    config.ignore = vec!["[".into()];
+    let (events, _kept) = mpsc::channel(1);
+    let outbox = start(
+        config,
+        None,
+        Arc::new(List::default()),
+        events,
+        CancellationToken::new(),
+    );
+    assert!(outbox.status().held.unwrap().contains('['));
+}

@@ -1,0 +1,183 @@
+//! Native events as hints: each says "look there", none is believed, and a lost one costs only delay.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use cap_std::fs::Dir;
+use notify::{
+    Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _,
+    event::{AccessKind, AccessMode, ModifyKind, RenameMode},
+};
+use tokio::sync::mpsc;
+
+use super::settle::Urgency;
+
+/// Something to look into.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Hint {
+    /// Something is there: written, made, moved in, changed.
+    Look(PathBuf, Urgency),
+    /// It was removed, or moved away.
+    Gone(PathBuf, Went),
+}
+
+/// How a name went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Went {
+    Removed,
+    Moved,
+}
+
+/// Watches an outbox natively for as long as it lives.
+pub(super) struct Watcher {
+    inner: Mutex<RecommendedWatcher>,
+    limited: Arc<AtomicBool>,
+}
+
+impl Watcher {
+    /// Hints go into `hints`; if that is full, or the system lost some, `missed` is set: then scan.
+    pub(super) fn start(
+        root: &Path,
+        hints: mpsc::Sender<Hint>,
+        missed: Arc<AtomicBool>,
+    ) -> notify::Result<Self> {
+        let limited = Arc::new(AtomicBool::new(false));
+        let handler = {
+            let limited = Arc::clone(&limited);
+            move |event: notify::Result<Event>| match event {
+                Ok(event) => {
+                    if event.need_rescan() {
+                        missed.store(true, Ordering::Release);
+                    }
+                    for hint in hints_of(event) {
+                        if hints.try_send(hint).is_err() {
+                            missed.store(true, Ordering::Release);
+                        }
+                    }
+                }
+                Err(error) => note_limit(&limited, &error),
+            }
+        };
+        let mut inner = notify::recommended_watcher(handler)?;
+        if !FOLDER_BY_FOLDER {
+            inner.watch(root, RecursiveMode::Recursive)?;
+        }
+        Ok(Watcher {
+            inner: Mutex::new(inner),
+            limited,
+        })
+    }
+
+    /// Watches this folder too; to be called before it is read. Not while handling a hint on the watcher's thread.
+    pub(super) fn folder(&self, path: &Path) {
+        if FOLDER_BY_FOLDER {
+            let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Err(error) = inner.watch(path, RecursiveMode::NonRecursive) {
+                note_limit(&self.limited, &error);
+            }
+        }
+    }
+
+    /// The system refused further watches: some folders are only scanned.
+    pub(super) fn limited(&self) -> bool {
+        self.limited.load(Ordering::Acquire)
+    }
+}
+
+/// Whether native events tell of everything that happens in `dir`: not for file systems that others write to, too.
+pub(super) fn tells_all(dir: &Dir) -> bool {
+    #[cfg(target_os = "linux")]
+    {
+        // NFS, SMB (three generations), 9p, FUSE, AFS, Ceph, Lustre
+        const REMOTE: [u64; 9] = [
+            0x6969,
+            0x517b,
+            0xff53_4d42,
+            0xfe53_4d42,
+            0x0102_1997,
+            0x6573_5546,
+            0x5346_414f,
+            0x00c3_6400,
+            0x0bd0_0bd0,
+        ];
+        rustix::fs::fstatfs(dir).map_or(true, |s| !REMOTE.contains(&(s.f_type as u64 & 0xffff_ffff)))
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = dir;
+        true
+    }
+}
+
+/// inotify watches folders, not trees. Each is watched before it is read, which a watcher that adds them on its own,
+/// after it told of them, cannot promise. The other systems watch trees themselves.
+const FOLDER_BY_FOLDER: bool = cfg!(target_os = "linux");
+
+fn note_limit(limited: &AtomicBool, error: &notify::Error) {
+    match error.kind {
+        notify::ErrorKind::MaxFilesWatch => limited.store(true, Ordering::Release),
+        notify::ErrorKind::PathNotFound => {} // gone again
+        _ => tracing::debug!(%error, "watching"),
+    }
+}
+
+fn hints_of(event: Event) -> Vec<Hint> {
+    let look = |path, urgency| vec![Hint::Look(path, urgency)];
+    let Event { kind, mut paths, .. } = event;
+    let Some(path) = paths.pop() else {
+        return Vec::new();
+    };
+    match kind {
+        EventKind::Access(AccessKind::Close(AccessMode::Write)) => look(path, Urgency::Now),
+        EventKind::Access(_) => Vec::new(), // our own reading makes these
+        EventKind::Create(_) => look(path, Urgency::Now),
+        EventKind::Modify(ModifyKind::Name(RenameMode::From)) => vec![Hint::Gone(path, Went::Moved)],
+        EventKind::Modify(ModifyKind::Name(RenameMode::Both)) => Vec::new(), // follows From and To
+        EventKind::Modify(ModifyKind::Name(_)) => look(path, Urgency::Now),
+        EventKind::Remove(_) => vec![Hint::Gone(path, Went::Removed)],
+        EventKind::Modify(_) | EventKind::Any | EventKind::Other => look(path, Urgency::Calm),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use notify::event::{CreateKind, DataChange, RemoveKind};
+
+    use super::*;
+
+    #[test]
+    fn table() {
+        let look = |urgency| vec![Hint::Look("/o/f".into(), urgency)];
+        let gone = |went| vec![Hint::Gone("/o/f".into(), went)];
+        let name = |mode| EventKind::Modify(ModifyKind::Name(mode));
+        let access = EventKind::Access;
+        for (kind, hints) in [
+            (access(AccessKind::Close(AccessMode::Write)), look(Urgency::Now)),
+            (access(AccessKind::Close(AccessMode::Read)), vec![]),
+            (access(AccessKind::Open(AccessMode::Any)), vec![]),
+            (EventKind::Create(CreateKind::Folder), look(Urgency::Now)),
+            (EventKind::Create(CreateKind::File), look(Urgency::Now)),
+            (name(RenameMode::To), look(Urgency::Now)),
+            (name(RenameMode::Any), look(Urgency::Now)),
+            (name(RenameMode::Both), vec![]),
+            (name(RenameMode::From), gone(Went::Moved)),
+            (
+                EventKind::Modify(ModifyKind::Data(DataChange::Any)),
+                look(Urgency::Calm),
+            ),
+            (EventKind::Remove(RemoveKind::File), gone(Went::Removed)),
+        ] {
+            assert_eq!(
+                hints_of(Event::new(kind).add_path("/o/f".into())),
+                hints,
+                "{kind:?}"
+            );
+        }
+        assert!(hints_of(Event::new(EventKind::Other)).is_empty());
+    }
+}

@@ -1,0 +1,339 @@
+//! A job's attempts: which are due, what a failed one leads to, and how a job ends or begins anew.
+
+use std::{collections::HashSet, time::Duration};
+
+use dropwire_protocol::{AgentId, TransferId};
+use rusqlite::{Connection, OptionalExtension, Result, params};
+
+use super::{
+    Class, DropId, Job, JobState, Queue,
+    change::{self, Key},
+    job::{JOB_COLUMNS, JOB_TABLES, JobRow, job_of},
+    schema::{DropState, Step},
+};
+use crate::{db::DbError, identity::Identity};
+
+/// Why the jobs of a peer end that is no longer paired.
+pub const PEER_REMOVED: &str = "peer removed from the config";
+
+impl Queue {
+    /// Up to `limit` jobs for `peer` whose time has come, the longest due first, without the busy ones.
+    pub async fn due(
+        &self,
+        peer: AgentId,
+        class: Class,
+        limit: usize,
+        busy: HashSet<TransferId>,
+        now_ms: i64,
+    ) -> Result<Vec<Job>, DbError> {
+        self.call(move |db, _| {
+            let mut statement = db.prepare_cached(&due_sql())?;
+            let mut rows = statement.query(params![peer.0, class == Class::Large, now_ms])?;
+            let mut jobs = Vec::new();
+            while jobs.len() < limit
+                && let Some(row) = rows.next()?
+            {
+                let JobRow { job, .. } = job_of(row)?;
+                if !busy.contains(&job.id) {
+                    jobs.push(job);
+                }
+            }
+            Ok(jobs)
+        })
+        .await
+    }
+
+    /// When the next job for `peer` that is not due yet will be; None when no job waits for its time.
+    pub async fn next_due_ms(&self, peer: AgentId, now_ms: i64) -> Result<Option<i64>, DbError> {
+        self.call(move |db, _| {
+            let mut statement = db.prepare_cached(NEXT_DUE)?;
+            let mut earliest = None;
+            for large in [false, true] {
+                let next: Option<i64> = statement
+                    .query_row(params![peer.0, large, now_ms], |row| row.get(0))
+                    .optional()?;
+                earliest = earliest.into_iter().chain(next).min();
+            }
+            Ok(earliest)
+        })
+        .await
+    }
+
+    /// An attempt failed: the job stays queued and is due again at `next_attempt_ms`. Ended jobs stay as they are.
+    pub async fn retry(
+        &self,
+        id: TransferId,
+        error: String,
+        next_attempt_ms: i64,
+        now_ms: i64,
+    ) -> Result<(), DbError> {
+        self.call(move |db, _| {
+            let Some(job) = queued(db, id)? else {
+                return Ok(());
+            };
+            db.prepare_cached(
+                "UPDATE jobs SET attempts = attempts + 1, error = ?, next_attempt_ms = ? WHERE id = ?",
+            )?
+            .execute(params![error, next_attempt_ms, job.row])?;
+            change::note(db, job.row, now_ms, &error)
+        })
+        .await
+    }
+
+    /// Ends a queued job as failed, for good; the file stays.
+    pub async fn fail(&self, id: TransferId, error: String, now_ms: i64) -> Result<(), DbError> {
+        self.call(move |db, _| end_all(db, &[id], JobState::Failed, &error, now_ms))
+            .await
+            .map(drop)
+    }
+
+    /// Ends queued jobs as cancelled: the files stay, and these versions are not queued again by themselves.
+    /// Returns those that it ended.
+    pub async fn cancel(&self, ids: Vec<TransferId>, now_ms: i64) -> Result<Vec<TransferId>, DbError> {
+        self.each(ids, move |db, _, id, ended| {
+            ended.extend(end_all(db, &[*id], JobState::Cancelled, "cancelled", now_ms)?);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Gives a queued job a new id, due now, because what the peer holds under the old one is not these bytes.
+    /// The old id is withdrawn. None if the job is not queued.
+    pub async fn recount(&self, id: TransferId, now_ms: i64) -> Result<Option<TransferId>, DbError> {
+        self.call(move |db, identity| {
+            let Some(job) = queued(db, id)? else {
+                return Ok(None);
+            };
+            change::note(db, job.row, now_ms, "begun again under a new id")?;
+            renew(db, identity, &job, now_ms).map(Some)
+        })
+        .await
+    }
+
+    /// What every peer acknowledged turned out to be other bytes than lie there under the same version: its jobs
+    /// begin again under new ids, due now. The receipts are kept with the old ids.
+    pub async fn begin_again(&self, drop: DropId, now_ms: i64) -> Result<(), DbError> {
+        self.call(move |db, identity| {
+            let acknowledged = db
+                .prepare_cached("UPDATE drops SET state = ? WHERE id = ? AND state = ?")?
+                .execute(params![DropState::Open, drop.0, DropState::Acknowledged])?
+                > 0;
+            let of_drop = "SELECT transfer FROM jobs WHERE drop_id = ? AND state = 1";
+            let delivered = if acknowledged {
+                transfers(db, of_drop, [drop.0])?
+            } else {
+                Vec::new()
+            };
+            for id in delivered {
+                let Some(job) = change::find(db, id)? else {
+                    continue;
+                };
+                change::note(
+                    db,
+                    job.row,
+                    now_ms,
+                    "the file has other bytes than were delivered: sent again",
+                )?;
+                queue_again(db, identity, &job, now_ms)?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// The user wants these sent: queued ones become due now; failed and cancelled ones are queued again under a
+    /// new id, unless their version does not lie there any more. Returns the ids they have now, in order.
+    pub async fn resend(&self, ids: Vec<TransferId>, now_ms: i64) -> Result<Vec<TransferId>, DbError> {
+        self.each(ids, move |db, identity, id, now_queued| {
+            now_queued.extend(resend_one(db, identity, *id, now_ms)?);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Fails the queued jobs of all peers that are not in `known`. Returns their ids.
+    pub async fn peer_removed(&self, known: Vec<AgentId>, now_ms: i64) -> Result<Vec<TransferId>, DbError> {
+        let mut all = Vec::new();
+        loop {
+            let known = known.clone();
+            let ended = self
+                .call(move |db, _| {
+                    let peers = ids(
+                        db,
+                        "SELECT DISTINCT peer FROM tally WHERE state = 0 AND n > 0",
+                        [],
+                    )?;
+                    let Some(gone) = peers.into_iter().find(|p| !known.contains(&AgentId(*p))) else {
+                        return Ok(Vec::new());
+                    };
+                    end_all(
+                        db,
+                        &transfers(db, OF_PEER, [gone])?,
+                        JobState::Failed,
+                        PEER_REMOVED,
+                        now_ms,
+                    )
+                })
+                .await?;
+            if ended.is_empty() {
+                return Ok(all);
+            }
+            all.extend(ended);
+        }
+    }
+
+    /// Fails jobs that were queued for longer than `give_up_after` of observed running time (see
+    /// [`Queue::advance`]). Returns their ids.
+    pub async fn expire(&self, give_up_after: Duration, now_ms: i64) -> Result<Vec<TransferId>, DbError> {
+        let limit_ms = i64::try_from(give_up_after.as_millis()).unwrap_or(i64::MAX);
+        let text = format!("given up after {}", humantime::format_duration(give_up_after));
+        let mut all = Vec::new();
+        loop {
+            let text = text.clone();
+            let ended = self
+                .call(move |db, _| {
+                    end_all(
+                        db,
+                        &transfers(db, OLD, [limit_ms])?,
+                        JobState::Failed,
+                        &text,
+                        now_ms,
+                    )
+                })
+                .await?;
+            if ended.is_empty() {
+                return Ok(all);
+            }
+            all.extend(ended);
+        }
+    }
+}
+
+/// In the order of `jobs_due`, so that the first rows come without a sort however many there are.
+pub(super) fn due_sql() -> String {
+    format!(
+        "SELECT {JOB_COLUMNS} FROM {JOB_TABLES}
+         WHERE j.state = 0 AND j.peer = ?1 AND j.large = ?2 AND j.next_attempt_ms <= ?3
+         ORDER BY j.next_attempt_ms, j.id"
+    )
+}
+
+pub(super) const NEXT_DUE: &str = "SELECT next_attempt_ms FROM jobs
+    WHERE state = 0 AND peer = ?1 AND large = ?2 AND next_attempt_ms > ?3
+    ORDER BY next_attempt_ms LIMIT 1";
+
+pub(super) const OF_PEER: &str =
+    "SELECT transfer FROM jobs WHERE state = 0 AND peer = ? AND large IN (0, 1) LIMIT 512";
+
+pub(super) const OLD: &str = "SELECT transfer FROM jobs
+    WHERE state = 0 AND queued_running_ms <= (SELECT ms FROM running WHERE one = 1) - ? LIMIT 512";
+
+fn queued(db: &Connection, id: TransferId) -> Result<Option<Key>> {
+    Ok(change::find(db, id)?.filter(|job| job.state == JobState::Queued))
+}
+
+/// Ends those that are queued; returns them.
+fn end_all(
+    db: &Connection,
+    ids: &[TransferId],
+    state: JobState,
+    text: &str,
+    now_ms: i64,
+) -> Result<Vec<TransferId>> {
+    let mut ended = Vec::new();
+    for id in ids {
+        if let Some(job) = queued(db, *id)? {
+            change::end(db, &job, state, text, now_ms)?;
+            ended.push(*id);
+        }
+    }
+    Ok(ended)
+}
+
+fn resend_one(
+    db: &Connection,
+    identity: &Identity,
+    id: TransferId,
+    now_ms: i64,
+) -> Result<Option<TransferId>> {
+    let Some(job) = change::find(db, id)? else {
+        return Ok(None);
+    };
+    match job.state {
+        JobState::Delivered => Ok(None),
+        JobState::Queued => {
+            db.prepare_cached("UPDATE jobs SET next_attempt_ms = min(next_attempt_ms, ?) WHERE id = ?")?
+                .execute([now_ms, job.row])?;
+            Ok(Some(id))
+        }
+        JobState::Failed | JobState::Cancelled => {
+            let lies_there = db
+                .prepare_cached("UPDATE drops SET state = 0 WHERE id = ? AND state < 2")?
+                .execute([job.drop.0])?
+                > 0;
+            if !lies_there {
+                return Ok(None);
+            }
+            change::note(db, job.row, now_ms, "queued again")?;
+            queue_again(db, identity, &job, now_ms).map(Some)
+        }
+    }
+}
+
+/// An ended job is queued under a new id.
+fn queue_again(db: &Connection, identity: &Identity, job: &Key, now_ms: i64) -> Result<TransferId> {
+    db.prepare_cached(
+        "UPDATE jobs SET state = 0, attempts = 0, ended_ms = NULL, queued_ms = ?1,
+                         queued_running_ms = (SELECT ms FROM running) WHERE id = ?2",
+    )?
+    .execute([now_ms, job.row])?;
+    renew(db, identity, job, now_ms)
+}
+
+/// The next counter's id for a job. What the peer has to be told of the old id, and a receipt for it, are kept.
+fn renew(db: &Connection, identity: &Identity, job: &Key, now_ms: i64) -> Result<TransferId> {
+    let (JobRow { job: full, .. }, counter) = db
+        .prepare_cached(&format!(
+            "SELECT {JOB_COLUMNS}, j.counter FROM {JOB_TABLES} WHERE j.id = ?"
+        ))?
+        .query_row([job.row], |row| {
+            Ok((job_of(row)?, row.get::<_, i64>("counter")?.cast_unsigned()))
+        })?;
+    let found = &full.found;
+    let new = identity.transfer_id(
+        job.peer,
+        found.outbox.0,
+        found.path.as_bytes(),
+        &found.version,
+        counter + 1,
+    );
+    db.prepare_cached("INSERT INTO former SELECT transfer, id, receipt FROM jobs WHERE id = ?")?
+        .execute([job.row])?;
+    change::tell(
+        db,
+        job.transfer,
+        job.peer,
+        if job.has_receipt {
+            Step::Forget
+        } else {
+            Step::Withdraw
+        },
+    )?;
+    db.prepare_cached(
+        "UPDATE jobs SET transfer = ?, counter = counter + 1, next_attempt_ms = ?, error = NULL, delivered_ms = NULL,
+                         receipt = NULL, delivered_as = NULL, sha256 = NULL WHERE id = ?",
+    )?
+    .execute(params![new.0, now_ms, job.row])?;
+    Ok(new)
+}
+
+/// The first column, of N bytes, of all rows.
+fn ids<const N: usize>(db: &Connection, sql: &str, params: impl rusqlite::Params) -> Result<Vec<[u8; N]>> {
+    db.prepare_cached(sql)?
+        .query_map(params, |row| row.get(0))?
+        .collect()
+}
+
+fn transfers(db: &Connection, sql: &str, params: impl rusqlite::Params) -> Result<Vec<TransferId>> {
+    Ok(ids(db, sql, params)?.into_iter().map(TransferId).collect())
+}

@@ -1,0 +1,114 @@
+//! The steps that every change of the job list is made of; each runs inside one commit.
+
+use dropwire_protocol::{AgentId, TransferId};
+use rusqlite::{Connection, OptionalExtension, Result, params};
+
+use super::{
+    DropId, JobState,
+    schema::{DropState, Step},
+};
+use crate::config::AfterSend;
+
+/// History lines kept of a job, the newest.
+const HISTORY: i64 = 50;
+
+/// As much of a job as changes need.
+pub(super) struct Key {
+    pub row: i64,
+    pub drop: DropId,
+    pub peer: AgentId,
+    pub transfer: TransferId,
+    pub state: JobState,
+    pub has_receipt: bool,
+}
+
+/// The job that has this id now; a former id finds nothing, so what is late cannot touch the job.
+pub(super) fn find(db: &Connection, transfer: TransferId) -> Result<Option<Key>> {
+    db.prepare_cached("SELECT id, drop_id, peer, state, receipt IS NOT NULL FROM jobs WHERE transfer = ?")?
+        .query_row([transfer.0], |row| {
+            Ok(Key {
+                row: row.get(0)?,
+                drop: DropId(row.get(1)?),
+                peer: AgentId(row.get(2)?),
+                transfer,
+                state: row.get(3)?,
+                has_receipt: row.get(4)?,
+            })
+        })
+        .optional()
+}
+
+/// Ends a queued job as failed or cancelled. Its peer may have been offered it, so it is withdrawn there.
+pub(super) fn end(db: &Connection, job: &Key, state: JobState, text: &str, now_ms: i64) -> Result<()> {
+    db.prepare_cached("UPDATE jobs SET state = ?, error = ?, ended_ms = ? WHERE id = ?")?
+        .execute(params![state, text, now_ms, job.row])?;
+    tell(db, job.transfer, job.peer, Step::Withdraw)?;
+    note(db, job.row, now_ms, text)?;
+    settle(db, job.drop)
+}
+
+/// Remembers what the peer has yet to be told of a transfer.
+pub(super) fn tell(db: &Connection, transfer: TransferId, peer: AgentId, step: Step) -> Result<()> {
+    db.prepare_cached("INSERT OR REPLACE INTO closing (transfer, peer, step) VALUES (?, ?, ?)")?
+        .execute(params![transfer.0, peer.0, step])?;
+    Ok(())
+}
+
+/// A line of a job's history; the oldest go when there are many.
+pub(super) fn note(db: &Connection, job: i64, now_ms: i64, text: &str) -> Result<()> {
+    db.prepare_cached(
+        "INSERT INTO history SELECT ?1, 1 + coalesce(max(n), 0), ?2, ?3 FROM history WHERE job = ?1",
+    )?
+    .execute(params![job, now_ms, text])?;
+    db.prepare_cached(
+        "DELETE FROM history WHERE job = ?1 AND n <= (SELECT max(n) FROM history WHERE job = ?1) - ?2",
+    )?
+    .execute([job, HISTORY])?;
+    Ok(())
+}
+
+/// Where an open drop stands now that one of its jobs has ended.
+///
+/// Acknowledged only when every peer has the same bytes. Where they differ, the file was written to without its
+/// version showing it: then that version is gone, and what lies there is found as a new drop by its ctime.
+pub(super) fn settle(db: &Connection, drop: DropId) -> Result<()> {
+    let (state, after_send): (DropState, AfterSend) = db
+        .prepare_cached("SELECT state, after_send FROM drops WHERE id = ?")?
+        .query_row([drop.0], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let (queued, undelivered, digests): (i64, i64, i64) = db
+        .prepare_cached(
+            "SELECT count(*) FILTER (WHERE state = 0), count(*) FILTER (WHERE state <> 1),
+                    count(DISTINCT sha256) FILTER (WHERE state = 1)
+             FROM jobs WHERE drop_id = ?",
+        )?
+        .query_row([drop.0], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+    if state != DropState::Open || queued > 0 {
+        return Ok(());
+    }
+    if digests > 1 {
+        return leave(db, drop);
+    }
+    let state = if after_send == AfterSend::Keep || undelivered > 0 {
+        DropState::Stays
+    } else {
+        DropState::Acknowledged
+    };
+    db.prepare_cached("UPDATE drops SET state = ?, problem = NULL WHERE id = ?")?
+        .execute(params![state, drop.0])?;
+    Ok(())
+}
+
+/// The version does not lie there any more: its peers may forget what they received of it.
+///
+/// Not earlier: as long as it lies there, a lost job list would offer it again, and only the receiver's ledger
+/// could tell that it was delivered.
+pub(super) fn leave(db: &Connection, drop: DropId) -> Result<()> {
+    db.prepare_cached("UPDATE drops SET state = 3, left_running_ms = (SELECT ms FROM running) WHERE id = ?")?
+        .execute([drop.0])?;
+    db.prepare_cached(
+        "INSERT OR REPLACE INTO closing SELECT transfer, peer, ?2 FROM jobs
+         WHERE drop_id = ?1 AND receipt IS NOT NULL",
+    )?
+    .execute(params![drop.0, Step::Forget])?;
+    Ok(())
+}

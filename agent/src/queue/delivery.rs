@@ -1,0 +1,252 @@
+//! After the last byte: receipts (S4), the file's disposal (S5, S6), and what the peer is told at the end.
+
+use dropwire_protocol::{AgentId, TransferId};
+use rusqlite::{Connection, OptionalExtension, Result, Row, params};
+
+use super::{
+    Disposal, DropId, JobState, Proof, Queue, Resting,
+    change::{self, Key},
+    job::found_of,
+    schema::{DropState, Step},
+};
+use crate::db::DbError;
+
+impl Queue {
+    /// Records receipts (S4). Returns the drops that every peer has now and whose file is to be disposed of.
+    ///
+    /// A job that had ended otherwise keeps its state and only gets the receipt; a former id's receipt is kept with
+    /// it. Neither disposes of anything. Receipts that are known, or for ids that are not, change nothing.
+    pub async fn delivered(&self, proofs: Vec<Proof>, now_ms: i64) -> Result<Vec<DropId>, DbError> {
+        self.each(proofs, move |db, _, proof, acknowledged| {
+            match change::find(db, proof.id)? {
+                Some(job) if job.has_receipt => {}
+                Some(job) => acknowledged.extend(record(db, &job, proof, now_ms)?),
+                None => record_former(db, proof, now_ms)?,
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Files that every peer has and that have not been disposed of, oldest first.
+    pub async fn to_dispose(&self, limit: usize) -> Result<Vec<Disposal>, DbError> {
+        self.call(move |db, _| {
+            db.prepare_cached(&to_dispose_sql())?
+                .query_map([clamp(limit)], |row| {
+                    let (found, root) = found_of(row)?;
+                    Ok(Disposal {
+                        drop: DropId(row.get(8)?),
+                        name: row.get(11)?,
+                        root,
+                        found,
+                        digest: dropwire_protocol::Digest(row.get(9)?),
+                        after_send: row.get(10)?,
+                    })
+                })?
+                .collect()
+        })
+        .await
+    }
+
+    /// The file left its outbox (S6), or stays there because of `error`. Where its version is not there any more,
+    /// call [`Queue::left`] after that, or the next enqueued version of the path says so.
+    pub async fn disposed(&self, drop: DropId, error: Option<String>, now_ms: i64) -> Result<(), DbError> {
+        self.call(move |db, _| {
+            if state_of(db, drop)? != Some(DropState::Acknowledged) {
+                return Ok(());
+            }
+            let Some(error) = error else {
+                return change::leave(db, drop);
+            };
+            let jobs: Vec<i64> = db
+                .prepare_cached("SELECT id FROM jobs WHERE drop_id = ?")?
+                .query_map([drop.0], |row| row.get(0))?
+                .collect::<Result<_>>()?;
+            for job in jobs {
+                change::note(db, job, now_ms, &format!("the file stays: {error}"))?;
+            }
+            stay(db, drop, &error)
+        })
+        .await
+    }
+
+    /// Versions that are known and lie in their outboxes for good, after `after` (DropId(0) at first), in order. The
+    /// daemon looks after them now and then: gone or changed ones go to [`Queue::left`]; where only the ctime is
+    /// another, it compares the bytes and calls that or [`Queue::witnessed`].
+    pub async fn resting(&self, after: DropId, limit: usize) -> Result<Vec<Resting>, DbError> {
+        self.call(move |db, _| {
+            db.prepare_cached(&resting_sql())?
+                .query_map([after.0, clamp(limit)], resting_of)?
+                .collect()
+        })
+        .await
+    }
+
+    /// These resting versions do not lie there any more; seen again, they are new drops.
+    pub async fn left(&self, drops: Vec<DropId>) -> Result<(), DbError> {
+        self.each(drops, |db, _, drop, _: &mut Vec<()>| match state_of(db, *drop)? {
+            Some(DropState::Stays) => change::leave(db, *drop),
+            _ => Ok(()),
+        })
+        .await
+        .map(|_| ())
+    }
+
+    /// The bytes were found unchanged under this ctime (nanoseconds since 1970).
+    pub async fn witnessed(&self, drop: DropId, ctime_ns: i64) -> Result<(), DbError> {
+        self.call(move |db, _| {
+            db.prepare_cached("UPDATE drops SET ctime_ns = ? WHERE id = ?")?
+                .execute([ctime_ns, drop.0])?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Transfers that ended here and whose outcome `peer` has to be asked for.
+    pub async fn to_withdraw(&self, peer: AgentId, limit: usize) -> Result<Vec<TransferId>, DbError> {
+        self.to_tell(peer, Step::Withdraw, limit).await
+    }
+
+    /// `peer` will never deliver these; it may forget them.
+    pub async fn withdrawn(&self, ids: Vec<TransferId>, now_ms: i64) -> Result<(), DbError> {
+        self.each(ids, move |db, _, id, _: &mut Vec<()>| {
+            let known = db
+                .prepare_cached("UPDATE closing SET step = ?2 WHERE transfer = ?1 AND step = ?3")?
+                .execute(params![id.0, Step::Forget, Step::Withdraw])?
+                > 0;
+            match change::find(db, *id)? {
+                Some(job) if known => change::note(db, job.row, now_ms, "withdrawn from the peer"),
+                _ => Ok(()),
+            }
+        })
+        .await
+        .map(|_| ())
+    }
+
+    /// Transfers whose outcome is on our disk for good: `peer` may forget them.
+    pub async fn to_forget(&self, peer: AgentId, limit: usize) -> Result<Vec<TransferId>, DbError> {
+        self.to_tell(peer, Step::Forget, limit).await
+    }
+
+    /// The peer has forgotten them: nothing is left to be told.
+    pub async fn forgotten(&self, ids: Vec<TransferId>) -> Result<(), DbError> {
+        self.each(ids, |db, _, id, _: &mut Vec<()>| {
+            db.prepare_cached("DELETE FROM closing WHERE transfer = ? AND step = ?")?
+                .execute(params![id.0, Step::Forget])?;
+            Ok(())
+        })
+        .await
+        .map(|_| ())
+    }
+
+    async fn to_tell(&self, peer: AgentId, step: Step, limit: usize) -> Result<Vec<TransferId>, DbError> {
+        self.call(move |db, _| {
+            db.prepare_cached(TO_TELL)?
+                .query_map(params![peer.0, step, clamp(limit)], |row| {
+                    row.get(0).map(TransferId)
+                })?
+                .collect()
+        })
+        .await
+    }
+}
+
+/// What [`found_of`] reads, then the drop's id and the digest of what was delivered.
+const DROP_COLUMNS: &str =
+    "o.mark, o.root, d.path, d.inode, d.birth_ns, d.size, d.mtime_ns, d.ctime_ns, d.id,
+    (SELECT sha256 FROM jobs WHERE drop_id = d.id AND sha256 IS NOT NULL LIMIT 1)";
+
+pub(super) fn to_dispose_sql() -> String {
+    format!(
+        "SELECT {DROP_COLUMNS}, d.after_send,
+                (SELECT lower(hex(transfer)) FROM jobs WHERE id = (SELECT min(id) FROM jobs WHERE drop_id = d.id))
+         FROM drops d CROSS JOIN outboxes o ON o.id = d.outbox WHERE d.state = 2 ORDER BY d.id LIMIT ?"
+    )
+}
+
+pub(super) fn resting_sql() -> String {
+    format!(
+        "SELECT {DROP_COLUMNS} FROM drops d CROSS JOIN outboxes o ON o.id = d.outbox
+         WHERE d.state = 1 AND d.id > ? ORDER BY d.id LIMIT ?"
+    )
+}
+
+pub(super) const TO_TELL: &str = "SELECT transfer FROM closing WHERE peer = ? AND step = ? LIMIT ?";
+
+fn resting_of(row: &Row<'_>) -> Result<Resting> {
+    let (found, root) = found_of(row)?;
+    Ok(Resting {
+        drop: DropId(row.get(8)?),
+        root,
+        found,
+        digest: row.get::<_, Option<[u8; 32]>>(9)?.map(dropwire_protocol::Digest),
+    })
+}
+
+fn record(db: &Connection, job: &Key, proof: &Proof, now_ms: i64) -> Result<Option<DropId>> {
+    db.prepare_cached(
+        "UPDATE jobs SET receipt = ?, delivered_as = ?, sha256 = ?, delivered_ms = ? WHERE id = ?",
+    )?
+    .execute(params![
+        proof.receipt,
+        proof.delivered_as.as_bytes(),
+        proof.digest.0,
+        proof.delivered_at_ms,
+        job.row
+    ])?;
+    if job.state == JobState::Queued {
+        db.prepare_cached("UPDATE jobs SET state = 1, error = NULL, ended_ms = ? WHERE id = ?")?
+            .execute([now_ms, job.row])?;
+        change::settle(db, job.drop)?;
+        return Ok((state_of(db, job.drop)? == Some(DropState::Acknowledged)).then_some(job.drop));
+    }
+    change::note(db, job.row, now_ms, "its receipt came after it had ended")?;
+    // The question how it ended is answered. It may be forgotten once the file has left.
+    if state_of(db, job.drop)? == Some(DropState::Left) {
+        change::tell(db, job.transfer, job.peer, Step::Forget)?;
+    } else {
+        db.prepare_cached("DELETE FROM closing WHERE transfer = ?")?
+            .execute([job.transfer.0])?;
+    }
+    Ok(None)
+}
+
+fn record_former(db: &Connection, proof: &Proof, now_ms: i64) -> Result<()> {
+    let job: Option<i64> = db
+        .prepare_cached("UPDATE former SET receipt = ? WHERE transfer = ? AND receipt IS NULL RETURNING job")?
+        .query_row(params![proof.receipt, proof.id.0], |row| row.get(0))
+        .optional()?;
+    let Some(job) = job else {
+        return Ok(());
+    };
+    db.prepare_cached("INSERT OR REPLACE INTO closing SELECT ?, peer, ? FROM jobs WHERE id = ?")?
+        .execute(params![proof.id.0, Step::Forget, job])?;
+    let text = format!("an earlier transfer was delivered as {}", proof.delivered_as);
+    change::note(db, job, now_ms, &text)
+}
+
+/// Where a newer version lies at the path, the older one does not.
+fn stay(db: &Connection, drop: DropId, error: &str) -> Result<()> {
+    let replaced: bool = db
+        .prepare_cached(
+            "SELECT EXISTS (SELECT 1 FROM drops old JOIN drops new ON new.outbox = old.outbox AND new.path = old.path
+                            WHERE old.id = ? AND new.state < 2)",
+        )?
+        .query_row([drop.0], |row| row.get(0))?;
+    if replaced {
+        return change::leave(db, drop);
+    }
+    db.prepare_cached("UPDATE drops SET state = 1, problem = ? WHERE id = ?")?
+        .execute(params![error, drop.0])?;
+    Ok(())
+}
+
+fn state_of(db: &Connection, drop: DropId) -> Result<Option<DropState>> {
+    db.prepare_cached("SELECT state FROM drops WHERE id = ?")?
+        .query_row([drop.0], |row| row.get(0))
+        .optional()
+}
+
+fn clamp(limit: usize) -> i64 {
+    i64::try_from(limit).unwrap_or(i64::MAX)
+}

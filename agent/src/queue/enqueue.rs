@@ -1,0 +1,207 @@
+//! What was found in an outbox becomes a drop with a job for each peer (S2).
+
+use dropwire_protocol::TransferId;
+use rusqlite::{Connection, OptionalExtension, Result, params};
+
+use super::{Class, DropId, Enqueued, JobState, NewDrop, Queue, change, job::path_bytes, schema::DropState};
+use crate::{
+    db::DbError,
+    identity::Identity,
+    version::{Found, OutboxId, Version},
+};
+
+/// Why jobs of a replaced version end.
+pub const SUPERSEDED: &str = "superseded by a newer version";
+
+impl Queue {
+    /// Those of `found` that have to be queued, in their order.
+    ///
+    /// Known is a version (ctime aside) that lies there and has a drop, however its jobs ended. A version that had left
+    /// and is seen again is a new drop; if even its ctime is the old one, it was only looked at before it left.
+    pub async fn unknown(&self, found: Vec<Found>) -> Result<Vec<Found>, DbError> {
+        self.each(found, |db, _, found, unknown| {
+            if past(db, found)?.is_new(&found.version) {
+                unknown.push(found.clone());
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Queues what is not known, one job for each peer. A version's jobs share one commit.
+    ///
+    /// Older versions of the path that not everybody has are superseded: their jobs end failed and are withdrawn
+    /// from their peers, their files are never disposed of. After Ok all of it is on disk.
+    pub async fn enqueue(&self, drops: Vec<NewDrop>, now_ms: i64) -> Result<Enqueued, DbError> {
+        let parts = self
+            .each(drops, move |db, identity, new, parts| {
+                parts.push(enqueue_one(db, identity, new, now_ms)?);
+                Ok(())
+            })
+            .await?;
+        let mut all = Enqueued::default();
+        for part in parts {
+            all.queued.extend(part.queued);
+            all.superseded.extend(part.superseded);
+        }
+        Ok(all)
+    }
+}
+
+fn enqueue_one(db: &Connection, identity: &Identity, new: &NewDrop, now_ms: i64) -> Result<Enqueued> {
+    let Found {
+        outbox,
+        path,
+        version,
+    } = &new.found;
+    let past = past(db, &new.found)?;
+    let mut done = Enqueued::default();
+    if new.peers.is_empty() || !past.is_new(version) {
+        return Ok(done);
+    }
+    let outbox_row = outbox_row(db, new)?;
+    done.superseded = supersede(db, outbox_row, path.as_bytes(), now_ms)?;
+    let drop = insert_drop(db, outbox_row, new, past.next_counter)?;
+    let mut insert = db.prepare_cached(
+        "INSERT INTO jobs (drop_id, peer, transfer, counter, large, state, next_attempt_ms, queued_ms,
+                           queued_running_ms)
+         VALUES (?1, ?2, ?3, ?4, ?5, 0, ?6, ?6, (SELECT ms FROM running))",
+    )?;
+    let mut peers = new.peers.clone();
+    peers.sort_unstable();
+    peers.dedup();
+    for peer in peers {
+        let id = identity.transfer_id(peer, outbox.0, path.as_bytes(), version, past.next_counter);
+        let large = Class::of(version.size) == Class::Large;
+        insert.execute(params![
+            drop.0,
+            peer.0,
+            id.0,
+            past.next_counter.cast_signed(),
+            large,
+            now_ms
+        ])?;
+        done.queued.push(id);
+    }
+    Ok(done)
+}
+
+/// What the list holds of a version.
+struct Past {
+    /// The newest drop of it, with its ctime.
+    last: Option<(DropState, i64)>,
+    /// Above every counter that a drop of it used.
+    next_counter: u64,
+}
+
+impl Past {
+    fn is_new(&self, version: &Version) -> bool {
+        match self.last {
+            None => true,
+            // Without ctimes (0) a second look cannot be told from a return; a job too many ends by itself.
+            Some((DropState::Left, ctime_ns)) => ctime_ns != version.ctime_ns || ctime_ns == 0,
+            Some(_) => false,
+        }
+    }
+}
+
+pub(super) const PAST: &str = "
+    SELECT d.state, d.ctime_ns, (SELECT max(counter) FROM jobs WHERE drop_id = d.id)
+    FROM drops d
+    WHERE d.outbox = (SELECT id FROM outboxes WHERE mark = ?1) AND d.path = ?2 AND d.mtime_ns = ?3
+      AND d.inode = ?4 AND d.birth_ns = ?5 AND d.size = ?6
+    ORDER BY d.counter DESC LIMIT 1";
+
+pub(super) const LYING: &str = "SELECT id FROM drops WHERE outbox = ? AND path = ? AND state < 2";
+
+fn past(
+    db: &Connection,
+    Found {
+        outbox,
+        path,
+        version,
+    }: &Found,
+) -> Result<Past> {
+    let mut drops = db.prepare_cached(PAST)?;
+    let last: Option<(DropState, i64, i64)> = drops
+        .query_row(
+            params![
+                outbox.0,
+                path.as_bytes(),
+                version.mtime_ns,
+                version.inode.cast_signed(),
+                version.birth_ns,
+                version.size.cast_signed()
+            ],
+            |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+        )
+        .optional()?;
+    Ok(Past {
+        next_counter: last.map_or(0, |(_, _, counter)| counter.cast_unsigned() + 1),
+        last: last.map(|(state, ctime_ns, _)| (state, ctime_ns)),
+    })
+}
+
+fn outbox_row(db: &Connection, new: &NewDrop) -> Result<i64> {
+    let OutboxId(mark) = new.found.outbox;
+    let root = path_bytes(&new.root);
+    let known: Option<(i64, Vec<u8>)> = db
+        .prepare_cached("SELECT id, root FROM outboxes WHERE mark = ?")?
+        .query_row([mark], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()?;
+    match known {
+        Some((id, old)) if old == root => Ok(id),
+        _ => db
+            .prepare_cached(
+                "INSERT INTO outboxes (mark, root) VALUES (?, ?)
+                 ON CONFLICT (mark) DO UPDATE SET root = excluded.root RETURNING id",
+            )?
+            .query_row(params![mark, root], |row| row.get(0)),
+    }
+}
+
+fn insert_drop(db: &Connection, outbox: i64, new: &NewDrop, counter: u64) -> Result<DropId> {
+    let Found { path, version, .. } = &new.found;
+    db.prepare_cached(
+        "INSERT INTO drops (outbox, path, mtime_ns, inode, birth_ns, size, counter, ctime_ns, origin, after_send, state)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)",
+    )?
+    .execute(params![
+        outbox,
+        path.as_bytes(),
+        version.mtime_ns,
+        version.inode.cast_signed(),
+        version.birth_ns,
+        version.size.cast_signed(),
+        counter.cast_signed(),
+        version.ctime_ns,
+        new.origin.as_deref().map(path_bytes),
+        new.after_send,
+    ])?;
+    Ok(DropId(db.last_insert_rowid()))
+}
+
+/// Ends what lies at the path as open or staying. An acknowledged one goes on to its disposal, which looks at
+/// the version itself and may have the file in `leaving` already.
+fn supersede(db: &Connection, outbox: i64, path: &[u8], now_ms: i64) -> Result<Vec<TransferId>> {
+    let older: Option<i64> = db
+        .prepare_cached(LYING)?
+        .query_row(params![outbox, path], |row| row.get(0))
+        .optional()?;
+    let Some(older) = older.map(DropId) else {
+        return Ok(Vec::new());
+    };
+    // First, so that ending the jobs does not settle it otherwise.
+    change::leave(db, older)?;
+    let ids: Vec<[u8; 16]> = db
+        .prepare_cached("SELECT transfer FROM jobs WHERE drop_id = ? AND state = 0")?
+        .query_map([older.0], |row| row.get(0))?
+        .collect::<Result<_>>()?;
+    let ids: Vec<TransferId> = ids.into_iter().map(TransferId).collect();
+    for id in &ids {
+        if let Some(job) = change::find(db, *id)? {
+            change::end(db, &job, JobState::Failed, SUPERSEDED, now_ms)?;
+        }
+    }
+    Ok(ids)
+}

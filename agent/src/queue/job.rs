@@ -1,0 +1,296 @@
+//! What goes into the job list and comes out of it, and how a row becomes a [`Job`].
+
+use std::path::{Path, PathBuf};
+
+use dropwire_protocol::{AgentId, Digest, Manifest, RemotePath, TransferId, message::MAX_EAGER};
+use rusqlite::{Row, types::Type};
+
+use crate::{
+    config::AfterSend,
+    version::{Found, OutboxId, Version},
+};
+
+/// One version of a file in an outbox.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct DropId(pub i64);
+
+/// A settled file that is to be queued (after S1).
+#[derive(Clone, PartialEq, Debug)]
+pub struct NewDrop {
+    /// Which version of which file.
+    pub found: Found,
+    /// Where that outbox lies now; holds for all its drops from then on.
+    pub root: PathBuf,
+    /// The absolute path that a user knows it by, if it is another than `root/path` (a copy that `send` took).
+    pub origin: Option<PathBuf>,
+    /// What becomes of the file once every peer has it.
+    pub after_send: AfterSend,
+    /// Who gets it. Without any, nothing is queued.
+    pub peers: Vec<AgentId>,
+}
+
+/// What [`super::Queue::enqueue`] did.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Enqueued {
+    /// The new jobs; none for a version that was known.
+    pub queued: Vec<TransferId>,
+    /// Jobs of older versions that ended by it; what is under way of them should be closed.
+    pub superseded: Vec<TransferId>,
+}
+
+/// Where a job stands. All but `Queued` are final until a deliberate resend; *sending* is not a state on disk.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum JobState {
+    /// Waits for its peer, its turn or its next attempt, or is under way.
+    Queued,
+    /// The peer has it and said so.
+    Delivered,
+    /// Given up; `error` says why.
+    Failed,
+    /// The user does not want it sent.
+    Cancelled,
+}
+
+/// Small files go many at a time and must not wait behind a large one.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Class {
+    /// At most [`MAX_EAGER`] bytes.
+    Small,
+    /// More.
+    Large,
+}
+
+impl Class {
+    /// Of a file of `size` bytes.
+    pub fn of(size: u64) -> Class {
+        if size <= MAX_EAGER {
+            Class::Small
+        } else {
+            Class::Large
+        }
+    }
+}
+
+/// One drop on its way to one peer. Times are milliseconds since 1970.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Job {
+    /// What the peer knows it by; a resend changes it.
+    pub id: TransferId,
+    /// Whose version it carries.
+    pub drop: DropId,
+    /// To whom.
+    pub peer: AgentId,
+    /// Which outbox, where in it, and the version; ctime as last witnessed.
+    pub found: Found,
+    /// Where the outbox lay when it was last heard of.
+    pub root: PathBuf,
+    /// See [`NewDrop::origin`].
+    pub origin: Option<PathBuf>,
+    /// What becomes of the file.
+    pub after_send: AfterSend,
+    /// Where it stands.
+    pub state: JobState,
+    /// How often it was tried in vain since it was queued.
+    pub attempts: u32,
+    /// Not before this (queued jobs).
+    pub next_attempt_ms: i64,
+    /// Why the last attempt or the job failed.
+    pub error: Option<String>,
+    /// When it was queued, or queued again.
+    pub queued_ms: i64,
+    /// When it reached its end state.
+    pub ended_ms: Option<i64>,
+    /// The receiver's clock, from the receipt. Set also where a receipt came for a job that had ended otherwise.
+    pub delivered_ms: Option<i64>,
+    /// The path below the receiver's inbox.
+    pub delivered_as: Option<RemotePath>,
+    /// Of the whole file.
+    pub sha256: Option<Digest>,
+}
+
+impl Job {
+    /// What the offer says.
+    pub fn manifest(&self) -> Manifest {
+        Manifest {
+            path: self.found.path.clone(),
+            size: self.found.version.size,
+            mtime: self.found.version.mtime(),
+        }
+    }
+
+    /// The path a user knows the file by.
+    pub fn absolute(&self) -> PathBuf {
+        match &self.origin {
+            Some(origin) => origin.clone(),
+            None => self.root.join(path_of(self.found.path.as_bytes())),
+        }
+    }
+}
+
+/// A line of a listing.
+#[derive(Clone, PartialEq, Debug)]
+pub struct JobRow {
+    /// The page after this line starts here, see [`Page`].
+    pub cursor: i64,
+    /// The job.
+    pub job: Job,
+}
+
+/// Which jobs a listing holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Filter {
+    /// Only these.
+    pub state: Option<JobState>,
+    /// Only to this peer.
+    pub peer: Option<AgentId>,
+    /// Ended ones only if they ended at or after this; queued ones always.
+    pub since_ms: i64,
+}
+
+/// A stretch of a listing, in the order of queueing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Page {
+    /// The last line's cursor; 0 for the first page.
+    pub after: i64,
+    /// Most lines.
+    pub limit: usize,
+}
+
+/// A receipt whose signature and fields were found right against what was read.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Proof {
+    /// Which transfer.
+    pub id: TransferId,
+    /// The encoded receipt, as it came.
+    pub receipt: Vec<u8>,
+    /// From it.
+    pub delivered_as: RemotePath,
+    /// From it.
+    pub digest: Digest,
+    /// From it: the receiver's clock, milliseconds since 1970.
+    pub delivered_at_ms: i64,
+}
+
+/// A file that every peer has: what S5 needs.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Disposal {
+    /// Which drop.
+    pub drop: DropId,
+    /// 32 hex digits, unique and the same at every call: its name in `.dropwire/leaving`.
+    pub name: String,
+    /// Where the outbox lies.
+    pub root: PathBuf,
+    /// Outbox, path and the acknowledged version.
+    pub found: Found,
+    /// Of the bytes that every peer acknowledged.
+    pub digest: Digest,
+    /// Archive or delete; never keep.
+    pub after_send: AfterSend,
+}
+
+/// A version that is known and stays in its outbox.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Resting {
+    /// Which drop.
+    pub drop: DropId,
+    /// Where the outbox lies.
+    pub root: PathBuf,
+    /// Outbox, path and version, ctime as last witnessed.
+    pub found: Found,
+    /// Of what was delivered, if anything was.
+    pub digest: Option<Digest>,
+}
+
+/// How many jobs there are, as far as they are still listed.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Counts {
+    /// For each peer that ever had a job.
+    pub peers: Vec<(AgentId, PeerCounts)>,
+    /// Queued jobs of each outbox that ever had one.
+    pub outboxes: Vec<(OutboxId, u64)>,
+    /// When the queued job that waits longest was queued, milliseconds since 1970.
+    pub oldest_queued_ms: Option<i64>,
+}
+
+/// One peer's jobs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[allow(missing_docs)]
+pub struct PeerCounts {
+    pub queued: u64,
+    pub delivered: u64,
+    pub failed: u64,
+    pub cancelled: u64,
+}
+
+/// The columns that [`job_of`] reads, from [`JOB_TABLES`].
+pub(super) const JOB_COLUMNS: &str = "o.mark, o.root, d.path, d.inode, d.birth_ns, d.size, d.mtime_ns, d.ctime_ns, \
+    j.id, j.transfer, j.drop_id, j.peer, d.origin, d.after_send, j.state, j.attempts, j.next_attempt_ms, j.error, \
+    j.queued_ms, j.ended_ms, j.delivered_ms, j.delivered_as, j.sha256";
+
+/// A job with its drop and outbox; jobs come first whatever the planner thinks of it.
+pub(super) const JOB_TABLES: &str =
+    "jobs j CROSS JOIN drops d ON d.id = j.drop_id CROSS JOIN outboxes o ON o.id = d.outbox";
+
+/// Reads [`JOB_COLUMNS`].
+pub(super) fn job_of(row: &Row<'_>) -> rusqlite::Result<JobRow> {
+    let (found, root) = found_of(row)?;
+    let delivered_as: Option<Vec<u8>> = row.get(21)?;
+    Ok(JobRow {
+        cursor: row.get(8)?,
+        job: Job {
+            id: TransferId(row.get(9)?),
+            drop: DropId(row.get(10)?),
+            peer: AgentId(row.get(11)?),
+            found,
+            root,
+            origin: row.get::<_, Option<Vec<u8>>>(12)?.as_deref().map(path_of),
+            after_send: row.get(13)?,
+            state: row.get(14)?,
+            attempts: row.get(15)?,
+            next_attempt_ms: row.get(16)?,
+            error: row.get(17)?,
+            queued_ms: row.get(18)?,
+            ended_ms: row.get(19)?,
+            delivered_ms: row.get(20)?,
+            delivered_as: delivered_as.map(|bytes| remote_path(21, &bytes)).transpose()?,
+            sha256: row.get::<_, Option<[u8; 32]>>(22)?.map(Digest),
+        },
+    })
+}
+
+/// Reads the first eight of [`JOB_COLUMNS`]: what was found, and the outbox's root.
+pub(super) fn found_of(row: &Row<'_>) -> rusqlite::Result<(Found, PathBuf)> {
+    let found = Found {
+        outbox: OutboxId(row.get(0)?),
+        path: remote_path(2, &row.get::<_, Vec<u8>>(2)?)?,
+        version: Version {
+            inode: row.get::<_, i64>(3)?.cast_unsigned(),
+            birth_ns: row.get(4)?,
+            size: row.get::<_, i64>(5)?.cast_unsigned(),
+            mtime_ns: row.get(6)?,
+            ctime_ns: row.get(7)?,
+        },
+    };
+    Ok((found, path_of(&row.get::<_, Vec<u8>>(1)?)))
+}
+
+fn remote_path(column: usize, bytes: &[u8]) -> rusqlite::Result<RemotePath> {
+    RemotePath::parse(bytes)
+        .map_err(|e| rusqlite::Error::FromSqlConversionFailure(column, Type::Blob, Box::new(e)))
+}
+
+/// A path as bytes: on Unix exactly, elsewhere as UTF-8 (what is no Unicode there is replaced).
+pub(super) fn path_bytes(path: &Path) -> Vec<u8> {
+    #[cfg(unix)]
+    return std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str()).to_vec();
+    #[cfg(not(unix))]
+    return path.to_string_lossy().into_owned().into_bytes();
+}
+
+/// The path that [`path_bytes`] made bytes of.
+pub(super) fn path_of(bytes: &[u8]) -> PathBuf {
+    #[cfg(unix)]
+    return <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(bytes).into();
+    #[cfg(not(unix))]
+    return String::from_utf8_lossy(bytes).into_owned().into();
+}

@@ -1,0 +1,87 @@
+//! Time and the job list: what is kept how long, counted in observed running time, so that a jump of the wall
+//! clock ends nothing.
+
+use std::time::Duration;
+
+use rusqlite::params;
+
+use super::Queue;
+use crate::db::DbError;
+
+/// How long ended jobs are kept once their file has left.
+pub const KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// Most drops that one sweep looks at.
+const SWEPT_AT_ONCE: usize = 512;
+
+impl Queue {
+    /// The agent ran for so long since it last said so.
+    pub async fn advance(&self, ran: Duration) -> Result<(), DbError> {
+        self.call(move |db, _| {
+            db.prepare_cached("UPDATE running SET ms = ms + ?")?
+                .execute([milliseconds(ran)])?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Pulls attempts nearer that lie further ahead than `max_backoff` (the clock was set back). To be called when
+    /// a jump of the clock is seen; [`Queue::open`] does it too.
+    pub async fn pull_in(&self, now_ms: i64, max_backoff: Duration) -> Result<(), DbError> {
+        self.call(move |db, _| {
+            db.prepare_cached(PULL_IN)?
+                .execute([now_ms.saturating_add(milliseconds(max_backoff))])?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Removes drops, with their jobs, that left [`KEPT`] ago, some hundred a call. True: there may be more.
+    ///
+    /// One whose peer still has to be told something is looked at again after the same time.
+    pub async fn sweep(&self) -> Result<bool, DbError> {
+        self.call(|db, _| {
+            let old: Vec<(i64, bool)> = db
+                .prepare_cached(OLD_DROPS)?
+                .query_map(params![milliseconds(KEPT), SWEPT_AT_ONCE as i64], |row| {
+                    Ok((row.get(0)?, row.get(1)?))
+                })?
+                .collect::<rusqlite::Result<_>>()?;
+            for (drop, closing) in &old {
+                let steps: &[&str] = if *closing { &LATER } else { &REMOVE };
+                for step in steps {
+                    db.prepare_cached(step)?.execute([drop])?;
+                }
+            }
+            Ok(old.len() == SWEPT_AT_ONCE)
+        })
+        .await
+    }
+}
+
+pub(super) const PULL_IN: &str = "UPDATE jobs SET next_attempt_ms = ?1
+    WHERE state = 0 AND peer IN (SELECT peer FROM tally WHERE state = 0) AND large IN (0, 1)
+      AND next_attempt_ms > ?1";
+
+/// With whether a peer still has to be told something.
+pub(super) const OLD_DROPS: &str = "
+    SELECT d.id, EXISTS (
+        SELECT 1 FROM jobs j WHERE j.drop_id = d.id AND (
+            EXISTS (SELECT 1 FROM closing c WHERE c.transfer = j.transfer)
+            OR EXISTS (SELECT 1 FROM former f JOIN closing c USING (transfer) WHERE f.job = j.id)))
+    FROM drops d INDEXED BY drops_left
+    WHERE d.state = 3 AND d.left_running_ms <= (SELECT ms FROM running WHERE one = 1) - ?
+    ORDER BY d.left_running_ms LIMIT ?";
+
+const LATER: [&str; 1] = ["UPDATE drops SET left_running_ms = (SELECT ms FROM running) WHERE id = ?"];
+
+const REMOVE: [&str; 4] = [
+    "DELETE FROM history WHERE job IN (SELECT id FROM jobs WHERE drop_id = ?)",
+    "DELETE FROM former WHERE job IN (SELECT id FROM jobs WHERE drop_id = ?)",
+    "DELETE FROM jobs WHERE drop_id = ?",
+    "DELETE FROM drops WHERE id = ?",
+];
+
+fn milliseconds(time: Duration) -> i64 {
+    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
+}

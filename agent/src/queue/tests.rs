@@ -1,0 +1,403 @@
+//! The job list as the daemon sees it: tables of cases here, random operations against a model in `model`.
+
+mod listing;
+mod model;
+mod plan;
+mod time;
+
+use std::{collections::HashSet, path::Path, sync::Arc, time::Duration};
+
+use dropwire_protocol::{AgentId, Digest, RemotePath, TransferId};
+use rusqlite_migration::{M, Migrations};
+
+use super::*;
+use crate::{
+    config::AfterSend,
+    version::{Found, OutboxId, Version},
+};
+
+pub(super) const OUTBOX: OutboxId = OutboxId([7; 16]);
+const MAX_BACKOFF: Duration = Duration::from_secs(300);
+
+pub(super) fn database(folder: &Path) -> Db {
+    Db::open(&folder.join("state.db"), &Migrations::new(vec![M::up(SCHEMA_1)])).unwrap()
+}
+
+pub(super) async fn queue(folder: &Path) -> Queue {
+    let identity = Arc::new(Identity::load_or_create(folder).unwrap());
+    Queue::open(database(folder), identity, 0, MAX_BACKOFF)
+        .await
+        .unwrap()
+}
+
+pub(super) fn peer(n: u8) -> AgentId {
+    AgentId([n; 32])
+}
+
+pub(super) fn found(path: &str, mtime_ns: i64) -> Found {
+    let version = Version {
+        inode: u64::MAX - 1,
+        birth_ns: 1,
+        size: 10,
+        mtime_ns,
+        ctime_ns: mtime_ns,
+    };
+    Found {
+        outbox: OUTBOX,
+        path: RemotePath::parse(path.as_bytes()).unwrap(),
+        version,
+    }
+}
+
+pub(super) fn drop_of(found: Found, after_send: AfterSend, peers: &[u8]) -> NewDrop {
+    NewDrop {
+        found,
+        root: "/out".into(),
+        origin: None,
+        after_send,
+        peers: peers.iter().copied().map(peer).collect(),
+    }
+}
+
+pub(super) fn proof(id: TransferId, digest: u8) -> Proof {
+    Proof {
+        id,
+        receipt: vec![1, 2, 3],
+        delivered_as: RemotePath::parse(b"a (1)").unwrap(),
+        digest: Digest([digest; 32]),
+        delivered_at_ms: 77,
+    }
+}
+
+/// One drop of `a` for these peers.
+async fn enqueue(queue: &Queue, mtime_ns: i64, after_send: AfterSend, peers: &[u8]) -> Enqueued {
+    let new = drop_of(found("a", mtime_ns), after_send, peers);
+    queue.enqueue(vec![new], 100).await.unwrap()
+}
+
+async fn state(queue: &Queue, id: TransferId) -> (JobState, Option<String>) {
+    let job = queue.get(id).await.unwrap().unwrap();
+    (job.state, job.error)
+}
+
+async fn is_unknown(queue: &Queue, found: Found) -> bool {
+    !queue.unknown(vec![found]).await.unwrap().is_empty()
+}
+
+async fn due(queue: &Queue, now_ms: i64) -> Vec<TransferId> {
+    let jobs = queue
+        .due(peer(1), Class::Small, 100, HashSet::new(), now_ms)
+        .await
+        .unwrap();
+    jobs.into_iter().map(|j| j.id).collect()
+}
+
+#[tokio::test]
+async fn a_file_goes_its_whole_way() {
+    let folder = tempfile::tempdir().unwrap();
+    let queue = queue(folder.path()).await;
+    let ids = enqueue(&queue, 1, AfterSend::Archive, &[1, 2]).await.queued;
+    assert_eq!(ids.len(), 2);
+    let again = enqueue(&queue, 1, AfterSend::Archive, &[1, 2]).await;
+    assert_eq!(again, Enqueued::default(), "the same version makes nothing new");
+
+    let early = queue.delivered(vec![proof(ids[0], 5)], 200).await.unwrap();
+    assert!(early.is_empty() && queue.to_dispose(9).await.unwrap().is_empty());
+    let repeated = queue.delivered(vec![proof(ids[0], 6)], 201).await.unwrap();
+    assert!(repeated.is_empty());
+    let drops = queue.delivered(vec![proof(ids[1], 5)], 202).await.unwrap();
+    let disposal = queue.to_dispose(9).await.unwrap().remove(0);
+    assert_eq!(drops, [disposal.drop]);
+    assert_eq!(
+        (disposal.digest, disposal.found.clone()),
+        (Digest([5; 32]), found("a", 1))
+    );
+    assert_eq!(
+        (disposal.name.len(), disposal.after_send),
+        (32, AfterSend::Archive)
+    );
+
+    assert!(
+        queue.to_forget(peer(1), 9).await.unwrap().is_empty(),
+        "not while it lies there"
+    );
+    queue.disposed(disposal.drop, None, 300).await.unwrap();
+    assert!(queue.to_dispose(9).await.unwrap().is_empty());
+    for (n, id) in [(1, 0), (2, 1)] {
+        assert_eq!(queue.to_forget(peer(n), 9).await.unwrap(), [ids[id]]);
+        queue.forgotten(vec![ids[id]]).await.unwrap();
+        assert!(queue.to_forget(peer(n), 9).await.unwrap().is_empty());
+    }
+    let job = queue.get(ids[0]).await.unwrap().unwrap();
+    assert_eq!(
+        (job.state, job.sha256),
+        (JobState::Delivered, Some(Digest([5; 32])))
+    );
+    assert_eq!((job.ended_ms, job.delivered_ms), (Some(200), Some(77)));
+    assert_eq!(queue.receipt(ids[0]).await.unwrap(), Some(vec![1, 2, 3]));
+    let history = queue.history(ids[0]).await.unwrap();
+    assert_eq!(
+        history,
+        [(100, "queued".into()), (200, "delivered as a (1)".into())]
+    );
+}
+
+#[tokio::test]
+async fn a_version_that_left_and_returns_is_a_new_drop() {
+    let folder = tempfile::tempdir().unwrap();
+    let queue = queue(folder.path()).await;
+    let first = enqueue(&queue, 1, AfterSend::Archive, &[1]).await.queued[0];
+    let drops = queue.delivered(vec![proof(first, 5)], 1).await.unwrap();
+    assert!(!is_unknown(&queue, found("a", 1)).await);
+    queue.disposed(drops[0], None, 2).await.unwrap();
+    assert!(
+        !is_unknown(&queue, found("a", 1)).await,
+        "only seen before it left"
+    );
+    let mut back = found("a", 1);
+    back.version.ctime_ns = 99;
+    assert!(is_unknown(&queue, back.clone()).await);
+    let again = queue
+        .enqueue(vec![drop_of(back, AfterSend::Archive, &[1])], 3)
+        .await
+        .unwrap();
+    assert_ne!(again.queued[0], first, "another drop has another id");
+}
+
+#[tokio::test]
+async fn where_there_is_no_ctime_a_returning_version_is_sent_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let queue = queue(folder.path()).await;
+    let mut seen = found("a", 1);
+    seen.version.ctime_ns = 0;
+    let new = drop_of(seen.clone(), AfterSend::Archive, &[1]);
+    let id = queue.enqueue(vec![new], 1).await.unwrap().queued[0];
+    let drops = queue.delivered(vec![proof(id, 5)], 1).await.unwrap();
+    assert!(!is_unknown(&queue, seen.clone()).await);
+    queue.disposed(drops[0], None, 2).await.unwrap();
+    assert!(is_unknown(&queue, seen).await);
+}
+
+#[tokio::test]
+async fn a_newer_version_supersedes() {
+    let folder = tempfile::tempdir().unwrap();
+    let queue = queue(folder.path()).await;
+    let old = enqueue(&queue, 1, AfterSend::Delete, &[1, 2]).await.queued;
+    queue.delivered(vec![proof(old[0], 5)], 1).await.unwrap();
+    let new = enqueue(&queue, 2, AfterSend::Delete, &[1, 2]).await;
+    assert_eq!((new.queued.len(), &new.superseded), (2, &vec![old[1]]));
+    assert_eq!(
+        state(&queue, old[1]).await,
+        (JobState::Failed, Some(SUPERSEDED.into()))
+    );
+    assert_eq!(state(&queue, old[0]).await.0, JobState::Delivered);
+    assert_eq!(queue.to_withdraw(peer(2), 9).await.unwrap(), [old[1]]);
+    assert_eq!(queue.to_forget(peer(1), 9).await.unwrap(), [old[0]]);
+
+    // Its receipt still comes: kept, and nothing is disposed of.
+    let drops = queue.delivered(vec![proof(old[1], 5)], 2).await.unwrap();
+    assert!(drops.is_empty() && queue.to_dispose(9).await.unwrap().is_empty());
+    assert_eq!(state(&queue, old[1]).await.0, JobState::Failed);
+    assert!(queue.receipt(old[1]).await.unwrap().is_some());
+    assert!(queue.to_withdraw(peer(2), 9).await.unwrap().is_empty());
+    assert_eq!(queue.to_forget(peer(2), 9).await.unwrap(), [old[1]]);
+    assert!(
+        queue.resend(vec![old[1]], 3).await.unwrap().is_empty(),
+        "it does not lie there"
+    );
+}
+
+#[tokio::test]
+async fn an_acknowledged_version_is_still_disposed_of_beside_a_newer_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let queue = queue(folder.path()).await;
+    let old = enqueue(&queue, 1, AfterSend::Delete, &[1]).await.queued;
+    let drops = queue.delivered(vec![proof(old[0], 5)], 1).await.unwrap();
+    let new = enqueue(&queue, 2, AfterSend::Delete, &[1]).await;
+    assert!(new.superseded.is_empty());
+    assert_eq!(queue.to_dispose(9).await.unwrap()[0].drop, drops[0]);
+    queue.disposed(drops[0], Some("changed".into()), 2).await.unwrap();
+    assert!(
+        queue.resting(DropId(0), 9).await.unwrap().is_empty(),
+        "the newer one lies there"
+    );
+    assert_eq!(due(&queue, 100).await, new.queued);
+}
+
+#[tokio::test]
+async fn failed_and_cancelled_jobs_keep_the_file() {
+    for cancel in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let queue = queue(folder.path()).await;
+        let ids = enqueue(&queue, 1, AfterSend::Delete, &[1, 2]).await.queued;
+        if cancel {
+            assert_eq!(queue.cancel(vec![ids[0]], 5).await.unwrap(), [ids[0]]);
+        } else {
+            queue.fail(ids[0], "refused".into(), 5).await.unwrap();
+        }
+        queue.retry(ids[0], "late".into(), 6, 6).await.unwrap();
+        queue.fail(ids[0], "late".into(), 6).await.unwrap();
+        let expected = if cancel {
+            (JobState::Cancelled, Some("cancelled".into()))
+        } else {
+            (JobState::Failed, Some("refused".into()))
+        };
+        assert_eq!(state(&queue, ids[0]).await, expected, "final is final");
+        assert!(
+            queue
+                .delivered(vec![proof(ids[1], 5)], 6)
+                .await
+                .unwrap()
+                .is_empty()
+        );
+        assert!(queue.to_dispose(9).await.unwrap().is_empty());
+        assert!(
+            !is_unknown(&queue, found("a", 1)).await,
+            "not queued again by itself"
+        );
+        assert!(
+            queue.to_forget(peer(2), 9).await.unwrap().is_empty(),
+            "it lies there still"
+        );
+
+        let now = queue.resend(vec![ids[0], ids[1]], 7).await.unwrap();
+        assert_eq!(now.len(), 1, "delivered ones are not sent again");
+        assert_ne!(now[0], ids[0]);
+        assert_eq!(queue.get(ids[0]).await.unwrap(), None);
+        assert_eq!(queue.by_prefix(ids[0].to_string()).await.unwrap(), now);
+        assert_eq!(queue.to_withdraw(peer(1), 9).await.unwrap(), [ids[0]]);
+        assert_eq!(due(&queue, 7).await, now);
+        assert_eq!(queue.delivered(vec![proof(now[0], 5)], 8).await.unwrap().len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn receipts_of_former_ids_are_kept_and_end_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let queue = queue(folder.path()).await;
+    let old = enqueue(&queue, 1, AfterSend::Delete, &[1]).await.queued[0];
+    let new = queue.recount(old, 5).await.unwrap().unwrap();
+    assert_eq!(queue.recount(old, 5).await.unwrap(), None);
+    queue.retry(old, "late".into(), 900, 6).await.unwrap();
+    assert_eq!(due(&queue, 6).await, [new]);
+    assert!(queue.delivered(vec![proof(old, 1)], 7).await.unwrap().is_empty());
+    assert_eq!(state(&queue, new).await.0, JobState::Queued);
+    assert!(queue.to_withdraw(peer(1), 9).await.unwrap().is_empty());
+    assert_eq!(queue.to_forget(peer(1), 9).await.unwrap(), [old]);
+    assert!(
+        queue
+            .history(new)
+            .await
+            .unwrap()
+            .iter()
+            .any(|(_, line)| line.contains("a (1)"))
+    );
+    assert_eq!(queue.delivered(vec![proof(new, 2)], 8).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn different_bytes_of_one_version_dispose_of_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let queue = queue(folder.path()).await;
+    let ids = enqueue(&queue, 1, AfterSend::Delete, &[1, 2]).await.queued;
+    let proofs = vec![proof(ids[0], 1), proof(ids[1], 2)];
+    assert!(queue.delivered(proofs, 5).await.unwrap().is_empty());
+    assert!(queue.to_dispose(9).await.unwrap().is_empty());
+    let mut touched = found("a", 1);
+    touched.version.ctime_ns = 50;
+    assert!(is_unknown(&queue, touched).await, "what lies there is a new drop");
+}
+
+#[tokio::test]
+async fn keep_rests_until_it_leaves() {
+    let folder = tempfile::tempdir().unwrap();
+    let queue = queue(folder.path()).await;
+    let ids = enqueue(&queue, 1, AfterSend::Keep, &[1]).await.queued;
+    assert!(
+        queue
+            .delivered(vec![proof(ids[0], 5)], 5)
+            .await
+            .unwrap()
+            .is_empty()
+    );
+    let resting = queue.resting(DropId(0), 9).await.unwrap().remove(0);
+    assert_eq!(
+        (resting.digest, &resting.root),
+        (Some(Digest([5; 32])), &"/out".into())
+    );
+    assert!(queue.resting(resting.drop, 9).await.unwrap().is_empty());
+    let mut touched = found("a", 1);
+    touched.version.ctime_ns = 50;
+    assert!(!is_unknown(&queue, touched.clone()).await);
+    queue.witnessed(resting.drop, 50).await.unwrap();
+    assert_eq!(queue.resting(DropId(0), 9).await.unwrap()[0].found, touched);
+    queue.left(vec![resting.drop]).await.unwrap();
+    assert_eq!(queue.to_forget(peer(1), 9).await.unwrap(), ids);
+    touched.version.ctime_ns = 60;
+    assert!(is_unknown(&queue, touched).await);
+}
+
+#[tokio::test]
+async fn retries_wait_for_their_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let queue = queue(folder.path()).await;
+    let first = enqueue(&queue, 1, AfterSend::Delete, &[1]).await.queued[0];
+    let mut big = found("big", 1);
+    big.version.size = 1 << 40;
+    let second = queue
+        .enqueue(
+            vec![
+                drop_of(found("b", 1), AfterSend::Delete, &[1, 2]),
+                drop_of(big, AfterSend::Delete, &[1]),
+            ],
+            101,
+        )
+        .await
+        .unwrap()
+        .queued;
+    assert_eq!(due(&queue, 99).await, []);
+    assert_eq!(due(&queue, 101).await, [first, second[0]]);
+    let large = queue
+        .due(peer(1), Class::Large, 9, HashSet::new(), 101)
+        .await
+        .unwrap();
+    assert_eq!(large[0].id, second[2]);
+    let busy = queue
+        .due(peer(1), Class::Small, 1, HashSet::from([first]), 101)
+        .await
+        .unwrap();
+    assert_eq!(busy[0].id, second[0]);
+
+    queue
+        .retry(first, "disk full there".into(), 500, 150)
+        .await
+        .unwrap();
+    assert_eq!(due(&queue, 499).await, [second[0]]);
+    assert_eq!(queue.next_due_ms(peer(1), 200).await.unwrap(), Some(500));
+    assert_eq!(queue.next_due_ms(peer(1), 500).await.unwrap(), None);
+    assert_eq!(due(&queue, 500).await, [second[0], first]);
+    let job = queue.get(first).await.unwrap().unwrap();
+    assert_eq!((job.attempts, job.error.as_deref()), (1, Some("disk full there")));
+    assert_eq!(queue.resend(vec![first], 200).await.unwrap(), [first]);
+    assert_eq!(due(&queue, 200).await.len(), 2);
+    for n in 0..80 {
+        queue.retry(first, format!("no {n}"), 0, 600).await.unwrap();
+    }
+    let history = queue.history(first).await.unwrap();
+    assert_eq!((history.len(), history[50].1.as_str()), (51, "no 79"));
+}
+
+#[tokio::test]
+async fn without_peers_nothing_is_queued() {
+    let folder = tempfile::tempdir().unwrap();
+    let queue = queue(folder.path()).await;
+    assert_eq!(
+        enqueue(&queue, 1, AfterSend::Delete, &[]).await,
+        Enqueued::default()
+    );
+    assert!(is_unknown(&queue, found("a", 1)).await);
+    assert_eq!(
+        enqueue(&queue, 1, AfterSend::Delete, &[1, 1]).await.queued.len(),
+        1
+    );
+}

@@ -1,0 +1,408 @@
+//! Random operations on the job list and on a model of it in memory, which have to agree after each one.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::queue::schema::{DropState, Step};
+
+#[derive(Clone, Debug)]
+enum Op {
+    Find { path: u8, version: i64, ctime: i64 },
+    Deliver { id: usize, digest: u8 },
+    Retry { id: usize },
+    Fail { id: usize },
+    Cancel { id: usize },
+    Resend { id: usize },
+    Recount { id: usize },
+    Dispose { stays: bool },
+    Leave { resting: usize },
+    Withdrawn { id: usize },
+    Forgotten { id: usize },
+    Restart,
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let id = 0..100usize;
+    prop_oneof![
+        6 => (0..2u8, 0..3i64, 1..3i64).prop_map(|(path, version, ctime)| Op::Find { path, version, ctime }),
+        8 => (id.clone(), prop_oneof![9 => Just(1u8), 1 => Just(2u8)]).prop_map(|(id, digest)| Op::Deliver { id, digest }),
+        1 => id.clone().prop_map(|id| Op::Retry { id }),
+        2 => id.clone().prop_map(|id| Op::Fail { id }),
+        2 => id.clone().prop_map(|id| Op::Cancel { id }),
+        4 => id.clone().prop_map(|id| Op::Resend { id }),
+        2 => id.clone().prop_map(|id| Op::Recount { id }),
+        4 => prop::bool::weighted(0.3).prop_map(|stays| Op::Dispose { stays }),
+        2 => id.clone().prop_map(|resting| Op::Leave { resting }),
+        2 => id.clone().prop_map(|id| Op::Withdrawn { id }),
+        2 => id.prop_map(|id| Op::Forgotten { id }),
+        1 => Just(Op::Restart),
+    ]
+}
+
+struct ModelDrop {
+    path: u8,
+    version: i64,
+    ctime: i64,
+    keep: bool,
+    state: DropState,
+    jobs: Vec<ModelJob>,
+}
+
+struct ModelJob {
+    peer: AgentId,
+    /// Oldest first; the last one is present. With the digest of its receipt.
+    ids: Vec<(TransferId, Option<u8>)>,
+    state: JobState,
+}
+
+impl ModelJob {
+    fn id(&self) -> TransferId {
+        self.ids[self.ids.len() - 1].0
+    }
+
+    fn digest(&self) -> Option<u8> {
+        self.ids[self.ids.len() - 1].1
+    }
+}
+
+#[derive(Default)]
+struct Model {
+    drops: Vec<ModelDrop>,
+    closing: BTreeMap<TransferId, Step>,
+}
+
+impl Model {
+    fn all_ids(&self) -> Vec<TransferId> {
+        let jobs = self.drops.iter().flat_map(|d| &d.jobs);
+        jobs.flat_map(|j| j.ids.iter().map(|(id, _)| *id)).collect()
+    }
+
+    /// The drop and the job that have this id, and whether it is the present one.
+    fn find(&self, id: TransferId) -> Option<(usize, usize, bool)> {
+        self.drops.iter().enumerate().find_map(|(d, drop)| {
+            drop.jobs.iter().enumerate().find_map(|(j, job)| {
+                let at = job.ids.iter().position(|(known, _)| *known == id)?;
+                Some((d, j, at + 1 == job.ids.len()))
+            })
+        })
+    }
+
+    fn is_new(&self, path: u8, version: i64, ctime: i64) -> bool {
+        let same = |d: &&ModelDrop| d.path == path && d.version == version;
+        self.drops
+            .iter()
+            .rfind(same)
+            .is_none_or(|d| d.state == DropState::Left && d.ctime != ctime)
+    }
+
+    fn lies(&self, path: u8) -> Option<usize> {
+        let lying = |d: &ModelDrop| matches!(d.state, DropState::Open | DropState::Stays);
+        self.drops.iter().position(|d| d.path == path && lying(d))
+    }
+
+    fn leave(&mut self, drop: usize) {
+        self.drops[drop].state = DropState::Left;
+        for job in &self.drops[drop].jobs {
+            if job.digest().is_some() {
+                self.closing.insert(job.id(), Step::Forget);
+            }
+        }
+    }
+
+    fn end(&mut self, drop: usize, job: usize, state: JobState) {
+        let id = self.drops[drop].jobs[job].id();
+        self.drops[drop].jobs[job].state = state;
+        self.closing.insert(id, Step::Withdraw);
+        self.settle(drop);
+    }
+
+    fn settle(&mut self, drop: usize) {
+        let d = &mut self.drops[drop];
+        let count = |state| d.jobs.iter().filter(|j| j.state == state).count();
+        if d.state != DropState::Open || count(JobState::Queued) > 0 {
+            return;
+        }
+        let delivered = d.jobs.iter().filter(|j| j.state == JobState::Delivered);
+        let digests: BTreeSet<_> = delivered.map(|j| j.digest()).collect();
+        if digests.len() > 1 {
+            self.leave(drop);
+        } else if d.keep || count(JobState::Delivered) < d.jobs.len() {
+            d.state = DropState::Stays;
+        } else {
+            d.state = DropState::Acknowledged;
+        }
+    }
+
+    fn deliver(&mut self, id: TransferId, digest: u8) {
+        let Some((d, j, present)) = self.find(id) else {
+            return;
+        };
+        let left = self.drops[d].state == DropState::Left;
+        let job = &mut self.drops[d].jobs[j];
+        let entry = job.ids.iter_mut().find(|(known, _)| *known == id).unwrap();
+        if entry.1.is_some() {
+            return;
+        }
+        entry.1 = Some(digest);
+        if present && job.state == JobState::Queued {
+            job.state = JobState::Delivered;
+            self.settle(d);
+        } else if !present || left {
+            self.closing.insert(id, Step::Forget);
+        } else {
+            self.closing.remove(&id);
+        }
+    }
+
+    fn renew(&mut self, drop: usize, job: usize, new: TransferId) {
+        let old = self.drops[drop].jobs[job].ids.last().copied().unwrap();
+        let step = if old.1.is_some() {
+            Step::Forget
+        } else {
+            Step::Withdraw
+        };
+        self.closing.insert(old.0, step);
+        self.drops[drop].jobs[job].ids.push((new, None));
+        self.drops[drop].jobs[job].state = JobState::Queued;
+    }
+}
+
+/// Present id, peer, state, and the digest of its receipt.
+type JobLine = ([u8; 16], [u8; 32], JobState, Option<[u8; 32]>);
+
+/// The job list under test, and what it should hold.
+struct Pair {
+    folder: tempfile::TempDir,
+    queue: Queue,
+    model: Model,
+}
+
+impl Pair {
+    async fn apply(&mut self, op: &Op) {
+        let ids = self.model.all_ids();
+        let pick = |n: usize| ids.get(n % ids.len().max(1)).copied();
+        let queue = &self.queue;
+        match *op {
+            Op::Find { path, version, ctime } => self.find(path, version, ctime).await,
+            Op::Deliver { id, digest } => {
+                let Some(id) = pick(id) else { return };
+                let drops = queue.delivered(vec![proof(id, digest)], 1).await.unwrap();
+                let before = self.acknowledged();
+                self.model.deliver(id, digest);
+                assert_eq!(drops.len(), self.acknowledged() - before);
+            }
+            Op::Retry { id } => {
+                let Some(id) = pick(id) else { return };
+                queue.retry(id, "no".into(), 5, 1).await.unwrap();
+            }
+            Op::Fail { id } => {
+                let Some(id) = pick(id) else { return };
+                queue.fail(id, "never".into(), 1).await.unwrap();
+                self.end(id, JobState::Failed);
+            }
+            Op::Cancel { id } => {
+                let Some(id) = pick(id) else { return };
+                let ended = queue.cancel(vec![id], 1).await.unwrap();
+                assert_eq!(ended.len(), usize::from(self.end(id, JobState::Cancelled)));
+            }
+            Op::Resend { id } => {
+                let Some(id) = pick(id) else { return };
+                let now = queue.resend(vec![id], 1).await.unwrap();
+                self.resend(id, &now);
+            }
+            Op::Recount { id } => {
+                let Some(id) = pick(id) else { return };
+                let new = queue.recount(id, 1).await.unwrap();
+                let job = self.queued(id);
+                assert_eq!(new.is_some(), job.is_some());
+                if let (Some(new), Some((d, j))) = (new, job) {
+                    self.model.renew(d, j, new);
+                }
+            }
+            Op::Dispose { stays } => self.dispose(stays).await,
+            Op::Leave { resting } => {
+                let all = queue.resting(DropId(0), 100).await.unwrap();
+                let Some(resting) = all.get(resting % all.len().max(1)) else {
+                    return;
+                };
+                queue.left(vec![resting.drop]).await.unwrap();
+                self.model.leave(usize::try_from(resting.drop.0 - 1).unwrap());
+            }
+            Op::Withdrawn { id } => {
+                let Some(id) = pick(id) else { return };
+                queue.withdrawn(vec![id], 1).await.unwrap();
+                self.model.closing.entry(id).and_modify(|s| *s = Step::Forget);
+            }
+            Op::Forgotten { id } => {
+                let Some(id) = pick(id) else { return };
+                queue.forgotten(vec![id]).await.unwrap();
+                if self.model.closing.get(&id) == Some(&Step::Forget) {
+                    self.model.closing.remove(&id);
+                }
+            }
+            Op::Restart => self.queue = super::queue(self.folder.path()).await,
+        }
+    }
+
+    async fn find(&mut self, path: u8, version: i64, ctime: i64) {
+        let keep = path == 1;
+        let mut seen = found(&path.to_string(), version);
+        seen.version.ctime_ns = ctime;
+        let is_new = self.model.is_new(path, version, ctime);
+        assert_eq!(is_unknown(&self.queue, seen.clone()).await, is_new);
+        let after_send = if keep { AfterSend::Keep } else { AfterSend::Delete };
+        let done = self
+            .queue
+            .enqueue(vec![drop_of(seen, after_send, &[1, 2])], 1)
+            .await
+            .unwrap();
+        assert_eq!(done.queued.len(), if is_new { 2 } else { 0 });
+        let known = self.model.all_ids();
+        assert!(
+            done.queued.iter().all(|id| !known.contains(id)),
+            "an id is used once"
+        );
+        if !is_new {
+            return;
+        }
+        if let Some(older) = self.model.lies(path) {
+            self.model.leave(older);
+            for j in 0..2 {
+                if self.model.drops[older].jobs[j].state == JobState::Queued {
+                    assert!(done.superseded.contains(&self.model.drops[older].jobs[j].id()));
+                    self.model.end(older, j, JobState::Failed);
+                }
+            }
+        }
+        let job = |(n, id): (u8, &TransferId)| ModelJob {
+            peer: peer(n),
+            ids: vec![(*id, None)],
+            state: JobState::Queued,
+        };
+        self.model.drops.push(ModelDrop {
+            path,
+            version,
+            ctime,
+            keep,
+            state: DropState::Open,
+            jobs: (1..).zip(&done.queued).map(job).collect(),
+        });
+    }
+
+    async fn dispose(&mut self, stays: bool) {
+        let Some(first) = self.queue.to_dispose(1).await.unwrap().pop() else {
+            return;
+        };
+        let error = stays.then(|| "changed".to_string());
+        self.queue.disposed(first.drop, error, 1).await.unwrap();
+        let drop = usize::try_from(first.drop.0 - 1).unwrap();
+        let d = &self.model.drops[drop];
+        assert!(!d.keep && d.jobs.iter().all(|j| j.state == JobState::Delivered));
+        if stays && self.model.lies(d.path).is_none() {
+            self.model.drops[drop].state = DropState::Stays;
+        } else {
+            self.model.leave(drop);
+        }
+    }
+
+    fn resend(&mut self, id: TransferId, now: &[TransferId]) {
+        let Some((d, j, true)) = self.model.find(id) else {
+            return assert!(now.is_empty());
+        };
+        match self.model.drops[d].jobs[j].state {
+            JobState::Queued => assert_eq!(now, [id]),
+            JobState::Delivered => assert!(now.is_empty()),
+            _ if self.model.drops[d].state == DropState::Left => assert!(now.is_empty()),
+            _ => {
+                assert_ne!(now, [id]);
+                self.model.renew(d, j, now[0]);
+                self.model.drops[d].state = DropState::Open;
+            }
+        }
+    }
+
+    fn queued(&self, id: TransferId) -> Option<(usize, usize)> {
+        let (d, j, present) = self.model.find(id)?;
+        (present && self.model.drops[d].jobs[j].state == JobState::Queued).then_some((d, j))
+    }
+
+    fn end(&mut self, id: TransferId, state: JobState) -> bool {
+        let job = self.queued(id);
+        if let Some((d, j)) = job {
+            self.model.end(d, j, state);
+        }
+        job.is_some()
+    }
+
+    fn acknowledged(&self) -> usize {
+        let state = |d: &&ModelDrop| d.state == DropState::Acknowledged;
+        self.model.drops.iter().filter(state).count()
+    }
+
+    async fn compare(&self) {
+        let (drops, jobs, closing) = self
+            .queue
+            .call(|db, _| {
+                let drops: Vec<DropState> = db
+                    .prepare("SELECT state FROM drops ORDER BY id")?
+                    .query_map([], |row| row.get(0))?
+                    .collect::<rusqlite::Result<_>>()?;
+                let jobs: Vec<JobLine> = db
+                    .prepare("SELECT transfer, peer, state, sha256 FROM jobs ORDER BY id")?
+                    .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?
+                    .collect::<rusqlite::Result<_>>()?;
+                let closing: Vec<([u8; 16], Step)> = db
+                    .prepare("SELECT transfer, step FROM closing ORDER BY transfer")?
+                    .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+                    .collect::<rusqlite::Result<_>>()?;
+                Ok((drops, jobs, closing))
+            })
+            .await
+            .unwrap();
+        let model = &self.model;
+        assert_eq!(drops, model.drops.iter().map(|d| d.state).collect::<Vec<_>>());
+        let expected: Vec<_> = model.drops.iter().flat_map(|d| &d.jobs).collect();
+        let expected: Vec<_> = expected
+            .iter()
+            .map(|j| (j.id().0, j.peer.0, j.state, j.digest().map(|d| [d; 32])))
+            .collect();
+        assert_eq!(jobs, expected);
+        let expected: Vec<_> = model.closing.iter().map(|(id, step)| (id.0, *step)).collect();
+        assert_eq!(closing, expected);
+        self.counts_agree(&jobs.iter().map(|j| (AgentId(j.1), j.2)).collect::<Vec<_>>())
+            .await;
+    }
+
+    async fn counts_agree(&self, jobs: &[(AgentId, JobState)]) {
+        for (peer, counts) in self.queue.counts().await.unwrap().peers {
+            let count = |state| jobs.iter().filter(|job| **job == (peer, state)).count() as u64;
+            let expected = PeerCounts {
+                queued: count(JobState::Queued),
+                delivered: count(JobState::Delivered),
+                failed: count(JobState::Failed),
+                cancelled: count(JobState::Cancelled),
+            };
+            assert_eq!(counts, expected);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_list_agrees_with_its_model(ops in prop::collection::vec(op(), 1..60)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let folder = tempfile::tempdir().unwrap();
+            let queue = super::queue(folder.path()).await;
+            let mut pair = Pair { folder, queue, model: Model::default() };
+            for op in &ops {
+                pair.apply(op).await;
+                pair.compare().await;
+            }
+        });
+    }
+}

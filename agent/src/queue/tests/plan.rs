@@ -1,0 +1,75 @@
+//! What the dispatcher and the scans ask stays quick with many jobs: no statement scans a table or sorts.
+
+use rusqlite::Connection;
+
+use super::*;
+use crate::queue::{attempts, delivery, enqueue, keeping, list};
+
+#[tokio::test]
+async fn hot_statements_follow_an_index() {
+    let folder = tempfile::tempdir().unwrap();
+    let queue = queue(folder.path()).await;
+    for statement in [
+        attempts::due_sql().as_str(),
+        attempts::NEXT_DUE,
+        attempts::OF_PEER,
+        attempts::OLD,
+        enqueue::PAST,
+        enqueue::LYING,
+        list::OLDEST,
+        delivery::TO_TELL,
+        &delivery::to_dispose_sql(),
+        &delivery::resting_sql(),
+        keeping::OLD_DROPS,
+    ] {
+        let plan = plan(&queue.db.reader().unwrap(), statement);
+        assert!(!plan.is_empty());
+        for step in plan {
+            let indexed =
+                step.contains("SUBQUERY") || step.contains("USING") && !step.contains("TEMP B-TREE");
+            assert!(indexed, "{step}\nin {statement}");
+            let scans = step.starts_with("SCAN") && !step.contains("jobs_waiting");
+            assert!(!scans, "{step}\nin {statement}");
+        }
+    }
+}
+
+/// The tally is a few rows, and what is far ahead is sought in each peer's part of `jobs_due`.
+#[tokio::test]
+async fn pulling_in_touches_only_what_is_too_far_ahead() {
+    let folder = tempfile::tempdir().unwrap();
+    let queue = queue(folder.path()).await;
+    let plan = plan(&queue.db.reader().unwrap(), keeping::PULL_IN);
+    let sought = plan.iter().find(|step| step.starts_with("SEARCH jobs")).unwrap();
+    assert!(
+        sought.contains("jobs_due") && sought.contains("next_attempt_ms>?"),
+        "{sought}"
+    );
+}
+
+#[tokio::test]
+async fn a_hundred_thousand_jobs_are_asked_a_few_at_a_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let queue = queue(folder.path()).await;
+    let drops = (0..100_000)
+        .map(|n| drop_of(found(&format!("folder/{n}"), n), AfterSend::Archive, &[1]))
+        .collect();
+    let ids = queue.enqueue(drops, 0).await.unwrap().queued;
+    let busy: HashSet<_> = ids[..256].iter().copied().collect();
+    let due = queue.due(peer(1), Class::Small, 256, busy, 1).await.unwrap();
+    let due: Vec<_> = due.into_iter().map(|job| job.id).collect();
+    assert_eq!(due, ids[256..512]);
+    let known = (0..1000).map(|n| found(&format!("folder/{n}"), n)).collect();
+    assert!(queue.unknown(known).await.unwrap().is_empty());
+    assert_eq!(queue.counts().await.unwrap().peers[0].1.queued, 100_000);
+}
+
+fn plan(db: &Connection, statement: &str) -> Vec<String> {
+    let mut explain = db.prepare(&format!("EXPLAIN QUERY PLAN {statement}")).unwrap();
+    let unbound = rusqlite::params_from_iter(vec![None::<i64>; explain.parameter_count()]);
+    explain
+        .query_map(unbound, |row| row.get(3))
+        .unwrap()
+        .map(Result::unwrap)
+        .collect()
+}

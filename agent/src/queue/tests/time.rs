@@ -1,0 +1,63 @@
+//! Restarts, jumping clocks, giving up and retention.
+
+use super::*;
+
+const DAY_MS: i64 = 24 * 3600 * 1000;
+
+#[tokio::test]
+async fn giving_up_and_keeping_count_running_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let queue = queue(folder.path()).await;
+    let day = Duration::from_secs(24 * 3600);
+    let first = enqueue(&queue, 1, AfterSend::Delete, &[1]).await.queued;
+    queue.advance(day * 4).await.unwrap();
+    let other = drop_of(found("b", 1), AfterSend::Delete, &[1]);
+    let second = queue.enqueue(vec![other], 100).await.unwrap().queued;
+    assert!(queue.expire(day * 5, 900 * DAY_MS).await.unwrap().is_empty());
+    queue.advance(day).await.unwrap();
+    assert_eq!(queue.expire(day * 5, 5).await.unwrap(), first);
+    let text = "given up after 5days".to_string();
+    assert_eq!(state(&queue, first[0]).await, (JobState::Failed, Some(text)));
+
+    let drops = queue.delivered(vec![proof(second[0], 5)], 5).await.unwrap();
+    queue.disposed(drops[0], None, 6).await.unwrap();
+    queue.advance(KEPT * 2).await.unwrap();
+    assert!(!queue.sweep().await.unwrap());
+    assert!(
+        queue.get(second[0]).await.unwrap().is_some(),
+        "its peer still has to forget"
+    );
+    queue.forgotten(second.clone()).await.unwrap();
+    queue.advance(KEPT).await.unwrap();
+    queue.sweep().await.unwrap();
+    assert_eq!(queue.get(second[0]).await.unwrap(), None);
+    assert!(
+        queue.get(first[0]).await.unwrap().is_some(),
+        "its file lies there"
+    );
+    assert!(queue.peer_removed(vec![], 9).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn all_of_it_survives_a_restart_and_the_ids_survive_even_its_loss() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = queue(folder.path()).await;
+    let ids = enqueue(&first, 1, AfterSend::Delete, &[1]).await.queued;
+    first.retry(ids[0], "far".into(), 10 * DAY_MS, 5).await.unwrap();
+    drop(first);
+    let second = queue(folder.path()).await;
+    let job = second.get(ids[0]).await.unwrap().unwrap();
+    assert_eq!((job.attempts, job.state), (1, JobState::Queued));
+    assert_eq!(job.next_attempt_ms, 300_000, "pulled in: the clock was set back");
+    assert!(!is_unknown(&second, found("a", 1)).await);
+    drop(second);
+
+    let elsewhere = tempfile::tempdir().unwrap();
+    std::fs::copy(
+        folder.path().join("identity.key"),
+        elsewhere.path().join("identity.key"),
+    )
+    .unwrap();
+    let third = queue(elsewhere.path()).await;
+    assert_eq!(enqueue(&third, 1, AfterSend::Delete, &[1]).await.queued, ids);
+}

@@ -1,0 +1,193 @@
+//! A job as chunks: reads one version of a file, hashes it once, never a mix.
+//!
+//! A small file is read as a whole by one of a few workers and only then fed to the link; a larger one has a thread
+//! of its own. So a stalled transfer holds up no other, and a thousand small ones need no thousand threads.
+
+mod pass;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+};
+
+use bytes::Bytes;
+use dropwire_protocol::{Digest, RemotePath, message::MAX_EAGER};
+use tokio::sync::{Semaphore, mpsc};
+
+use self::pass::{Checkpoints, Ended, Pass};
+use crate::{
+    fault,
+    link::{Piece, Source, Voided},
+    version::Version,
+};
+
+/// How many small files are read at the same time.
+static SMALL: Semaphore = Semaphore::const_new(16);
+
+/// One version of one file in an outbox, as the link wants to read it; kept as long as the transfer may be rewound.
+pub struct FileSource {
+    subject: Arc<Subject>,
+}
+
+/// What is read.
+#[derive(Debug)]
+struct Subject {
+    root: PathBuf,
+    path: RemotePath,
+    version: Version,
+    /// States of the hash in earlier passes, so that a rewind need not read everything again.
+    checkpoints: Mutex<Checkpoints>,
+    /// Of the whole file, as the last pass that ended well read it.
+    read: Mutex<Option<Digest>>,
+}
+
+impl FileSource {
+    /// The file at `path` below the outbox `root`; any other version of it is [`Voided::Changed`].
+    pub fn new(root: PathBuf, path: RemotePath, version: Version) -> Self {
+        let checkpoints = Mutex::default();
+        FileSource {
+            subject: Arc::new(Subject {
+                root,
+                path,
+                version,
+                checkpoints,
+                read: Mutex::default(),
+            }),
+        }
+    }
+
+    /// The whole file's digest, once a pass read all of it as one version: what a receipt has to agree with.
+    pub fn digest(&self) -> Option<Digest> {
+        *self.subject.read.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Must be called on the runtime.
+impl Source for FileSource {
+    fn read(&self, offset: u64, digest: Digest, out: mpsc::Sender<Piece>) {
+        let subject = Arc::clone(&self.subject);
+        if subject.version.size <= MAX_EAGER {
+            tokio::spawn(read_small(subject, offset, digest, out));
+            return;
+        }
+        let refused = out.clone();
+        let started = thread::Builder::new().name("send".into()).spawn(move || {
+            let mut feed = |piece| out.blocking_send(piece).is_ok();
+            subject.read(offset, digest, &mut feed, &|| out.is_closed());
+        });
+        if let Err(error) = started {
+            // The channel is new and empty; if not, its end says the same.
+            let _ = refused.try_send(Piece::Void(Voided::Unreadable(format!("no thread: {error}"))));
+        }
+    }
+}
+
+/// The file's digest, read under the same checks as when it is sent. Blocks for as long as that takes.
+pub fn digest_of(root: &Path, path: &RemotePath, version: &Version) -> Result<Digest, Voided> {
+    let pass = Pass::begin(root, path, version)?;
+    let mut hash = Default::default();
+    match pass.read(&mut hash, version.size, &mut |_, _, _| true) {
+        Ok(()) => {}
+        Err(Ended::Void(why)) => return Err(why),
+        Err(Ended::Stopped) => return Err(Voided::Changed), // nobody stops this one
+    }
+    pass.check()?;
+    Ok(hash.value())
+}
+
+async fn read_small(subject: Arc<Subject>, offset: u64, digest: Digest, out: mpsc::Sender<Piece>) {
+    let pieces = {
+        let Ok(_permit) = SMALL.acquire().await else {
+            return; // never closed
+        };
+        if out.is_closed() {
+            return;
+        }
+        let read = tokio::task::spawn_blocking(move || {
+            let mut pieces = Vec::with_capacity(2);
+            let mut feed = |piece| {
+                pieces.push(piece);
+                true
+            };
+            subject.read(offset, digest, &mut feed, &|| false);
+            pieces
+        });
+        match read.await {
+            Ok(pieces) => pieces,
+            Err(e) => vec![Piece::Void(Voided::Unreadable(e.to_string()))],
+        }
+    };
+    for piece in pieces {
+        if out.send(piece).await.is_err() {
+            return;
+        }
+    }
+}
+
+impl Subject {
+    /// One pass from `offset` to the end, into `feed` until that says false.
+    fn read(
+        &self,
+        offset: u64,
+        digest: Digest,
+        feed: &mut dyn FnMut(Piece) -> bool,
+        stopped: &dyn Fn() -> bool,
+    ) {
+        match self.pass(offset, digest, feed, stopped) {
+            Ok(digest) => {
+                *self.read.lock().unwrap_or_else(PoisonError::into_inner) = Some(digest);
+                feed(Piece::End { digest });
+            }
+            Err(Ended::Void(why)) => {
+                feed(Piece::Void(why));
+            }
+            Err(Ended::Stopped) => {}
+        }
+    }
+
+    fn pass(
+        &self,
+        offset: u64,
+        digest: Digest,
+        feed: &mut dyn FnMut(Piece) -> bool,
+        stopped: &dyn Fn() -> bool,
+    ) -> Result<Digest, Ended> {
+        let Subject {
+            root, path, version, ..
+        } = self;
+        if offset > version.size {
+            return Err(Ended::Void(Voided::PrefixDiffers));
+        }
+        let pass = Pass::begin(root, path, version)?;
+        let mut hash = self.checkpoints().best(pass.ctime_ns(), offset);
+        pass.read(&mut hash, offset, &mut |_, _, hash| {
+            self.checkpoints().note(pass.ctime_ns(), hash);
+            !stopped()
+        })?;
+        if offset > 0 && hash.value() != digest {
+            return Err(Ended::Void(Voided::PrefixDiffers));
+        }
+        pass.read(&mut hash, version.size, &mut |offset, bytes, hash| {
+            self.checkpoints().note(pass.ctime_ns(), hash);
+            let mut bytes = bytes.to_vec();
+            fault::bad_read(offset, &mut bytes);
+            let bytes = Bytes::from(bytes);
+            let digest = hash.value();
+            feed(Piece::Chunk {
+                offset,
+                bytes,
+                digest,
+            })
+        })?;
+        pass.check()?;
+        Ok(hash.value())
+    }
+
+    fn checkpoints(&self) -> std::sync::MutexGuard<'_, Checkpoints> {
+        self.checkpoints.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests;

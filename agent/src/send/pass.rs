@@ -1,0 +1,205 @@
+//! One pass over one version of a file: what was read between a [`Pass::begin`] and a [`Pass::check`] that both say
+//! yes is that version, whole, and no mix with another.
+
+use std::{
+    collections::VecDeque,
+    fs::File,
+    io::{self, Read, Seek, SeekFrom},
+    path::Path,
+};
+
+use cap_std::fs::Dir;
+use dropwire_protocol::{RemotePath, RunningDigest, message::MAX_CHUNK};
+
+use crate::{
+    confined,
+    lease::{Asked, Lease},
+    link::Voided,
+    mark,
+    version::Version,
+};
+
+/// Why a pass ends early.
+#[derive(Debug)]
+pub(super) enum Ended {
+    /// What was read may be a mix, or could not be read.
+    Void(Voided),
+    /// Nobody wants the rest.
+    Stopped,
+}
+
+impl From<Voided> for Ended {
+    fn from(why: Voided) -> Self {
+        Ended::Void(why)
+    }
+}
+
+/// Takes the bytes at an offset and the hash up to their end; false ends the pass.
+pub(super) type Take<'a> = dyn FnMut(u64, &[u8], &RunningDigest) -> bool + 'a;
+
+/// An open file that was the wanted version at the beginning, with a lease where there are leases.
+pub(super) struct Pass<'a> {
+    root: Dir,
+    path: &'a RemotePath,
+    file: File,
+    lease: Option<Lease>,
+    first: Version,
+}
+
+impl<'a> Pass<'a> {
+    /// Opens the file and takes the lease before the first look at it.
+    pub(super) fn begin(root: &Path, path: &'a RemotePath, version: &Version) -> Result<Self, Voided> {
+        let outbox = confined::root(root).map_err(|e| {
+            let root = dropwire_protocol::name::escape(root.as_os_str().as_encoded_bytes());
+            Voided::Unreadable(format!("the outbox {root}: {e}"))
+        })?;
+        let file = open(&outbox, path).map_err(|e| void_of(&outbox, &e))?;
+        let lease = match Lease::take(&file) {
+            Asked::Lease(lease) => Some(lease),
+            Asked::Writer => return Err(Voided::Writer),
+            Asked::Unsupported => None,
+        };
+        let first = Version::of(&file.metadata().map_err(|e| void_of(&outbox, &e))?);
+        if !first.same_identity(version) {
+            return Err(Voided::Changed);
+        }
+        if lease.is_none() && first.is_fresh(std::time::SystemTime::now()) {
+            return Err(Voided::Writer); // a write within the clock's step would not show
+        }
+        expect_sequential(&file);
+        Ok(Pass {
+            root: outbox,
+            path,
+            file,
+            lease,
+            first,
+        })
+    }
+
+    /// The witness with which a state of the hash may be kept for a later pass.
+    pub(super) fn ctime_ns(&self) -> i64 {
+        self.first.ctime_ns
+    }
+
+    /// Reads on from where `hash` stands up to `end`, chunk by chunk.
+    pub(super) fn read(&self, hash: &mut RunningDigest, end: u64, take: &mut Take<'_>) -> Result<(), Ended> {
+        let mut file = &self.file;
+        file.seek(SeekFrom::Start(hash.length()))
+            .map_err(|e| void_of(&self.root, &e))?;
+        let mut buffer = vec![0; MAX_CHUNK.min(usize::try_from(end).unwrap_or(MAX_CHUNK))];
+        while hash.length() < end {
+            let offset = hash.length();
+            let length = usize::try_from(end - offset).map_or(buffer.len(), |left| left.min(buffer.len()));
+            let Some(chunk) = buffer.get_mut(..length) else {
+                return Ok(()); // not reached: the length is at most the buffer's
+            };
+            file.read_exact(chunk).map_err(|e| match e.kind() {
+                io::ErrorKind::UnexpectedEof => Voided::Changed,
+                _ => void_of(&self.root, &e),
+            })?;
+            if self.lease.as_ref().is_some_and(|lease| !lease.whole()) {
+                return Err(Voided::Changed.into());
+            }
+            hash.update(chunk);
+            if !take(offset, chunk, hash) {
+                return Err(Ended::Stopped);
+            }
+        }
+        Ok(())
+    }
+
+    /// After the last read: still that version, nobody wrote, and the path still leads to it.
+    pub(super) fn check(&self) -> Result<(), Voided> {
+        let now = Version::of(&self.file.metadata().map_err(|e| void_of(&self.root, &e))?);
+        let undisturbed = match &self.lease {
+            Some(lease) => lease.whole(),
+            None => now.ctime_ns == self.first.ctime_ns,
+        };
+        if !undisturbed || !now.same_identity(&self.first) {
+            return Err(Voided::Changed);
+        }
+        let named = open(&self.root, self.path)
+            .and_then(|file| file.metadata())
+            .map_err(|e| void_of(&self.root, &e))?;
+        if Version::of(&named).inode == now.inode {
+            Ok(())
+        } else {
+            Err(Voided::Changed)
+        }
+    }
+}
+
+/// States of the hash at some offsets of one version, the newest few.
+#[derive(Debug, Default)]
+pub(super) struct Checkpoints {
+    ctime_ns: i64,
+    states: VecDeque<State>,
+}
+
+struct State(RunningDigest);
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "State({})", self.0.length())
+    }
+}
+
+impl Checkpoints {
+    /// Bytes between two states.
+    const EVERY: u64 = 16 << 20;
+    /// How many are kept.
+    const MOST: usize = 8;
+
+    /// Keeps this state if it stands at a multiple of [`Self::EVERY`].
+    pub(super) fn note(&mut self, ctime_ns: i64, hash: &RunningDigest) {
+        if self.ctime_ns != ctime_ns {
+            self.states.clear();
+            self.ctime_ns = ctime_ns;
+        }
+        let known = self.states.iter().any(|s| s.0.length() == hash.length());
+        if hash.length().is_multiple_of(Self::EVERY) && !known {
+            self.states.truncate(Self::MOST - 1);
+            self.states.push_front(State(hash.clone()));
+        }
+    }
+
+    /// The furthest state not beyond `offset`; none (the beginning) if the file was touched since they were kept.
+    pub(super) fn best(&self, ctime_ns: i64, offset: u64) -> RunningDigest {
+        let usable = self
+            .states
+            .iter()
+            .filter(|s| self.ctime_ns == ctime_ns && s.0.length() <= offset);
+        usable
+            .max_by_key(|s| s.0.length())
+            .map_or_else(RunningDigest::default, |s| s.0.clone())
+    }
+}
+
+fn open(root: &Dir, path: &RemotePath) -> io::Result<File> {
+    let folder = confined::parent(root, path)?;
+    confined::open_file(&folder, confined::os_str(path.file_name())?)
+}
+
+/// Missing counts as gone only in a folder that is still the outbox: an unmounted one says nothing of its files.
+fn void_of(root: &Dir, error: &io::Error) -> Voided {
+    if error.kind() == io::ErrorKind::WouldBlock {
+        return Voided::Writer; // somebody holds a write lease
+    }
+    if !confined::is_absent(error) {
+        return Voided::Unreadable(error.to_string());
+    }
+    match mark::read(root) {
+        Ok(Some(_)) => Voided::Gone,
+        Ok(None) => Voided::Unreadable("the outbox has lost its mark (.dropwire/id): not mounted?".into()),
+        Err(e) => Voided::Unreadable(format!("the outbox's mark cannot be read: {e}")),
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn expect_sequential(file: &File) {
+    // Only a hint to read ahead; refused means no harm.
+    let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::Sequential);
+}
+
+#[cfg(not(target_os = "linux"))]
+fn expect_sequential(_: &File) {}

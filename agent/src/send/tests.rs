@@ -1,0 +1,214 @@
+use std::fs;
+
+use dropwire_protocol::{RunningDigest, message::MAX_CHUNK};
+
+use super::*;
+use crate::{confined, mark};
+
+struct Outbox {
+    temp: tempfile::TempDir,
+}
+
+impl Outbox {
+    fn new() -> Self {
+        let temp = tempfile::tempdir().unwrap();
+        mark::create(&confined::root(temp.path()).unwrap()).unwrap();
+        Outbox { temp }
+    }
+
+    fn root(&self) -> &Path {
+        self.temp.path()
+    }
+
+    /// A file written and closed, and its version.
+    fn file(&self, name: &str, bytes: &[u8]) -> (RemotePath, Version) {
+        fs::write(self.root().join(name), bytes).unwrap();
+        let version = Version::of(&fs::metadata(self.root().join(name)).unwrap());
+        (RemotePath::parse(name.as_bytes()).unwrap(), version)
+    }
+
+    fn source(&self, path: &RemotePath, version: Version) -> FileSource {
+        FileSource::new(self.root().to_path_buf(), path.clone(), version)
+    }
+}
+
+fn digest(bytes: &[u8]) -> Digest {
+    let mut hash = RunningDigest::default();
+    hash.update(bytes);
+    hash.value()
+}
+
+fn pattern(length: usize) -> Vec<u8> {
+    (0..length).map(|i| (i % 251) as u8).collect()
+}
+
+/// All pieces of a pass: the bytes, checked for order and digests, and how it ended.
+async fn pass(source: &FileSource, offset: u64, before: &[u8]) -> (Vec<u8>, Result<Digest, Voided>) {
+    let (out, mut pieces) = mpsc::channel(2);
+    source.read(offset, digest(before), out);
+    let (mut all, mut sent) = (before.to_vec(), Vec::new());
+    while let Some(piece) = pieces.recv().await {
+        match piece {
+            Piece::Chunk {
+                offset,
+                bytes,
+                digest: claimed,
+            } => {
+                assert_eq!(offset, all.len() as u64);
+                assert!(!bytes.is_empty() && bytes.len() <= MAX_CHUNK);
+                all.extend_from_slice(&bytes);
+                sent.extend_from_slice(&bytes);
+                assert_eq!(claimed, digest(&all));
+            }
+            Piece::End { digest } => return (sent, Ok(digest)),
+            Piece::Void(why) => return (sent, Err(why)),
+        }
+    }
+    panic!("neither End nor Void");
+}
+
+#[tokio::test]
+async fn files_of_every_size_come_whole() {
+    let outbox = Outbox::new();
+    for size in [0, 1, MAX_CHUNK - 1, MAX_CHUNK, MAX_CHUNK + 1, 3 * MAX_CHUNK + 7] {
+        let bytes = pattern(size);
+        let (path, version) = outbox.file("file", &bytes);
+        let (sent, end) = pass(&outbox.source(&path, version), 0, &[]).await;
+        assert_eq!(end, Ok(digest(&bytes)), "{size}");
+        assert!(sent == bytes, "{size}");
+        assert_eq!(digest_of(outbox.root(), &path, &version), Ok(digest(&bytes)));
+    }
+}
+
+#[tokio::test]
+async fn a_resumed_pass_checks_the_prefix() {
+    let outbox = Outbox::new();
+    for size in [1000, 2 * MAX_CHUNK] {
+        let bytes = pattern(size);
+        let (path, version) = outbox.file("file", &bytes);
+        let source = outbox.source(&path, version);
+        let (before, after) = bytes.split_at(700);
+        let (sent, end) = pass(&source, 700, before).await;
+        assert!(sent == after && end == Ok(digest(&bytes)));
+        let (sent, end) = pass(&source, size as u64, &bytes).await;
+        assert!(sent.is_empty() && end == Ok(digest(&bytes)));
+        let (sent, end) = pass(&source, 700, &vec![0; 700]).await;
+        assert_eq!((sent.len(), end), (0, Err(Voided::PrefixDiffers)));
+        let (_, end) = pass(&source, size as u64 + 1, &[]).await;
+        assert_eq!(end, Err(Voided::PrefixDiffers));
+    }
+}
+
+#[tokio::test]
+async fn a_rewind_begins_at_a_kept_state() {
+    let outbox = Outbox::new();
+    let bytes = pattern((33 << 20) + 5);
+    let (path, version) = outbox.file("file", &bytes);
+    let source = outbox.source(&path, version);
+    assert_eq!(pass_end(&source, 0, digest(&[])).await, Ok(digest(&bytes)));
+    let kept = source.subject.checkpoints().best(version.ctime_ns, 20 << 20);
+    assert_eq!(kept.length(), 16 << 20);
+    let touched = source.subject.checkpoints().best(version.ctime_ns + 1, 20 << 20);
+    assert_eq!(touched.length(), 0);
+    let prefix = digest(&bytes[..20 << 20]);
+    assert_eq!(pass_end(&source, 20 << 20, prefix).await, Ok(digest(&bytes)));
+}
+
+async fn pass_end(source: &FileSource, offset: u64, prefix: Digest) -> Result<Digest, Voided> {
+    let (out, mut pieces) = mpsc::channel(4);
+    source.read(offset, prefix, out);
+    loop {
+        match pieces.recv().await.expect("neither End nor Void") {
+            Piece::Chunk { .. } => {}
+            Piece::End { digest } => return Ok(digest),
+            Piece::Void(why) => return Err(why),
+        }
+    }
+}
+
+#[tokio::test]
+async fn another_version_is_not_read() {
+    let outbox = Outbox::new();
+    let (path, version) = outbox.file("file", b"one");
+    let source = outbox.source(&path, version);
+    outbox.file("file", b"longer");
+    assert_eq!(pass(&source, 0, &[]).await.1, Err(Voided::Changed));
+    fs::remove_file(outbox.root().join("file")).unwrap();
+    assert_eq!(pass(&source, 0, &[]).await.1, Err(Voided::Gone));
+    fs::create_dir(outbox.root().join("file")).unwrap();
+    assert_eq!(pass(&source, 0, &[]).await.1, Err(Voided::Gone));
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn symlinks_are_not_followed() {
+    let outbox = Outbox::new();
+    fs::create_dir(outbox.root().join("dir")).unwrap();
+    let (path, version) = outbox.file("dir/file", b"bytes");
+    let source = outbox.source(&path, version);
+    fs::rename(outbox.root().join("dir"), outbox.root().join("elsewhere")).unwrap();
+    std::os::unix::fs::symlink("elsewhere", outbox.root().join("dir")).unwrap();
+    assert_eq!(pass(&source, 0, &[]).await.1, Err(Voided::Gone));
+}
+
+#[tokio::test]
+async fn without_its_mark_nothing_is_gone() {
+    let outbox = Outbox::new();
+    let (path, version) = outbox.file("file", b"bytes");
+    let source = outbox.source(&path, version);
+    fs::remove_dir_all(outbox.root().join(".dropwire")).unwrap();
+    fs::remove_file(outbox.root().join("file")).unwrap();
+    assert!(matches!(
+        pass(&source, 0, &[]).await.1,
+        Err(Voided::Unreadable(_))
+    ));
+    fs::remove_dir_all(outbox.root()).unwrap();
+    assert!(matches!(
+        pass(&source, 0, &[]).await.1,
+        Err(Voided::Unreadable(_))
+    ));
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_writer_voids_the_pass() {
+    let outbox = Outbox::new();
+    let (path, version) = outbox.file("file", &pattern(64 * MAX_CHUNK));
+    let source = outbox.source(&path, version);
+    let (out, mut pieces) = mpsc::channel(1);
+    source.read(0, digest(&[]), out);
+    assert!(matches!(pieces.recv().await, Some(Piece::Chunk { .. })));
+    // The pass stands still on its full channel; the writer's open must not wait for it.
+    let name = outbox.root().join("file");
+    let open = move || fs::OpenOptions::new().write(true).open(name).unwrap();
+    let writer = tokio::task::spawn_blocking(open).await.unwrap();
+    let end = loop {
+        match pieces.recv().await {
+            Some(Piece::Chunk { .. }) => {}
+            end => break end,
+        }
+    };
+    assert!(matches!(end, Some(Piece::Void(Voided::Changed))), "{end:?}");
+    assert_eq!(pass(&source, 0, &[]).await.1, Err(Voided::Writer));
+    drop(writer);
+    assert!(pass(&source, 0, &[]).await.1.is_ok());
+}
+
+#[tokio::test]
+async fn stalled_ones_hold_up_no_small_one() {
+    let outbox = Outbox::new();
+    let (large, large_version) = outbox.file("large", &pattern(8 * MAX_CHUNK));
+    let (small, small_version) = outbox.file("small", b"small");
+    let mut stalled = Vec::new();
+    for _ in 0..40 {
+        for (path, version) in [(&large, large_version), (&small, small_version)] {
+            let (out, pieces) = mpsc::channel(1);
+            outbox.source(path, version).read(0, digest(&[]), out);
+            stalled.push(pieces);
+        }
+    }
+    for _ in 0..100 {
+        let end = pass(&outbox.source(&small, small_version), 0, &[]).await.1;
+        assert_eq!(end, Ok(digest(b"small")));
+    }
+}

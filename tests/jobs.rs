@@ -1,0 +1,190 @@
+//! What commands, signals and the config do to jobs and files.
+
+use std::fs;
+
+use crate::harness::{Pair, eventually, until};
+
+#[test]
+fn why_tells_of_files_and_jobs() {
+    let mut pair = Pair::linked();
+    pair.office.stop();
+    let path = pair.laptop.drop_file("waiting", b"waiting");
+    let job = eventually("its job", || pair.laptop.jobs_of("waiting").pop());
+    let id = job["job"].as_str().expect("an id");
+    assert!(
+        id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit()),
+        "{id}"
+    );
+    for what in [path.to_str().expect("plain"), id, &id[..8]] {
+        let why = pair.laptop.run(&["why", what]).exits(0);
+        assert!(
+            why.out().contains("office"),
+            "the peer it waits for is not named\n{why}"
+        );
+    }
+    pair.office.start();
+    pair.laptop.delivers(1);
+    let why = pair.laptop.run(&["why", id]).exits(0);
+    assert!(why.out().lines().count() > 1, "there is no history\n{why}");
+}
+
+#[test]
+fn send_takes_a_copy_and_waits_for_the_receipt() {
+    let mut pair = Pair::linked();
+    let file = pair.laptop.root.join("by hand.txt");
+    fs::write(&file, b"by hand").expect("a file elsewhere");
+    let file = file.to_str().expect("plain");
+    pair.laptop
+        .run(&["send", file, "--to", "office", "--wait"])
+        .exits(0);
+    assert_eq!(
+        fs::read(pair.office.inbox.join("by hand.txt")).expect("there at once"),
+        b"by hand"
+    );
+    assert_eq!(fs::read(file).expect("the original"), b"by hand");
+    pair.office.stop();
+    let queued = pair.laptop.run(&["send", file, "--to", "office"]).exits(0);
+    assert!(!queued.out().trim().is_empty(), "{queued}");
+    fs::remove_file(file).expect("the original may go");
+    pair.laptop.restart();
+    pair.office.start();
+    pair.office.receives("by hand (1).txt", b"by hand");
+}
+
+#[test]
+fn send_takes_folders_whole() {
+    let pair = Pair::linked();
+    let folder = pair.laptop.root.join("folder");
+    fs::create_dir_all(folder.join("inner")).expect("a folder elsewhere");
+    fs::write(folder.join("inner/a"), b"a").expect("a file");
+    fs::write(folder.join("b"), b"b").expect("a file");
+    pair.laptop
+        .run(&[
+            "send",
+            folder.to_str().expect("plain"),
+            "--to",
+            "office",
+            "--wait",
+        ])
+        .exits(0);
+    pair.office.receives("folder/inner/a", b"a");
+    pair.office.receives("folder/b", b"b");
+    assert!(folder.join("b").exists());
+}
+
+#[test]
+fn a_cancelled_job_stays_until_it_is_retried() {
+    let mut pair = Pair::linked();
+    pair.office.stop();
+    let path = pair.laptop.drop_file("cancelled", b"cancelled");
+    let job = eventually("its job", || pair.laptop.jobs_of("cancelled").pop());
+    let id = job["job"].as_str().expect("an id").to_owned();
+    pair.laptop.run(&["cancel", &id]).exits(0);
+    let job = pair.laptop.jobs_of("cancelled").pop().expect("still listed");
+    assert_eq!(job["state"], "cancelled");
+    pair.office.start();
+    pair.laptop.restart(); // scans again: the same version is not queued again
+    pair.laptop.drop_file("marker", b"marker");
+    pair.office.receives("marker", b"marker");
+    assert!(!pair.office.inbox.join("cancelled").exists());
+    assert_eq!(fs::read(&path).expect("it stays"), b"cancelled");
+    pair.laptop.run(&["retry", &id]).exits(0);
+    pair.office.receives("cancelled", b"cancelled");
+    until("it is delivered", || {
+        pair.laptop
+            .jobs_of("cancelled")
+            .iter()
+            .any(|j| j["state"] == "delivered")
+    });
+}
+
+#[test]
+fn retry_all_dials_at_once() {
+    let mut pair = Pair::idle();
+    pair.laptop
+        .settings
+        .tables
+        .push("[retry]\nfirst = \"1h\"\nmax = \"1h\"".into());
+    pair.laptop.start(); // the first dial fails, the next is far away
+    until("the dial failed", || {
+        pair.laptop.peer("office")["last_error"].is_string()
+    });
+    pair.laptop.drop_file("hurried", b"hurried");
+    until("it is queued", || !pair.laptop.jobs().is_empty());
+    pair.office.start();
+    pair.laptop.run(&["retry", "--all"]).exits(0);
+    pair.office.receives("hurried", b"hurried");
+}
+
+#[test]
+fn a_job_is_given_up_only_when_the_config_says_so() {
+    let mut pair = Pair::idle();
+    pair.laptop
+        .settings
+        .tables
+        .push("[retry]\nfirst = \"100ms\"\nmax = \"200ms\"\ngive_up_after = \"1s\"".into());
+    pair.laptop.start();
+    pair.laptop.drop_file("hopeless", b"hopeless");
+    until("it is given up", || {
+        pair.laptop
+            .jobs_of("hopeless")
+            .iter()
+            .any(|j| j["state"] == "failed" && j["error"].is_string())
+    });
+    assert!(pair.laptop.outbox.join("hopeless").exists(), "the file stays");
+    pair.laptop.kill();
+}
+
+#[test]
+fn a_peer_taken_out_of_the_config_ends_its_jobs() {
+    let mut pair = Pair::idle();
+    pair.laptop.start();
+    pair.laptop.drop_file("orphan", b"orphan");
+    until("it is queued", || !pair.laptop.jobs().is_empty());
+    pair.laptop.settings.peers.clear();
+    pair.laptop.restart();
+    until("its job failed", || {
+        pair.laptop
+            .jobs_of("orphan")
+            .iter()
+            .any(|j| j["state"] == "failed" && j["error"].is_string())
+    });
+    assert!(pair.laptop.outbox.join("orphan").exists(), "the file stays");
+}
+
+#[test]
+fn sighup_reads_the_config_again() {
+    let mut pair = Pair::linked();
+    pair.laptop.settings.outbox.push("ignore = [\"*.new\"]".into());
+    pair.laptop.write_config();
+    pair.laptop.signal(rustix::process::Signal::HUP);
+    until("the new pattern holds", || {
+        let path = pair.laptop.drop_file("x.new", b"ignored");
+        let why = pair.laptop.run(&["why", path.to_str().expect("plain")]);
+        why.out().contains("*.new")
+    });
+    // A config with an error changes nothing and ends nothing.
+    fs::write(&pair.laptop.config, "nonsense = 1\n").expect("a bad config");
+    pair.laptop.signal(rustix::process::Signal::HUP);
+    until("the error is logged", || {
+        pair.laptop.log_text().contains("nonsense")
+    });
+    pair.laptop.write_config();
+    pair.laptop.drop_file("still-runs", b"still-runs");
+    pair.office.receives("still-runs", b"still-runs");
+}
+
+#[test]
+fn on_arrival_runs_for_each_file() {
+    let pair = Pair::with(|_, office| {
+        let script = "cp \"$1\" \"$2\"";
+        let copy = office.root.join("imported");
+        office.settings.inbox.push(format!(
+            "on_arrival = [\"/bin/sh\", \"-c\", {script:?}, \"sh\", \"{{path}}\", {copy:?}]"
+        ));
+    });
+    pair.laptop.drop_file("$(touch evil) \"quoted\"", b"imported");
+    until("the program ran", || {
+        fs::read(pair.office.root.join("imported")).is_ok_and(|b| b == b"imported")
+    });
+}

@@ -1,0 +1,145 @@
+//! When a file counts as finished, and which ones are never looked at.
+
+use std::{fs::File, io::Write as _};
+
+use crate::harness::{Pair, eventually, until};
+
+#[test]
+fn a_file_that_is_being_written_waits_for_its_close() {
+    let pair = Pair::linked();
+    let path = pair.laptop.outbox.join("growing");
+    let mut file = File::create(&path).expect("a file in the outbox");
+    file.write_all(b"first half, ").expect("written");
+    // A whole one that came later goes first: the agent is awake and has seen both.
+    pair.laptop.drop_file("whole", b"whole");
+    pair.office.receives("whole", b"whole");
+    let why = pair.laptop.run(&["why", path.to_str().expect("a plain path")]);
+    assert!(why.code == Some(0) && !why.out().trim().is_empty(), "{why}");
+    assert!(
+        pair.laptop
+            .jobs_of("growing")
+            .iter()
+            .all(|j| j["state"] != "delivered")
+    );
+    assert!(!pair.office.inbox.join("growing").exists());
+    file.write_all(b"second half").expect("written");
+    drop(file);
+    pair.office.receives("growing", b"first half, second half");
+    pair.laptop.delivers(2);
+    assert_eq!(pair.office.received().len(), 2);
+}
+
+#[test]
+fn an_editors_save_arrives_once_in_its_last_version() {
+    let pair = Pair::linked();
+    let outbox = &pair.laptop.outbox;
+    let mut swap = File::create(outbox.join(".letter.txt.swp")).expect("the editor's own file");
+    swap.write_all(b"scratch").expect("written");
+    std::fs::write(outbox.join(".letter.txt.tmp"), b"dear all").expect("written aside");
+    std::fs::rename(outbox.join(".letter.txt.tmp"), outbox.join("letter.txt")).expect("renamed over");
+    drop(swap);
+    pair.laptop.delivers(1);
+    pair.office.receives("letter.txt", b"dear all");
+    assert_eq!(pair.office.received().len(), 1);
+}
+
+#[test]
+fn hidden_and_empty_files_are_sent() {
+    let pair = Pair::linked();
+    pair.laptop.drop_file(".hidden", b"seen");
+    pair.laptop.drop_file("empty", b"");
+    pair.laptop.drop_file(".hidden-folder/inner", b"inner");
+    pair.laptop.delivers(3);
+    pair.office.receives(".hidden", b"seen");
+    pair.office.receives("empty", b"");
+    pair.office.receives(".hidden-folder/inner", b"inner");
+}
+
+#[test]
+fn unfinished_names_wait_for_their_rename_and_litter_stays() {
+    let pair = Pair::with(|laptop, _| {
+        laptop
+            .settings
+            .outbox
+            .push("ignore = [\"*.secret\", \"sub/only-here\"]".into())
+    });
+    let ignored = [
+        "a.part",
+        "b.crdownload",
+        "c.tmp",
+        "d~",
+        "~$e.docx",
+        ".DS_Store",
+        "my.secret",
+        "sub/only-here",
+    ];
+    for name in ignored {
+        pair.laptop.drop_file(name, b"unfinished");
+    }
+    pair.laptop.drop_file("only-here", b"not in sub");
+    pair.laptop.drop_file("done", b"done");
+    pair.laptop.delivers(2);
+    for (name, pattern) in [
+        ("a.part", "*.part"),
+        ("my.secret", "*.secret"),
+        (".DS_Store", ".DS_Store"),
+    ] {
+        let path = pair.laptop.outbox.join(name);
+        let why = pair
+            .laptop
+            .run(&["why", path.to_str().expect("a plain path")])
+            .exits(0);
+        assert!(why.out().contains(pattern), "`{pattern}` is not named\n{why}");
+    }
+    let from = pair.laptop.outbox.join("a.part");
+    std::fs::rename(from, pair.laptop.outbox.join("a")).expect("the download is done");
+    pair.laptop.delivers(3);
+    pair.office.receives("a", b"unfinished");
+    assert_eq!(pair.office.received().len(), 3);
+}
+
+#[test]
+fn links_and_pipes_are_left_alone() {
+    let pair = Pair::linked();
+    std::fs::write(pair.laptop.root.join("outside"), b"private").expect("a file outside");
+    std::os::unix::fs::symlink(pair.laptop.root.join("outside"), pair.laptop.outbox.join("link"))
+        .expect("a symlink");
+    let pipe = pair.laptop.outbox.join("pipe");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.is_ok_and(|s| s.success()), "mkfifo");
+    pair.laptop.drop_file("plain", b"plain");
+    pair.office.receives("plain", b"plain");
+    pair.laptop.delivers(1);
+    assert_eq!(pair.office.received().len(), 1);
+}
+
+#[test]
+fn an_outbox_that_comes_back_is_watched_again() {
+    let pair = Pair::linked();
+    let (outbox, aside) = (&pair.laptop.outbox, pair.laptop.root.join("elsewhere"));
+    std::fs::rename(outbox, &aside).expect("moved away");
+    eventually("the outbox is missed", || {
+        let status = pair.laptop.status();
+        (status["outboxes"][0]["watch"] != "native" || status["outboxes"][0]["held"].is_string())
+            .then_some(())
+    });
+    std::fs::rename(&aside, outbox).expect("moved back");
+    pair.laptop.drop_file("after", b"after");
+    pair.office.receives("after", b"after");
+}
+
+#[test]
+fn an_unreadable_file_holds_nothing_up() {
+    if rustix::process::geteuid().is_root() {
+        return crate::harness::skip("an_unreadable_file_holds_nothing_up", "root reads everything");
+    }
+    let pair = Pair::linked();
+    let locked = pair.laptop.drop_file("locked", b"locked");
+    std::fs::set_permissions(&locked, std::os::unix::fs::PermissionsExt::from_mode(0o000)).expect("chmod");
+    pair.laptop.drop_file("open", b"open");
+    pair.office.receives("open", b"open");
+    until("`why` says that it cannot be read", || {
+        let why = pair.laptop.run(&["why", locked.to_str().expect("a plain path")]);
+        why.out().to_lowercase().contains("permission")
+    });
+}
