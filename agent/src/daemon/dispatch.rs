@@ -9,8 +9,12 @@ use std::{
     time::Duration,
 };
 
-use dropwire_protocol::{Receipt, TransferId, message::DeclineReason};
-use tokio::{sync::mpsc, time::Instant};
+use dropwire_protocol::{Digest, Receipt, ReceiptBody, TransferId, message::DeclineReason};
+use tokio::{
+    sync::mpsc,
+    task::{JoinError, JoinSet},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -24,7 +28,7 @@ use crate::{
     db::DbError,
     link::{LinkEvent, MAX_OPEN, Outgoing, Request, Voided},
     queue::{
-        Class, Job, Proof,
+        Class, Job,
         schedule::{self, Load},
     },
     send::{self, FileSource},
@@ -41,6 +45,15 @@ pub struct Dispatcher {
     flights: HashMap<TransferId, Flight>,
     /// A Forget is on its way; the next one waits for its answer.
     forgetting: bool,
+    /// Files read again because their receipt came without our Done; large ones must not hold up the rest.
+    rereading: JoinSet<Reread>,
+}
+
+/// A file that was read again, and the receipt its digest is to be compared with.
+struct Reread {
+    job: Box<Job>,
+    receipt: Receipt,
+    digest: Result<Digest, Voided>,
 }
 
 /// What is under way for one transfer.
@@ -51,6 +64,8 @@ enum Flight {
         source: Arc<FileSource>,
         class: Class,
     },
+    /// Settled; the file is being read again.
+    Rereading,
     /// Withdrawn; `job` is there if its own end depends on the answer (the file is gone).
     Withdrawing { job: Option<Box<Job>> },
 }
@@ -70,6 +85,7 @@ impl Dispatcher {
             linked: false,
             flights: HashMap::new(),
             forgetting: false,
+            rereading: JoinSet::new(),
         };
         let mut batch = Vec::with_capacity(BATCH);
         loop {
@@ -93,6 +109,11 @@ impl Dispatcher {
                         break;
                     }
                     if let Err(error) = this.handle(batch.drain(..)).await {
+                        warn!(peer = %this.peer.name, %error, "job list");
+                    }
+                }
+                Some(reread) = this.rereading.join_next() => {
+                    if let Err(error) = this.reread(reread).await {
                         warn!(peer = %this.peer.name, %error, "job list");
                     }
                 }
@@ -209,7 +230,7 @@ impl Dispatcher {
                 LinkEvent::Delivered { id, receipt, .. } => {
                     if let Some(Flight::Offered { job, source, .. }) = self.land(id) {
                         let read = source.digest();
-                        match self.check(&job, &receipt).and_then(|body| match read {
+                        match self.check(id, Some(&job), &receipt).and_then(|body| match read {
                             Some(read) => proof::same_digest(&body, read).map(|()| body),
                             None => Err("the receipt came before all bytes were read".to_owned()),
                         }) {
@@ -219,20 +240,24 @@ impl Dispatcher {
                     }
                 }
                 LinkEvent::Settled { id, receipt, .. } => match self.land(id) {
-                    Some(Flight::Offered { job, .. }) => proofs.extend(self.settled(*job, &receipt).await?),
+                    Some(Flight::Offered { job, .. }) => self.settled(job, receipt).await?,
                     Some(Flight::Withdrawing { job }) => {
                         let job = match job {
                             Some(job) => Some(*job),
                             None => self.shared.queue.get(id).await?,
                         };
-                        if let Some(job) = job {
-                            match self.check(&job, &receipt) {
-                                Ok(body) => proofs.push((proof::proof(&receipt, &body), receipt)),
-                                Err(why) => warn!(peer = %self.peer.name, job = %id, why, "receipt ignored"),
+                        match self.check(id, job.as_ref(), &receipt) {
+                            Ok(body) => {
+                                self.shared
+                                    .delivered(vec![(proof::proof(&receipt, &body), receipt)])
+                                    .await?
                             }
+                            Err(why) => warn!(peer = %self.peer.name, job = %id, why, "receipt ignored"),
                         }
+                        // Whatever it said, it is the answer: it is not asked for again.
+                        self.shared.queue.withdrawn(vec![id], now_ms()).await?;
                     }
-                    None => {}
+                    Some(Flight::Rereading) | None => {}
                 },
                 LinkEvent::Declined {
                     id,
@@ -269,52 +294,56 @@ impl Dispatcher {
         Ok(())
     }
 
-    fn check(&self, job: &Job, receipt: &Receipt) -> Result<dropwire_protocol::ReceiptBody, String> {
+    /// `job` is None for a transfer whose job has another id by now.
+    fn check(&self, id: TransferId, job: Option<&Job>, receipt: &Receipt) -> Result<ReceiptBody, String> {
         let claim = Claim {
-            id: job.id,
+            id,
             sender: self.shared.identity.id(),
             receiver: self.peer.id,
-            path: &job.found.path,
-            size: job.found.version.size,
+            file: job.map(|job| (&job.found.path, job.found.version.size)),
         };
         proof::check(receipt, &claim)
     }
 
-    /// The peer has had it before. That counts for what lies in the outbox only if it is the same version with the same bytes.
-    async fn settled(&mut self, job: Job, receipt: &Receipt) -> Result<Option<(Proof, Receipt)>, DbError> {
-        let body = match self.check(&job, receipt) {
-            Ok(body) => body,
-            Err(why) => {
-                self.retry(&job, format!("receipt ignored: {why}"), None).await?;
-                return Ok(None);
-            }
+    /// The peer has had it before. That counts for what lies in the outbox only if it is the same version with the
+    /// same bytes, so the file is read again.
+    async fn settled(&mut self, job: Box<Job>, receipt: Receipt) -> Result<(), DbError> {
+        if let Err(why) = self.check(job.id, Some(&job), &receipt) {
+            return self.retry(&job, format!("receipt ignored: {why}"), None).await;
+        }
+        self.flights.insert(job.id, Flight::Rereading);
+        self.rereading.spawn_blocking(move || {
+            let digest = send::digest_of(&job.root, &job.found.path, &job.found.version);
+            Reread { job, receipt, digest }
+        });
+        Ok(())
+    }
+
+    async fn reread(&mut self, reread: Result<Reread, JoinError>) -> Result<(), DbError> {
+        let Reread { job, receipt, digest } = match reread {
+            Ok(reread) => reread,
+            // The daemon learns of the panic itself; without a receipt the job is offered again.
+            Err(_) => return Ok(()),
         };
-        let (root, path, version) = (job.root.clone(), job.found.path.clone(), job.found.version);
-        let hashed = tokio::task::spawn_blocking(move || send::digest_of(&root, &path, &version)).await;
-        match hashed {
-            Ok(Ok(digest)) if digest == body.digest => {
-                Ok(Some((proof::proof(receipt, &body), receipt.clone())))
-            }
-            Ok(Ok(digest)) => {
+        self.land(job.id);
+        let body = match self.check(job.id, Some(&job), &receipt) {
+            Ok(body) => body,
+            Err(why) => return self.retry(&job, format!("receipt ignored: {why}"), None).await,
+        };
+        match digest {
+            Ok(digest) if digest != body.digest => {
                 warn!(peer = %self.peer.name, job = %job.id, %digest, "the peer has other bytes under this id: sent anew");
                 self.shared.queue.recount(job.id, now_ms()).await?;
-                Ok(None)
+                return Ok(());
             }
-            Ok(Err(Voided::Gone)) => Ok(Some((proof::proof(receipt, &body), receipt.clone()))),
-            Ok(Err(Voided::Changed)) => {
-                // That version was delivered; what lies there now is a new drop, which disposal will leave alone.
-                self.shared.recheck(&job);
-                Ok(Some((proof::proof(receipt, &body), receipt.clone())))
-            }
-            Ok(Err(why)) => {
-                self.retry(&job, voided_text(&why), None).await?;
-                Ok(None)
-            }
-            Err(panicked) => {
-                self.retry(&job, panicked.to_string(), None).await?;
-                Ok(None)
-            }
+            // That version was delivered. What lies there now is a new drop, which disposal will leave alone.
+            Err(Voided::Changed) => self.shared.recheck(&job),
+            Ok(_) | Err(Voided::Gone) => {}
+            Err(why) => return self.retry(&job, voided_text(&why), None).await,
         }
+        self.shared
+            .delivered(vec![(proof::proof(&receipt, &body), receipt)])
+            .await
     }
 
     async fn declined(
