@@ -15,6 +15,7 @@ mod json;
 mod large;
 mod names;
 mod readme;
+mod service;
 mod settling;
 mod strangers;
 mod tree;

@@ -1,0 +1,40 @@
+//! What a service manager hears: ready once it answers, reloading and ready again, stopping at the end.
+
+use std::{os::unix::net::UnixDatagram, time::Duration};
+
+use crate::harness::Pair;
+
+#[test]
+fn the_service_manager_hears_when_it_is_ready_reloads_and_stops() {
+    let mut pair = Pair::idle();
+    let socket = pair.laptop.root.join("notify");
+    let manager = UnixDatagram::bind(&socket).expect("a socket");
+    manager
+        .set_read_timeout(Some(Duration::from_secs(60)))
+        .expect("a deadline");
+    let path = socket.to_str().expect("plain").to_owned();
+    pair.laptop.env.push(("NOTIFY_SOCKET".into(), path));
+    pair.laptop.spawn();
+    assert_eq!(next(&manager), ["READY=1"]);
+    // Ready means that it answers, not that it will.
+    pair.laptop.run(&["status"]).exits(0);
+
+    pair.laptop.settings.outbox.push("ignore = [\"*.new\"]".into());
+    pair.laptop.write_config();
+    pair.laptop.signal(rustix::process::Signal::HUP);
+    let reloading = next(&manager);
+    assert_eq!(reloading[0], "RELOADING=1");
+    assert!(reloading[1].starts_with("MONOTONIC_USEC="), "{reloading:?}");
+    assert_eq!(next(&manager), ["READY=1"]);
+    pair.laptop.run(&["status"]).exits(0);
+
+    pair.laptop.stop();
+    assert_eq!(next(&manager), ["STOPPING=1"]);
+}
+
+fn next(manager: &UnixDatagram) -> Vec<String> {
+    let mut message = [0; 1024];
+    let length = manager.recv(&mut message).expect("a message in time");
+    let text = std::str::from_utf8(&message[..length]).expect("text");
+    text.lines().map(str::to_owned).collect()
+}
