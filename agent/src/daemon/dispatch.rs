@@ -157,7 +157,7 @@ impl Dispatcher {
                 .due(self.peer.id, class, room, busy, now_ms())
                 .await?
             {
-                self.offer(job, class).await;
+                self.offer(job, class).await?;
             }
         }
         let next = self.shared.queue.next_due_ms(self.peer.id, now_ms()).await?;
@@ -171,12 +171,8 @@ impl Dispatcher {
         self.flights.values().filter(of_class).count()
     }
 
-    async fn offer(&mut self, job: Job, class: Class) {
-        let source = Arc::new(FileSource::new(
-            job.root.clone(),
-            job.found.path.clone(),
-            job.found.version,
-        ));
+    async fn offer(&mut self, job: Job, class: Class) -> Result<(), DbError> {
+        let source = Arc::new(self.source(&job, class).await?);
         let progress = Arc::new(AtomicU64::new(0));
         let outgoing = Outgoing {
             id: job.id,
@@ -196,6 +192,21 @@ impl Dispatcher {
                 },
             );
         }
+        Ok(())
+    }
+
+    async fn source(&self, job: &Job, class: Class) -> Result<FileSource, DbError> {
+        let (root, path, version) = (job.root.clone(), job.found.path.clone(), job.found.version);
+        if class == Class::Small {
+            return Ok(FileSource::new(root, path, version));
+        }
+        let kept = self.shared.queue.checkpoints(job.drop).await?;
+        let (checkpoints, drop) = (self.shared.checkpoints.clone(), job.drop);
+        let keep = Box::new(move |bytes| {
+            // Full: the next one says more.
+            let _ = checkpoints.try_send((drop, bytes));
+        });
+        Ok(FileSource::resumable(root, path, version, &kept, keep))
     }
 
     /// Asks how a transfer ended that will not be sent any more.

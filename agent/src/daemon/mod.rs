@@ -39,13 +39,15 @@ use crate::{
     inbox::{self, Inbox},
     link::{self, LinkEvent, Links},
     outbox::Outbox,
-    queue::{Job, Proof, Queue},
+    queue::{DropId, Job, Proof, Queue},
 };
 use live::Live;
 use state::now_ms;
 
 /// Events of one link that may wait: more than one peer's requests in flight can ever cause, so that nobody blocks.
 const EVENTS: usize = 1024;
+/// Checkpoints that wait for the job list; more are dropped, as the next one says more.
+const CHECKPOINTS: usize = 16;
 /// How long a clean end may take.
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
 /// How often running time is noted (retention and `give_up_after` count it, not the wall clock).
@@ -75,6 +77,8 @@ struct Shared {
     /// A peer's dispatcher looks for due jobs when woken.
     wakes: Mutex<HashMap<AgentId, Arc<Notify>>>,
     disposal: Notify,
+    /// How far large files were read, on the way to the job list.
+    checkpoints: mpsc::Sender<(DropId, Vec<u8>)>,
     deliveries: broadcast::Sender<Arc<Receipt>>,
 }
 
@@ -124,6 +128,7 @@ impl Agent {
             cancel.clone(),
         )
         .await?;
+        let (checkpoints, kept) = mpsc::channel(CHECKPOINTS);
         let shared = Arc::new(Shared {
             config: RwLock::new(config.clone()),
             started: Instant::now(),
@@ -137,6 +142,7 @@ impl Agent {
             live: Live::default(),
             wakes: Mutex::default(),
             disposal: Notify::new(),
+            checkpoints,
             deliveries: broadcast::channel(256).0,
         });
         let access = if paths.is_system() {
@@ -151,6 +157,7 @@ impl Agent {
         tasks.spawn(control::serve(listener, Arc::new(office), cancel.clone()));
         start_dispatch(&shared, &config, events, &tasks, &cancel);
         tasks.spawn(disposal::run(shared.clone(), cancel.clone()));
+        tasks.spawn(keep_checkpoints(shared.queue.clone(), kept, cancel.clone()));
         tasks.spawn(arrival::run(shared.clone(), cancel.clone()));
         tasks.spawn(keep_house(shared.clone(), cancel.clone()));
         intake::start(&shared, &config, &tasks, &cancel)
@@ -277,6 +284,27 @@ fn start_dispatch(
             }
         }
     });
+}
+
+async fn keep_checkpoints(
+    queue: Queue,
+    mut kept: mpsc::Receiver<(DropId, Vec<u8>)>,
+    cancel: CancellationToken,
+) {
+    let mut batch = Vec::with_capacity(CHECKPOINTS);
+    while cancel
+        .run_until_cancelled(kept.recv_many(&mut batch, CHECKPOINTS))
+        .await
+        .is_some_and(|n| n > 0)
+    {
+        // Of each file only the newest counts.
+        let newest: HashMap<_, _> = batch.drain(..).collect();
+        for (drop, bytes) in newest {
+            if let Err(error) = queue.keep_checkpoints(drop, bytes).await {
+                warn!(%error, "job list");
+            }
+        }
+    }
 }
 
 async fn keep_house(shared: Arc<Shared>, cancel: CancellationToken) {

@@ -43,6 +43,30 @@ impl Queue {
         .await
     }
 
+    /// What [`Queue::keep_checkpoints`] kept last of this drop; empty where there is nothing.
+    pub async fn checkpoints(&self, drop: DropId) -> Result<Vec<u8>, DbError> {
+        self.call(move |db, _| {
+            db.prepare_cached("SELECT bytes FROM checkpoints WHERE drop_id = ?")?
+                .query_row([drop.0], |row| row.get(0))
+                .optional()
+                .map(Option::unwrap_or_default)
+        })
+        .await
+    }
+
+    /// Keeps how far a large file was read, in the reader's own form, while a job of the drop is queued. Losing it
+    /// costs reading, nothing else.
+    pub async fn keep_checkpoints(&self, drop: DropId, bytes: Vec<u8>) -> Result<(), DbError> {
+        self.call(move |db, _| {
+            db.prepare_cached(
+                "INSERT OR REPLACE INTO checkpoints SELECT id, ?2 FROM drops WHERE id = ?1 AND state = 0",
+            )?
+            .execute(params![drop.0, bytes])?;
+            Ok(())
+        })
+        .await
+    }
+
     /// When the next job for `peer` that is not due yet will be; None when no job waits for its time.
     pub async fn next_due_ms(&self, peer: AgentId, now_ms: i64) -> Result<Option<i64>, DbError> {
         self.call(move |db, _| {

@@ -95,6 +95,8 @@ pub(super) fn settle(db: &Connection, drop: DropId) -> Result<()> {
     };
     db.prepare_cached("UPDATE drops SET state = ?, problem = NULL WHERE id = ?")?
         .execute(params![state, drop.0])?;
+    db.prepare_cached("DELETE FROM checkpoints WHERE drop_id = ?")?
+        .execute([drop.0])?;
     Ok(())
 }
 

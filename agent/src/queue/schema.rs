@@ -94,6 +94,11 @@ CREATE TABLE closing (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX closing_by_peer ON closing (peer, step);
 
+CREATE TABLE checkpoints (
+    drop_id INTEGER PRIMARY KEY REFERENCES drops (id) ON DELETE CASCADE,
+    bytes BLOB NOT NULL
+) STRICT;
+
 CREATE TABLE history (
     job INTEGER NOT NULL REFERENCES jobs (id),
     n INTEGER NOT NULL,

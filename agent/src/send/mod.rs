@@ -3,6 +3,7 @@
 //! A small file is read as a whole by one of a few workers and only then fed to the link; a larger one has a thread
 //! of its own. So a stalled transfer holds up no other, and a thousand small ones need no thousand threads.
 
+mod checkpoints;
 mod pass;
 
 use std::{
@@ -12,10 +13,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use dropwire_protocol::{Digest, RemotePath, message::MAX_EAGER};
+use dropwire_protocol::{Digest, RemotePath, RunningDigest, message::MAX_EAGER};
 use tokio::sync::{Semaphore, mpsc};
 
-use self::pass::{Checkpoints, Ended, Pass};
+use self::{
+    checkpoints::Checkpoints,
+    pass::{Ended, Pass},
+};
 use crate::{
     fault,
     link::{Piece, Source, Voided},
@@ -30,14 +34,17 @@ pub struct FileSource {
     subject: Arc<Subject>,
 }
 
+/// Takes a large file's checkpoints as bytes while it is read; must not block.
+pub type Keep = Box<dyn Fn(Vec<u8>) + Send + Sync>;
+
 /// What is read.
-#[derive(Debug)]
 struct Subject {
     root: PathBuf,
     path: RemotePath,
     version: Version,
     /// States of the hash in earlier passes, so that a rewind need not read everything again.
     checkpoints: Mutex<Checkpoints>,
+    keep: Keep,
     /// Of the whole file, as the last pass that ended well read it.
     read: Mutex<Option<Digest>>,
 }
@@ -45,13 +52,20 @@ struct Subject {
 impl FileSource {
     /// The file at `path` below the outbox `root`; any other version of it is [`Voided::Changed`].
     pub fn new(root: PathBuf, path: RemotePath, version: Version) -> Self {
-        let checkpoints = Mutex::default();
+        FileSource::resumable(root, path, version, &[], Box::new(|_| {}))
+    }
+
+    /// The same for a large file: `kept` is what `keep` was given last, in an earlier attempt or an earlier life of
+    /// the agent, or nothing.
+    pub fn resumable(root: PathBuf, path: RemotePath, version: Version, kept: &[u8], keep: Keep) -> Self {
+        let checkpoints = Mutex::new(Checkpoints::from_bytes(kept));
         FileSource {
             subject: Arc::new(Subject {
                 root,
                 path,
                 version,
                 checkpoints,
+                keep,
                 read: Mutex::default(),
             }),
         }
@@ -162,14 +176,14 @@ impl Subject {
         let pass = Pass::begin(root, path, version)?;
         let mut hash = self.checkpoints().best(pass.ctime_ns(), offset);
         pass.read(&mut hash, offset, &mut |_, _, hash| {
-            self.checkpoints().note(pass.ctime_ns(), hash);
+            self.note(pass.ctime_ns(), hash);
             !stopped()
         })?;
         if offset > 0 && hash.value() != digest {
             return Err(Ended::Void(Voided::PrefixDiffers));
         }
         pass.read(&mut hash, version.size, &mut |offset, bytes, hash| {
-            self.checkpoints().note(pass.ctime_ns(), hash);
+            self.note(pass.ctime_ns(), hash);
             let mut bytes = bytes.to_vec();
             fault::bad_read(offset, &mut bytes);
             let bytes = Bytes::from(bytes);
@@ -182,6 +196,13 @@ impl Subject {
         })?;
         pass.check()?;
         Ok(hash.value())
+    }
+
+    fn note(&self, ctime_ns: i64, hash: &RunningDigest) {
+        let mut checkpoints = self.checkpoints();
+        if checkpoints.note(ctime_ns, hash) {
+            (self.keep)(checkpoints.to_bytes());
+        }
     }
 
     fn checkpoints(&self) -> std::sync::MutexGuard<'_, Checkpoints> {

@@ -2,7 +2,6 @@
 //! yes is that version, whole, and no mix with another.
 
 use std::{
-    collections::VecDeque,
     fs::File,
     io::{self, Read, Seek, SeekFrom},
     path::Path,
@@ -126,52 +125,6 @@ impl<'a> Pass<'a> {
         } else {
             Err(Voided::Changed)
         }
-    }
-}
-
-/// States of the hash at some offsets of one version, the newest few.
-#[derive(Debug, Default)]
-pub(super) struct Checkpoints {
-    ctime_ns: i64,
-    states: VecDeque<State>,
-}
-
-struct State(RunningDigest);
-
-impl std::fmt::Debug for State {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "State({})", self.0.length())
-    }
-}
-
-impl Checkpoints {
-    /// Bytes between two states.
-    const EVERY: u64 = 16 << 20;
-    /// How many are kept.
-    const MOST: usize = 8;
-
-    /// Keeps this state if it stands at a multiple of [`Self::EVERY`].
-    pub(super) fn note(&mut self, ctime_ns: i64, hash: &RunningDigest) {
-        if self.ctime_ns != ctime_ns {
-            self.states.clear();
-            self.ctime_ns = ctime_ns;
-        }
-        let known = self.states.iter().any(|s| s.0.length() == hash.length());
-        if hash.length().is_multiple_of(Self::EVERY) && !known {
-            self.states.truncate(Self::MOST - 1);
-            self.states.push_front(State(hash.clone()));
-        }
-    }
-
-    /// The furthest state not beyond `offset`; none (the beginning) if the file was touched since they were kept.
-    pub(super) fn best(&self, ctime_ns: i64, offset: u64) -> RunningDigest {
-        let usable = self
-            .states
-            .iter()
-            .filter(|s| self.ctime_ns == ctime_ns && s.0.length() <= offset);
-        usable
-            .max_by_key(|s| s.0.length())
-            .map_or_else(RunningDigest::default, |s| s.0.clone())
     }
 }
 

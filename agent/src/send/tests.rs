@@ -1,6 +1,6 @@
 use std::fs;
 
-use dropwire_protocol::{RunningDigest, message::MAX_CHUNK};
+use dropwire_protocol::message::MAX_CHUNK;
 
 use super::*;
 use crate::{confined, mark};
@@ -211,4 +211,44 @@ async fn stalled_ones_hold_up_no_small_one() {
         let end = pass(&outbox.source(&small, small_version), 0, &[]).await.1;
         assert_eq!(end, Ok(digest(b"small")));
     }
+}
+
+#[tokio::test]
+async fn a_resume_in_another_life_does_not_read_the_prefix() {
+    const CHECKPOINT: usize = 16 << 20;
+    let outbox = Outbox::new();
+    let bytes = pattern(CHECKPOINT + 3 * MAX_CHUNK);
+    let (path, version) = outbox.file("large", &bytes);
+    // The checkpoint is of other bytes than lie there: only a source that does not read them agrees with it.
+    let other = vec![9; CHECKPOINT];
+    let mut hash = RunningDigest::default();
+    hash.update(&other);
+    let mut checkpoints = Checkpoints::default();
+    assert!(checkpoints.note(version.ctime_ns, &hash));
+    let kept = checkpoints.to_bytes();
+    let root = outbox.root().to_path_buf();
+    let source = FileSource::resumable(root, path, version, &kept, Box::new(|_| {}));
+    let (sent, end) = pass(&source, CHECKPOINT as u64, &other).await;
+    assert!(sent == bytes[CHECKPOINT..]);
+    hash.update(&sent);
+    assert_eq!(end, Ok(hash.value()));
+}
+
+#[tokio::test]
+async fn checkpoints_are_handed_out_while_a_large_file_is_read() {
+    let outbox = Outbox::new();
+    let bytes = pattern((16 << 20) + 1);
+    let (path, version) = outbox.file("large", &bytes);
+    let (kept_in, kept) = std::sync::mpsc::channel();
+    let keep = Box::new(move |bytes| kept_in.send(bytes).unwrap());
+    let source = FileSource::resumable(outbox.root().to_path_buf(), path, version, &[], keep);
+    let (_, end) = pass(&source, 0, &[]).await;
+    assert_eq!(end, Ok(digest(&bytes)));
+    let last = kept.try_iter().last().unwrap();
+    assert_eq!(
+        Checkpoints::from_bytes(&last)
+            .best(version.ctime_ns, u64::MAX)
+            .length(),
+        16 << 20
+    );
 }
