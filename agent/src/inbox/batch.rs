@@ -20,6 +20,7 @@ use super::{
     Shared,
     claims::Claim,
     commit::{self, Ready},
+    memory::Taken,
     partial,
     reply::{Answer, Reply},
     site::Site,
@@ -46,9 +47,16 @@ pub struct Small {
     pub reply: Reply,
     /// Firm.
     pub claim: Claim,
-    /// Room for it.
+    /// Room for it on the disk.
     pub reservation: Reservation,
+    /// Room for it in memory.
+    #[expect(dead_code, reason = "giving it back is what it is for")]
+    pub memory: Taken,
 }
+
+/// Bytes of small files that wait for their batch or are in it. Half of it is a large batch, so that one is
+/// received while another is synced.
+pub const MEMORY: u64 = 24 << 20;
 
 /// The queue into [`run`].
 pub fn queue() -> (SyncSender<Small>, Receiver<Small>) {

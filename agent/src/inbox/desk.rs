@@ -275,6 +275,7 @@ impl Desk {
         } else if !small.claim.make_firm() {
             small.reply.end(fenced());
         } else {
+            let memory = self.shared.memory.take(small.manifest.size);
             let verified = Small {
                 manifest: small.manifest,
                 chunks: small.chunks,
@@ -282,6 +283,7 @@ impl Desk {
                 reply: small.reply,
                 claim: small.claim,
                 reservation: small.reservation,
+                memory,
             };
             let _ = self.batch.send(verified); // the batch's thread only ends after this one
         }

@@ -48,6 +48,7 @@ mod claims;
 mod commit;
 mod desk;
 mod ledger;
+mod memory;
 mod naming;
 mod partial;
 mod place;
@@ -121,6 +122,7 @@ struct Shared {
     claims: Arc<claims::Claims>,
     places: Arc<place::Places>,
     space: Arc<space::Space>,
+    memory: Arc<memory::Memory>,
     me: AgentId,
     sign: Sign,
     /// The folder of each peer; None: all together.
@@ -185,6 +187,7 @@ impl Inbox {
             claims: Arc::default(),
             places: place::Places::new(aliases),
             space: space::Space::new(settings.inbox.as_ref().map_or(0, |i| i.min_free)),
+            memory: memory::Memory::new(batch::MEMORY),
             me,
             sign,
             tops: by_peer.then(|| settings.peers.into_iter().map(|p| (p.id, p.name)).collect()),
