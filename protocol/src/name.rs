@@ -11,7 +11,7 @@ pub struct RemotePath(Vec<u8>);
 
 /// Why bytes are no [`RemotePath`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[allow(missing_docs)]
+#[allow(missing_docs)] // the texts say it
 pub enum PathError {
     #[error("the path is empty")]
     Empty,

@@ -2,7 +2,6 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use dropwire_protocol::name::escape;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -12,7 +11,7 @@ use super::{
     tend::Tending,
     watch::{self, Hint, Watcher, Went},
 };
-use crate::{config::Watch, confined, version::OutboxId};
+use crate::{config::Watch, confined, error::shown, version::OutboxId};
 
 /// Time between looks for a folder that is not there.
 const ABSENT: Duration = Duration::from_secs(1);
@@ -139,8 +138,4 @@ impl Task {
 /// None: it panicked, or the runtime ends.
 pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     tokio::task::spawn_blocking(work).await.ok()
-}
-
-pub(super) fn shown(path: &Path) -> String {
-    escape(path.as_os_str().as_encoded_bytes())
 }
