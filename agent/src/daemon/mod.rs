@@ -63,7 +63,8 @@ pub struct Agent {
 
 /// What the agent's tasks share.
 struct Shared {
-    config: RwLock<Arc<Config>>,
+    /// As long as this agent runs; a reload ends it and starts another.
+    config: Arc<Config>,
     started: Instant,
     state_dir: PathBuf,
     identity: Arc<Identity>,
@@ -126,7 +127,7 @@ impl Agent {
         )
         .await?;
         let shared = Arc::new(Shared {
-            config: RwLock::new(config.clone()),
+            config: config.clone(),
             started: Instant::now(),
             state_dir: paths.state_dir.clone(),
             identity,
@@ -210,7 +211,7 @@ impl Agent {
 
 impl Shared {
     fn config(&self) -> Arc<Config> {
-        self.config.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.config.clone()
     }
 
     fn wake(&self, peer: AgentId) -> Arc<Notify> {
