@@ -103,9 +103,7 @@ fn many_small_files_survive_repeated_kills() {
             pair.office.start();
         }
     }
-    until("the outbox is empty", || {
-        files::list(&pair.laptop.outbox).is_empty()
-    });
+    pair.laptop.empties_outbox();
     pair.laptop.delivers(FILES);
     assert_eq!(pair.office.received().len(), FILES);
     for n in 0..FILES {

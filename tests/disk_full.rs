@@ -33,9 +33,7 @@ fn a_full_state_folder_ends_the_agent_and_loses_nothing() {
     assert!(there >= FILES, "{there} of {FILES} files are left");
     disk.free();
     pair.laptop.start();
-    until("everything left the outbox", || {
-        files::list(&pair.laptop.outbox).is_empty()
-    });
+    pair.laptop.empties_outbox();
     assert_eq!(pair.office.received().len(), FILES);
     for n in 0..FILES {
         pair.office.receives(format!("{n}"), &files::noise(n as u64, 100));

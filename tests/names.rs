@@ -52,7 +52,7 @@ fn odd_names_arrive_as_they_are() {
             &name,
         );
     }
-    assert!(files::list(&pair.laptop.outbox).is_empty());
+    pair.laptop.empties_outbox();
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use crate::harness::{Agent, Pair, files, until, within};
+use crate::harness::{Agent, Pair, files, within};
 
 const MOST_FILES: usize = 1500;
 const MOST_BYTES: u64 = 50 << 20;
@@ -49,9 +49,7 @@ fn a_real_tree_arrives_both_ways_at_once() {
             at.name
         );
         from.delivers(sent.len());
-        until("the files left the outbox", || {
-            files::list(&from.outbox).is_empty()
-        });
+        from.empties_outbox();
     }
 }
 

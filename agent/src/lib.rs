@@ -1,16 +1,18 @@
 //! dropwire's agent: drop a file into a folder, it arrives in a folder on another machine.
 //!
-//! The rooms, from the top down; each imports only rooms below its own rank:
+//! The rooms, from the top down; each imports only rooms below its own rank ([`send`] and [`inbox`] also [`link`]'s two
+//! traits, [`cli`] also [`control`]'s client). `tests/architecture.rs` checks it.
 //!
 //! | rank | rooms |
 //! |---|---|
 //! | 1 | [`cli`]: commands, rendering, exit codes |
 //! | 2 | [`daemon`]: the only room that knows the others; wires, starts, stops |
-//! | 3 | [`outbox`] watch, scan, settle, dispose · [`queue`] job list, schedule, backoff · [`link`] TLS links and the pump · [`send`] a job as chunks · [`inbox`] partials, commit, naming, ledger · [`control`] the local socket |
-//! | 4 | [`config`] · [`identity`] · [`db`] · [`durable`] · [`mark`] · [`confined`] · [`lease`] · [`version`] · [`backoff`] · [`fault`] · [`id`] · [`error`] |
+//! | 3 | [`outbox`] watch, scan, settle, dispose · [`queue`] job list, schedule · [`link`] TLS links and the pump · [`send`] a job as chunks · [`inbox`] partials, commit, naming, ledger · [`control`] the local socket |
+//! | 4 | [`config`] · [`identity`] · [`db`] · [`durable`] · [`mark`] · [`confined`] · [`lease`] · [`version`] · [`backoff`] · [`clock`] · [`fault`] · [`id`] · [`error`] |
 
 pub mod backoff;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod confined;
 pub mod control;

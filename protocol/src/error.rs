@@ -13,7 +13,7 @@ pub enum Error {
     #[error(
         "no common protocol version: we speak {ours_min} to {ours_max}, the peer {theirs_min} to {theirs_max}; update the older agent"
     )]
-    #[allow(missing_docs)]
+    #[allow(missing_docs)] // the text names them
     Incompatible {
         ours_min: u16,
         ours_max: u16,

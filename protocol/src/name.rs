@@ -11,7 +11,7 @@ pub struct RemotePath(Vec<u8>);
 
 /// Why bytes are no [`RemotePath`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[allow(missing_docs)]
+#[allow(missing_docs)] // the texts say it
 pub enum PathError {
     #[error("the path is empty")]
     Empty,
@@ -110,7 +110,7 @@ pub fn escape(bytes: &[u8]) -> String {
         for c in chunk.valid().chars() {
             match c {
                 '\\' => text.push_str("\\\\"),
-                c if c.is_control() || is_ignorable(c) || is_format(c) => text.extend(c.escape_unicode()),
+                c if is_unseen(c) => text.extend(c.escape_unicode()),
                 c => text.push(c),
             }
         }
@@ -119,6 +119,11 @@ pub fn escape(bytes: &[u8]) -> String {
         }
     }
     text
+}
+
+/// A character that does not show as itself, or moves what stands beside it: control, bidirectional, invisible.
+pub fn is_unseen(c: char) -> bool {
+    c.is_control() || is_ignorable(c) || is_format(c)
 }
 
 impl<C> minicbor::Encode<C> for RemotePath {

@@ -10,7 +10,7 @@ use std::{
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{Proxy, Ran, eventually, files, report, settings::Settings};
+use super::{Proxy, Ran, eventually, files, report, settings::Settings, until};
 use crate::program;
 
 /// An agent in a temporary folder. Killed when dropped; tells where it stood when its test is failing.
@@ -245,6 +245,14 @@ impl Agent {
         eventually(&format!("{count} jobs delivered by {}", self.name), || {
             let jobs = self.jobs();
             (jobs.len() == count && jobs.iter().all(|j| j["state"] == "delivered")).then_some(())
+        });
+    }
+
+    /// Returns once every file has left the outbox, which is a moment after the receipts.
+    #[track_caller]
+    pub fn empties_outbox(&self) {
+        until(&format!("the outbox of {} is empty", self.name), || {
+            files::list(&self.outbox).is_empty()
         });
     }
 

@@ -8,12 +8,10 @@ use std::{
 
 use serde_json::json;
 
-use super::{
-    output::{remark, say, say_json},
-    run,
-};
+use super::output::{remark, say, say_json};
 use crate::{
     config::{self, Config, paths::Paths},
+    daemon,
     error::{Exit, Fatal, shown},
     id,
     identity::Identity,
@@ -58,7 +56,7 @@ fn look(config: &Config, paths: &Paths) -> Vec<Finding> {
     let mut add = |subject: String, result| findings.push(Finding { subject, result });
     add("config".into(), Ok(shown(&paths.config)));
     if paths.state_dir.exists() {
-        let private = run::check_private(&paths.state_dir).map(|()| "is closed to others".into());
+        let private = daemon::check_private(&paths.state_dir).map(|()| "is closed to others".into());
         add(format!("state folder {}", shown(&paths.state_dir)), private);
     }
     add("identity".into(), identity(config, paths));

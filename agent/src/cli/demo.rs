@@ -13,7 +13,8 @@ use tokio::sync::broadcast;
 use super::{output::say, run, signals::Signals};
 use crate::{
     config::{self, Config, paths::Paths, quoted},
-    daemon::Agent,
+    control::wire::Time,
+    daemon::{self, Agent},
     error::{Exit, Fatal, shown},
     id,
     identity::{self, Identity},
@@ -101,6 +102,7 @@ async fn first(deliveries: &mut broadcast::Receiver<Arc<Receipt>>) -> Result<Arc
 fn tell(receipt: &Receipt, inbox: &Path) -> Result<(), Fatal> {
     let body = identity::verify(receipt).map_err(|error| Fatal::new(Exit::Data, error))?;
     say(format_args!("\n{FILE} was delivered. Its receipt:"))?;
+    let delivered_at = Time::from_ms(i64::try_from(body.delivered_at).unwrap_or(i64::MAX));
     let lies = format!("{}/{}", shown(inbox), escape(body.delivered_as.as_bytes()));
     for (what, value) in [
         ("job", body.transfer.to_string()),
@@ -109,20 +111,12 @@ fn tell(receipt: &Receipt, inbox: &Path) -> Result<(), Fatal> {
         ("size", format!("{} bytes", body.size)),
         ("sha256", body.digest.to_string()),
         ("delivered_as", lies),
-        ("delivered_at", delivered_at(body.delivered_at)),
+        ("delivered_at", delivered_at.to_string()),
         ("signature", "verified".into()),
     ] {
         say(format_args!("  {what:<13} {value}"))?;
     }
     Ok(())
-}
-
-fn delivered_at(millis: u64) -> String {
-    let time = std::time::UNIX_EPOCH.checked_add(Duration::from_millis(millis));
-    time.map_or_else(
-        || millis.to_string(),
-        |time| humantime::format_rfc3339_millis(time).to_string(),
-    )
 }
 
 /// One of the two agents.
@@ -139,7 +133,7 @@ impl Side {
             fs::create_dir_all(&made)
                 .map_err(|error| Fatal::io(format_args!("cannot make {}", shown(&made)), &error))?;
         }
-        run::private_folder(&root.join("state"))?;
+        daemon::private_folder(&root.join("state"))?;
         let id = Identity::load_or_create(&root.join("state"))?.id();
         Ok(Side { name, root, id })
     }
@@ -194,7 +188,7 @@ impl Folder {
         let number = getrandom::u64()
             .map_err(|error| Fatal::new(Exit::Failed, format_args!("no randomness: {error}")))?;
         let path = std::env::temp_dir().join(format!("dropwire-demo-{number:016x}"));
-        run::private_folder(&path)?;
+        daemon::private_folder(&path)?;
         let real = path.canonicalize().unwrap_or(path);
         Ok(Folder(real))
     }

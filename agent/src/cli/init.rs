@@ -5,7 +5,6 @@ use std::{fs, path::Path};
 use super::{
     exit,
     output::{remark, say},
-    run::private_folder,
 };
 use crate::{
     config::{
@@ -13,6 +12,7 @@ use crate::{
         paths::{self, Flags, Paths},
         quoted,
     },
+    daemon::private_folder,
     durable,
     error::{Exit, Fatal, shown},
     id,

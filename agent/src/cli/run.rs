@@ -1,6 +1,6 @@
 //! `dropwire run`: the agent in the foreground, until a signal or an error that it cannot live with.
 
-use std::{fs, io, path::Path, time::Duration};
+use std::time::Duration;
 
 use sd_notify::NotifyState;
 use tokio::runtime::Runtime;
@@ -19,7 +19,6 @@ use crate::{
 /// Runs until SIGTERM or SIGINT; SIGHUP re-reads the config and starts the agent anew with it, in the same process.
 pub fn run(paths: &Paths, verbose: u8) -> Result<(), Fatal> {
     let config = super::load(paths)?;
-    private_folder(&paths.state_dir)?;
     logs::init(verbose, "info");
     let runtime = runtime()?;
     let result = runtime.block_on(serve(config, paths));
@@ -38,72 +37,6 @@ pub(super) fn runtime() -> Result<Runtime, Fatal> {
         .map_err(|error| Fatal::io("cannot start the runtime", &error))
 }
 
-/// Makes `dir` where it is missing, for its owner alone. One that others can enter is refused, for key and job list
-/// lie there; one without anything in it is closed to them instead.
-pub(super) fn private_folder(dir: &Path) -> Result<(), Fatal> {
-    let failed =
-        |error: &io::Error| Fatal::io(format_args!("cannot make the state folder {}", shown(dir)), error);
-    let mut builder = fs::DirBuilder::new();
-    #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder
-        .recursive(true)
-        .create(dir)
-        .map_err(|error| match error.kind() {
-            // Something else has the name, or stands on the way.
-            io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory => {
-                Fatal::new(Exit::CannotCreate, format_args!("{} is no folder", shown(dir)))
-                    .mend("name another with `state_dir` or `--state-dir`")
-            }
-            _ => failed(&error),
-        })?;
-    close_if_empty(dir).map_err(|error| failed(&error))?;
-    check_private(dir)
-}
-
-/// Whether only its owner can enter `dir`.
-#[cfg(unix)]
-pub(super) fn check_private(dir: &Path) -> Result<(), Fatal> {
-    use std::os::unix::fs::PermissionsExt as _;
-    let metadata = fs::metadata(dir).map_err(|error| {
-        Fatal::io(
-            format_args!("cannot look at the state folder {}", shown(dir)),
-            &error,
-        )
-    })?;
-    let mode = metadata.permissions().mode() & 0o777;
-    if mode & 0o077 == 0 {
-        return Ok(());
-    }
-    Err(Fatal::new(
-        Exit::Permission,
-        format_args!(
-            "the state folder {} is open to others (mode {mode:o})",
-            shown(dir)
-        ),
-    )
-    .mend(format_args!("chmod 700 {}", shown(dir))))
-}
-
-/// Access lists of other systems are left to whoever made the folder.
-#[cfg(not(unix))]
-pub(super) fn check_private(_: &Path) -> Result<(), Fatal> {
-    Ok(())
-}
-
-#[cfg(unix)]
-fn close_if_empty(dir: &Path) -> io::Result<()> {
-    match fs::read_dir(dir)?.next() {
-        None => fs::set_permissions(dir, std::os::unix::fs::PermissionsExt::from_mode(0o700)),
-        Some(_) => Ok(()),
-    }
-}
-
-#[cfg(not(unix))]
-fn close_if_empty(_: &Path) -> io::Result<()> {
-    Ok(())
-}
-
 /// How long threads may take to end.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -114,11 +47,7 @@ async fn serve(mut config: Config, paths: &Paths) -> Result<(), Fatal> {
         agent = Agent::start(config.clone(), paths) => agent?,
         () = signals.stop() => return Ok(()),
     };
-    info!(
-        id = crate::id::format(agent.id()),
-        config = shown(&paths.config),
-        "running"
-    );
+    info!(config = shown(&paths.config), "ready");
     notify(&[NotifyState::Ready]);
     loop {
         tokio::select! {
@@ -182,36 +111,5 @@ async fn restart(agent: Agent, old: Config, new: Config, paths: &Paths) -> Resul
 fn notify(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
         warn!("cannot tell the service manager: {error}");
-    }
-}
-
-#[cfg(all(test, unix))]
-mod tests {
-    use super::*;
-    use std::os::unix::fs::PermissionsExt as _;
-
-    #[test]
-    fn the_state_folder_is_the_owners_alone() {
-        let root = tempfile::tempdir().unwrap();
-        let mode = |dir: &Path| fs::metadata(dir).unwrap().permissions().mode() & 0o777;
-        let open = |dir: &Path| fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).unwrap();
-
-        let missing = root.path().join("a/b");
-        private_folder(&missing).unwrap();
-        assert_eq!(mode(&missing), 0o700);
-        open(&missing);
-        private_folder(&missing).unwrap();
-        assert_eq!(mode(&missing), 0o700, "an empty one is closed");
-
-        fs::write(missing.join("x"), "").unwrap();
-        private_folder(&missing).unwrap();
-        open(&missing);
-        let refused = private_folder(&missing).unwrap_err();
-        assert_eq!(refused.exit, Exit::Permission);
-        assert!(refused.mend.unwrap().starts_with("chmod 700"));
-        assert_eq!(mode(&missing), 0o755, "and is left as it is");
-
-        let error = private_folder(&missing.join("x")).unwrap_err();
-        assert_eq!(error.exit, Exit::CannotCreate);
     }
 }

@@ -1,119 +1,134 @@
 //! Writes a config out in full, defaults included; reading it gives the same config.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, path::Path, time::Duration};
 
-use super::{AfterSend, Config, Layout, Watch, units};
+use dropwire_protocol::name::is_unseen;
+
+use super::{AfterSend, Config, Inbox, Layout, Outbox, Peer, Retry, Watch, units};
 use crate::id;
 
 /// The config as TOML with every key that holds, in the order of the example.
 pub fn effective(config: &Config) -> String {
-    let mut out = String::new();
-    let mut line = |text: String| {
-        out.push_str(&text);
-        out.push('\n');
-    };
-    line(format!("name = {}", quoted(&config.name)));
-    if let Some(listen) = &config.listen {
-        line(format!("listen = {}", quoted(listen)));
-    }
-    for (key, path) in [("state_dir", &config.state_dir), ("control", &config.control)] {
-        if let Some(path) = path {
-            line(format!("{key} = {}", quoted(&path.to_string_lossy())));
-        }
-    }
+    let mut out = Lines::default();
+    out.key("name", quoted(&config.name));
+    out.maybe("listen", config.listen.as_deref().map(quoted));
+    out.maybe("state_dir", config.state_dir.as_deref().map(folder));
+    out.maybe("control", config.control.as_deref().map(folder));
     for outbox in &config.outboxes {
-        let to = outbox
-            .to
-            .iter()
-            .filter_map(|id| config.peers.iter().find(|peer| peer.id == *id));
-        let to = list(to.map(|peer| peer.name.as_str()));
-        line(format!(
-            "\n[[outbox]]\npath = {}",
-            quoted(&outbox.path.to_string_lossy())
-        ));
-        if !outbox.to.is_empty() {
-            line(format!("to = {to}"));
-        }
-        line(format!("after_send = \"{}\"", after_send(outbox.after_send)));
-        line(format!("quiet = \"{}\"", units::format_duration(outbox.quiet)));
-        line(format!(
-            "max_wait = \"{}\"",
-            units::format_duration(outbox.max_wait)
-        ));
-        line(format!(
-            "ignore = {}",
-            list(outbox.ignore.iter().map(String::as_str))
-        ));
-        line(format!("watch = \"{}\"", watch(outbox.watch)));
-        line(format!("rescan = \"{}\"", units::format_duration(outbox.rescan)));
+        write_outbox(&mut out, outbox, &config.peers);
     }
     if let Some(inbox) = &config.inbox {
-        line(format!(
-            "\n[inbox]\npath = {}",
-            quoted(&inbox.path.to_string_lossy())
-        ));
-        line(format!("layout = \"{}\"", layout(inbox.layout)));
-        line(format!("min_free = \"{}\"", units::format_size(inbox.min_free)));
-        if !inbox.on_arrival.is_empty() {
-            line(format!(
-                "on_arrival = {}",
-                list(inbox.on_arrival.iter().map(String::as_str))
-            ));
-        }
+        write_inbox(&mut out, inbox);
     }
     for peer in &config.peers {
-        line(format!(
-            "\n[[peer]]\nname = {}\nid = \"{}\"",
-            quoted(&peer.name),
-            id::format(peer.id)
-        ));
-        if let Some(address) = &peer.address {
-            line(format!("address = {}", quoted(address)));
-        }
-        line(format!(
-            "max_file_size = \"{}\"",
-            peer.max_file_size.map_or("unlimited".into(), units::format_size)
-        ));
+        write_peer(&mut out, peer);
     }
-    let retry = &config.retry;
-    line(format!(
-        "\n[retry]\nfirst = \"{}\"",
-        units::format_duration(retry.first)
-    ));
-    line(format!("max = \"{}\"", units::format_duration(retry.max)));
-    line(format!(
-        "give_up_after = \"{}\"",
-        retry.give_up_after.map_or("never".into(), units::format_duration)
-    ));
-    let rate = |rate: Option<u64>| {
-        rate.map_or("unlimited".into(), |rate| {
-            format!("{}/s", units::format_size(rate))
-        })
-    };
-    line(format!("\n[limits]\nupload = \"{}\"", rate(config.limits.upload)));
-    line(format!("download = \"{}\"", rate(config.limits.download)));
-    out
+    write_retry(&mut out, &config.retry);
+    out.table("[limits]");
+    out.key("upload", rate(config.limits.upload));
+    out.key("download", rate(config.limits.download));
+    out.0
 }
 
-/// A TOML string; control and bidirectional characters are escaped, so that it can be shown.
+fn write_outbox(out: &mut Lines, outbox: &Outbox, peers: &[Peer]) {
+    let to = outbox
+        .to
+        .iter()
+        .filter_map(|id| peers.iter().find(|peer| peer.id == *id))
+        .map(|peer| peer.name.as_str());
+    out.table("[[outbox]]");
+    out.key("path", folder(&outbox.path));
+    out.maybe("to", (!outbox.to.is_empty()).then(|| list(to)));
+    out.key("after_send", quoted(after_send(outbox.after_send)));
+    out.key("quiet", duration(outbox.quiet));
+    out.key("max_wait", duration(outbox.max_wait));
+    out.key("ignore", list(outbox.ignore.iter().map(String::as_str)));
+    out.key("watch", quoted(watch(outbox.watch)));
+    out.key("rescan", duration(outbox.rescan));
+}
+
+fn write_inbox(out: &mut Lines, inbox: &Inbox) {
+    let command = || list(inbox.on_arrival.iter().map(String::as_str));
+    out.table("[inbox]");
+    out.key("path", folder(&inbox.path));
+    out.key("layout", quoted(layout(inbox.layout)));
+    out.key("min_free", quoted(&units::format_size(inbox.min_free)));
+    out.maybe("on_arrival", (!inbox.on_arrival.is_empty()).then(command));
+}
+
+fn write_peer(out: &mut Lines, peer: &Peer) {
+    let most = peer.max_file_size.map_or("unlimited".into(), units::format_size);
+    out.table("[[peer]]");
+    out.key("name", quoted(&peer.name));
+    out.key("id", quoted(&id::format(peer.id)));
+    out.maybe("address", peer.address.as_deref().map(quoted));
+    out.key("max_file_size", quoted(&most));
+}
+
+fn write_retry(out: &mut Lines, retry: &Retry) {
+    out.table("[retry]");
+    out.key("first", duration(retry.first));
+    out.key("max", duration(retry.max));
+    out.key(
+        "give_up_after",
+        retry.give_up_after.map_or(quoted("never"), duration),
+    );
+}
+
+/// The text so far.
+#[derive(Default)]
+struct Lines(String);
+
+impl Lines {
+    fn table(&mut self, name: &str) {
+        self.0.push('\n');
+        self.0.push_str(name);
+        self.0.push('\n');
+    }
+
+    fn key(&mut self, key: &str, value: String) {
+        for part in [key, " = ", &value, "\n"] {
+            self.0.push_str(part);
+        }
+    }
+
+    fn maybe(&mut self, key: &str, value: Option<String>) {
+        if let Some(value) = value {
+            self.key(key, value);
+        }
+    }
+}
+
+fn folder(path: &Path) -> String {
+    quoted(&path.to_string_lossy())
+}
+
+fn duration(value: Duration) -> String {
+    quoted(&units::format_duration(value))
+}
+
+fn rate(rate: Option<u64>) -> String {
+    match rate {
+        Some(rate) => quoted(&format!("{}/s", units::format_size(rate))),
+        None => quoted("unlimited"),
+    }
+}
+
+/// A TOML string; characters that do not show as themselves are escaped.
 pub fn quoted(text: &str) -> String {
     let mut out = String::from('"');
     for c in text.chars() {
         match c {
             '"' => out.push_str("\\\""),
             '\\' => out.push_str("\\\\"),
-            c if c.is_control() || is_bidirectional(c) => {
-                let _ = write!(out, "\\u{:04X}", u32::from(c));
+            c if is_unseen(c) => {
+                let _ = write!(out, "\\U{:08X}", u32::from(c));
             }
             c => out.push(c),
         }
     }
     out.push('"');
     out
-}
-
-fn is_bidirectional(c: char) -> bool {
-    matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 fn list<'a>(items: impl Iterator<Item = &'a str>) -> String {

@@ -139,7 +139,7 @@ pub struct Retry {
 
 /// Rates in bytes a second; None: unlimited.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
-#[allow(missing_docs)]
+#[allow(missing_docs)] // the names say it
 pub struct Limits {
     pub upload: Option<u64>,
     pub download: Option<u64>,

@@ -1,6 +1,9 @@
 //! The peers: names and ids unique, ids without a typo, and names that can be folders where the inbox has one a peer.
 
-use dropwire_protocol::{AgentId, name::escape};
+use dropwire_protocol::{
+    AgentId,
+    name::{escape, is_unseen},
+};
 use toml::Spanned;
 
 use super::{
@@ -59,8 +62,7 @@ pub(super) fn check_name(name: &str) -> Result<(), Wrong> {
             "write a name of at most 64 bytes",
         );
     }
-    let plain = name.replace('\\', "");
-    if escape(plain.as_bytes()) != plain {
+    if name.chars().any(is_unseen) {
         return wrong(
             format!("`{}` holds control characters", escape(name.as_bytes())),
             "write letters, digits and hyphens",

@@ -21,10 +21,11 @@ use tracing::{debug, info, warn};
 use super::{
     Shared,
     proof::{self, Claim},
-    state::now_ms,
 };
 use crate::{
-    backoff, config,
+    backoff,
+    clock::now_ms,
+    config,
     db::DbError,
     link::{LinkEvent, MAX_OPEN, Outgoing, Request, Voided},
     queue::{
@@ -92,7 +93,7 @@ impl Dispatcher {
             let next_due = match this.fill().await {
                 Ok(next_due) => next_due,
                 Err(error) => {
-                    warn!(peer = %this.peer.name, %error, "job list");
+                    warn!(peer = %this.peer.name, %error, "the job list failed");
                     Some(Instant::now() + Duration::from_secs(5))
                 }
             };
@@ -109,7 +110,7 @@ impl Dispatcher {
                         break;
                     }
                     if let Err(error) = this.handle(batch.drain(..)).await {
-                        warn!(peer = %this.peer.name, %error, "job list");
+                        warn!(peer = %this.peer.name, %error, "the job list failed");
                     }
                 }
                 Some(reread) = this.rereading.join_next() => {
@@ -230,14 +231,8 @@ impl Dispatcher {
         let mut proofs = Vec::new();
         for event in events {
             match event {
-                LinkEvent::Up { .. } => {
-                    info!(peer = %self.peer.name, "linked");
-                    self.linked = true;
-                }
-                LinkEvent::Down { error, .. } => {
-                    info!(peer = %self.peer.name, error, "link down");
-                    self.down();
-                }
+                LinkEvent::Up { .. } => self.linked = true,
+                LinkEvent::Down { .. } => self.down(),
                 LinkEvent::Delivered { id, receipt, .. } => {
                     if let Some(Flight::Offered { job, source, .. }) = self.land(id) {
                         let read = source.digest();

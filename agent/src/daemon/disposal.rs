@@ -5,8 +5,9 @@ use std::{sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::{Shared, blocking, state::now_ms};
+use super::{Shared, blocking};
 use crate::{
+    clock::now_ms,
     db::DbError,
     outbox::{
         dispose::{self, Disposed},
@@ -26,7 +27,7 @@ pub async fn run(shared: Arc<Shared>, cancel: CancellationToken) {
         let left = match pass(&shared).await {
             Ok(left) => left,
             Err(error) => {
-                warn!(%error, "job list");
+                warn!(%error, "the job list failed");
                 true
             }
         };

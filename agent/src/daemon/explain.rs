@@ -1,6 +1,8 @@
 //! What a job waits for, in one sentence. Pure, so that every case stands in a table.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
+
+use crate::control::wire::Time;
 
 /// Where a job stands, as far as the sentence depends on it.
 pub enum Standing {
@@ -53,7 +55,10 @@ pub fn sentence(standing: &Standing, way: &Way, now_ms: i64) -> String {
             format!("is being sent to {peer}: {sent} of {size} bytes lie across")
         }
         Standing::Delivered { delivered_as, at_ms } => {
-            format!("delivered to {peer} as {delivered_as} at {}", time(*at_ms))
+            format!(
+                "delivered to {peer} as {delivered_as} at {}",
+                Time::from_ms(*at_ms)
+            )
         }
         Standing::Failed(why) => format!("failed for {peer}: {why}"),
         Standing::Cancelled => format!("cancelled for {peer}"),
@@ -76,7 +81,7 @@ pub fn sentence(standing: &Standing, way: &Way, now_ms: i64) -> String {
             next_attempt_ms,
             error,
         } if *next_attempt_ms > now_ms => {
-            let at = from_ms(*next_attempt_ms);
+            let at = Time::from_ms(*next_attempt_ms).system();
             let cause = error.as_deref().unwrap_or("it was put off");
             format!(
                 "waits for its next attempt to {peer} {}: {cause}",
@@ -87,18 +92,8 @@ pub fn sentence(standing: &Standing, way: &Way, now_ms: i64) -> String {
     }
 }
 
-/// RFC 3339 in UTC.
-pub fn time(ms: i64) -> String {
-    humantime::format_rfc3339_millis(from_ms(ms)).to_string()
-}
-
-/// Before 1970 counts as 1970.
-pub fn from_ms(ms: i64) -> SystemTime {
-    UNIX_EPOCH + Duration::from_millis(u64::try_from(ms).unwrap_or(0))
-}
-
 fn until(at: SystemTime, now_ms: i64) -> String {
-    match at.duration_since(from_ms(now_ms)) {
+    match at.duration_since(Time::from_ms(now_ms).system()) {
         Ok(wait) => format!("in {:.1} s", wait.as_secs_f64()),
         Err(_) => "now".into(),
     }
@@ -162,7 +157,7 @@ mod tests {
             (
                 queued(0, None),
                 Way {
-                    next_dial_at: Some(from_ms(1500)),
+                    next_dial_at: Some(Time::from_ms(1500).system()),
                     ..cut()
                 },
                 "waits for a link to office (refused); dials again in 0.5 s",

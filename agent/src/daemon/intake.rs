@@ -7,10 +7,12 @@ use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
-use super::{Shared, marks, state::now_ms};
+use super::{Shared, marks};
 use crate::{
+    clock::now_ms,
     config::{self, AfterSend, Config},
     db::DbError,
+    error::shown,
     outbox::{self, Known, OutboxEvent},
     queue::NewDrop,
     version::Found,
@@ -58,7 +60,7 @@ async fn take_in(shared: Arc<Shared>, outbox: config::Outbox, mut events: mpsc::
         };
         if let Err(error) = done {
             // Not lost: the files lie in the outbox, and the next scan finds them.
-            warn!(outbox = %outbox.path.display(), %error, "files could not be queued");
+            warn!(outbox = %shown(&outbox.path), %error, "files could not be queued");
         }
     }
 }
@@ -101,7 +103,7 @@ impl Known for InQueue {
     fn unknown(&self, found: Vec<Found>) -> Pin<Box<dyn Future<Output = Vec<Found>> + Send + '_>> {
         Box::pin(async move {
             self.0.queue.unknown(found).await.unwrap_or_else(|error| {
-                warn!(%error, "job list");
+                warn!(%error, "the job list failed");
                 Vec::new() // the next scan asks again
             })
         })

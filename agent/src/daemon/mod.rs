@@ -31,10 +31,11 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use crate::{
+    clock::now_ms,
     config::{Config, paths::Paths},
     control,
     db::{Db, DbError},
-    error::{Exit, Fatal},
+    error::{Exit, Fatal, shown},
     identity::Identity,
     inbox::{self, Inbox},
     link::{self, LinkEvent, Links},
@@ -42,7 +43,7 @@ use crate::{
     queue::{DropId, Job, Proof, Queue},
 };
 use live::Live;
-use state::now_ms;
+pub use state::{check_private, private_folder};
 
 /// Events of one link that may wait: more than one peer's requests in flight can ever cause, so that nobody blocks.
 const EVENTS: usize = 1024;
@@ -64,7 +65,8 @@ pub struct Agent {
 
 /// What the agent's tasks share.
 struct Shared {
-    config: RwLock<Arc<Config>>,
+    /// As long as this agent runs; a reload ends it and starts another.
+    config: Arc<Config>,
     started: Instant,
     state_dir: PathBuf,
     identity: Arc<Identity>,
@@ -130,7 +132,7 @@ impl Agent {
         .await?;
         let (checkpoints, kept) = mpsc::channel(CHECKPOINTS);
         let shared = Arc::new(Shared {
-            config: RwLock::new(config.clone()),
+            config: config.clone(),
             started: Instant::now(),
             state_dir: paths.state_dir.clone(),
             identity,
@@ -193,7 +195,7 @@ impl Agent {
         let reason = self.shared.db.failed().await;
         Fatal::new(Exit::Disk, reason).mend(format_args!(
             "make room on or mend the disk of {}, then start the agent again; nothing is lost",
-            self.shared.state_dir.display()
+            shown(&self.shared.state_dir)
         ))
     }
 
@@ -216,7 +218,7 @@ impl Agent {
 
 impl Shared {
     fn config(&self) -> Arc<Config> {
-        self.config.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.config.clone()
     }
 
     fn wake(&self, peer: AgentId) -> Arc<Notify> {
@@ -315,7 +317,7 @@ async fn keep_house(shared: Arc<Shared>, cancel: CancellationToken) {
     {
         let give_up_after = shared.config().retry.give_up_after;
         if let Err(error) = house_round(&shared.queue, give_up_after).await {
-            warn!(%error, "job list");
+            warn!(%error, "the job list failed");
         }
     }
 }

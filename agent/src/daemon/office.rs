@@ -12,9 +12,9 @@ use super::{
     Shared, blocking, explain,
     explain::{Standing, Way},
     intake, job_list,
-    state::now_ms,
 };
 use crate::{
+    clock::now_ms,
     config::{self, Config},
     control::{
         self,
@@ -22,9 +22,9 @@ use crate::{
             Changed, Event, InboxReport, JobFilter, JobPage, JobParts, JobReport, JobState, OutboxReport,
             PeerReport, SCHEMA, Selection, SendReply, SendRequest, StatusReport, WhyQuery, WhyReport,
         },
-        wire::{Time, path_bytes},
+        wire::Time,
     },
-    error::{Exit, Fatal},
+    error::{Exit, Fatal, shown},
     id,
     link::PeerLink,
     outbox::spool,
@@ -82,7 +82,9 @@ impl control::Agent for Office {
                 status.held,
             )
         });
-        let inbox = shared.inbox.status();
+        // A network disk may hang.
+        let inbox = shared.inbox.clone();
+        let inbox = blocking(move || inbox.status()).await?;
         let (files, bytes) = (inbox.received_files, inbox.received_bytes);
         let inbox = inbox
             .path
@@ -194,7 +196,10 @@ impl control::Agent for Office {
         history.sort_by_key(|event| event.at);
         let watched = match &query {
             // What lies there now may be newer than what the job list knows.
-            WhyQuery::File(path) => self.shared.outboxes().iter().find_map(|o| o.why(&path.0)),
+            WhyQuery::File(path) => {
+                let (outboxes, path) = (self.shared.outboxes(), path.0.clone());
+                blocking(move || outboxes.iter().find_map(|o| o.why(&path))).await?
+            }
             WhyQuery::Job(_) => None,
         };
         let open: Vec<&Job> = jobs
@@ -499,8 +504,4 @@ fn no_such_file(path: &Path) -> Fatal {
         format_args!("{} is in no outbox and was never queued", shown(path)),
     )
     .mend("`dropwire status` shows the outboxes, `dropwire jobs` the files that were queued")
-}
-
-fn shown(path: &Path) -> String {
-    escape(path_bytes(path))
 }

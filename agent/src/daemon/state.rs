@@ -1,13 +1,13 @@
 //! The state folder: made private, locked against a second agent, its key and database opened.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{fs, io, path::Path, sync::Arc};
 
 use rusqlite_migration::{M, Migrations};
 
 use crate::{
     config::paths::Paths,
     db::{Db, OpenError},
-    error::{Exit, Fatal},
+    error::{Exit, Fatal, shown},
     identity::Identity,
     inbox, queue,
 };
@@ -28,7 +28,7 @@ const MIGRATIONS: &[&str] = &[queue::SCHEMA_1, inbox::SCHEMA_1, super::marks::SC
 /// [`Exit::CannotCreate`], a damaged job list [`Exit::Data`].
 pub fn open(paths: &Paths) -> Result<State, Fatal> {
     let folder = &paths.state_dir;
-    make_private(folder)?;
+    private_folder(folder)?;
     let lock = lock(&folder.join("lock"))?;
     let identity = Arc::new(Identity::load_or_create(folder)?);
     let file = folder.join("jobs.db");
@@ -41,21 +41,74 @@ pub fn open(paths: &Paths) -> Result<State, Fatal> {
     })
 }
 
-fn make_private(folder: &Path) -> Result<(), Fatal> {
+/// Makes `dir` where it is missing, for its owner alone. One that others can enter is refused, for key and job list
+/// lie there; one without anything in it is closed to them instead.
+pub fn private_folder(dir: &Path) -> Result<(), Fatal> {
+    let failed =
+        |error: &io::Error| Fatal::io(format_args!("cannot make the state folder {}", shown(dir)), error);
     let mut builder = fs::DirBuilder::new();
-    builder.recursive(true);
     #[cfg(unix)]
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.create(folder).map_err(|e| {
+    builder
+        .recursive(true)
+        .create(dir)
+        .map_err(|error| match error.kind() {
+            // Something else has the name, or stands on the way.
+            io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory => {
+                Fatal::new(Exit::CannotCreate, format_args!("{} is no folder", shown(dir)))
+                    .mend("name another with `state_dir` or `--state-dir`")
+            }
+            _ => failed(&error),
+        })?;
+    close_if_empty(dir).map_err(|error| failed(&error))?;
+    check_private(dir)
+}
+
+/// Whether only its owner can enter `dir`.
+#[cfg(unix)]
+pub fn check_private(dir: &Path) -> Result<(), Fatal> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let metadata = fs::metadata(dir).map_err(|error| {
         Fatal::io(
-            format_args!("cannot make the state folder {}", folder.display()),
-            &e,
+            format_args!("cannot look at the state folder {}", shown(dir)),
+            &error,
         )
-    })
+    })?;
+    let mode = metadata.permissions().mode() & 0o777;
+    if mode & 0o077 == 0 {
+        return Ok(());
+    }
+    Err(Fatal::new(
+        Exit::Permission,
+        format_args!(
+            "the state folder {} is open to others (mode {mode:o})",
+            shown(dir)
+        ),
+    )
+    .mend(format_args!("chmod 700 {}", shown(dir))))
+}
+
+/// Access lists of other systems are left to whoever made the folder.
+#[cfg(not(unix))]
+pub fn check_private(_: &Path) -> Result<(), Fatal> {
+    Ok(())
+}
+
+#[cfg(unix)]
+fn close_if_empty(dir: &Path) -> io::Result<()> {
+    match fs::read_dir(dir)?.next() {
+        None => fs::set_permissions(dir, std::os::unix::fs::PermissionsExt::from_mode(0o700)),
+        Some(_) => Ok(()),
+    }
+}
+
+#[cfg(not(unix))]
+fn close_if_empty(_: &Path) -> io::Result<()> {
+    Ok(())
 }
 
 fn lock(path: &Path) -> Result<fs::File, Fatal> {
-    let doing = || format!("cannot lock the state folder ({})", path.display());
+    let doing = || format!("cannot lock the state folder ({})", shown(path));
     let file = fs::OpenOptions::new()
         .create(true)
         .truncate(false)
@@ -74,7 +127,7 @@ fn lock(path: &Path) -> Result<fs::File, Fatal> {
 }
 
 fn open_failed(file: &Path, error: &OpenError) -> Fatal {
-    let message = format!("{}: {error}", file.display());
+    let message = format!("{}: {error}", shown(file));
     match error {
         OpenError::Damaged(_) => Fatal::new(Exit::Data, message).mend(
             "nothing was sent or changed; restore the file from a backup, or move it away: then whatever still \
@@ -85,8 +138,33 @@ fn open_failed(file: &Path, error: &OpenError) -> Fatal {
     }
 }
 
-/// Wall clock: milliseconds since 1970.
-pub fn now_ms() -> i64 {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    now.map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX))
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    #[test]
+    fn the_state_folder_is_the_owners_alone() {
+        let root = tempfile::tempdir().unwrap();
+        let mode = |dir: &Path| fs::metadata(dir).unwrap().permissions().mode() & 0o777;
+        let open = |dir: &Path| fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).unwrap();
+
+        let missing = root.path().join("a/b");
+        private_folder(&missing).unwrap();
+        assert_eq!(mode(&missing), 0o700);
+        open(&missing);
+        private_folder(&missing).unwrap();
+        assert_eq!(mode(&missing), 0o700, "an empty one is closed");
+
+        fs::write(missing.join("x"), "").unwrap();
+        private_folder(&missing).unwrap();
+        open(&missing);
+        let refused = private_folder(&missing).unwrap_err();
+        assert_eq!(refused.exit, Exit::Permission);
+        assert!(refused.mend.unwrap().starts_with("chmod 700"));
+        assert_eq!(mode(&missing), 0o755, "and is left as it is");
+
+        let error = private_folder(&missing.join("x")).unwrap_err();
+        assert_eq!(error.exit, Exit::CannotCreate);
+    }
 }

@@ -17,7 +17,7 @@ use dropwire_protocol::{AgentId, Receipt, ReceiptBody, TransferId};
 
 use crate::{
     durable,
-    error::{Exit, Fatal},
+    error::{Exit, Fatal, shown},
     version::Version,
 };
 
@@ -39,7 +39,7 @@ impl Identity {
         let file = match File::open(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(Fatal::io(format_args!("cannot open {}", path.display()), &error)),
+            Err(error) => return Err(Fatal::io(format_args!("cannot open {}", shown(&path)), &error)),
         };
         check_private(&file, &path)?;
         let mut pem = String::new();
@@ -47,7 +47,7 @@ impl Identity {
             .read_to_string(&mut pem)
             .map_err(|error| match error.kind() {
                 io::ErrorKind::InvalidData => damaged(&path, &error),
-                _ => Fatal::io(format_args!("cannot read {}", path.display()), &error),
+                _ => Fatal::io(format_args!("cannot read {}", shown(&path)), &error),
             })?;
         let pair = rcgen::KeyPair::from_pkcs8_pem_and_sign_algo(&pem, &rcgen::PKCS_ED25519)
             .map_err(|error| damaged(&path, &error))?;
@@ -66,11 +66,11 @@ impl Identity {
         let path = state_dir.join(KEY_FILE);
         let pem = new_pair().serialize_pem();
         durable::write_file(&path, pem.as_bytes())
-            .map_err(|error| Fatal::io(format_args!("cannot write {}", path.display()), &error))?;
+            .map_err(|error| Fatal::io(format_args!("cannot write {}", shown(&path)), &error))?;
         Identity::load(state_dir)?.ok_or_else(|| {
             Fatal::new(
                 Exit::Disk,
-                format_args!("{} vanished after it was written", path.display()),
+                format_args!("{} vanished after it was written", shown(&path)),
             )
         })
     }
@@ -203,7 +203,7 @@ fn transfer_key(key: &Ed25519KeyPair) -> Result<hmac::Key, String> {
 fn damaged(path: &Path, cause: &dyn std::fmt::Display) -> Fatal {
     Fatal::new(
         Exit::Data,
-        format_args!("{} holds no Ed25519 key: {cause}", path.display()),
+        format_args!("{} holds no Ed25519 key: {cause}", shown(path)),
     )
     .mend("put the key back from a backup; to begin anew, remove the file, and give every peer the new id")
 }
@@ -214,17 +214,19 @@ fn check_private(file: &File, path: &Path) -> Result<(), Fatal> {
     use std::os::unix::fs::MetadataExt as _;
     let meta = file
         .metadata()
-        .map_err(|error| Fatal::io(format_args!("cannot look at {}", path.display()), &error))?;
+        .map_err(|error| Fatal::io(format_args!("cannot look at {}", shown(path)), &error))?;
     let mode = meta.mode() & 0o7777;
     if mode & 0o077 == 0 {
         return Ok(());
     }
-    let shown = path.display();
     Err(Fatal::new(
         Exit::Permission,
-        format_args!("others may read the private key {shown} (mode {mode:04o})"),
+        format_args!(
+            "others may read the private key {} (mode {mode:04o})",
+            shown(path)
+        ),
     )
-    .mend(format_args!("chmod 600 '{shown}'")))
+    .mend(format_args!("chmod 600 '{}'", shown(path))))
 }
 
 /// Elsewhere the file inherits the access list of the user's own folder.

@@ -104,8 +104,8 @@ fn store_together(shared: &Arc<Shared>, site: &Site, batch: Vec<Small>) -> Optio
             place(shared, site, written.into_iter().zip(files).collect());
             None
         }
-        Err(e) => {
-            tracing::warn!("{} small files could not be synced at once: {e}", written.len());
+        Err(error) => {
+            tracing::warn!(files = written.len(), %error, "small files could not be synced at once");
             for small in &written {
                 partial::remove(site, small.claim.key());
             }

@@ -10,8 +10,8 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use super::{claims::Key, ledger, ledger::Checkpoint, now_ms, reply::Answer};
-use crate::{db::Db, durable};
+use super::{claims::Key, ledger, ledger::Checkpoint, reply::Answer};
+use crate::{clock::now_ms, db::Db, durable};
 
 /// A thread that takes one checkpoint at a time.
 pub struct Checkpointer {

@@ -1,4 +1,4 @@
-//! R6 to R9 of DURABILITY's receiver: intent, name, certainty, receipt; for one file or a thousand.
+//! R6 to R9 (ARCHITECTURE.md, 'What is on disk when'): intent, name, certainty, receipt; for one file or a thousand.
 //!
 //! | step | a crash after it |
 //! |---|---|
@@ -23,13 +23,14 @@ use super::{
     Shared,
     claims::{Claim, Key},
     ledger::{self, Checkpoint, Placing},
-    now_ms, partial,
+    partial,
     place::{self, Place, os_name},
     reply::{Answer, Reply},
     site::Site,
     space::Reservation,
 };
 use crate::{
+    clock::now_ms,
     db::DbError,
     durable::{self, How},
 };

@@ -25,11 +25,12 @@ use super::{
     claims::{Claim, Key},
     commit, ledger,
     ledger::{Known, State},
-    now_ms, partial,
+    partial,
     reply::{Answer, Outcomes, Reply},
     space::Reservation,
     writer::{self, Order},
 };
+use crate::{clock::now_ms, id};
 
 /// Most large transfers of one link at a time, each a thread.
 const MAX_LARGE: usize = 64;
@@ -161,7 +162,9 @@ impl Desk {
                     .call_blocking(move |tx| ledger::forget(tx, peer, &named))
                 {
                     Ok(()) => self.outcomes.send(Outcome::Forgotten { ids }),
-                    Err(e) => tracing::error!("outcomes could not be forgotten: {e}"),
+                    Err(error) => {
+                        tracing::error!(peer = %id::format(peer), %error, "outcomes could not be forgotten")
+                    }
                 }
             }
         }
@@ -315,7 +318,9 @@ impl Desk {
             });
         match waiting {
             Ok(thread) => self.threads.push(thread),
-            Err(e) => tracing::error!("a withdrawal waits for the next link: {e}"),
+            Err(error) => {
+                tracing::error!(peer = %id::format(key.0), job = %id, %error, "a withdrawal waits for the next link");
+            }
         }
     }
 
@@ -375,7 +380,9 @@ fn withdraw(shared: &Shared, claim: &Claim, outcomes: &Outcomes) {
             receipt,
         }),
         // Neither may be said yet; the sender asks again by its next link.
-        Err(answer) => tracing::warn!("the withdrawal of {id} cannot be answered: {answer:?}"),
+        Err(answer) => {
+            tracing::warn!(peer = %id::format(key.0), job = %id, ?answer, "a withdrawal cannot be answered yet");
+        }
     }
 }
 

@@ -20,7 +20,7 @@ use std::{
         mpsc::SyncSender,
     },
     thread::{self, JoinHandle},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use dropwire_protocol::{
@@ -34,9 +34,11 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    clock::now_ms,
     config::{self, Layout},
     db::{Db, DbError},
     error::{Exit, Fatal},
+    id,
     identity::Identity,
     link::Sink,
 };
@@ -277,7 +279,10 @@ impl Sink for Inbox {
             threads.retain(|thread| !thread.is_finished());
             match thread {
                 Ok(thread) => threads.push(thread),
-                Err(e) => tracing::error!("no thread for a link's transfers: {e}"), // its channels are closed
+                // Its channels are closed.
+                Err(error) => {
+                    tracing::error!(peer = %id::format(peer), %error, "no thread for a link's transfers")
+                }
             }
         }
         (commands_in, outcomes_out)
@@ -328,7 +333,7 @@ impl Shared {
                 Ok(()) => keys.iter().for_each(|key| {
                     shared.lock_certain().remove(key);
                 }),
-                Err(e) => tracing::error!("deliveries could not be written down: {e}"),
+                Err(error) => tracing::error!(%error, "deliveries could not be written down"),
             }
         };
         self.rows.spawn_on(writing, &self.runtime);
@@ -347,19 +352,11 @@ async fn observe(db: Db, cancel: CancellationToken) {
         .await
         .is_some()
     {
-        if let Err(e) = db
+        if let Err(error) = db
             .call(move |tx| ledger::observe(tx, seconds, KEEP_FORGOTTEN))
             .await
         {
-            tracing::error!("running time could not be written down: {e}");
+            tracing::error!(%error, "running time could not be written down");
         }
-    }
-}
-
-/// Wall clock in milliseconds since 1970.
-fn now_ms() -> i64 {
-    match SystemTime::now().duration_since(UNIX_EPOCH) {
-        Ok(after) => i64::try_from(after.as_millis()).unwrap_or(i64::MAX),
-        Err(_) => 0,
     }
 }

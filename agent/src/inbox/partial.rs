@@ -18,7 +18,7 @@ use data_encoding::HEXLOWER;
 use dropwire_protocol::{Mtime, RunningDigest};
 
 use super::{claims::Key, ledger::Checkpoint, site::Site};
-use crate::durable;
+use crate::{durable, id};
 
 /// Bytes read at once.
 const READ: usize = 256 * 1024;
@@ -67,8 +67,9 @@ pub fn look(site: &Site, key: Key) -> io::Result<Option<Metadata>> {
 /// Removes a partial whose row is not *placing*. Not synced: come back after a crash, it is litter.
 pub fn remove(site: &Site, key: Key) {
     match durable::unlink(&site.partials, &file_name(key)) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => {
-            tracing::warn!("a partial could not be removed: {e}");
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            let (peer, job) = key;
+            tracing::warn!(peer = %id::format(peer), %job, %error, "a partial could not be removed");
         }
         _ => {}
     }

@@ -11,7 +11,7 @@ use super::{
     reply::Answer,
     site::{Site, Trouble},
 };
-use crate::db::DbError;
+use crate::{db::DbError, id};
 
 /// Opens the inbox at `path`: with the mark that the ledger knows for it, or (the first time) with the one it has or
 /// gets. Blocks.
@@ -59,10 +59,13 @@ fn finish_placing(shared: &Shared, site: &Site) -> Result<(), Trouble> {
         else {
             continue;
         };
+        let peer = id::format(key.0);
         match commit::resolve(shared, site, key, &manifest, placing) {
-            Ok(_) => tracing::info!("{} was delivered before the last stop", manifest.path),
+            Ok(_) => {
+                tracing::info!(%peer, job = %key.1, path = %manifest.path, "delivered before the last stop")
+            }
             Err(Answer::Refused(refusal)) => {
-                tracing::warn!("{} cannot be placed yet: {}", manifest.path, refusal.text);
+                tracing::warn!(%peer, job = %key.1, path = %manifest.path, reason = refusal.text, "cannot be placed yet");
             }
             Err(_) => return Err(broken_list()),
         }
@@ -78,8 +81,8 @@ fn remove_litter(shared: &Shared, site: &Site) -> Result<(), Trouble> {
         .call_blocking(move |tx| ledger::all_partials(tx, mark))
         .map_err(broken)?;
     let wanted: HashSet<OsString> = keys.into_iter().map(partial::file_name).collect();
-    if let Err(e) = partial::remove_others(site, |name| wanted.contains(name)) {
-        tracing::warn!("old partials could not be removed: {e}");
+    if let Err(error) = partial::remove_others(site, |name| wanted.contains(name)) {
+        tracing::warn!(%error, "old partials could not be removed");
     }
     Ok(())
 }

@@ -15,6 +15,7 @@ use cap_std::fs::{Dir, Metadata};
 
 use crate::{
     durable::{self, How},
+    error::shown,
     mark,
 };
 
@@ -70,7 +71,7 @@ impl Site {
             return Err(Trouble {
                 reason: format!(
                     "{} and its .dropwire/partial are on different file systems",
-                    path.display()
+                    shown(path)
                 ),
                 hopeless: true,
             });
@@ -79,7 +80,7 @@ impl Site {
             io::ErrorKind::Unsupported => Trouble {
                 reason: format!(
                     "the file system of {} can neither rename without replacing nor make hard links",
-                    path.display()
+                    shown(path)
                 ),
                 hopeless: true,
             },
@@ -180,7 +181,7 @@ impl Gate {
             Ok(site) => *state = State::Open(site.clone()),
             Err(trouble) => {
                 if !matches!(&*state, State::Held(reason) if *reason == trouble.reason) {
-                    tracing::warn!("the inbox is held: {}", trouble.reason);
+                    tracing::warn!(reason = trouble.reason, "the inbox is held");
                 }
                 *state = State::Held(trouble.reason.clone());
             }
@@ -199,7 +200,7 @@ impl Gate {
     /// Nothing more is taken until the agent starts anew: a directory could not be made durable, and asking the
     /// kernel again would be answered with a lie.
     pub fn break_off(&self, reason: String) {
-        tracing::error!("the inbox takes nothing until a restart: {reason}");
+        tracing::error!(reason, "the inbox takes nothing until a restart");
         *self.lock() = State::Broken(reason);
     }
 
@@ -218,7 +219,7 @@ fn check_mark(path: &Path, root: &Dir, expected: Option<[u8; 16]>) -> Result<[u8
     let other = |what: &str| Trouble {
         reason: format!(
             "{} {what}; is its disk not mounted, or was the folder replaced?",
-            path.display()
+            shown(path)
         ),
         hopeless: false,
     };
@@ -279,7 +280,7 @@ fn anchor(root: &Dir) -> io::Result<File> {
 
 fn trouble(path: &Path, what: &str, error: &io::Error) -> Trouble {
     Trouble {
-        reason: format!("{} {what}: {error}", path.display()),
+        reason: format!("{} {what}: {error}", shown(path)),
         hopeless: false,
     }
 }

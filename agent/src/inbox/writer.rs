@@ -23,13 +23,12 @@ use super::{
     claims::{Claim, Key},
     commit::{self, Ready},
     ledger::{self, Checkpoint},
-    now_ms,
     partial::{self, Reread, Verdict},
     reply::{Answer, Reply},
     site::Site,
     space::Reservation,
 };
-use crate::durable;
+use crate::{clock::now_ms, durable, id};
 
 /// Bytes between two checkpoints.
 const CHECKPOINT: u64 = 16 << 20;
@@ -272,9 +271,11 @@ impl<'a> Writer<'a> {
             return Ok(());
         };
         tracing::warn!(
-            "what lay of {} before the resume is damaged from byte {} on; it is asked for again",
-            self.manifest.path,
-            good.length()
+            peer = %id::format(self.claim.key().0),
+            job = %self.claim.key().1,
+            path = %self.manifest.path,
+            from = good.length(),
+            "what lay here before the resume is damaged; it is asked for again"
         );
         if let Some(checkpointer) = self.checkpointer.take() {
             checkpointer.finish()?;

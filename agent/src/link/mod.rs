@@ -54,21 +54,16 @@ pub trait Source: Send + Sync {
 
 /// What a [`Source`] gives.
 #[derive(Debug)]
+#[allow(missing_docs)] // the fields are a Chunk's and a Done's own
 pub enum Piece {
     /// The next bytes, in order, at most MAX_CHUNK; `digest` of the file from 0 to this chunk's end.
     Chunk {
-        #[allow(missing_docs)]
         offset: u64,
-        #[allow(missing_docs)]
         bytes: Bytes,
-        #[allow(missing_docs)]
         digest: Digest,
     },
     /// Everything was read and is one version of the file, checked after the last read.
-    End {
-        #[allow(missing_docs)]
-        digest: Digest,
-    },
+    End { digest: Digest },
     /// This pass is void.
     Void(Voided),
 }
@@ -109,7 +104,7 @@ pub enum Request {
 
 /// What a link tells the daemon.
 #[derive(Debug)]
-#[allow(missing_docs)]
+#[allow(missing_docs)] // the fields are the messages' own
 pub enum LinkEvent {
     /// Hello came; transfers may be offered.
     Up {

@@ -27,6 +27,7 @@ use dropwire_protocol::{Digest, RemotePath, RunningDigest};
 use crate::{
     config::AfterSend,
     confined, durable,
+    error::shown,
     lease::{Asked, Lease},
     mark,
     version::{OutboxId, Version},
@@ -108,7 +109,7 @@ fn dispose_together(batch: &[Disposal]) -> Vec<Result<Disposed, DisposeError>> {
     let mut steps = match Steps::begin(first) {
         Ok(steps) => steps,
         Err(reason) => {
-            let root = dropwire_protocol::name::escape(first.root.as_os_str().as_encoded_bytes());
+            let root = shown(&first.root);
             let held = |_: &Disposal| Err(DisposeError::Held(root.clone(), reason.clone()));
             return batch.iter().map(held).collect();
         }

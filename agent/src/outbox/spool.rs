@@ -12,10 +12,11 @@ use std::{
 
 use cap_fs_ext::DirExt;
 use cap_std::fs::Dir;
-use dropwire_protocol::{RemotePath, name::escape};
+use dropwire_protocol::RemotePath;
 
 use crate::{
     confined, durable,
+    error::shown,
     lease::{Asked, Lease},
     mark,
     version::{Found, OutboxId, Version},
@@ -270,8 +271,10 @@ fn invalid(text: &str) -> io::Error {
 }
 
 fn failed(path: &Path, source: io::Error) -> SpoolError {
-    let path = escape(path.as_os_str().as_encoded_bytes());
-    SpoolError { path, source }
+    SpoolError {
+        path: shown(path),
+        source,
+    }
 }
 
 #[cfg(test)]

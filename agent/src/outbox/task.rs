@@ -1,8 +1,7 @@
 //! The task of one outbox: waits for the folder, tends it as long as it is there, and waits again.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use dropwire_protocol::name::escape;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -12,7 +11,7 @@ use super::{
     tend::Tending,
     watch::{self, Hint, Watcher, Went},
 };
-use crate::{config::Watch, confined, version::OutboxId};
+use crate::{config::Watch, confined, error::shown, version::OutboxId};
 
 /// Time between looks for a folder that is not there.
 const ABSENT: Duration = Duration::from_secs(1);
@@ -58,9 +57,10 @@ impl Task {
                 state.id = Some(place.id);
                 state.held = None;
             }
+            let root = place.root.clone();
             let mut tending = Tending::new(self, place, (watcher, hints));
             let gone = tending.tend().await;
-            former = Some(tending.into_watched());
+            former = Some((root, tending.into_watched()));
             let mut state = self.shared.state();
             state.id = None;
             state.watch = "none";
@@ -74,12 +74,12 @@ impl Task {
 
     /// A folder that was removed for good took its mark with it: a new one there is a new outbox. One that was
     /// moved or unmounted comes back with its mark.
-    async fn wait_for_folder(&mut self, mut former: Option<Watched>) -> Place {
+    async fn wait_for_folder(&mut self, mut former: Option<(PathBuf, Watched)>) -> Place {
         let mut said = None;
         loop {
-            if let Some((_, hints)) = &mut former {
+            if let Some((root, (_, hints))) = &mut former {
                 while let Ok(hint) = hints.try_recv() {
-                    if matches!(&hint, Hint::Gone(path, Went::Removed) if self.is_root(path)) {
+                    if matches!(&hint, Hint::Gone(path, Went::Removed) if path == root) {
                         self.expected = None;
                     }
                 }
@@ -98,16 +98,6 @@ impl Task {
             }
             tokio::time::sleep(ABSENT).await;
         }
-    }
-
-    fn is_root(&self, path: &Path) -> bool {
-        path == self.shared.config.path
-            || self
-                .shared
-                .config
-                .path
-                .canonicalize()
-                .is_ok_and(|root| root == path)
     }
 
     /// None: only scans.
@@ -139,8 +129,4 @@ impl Task {
 /// None: it panicked, or the runtime ends.
 pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     tokio::task::spawn_blocking(work).await.ok()
-}
-
-pub(super) fn shown(path: &Path) -> String {
-    escape(path.as_os_str().as_encoded_bytes())
 }

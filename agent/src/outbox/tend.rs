@@ -17,10 +17,10 @@ use super::{
     place::{self, Place},
     scan::{Report, Walk},
     settle::{Settle, Sight, Urgency, Verdict},
-    task::{Task, Watched, blocking, shown},
+    task::{Task, Watched, blocking},
     watch::{Hint, Went},
 };
-use crate::{config::Watch, confined, version::Found};
+use crate::{config::Watch, confined, error::shown, version::Found};
 
 /// Time between looks whether the folder is still there.
 const PRESENT: Duration = Duration::from_secs(5);
@@ -379,7 +379,7 @@ impl<'a> Tending<'a> {
                 }
                 (Verdict::Restless, ..) => {
                     let why = shared.state().settle.why(&path, now).map_or("", |(why, _)| why);
-                    tracing::warn!(file = %path, why, "has not settled for longer than max_wait");
+                    tracing::warn!(%path, why, "has not settled for longer than max_wait");
                     None
                 }
                 _ => None,
@@ -407,7 +407,7 @@ impl<'a> Tending<'a> {
             .get(&path)
             .is_none_or(|known| known.reason != reason)
         {
-            tracing::warn!(file = %path, %reason, "not sent");
+            tracing::warn!(%path, %reason, "not sent");
         }
         if state.problems.len() < LISTED {
             let scan = self.scans_begun;

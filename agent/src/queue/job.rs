@@ -214,7 +214,7 @@ pub struct Counts {
 
 /// One peer's jobs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[allow(missing_docs)]
+#[allow(missing_docs)] // the states themselves
 pub struct PeerCounts {
     pub queued: u64,
     pub delivered: u64,

@@ -5,7 +5,7 @@
 
 /// How many transfers, by class.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[allow(missing_docs)]
+#[allow(missing_docs)] // the classes themselves
 pub struct Load {
     pub small: usize,
     pub large: usize,

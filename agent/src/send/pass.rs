@@ -12,6 +12,7 @@ use dropwire_protocol::{RemotePath, RunningDigest, message::MAX_CHUNK};
 
 use crate::{
     confined,
+    error::shown,
     lease::{Asked, Lease},
     link::Voided,
     mark,
@@ -48,10 +49,8 @@ pub(super) struct Pass<'a> {
 impl<'a> Pass<'a> {
     /// Opens the file and takes the lease before the first look at it.
     pub(super) fn begin(root: &Path, path: &'a RemotePath, version: &Version) -> Result<Self, Voided> {
-        let outbox = confined::root(root).map_err(|e| {
-            let root = dropwire_protocol::name::escape(root.as_os_str().as_encoded_bytes());
-            Voided::Unreadable(format!("the outbox {root}: {e}"))
-        })?;
+        let outbox = confined::root(root)
+            .map_err(|e| Voided::Unreadable(format!("the outbox {}: {e}", shown(root))))?;
         let file = open(&outbox, path).map_err(|e| void_of(&outbox, &e))?;
         let lease = match Lease::take(&file) {
             Asked::Lease(lease) => Some(lease),

@@ -86,7 +86,7 @@ pub struct JobReport {
 
 /// What a [`JobReport`] is made of, before it is written by the rules for names and times.
 #[derive(Clone, Debug)]
-#[allow(missing_docs)]
+#[allow(missing_docs)] // as in the report
 pub struct JobParts {
     pub id: TransferId,
     /// Our name for the peer.

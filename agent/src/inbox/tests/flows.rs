@@ -20,7 +20,11 @@ async fn a_small_file_arrives_with_mode_time_and_receipt() {
     assert_eq!(rig.files(), [("sub/a.txt".into(), b"hello".to_vec())]);
     assert_eq!(arrivals.recv().await.unwrap().path, rig.root().join("sub/a.txt"));
     let meta = std::fs::metadata(rig.root().join("sub/a.txt")).unwrap();
-    let modified = meta.modified().unwrap().duration_since(UNIX_EPOCH).unwrap();
+    let modified = meta
+        .modified()
+        .unwrap()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap();
     assert_eq!(modified.as_secs(), 1_600_000_000);
     #[cfg(unix)]
     {

@@ -1,0 +1,167 @@
+//! The map in ARCHITECTURE.md and `agent/src/lib.rs`, held against the code: which room may import which, and that
+//! every room and every file of the protocol stands on the map.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// What every room may use. They may use each other too, as long as nothing above.
+const COMMON: &[&str] = &[
+    "backoff", "clock", "config", "confined", "db", "durable", "error", "fault", "id", "identity", "lease",
+    "mark", "version",
+];
+
+/// Rooms above those, and what they may import besides. `send` and `inbox` implement `link`'s two traits.
+const ROOMS: &[(&str, &[&str])] = &[
+    ("cli", &["daemon", "control"]),
+    ("daemon", &["outbox", "queue", "link", "send", "inbox", "control"]),
+    ("outbox", &[]),
+    ("queue", &[]),
+    ("link", &[]),
+    ("send", &["link"]),
+    ("inbox", &["link"]),
+    ("control", &[]),
+];
+
+/// What is on disk, and who is talked to, stays out of the rooms that are no business of.
+const NEVER: &[(&str, &[&str])] = &[
+    (
+        "control",
+        &["db", "durable", "identity", "confined", "lease", "config"],
+    ),
+    ("link", &["db", "durable", "confined", "lease", "mark"]),
+    ("queue", &["durable", "confined", "lease", "mark"]),
+    ("outbox", &["db", "identity"]),
+    ("db", &["durable", "identity", "config"]),
+    ("durable", COMMON),
+];
+
+#[test]
+fn rooms_keep_their_ranks() {
+    let above: BTreeMap<&str, &[&str]> = ROOMS.iter().copied().collect();
+    let never: BTreeMap<&str, &[&str]> = NEVER.iter().copied().collect();
+    let mut wrong = Vec::new();
+    for (room, files) in rooms() {
+        let allowed = above.get(room.as_str());
+        assert!(
+            allowed.is_some() || COMMON.contains(&room.as_str()),
+            "{room} has no rank yet: give it one here and in ARCHITECTURE.md"
+        );
+        for file in files {
+            for import in imports(&file) {
+                let import = import.as_str();
+                let fits = import == room
+                    || COMMON.contains(&import)
+                    || allowed.is_some_and(|allowed| allowed.contains(&import));
+                let banned = import != room && never.get(room.as_str()).is_some_and(|n| n.contains(&import));
+                if !fits || banned {
+                    wrong.push(format!("{} imports {import}", file.display()));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "against the map:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn everything_stands_on_the_map() {
+    let map = fs::read_to_string(top().join("ARCHITECTURE.md")).unwrap();
+    let words: BTreeSet<&str> = map.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
+    let library = fs::read_to_string(top().join("agent/src/lib.rs")).unwrap();
+    let mut missing = Vec::new();
+    for (room, _) in rooms() {
+        if !words.contains(room.as_str()) {
+            missing.push(format!("{room} in ARCHITECTURE.md"));
+        }
+        if !library.contains(&format!("[`{room}`]")) {
+            missing.push(format!("{room} in agent/src/lib.rs"));
+        }
+    }
+    for entry in fs::read_dir(top().join("protocol/src")).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
+        if !name.ends_with("_tests") && !words.contains(name.as_str()) {
+            missing.push(format!("protocol's {name} in ARCHITECTURE.md"));
+        }
+    }
+    assert!(missing.is_empty(), "missing on the map: {missing:#?}");
+}
+
+/// The agent's rooms, each with its files.
+fn rooms() -> BTreeMap<String, Vec<PathBuf>> {
+    let mut rooms = BTreeMap::new();
+    for entry in fs::read_dir(top().join("agent/src")).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
+        if name != "lib" && name != "main" {
+            let mut files = Vec::new();
+            collect(&path, &mut files);
+            rooms.entry(name).or_insert_with(Vec::new).extend(files);
+        }
+    }
+    assert!(rooms.len() > 15, "{rooms:?}");
+    rooms
+}
+
+fn collect(path: &Path, files: &mut Vec<PathBuf>) {
+    if path.is_dir() {
+        for entry in fs::read_dir(path).unwrap() {
+            collect(&entry.unwrap().path(), files);
+        }
+    } else if path.extension().is_some_and(|e| e == "rs") {
+        files.push(path.to_owned());
+    }
+}
+
+/// The rooms that a file names by `crate::room` or `use crate::{room, …}`, up to its tests.
+fn imports(file: &Path) -> BTreeSet<String> {
+    let text = fs::read_to_string(file).unwrap();
+    let code: String = text
+        .split("mod tests {")
+        .next()
+        .unwrap_or_default()
+        .lines()
+        .map(|line| line.split("//").next().unwrap_or_default())
+        .collect();
+    let mut found = BTreeSet::new();
+    for (at, _) in code.match_indices("crate::") {
+        let rest = &code[at + "crate::".len()..];
+        match rest.strip_prefix('{') {
+            Some(list) => found.extend(heads(list)),
+            None => found.extend(word(rest)),
+        }
+    }
+    found.retain(|name| name.starts_with(|c: char| c.is_ascii_lowercase()));
+    found
+}
+
+/// The first word of each item of a braced list, without those in braces inside it.
+fn heads(list: &str) -> Vec<String> {
+    let (mut depth, mut begins, mut heads) = (0, true, Vec::new());
+    for (at, c) in list.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' if depth == 0 => break,
+            '}' => depth -= 1,
+            ',' if depth == 0 => begins = true,
+            c if begins && !c.is_whitespace() => {
+                begins = false;
+                heads.extend(word(&list[at..]));
+            }
+            _ => {}
+        }
+    }
+    heads
+}
+
+fn word(text: &str) -> Option<String> {
+    let end = text.find(|c: char| !c.is_alphanumeric() && c != '_');
+    let word = &text[..end.unwrap_or(text.len())];
+    (!word.is_empty()).then(|| word.to_owned())
+}
+
+fn top() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
