@@ -15,6 +15,7 @@ mod json;
 mod large;
 mod names;
 mod readme;
+mod seams;
 mod settling;
 mod strangers;
 mod tree;

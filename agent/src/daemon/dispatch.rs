@@ -223,13 +223,16 @@ impl Dispatcher {
                     Some(Flight::Withdrawing { job }) => {
                         let job = match job {
                             Some(job) => Some(*job),
-                            None => self.shared.queue.get(id).await?,
+                            None => self.shared.queue.by_any_id(id).await?,
                         };
-                        if let Some(job) = job {
-                            match self.check(&job, &receipt) {
-                                Ok(body) => proofs.push((proof::proof(&receipt, &body), receipt)),
-                                Err(why) => warn!(peer = %self.peer.name, job = %id, why, "receipt ignored"),
+                        match job.map(|job| self.check(&job, &receipt)) {
+                            Some(Ok(body)) => proofs.push((proof::proof(&receipt, &body), receipt)),
+                            Some(Err(why)) => {
+                                warn!(peer = %self.peer.name, job = %id, why, "receipt ignored");
+                                // Asked again by the next link: on this one the answer would be the same.
+                                self.flights.insert(id, Flight::Withdrawing { job: None });
                             }
+                            None => self.shared.queue.withdrawn(vec![id], now_ms()).await?, // no job wants to know
                         }
                     }
                     None => {}

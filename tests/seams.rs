@@ -1,0 +1,37 @@
+//! Where the parts of the agent meet: answers that come late, files that move away and return.
+
+use std::fs;
+
+use crate::harness::{Pair, eventually, until};
+
+fn keeping() -> Pair {
+    Pair::with(|laptop, _| laptop.settings.outbox.push("after_send = \"keep\"".into()))
+}
+
+/// The job list is lost, and the file has other bytes under the same version: what the peer has under the first id
+/// is heard of once, and the new bytes are a second file.
+#[test]
+fn other_bytes_under_an_id_that_was_delivered() {
+    let mut pair = keeping();
+    let path = pair.laptop.drop_file("report", b"first");
+    pair.laptop.delivers(1);
+    pair.laptop.stop();
+    for name in ["jobs.db", "jobs.db-wal", "jobs.db-shm"] {
+        let _ = fs::remove_file(pair.laptop.state.join(name)); // the last two may not be there
+    }
+    let mtime = fs::metadata(&path)
+        .expect("it stays")
+        .modified()
+        .expect("an mtime");
+    fs::write(&path, b"other").expect("in place");
+    let file = fs::File::options().write(true).open(&path).expect("the file");
+    file.set_modified(mtime).expect("the old mtime");
+    drop(file);
+    pair.laptop.start();
+    pair.office.receives("report (1)", b"other");
+    pair.laptop.delivers(1);
+    until("the first transfer's end is known", || {
+        let why = pair.laptop.run(&["why", path.to_str().expect("plain")]);
+        why.out().contains("an earlier transfer was delivered as report")
+    });
+}
