@@ -35,3 +35,24 @@ fn other_bytes_under_an_id_that_was_delivered() {
         why.out().contains("an earlier transfer was delivered as report")
     });
 }
+
+#[test]
+fn a_folder_that_moves_away_and_back_is_sent() {
+    let mut pair = Pair::linked();
+    pair.office.stop();
+    pair.laptop.drop_file("folder/file", b"bytes");
+    until("it is queued", || !pair.laptop.jobs().is_empty());
+    let (inside, outside) = (pair.laptop.outbox.join("folder"), pair.laptop.root.join("folder"));
+    fs::rename(&inside, &outside).expect("out of the outbox");
+    pair.office.start();
+    let failed = eventually("the job fails", || {
+        let job = pair.laptop.jobs_of("folder/file").pop()?;
+        (job["state"] == "failed").then_some(job)
+    });
+    assert!(
+        failed["error"].as_str().is_some_and(|e| e.starts_with("gone")),
+        "{failed}"
+    );
+    fs::rename(&outside, &inside).expect("back");
+    pair.office.receives("folder/file", b"bytes");
+}
