@@ -162,7 +162,13 @@ async fn reread(paths: &Paths) -> Result<Config, Fatal> {
 /// Ends the agent and starts it with the `new` config; transfers under way resume. Where it cannot start so (a port
 /// in use, say), the old config holds on.
 async fn restart(agent: Agent, old: Config, new: Config, paths: &Paths) -> Result<(Agent, Config), Fatal> {
-    agent.stop().await;
+    if !agent.stop().await {
+        return Err(Fatal::new(
+            Exit::Failed,
+            "what was under way did not end in time, so this process cannot go on with the new config",
+        )
+        .mend("start the agent again (a service manager does that by itself); nothing is lost"));
+    }
     match Agent::start(new.clone(), paths).await {
         Ok(agent) => {
             info!("runs with the new config");

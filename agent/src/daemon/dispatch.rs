@@ -73,7 +73,11 @@ impl Dispatcher {
         };
         let mut batch = Vec::with_capacity(BATCH);
         loop {
-            let next_due = match this.fill().await {
+            // Whatever it waits for (a link that is behind, a large file read once more) does not hold up the end.
+            let Some(filled) = cancel.run_until_cancelled(this.fill()).await else {
+                break;
+            };
+            let next_due = match filled {
                 Ok(next_due) => next_due,
                 Err(error) => {
                     warn!(peer = %this.peer.name, %error, "job list");
@@ -92,8 +96,10 @@ impl Dispatcher {
                     if count == 0 {
                         break;
                     }
-                    if let Err(error) = this.handle(batch.drain(..)).await {
-                        warn!(peer = %this.peer.name, %error, "job list");
+                    match cancel.run_until_cancelled(this.handle(batch.drain(..))).await {
+                        Some(Ok(())) => {}
+                        Some(Err(error)) => warn!(peer = %this.peer.name, %error, "job list"),
+                        None => break,
                     }
                 }
                 () = wake.notified() => {}
