@@ -56,3 +56,18 @@ fn a_folder_that_moves_away_and_back_is_sent() {
     fs::rename(&outside, &inside).expect("back");
     pair.office.receives("folder/file", b"bytes");
 }
+
+/// An agent of which a part is dead would look alive and send nothing.
+#[test]
+fn a_panic_ends_the_agent() {
+    let mut pair = Pair::idle();
+    let fault = ("DROPWIRE_FAULT".to_owned(), "panic@dispatch".to_owned());
+    pair.laptop.env.push(fault);
+    pair.office.start();
+    pair.laptop.spawn();
+    assert_eq!(pair.laptop.exit_code(), Some(1));
+    pair.laptop.env.clear();
+    pair.laptop.start();
+    pair.laptop.drop_file("file", b"bytes");
+    pair.office.receives("file", b"bytes");
+}

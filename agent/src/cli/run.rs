@@ -21,11 +21,22 @@ pub fn run(paths: &Paths, verbose: u8) -> Result<(), Fatal> {
     let config = super::load(paths)?;
     private_folder(&paths.state_dir)?;
     logs::init(verbose, "info");
+    end_on_panic();
     let runtime = runtime()?;
     let result = runtime.block_on(serve(config, paths));
     // Threads that sit in a system call must not keep the process.
     runtime.shutdown_timeout(PATIENCE);
     result
+}
+
+/// A thread or task that panicked answers nobody any more, and others would wait for it in silence: the whole process
+/// ends. A restart takes up everything, as after a crash.
+fn end_on_panic() {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        tell(panic);
+        std::process::exit(Exit::Failed as i32);
+    }));
 }
 
 /// The runtime agents run on: their heavy work is on threads of its own.

@@ -22,6 +22,7 @@ use super::{
 use crate::{
     backoff, config,
     db::DbError,
+    fault,
     link::{LinkEvent, MAX_OPEN, Outgoing, Request, Voided},
     queue::{
         Class, Job, Proof,
@@ -205,6 +206,7 @@ impl Dispatcher {
         for event in events {
             match event {
                 LinkEvent::Up { .. } => {
+                    fault::panic_at("dispatch");
                     info!(peer = %self.peer.name, "linked");
                     self.linked = true;
                 }
