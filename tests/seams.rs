@@ -71,3 +71,44 @@ fn a_panic_ends_the_agent() {
     pair.laptop.drop_file("file", b"bytes");
     pair.office.receives("file", b"bytes");
 }
+
+#[test]
+fn jobs_follow_an_outbox_that_moved() {
+    let mut pair = Pair::linked();
+    pair.office.stop();
+    pair.laptop.drop_file("file", b"bytes");
+    until("it is queued", || !pair.laptop.jobs().is_empty());
+    pair.laptop.stop();
+    let moved = pair.laptop.root.join("moved");
+    fs::rename(&pair.laptop.outbox, &moved).expect("moved");
+    pair.laptop.outbox = moved;
+    pair.laptop.start();
+    pair.office.start();
+    pair.office.receives("file", b"bytes");
+}
+
+/// Two disks that are mounted in turn: what is missing on one says nothing of the other.
+#[test]
+fn nothing_is_gone_where_another_outbox_lies() {
+    let mut pair = Pair::linked();
+    pair.office.stop();
+    pair.laptop.drop_file("file", b"bytes");
+    until("it is queued", || !pair.laptop.jobs().is_empty());
+    let (here, aside) = (pair.laptop.outbox.clone(), pair.laptop.root.join("aside"));
+    let other = pair.laptop.root.join("other");
+    fs::create_dir_all(other.join(".dropwire")).expect("another outbox");
+    fs::write(other.join(".dropwire/id"), "0123456789abcdef0123456789abcdef\n").expect("its mark");
+    fs::rename(&here, &aside).expect("unmounted");
+    fs::rename(&other, &here).expect("the other one mounted");
+    pair.office.start();
+    let job = eventually("the job was tried", || {
+        pair.laptop
+            .jobs_of("file")
+            .pop()
+            .filter(|job| job["error"].is_string())
+    });
+    assert_eq!(job["state"], "queued", "{job}");
+    fs::rename(&here, &other).expect("unmounted");
+    fs::rename(&aside, &here).expect("back");
+    pair.office.receives("file", b"bytes");
+}

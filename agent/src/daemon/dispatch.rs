@@ -158,11 +158,7 @@ impl Dispatcher {
     }
 
     async fn offer(&mut self, job: Job, class: Class) {
-        let source = Arc::new(FileSource::new(
-            job.root.clone(),
-            job.found.path.clone(),
-            job.found.version,
-        ));
+        let source = Arc::new(FileSource::new(job.root.clone(), job.found.clone()));
         let progress = Arc::new(AtomicU64::new(0));
         let outgoing = Outgoing {
             id: job.id,
@@ -300,8 +296,8 @@ impl Dispatcher {
                 return Ok(None);
             }
         };
-        let (root, path, version) = (job.root.clone(), job.found.path.clone(), job.found.version);
-        let hashed = tokio::task::spawn_blocking(move || send::digest_of(&root, &path, &version)).await;
+        let (root, found) = (job.root.clone(), job.found.clone());
+        let hashed = tokio::task::spawn_blocking(move || send::digest_of(&root, &found)).await;
         match hashed {
             Ok(Ok(digest)) if digest == body.digest => {
                 Ok(Some((proof::proof(receipt, &body), receipt.clone())))

@@ -1,5 +1,7 @@
 //! What was found in an outbox becomes a drop with a job for each peer (S2).
 
+use std::path::PathBuf;
+
 use dropwire_protocol::TransferId;
 use rusqlite::{Connection, OptionalExtension, Result, params};
 
@@ -24,6 +26,16 @@ impl Queue {
             if past(db, found)?.is_new(&found.version) {
                 unknown.push(found.clone());
             }
+            Ok(())
+        })
+        .await
+    }
+
+    /// The outbox with this mark was found at `root`: its drops lie there from now on. Nothing, if it has none.
+    pub async fn outbox_lies_at(&self, outbox: OutboxId, root: PathBuf) -> Result<(), DbError> {
+        self.call(move |db, _| {
+            db.prepare_cached("UPDATE outboxes SET root = ?1 WHERE mark = ?2 AND root <> ?1")?
+                .execute(params![path_bytes(&root), outbox.0])?;
             Ok(())
         })
         .await

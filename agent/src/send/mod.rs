@@ -12,14 +12,14 @@ use std::{
 };
 
 use bytes::Bytes;
-use dropwire_protocol::{Digest, RemotePath, message::MAX_EAGER};
+use dropwire_protocol::{Digest, message::MAX_EAGER};
 use tokio::sync::{Semaphore, mpsc};
 
 use self::pass::{Checkpoints, Ended, Pass};
 use crate::{
     fault,
     link::{Piece, Source, Voided},
-    version::Version,
+    version::Found,
 };
 
 /// How many small files are read at the same time.
@@ -34,8 +34,7 @@ pub struct FileSource {
 #[derive(Debug)]
 struct Subject {
     root: PathBuf,
-    path: RemotePath,
-    version: Version,
+    found: Found,
     /// States of the hash in earlier passes, so that a rewind need not read everything again.
     checkpoints: Mutex<Checkpoints>,
     /// Of the whole file, as the last pass that ended well read it.
@@ -43,14 +42,13 @@ struct Subject {
 }
 
 impl FileSource {
-    /// The file at `path` below the outbox `root`; any other version of it is [`Voided::Changed`].
-    pub fn new(root: PathBuf, path: RemotePath, version: Version) -> Self {
+    /// The file that was `found` in the outbox at `root`; any other version of it is [`Voided::Changed`].
+    pub fn new(root: PathBuf, found: Found) -> Self {
         let checkpoints = Mutex::default();
         FileSource {
             subject: Arc::new(Subject {
                 root,
-                path,
-                version,
+                found,
                 checkpoints,
                 read: Mutex::default(),
             }),
@@ -67,7 +65,7 @@ impl FileSource {
 impl Source for FileSource {
     fn read(&self, offset: u64, digest: Digest, out: mpsc::Sender<Piece>) {
         let subject = Arc::clone(&self.subject);
-        if subject.version.size <= MAX_EAGER {
+        if subject.found.version.size <= MAX_EAGER {
             tokio::spawn(read_small(subject, offset, digest, out));
             return;
         }
@@ -84,10 +82,10 @@ impl Source for FileSource {
 }
 
 /// The file's digest, read under the same checks as when it is sent. Blocks for as long as that takes.
-pub fn digest_of(root: &Path, path: &RemotePath, version: &Version) -> Result<Digest, Voided> {
-    let pass = Pass::begin(root, path, version)?;
+pub fn digest_of(root: &Path, found: &Found) -> Result<Digest, Voided> {
+    let pass = Pass::begin(root, found)?;
     let mut hash = Default::default();
-    match pass.read(&mut hash, version.size, &mut |_, _, _| true) {
+    match pass.read(&mut hash, found.version.size, &mut |_, _, _| true) {
         Ok(()) => {}
         Err(Ended::Void(why)) => return Err(why),
         Err(Ended::Stopped) => return Err(Voided::Changed), // nobody stops this one
@@ -153,13 +151,12 @@ impl Subject {
         feed: &mut dyn FnMut(Piece) -> bool,
         stopped: &dyn Fn() -> bool,
     ) -> Result<Digest, Ended> {
-        let Subject {
-            root, path, version, ..
-        } = self;
-        if offset > version.size {
+        let Subject { root, found, .. } = self;
+        let size = found.version.size;
+        if offset > size {
             return Err(Ended::Void(Voided::PrefixDiffers));
         }
-        let pass = Pass::begin(root, path, version)?;
+        let pass = Pass::begin(root, found)?;
         let mut hash = self.checkpoints().best(pass.ctime_ns(), offset);
         pass.read(&mut hash, offset, &mut |_, _, hash| {
             self.checkpoints().note(pass.ctime_ns(), hash);
@@ -168,7 +165,7 @@ impl Subject {
         if offset > 0 && hash.value() != digest {
             return Err(Ended::Void(Voided::PrefixDiffers));
         }
-        pass.read(&mut hash, version.size, &mut |offset, bytes, hash| {
+        pass.read(&mut hash, size, &mut |offset, bytes, hash| {
             self.checkpoints().note(pass.ctime_ns(), hash);
             let mut bytes = bytes.to_vec();
             fault::bad_read(offset, &mut bytes);

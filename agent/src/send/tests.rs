@@ -1,19 +1,23 @@
 use std::fs;
 
-use dropwire_protocol::{RunningDigest, message::MAX_CHUNK};
+use dropwire_protocol::{RemotePath, RunningDigest, message::MAX_CHUNK};
 
 use super::*;
-use crate::{confined, mark};
+use crate::{
+    confined, mark,
+    version::{OutboxId, Version},
+};
 
 struct Outbox {
     temp: tempfile::TempDir,
+    id: OutboxId,
 }
 
 impl Outbox {
     fn new() -> Self {
         let temp = tempfile::tempdir().unwrap();
-        mark::create(&confined::root(temp.path()).unwrap()).unwrap();
-        Outbox { temp }
+        let id = OutboxId(mark::create(&confined::root(temp.path()).unwrap()).unwrap());
+        Outbox { temp, id }
     }
 
     fn root(&self) -> &Path {
@@ -28,7 +32,15 @@ impl Outbox {
     }
 
     fn source(&self, path: &RemotePath, version: Version) -> FileSource {
-        FileSource::new(self.root().to_path_buf(), path.clone(), version)
+        FileSource::new(self.root().to_path_buf(), self.found(path, version))
+    }
+
+    fn found(&self, path: &RemotePath, version: Version) -> Found {
+        Found {
+            outbox: self.id,
+            path: path.clone(),
+            version,
+        }
     }
 }
 
@@ -76,7 +88,10 @@ async fn files_of_every_size_come_whole() {
         let (sent, end) = pass(&outbox.source(&path, version), 0, &[]).await;
         assert_eq!(end, Ok(digest(&bytes)), "{size}");
         assert!(sent == bytes, "{size}");
-        assert_eq!(digest_of(outbox.root(), &path, &version), Ok(digest(&bytes)));
+        assert_eq!(
+            digest_of(outbox.root(), &outbox.found(&path, version)),
+            Ok(digest(&bytes))
+        );
     }
 }
 
