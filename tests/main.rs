@@ -16,6 +16,7 @@ mod json;
 mod large;
 mod names;
 mod readme;
+mod seams;
 mod service;
 mod settling;
 mod strangers;

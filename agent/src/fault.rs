@@ -1,7 +1,24 @@
 //! Faults that tests ask for through `DROPWIRE_FAULT`; a release build holds none of this.
 //!
 //! A comma list: `bad-read@1048576` flips one bit, once, in the read buffer that holds this offset of a file, after
-//! its hash was taken, so that the receiver's check has to find it.
+//! its hash was taken, so that the receiver's check has to find it; `panic@NAME` panics at the place of that name.
+
+/// Panics at this place, if that was asked for.
+#[cfg(debug_assertions)]
+pub fn panic_at(place: &str) {
+    let asked = std::env::var("DROPWIRE_FAULT").unwrap_or_default();
+    if asked
+        .split(',')
+        .any(|fault| fault.trim().strip_prefix("panic@") == Some(place))
+    {
+        panic!("asked for");
+    }
+}
+
+/// Does nothing in a release build.
+#[cfg(not(debug_assertions))]
+#[inline]
+pub fn panic_at(_: &str) {}
 
 /// Damages `buffer`, which holds a file from `offset` on, if that was asked for.
 #[cfg(debug_assertions)]

@@ -20,11 +20,22 @@ use crate::{
 pub fn run(paths: &Paths, verbose: u8) -> Result<(), Fatal> {
     let config = super::load(paths)?;
     logs::init(verbose, "info");
+    end_on_panic();
     let runtime = runtime()?;
     let result = runtime.block_on(serve(config, paths));
     // Threads that sit in a system call must not keep the process.
     runtime.shutdown_timeout(PATIENCE);
     result
+}
+
+/// A thread or task that panicked answers nobody any more, and others would wait for it in silence: the whole process
+/// ends. A restart takes up everything, as after a crash.
+fn end_on_panic() {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        tell(panic);
+        std::process::exit(Exit::Failed as i32);
+    }));
 }
 
 /// The runtime agents run on: their heavy work is on threads of its own.
@@ -91,7 +102,13 @@ async fn reread(paths: &Paths) -> Result<Config, Fatal> {
 /// Ends the agent and starts it with the `new` config; transfers under way resume. Where it cannot start so (a port
 /// in use, say), the old config holds on.
 async fn restart(agent: Agent, old: Config, new: Config, paths: &Paths) -> Result<(Agent, Config), Fatal> {
-    agent.stop().await;
+    if !agent.stop().await {
+        return Err(Fatal::new(
+            Exit::Failed,
+            "what was under way did not end in time, so this process cannot go on with the new config",
+        )
+        .mend("start the agent again (a service manager does that by itself); nothing is lost"));
+    }
     match Agent::start(new.clone(), paths).await {
         Ok(agent) => {
             info!("runs with the new config");

@@ -27,6 +27,7 @@ use crate::{
     clock::now_ms,
     config,
     db::DbError,
+    fault,
     link::{LinkEvent, MAX_OPEN, Outgoing, Request, Voided},
     queue::{
         Class, Job,
@@ -90,7 +91,11 @@ impl Dispatcher {
         };
         let mut batch = Vec::with_capacity(BATCH);
         loop {
-            let next_due = match this.fill().await {
+            // Whatever it waits for (a link that is behind, a large file read once more) does not hold up the end.
+            let Some(filled) = cancel.run_until_cancelled(this.fill()).await else {
+                break;
+            };
+            let next_due = match filled {
                 Ok(next_due) => next_due,
                 Err(error) => {
                     warn!(peer = %this.peer.name, %error, "the job list failed");
@@ -109,13 +114,15 @@ impl Dispatcher {
                     if count == 0 {
                         break;
                     }
-                    if let Err(error) = this.handle(batch.drain(..)).await {
-                        warn!(peer = %this.peer.name, %error, "the job list failed");
+                    match cancel.run_until_cancelled(this.handle(batch.drain(..))).await {
+                        Some(Ok(())) => {}
+                        Some(Err(error)) => warn!(peer = %this.peer.name, %error, "the job list failed"),
+                        None => break,
                     }
                 }
                 Some(reread) = this.rereading.join_next() => {
                     if let Err(error) = this.reread(reread).await {
-                        warn!(peer = %this.peer.name, %error, "job list");
+                        warn!(peer = %this.peer.name, %error, "the job list failed");
                     }
                 }
                 () = wake.notified() => {}
@@ -197,9 +204,9 @@ impl Dispatcher {
     }
 
     async fn source(&self, job: &Job, class: Class) -> Result<FileSource, DbError> {
-        let (root, path, version) = (job.root.clone(), job.found.path.clone(), job.found.version);
+        let (root, found) = (job.root.clone(), job.found.clone());
         if class == Class::Small {
-            return Ok(FileSource::new(root, path, version));
+            return Ok(FileSource::new(root, found));
         }
         let kept = self.shared.queue.checkpoints(job.drop).await?;
         let (checkpoints, drop) = (self.shared.checkpoints.clone(), job.drop);
@@ -207,7 +214,7 @@ impl Dispatcher {
             // Full: the next one says more.
             let _ = checkpoints.try_send((drop, bytes));
         });
-        Ok(FileSource::resumable(root, path, version, &kept, keep))
+        Ok(FileSource::resumable(root, found, &kept, keep))
     }
 
     /// Asks how a transfer ended that will not be sent any more.
@@ -231,12 +238,15 @@ impl Dispatcher {
         let mut proofs = Vec::new();
         for event in events {
             match event {
-                LinkEvent::Up { .. } => self.linked = true,
+                LinkEvent::Up { .. } => {
+                    fault::panic_at("dispatch");
+                    self.linked = true;
+                }
                 LinkEvent::Down { .. } => self.down(),
                 LinkEvent::Delivered { id, receipt, .. } => {
                     if let Some(Flight::Offered { job, source, .. }) = self.land(id) {
                         let read = source.digest();
-                        match self.check(id, Some(&job), &receipt).and_then(|body| match read {
+                        match self.check(&job, &receipt).and_then(|body| match read {
                             Some(read) => proof::same_digest(&body, read).map(|()| body),
                             None => Err("the receipt came before all bytes were read".to_owned()),
                         }) {
@@ -250,18 +260,17 @@ impl Dispatcher {
                     Some(Flight::Withdrawing { job }) => {
                         let job = match job {
                             Some(job) => Some(*job),
-                            None => self.shared.queue.get(id).await?,
+                            None => self.shared.queue.by_any_id(id).await?,
                         };
-                        match self.check(id, job.as_ref(), &receipt) {
-                            Ok(body) => {
-                                self.shared
-                                    .delivered(vec![(proof::proof(&receipt, &body), receipt)])
-                                    .await?
+                        match job.map(|job| self.check(&job, &receipt)) {
+                            Some(Ok(body)) => proofs.push((proof::proof(&receipt, &body), receipt)),
+                            Some(Err(why)) => {
+                                warn!(peer = %self.peer.name, job = %id, why, "receipt ignored");
+                                // Asked again by the next link: on this one the answer would be the same.
+                                self.flights.insert(id, Flight::Withdrawing { job: None });
                             }
-                            Err(why) => warn!(peer = %self.peer.name, job = %id, why, "receipt ignored"),
+                            None => self.shared.queue.withdrawn(vec![id], now_ms()).await?, // no job wants to know
                         }
-                        // Whatever it said, it is the answer: it is not asked for again.
-                        self.shared.queue.withdrawn(vec![id], now_ms()).await?;
                     }
                     Some(Flight::Rereading) | None => {}
                 },
@@ -278,8 +287,8 @@ impl Dispatcher {
                 }
                 LinkEvent::Withdrawn { id, .. } => {
                     if let Some(Flight::Withdrawing { job: Some(job) }) = self.land(id) {
-                        let why = "gone: the file was removed before it was delivered".to_owned();
-                        self.shared.queue.fail(job.id, why, now_ms()).await?;
+                        self.shared.queue.gone(job.id, now_ms()).await?;
+                        self.shared.recheck(&job); // it may have returned meanwhile
                     }
                     self.shared.queue.withdrawn(vec![id], now_ms()).await?;
                 }
@@ -300,13 +309,13 @@ impl Dispatcher {
         Ok(())
     }
 
-    /// `job` is None for a transfer whose job has another id by now.
-    fn check(&self, id: TransferId, job: Option<&Job>, receipt: &Receipt) -> Result<ReceiptBody, String> {
+    fn check(&self, job: &Job, receipt: &Receipt) -> Result<ReceiptBody, String> {
         let claim = Claim {
-            id,
+            id: job.id,
             sender: self.shared.identity.id(),
             receiver: self.peer.id,
-            file: job.map(|job| (&job.found.path, job.found.version.size)),
+            path: &job.found.path,
+            size: job.found.version.size,
         };
         proof::check(receipt, &claim)
     }
@@ -314,12 +323,12 @@ impl Dispatcher {
     /// The peer has had it before. That counts for what lies in the outbox only if it is the same version with the
     /// same bytes, so the file is read again.
     async fn settled(&mut self, job: Box<Job>, receipt: Receipt) -> Result<(), DbError> {
-        if let Err(why) = self.check(job.id, Some(&job), &receipt) {
+        if let Err(why) = self.check(&job, &receipt) {
             return self.retry(&job, format!("receipt ignored: {why}"), None).await;
         }
         self.flights.insert(job.id, Flight::Rereading);
         self.rereading.spawn_blocking(move || {
-            let digest = send::digest_of(&job.root, &job.found.path, &job.found.version);
+            let digest = send::digest_of(&job.root, &job.found);
             Reread { job, receipt, digest }
         });
         Ok(())
@@ -332,7 +341,7 @@ impl Dispatcher {
             Err(_) => return Ok(()),
         };
         self.land(job.id);
-        let body = match self.check(job.id, Some(&job), &receipt) {
+        let body = match self.check(&job, &receipt) {
             Ok(body) => body,
             Err(why) => return self.retry(&job, format!("receipt ignored: {why}"), None).await,
         };

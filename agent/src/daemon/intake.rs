@@ -1,6 +1,6 @@
 //! What outboxes find ready becomes jobs (S2), one for each peer, before anything else happens to it.
 
-use std::{future::Future, pin::Pin, sync::Arc};
+use std::{future::Future, path::PathBuf, pin::Pin, sync::Arc};
 
 use dropwire_protocol::AgentId;
 use tokio::sync::mpsc;
@@ -15,7 +15,7 @@ use crate::{
     error::shown,
     outbox::{self, Known, OutboxEvent},
     queue::NewDrop,
-    version::Found,
+    version::{Found, OutboxId},
 };
 
 /// Batches of found files that may wait for the job list; an outbox that finds more waits.
@@ -46,7 +46,7 @@ pub async fn start(
 async fn take_in(shared: Arc<Shared>, outbox: config::Outbox, mut events: mpsc::Receiver<OutboxEvent>) {
     while let Some(event) = events.recv().await {
         let done = match event {
-            OutboxEvent::Marked { root, id } => marks::remember(&shared.db, root, id).await,
+            OutboxEvent::Marked { root, id } => found(&shared, root, id).await,
             OutboxEvent::Settled { root, found } => {
                 let drops = found.into_iter().map(|found| NewDrop {
                     found,
@@ -63,6 +63,12 @@ async fn take_in(shared: Arc<Shared>, outbox: config::Outbox, mut events: mpsc::
             warn!(outbox = %shown(&outbox.path), %error, "files could not be queued");
         }
     }
+}
+
+/// An outbox is there; jobs of it that wait are looked for here from now on, wherever it lay before.
+async fn found(shared: &Shared, root: PathBuf, id: OutboxId) -> Result<(), DbError> {
+    marks::remember(&shared.db, root.clone(), id).await?;
+    shared.queue.outbox_lies_at(id, root).await
 }
 
 /// Queues files that `send` copied into the spool; they leave it when delivered.

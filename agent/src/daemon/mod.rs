@@ -200,7 +200,10 @@ impl Agent {
     }
 
     /// Ends cleanly: links say Bye, what is being committed is finished; bounded in time.
-    pub async fn stop(self) {
+    ///
+    /// False: something is still at work (a disk that hangs). It ends with the process, in which no other agent may
+    /// use these folders any more: the two would not know of each other's partials.
+    pub async fn stop(self) -> bool {
         self.cancel.cancel();
         self.tasks.close();
         let shared = &self.shared;
@@ -209,10 +212,13 @@ impl Agent {
             shared.inbox.shutdown().await;
             shared.db.close().await;
         };
-        if tokio::time::timeout(STOP_DEADLINE, ending).await.is_err() {
+        let ended = tokio::time::timeout(STOP_DEADLINE, ending).await.is_ok();
+        if ended {
+            info!("stopped");
+        } else {
             warn!("ended without waiting longer; what was under way is taken up at the next start");
         }
-        info!("stopped");
+        ended
     }
 }
 

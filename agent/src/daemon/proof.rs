@@ -12,8 +12,10 @@ pub struct Claim<'a> {
     pub sender: AgentId,
     /// The peer on whose link it came.
     pub receiver: AgentId,
-    /// Path and size as offered, where they are still known.
-    pub file: Option<(&'a RemotePath, u64)>,
+    /// As offered.
+    pub path: &'a RemotePath,
+    /// As offered.
+    pub size: u64,
 }
 
 /// The receipt's content, if it is what we asked for. The digest is left to the caller: it depends on what was read.
@@ -23,8 +25,8 @@ pub fn check(receipt: &Receipt, claim: &Claim<'_>) -> Result<ReceiptBody, String
         ("transfer", body.transfer == claim.id),
         ("sender", body.sender == claim.sender),
         ("receiver", body.receiver == claim.receiver),
-        ("path", claim.file.is_none_or(|(path, _)| body.path == *path)),
-        ("size", claim.file.is_none_or(|(_, size)| body.size == size)),
+        ("path", body.path == *claim.path),
+        ("size", body.size == claim.size),
     ];
     match agrees.iter().find(|(_, fits)| !fits) {
         Some((field, _)) => Err(format!("the receipt names another {field}")),

@@ -51,7 +51,8 @@ pub trait Known: Send + Sync {
 /// What an outbox tells the daemon.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OutboxEvent {
-    /// The folder was found with this mark, another than was expected: to be kept, and passed to [`start`] next time.
+    /// The folder was found, with this mark: to be kept, and passed to [`start`] next time. Whatever is known of the
+    /// outbox with this mark lies here now.
     Marked {
         /// As in the config.
         root: PathBuf,

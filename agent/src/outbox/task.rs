@@ -43,12 +43,10 @@ impl Task {
         let mut former = None;
         loop {
             let place = self.wait_for_folder(former.take()).await;
-            if self.expected != Some(place.id) {
-                self.expected = Some(place.id);
-                let (root, id) = (self.shared.config.path.clone(), place.id);
-                if self.events.send(OutboxEvent::Marked { root, id }).await.is_err() {
-                    return; // nobody listens any more
-                }
+            self.expected = Some(place.id);
+            let (root, id) = (self.shared.config.path.clone(), place.id);
+            if self.events.send(OutboxEvent::Marked { root, id }).await.is_err() {
+                return; // nobody listens any more
             }
             let (hints_in, hints) = mpsc::channel(HINTS);
             let watcher = self.watch(&place, hints_in).await;

@@ -340,6 +340,7 @@ async fn a_folder_that_is_not_there_is_waited_for_and_never_made() {
         .await;
     fs::remove_dir(&root).unwrap();
     fs::rename(&aside, &root).unwrap();
+    assert_eq!(running.marked().await, id);
     running.until("there", |outbox| outbox.id() == Some(id)).await;
     fs::write(root.join("file"), "bytes").unwrap();
     running.settles(&["file"]).await;

@@ -16,6 +16,9 @@ use crate::{db::DbError, identity::Identity};
 /// Why the jobs of a peer end that is no longer paired.
 pub const PEER_REMOVED: &str = "peer removed from the config";
 
+/// Why jobs end whose file is not there any more.
+pub const GONE: &str = "gone: the file was removed before it was delivered";
+
 impl Queue {
     /// Up to `limit` jobs for `peer` whose time has come, the longest due first, without the busy ones.
     pub async fn due(
@@ -109,6 +112,16 @@ impl Queue {
         self.call(move |db, _| end_all(db, &[id], JobState::Failed, &error, now_ms))
             .await
             .map(drop)
+    }
+
+    /// A queued job's file is not there any more: the job ends failed, with all others that wait for that file. Seen
+    /// again, it is a new drop.
+    pub async fn gone(&self, id: TransferId, now_ms: i64) -> Result<(), DbError> {
+        self.call(move |db, _| match queued(db, id)? {
+            Some(job) => change::end_version(db, job.drop, GONE, now_ms).map(drop),
+            None => Ok(()),
+        })
+        .await
     }
 
     /// Ends queued jobs as cancelled: the files stay, and these versions are not queued again by themselves.

@@ -114,3 +114,20 @@ pub(super) fn leave(db: &Connection, drop: DropId) -> Result<()> {
     .execute(params![drop.0, Step::Forget])?;
     Ok(())
 }
+
+/// A version is not there any more, and not everybody has it: its queued jobs end failed. Returns them.
+pub(super) fn end_version(db: &Connection, drop: DropId, text: &str, now_ms: i64) -> Result<Vec<TransferId>> {
+    // First, so that ending the jobs does not settle it otherwise.
+    leave(db, drop)?;
+    let ids: Vec<[u8; 16]> = db
+        .prepare_cached("SELECT transfer FROM jobs WHERE drop_id = ? AND state = 0")?
+        .query_map([drop.0], |row| row.get(0))?
+        .collect::<Result<_>>()?;
+    let ids: Vec<TransferId> = ids.into_iter().map(TransferId).collect();
+    for id in &ids {
+        if let Some(job) = find(db, *id)? {
+            end(db, &job, JobState::Failed, text, now_ms)?;
+        }
+    }
+    Ok(ids)
+}

@@ -1,9 +1,11 @@
 //! What was found in an outbox becomes a drop with a job for each peer (S2).
 
+use std::path::PathBuf;
+
 use dropwire_protocol::TransferId;
 use rusqlite::{Connection, OptionalExtension, Result, params};
 
-use super::{Class, DropId, Enqueued, JobState, NewDrop, Queue, change, job::path_bytes, schema::DropState};
+use super::{Class, DropId, Enqueued, NewDrop, Queue, change, job::path_bytes, schema::DropState};
 use crate::{
     db::DbError,
     identity::Identity,
@@ -17,12 +19,23 @@ impl Queue {
     /// Those of `found` that have to be queued, in their order.
     ///
     /// Known is a version (ctime aside) that lies there and has a drop, however its jobs ended. A version that had left
-    /// and is seen again is a new drop; if even its ctime is the old one, it was only looked at before it left.
+    /// and is seen again is a new drop; if every peer has it and even its ctime is the old one, it was only looked at
+    /// before it left.
     pub async fn unknown(&self, found: Vec<Found>) -> Result<Vec<Found>, DbError> {
         self.each(found, |db, _, found, unknown| {
             if past(db, found)?.is_new(&found.version) {
                 unknown.push(found.clone());
             }
+            Ok(())
+        })
+        .await
+    }
+
+    /// The outbox with this mark was found at `root`: its drops lie there from now on. Nothing, if it has none.
+    pub async fn outbox_lies_at(&self, outbox: OutboxId, root: PathBuf) -> Result<(), DbError> {
+        self.call(move |db, _| {
+            db.prepare_cached("UPDATE outboxes SET root = ?1 WHERE mark = ?2 AND root <> ?1")?
+                .execute(params![path_bytes(&root), outbox.0])?;
             Ok(())
         })
         .await
@@ -88,8 +101,8 @@ fn enqueue_one(db: &Connection, identity: &Identity, new: &NewDrop, now_ms: i64)
 
 /// What the list holds of a version.
 struct Past {
-    /// The newest drop of it, with its ctime.
-    last: Option<(DropState, i64)>,
+    /// The newest drop of it, with its ctime, and whether every peer has it.
+    last: Option<(DropState, i64, bool)>,
     /// Above every counter that a drop of it used.
     next_counter: u64,
 }
@@ -98,15 +111,19 @@ impl Past {
     fn is_new(&self, version: &Version) -> bool {
         match self.last {
             None => true,
-            // Without ctimes (0) a second look cannot be told from a return; a job too many ends by itself.
-            Some((DropState::Left, ctime_ns)) => ctime_ns != version.ctime_ns || ctime_ns == 0,
+            // A folder that moved away and returned leaves its files' ctimes alone, and where there are none (0) a second
+            // look cannot be told from a return either: rather a job too many, which ends by itself.
+            Some((DropState::Left, ctime_ns, delivered)) => {
+                !delivered || ctime_ns != version.ctime_ns || ctime_ns == 0
+            }
             Some(_) => false,
         }
     }
 }
 
 pub(super) const PAST: &str = "
-    SELECT d.state, d.ctime_ns, (SELECT max(counter) FROM jobs WHERE drop_id = d.id)
+    SELECT d.state, d.ctime_ns, (SELECT max(counter) FROM jobs WHERE drop_id = d.id),
+           NOT EXISTS (SELECT 1 FROM jobs WHERE drop_id = d.id AND state <> 1)
     FROM drops d
     WHERE d.outbox = (SELECT id FROM outboxes WHERE mark = ?1) AND d.path = ?2 AND d.mtime_ns = ?3
       AND d.inode = ?4 AND d.birth_ns = ?5 AND d.size = ?6
@@ -123,7 +140,7 @@ fn past(
     }: &Found,
 ) -> Result<Past> {
     let mut drops = db.prepare_cached(PAST)?;
-    let last: Option<(DropState, i64, i64)> = drops
+    let last: Option<(DropState, i64, i64, bool)> = drops
         .query_row(
             params![
                 outbox.0,
@@ -133,12 +150,12 @@ fn past(
                 version.birth_ns,
                 version.size.cast_signed()
             ],
-            |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+            |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)),
         )
         .optional()?;
     Ok(Past {
-        next_counter: last.map_or(0, |(_, _, counter)| counter.cast_unsigned() + 1),
-        last: last.map(|(state, ctime_ns, _)| (state, ctime_ns)),
+        next_counter: last.map_or(0, |(_, _, counter, _)| counter.cast_unsigned() + 1),
+        last: last.map(|(state, ctime_ns, _, delivered)| (state, ctime_ns, delivered)),
     })
 }
 
@@ -188,20 +205,8 @@ fn supersede(db: &Connection, outbox: i64, path: &[u8], now_ms: i64) -> Result<V
         .prepare_cached(LYING)?
         .query_row(params![outbox, path], |row| row.get(0))
         .optional()?;
-    let Some(older) = older.map(DropId) else {
-        return Ok(Vec::new());
-    };
-    // First, so that ending the jobs does not settle it otherwise.
-    change::leave(db, older)?;
-    let ids: Vec<[u8; 16]> = db
-        .prepare_cached("SELECT transfer FROM jobs WHERE drop_id = ? AND state = 0")?
-        .query_map([older.0], |row| row.get(0))?
-        .collect::<Result<_>>()?;
-    let ids: Vec<TransferId> = ids.into_iter().map(TransferId).collect();
-    for id in &ids {
-        if let Some(job) = change::find(db, *id)? {
-            change::end(db, &job, JobState::Failed, SUPERSEDED, now_ms)?;
-        }
+    match older.map(DropId) {
+        Some(older) => change::end_version(db, older, SUPERSEDED, now_ms),
+        None => Ok(Vec::new()),
     }
-    Ok(ids)
 }

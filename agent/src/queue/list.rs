@@ -25,6 +25,24 @@ impl Queue {
         .await
     }
 
+    /// The job that has, or once had, this id; its `id` is the one asked for.
+    pub async fn by_any_id(&self, id: TransferId) -> Result<Option<Job>, DbError> {
+        self.read(move |db| {
+            let sql = format!(
+                "SELECT {JOB_COLUMNS} FROM {JOB_TABLES} WHERE j.id = coalesce(
+                     (SELECT id FROM jobs WHERE transfer = ?1), (SELECT job FROM former WHERE transfer = ?1))"
+            );
+            db.query_row(&sql, [id.0], |row| {
+                Ok(Job {
+                    id,
+                    ..job_of(row)?.job
+                })
+            })
+            .optional()
+        })
+        .await
+    }
+
     /// The encoded receipt for this job, if one came.
     pub async fn receipt(&self, id: TransferId) -> Result<Option<Vec<u8>>, DbError> {
         self.read(move |db| {

@@ -39,7 +39,7 @@ use std::{sync::Arc, time::Duration};
 
 use rusqlite::{Connection, Transaction};
 
-pub use attempts::PEER_REMOVED;
+pub use attempts::{GONE, PEER_REMOVED};
 pub use enqueue::SUPERSEDED;
 pub use job::{
     Class, Counts, Disposal, DropId, Enqueued, Filter, Job, JobRow, JobState, NewDrop, Page, PeerCounts,

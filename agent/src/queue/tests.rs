@@ -164,6 +164,25 @@ async fn a_version_that_left_and_returns_is_a_new_drop() {
     assert_ne!(again.queued[0], first, "another drop has another id");
 }
 
+/// A folder that is moved away and back shows no other ctime on the files in it.
+#[tokio::test]
+async fn a_version_that_was_gone_and_returns_is_a_new_drop() {
+    let folder = tempfile::tempdir().unwrap();
+    let queue = queue(folder.path()).await;
+    let old = enqueue(&queue, 1, AfterSend::Archive, &[1, 2]).await.queued;
+    queue.gone(old[0], 1).await.unwrap();
+    for id in old {
+        assert_eq!(
+            state(&queue, id).await,
+            (JobState::Failed, Some(GONE.into())),
+            "it is gone for all"
+        );
+    }
+    assert!(is_unknown(&queue, found("a", 1)).await);
+    let new = enqueue(&queue, 1, AfterSend::Archive, &[1, 2]).await.queued;
+    assert_eq!(due(&queue, 100).await, new[..1]);
+}
+
 #[tokio::test]
 async fn where_there_is_no_ctime_a_returning_version_is_sent_again() {
     let folder = tempfile::tempdir().unwrap();

@@ -13,7 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use dropwire_protocol::{Digest, RemotePath, RunningDigest, message::MAX_EAGER};
+use dropwire_protocol::{Digest, RunningDigest, message::MAX_EAGER};
 use tokio::sync::{Semaphore, mpsc};
 
 use self::{
@@ -23,7 +23,7 @@ use self::{
 use crate::{
     fault,
     link::{Piece, Source, Voided},
-    version::Version,
+    version::Found,
 };
 
 /// How many small files are read at the same time.
@@ -40,8 +40,7 @@ pub type Keep = Box<dyn Fn(Vec<u8>) + Send + Sync>;
 /// What is read.
 struct Subject {
     root: PathBuf,
-    path: RemotePath,
-    version: Version,
+    found: Found,
     /// States of the hash in earlier passes, so that a rewind need not read everything again.
     checkpoints: Mutex<Checkpoints>,
     keep: Keep,
@@ -50,20 +49,19 @@ struct Subject {
 }
 
 impl FileSource {
-    /// The file at `path` below the outbox `root`; any other version of it is [`Voided::Changed`].
-    pub fn new(root: PathBuf, path: RemotePath, version: Version) -> Self {
-        FileSource::resumable(root, path, version, &[], Box::new(|_| {}))
+    /// The file that was `found` in the outbox at `root`; any other version of it is [`Voided::Changed`].
+    pub fn new(root: PathBuf, found: Found) -> Self {
+        FileSource::resumable(root, found, &[], Box::new(|_| {}))
     }
 
     /// The same for a large file: `kept` is what `keep` was given last, in an earlier attempt or an earlier life of
     /// the agent, or nothing.
-    pub fn resumable(root: PathBuf, path: RemotePath, version: Version, kept: &[u8], keep: Keep) -> Self {
+    pub fn resumable(root: PathBuf, found: Found, kept: &[u8], keep: Keep) -> Self {
         let checkpoints = Mutex::new(Checkpoints::from_bytes(kept));
         FileSource {
             subject: Arc::new(Subject {
                 root,
-                path,
-                version,
+                found,
                 checkpoints,
                 keep,
                 read: Mutex::default(),
@@ -81,7 +79,7 @@ impl FileSource {
 impl Source for FileSource {
     fn read(&self, offset: u64, digest: Digest, out: mpsc::Sender<Piece>) {
         let subject = Arc::clone(&self.subject);
-        if subject.version.size <= MAX_EAGER {
+        if subject.found.version.size <= MAX_EAGER {
             tokio::spawn(read_small(subject, offset, digest, out));
             return;
         }
@@ -98,10 +96,10 @@ impl Source for FileSource {
 }
 
 /// The file's digest, read under the same checks as when it is sent. Blocks for as long as that takes.
-pub fn digest_of(root: &Path, path: &RemotePath, version: &Version) -> Result<Digest, Voided> {
-    let pass = Pass::begin(root, path, version)?;
+pub fn digest_of(root: &Path, found: &Found) -> Result<Digest, Voided> {
+    let pass = Pass::begin(root, found)?;
     let mut hash = Default::default();
-    match pass.read(&mut hash, version.size, &mut |_, _, _| true) {
+    match pass.read(&mut hash, found.version.size, &mut |_, _, _| true) {
         Ok(()) => {}
         Err(Ended::Void(why)) => return Err(why),
         Err(Ended::Stopped) => return Err(Voided::Changed), // nobody stops this one
@@ -167,13 +165,12 @@ impl Subject {
         feed: &mut dyn FnMut(Piece) -> bool,
         stopped: &dyn Fn() -> bool,
     ) -> Result<Digest, Ended> {
-        let Subject {
-            root, path, version, ..
-        } = self;
-        if offset > version.size {
+        let Subject { root, found, .. } = self;
+        let size = found.version.size;
+        if offset > size {
             return Err(Ended::Void(Voided::PrefixDiffers));
         }
-        let pass = Pass::begin(root, path, version)?;
+        let pass = Pass::begin(root, found)?;
         let mut hash = self.checkpoints().best(pass.ctime_ns(), offset);
         pass.read(&mut hash, offset, &mut |_, _, hash| {
             self.note(pass.ctime_ns(), hash);
@@ -182,7 +179,7 @@ impl Subject {
         if offset > 0 && hash.value() != digest {
             return Err(Ended::Void(Voided::PrefixDiffers));
         }
-        pass.read(&mut hash, version.size, &mut |offset, bytes, hash| {
+        pass.read(&mut hash, size, &mut |offset, bytes, hash| {
             self.note(pass.ctime_ns(), hash);
             let mut bytes = bytes.to_vec();
             fault::bad_read(offset, &mut bytes);

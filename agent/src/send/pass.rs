@@ -16,7 +16,7 @@ use crate::{
     lease::{Asked, Lease},
     link::Voided,
     mark,
-    version::Version,
+    version::{Found, OutboxId, Version},
 };
 
 /// Why a pass ends early.
@@ -40,7 +40,7 @@ pub(super) type Take<'a> = dyn FnMut(u64, &[u8], &RunningDigest) -> bool + 'a;
 /// An open file that was the wanted version at the beginning, with a lease where there are leases.
 pub(super) struct Pass<'a> {
     root: Dir,
-    path: &'a RemotePath,
+    found: &'a Found,
     file: File,
     lease: Option<Lease>,
     first: Version,
@@ -48,17 +48,18 @@ pub(super) struct Pass<'a> {
 
 impl<'a> Pass<'a> {
     /// Opens the file and takes the lease before the first look at it.
-    pub(super) fn begin(root: &Path, path: &'a RemotePath, version: &Version) -> Result<Self, Voided> {
+    pub(super) fn begin(root: &Path, found: &'a Found) -> Result<Self, Voided> {
         let outbox = confined::root(root)
             .map_err(|e| Voided::Unreadable(format!("the outbox {}: {e}", shown(root))))?;
-        let file = open(&outbox, path).map_err(|e| void_of(&outbox, &e))?;
+        let void = |e| void_of(&outbox, found.outbox, &e);
+        let file = open(&outbox, &found.path).map_err(void)?;
         let lease = match Lease::take(&file) {
             Asked::Lease(lease) => Some(lease),
             Asked::Writer => return Err(Voided::Writer),
             Asked::Unsupported => None,
         };
-        let first = Version::of(&file.metadata().map_err(|e| void_of(&outbox, &e))?);
-        if !first.same_identity(version) {
+        let first = Version::of(&file.metadata().map_err(void)?);
+        if !first.same_identity(&found.version) {
             return Err(Voided::Changed);
         }
         if lease.is_none() && first.is_fresh(std::time::SystemTime::now()) {
@@ -67,7 +68,7 @@ impl<'a> Pass<'a> {
         expect_sequential(&file);
         Ok(Pass {
             root: outbox,
-            path,
+            found,
             file,
             lease,
             first,
@@ -83,7 +84,7 @@ impl<'a> Pass<'a> {
     pub(super) fn read(&self, hash: &mut RunningDigest, end: u64, take: &mut Take<'_>) -> Result<(), Ended> {
         let mut file = &self.file;
         file.seek(SeekFrom::Start(hash.length()))
-            .map_err(|e| void_of(&self.root, &e))?;
+            .map_err(|e| self.void(&e))?;
         let mut buffer = vec![0; MAX_CHUNK.min(usize::try_from(end).unwrap_or(MAX_CHUNK))];
         while hash.length() < end {
             let offset = hash.length();
@@ -93,7 +94,7 @@ impl<'a> Pass<'a> {
             };
             file.read_exact(chunk).map_err(|e| match e.kind() {
                 io::ErrorKind::UnexpectedEof => Voided::Changed,
-                _ => void_of(&self.root, &e),
+                _ => self.void(&e),
             })?;
             if self.lease.as_ref().is_some_and(|lease| !lease.whole()) {
                 return Err(Voided::Changed.into());
@@ -106,9 +107,13 @@ impl<'a> Pass<'a> {
         Ok(())
     }
 
+    fn void(&self, error: &io::Error) -> Voided {
+        void_of(&self.root, self.found.outbox, error)
+    }
+
     /// After the last read: still that version, nobody wrote, and the path still leads to it.
     pub(super) fn check(&self) -> Result<(), Voided> {
-        let now = Version::of(&self.file.metadata().map_err(|e| void_of(&self.root, &e))?);
+        let now = Version::of(&self.file.metadata().map_err(|e| self.void(&e))?);
         let undisturbed = match &self.lease {
             Some(lease) => lease.whole(),
             None => now.ctime_ns == self.first.ctime_ns,
@@ -116,9 +121,9 @@ impl<'a> Pass<'a> {
         if !undisturbed || !now.same_identity(&self.first) {
             return Err(Voided::Changed);
         }
-        let named = open(&self.root, self.path)
+        let named = open(&self.root, &self.found.path)
             .and_then(|file| file.metadata())
-            .map_err(|e| void_of(&self.root, &e))?;
+            .map_err(|e| self.void(&e))?;
         if Version::of(&named).inode == now.inode {
             Ok(())
         } else {
@@ -133,7 +138,7 @@ fn open(root: &Dir, path: &RemotePath) -> io::Result<File> {
 }
 
 /// Missing counts as gone only in a folder that is still the outbox: an unmounted one says nothing of its files.
-fn void_of(root: &Dir, error: &io::Error) -> Voided {
+fn void_of(root: &Dir, outbox: OutboxId, error: &io::Error) -> Voided {
     if error.kind() == io::ErrorKind::WouldBlock {
         return Voided::Writer; // somebody holds a write lease
     }
@@ -141,7 +146,8 @@ fn void_of(root: &Dir, error: &io::Error) -> Voided {
         return Voided::Unreadable(error.to_string());
     }
     match mark::read(root) {
-        Ok(Some(_)) => Voided::Gone,
+        Ok(Some(id)) if OutboxId(id) == outbox => Voided::Gone,
+        Ok(Some(_)) => Voided::Unreadable("another outbox's mark (.dropwire/id) lies there".into()),
         Ok(None) => Voided::Unreadable("the outbox has lost its mark (.dropwire/id): not mounted?".into()),
         Err(e) => Voided::Unreadable(format!("the outbox's mark cannot be read: {e}")),
     }

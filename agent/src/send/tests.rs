@@ -1,19 +1,23 @@
 use std::fs;
 
-use dropwire_protocol::message::MAX_CHUNK;
+use dropwire_protocol::{RemotePath, message::MAX_CHUNK};
 
 use super::*;
-use crate::{confined, mark};
+use crate::{
+    confined, mark,
+    version::{OutboxId, Version},
+};
 
 struct Outbox {
     temp: tempfile::TempDir,
+    id: OutboxId,
 }
 
 impl Outbox {
     fn new() -> Self {
         let temp = tempfile::tempdir().unwrap();
-        mark::create(&confined::root(temp.path()).unwrap()).unwrap();
-        Outbox { temp }
+        let id = OutboxId(mark::create(&confined::root(temp.path()).unwrap()).unwrap());
+        Outbox { temp, id }
     }
 
     fn root(&self) -> &Path {
@@ -28,7 +32,15 @@ impl Outbox {
     }
 
     fn source(&self, path: &RemotePath, version: Version) -> FileSource {
-        FileSource::new(self.root().to_path_buf(), path.clone(), version)
+        FileSource::new(self.root().to_path_buf(), self.found(path, version))
+    }
+
+    fn found(&self, path: &RemotePath, version: Version) -> Found {
+        Found {
+            outbox: self.id,
+            path: path.clone(),
+            version,
+        }
     }
 }
 
@@ -76,7 +88,10 @@ async fn files_of_every_size_come_whole() {
         let (sent, end) = pass(&outbox.source(&path, version), 0, &[]).await;
         assert_eq!(end, Ok(digest(&bytes)), "{size}");
         assert!(sent == bytes, "{size}");
-        assert_eq!(digest_of(outbox.root(), &path, &version), Ok(digest(&bytes)));
+        assert_eq!(
+            digest_of(outbox.root(), &outbox.found(&path, version)),
+            Ok(digest(&bytes))
+        );
     }
 }
 
@@ -227,7 +242,7 @@ async fn a_resume_in_another_life_does_not_read_the_prefix() {
     assert!(checkpoints.note(version.ctime_ns, &hash));
     let kept = checkpoints.to_bytes();
     let root = outbox.root().to_path_buf();
-    let source = FileSource::resumable(root, path, version, &kept, Box::new(|_| {}));
+    let source = FileSource::resumable(root, outbox.found(&path, version), &kept, Box::new(|_| {}));
     let (sent, end) = pass(&source, CHECKPOINT as u64, &other).await;
     assert!(sent == bytes[CHECKPOINT..]);
     hash.update(&sent);
@@ -240,8 +255,13 @@ async fn checkpoints_are_handed_out_while_a_large_file_is_read() {
     let bytes = pattern((16 << 20) + 1);
     let (path, version) = outbox.file("large", &bytes);
     let (kept_in, kept) = std::sync::mpsc::channel();
-    let keep = Box::new(move |bytes| kept_in.send(bytes).unwrap());
-    let source = FileSource::resumable(outbox.root().to_path_buf(), path, version, &[], keep);
+    let keep = Box::new(move |bytes: Vec<u8>| kept_in.send(bytes).unwrap());
+    let source = FileSource::resumable(
+        outbox.root().to_path_buf(),
+        outbox.found(&path, version),
+        &[],
+        keep,
+    );
     let (_, end) = pass(&source, 0, &[]).await;
     assert_eq!(end, Ok(digest(&bytes)));
     let last = kept.try_iter().last().unwrap();

@@ -91,10 +91,10 @@ impl Model {
 
     fn is_new(&self, path: u8, version: i64, ctime: i64) -> bool {
         let same = |d: &&ModelDrop| d.path == path && d.version == version;
-        self.drops
-            .iter()
-            .rfind(same)
-            .is_none_or(|d| d.state == DropState::Left && d.ctime != ctime)
+        self.drops.iter().rfind(same).is_none_or(|d| {
+            let delivered = d.jobs.iter().all(|j| j.state == JobState::Delivered);
+            d.state == DropState::Left && (d.ctime != ctime || !delivered)
+        })
     }
 
     fn lies(&self, path: u8) -> Option<usize> {

@@ -1,0 +1,114 @@
+//! Where the parts of the agent meet: answers that come late, files that move away and return.
+
+use std::fs;
+
+use crate::harness::{Pair, eventually, until};
+
+fn keeping() -> Pair {
+    Pair::with(|laptop, _| laptop.settings.outbox.push("after_send = \"keep\"".into()))
+}
+
+/// The job list is lost, and the file has other bytes under the same version: what the peer has under the first id
+/// is heard of once, and the new bytes are a second file.
+#[test]
+fn other_bytes_under_an_id_that_was_delivered() {
+    let mut pair = keeping();
+    let path = pair.laptop.drop_file("report", b"first");
+    pair.laptop.delivers(1);
+    pair.laptop.stop();
+    for name in ["jobs.db", "jobs.db-wal", "jobs.db-shm"] {
+        let _ = fs::remove_file(pair.laptop.state.join(name)); // the last two may not be there
+    }
+    let mtime = fs::metadata(&path)
+        .expect("it stays")
+        .modified()
+        .expect("an mtime");
+    fs::write(&path, b"other").expect("in place");
+    let file = fs::File::options().write(true).open(&path).expect("the file");
+    file.set_modified(mtime).expect("the old mtime");
+    drop(file);
+    pair.laptop.start();
+    pair.office.receives("report (1)", b"other");
+    pair.laptop.delivers(1);
+    until("the first transfer's end is known", || {
+        let why = pair.laptop.run(&["why", path.to_str().expect("plain")]);
+        why.out().contains("an earlier transfer was delivered as report")
+    });
+}
+
+#[test]
+fn a_folder_that_moves_away_and_back_is_sent() {
+    let mut pair = Pair::linked();
+    pair.office.stop();
+    pair.laptop.drop_file("folder/file", b"bytes");
+    until("it is queued", || !pair.laptop.jobs().is_empty());
+    let (inside, outside) = (pair.laptop.outbox.join("folder"), pair.laptop.root.join("folder"));
+    fs::rename(&inside, &outside).expect("out of the outbox");
+    pair.office.start();
+    let failed = eventually("the job fails", || {
+        let job = pair.laptop.jobs_of("folder/file").pop()?;
+        (job["state"] == "failed").then_some(job)
+    });
+    assert!(
+        failed["error"].as_str().is_some_and(|e| e.starts_with("gone")),
+        "{failed}"
+    );
+    fs::rename(&outside, &inside).expect("back");
+    pair.office.receives("folder/file", b"bytes");
+}
+
+/// An agent of which a part is dead would look alive and send nothing.
+#[test]
+fn a_panic_ends_the_agent() {
+    let mut pair = Pair::idle();
+    let fault = ("DROPWIRE_FAULT".to_owned(), "panic@dispatch".to_owned());
+    pair.laptop.env.push(fault);
+    pair.office.start();
+    pair.laptop.spawn();
+    assert_eq!(pair.laptop.exit_code(), Some(1));
+    pair.laptop.env.clear();
+    pair.laptop.start();
+    pair.laptop.drop_file("file", b"bytes");
+    pair.office.receives("file", b"bytes");
+}
+
+#[test]
+fn jobs_follow_an_outbox_that_moved() {
+    let mut pair = Pair::linked();
+    pair.office.stop();
+    pair.laptop.drop_file("file", b"bytes");
+    until("it is queued", || !pair.laptop.jobs().is_empty());
+    pair.laptop.stop();
+    let moved = pair.laptop.root.join("moved");
+    fs::rename(&pair.laptop.outbox, &moved).expect("moved");
+    pair.laptop.outbox = moved;
+    pair.laptop.start();
+    pair.office.start();
+    pair.office.receives("file", b"bytes");
+}
+
+/// Two disks that are mounted in turn: what is missing on one says nothing of the other.
+#[test]
+fn nothing_is_gone_where_another_outbox_lies() {
+    let mut pair = Pair::linked();
+    pair.office.stop();
+    pair.laptop.drop_file("file", b"bytes");
+    until("it is queued", || !pair.laptop.jobs().is_empty());
+    let (here, aside) = (pair.laptop.outbox.clone(), pair.laptop.root.join("aside"));
+    let other = pair.laptop.root.join("other");
+    fs::create_dir_all(other.join(".dropwire")).expect("another outbox");
+    fs::write(other.join(".dropwire/id"), "0123456789abcdef0123456789abcdef\n").expect("its mark");
+    fs::rename(&here, &aside).expect("unmounted");
+    fs::rename(&other, &here).expect("the other one mounted");
+    pair.office.start();
+    let job = eventually("the job was tried", || {
+        pair.laptop
+            .jobs_of("file")
+            .pop()
+            .filter(|job| job["error"].is_string())
+    });
+    assert_eq!(job["state"], "queued", "{job}");
+    fs::rename(&here, &other).expect("unmounted");
+    fs::rename(&aside, &here).expect("back");
+    pair.office.receives("file", b"bytes");
+}
