@@ -50,8 +50,12 @@ fn exit_codes_of_a_running_agent() {
     let missing = pair.laptop.root.join("missing");
     let missing = missing.to_str().expect("a plain path");
     let unknown = "0123456789abcdef0123456789abcdef";
-    let none: [&[&str]; 5] = [
+    let folder = pair.laptop.outbox.join("folder");
+    fs::create_dir(&folder).expect("a folder in the outbox");
+    let none: [&[&str]; 7] = [
         &["why", missing],
+        &["why", folder.to_str().expect("a plain path")],
+        &["send", "/dev/null", "--to", "office"],
         &["why", unknown],
         &["retry", unknown],
         &["cancel", unknown],
@@ -61,6 +65,22 @@ fn exit_codes_of_a_running_agent() {
         let ran = pair.laptop.run(args).exits(66);
         assert!(!ran.err().trim().is_empty(), "{ran}");
     }
+    let ran = pair.laptop.run(&["why", folder.to_str().expect("a plain path")]);
+    assert!(!ran.err().contains("in no outbox"), "it lies in one\n{ran}");
+    let ran = pair.laptop.run(&[
+        "send",
+        folder.parent().expect("the outbox").to_str().expect("plain"),
+        "--to",
+        "office",
+    ]);
+    assert!(ran.err().contains("outbox"), "{ran}");
+    let empty = pair.laptop.root.join("empty");
+    fs::create_dir(&empty).expect("an empty folder");
+    let ran = pair
+        .laptop
+        .run(&["send", empty.to_str().expect("plain"), "--to", "office"])
+        .exits(0);
+    assert!(ran.err().contains("nothing to send"), "{ran}");
     let file = pair.laptop.root.join("file");
     fs::write(&file, b"file").expect("a file elsewhere");
     let file = file.to_str().expect("a plain path");
