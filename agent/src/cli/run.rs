@@ -115,7 +115,9 @@ async fn serve(mut config: Config, paths: &Paths) -> Result<(), Fatal> {
         () = signals.stop() => return Ok(()),
     };
     info!(
+        name = config.name,
         id = crate::id::format(agent.id()),
+        listen = agent.listen_addr().map(tracing::field::display),
         config = shown(&paths.config),
         "running"
     );

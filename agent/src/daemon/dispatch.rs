@@ -198,14 +198,8 @@ impl Dispatcher {
         let mut proofs = Vec::new();
         for event in events {
             match event {
-                LinkEvent::Up { .. } => {
-                    info!(peer = %self.peer.name, "linked");
-                    self.linked = true;
-                }
-                LinkEvent::Down { error, .. } => {
-                    info!(peer = %self.peer.name, error, "link down");
-                    self.down();
-                }
+                LinkEvent::Up { .. } => self.linked = true,
+                LinkEvent::Down { .. } => self.down(),
                 LinkEvent::Delivered { id, receipt, .. } => {
                     if let Some(Flight::Offered { job, source, .. }) = self.land(id) {
                         let read = source.digest();
@@ -263,8 +257,16 @@ impl Dispatcher {
                 }
             }
         }
-        if !proofs.is_empty() {
-            self.shared.delivered(proofs).await?;
+        if proofs.is_empty() {
+            return Ok(());
+        }
+        let told: Vec<_> = proofs
+            .iter()
+            .map(|(p, _)| (p.id, p.delivered_as.clone()))
+            .collect();
+        self.shared.delivered(proofs).await?;
+        for (job, path) in told {
+            info!(peer = %self.peer.name, %job, delivered_as = %path, "delivered");
         }
         Ok(())
     }

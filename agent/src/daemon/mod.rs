@@ -156,8 +156,6 @@ impl Agent {
         intake::start(&shared, &config, &tasks, &cancel)
             .await
             .map_err(|e| job_list(&e))?;
-        info!(name = %config.name, id = %crate::id::format(shared.identity.id()),
-              listen = ?shared.links.listen_addr(), "running");
         Ok(Agent {
             shared,
             tasks,
