@@ -1,6 +1,12 @@
 //! The commands as scripts meet them: exit codes, first steps, what they print.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, process::Command};
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    process::{Command, Stdio},
+};
 
 use crate::harness::{Agent, Pair, Ran, settings::Settings};
 use crate::program;
@@ -50,8 +56,12 @@ fn exit_codes_of_a_running_agent() {
     let missing = pair.laptop.root.join("missing");
     let missing = missing.to_str().expect("a plain path");
     let unknown = "0123456789abcdef0123456789abcdef";
-    let none: [&[&str]; 5] = [
+    let folder = pair.laptop.outbox.join("folder");
+    fs::create_dir(&folder).expect("a folder in the outbox");
+    let none: [&[&str]; 7] = [
         &["why", missing],
+        &["why", folder.to_str().expect("a plain path")],
+        &["send", "/dev/null", "--to", "office"],
         &["why", unknown],
         &["retry", unknown],
         &["cancel", unknown],
@@ -61,6 +71,22 @@ fn exit_codes_of_a_running_agent() {
         let ran = pair.laptop.run(args).exits(66);
         assert!(!ran.err().trim().is_empty(), "{ran}");
     }
+    let ran = pair.laptop.run(&["why", folder.to_str().expect("a plain path")]);
+    assert!(!ran.err().contains("in no outbox"), "it lies in one\n{ran}");
+    let ran = pair.laptop.run(&[
+        "send",
+        folder.parent().expect("the outbox").to_str().expect("plain"),
+        "--to",
+        "office",
+    ]);
+    assert!(ran.err().contains("outbox"), "{ran}");
+    let empty = pair.laptop.root.join("empty");
+    fs::create_dir(&empty).expect("an empty folder");
+    let ran = pair
+        .laptop
+        .run(&["send", empty.to_str().expect("plain"), "--to", "office"])
+        .exits(0);
+    assert!(ran.err().contains("nothing to send"), "{ran}");
     let file = pair.laptop.root.join("file");
     fs::write(&file, b"file").expect("a file elsewhere");
     let file = file.to_str().expect("a plain path");
@@ -234,6 +260,32 @@ fn demo_once_delivers_and_tidies_up() {
     assert!(digest, "the receipt's digest is not shown\n{ran}");
     let left: Vec<_> = fs::read_dir(&folder).expect("the folder").collect();
     assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn demo_goes_on_with_files_of_ones_own() {
+    let agent = Agent::new("visitor", Settings::default());
+    let folder = agent.root.join("tmp");
+    fs::create_dir(&folder).expect("a folder");
+    let mut command = agent.command(&["demo"]);
+    command.env("TMPDIR", &folder).stdout(Stdio::piped());
+    let mut demo = command.spawn().expect("the demo");
+    let said = BufReader::new(demo.stdout.take().expect("its stdout"));
+    let mut outboxes = Vec::new();
+    for line in said.lines().map(|line| line.expect("a line")) {
+        if let Some((_, outbox)) = line.split_once("what is dropped into  ") {
+            outboxes.push(outbox.to_owned());
+        } else if line.contains("Ctrl-C") {
+            let name = "of one's own";
+            fs::write(Path::new(&outboxes[1]).join(name), name).expect("dropped at the other side");
+        } else if let Some((_, path)) = line.split_once("delivered  ") {
+            assert_eq!(fs::read_to_string(path).expect("it lies there"), "of one's own");
+            let pid = rustix::process::Pid::from_child(&demo);
+            rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("Ctrl-C");
+        }
+    }
+    assert!(demo.wait().expect("its end").success());
+    assert_eq!(fs::read_dir(&folder).expect("the folder").count(), 0);
 }
 
 fn is_id(text: &str) -> bool {

@@ -188,3 +188,29 @@ fn on_arrival_runs_for_each_file() {
         fs::read(pair.office.root.join("imported")).is_ok_and(|b| b == b"imported")
     });
 }
+
+#[test]
+fn the_log_tells_of_each_file_with_job_and_peer() {
+    let pair = Pair::linked();
+    pair.laptop.drop_file("sub/told\u{1b}", b"told");
+    pair.laptop.delivers(1);
+    let jobs = pair.laptop.jobs();
+    let job = jobs[0]["job"].as_str().expect("an id");
+    assert_eq!(jobs[0]["attempts"], 1, "the one that brought the receipt");
+    for (agent, message, peer) in [
+        (&pair.laptop, "delivered", "office"),
+        (&pair.office, "arrived", "laptop"),
+    ] {
+        let line = eventually("its line", || {
+            let text = agent.log_text();
+            let lines = text.lines().filter_map(|l| serde_json::from_str(l).ok());
+            lines
+                .filter(|l: &serde_json::Value| l["message"] == message)
+                .find(|l| l["job"] == job && l["peer"] == peer)
+        });
+        assert!(line.to_string().contains(r"told\\u{1b}"), "not escaped: {line}");
+    }
+    let text = pair.laptop.log_text();
+    let running = text.lines().filter(|l| l.contains("\"running\"")).count();
+    assert_eq!(running, 1, "told twice");
+}

@@ -7,8 +7,8 @@ use std::{
     time::Duration,
 };
 
-use dropwire_protocol::{AgentId, Receipt, name::escape};
-use tokio::sync::broadcast;
+use dropwire_protocol::{AgentId, Receipt, ReceiptBody, name::escape};
+use tokio::sync::broadcast::{self, error::RecvError};
 
 use super::{output::say, run, signals::Signals};
 use crate::{
@@ -56,7 +56,7 @@ async fn show(folder: &Folder, once: bool) -> Result<(), Fatal> {
         say(format_args!("  what is dropped into  {}", shown(&from.outbox())))?;
         say(format_args!("  arrives in            {}", shown(&to.inbox())))?;
     }
-    let mut deliveries = laptop_agent.deliveries();
+    let (mut deliveries, back) = (laptop_agent.deliveries(), office_agent.deliveries());
     let (outbox, inbox) = (laptop.outbox(), office.inbox());
     tokio::task::spawn_blocking(move || drop_file(&outbox))
         .await
@@ -77,10 +77,27 @@ async fn show(folder: &Folder, once: bool) -> Result<(), Fatal> {
         return Ok(());
     }
     say("\nTry it with files of your own. Ctrl-C ends it and removes the folders.")?;
+    let other_inbox = laptop.inbox();
     let (mut laptop_agent, mut office_agent) = (laptop_agent, office_agent);
     tokio::select! {
         fatal = laptop_agent.wait() => Err(fatal),
         fatal = office_agent.wait() => Err(fatal),
+        result = tell_more(deliveries, &inbox) => result,
+        result = tell_more(back, &other_inbox) => result,
+    }
+}
+
+/// A line for each further file; ends only when it cannot be told.
+async fn tell_more(mut deliveries: broadcast::Receiver<Arc<Receipt>>, inbox: &Path) -> Result<(), Fatal> {
+    loop {
+        match deliveries.recv().await {
+            Ok(receipt) => {
+                let body = identity::verify(&receipt).map_err(|error| Fatal::new(Exit::Data, error))?;
+                say(format_args!("delivered  {}", lies(&body, inbox)))?;
+            }
+            Err(RecvError::Lagged(missed)) => say(format_args!("delivered  {missed} more"))?,
+            Err(RecvError::Closed) => std::future::pending().await,
+        }
     }
 }
 
@@ -103,20 +120,24 @@ fn tell(receipt: &Receipt, inbox: &Path) -> Result<(), Fatal> {
     let body = identity::verify(receipt).map_err(|error| Fatal::new(Exit::Data, error))?;
     say(format_args!("\n{FILE} was delivered. Its receipt:"))?;
     let delivered_at = Time::from_ms(i64::try_from(body.delivered_at).unwrap_or(i64::MAX));
-    let lies = format!("{}/{}", shown(inbox), escape(body.delivered_as.as_bytes()));
     for (what, value) in [
         ("job", body.transfer.to_string()),
         ("from", id::format(body.sender)),
         ("to", id::format(body.receiver)),
         ("size", format!("{} bytes", body.size)),
         ("sha256", body.digest.to_string()),
-        ("delivered_as", lies),
+        ("delivered_as", lies(&body, inbox)),
         ("delivered_at", delivered_at.to_string()),
         ("signature", "verified".into()),
     ] {
         say(format_args!("  {what:<13} {value}"))?;
     }
     Ok(())
+}
+
+/// Where the file lies.
+fn lies(body: &ReceiptBody, inbox: &Path) -> String {
+    format!("{}/{}", shown(inbox), escape(body.delivered_as.as_bytes()))
 }
 
 /// One of the two agents.

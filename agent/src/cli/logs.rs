@@ -7,14 +7,14 @@ use tracing_subscriber::EnvFilter;
 /// Starts logging. `DROPWIRE_LOG`, then `RUST_LOG`, say what is logged, then `verbose`; by default `quiet`'s level.
 pub fn init(verbose: u8, quiet: &str) {
     let level = match verbose {
-        0 => quiet,
-        1 => "dropwire=debug,dropwire_protocol=debug,info",
-        _ => "trace",
+        0 => format!("{quiet},{HUSHED}"),
+        1 => format!("info,dropwire=debug,dropwire_protocol=debug,{HUSHED}"),
+        _ => "trace".into(),
     };
     let chosen = ["DROPWIRE_LOG", "RUST_LOG"]
         .into_iter()
         .find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()));
-    let filter = EnvFilter::builder().parse_lossy(chosen.as_deref().unwrap_or(level));
+    let filter = EnvFilter::builder().parse_lossy(chosen.as_deref().unwrap_or(&level));
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr);
@@ -27,4 +27,17 @@ pub fn init(verbose: u8, quiet: &str) {
     };
     // Only a second start in one process fails, and then logs go where the first one said.
     drop(started);
+}
+
+/// Libraries that speak of what is no news: a watch that went with its folder, a job list that was made.
+const HUSHED: &str = "notify=error,rusqlite_migration=warn";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_hushed_is_a_filter() {
+        assert!(EnvFilter::try_new(HUSHED).is_ok());
+    }
 }

@@ -37,6 +37,7 @@ struct Cli {
 
 /// What every command takes.
 #[derive(clap::Args)]
+#[command(next_help_heading = "For every command")]
 struct Global {
     /// The config file
     #[arg(long, value_name = "FILE", global = true)]

@@ -58,7 +58,13 @@ async fn serve(mut config: Config, paths: &Paths) -> Result<(), Fatal> {
         agent = Agent::start(config.clone(), paths) => agent?,
         () = signals.stop() => return Ok(()),
     };
-    info!(config = shown(&paths.config), "ready");
+    info!(
+        name = config.name,
+        id = crate::id::format(agent.id()),
+        listen = agent.listen_addr().map(tracing::field::display),
+        config = shown(&paths.config),
+        "running"
+    );
     notify(&[NotifyState::Ready]);
     loop {
         tokio::select! {

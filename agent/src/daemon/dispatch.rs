@@ -303,8 +303,16 @@ impl Dispatcher {
                 }
             }
         }
-        if !proofs.is_empty() {
-            self.shared.delivered(proofs).await?;
+        if proofs.is_empty() {
+            return Ok(());
+        }
+        let told: Vec<_> = proofs
+            .iter()
+            .map(|(p, _)| (p.id, p.delivered_as.clone()))
+            .collect();
+        self.shared.delivered(proofs).await?;
+        for (job, path) in told {
+            info!(peer = %self.peer.name, %job, delivered_as = %path, "delivered");
         }
         Ok(())
     }

@@ -2,7 +2,10 @@
 
 use std::time::SystemTime;
 
-use crate::control::wire::Time;
+use crate::{
+    control::wire::Time,
+    queue::{Job, JobState},
+};
 
 /// Where a job stands, as far as the sentence depends on it.
 pub enum Standing {
@@ -92,6 +95,26 @@ pub fn sentence(standing: &Standing, way: &Way, now_ms: i64) -> String {
     }
 }
 
+/// Of a file's jobs, newest first, those that say where it stands: the open ones; else, of its last version, those
+/// that keep it in the outbox; else the last one.
+pub fn telling(jobs: &[Job]) -> Vec<&Job> {
+    let such = |which: fn(&Job, &Job) -> bool| -> Vec<&Job> {
+        let newest = jobs.first();
+        jobs.iter()
+            .filter(|job| newest.is_some_and(|n| which(job, n)))
+            .collect()
+    };
+    let ways: [fn(&Job, &Job) -> bool; 3] = [
+        |job, _| job.state == JobState::Queued,
+        |job, newest| job.drop == newest.drop && job.state != JobState::Delivered,
+        |job, newest| job.id == newest.id,
+    ];
+    ways.into_iter()
+        .map(such)
+        .find(|told| !told.is_empty())
+        .unwrap_or_default()
+}
+
 fn until(at: SystemTime, now_ms: i64) -> String {
     match at.duration_since(Time::from_ms(now_ms).system()) {
         Ok(wait) => format!("in {:.1} s", wait.as_secs_f64()),
@@ -102,6 +125,12 @@ fn until(at: SystemTime, now_ms: i64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        config::AfterSend,
+        queue::DropId,
+        version::{Found, OutboxId, Version},
+    };
+    use dropwire_protocol::{AgentId, RemotePath, TransferId};
 
     fn way() -> Way {
         Way {
@@ -174,6 +203,60 @@ mod tests {
         ];
         for (standing, way, wanted) in cases {
             assert_eq!(sentence(&standing, &way, 1000), wanted);
+        }
+    }
+
+    #[test]
+    fn a_files_jobs_tell_where_it_stands() {
+        use JobState::{Cancelled, Delivered, Failed, Queued};
+        // Newest first: drop, state; then which of them tell.
+        let cases: [Case<'_>; 6] = [
+            (&[], &[]),
+            (&[(1, Delivered), (1, Delivered)], &[0]),
+            (&[(1, Delivered), (1, Queued), (1, Queued)], &[1, 2]),
+            (&[(1, Delivered), (1, Cancelled), (1, Failed)], &[1, 2]),
+            (&[(2, Delivered), (1, Queued)], &[1]),
+            (&[(2, Delivered), (1, Failed)], &[0]),
+        ];
+        for (jobs, wanted) in cases {
+            let number = |(n, (drop, state)): (usize, &(i64, JobState))| job(n, *drop, *state);
+            let jobs: Vec<Job> = jobs.iter().enumerate().map(number).collect();
+            let told: Vec<usize> = telling(&jobs).iter().map(|j| usize::from(j.id.0[0])).collect();
+            assert_eq!(told, wanted);
+        }
+    }
+
+    type Case<'a> = (&'a [(i64, JobState)], &'a [usize]);
+
+    fn job(n: usize, drop: i64, state: JobState) -> Job {
+        let version = Version {
+            inode: 1,
+            birth_ns: 0,
+            size: 0,
+            mtime_ns: 0,
+            ctime_ns: 0,
+        };
+        Job {
+            id: TransferId([u8::try_from(n).unwrap(); 16]),
+            drop: DropId(drop),
+            peer: AgentId([0; 32]),
+            found: Found {
+                outbox: OutboxId([0; 16]),
+                path: RemotePath::parse(b"a").unwrap(),
+                version,
+            },
+            root: "/o".into(),
+            origin: None,
+            after_send: AfterSend::Keep,
+            state,
+            attempts: 0,
+            next_attempt_ms: 0,
+            error: None,
+            queued_ms: 0,
+            ended_ms: None,
+            delivered_ms: None,
+            delivered_as: None,
+            sha256: None,
         }
     }
 }

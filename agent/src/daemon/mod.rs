@@ -51,7 +51,7 @@ const EVENTS: usize = 1024;
 const CHECKPOINTS: usize = 16;
 /// How long a clean end may take.
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
-/// How often running time is noted (retention and `give_up_after` count it, not the wall clock).
+/// The longest time between two notes of running time (retention and `give_up_after` count it, not the wall clock).
 const HOUSEKEEPING: Duration = Duration::from_secs(60);
 
 /// A running agent.
@@ -165,8 +165,6 @@ impl Agent {
         intake::start(&shared, &config, &tasks, &cancel)
             .await
             .map_err(|e| job_list(&e))?;
-        info!(name = %config.name, id = %crate::id::format(shared.identity.id()),
-              listen = ?shared.links.listen_addr(), "running");
         Ok(Agent {
             shared,
             tasks,
@@ -309,27 +307,35 @@ async fn keep_checkpoints(
         let newest: HashMap<_, _> = batch.drain(..).collect();
         for (drop, bytes) in newest {
             if let Err(error) = queue.keep_checkpoints(drop, bytes).await {
-                warn!(%error, "job list");
+                warn!(%error, "the job list failed");
             }
         }
     }
 }
 
 async fn keep_house(shared: Arc<Shared>, cancel: CancellationToken) {
+    let give_up_after = shared.config().retry.give_up_after;
+    // A short `give_up_after` is kept to within a quarter.
+    let period = give_up_after.map_or(HOUSEKEEPING, |after| {
+        (after / 4).clamp(Duration::from_secs(1), HOUSEKEEPING)
+    });
     while cancel
-        .run_until_cancelled(tokio::time::sleep(HOUSEKEEPING))
+        .run_until_cancelled(tokio::time::sleep(period))
         .await
         .is_some()
     {
-        let give_up_after = shared.config().retry.give_up_after;
-        if let Err(error) = house_round(&shared.queue, give_up_after).await {
+        if let Err(error) = house_round(&shared.queue, period, give_up_after).await {
             warn!(%error, "the job list failed");
         }
     }
 }
 
-async fn house_round(queue: &Queue, give_up_after: Option<Duration>) -> Result<(), DbError> {
-    queue.advance(HOUSEKEEPING).await?;
+async fn house_round(
+    queue: &Queue,
+    period: Duration,
+    give_up_after: Option<Duration>,
+) -> Result<(), DbError> {
+    queue.advance(period).await?;
     if let Some(give_up_after) = give_up_after {
         queue.expire(give_up_after, now_ms()).await?;
     }

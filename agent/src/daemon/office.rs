@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    io::ErrorKind,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -135,17 +136,7 @@ impl control::Agent for Office {
             peer,
             since_ms: now_ms().saturating_sub(LISTED_MS),
         };
-        let rows = self
-            .shared
-            .queue
-            .list(
-                disk,
-                Page {
-                    after,
-                    limit: control::PAGE,
-                },
-            )
-            .await;
+        let rows = self.shared.queue.list(disk, page_after(after)).await;
         let rows = rows.map_err(|e| job_list(&e))?;
         let next = if rows.len() < control::PAGE {
             None
@@ -202,20 +193,14 @@ impl control::Agent for Office {
             }
             WhyQuery::Job(_) => None,
         };
-        let open: Vec<&Job> = jobs
-            .iter()
-            .filter(|j| j.state == queue::JobState::Queued)
+        let sentences: Vec<String> = explain::telling(&jobs)
+            .into_iter()
+            .map(|job| self.sentence(job))
             .collect();
-        let told: Vec<&Job> = if open.is_empty() {
-            jobs.iter().take(1).collect()
-        } else {
-            open
-        };
-        let sentences: Vec<String> = told.into_iter().map(|job| self.sentence(job)).collect();
         let sentence = match (watched, &query) {
             (Some(watched), _) if sentences.is_empty() => watched,
             (Some(watched), _) => format!("{watched}; before that: {}", sentences.join("; ")),
-            (None, WhyQuery::File(path)) if sentences.is_empty() => return Err(no_such_file(&path.0)),
+            (None, WhyQuery::File(path)) if sentences.is_empty() => return Err(self.not_queued(&path.0)),
             (None, _) => sentences.join("; "),
         };
         let jobs = jobs.into_iter().map(|job| self.report(job)).collect();
@@ -243,7 +228,7 @@ impl control::Agent for Office {
         }
         let spooled = blocking(move || spool::take(&spool, &paths))
             .await?
-            .map_err(|e| Fatal::io(format_args!("cannot take {}", e.path), &e.source))?;
+            .map_err(|e| not_taken(&e))?;
         let jobs = intake::take_spooled(&self.shared, spooled, &peers)
             .await
             .map_err(|e| job_list(&e))?;
@@ -291,17 +276,12 @@ impl Office {
                 return Err(Fatal::new(Exit::Usage, "no job is named").mend("name jobs, a peer, or --all"));
             }
             for state in states {
-                changed.extend(
-                    self.change_all(
-                        Filter {
-                            state: Some(*state),
-                            peer,
-                            since_ms: 0,
-                        },
-                        again,
-                    )
-                    .await?,
-                );
+                let filter = Filter {
+                    state: Some(*state),
+                    peer,
+                    since_ms: 0,
+                };
+                changed.extend(self.change_all(filter, again).await?);
             }
         } else if again {
             changed = queue.resend(named, now_ms()).await.map_err(|e| job_list(&e))?;
@@ -330,13 +310,7 @@ impl Office {
         let (mut changed, mut after) = (Vec::new(), 0);
         loop {
             let rows = queue
-                .list(
-                    filter,
-                    Page {
-                        after,
-                        limit: control::PAGE,
-                    },
-                )
+                .list(filter, page_after(after))
                 .await
                 .map_err(|e| job_list(&e))?;
             let Some(last) = rows.last() else {
@@ -387,7 +361,8 @@ impl Office {
             peer: peer_name(&self.shared.config(), job.peer),
             path: job.absolute(),
             state,
-            attempts: job.attempts + u32::from(state == JobState::Sending),
+            // The list counts those that failed; one under way, or that brought the receipt, is one more.
+            attempts: job.attempts + u32::from(matches!(state, JobState::Sending | JobState::Delivered)),
             next_attempt_at_ms: waits.then_some(job.next_attempt_ms),
             sent_bytes: if state == JobState::Delivered {
                 size
@@ -446,6 +421,19 @@ impl Office {
         )
     }
 
+    /// The job list does not have the file, nor does it wait for anything.
+    fn not_queued(&self, path: &Path) -> Fatal {
+        let config = self.shared.config();
+        if let Some(outbox) = config.outboxes.iter().find(|o| path.starts_with(&o.path)) {
+            let message = format!("there is no file {}, and none was ever queued", shown(path));
+            let mend = format!("name a file that lies in {} or did", shown(&outbox.path));
+            return Fatal::new(Exit::NoInput, message).mend(mend);
+        }
+        let message = format!("{} is in no outbox and was never queued", shown(path));
+        Fatal::new(Exit::NoInput, message)
+            .mend("`dropwire status` shows the outboxes, `dropwire jobs` the files that were queued")
+    }
+
     fn links(&self) -> HashMap<AgentId, PeerLink> {
         self.shared
             .links
@@ -453,6 +441,13 @@ impl Office {
             .into_iter()
             .map(|link| (link.peer, link))
             .collect()
+    }
+}
+
+fn page_after(after: i64) -> Page {
+    Page {
+        after,
+        limit: control::PAGE,
     }
 }
 
@@ -466,7 +461,7 @@ fn on_disk(state: JobState) -> queue::JobState {
 }
 
 /// A peer taken out of the config is shown by its id.
-fn peer_name(config: &Config, peer: AgentId) -> String {
+pub(super) fn peer_name(config: &Config, peer: AgentId) -> String {
     config
         .peers
         .iter()
@@ -490,18 +485,28 @@ fn find_peer<'a>(config: &'a Config, wanted: &str) -> Result<&'a config::Peer, F
     })
 }
 
+/// The disk is to blame only for what is left when the file itself is not.
+fn not_taken(error: &spool::SpoolError) -> Fatal {
+    let fatal = Fatal::io(format_args!("cannot take {}", error.path), &error.source);
+    match error.source.kind() {
+        ErrorKind::InvalidInput => Fatal {
+            exit: Exit::NoInput,
+            ..fatal
+        }
+        .mend("files and folders can be sent"),
+        ErrorKind::WouldBlock => Fatal {
+            exit: Exit::NotYet,
+            ..fatal
+        }
+        .mend("try again once it is closed"),
+        _ => fatal,
+    }
+}
+
 fn no_such_job(prefix: &str) -> Fatal {
     Fatal::new(
         Exit::NoInput,
         format_args!("no job begins with {}", escape(prefix.as_bytes())),
     )
     .mend("`dropwire jobs` lists them")
-}
-
-fn no_such_file(path: &Path) -> Fatal {
-    Fatal::new(
-        Exit::NoInput,
-        format_args!("{} is in no outbox and was never queued", shown(path)),
-    )
-    .mend("`dropwire status` shows the outboxes, `dropwire jobs` the files that were queued")
 }

@@ -80,7 +80,7 @@ pub fn reserve(shared: &Shared, site: &Site, bytes: u64) -> Result<Reservation, 
         .and_then(|a| space::free(&a))
         .map_err(|e| Answer::io("asking how much is free", &e))?;
     shared.space.reserve(bytes, free).map_err(|missing| {
-        let text = format!("the disk is full: {missing} bytes are missing");
+        let text = format!("no room: {missing} bytes too few are free beside what `min_free` keeps");
         Answer::refused(DeclineReason::NoSpace, text, Some(FULL_MS))
     })
 }

@@ -109,7 +109,7 @@ pub fn place_all(shared: &Arc<Shared>, site: &Site, ready: Vec<Ready>) {
     let keys: Vec<Key> = placed.iter().map(|(file, _)| file.claim.key()).collect();
     shared.note_certain(&keys);
     for (file, intent) in &placed {
-        shared.delivered(site, &intent.placing.place, file.manifest.size);
+        shared.delivered(site, file.claim.key(), &intent.placing.place, file.manifest.size);
         file.reply.end(Answer::Committed(intent.placing.receipt.clone()));
     }
     shared.write_down_delivered(keys);
@@ -155,7 +155,7 @@ pub fn resolve(
     make_certain(shared, site, &folders)?;
     let now = now_ms();
     if shared.db.call_blocking(move |tx| ledger::deliver(tx, key, now))? {
-        shared.delivered(site, &placing.place, manifest.size);
+        shared.delivered(site, key, &placing.place, manifest.size);
     }
     Ok(placing.receipt)
 }

@@ -24,7 +24,7 @@ use std::{
 };
 
 use dropwire_protocol::{
-    AgentId, Receipt, ReceiptBody, RemotePath,
+    AgentId, Receipt, ReceiptBody, RemotePath, TransferId,
     receiver::{Command, Outcome},
 };
 use tokio::{
@@ -104,6 +104,10 @@ pub struct InboxStatus {
 pub struct Arrival {
     /// Absolute.
     pub path: PathBuf,
+    /// Who sent it.
+    pub peer: AgentId,
+    /// Its job there.
+    pub job: TransferId,
 }
 
 /// The inbox; clones are the same one.
@@ -302,12 +306,13 @@ impl Shared {
     }
 
     /// Counts and tells of a file that lies in the inbox for good.
-    fn delivered(&self, site: &site::Site, place: &RemotePath, size: u64) {
+    fn delivered(&self, site: &site::Site, key: claims::Key, place: &RemotePath, size: u64) {
         self.files.fetch_add(1, Ordering::Relaxed);
         self.bytes.fetch_add(size, Ordering::Relaxed);
         let below: PathBuf = place.components().map(place::os_name).collect();
         let path = site.path.join(below);
-        let _ = self.arrivals.send(Arrival { path }); // nobody listens: fine
+        let (peer, job) = key;
+        let _ = self.arrivals.send(Arrival { path, peer, job }); // nobody listens: fine
     }
 
     /// R8 has ended for these: their receipts are true.

@@ -7,7 +7,7 @@
 //! Memory is bounded: what waits to be written (512 KiB at most), a frame that is read (320 KiB), what one message
 //! gave rise to (256 events), chunks read ahead (see `outgoing`), and offers that wait for room (256).
 
-use std::{collections::VecDeque, future::poll_fn, pin::pin, sync::Arc, task::Poll};
+use std::{collections::VecDeque, future::poll_fn, io, pin::pin, sync::Arc, task::Poll};
 
 use dropwire_protocol::{
     AgentId, Error, Event, TransferId,
@@ -116,6 +116,10 @@ impl End {
                     dropwire_protocol::name::escape(bye.text.as_bytes())
                 )),
             },
+            // What TLS says of it is for programmers.
+            End::Failed(Error::Io(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                Some("the connection broke off".into())
+            }
             End::Failed(error) => Some(error.to_string()),
         }
     }

@@ -229,13 +229,15 @@ impl Queue {
             let text = text.clone();
             let ended = self
                 .call(move |db, _| {
-                    end_all(
-                        db,
-                        &transfers(db, OLD, [limit_ms])?,
-                        JobState::Failed,
-                        &text,
-                        now_ms,
-                    )
+                    let mut ended = Vec::new();
+                    for id in transfers(db, OLD, [limit_ms])? {
+                        let last: Option<String> = db
+                            .prepare_cached("SELECT error FROM jobs WHERE transfer = ?")?
+                            .query_row([id.0], |row| row.get(0))?;
+                        let text = last.map_or_else(|| text.clone(), |last| format!("{text}: {last}"));
+                        ended.extend(end_all(db, &[id], JobState::Failed, &text, now_ms)?);
+                    }
+                    Ok(ended)
                 })
                 .await?;
             if ended.is_empty() {

@@ -7,6 +7,7 @@ use std::{
 
 use super::{Stop, absolute, jobs, render, wait::wait};
 use crate::{
+    cli::output::remark,
     config::paths::Paths,
     control::{
         Client,
@@ -62,6 +63,9 @@ async fn send(args: Args, client: Client) -> Result<(), Stop> {
             .collect(),
     };
     render::print(&queued)?;
+    if reply.jobs.is_empty() {
+        remark("nothing to send: there is no file in it");
+    }
     if !args.wait {
         return Ok(());
     }

@@ -14,9 +14,10 @@ async fn giving_up_and_keeping_count_running_time() {
     let other = drop_of(found("b", 1), AfterSend::Delete, &[1]);
     let second = queue.enqueue(vec![other], 100).await.unwrap().queued;
     assert!(queue.expire(day * 5, 900 * DAY_MS).await.unwrap().is_empty());
+    queue.retry(first[0], "it is full".into(), 2, 1).await.unwrap();
     queue.advance(day).await.unwrap();
     assert_eq!(queue.expire(day * 5, 5).await.unwrap(), first);
-    let text = "given up after 5days".to_string();
+    let text = "given up after 5days: it is full".to_string();
     assert_eq!(state(&queue, first[0]).await, (JobState::Failed, Some(text)));
 
     let drops = queue.delivered(vec![proof(second[0], 5)], 5).await.unwrap();
