@@ -2,6 +2,7 @@
 
 use std::{path::Path, process::Stdio, sync::Arc};
 
+use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -10,7 +11,15 @@ use super::Shared;
 /// Runs until cancelled, one program at a time.
 pub async fn run(shared: Arc<Shared>, cancel: CancellationToken) {
     let mut arrivals = shared.inbox.arrivals();
-    while let Some(Ok(arrival)) = cancel.run_until_cancelled(arrivals.recv()).await {
+    while let Some(received) = cancel.run_until_cancelled(arrivals.recv()).await {
+        let arrival = match received {
+            Ok(arrival) => arrival,
+            Err(RecvError::Lagged(missed)) => {
+                warn!(missed, "on_arrival is too slow: it is not run for some files");
+                continue;
+            }
+            Err(RecvError::Closed) => return,
+        };
         let command = shared
             .config()
             .inbox
