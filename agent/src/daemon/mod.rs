@@ -31,7 +31,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use crate::{
-    config::{Config, paths::Paths},
+    config::{Config, Retry, paths::Paths},
     control,
     db::{Db, DbError},
     error::{Exit, Fatal},
@@ -95,6 +95,9 @@ impl Agent {
             .map_err(|e| job_list(&e))?;
         queue
             .peer_removed(config.peers.iter().map(|p| p.id).collect(), now_ms())
+            .await
+            .map_err(|e| job_list(&e))?;
+        intake::clear_spool(&queue, paths.state_dir.join("spool"))
             .await
             .map_err(|e| job_list(&e))?;
         let settings = inbox::Settings {
@@ -223,6 +226,13 @@ impl Shared {
         wakes.entry(peer).or_default().clone()
     }
 
+    /// Every dispatcher looks again.
+    fn wake_all(&self) {
+        for peer in &self.config().peers {
+            self.wake(peer.id).notify_one();
+        }
+    }
+
     /// Where `send` keeps its copies.
     fn spool(&self) -> PathBuf {
         self.state_dir.join("spool")
@@ -291,16 +301,19 @@ async fn keep_house(shared: Arc<Shared>, cancel: CancellationToken) {
         .await
         .is_some()
     {
-        let give_up_after = shared.config().retry.give_up_after;
-        if let Err(error) = house_round(&shared.queue, give_up_after).await {
+        let retry = shared.config().retry;
+        if let Err(error) = house_round(&shared.queue, retry).await {
             warn!(%error, "job list");
         }
+        // What ended is withdrawn, what was pulled in is due.
+        shared.wake_all();
     }
 }
 
-async fn house_round(queue: &Queue, give_up_after: Option<Duration>) -> Result<(), DbError> {
+async fn house_round(queue: &Queue, retry: Retry) -> Result<(), DbError> {
     queue.advance(HOUSEKEEPING).await?;
-    if let Some(give_up_after) = give_up_after {
+    queue.pull_in(now_ms(), retry.max).await?; // the clock may have been set back
+    if let Some(give_up_after) = retry.give_up_after {
         queue.expire(give_up_after, now_ms()).await?;
     }
     while queue.sweep().await? {}
