@@ -15,6 +15,7 @@ mod live;
 mod marks;
 mod office;
 mod proof;
+mod rest;
 mod state;
 
 use std::{
@@ -155,6 +156,7 @@ impl Agent {
         start_dispatch(&shared, &config, events, &tasks, &cancel);
         tasks.spawn(disposal::run(shared.clone(), cancel.clone()));
         tasks.spawn(arrival::run(shared.clone(), cancel.clone()));
+        tasks.spawn(rest::run(shared.clone(), cancel.clone()));
         tasks.spawn(keep_house(shared.clone(), cancel.clone()));
         intake::start(&shared, &config, &tasks, &cancel)
             .await
