@@ -51,6 +51,25 @@ fn send_takes_a_copy_and_waits_for_the_receipt() {
     pair.office.receives("by hand (1).txt", b"by hand");
 }
 
+/// What a crash left between the copy and its job goes at the next start; what is queued stays.
+#[test]
+fn copies_that_were_never_queued_are_cleared() {
+    let mut pair = Pair::linked();
+    pair.office.stop();
+    let file = pair.laptop.root.join("by hand.txt");
+    fs::write(&file, b"by hand").expect("a file elsewhere");
+    let file = file.to_str().expect("plain");
+    pair.laptop.run(&["send", file, "--to", "office"]).exits(0);
+    pair.laptop.kill();
+    let litter = pair.laptop.state.join("spool/00000000000000000000000000000000");
+    fs::create_dir_all(litter.join(".dropwire")).expect("a copy that was begun");
+    fs::write(litter.join("half"), b"half").expect("a copy");
+    pair.laptop.start();
+    assert!(!litter.exists());
+    pair.office.start();
+    pair.office.receives("by hand.txt", b"by hand");
+}
+
 #[test]
 fn send_takes_folders_whole() {
     let pair = Pair::linked();

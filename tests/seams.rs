@@ -112,3 +112,22 @@ fn nothing_is_gone_where_another_outbox_lies() {
     fs::rename(&aside, &here).expect("back");
     pair.office.receives("file", b"bytes");
 }
+
+/// Nothing on the file itself tells that it was away.
+#[test]
+fn a_cancelled_file_that_goes_and_comes_back_is_a_new_drop() {
+    let mut pair = Pair::linked();
+    pair.office.stop();
+    pair.laptop.drop_file("folder/file", b"bytes");
+    until("it is queued", || !pair.laptop.jobs().is_empty());
+    pair.laptop.run(&["cancel", "--all"]).exits(0);
+    let (inside, outside) = (pair.laptop.outbox.join("folder"), pair.laptop.root.join("folder"));
+    fs::rename(&inside, &outside).expect("out of the outbox");
+    pair.laptop.restart(); // looks after what stays
+    until("it was looked for", || {
+        pair.laptop.log_text().contains("is not there any more")
+    });
+    fs::rename(&outside, &inside).expect("back");
+    pair.office.start();
+    pair.office.receives("folder/file", b"bytes");
+}

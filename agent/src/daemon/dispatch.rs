@@ -30,7 +30,7 @@ use crate::{
     fault,
     link::{LinkEvent, MAX_OPEN, Outgoing, Request, Voided},
     queue::{
-        Class, Job,
+        Class, Job, Proof,
         schedule::{self, Load},
     },
     send::{self, FileSource},
@@ -234,77 +234,16 @@ impl Dispatcher {
         sent
     }
 
+    /// All of them, whatever happens to one: each is the only answer to a request that is in flight. Where the job list
+    /// did not take one, the job is still as it was, and is offered again.
     async fn handle(&mut self, events: impl Iterator<Item = LinkEvent>) -> Result<(), DbError> {
         let mut proofs = Vec::new();
+        let mut all = Ok(());
         for event in events {
-            match event {
-                LinkEvent::Up { .. } => {
-                    fault::panic_at("dispatch");
-                    self.linked = true;
-                }
-                LinkEvent::Down { .. } => self.down(),
-                LinkEvent::Delivered { id, receipt, .. } => {
-                    if let Some(Flight::Offered { job, source, .. }) = self.land(id) {
-                        let read = source.digest();
-                        match self.check(&job, &receipt).and_then(|body| match read {
-                            Some(read) => proof::same_digest(&body, read).map(|()| body),
-                            None => Err("the receipt came before all bytes were read".to_owned()),
-                        }) {
-                            Ok(body) => proofs.push((proof::proof(&receipt, &body), receipt)),
-                            Err(why) => self.retry(&job, format!("receipt ignored: {why}"), None).await?,
-                        }
-                    }
-                }
-                LinkEvent::Settled { id, receipt, .. } => match self.land(id) {
-                    Some(Flight::Offered { job, .. }) => self.settled(job, receipt).await?,
-                    Some(Flight::Withdrawing { job }) => {
-                        let job = match job {
-                            Some(job) => Some(*job),
-                            None => self.shared.queue.by_any_id(id).await?,
-                        };
-                        match job.map(|job| self.check(&job, &receipt)) {
-                            Some(Ok(body)) => proofs.push((proof::proof(&receipt, &body), receipt)),
-                            Some(Err(why)) => {
-                                warn!(peer = %self.peer.name, job = %id, why, "receipt ignored");
-                                // Asked again by the next link: on this one the answer would be the same.
-                                self.flights.insert(id, Flight::Withdrawing { job: None });
-                            }
-                            None => self.shared.queue.withdrawn(vec![id], now_ms()).await?, // no job wants to know
-                        }
-                    }
-                    Some(Flight::Rereading) | None => {}
-                },
-                LinkEvent::Declined {
-                    id,
-                    reason,
-                    text,
-                    retry_after_ms,
-                    ..
-                } => {
-                    if let Some(Flight::Offered { job, .. }) = self.land(id) {
-                        self.declined(&job, reason, &text, retry_after_ms).await?;
-                    }
-                }
-                LinkEvent::Withdrawn { id, .. } => {
-                    if let Some(Flight::Withdrawing { job: Some(job) }) = self.land(id) {
-                        self.shared.queue.gone(job.id, now_ms()).await?;
-                        self.shared.recheck(&job); // it may have returned meanwhile
-                    }
-                    self.shared.queue.withdrawn(vec![id], now_ms()).await?;
-                }
-                LinkEvent::Forgotten { ids, .. } => {
-                    self.forgetting = false;
-                    self.shared.queue.forgotten(ids).await?;
-                }
-                LinkEvent::Voided { id, why, .. } => {
-                    if let Some(Flight::Offered { job, .. }) = self.land(id) {
-                        self.voided(job, why).await?;
-                    }
-                }
-            }
+            all = self.heed(event, &mut proofs).await.and(all);
         }
         if proofs.is_empty() {
-            return Ok(());
+            return all;
         }
         let told: Vec<_> = proofs
             .iter()
@@ -313,6 +252,75 @@ impl Dispatcher {
         self.shared.delivered(proofs).await?;
         for (job, path) in told {
             info!(peer = %self.peer.name, %job, delivered_as = %path, "delivered");
+        }
+        all
+    }
+
+    async fn heed(&mut self, event: LinkEvent, proofs: &mut Vec<(Proof, Receipt)>) -> Result<(), DbError> {
+        match event {
+            LinkEvent::Up { .. } => {
+                fault::panic_at("dispatch");
+                self.linked = true;
+            }
+            LinkEvent::Down { .. } => self.down(),
+            LinkEvent::Delivered { id, receipt, .. } => {
+                if let Some(Flight::Offered { job, source, .. }) = self.land(id) {
+                    let read = source.digest();
+                    match self.check(&job, &receipt).and_then(|body| match read {
+                        Some(read) => proof::same_digest(&body, read).map(|()| body),
+                        None => Err("the receipt came before all bytes were read".to_owned()),
+                    }) {
+                        Ok(body) => proofs.push((proof::proof(&receipt, &body), receipt)),
+                        Err(why) => self.retry(&job, format!("receipt ignored: {why}"), None).await?,
+                    }
+                }
+            }
+            LinkEvent::Settled { id, receipt, .. } => match self.land(id) {
+                Some(Flight::Offered { job, .. }) => self.settled(job, receipt).await?,
+                Some(Flight::Withdrawing { job }) => {
+                    let job = match job {
+                        Some(job) => Some(*job),
+                        None => self.shared.queue.by_any_id(id).await?,
+                    };
+                    match job.map(|job| self.check(&job, &receipt)) {
+                        Some(Ok(body)) => proofs.push((proof::proof(&receipt, &body), receipt)),
+                        Some(Err(why)) => {
+                            warn!(peer = %self.peer.name, job = %id, why, "receipt ignored");
+                            // Asked again by the next link: on this one the answer would be the same.
+                            self.flights.insert(id, Flight::Withdrawing { job: None });
+                        }
+                        None => self.shared.queue.withdrawn(vec![id], now_ms()).await?, // no job wants to know
+                    }
+                }
+                Some(Flight::Rereading) | None => {}
+            },
+            LinkEvent::Declined {
+                id,
+                reason,
+                text,
+                retry_after_ms,
+                ..
+            } => {
+                if let Some(Flight::Offered { job, .. }) = self.land(id) {
+                    self.declined(&job, reason, &text, retry_after_ms).await?;
+                }
+            }
+            LinkEvent::Withdrawn { id, .. } => {
+                if let Some(Flight::Withdrawing { job: Some(job) }) = self.land(id) {
+                    self.shared.queue.gone(job.id, now_ms()).await?;
+                    self.shared.recheck(&job); // it may have returned meanwhile
+                }
+                self.shared.queue.withdrawn(vec![id], now_ms()).await?;
+            }
+            LinkEvent::Forgotten { ids, .. } => {
+                self.forgetting = false;
+                self.shared.queue.forgotten(ids).await?;
+            }
+            LinkEvent::Voided { id, why, .. } => {
+                if let Some(Flight::Offered { job, .. }) = self.land(id) {
+                    self.voided(job, why).await?;
+                }
+            }
         }
         Ok(())
     }

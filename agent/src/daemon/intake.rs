@@ -13,8 +13,8 @@ use crate::{
     config::{self, AfterSend, Config},
     db::DbError,
     error::shown,
-    outbox::{self, Known, OutboxEvent},
-    queue::NewDrop,
+    outbox::{self, Known, OutboxEvent, spool},
+    queue::{NewDrop, Queue},
     version::{Found, OutboxId},
 };
 
@@ -71,10 +71,24 @@ async fn found(shared: &Shared, root: PathBuf, id: OutboxId) -> Result<(), DbErr
     shared.queue.outbox_lies_at(id, root).await
 }
 
+/// Removes what a `send` left that was ended by a crash before its files were queued, or after they had gone. Told by
+/// the mark, not by the path: the state folder may have been moved. Before anything is sent.
+pub async fn clear_spool(queue: &Queue, spool: PathBuf) -> Result<(), DbError> {
+    let wanted = queue.outboxes_in_use().await?;
+    let cleared =
+        tokio::task::spawn_blocking(move || spool::discard_unused(&spool, |id| wanted.contains(&id)));
+    match cleared.await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => warn!(%error, "old copies of `send` stay"),
+        Err(error) => warn!(%error, "old copies of `send` stay"),
+    }
+    Ok(())
+}
+
 /// Queues files that `send` copied into the spool; they leave it when delivered.
 pub async fn take_spooled(
     shared: &Shared,
-    spooled: outbox::spool::Spooled,
+    spooled: spool::Spooled,
     peers: &[AgentId],
 ) -> Result<Vec<dropwire_protocol::TransferId>, DbError> {
     let drops = spooled.files.into_iter().map(|(found, original)| NewDrop {
@@ -84,7 +98,11 @@ pub async fn take_spooled(
         after_send: AfterSend::Delete,
         origin: Some(original),
     });
-    queue(shared, drops.collect(), peers).await
+    let jobs = queue(shared, drops.collect(), peers).await?;
+    let root = spooled.root;
+    // Already taken out again, if it fails.
+    let _ = tokio::task::spawn_blocking(move || spool::note_queued(&root)).await;
+    Ok(jobs)
 }
 
 async fn queue(

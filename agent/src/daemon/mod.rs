@@ -15,6 +15,7 @@ mod live;
 mod marks;
 mod office;
 mod proof;
+mod rest;
 mod state;
 
 use std::{
@@ -32,7 +33,7 @@ use tracing::{info, warn};
 
 use crate::{
     clock::now_ms,
-    config::{Config, paths::Paths},
+    config::{Config, Retry, paths::Paths},
     control,
     db::{Db, DbError},
     error::{Exit, Fatal, shown},
@@ -103,6 +104,9 @@ impl Agent {
             .peer_removed(config.peers.iter().map(|p| p.id).collect(), now_ms())
             .await
             .map_err(|e| job_list(&e))?;
+        intake::clear_spool(&queue, paths.state_dir.join("spool"))
+            .await
+            .map_err(|e| job_list(&e))?;
         let settings = inbox::Settings {
             inbox: config.inbox.clone(),
             peers: config.peers.clone(),
@@ -161,6 +165,7 @@ impl Agent {
         tasks.spawn(disposal::run(shared.clone(), cancel.clone()));
         tasks.spawn(keep_checkpoints(shared.queue.clone(), kept, cancel.clone()));
         tasks.spawn(arrival::run(shared.clone(), cancel.clone()));
+        tasks.spawn(rest::run(shared.clone(), cancel.clone()));
         tasks.spawn(keep_house(shared.clone(), cancel.clone()));
         intake::start(&shared, &config, &tasks, &cancel)
             .await
@@ -228,6 +233,13 @@ impl Shared {
     fn wake(&self, peer: AgentId) -> Arc<Notify> {
         let mut wakes = self.wakes.lock().unwrap_or_else(PoisonError::into_inner);
         wakes.entry(peer).or_default().clone()
+    }
+
+    /// Every dispatcher looks again.
+    fn wake_all(&self) {
+        for peer in &self.config().peers {
+            self.wake(peer.id).notify_one();
+        }
     }
 
     /// Where `send` keeps its copies.
@@ -314,9 +326,9 @@ async fn keep_checkpoints(
 }
 
 async fn keep_house(shared: Arc<Shared>, cancel: CancellationToken) {
-    let give_up_after = shared.config().retry.give_up_after;
+    let retry = shared.config().retry;
     // A short `give_up_after` is kept to within a quarter.
-    let period = give_up_after.map_or(HOUSEKEEPING, |after| {
+    let period = retry.give_up_after.map_or(HOUSEKEEPING, |after| {
         (after / 4).clamp(Duration::from_secs(1), HOUSEKEEPING)
     });
     while cancel
@@ -324,19 +336,18 @@ async fn keep_house(shared: Arc<Shared>, cancel: CancellationToken) {
         .await
         .is_some()
     {
-        if let Err(error) = house_round(&shared.queue, period, give_up_after).await {
+        if let Err(error) = house_round(&shared.queue, period, retry).await {
             warn!(%error, "the job list failed");
         }
+        // What ended is withdrawn, what was pulled in is due.
+        shared.wake_all();
     }
 }
 
-async fn house_round(
-    queue: &Queue,
-    period: Duration,
-    give_up_after: Option<Duration>,
-) -> Result<(), DbError> {
+async fn house_round(queue: &Queue, period: Duration, retry: Retry) -> Result<(), DbError> {
     queue.advance(period).await?;
-    if let Some(give_up_after) = give_up_after {
+    queue.pull_in(now_ms(), retry.max).await?; // the clock may have been set back
+    if let Some(give_up_after) = retry.give_up_after {
         queue.expire(give_up_after, now_ms()).await?;
     }
     while queue.sweep().await? {}

@@ -45,7 +45,7 @@ pub struct SpoolError {
 
 /// Copies the regular file or the folder at each of `originals` (absolute) into a new folder below `spool` (private;
 /// made where it is missing). After Ok everything is on disk; after Err nothing is left there. Crashed before the
-/// files are queued, the folder stays until it is [`discard`]ed. Symlinks inside folders are left out, one named
+/// files are queued, the folder stays until [`discard_unused`]. Symlinks inside folders are left out, one named
 /// itself is followed. Blocks for as long as copying takes.
 pub fn take(spool: &Path, originals: &[PathBuf]) -> Result<Spooled, SpoolError> {
     let begun = begin(spool).map_err(|e| failed(spool, e))?;
@@ -61,13 +61,30 @@ pub fn take(spool: &Path, originals: &[PathBuf]) -> Result<Spooled, SpoolError> 
     })
 }
 
-/// The folders of all sends below `spool`, for removing those that no job names.
-pub fn sends(spool: &Path) -> io::Result<Vec<PathBuf>> {
+/// Its files are queued: from now on only a folder without files is ever removed, even if the job list is lost.
+pub fn note_queued(root: &Path) -> io::Result<()> {
+    File::create(root.join(mark::FOLDER).join(QUEUED)).map(drop)
+}
+
+const QUEUED: &str = "queued";
+
+/// Removes the folders of sends below `spool` that are not `wanted` and never were queued, or are empty.
+pub fn discard_unused(spool: &Path, wanted: impl Fn(OutboxId) -> bool) -> io::Result<()> {
     let entries = match fs::read_dir(spool) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         entries => entries?,
     };
-    entries.map(|entry| entry.map(|entry| entry.path())).collect()
+    for entry in entries {
+        let root = entry?.path();
+        if !mark::read(&confined::root(&root)?)?.is_some_and(|id| wanted(OutboxId(id))) {
+            if !root.join(mark::FOLDER).join(QUEUED).exists() {
+                discard(&root)?;
+            } else if !discard_if_done(&root)? {
+                tracing::warn!(folder = %shown(&root), "no job knows these sent copies");
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Removes a send's folder with all that is in it: only when none of its files is still to be sent.
@@ -287,6 +304,32 @@ mod tests {
         (temp, spool)
     }
 
+    fn sends(spool: &Path) -> Vec<PathBuf> {
+        let entries = fs::read_dir(spool).into_iter().flatten();
+        let mut all: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+        all.sort();
+        all
+    }
+
+    #[test]
+    fn only_wanted_copies_stay() {
+        let (temp, spool) = folders();
+        discard_unused(&spool, |_| false).unwrap();
+        fs::write(temp.path().join("file"), "bytes").unwrap();
+        let take = || take(&spool, &[temp.path().join("file")]).unwrap();
+        let (kept, _never_queued, forgotten) = (take(), take(), take());
+        note_queued(&forgotten.root).unwrap();
+        fs::create_dir(spool.join("begun")).unwrap();
+        let wanted = kept.files[0].0.outbox;
+        discard_unused(&spool, |id| id == wanted).unwrap();
+        let mut expected = [kept.root, forgotten.root.clone()];
+        expected.sort();
+        assert_eq!(sends(&spool), expected);
+        fs::remove_file(forgotten.root.join("file")).unwrap();
+        discard_unused(&spool, |id| id == wanted).unwrap();
+        assert_eq!(sends(&spool).len(), 1);
+    }
+
     #[test]
     fn files_and_folders_are_copied_whole() {
         let (temp, spool) = folders();
@@ -316,19 +359,19 @@ mod tests {
             #[cfg(unix)]
             assert_eq!(std::os::unix::fs::MetadataExt::mode(&of_copy) & 0o777, 0o600);
         }
-        assert_eq!(sends(&spool).unwrap(), [taken.root]);
+        assert_eq!(sends(&spool), [taken.root]);
     }
 
     #[test]
     fn nothing_stays_after_a_failure() {
         let (temp, spool) = folders();
-        assert!(sends(&spool).unwrap().is_empty());
+        assert!(sends(&spool).is_empty());
         fs::write(temp.path().join("file"), "bytes").unwrap();
         let missing = temp.path().join("missing");
         let error = take(&spool, &[temp.path().join("file"), missing]).unwrap_err();
         assert_eq!(error.source.kind(), io::ErrorKind::NotFound);
         assert!(error.path.ends_with("missing"));
-        assert!(sends(&spool).unwrap().is_empty());
+        assert!(sends(&spool).is_empty());
         // Two files of one name cannot lie in one folder.
         let twice = take(&spool, &[temp.path().join("file"), temp.path().join("file")]).unwrap_err();
         assert_eq!(twice.source.kind(), io::ErrorKind::AlreadyExists);

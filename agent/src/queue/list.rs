@@ -1,6 +1,9 @@
 //! Looking jobs up and listing them: read from connections of their own, so that a long listing stops no commit.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::{BTreeMap, HashSet},
+    path::Path,
+};
 
 use dropwire_protocol::{AgentId, TransferId};
 use rusqlite::{Connection, OptionalExtension, Result, named_params, params};
@@ -39,6 +42,16 @@ impl Queue {
                 })
             })
             .optional()
+        })
+        .await
+    }
+
+    /// The outboxes of which some file is still to be sent or lies there.
+    pub async fn outboxes_in_use(&self) -> Result<HashSet<OutboxId>, DbError> {
+        self.read(|db| {
+            db.prepare("SELECT mark FROM outboxes o WHERE EXISTS (SELECT 1 FROM drops WHERE outbox = o.id AND state < 3)")?
+                .query_map([], |row| row.get(0).map(OutboxId))?
+                .collect()
         })
         .await
     }
