@@ -24,7 +24,7 @@ use super::{
     claims::{Claim, Key},
     ledger::{self, Checkpoint, Placing},
     now_ms, partial,
-    place::{self, Place, os_name},
+    place::{self, Folder, Opened, Place, os_name},
     reply::{Answer, Reply},
     site::Site,
     space::Reservation,
@@ -36,6 +36,8 @@ use crate::{
 
 /// How often another name is looked for when somebody keeps taking them.
 const TRIES: usize = 100;
+/// From so many open folders on, the next file waits for the next commit: descriptors are few.
+const MOST_FOLDERS: usize = 128;
 
 /// A whole, verified, durable partial (R5 is done).
 pub struct Ready {
@@ -64,8 +66,19 @@ struct Intent {
 
 /// Gives all of `ready` their final names and answers each. Blocks.
 pub fn place_all(shared: &Arc<Shared>, site: &Site, ready: Vec<Ready>) {
-    let mut intents = Vec::with_capacity(ready.len());
-    for file in ready {
+    let mut waiting = ready.into_iter().peekable();
+    while waiting.peek().is_some() {
+        place_some(shared, site, &mut waiting);
+    }
+}
+
+/// As many of `waiting` as [`MOST_FOLDERS`] allows, at least one.
+fn place_some(shared: &Arc<Shared>, site: &Site, waiting: &mut impl Iterator<Item = Ready>) {
+    let mut intents = Vec::new();
+    let mut opened = Opened::new();
+    while opened.len() < MOST_FOLDERS
+        && let Some(file) = waiting.next()
+    {
         match intend(
             shared,
             site,
@@ -73,6 +86,7 @@ pub fn place_all(shared: &Arc<Shared>, site: &Site, ready: Vec<Ready>) {
             &file.manifest,
             file.digest,
             file.inode,
+            &mut opened,
         ) {
             Ok(intent) => intents.push((file, intent)),
             Err(answer) => not_placed(site, &file, answer),
@@ -171,7 +185,15 @@ fn place_again(
     let digest = body
         .map_err(|e| Answer::refused(DeclineReason::DiskError, e.to_string(), None))?
         .digest;
-    let mut intent = intend(shared, site, key, manifest, digest, placing.inode)?;
+    let mut intent = intend(
+        shared,
+        site,
+        key,
+        manifest,
+        digest,
+        placing.inode,
+        &mut Opened::new(),
+    )?;
     if intent.place.path == placing.place && intent.placing.how == placing.how {
         intent.placing = placing;
     } else {
@@ -188,10 +210,12 @@ fn intend(
     manifest: &Manifest,
     digest: Digest,
     inode: u64,
+    opened: &mut Opened,
 ) -> Result<Intent, Answer> {
+    let top = shared.top(key.0);
     let place = shared
         .places
-        .choose(site, key.0, shared.top(key.0).as_deref(), &manifest.path)?;
+        .choose(site, key.0, top.as_deref(), &manifest.path, opened)?;
     let receipt = (shared.sign)(&ReceiptBody {
         transfer: key.1,
         sender: key.0,
@@ -271,7 +295,15 @@ fn name(
                 let digest = intent.placing.receipt.decode_body_unverified().map(|b| b.digest);
                 let digest =
                     digest.map_err(|e| Answer::refused(DeclineReason::DiskError, e.to_string(), None))?;
-                intent = intend(shared, site, key, manifest, digest, intent.placing.inode)?;
+                intent = intend(
+                    shared,
+                    site,
+                    key,
+                    manifest,
+                    digest,
+                    intent.placing.inode,
+                    &mut Opened::new(),
+                )?;
                 write_down(shared, site, vec![row(key, manifest, &intent)])?;
             }
             Err(e) => return Err(take_back(shared, site, key, &intent.placing, discard, &e)),
@@ -323,11 +355,11 @@ fn not_placed(site: &Site, file: &Ready, answer: Answer) {
 fn make_certain<'a>(
     shared: &Shared,
     site: &Site,
-    folders: impl IntoIterator<Item = &'a (Vec<u8>, Dir)>,
+    folders: impl IntoIterator<Item = &'a Folder>,
 ) -> Result<(), Answer> {
     let each: HashMap<&[u8], &Dir> = folders
         .into_iter()
-        .map(|(path, dir)| (path.as_slice(), dir))
+        .map(|(path, dir)| (path.as_slice(), &**dir))
         .collect();
     let synced = each.values().try_for_each(|dir| durable::sync_dir(dir));
     synced
