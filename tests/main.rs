@@ -13,6 +13,7 @@ mod disk_full;
 mod jobs;
 mod json;
 mod large;
+mod liars;
 mod names;
 mod readme;
 mod settling;
