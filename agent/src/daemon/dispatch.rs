@@ -248,7 +248,8 @@ impl Dispatcher {
                 LinkEvent::Withdrawn { id, .. } => {
                     if let Some(Flight::Withdrawing { job: Some(job) }) = self.land(id) {
                         let why = "gone: the file was removed before it was delivered".to_owned();
-                        self.shared.queue.fail(job.id, why, now_ms()).await?;
+                        self.shared.queue.gone(job.id, why, now_ms()).await?;
+                        self.shared.recheck(&job); // it may be back, and was known until now
                     }
                     self.shared.queue.withdrawn(vec![id], now_ms()).await?;
                 }

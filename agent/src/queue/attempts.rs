@@ -8,6 +8,7 @@ use rusqlite::{Connection, OptionalExtension, Result, params};
 use super::{
     Class, DropId, Job, JobState, Queue,
     change::{self, Key},
+    delivery,
     job::{JOB_COLUMNS, JOB_TABLES, JobRow, job_of},
     schema::{DropState, Step},
 };
@@ -85,6 +86,22 @@ impl Queue {
         self.call(move |db, _| end_all(db, &[id], JobState::Failed, &error, now_ms))
             .await
             .map(drop)
+    }
+
+    /// Ends a queued job whose file does not lie there any more. Once no job of that version is queued it has left:
+    /// seen again, it is a new drop.
+    pub async fn gone(&self, id: TransferId, error: String, now_ms: i64) -> Result<(), DbError> {
+        self.call(move |db, _| {
+            let Some(job) = queued(db, id)? else {
+                return Ok(());
+            };
+            change::end(db, &job, JobState::Failed, &error, now_ms)?;
+            match delivery::state_of(db, job.drop)? {
+                Some(DropState::Stays) => change::leave(db, job.drop),
+                _ => Ok(()),
+            }
+        })
+        .await
     }
 
     /// Ends queued jobs as cancelled: the files stay, and these versions are not queued again by themselves.

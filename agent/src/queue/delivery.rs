@@ -241,7 +241,7 @@ fn stay(db: &Connection, drop: DropId, error: &str) -> Result<()> {
     Ok(())
 }
 
-fn state_of(db: &Connection, drop: DropId) -> Result<Option<DropState>> {
+pub(super) fn state_of(db: &Connection, drop: DropId) -> Result<Option<DropState>> {
     db.prepare_cached("SELECT state FROM drops WHERE id = ?")?
         .query_row([drop.0], |row| row.get(0))
         .optional()

@@ -13,6 +13,7 @@ enum Op {
     Deliver { id: usize, digest: u8 },
     Retry { id: usize },
     Fail { id: usize },
+    Gone { id: usize },
     Cancel { id: usize },
     Resend { id: usize },
     Recount { id: usize },
@@ -30,6 +31,7 @@ fn op() -> impl Strategy<Value = Op> {
         8 => (id.clone(), prop_oneof![9 => Just(1u8), 1 => Just(2u8)]).prop_map(|(id, digest)| Op::Deliver { id, digest }),
         1 => id.clone().prop_map(|id| Op::Retry { id }),
         2 => id.clone().prop_map(|id| Op::Fail { id }),
+        1 => id.clone().prop_map(|id| Op::Gone { id }),
         2 => id.clone().prop_map(|id| Op::Cancel { id }),
         4 => id.clone().prop_map(|id| Op::Resend { id }),
         2 => id.clone().prop_map(|id| Op::Recount { id }),
@@ -201,6 +203,17 @@ impl Pair {
                 let Some(id) = pick(id) else { return };
                 queue.fail(id, "never".into(), 1).await.unwrap();
                 self.end(id, JobState::Failed);
+            }
+            Op::Gone { id } => {
+                let Some(id) = pick(id) else { return };
+                let drop = self.queued(id).map(|(drop, _)| drop);
+                queue.gone(id, "gone".into(), 1).await.unwrap();
+                self.end(id, JobState::Failed);
+                if let Some(drop) = drop
+                    && self.model.drops[drop].state == DropState::Stays
+                {
+                    self.model.leave(drop);
+                }
             }
             Op::Cancel { id } => {
                 let Some(id) = pick(id) else { return };
