@@ -389,6 +389,23 @@ mod tests {
     }
 
     #[test]
+    fn files_that_are_placed_together_share_their_folders() {
+        let (_temp, site) = site();
+        let places = Places::new(Vec::new());
+        let mut opened = Opened::new();
+        let chosen: Vec<Place> = ["a/b/x", "a/b/y", "a/z"]
+            .iter()
+            .map(|path| {
+                let path = RemotePath::parse(path.as_bytes()).unwrap();
+                places.choose(&site, ANA, None, &path, &mut opened).unwrap()
+            })
+            .collect();
+        assert_eq!(opened.len(), 3, "the inbox, a, a/b");
+        assert!(Arc::ptr_eq(&chosen[0].folders[2].1, &chosen[1].folders[2].1));
+        assert!(Arc::ptr_eq(&chosen[0].folders[1].1, &chosen[2].folders[1].1));
+    }
+
+    #[test]
     fn our_own_folder_is_no_place() {
         let (_temp, site) = site();
         let places = Places::new(Vec::new());
