@@ -139,7 +139,8 @@ impl Liar {
     #[track_caller]
     pub fn is_heard(&mut self) {
         self.say(Message::Ping(Ping { number: u64::MAX }));
-        while !matches!(self.hears(), Some(Message::Pong(Ping { number: u64::MAX }))) {}
+        let pong = Message::Pong(Ping { number: u64::MAX });
+        while self.hears().expect("a Pong, but the link was closed") != pong {}
     }
 
     /// The Bye with which the other side ends the link.
