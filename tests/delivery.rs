@@ -64,6 +64,23 @@ fn archived_files_lie_in_sent() {
 }
 
 #[test]
+fn a_file_that_was_away_and_is_back_is_sent() {
+    let mut pair = Pair::idle();
+    pair.laptop.start();
+    let file = pair.laptop.drop_file("back", b"back");
+    until("it is queued", || pair.laptop.jobs_of("back").len() == 1);
+    let away = pair.laptop.root.join("away");
+    fs::rename(&file, &away).expect("out of the outbox");
+    pair.office.start();
+    until("its job ended", || {
+        pair.laptop.jobs_of("back").iter().any(|j| j["state"] == "failed")
+    });
+    fs::rename(&away, &file).expect("back into the outbox");
+    pair.office.receives("back", b"back");
+    until("it left", || !file.exists());
+}
+
+#[test]
 fn deleted_files_are_gone() {
     let pair = Pair::with(|laptop, _| laptop.settings.outbox.push("after_send = \"delete\"".into()));
     pair.laptop.drop_file("gone", b"soon deleted");

@@ -14,6 +14,7 @@ mod disk_full;
 mod jobs;
 mod json;
 mod large;
+mod liars;
 mod names;
 mod readme;
 mod seams;

@@ -133,6 +133,26 @@ fn idle_connections_hold_nobody_up() {
     drop(idle);
 }
 
+/// The crowd may not take all of them: the linked peer's files need some, and so does a new link.
+#[test]
+fn a_crowd_leaves_descriptors_for_the_paired() {
+    let mut pair = Pair::idle();
+    pair.office.descriptors = Some(64);
+    pair.office.start();
+    let address = pair.office.status()["listen"]
+        .as_str()
+        .expect("`listen`")
+        .to_owned();
+    let idle: Vec<TcpStream> = (0..100)
+        .map(|_| TcpStream::connect(&address).expect("the port is open"))
+        .collect();
+    pair.laptop.start();
+    pair.laptop.drop_file("large", &[7; 300_000]);
+    pair.office.receives("large", &[7; 300_000]);
+    assert!(!pair.office.log_text().contains("Too many open files"));
+    drop(idle);
+}
+
 #[test]
 fn unpairing_ends_the_link() {
     let mut pair = Pair::linked();

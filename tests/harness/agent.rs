@@ -23,6 +23,8 @@ pub struct Agent {
     pub settings: Settings,
     /// Added to the environment of `run`.
     pub env: Vec<(String, String)>,
+    /// Most descriptors it may have open; None: as many as the test.
+    pub descriptors: Option<u32>,
     /// The temporary folder, which is also HOME.
     pub root: PathBuf,
     /// The state folder.
@@ -53,6 +55,7 @@ impl Agent {
             id: String::new(),
             settings,
             env: Vec::new(),
+            descriptors: None,
             state: root.join("state"),
             outbox: root.join("outbox"),
             inbox: root.join("inbox"),
@@ -116,6 +119,9 @@ impl Agent {
             .open(&self.log)
             .expect("the log");
         let mut command = self.command(&["run"]);
+        if let Some(most) = self.descriptors {
+            command = limited(&command, most);
+        }
         command
             .env("RUST_BACKTRACE", "1")
             .envs(self.env.iter().map(|(k, v)| (k, v)))
@@ -324,6 +330,26 @@ impl Drop for Agent {
         }
         self.kill();
     }
+}
+
+/// The same command with a limit of descriptors.
+fn limited(command: &Command, descriptors: u32) -> Command {
+    let mut shell = Command::new("sh");
+    shell
+        .args(["-c", "ulimit -n \"$0\" && exec \"$@\""])
+        .arg(descriptors.to_string())
+        .arg(command.get_program())
+        .args(command.get_args())
+        .env_clear()
+        .envs(
+            command
+                .get_envs()
+                .filter_map(|(name, value)| Some((name, value?))),
+        );
+    if let Some(folder) = command.get_current_dir() {
+        shell.current_dir(folder);
+    }
+    shell
 }
 
 #[track_caller]

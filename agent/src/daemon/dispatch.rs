@@ -302,7 +302,7 @@ impl Dispatcher {
                 ..
             } => {
                 if let Some(Flight::Offered { job, .. }) = self.land(id) {
-                    self.declined(&job, reason, &text, retry_after_ms).await?;
+                    self.declined(*job, reason, &text, retry_after_ms).await?;
                 }
             }
             LinkEvent::Withdrawn { id, .. } => {
@@ -364,8 +364,9 @@ impl Dispatcher {
         match digest {
             Ok(digest) if digest != body.digest => {
                 warn!(peer = %self.peer.name, job = %job.id, %digest, "the peer has other bytes under this id: sent anew");
-                self.shared.queue.recount(job.id, now_ms()).await?;
-                return Ok(());
+                return self
+                    .begin_anew(*job, "the peer has other bytes under its id")
+                    .await;
             }
             // That version was delivered. What lies there now is a new drop, which disposal will leave alone.
             Err(Voided::Changed) => self.shared.recheck(&job),
@@ -379,18 +380,14 @@ impl Dispatcher {
 
     async fn declined(
         &mut self,
-        job: &Job,
+        job: Job,
         reason: DeclineReason,
         text: &str,
         retry_after_ms: Option<u64>,
     ) -> Result<(), DbError> {
         use DeclineReason as R;
         match reason {
-            // The id is of no more use there; the same file goes under a new one.
-            R::Conflict | R::Withdrawn => {
-                self.shared.queue.recount(job.id, now_ms()).await?;
-                Ok(())
-            }
+            R::Conflict | R::Withdrawn => self.begin_anew(job, "its id is spent at the peer").await,
             R::NoSpace
             | R::TooLarge
             | R::InboxUnavailable
@@ -400,7 +397,7 @@ impl Dispatcher {
             | R::DiskError => {
                 let text = dropwire_protocol::name::escape(text.as_bytes());
                 let error = format!("{} declined: {text}", self.peer.name);
-                self.retry(job, error, retry_after_ms.map(Duration::from_millis))
+                self.retry(&job, error, retry_after_ms.map(Duration::from_millis))
                     .await
             }
         }
@@ -415,13 +412,21 @@ impl Dispatcher {
             }
             Voided::PrefixDiffers => {
                 self.withdraw(job.id, None).await;
-                self.shared.queue.recount(job.id, now_ms()).await?;
-                Ok(())
+                self.begin_anew(*job, &voided_text(&why)).await
             }
             Voided::Changed | Voided::Writer | Voided::Unreadable(_) => {
                 self.shared.recheck(&job);
                 self.retry(&job, voided_text(&why), None).await
             }
+        }
+    }
+
+    /// The id is of no more use there; the same file goes under a new one, after the backoff like every other attempt:
+    /// a peer that never likes one must not fill the job list with them.
+    async fn begin_anew(&mut self, job: Job, why: &str) -> Result<(), DbError> {
+        match self.shared.queue.recount(job.id, now_ms()).await? {
+            Some(id) => self.retry(&Job { id, ..job }, why.into(), None).await,
+            None => Ok(()),
         }
     }
 

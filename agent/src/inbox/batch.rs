@@ -13,7 +13,6 @@ use std::{
     },
 };
 
-use bytes::Bytes;
 use dropwire_protocol::{Digest, Manifest};
 
 use super::{
@@ -28,8 +27,8 @@ use super::{
 };
 use crate::durable;
 
-/// Most files of one batch, and most that wait for it.
-const BATCH: usize = 1024;
+/// Most files of one batch, each open until it is synced, and most that wait for it.
+const BATCH: usize = 256;
 /// From so many on, one syncfs is cheaper than a sync of each...
 const TOGETHER: usize = 4;
 /// ...and so many while a large transfer's dirty data would be written with them.
@@ -39,8 +38,8 @@ const TOGETHER_BESIDE_LARGE: usize = 64;
 pub struct Small {
     /// What was offered.
     pub manifest: Manifest,
-    /// Its bytes, in order.
-    pub chunks: Vec<Bytes>,
+    /// All of it.
+    pub bytes: Vec<u8>,
     /// Of them.
     pub digest: Digest,
     /// Who is told.
@@ -156,11 +155,7 @@ fn write_all(site: &Site, batch: Vec<Small>) -> (Vec<Small>, Vec<File>) {
 
 fn write(site: &Site, small: &Small) -> io::Result<File> {
     let file = partial::create(site, small.claim.key())?;
-    let mut offset = 0;
-    for chunk in &small.chunks {
-        partial::write_at(&file, offset, chunk)?;
-        offset += chunk.len() as u64;
-    }
+    partial::write_at(&file, 0, &small.bytes)?;
     partial::dress(&file, site.mode, small.manifest.mtime);
     Ok(file)
 }

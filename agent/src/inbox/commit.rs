@@ -24,7 +24,7 @@ use super::{
     claims::{Claim, Key},
     ledger::{self, Checkpoint, Placing},
     partial,
-    place::{self, Place, os_name},
+    place::{self, Folder, Opened, Place, os_name},
     reply::{Answer, Reply},
     site::Site,
     space::Reservation,
@@ -37,6 +37,8 @@ use crate::{
 
 /// How often another name is looked for when somebody keeps taking them.
 const TRIES: usize = 100;
+/// From so many open folders on, the next file waits for the next commit: descriptors are few.
+const MOST_FOLDERS: usize = 128;
 
 /// A whole, verified, durable partial (R5 is done).
 pub struct Ready {
@@ -65,8 +67,19 @@ struct Intent {
 
 /// Gives all of `ready` their final names and answers each. Blocks.
 pub fn place_all(shared: &Arc<Shared>, site: &Site, ready: Vec<Ready>) {
-    let mut intents = Vec::with_capacity(ready.len());
-    for file in ready {
+    let mut waiting = ready.into_iter().peekable();
+    while waiting.peek().is_some() {
+        place_some(shared, site, &mut waiting);
+    }
+}
+
+/// As many of `waiting` as [`MOST_FOLDERS`] allows, at least one.
+fn place_some(shared: &Arc<Shared>, site: &Site, waiting: &mut impl Iterator<Item = Ready>) {
+    let mut intents = Vec::new();
+    let mut opened = Opened::new();
+    while opened.len() < MOST_FOLDERS
+        && let Some(file) = waiting.next()
+    {
         match intend(
             shared,
             site,
@@ -74,6 +87,7 @@ pub fn place_all(shared: &Arc<Shared>, site: &Site, ready: Vec<Ready>) {
             &file.manifest,
             file.digest,
             file.inode,
+            &mut opened,
         ) {
             Ok(intent) => intents.push((file, intent)),
             Err(answer) => not_placed(site, &file, answer),
@@ -172,7 +186,15 @@ fn place_again(
     let digest = body
         .map_err(|e| Answer::refused(DeclineReason::DiskError, e.to_string(), None))?
         .digest;
-    let mut intent = intend(shared, site, key, manifest, digest, placing.inode)?;
+    let mut intent = intend(
+        shared,
+        site,
+        key,
+        manifest,
+        digest,
+        placing.inode,
+        &mut Opened::new(),
+    )?;
     if intent.place.path == placing.place && intent.placing.how == placing.how {
         intent.placing = placing;
     } else {
@@ -189,10 +211,12 @@ fn intend(
     manifest: &Manifest,
     digest: Digest,
     inode: u64,
+    opened: &mut Opened,
 ) -> Result<Intent, Answer> {
+    let top = shared.top(key.0);
     let place = shared
         .places
-        .choose(site, key.0, shared.top(key.0).as_deref(), &manifest.path)?;
+        .choose(site, key.0, top.as_deref(), &manifest.path, opened)?;
     let receipt = (shared.sign)(&ReceiptBody {
         transfer: key.1,
         sender: key.0,
@@ -272,7 +296,15 @@ fn name(
                 let digest = intent.placing.receipt.decode_body_unverified().map(|b| b.digest);
                 let digest =
                     digest.map_err(|e| Answer::refused(DeclineReason::DiskError, e.to_string(), None))?;
-                intent = intend(shared, site, key, manifest, digest, intent.placing.inode)?;
+                intent = intend(
+                    shared,
+                    site,
+                    key,
+                    manifest,
+                    digest,
+                    intent.placing.inode,
+                    &mut Opened::new(),
+                )?;
                 write_down(shared, site, vec![row(key, manifest, &intent)])?;
             }
             Err(e) => return Err(take_back(shared, site, key, &intent.placing, discard, &e)),
@@ -324,11 +356,11 @@ fn not_placed(site: &Site, file: &Ready, answer: Answer) {
 fn make_certain<'a>(
     shared: &Shared,
     site: &Site,
-    folders: impl IntoIterator<Item = &'a (Vec<u8>, Dir)>,
+    folders: impl IntoIterator<Item = &'a Folder>,
 ) -> Result<(), Answer> {
     let each: HashMap<&[u8], &Dir> = folders
         .into_iter()
-        .map(|(path, dir)| (path.as_slice(), dir))
+        .map(|(path, dir)| (path.as_slice(), &**dir))
         .collect();
     let synced = each.values().try_for_each(|dir| durable::sync_dir(dir));
     synced

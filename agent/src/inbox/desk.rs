@@ -58,7 +58,8 @@ struct Collecting {
     reply: Reply,
     reservation: Reservation,
     pass: u32,
-    chunks: Vec<Bytes>,
+    /// A copy: a chunk shares the buffer it was read into, which can be a thousand times its size.
+    bytes: Vec<u8>,
     digest: RunningDigest,
 }
 
@@ -218,7 +219,7 @@ impl Desk {
                     reply,
                     reservation,
                     pass: 0,
-                    chunks: Vec::new(),
+                    bytes: Vec::new(),
                     digest,
                 };
                 self.small.insert(collecting.reply.id, collecting);
@@ -257,7 +258,7 @@ impl Desk {
             self.end_small(id, conflict());
         } else if offset == small.digest.length() && next.value() == digest {
             small.digest = next;
-            small.chunks.push(bytes);
+            small.bytes.extend_from_slice(&bytes);
         } else if small.pass >= MAX_DAMAGES {
             let text = "it arrived damaged too often";
             self.end_small(id, Answer::refused(DeclineReason::DiskError, text, None));
@@ -281,7 +282,7 @@ impl Desk {
             let memory = self.shared.memory.take(small.manifest.size);
             let verified = Small {
                 manifest: small.manifest,
-                chunks: small.chunks,
+                bytes: small.bytes,
                 digest,
                 reply: small.reply,
                 claim: small.claim,

@@ -38,14 +38,21 @@ struct Inner {
 pub struct Place {
     /// Below the inbox.
     pub path: RemotePath,
-    /// The folders on the way, the inbox first, with their paths; the last one holds the file.
-    pub folders: Vec<(Vec<u8>, Dir)>,
+    /// The folders on the way, the inbox first; the last one holds the file.
+    pub folders: Vec<Folder>,
     /// The file's own name.
     pub name: OsString,
     /// Folders that have another name here: as offered, and the alias. To be kept with the intent.
     pub aliases: Vec<(Vec<u8>, Vec<u8>)>,
     places: Arc<Places>,
 }
+
+/// A folder by its path below the inbox, and its handle.
+pub type Folder = (Vec<u8>, Arc<Dir>);
+
+/// Folders that are open already, by their paths: files that are placed together share them, so that a deep tree takes
+/// a descriptor for each folder and not for each file and folder.
+pub type Opened = HashMap<Vec<u8>, Arc<Dir>>;
 
 /// Why there is no place for a file.
 #[derive(Debug, thiserror::Error)]
@@ -81,10 +88,13 @@ impl Places {
         sender: AgentId,
         top: Option<&str>,
         path: &RemotePath,
+        opened: &mut Opened,
     ) -> Result<Place, PlaceError> {
+        let root = reuse(opened, &[], || site.root.try_clone())?;
         let mut walk = Walk {
-            folders: vec![(Vec::new(), site.root.try_clone()?)],
+            folders: vec![(Vec::new(), root)],
             aliases: Vec::new(),
+            opened,
         };
         let offered: Vec<&[u8]> = path.components().collect();
         let Some((file, above)) = offered.split_last() else {
@@ -114,7 +124,7 @@ impl Places {
         &self,
         site: &Site,
         sender: AgentId,
-        walk: &mut Walk,
+        walk: &mut Walk<'_>,
         offered: &[u8],
         component: &[u8],
     ) -> Result<(), PlaceError> {
@@ -138,11 +148,14 @@ impl Places {
             0
         };
         let chosen = naming::numbered_folder(&name, number);
-        let next = durable::open_or_make_dir(dir, &os_name(&chosen))?;
+        let path = joined(path, &chosen);
+        let dir = dir.clone();
+        let next = reuse(walk.opened, &path, || {
+            durable::open_or_make_dir(&dir, &os_name(&chosen))
+        })?;
         if site.is_own(&next)? {
             return Err(PlaceError::BadName("it leads into dropwire's own folder".into()));
         }
-        let path = joined(path, &chosen);
         if number > 0 || known.is_some() {
             self.lock().aliases.insert(key, chosen.clone());
             walk.aliases.push((offered.to_vec(), chosen));
@@ -151,7 +164,7 @@ impl Places {
         Ok(())
     }
 
-    fn free_name(&self, walk: &Walk, wanted: &[u8]) -> Result<(RemotePath, OsString), PlaceError> {
+    fn free_name(&self, walk: &Walk<'_>, wanted: &[u8]) -> Result<(RemotePath, OsString), PlaceError> {
         let (folder, dir) = walk.last()?;
         let mut inner = self.lock();
         let is_taken = |inner: &Inner, n: u64| -> io::Result<bool> {
@@ -192,7 +205,7 @@ impl Places {
 impl Place {
     /// The folder that holds the file.
     pub fn parent(&self) -> io::Result<&Dir> {
-        let last = self.folders.last().map(|(_, dir)| dir);
+        let last = self.folders.last().map(|(_, dir)| &**dir);
         last.ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 }
@@ -205,13 +218,13 @@ impl Drop for Place {
 
 /// The folders on the way to the file at `path` (which lies where it was once placed) as far as they are there, the
 /// inbox first.
-pub fn existing_folders(site: &Site, path: &RemotePath) -> io::Result<Vec<(Vec<u8>, Dir)>> {
-    let mut folders = vec![(Vec::new(), site.root.try_clone()?)];
+pub fn existing_folders(site: &Site, path: &RemotePath) -> io::Result<Vec<Folder>> {
+    let mut folders = vec![(Vec::new(), Arc::new(site.root.try_clone()?))];
     let components: Vec<&[u8]> = path.components().collect();
     for component in components.split_last().map_or(&[][..], |(_, above)| above) {
         let next = match folders.last() {
             Some((path, dir)) => match dir.open_dir_nofollow(os_name(component)) {
-                Ok(next) => (joined(path, component), next),
+                Ok(next) => (joined(path, component), Arc::new(next)),
                 Err(e) if is_no_folder(&e) => break,
                 Err(e) => return Err(e),
             },
@@ -234,16 +247,27 @@ pub fn os_name(bytes: &[u8]) -> OsString {
     }
 }
 
-struct Walk {
-    folders: Vec<(Vec<u8>, Dir)>,
+struct Walk<'a> {
+    folders: Vec<Folder>,
     aliases: Vec<(Vec<u8>, Vec<u8>)>,
+    opened: &'a mut Opened,
 }
 
-impl Walk {
-    fn last(&self) -> io::Result<(&[u8], &Dir)> {
+impl Walk<'_> {
+    fn last(&self) -> io::Result<(&[u8], &Arc<Dir>)> {
         let last = self.folders.last().map(|(path, dir)| (path.as_slice(), dir));
         last.ok_or_else(|| io::ErrorKind::NotFound.into())
     }
+}
+
+/// The folder at `path` from those that are open, else by `open`.
+fn reuse(opened: &mut Opened, path: &[u8], open: impl FnOnce() -> io::Result<Dir>) -> io::Result<Arc<Dir>> {
+    if let Some(dir) = opened.get(path) {
+        return Ok(dir.clone());
+    }
+    let dir = Arc::new(open()?);
+    opened.insert(path.to_vec(), dir.clone());
+    Ok(dir)
 }
 
 fn joined(folder: &[u8], name: &[u8]) -> Vec<u8> {
@@ -280,7 +304,7 @@ mod tests {
 
     fn put(places: &Arc<Places>, site: &Site, who: AgentId, path: &str) -> String {
         let path = RemotePath::parse(path.as_bytes()).unwrap();
-        let place = places.choose(site, who, None, &path).unwrap();
+        let place = places.choose(site, who, None, &path, &mut Opened::new()).unwrap();
         place.parent().unwrap().write(&place.name, b"x").unwrap();
         String::from_utf8(place.path.as_bytes().to_vec()).unwrap()
     }
@@ -303,12 +327,22 @@ mod tests {
         let places = Places::new(Vec::new());
         let path = RemotePath::parse(b"x").unwrap();
         let chosen: Vec<Place> = (0..8)
-            .map(|_| places.choose(&site, ANA, None, &path).unwrap())
+            .map(|_| {
+                places
+                    .choose(&site, ANA, None, &path, &mut Opened::new())
+                    .unwrap()
+            })
             .collect();
         let names: HashSet<_> = chosen.iter().map(|p| p.name.clone()).collect();
         assert_eq!(names.len(), 8);
         drop(chosen);
-        assert_eq!(places.choose(&site, ANA, None, &path).unwrap().name, "x");
+        assert_eq!(
+            places
+                .choose(&site, ANA, None, &path, &mut Opened::new())
+                .unwrap()
+                .name,
+            "x"
+        );
     }
 
     #[test]
@@ -321,7 +355,11 @@ mod tests {
         assert_eq!(put(&places, &site, ANA, "sub/y"), "sub (1)/y");
         assert_eq!(put(&places, &site, BOB, "sub/y"), "sub/y", "only for that sender");
         let path = RemotePath::parse(b"sub/z").unwrap();
-        let kept = places.choose(&site, ANA, None, &path).unwrap().aliases.clone();
+        let kept = places
+            .choose(&site, ANA, None, &path, &mut Opened::new())
+            .unwrap()
+            .aliases
+            .clone();
         assert_eq!(kept, [(b"sub".to_vec(), b"sub (1)".to_vec())]);
     }
 
@@ -343,9 +381,28 @@ mod tests {
         let (_temp, site) = site();
         let places = Places::new(Vec::new());
         let path = RemotePath::parse(b"a/b").unwrap();
-        let place = places.choose(&site, ANA, Some("office"), &path).unwrap();
+        let place = places
+            .choose(&site, ANA, Some("office"), &path, &mut Opened::new())
+            .unwrap();
         assert_eq!(place.path.as_bytes(), b"office/a/b");
         assert_eq!(place.folders.len(), 3);
+    }
+
+    #[test]
+    fn files_that_are_placed_together_share_their_folders() {
+        let (_temp, site) = site();
+        let places = Places::new(Vec::new());
+        let mut opened = Opened::new();
+        let chosen: Vec<Place> = ["a/b/x", "a/b/y", "a/z"]
+            .iter()
+            .map(|path| {
+                let path = RemotePath::parse(path.as_bytes()).unwrap();
+                places.choose(&site, ANA, None, &path, &mut opened).unwrap()
+            })
+            .collect();
+        assert_eq!(opened.len(), 3, "the inbox, a, a/b");
+        assert!(Arc::ptr_eq(&chosen[0].folders[2].1, &chosen[1].folders[2].1));
+        assert!(Arc::ptr_eq(&chosen[0].folders[1].1, &chosen[2].folders[1].1));
     }
 
     #[test]
@@ -353,7 +410,7 @@ mod tests {
         let (_temp, site) = site();
         let places = Places::new(Vec::new());
         let path = RemotePath::parse(b"x").unwrap();
-        let bad = places.choose(&site, ANA, Some(".dropwire"), &path);
+        let bad = places.choose(&site, ANA, Some(".dropwire"), &path, &mut Opened::new());
         assert!(matches!(bad.map(drop), Err(PlaceError::BadName(_))));
     }
 }

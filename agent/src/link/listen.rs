@@ -33,13 +33,15 @@ pub(super) async fn serve(shared: Arc<Shared>, listener: TcpListener) {
     let mut handshakes = JoinSet::new();
     let mut oldest: VecDeque<AbortHandle> = VecDeque::new();
     let mut refusals = Refusals::default();
+    let unproven = unproven();
     loop {
         tokio::select! {
             () = shared.cancel.cancelled() => return,
-            accepted = listener.accept() => match accepted {
+            // One above the bound is on its way out: it is waited for, so that a burst takes no more than the bound.
+            accepted = listener.accept(), if handshakes.len() <= unproven => match accepted {
                 Ok((tcp, from)) => {
                     oldest.retain(|handle| !handle.is_finished());
-                    if oldest.len() >= UNPROVEN && let Some(handle) = oldest.pop_front() {
+                    if oldest.len() >= unproven && let Some(handle) = oldest.pop_front() {
                         handle.abort();
                     }
                     oldest.push_back(handshakes.spawn(prove(shared.clone(), tcp, from)));
@@ -104,6 +106,16 @@ async fn welcome(shared: Arc<Shared>, proven: Proven) {
         },
     };
     tracing::warn!(peer = %pair.peer.name, error, "the peer connected, but no link came of it");
+}
+
+/// How many connections without a proven key there may be: a crowd takes a quarter of the descriptors at most, so that
+/// files can be opened and paired agents accepted beside it.
+fn unproven() -> usize {
+    #[cfg(unix)]
+    if let Some(limit) = rustix::process::getrlimit(rustix::process::Resource::Nofile).current {
+        return usize::try_from(limit / 4).unwrap_or(UNPROVEN).clamp(1, UNPROVEN);
+    }
+    UNPROVEN
 }
 
 /// Out of descriptors or memory: waiting helps, spinning does not.
