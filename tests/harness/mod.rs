@@ -12,7 +12,6 @@
 pub mod agent;
 pub mod command;
 pub mod files;
-pub mod liar;
 pub mod mount;
 pub mod pair;
 pub mod proxy;

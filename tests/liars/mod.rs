@@ -1,5 +1,7 @@
 //! Peers that are paired and lie: they get nothing for it, and nobody else pays.
 
+mod liar;
+
 use bytes::Bytes;
 use dropwire_protocol::{
     Digest, Manifest, Message, Mtime, ReceiptBody, RemotePath, RunningDigest, TransferId,
@@ -8,7 +10,9 @@ use dropwire_protocol::{
 };
 use tokio_util::codec::Encoder as _;
 
-use crate::harness::{Agent, Pair, files, liar::Liar, until};
+use liar::Liar;
+
+use crate::harness::{Agent, Pair, files, until};
 
 /// The office runs, behind on its own wishes: it tries again at once.
 fn office() -> (Liar, Pair) {

@@ -15,7 +15,7 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::codec::{Decoder as _, Encoder as _};
 
-use super::{Agent, PATIENCE};
+use crate::harness::{Agent, PATIENCE};
 
 /// A link, after both Hellos.
 pub struct Liar {
