@@ -10,7 +10,7 @@ use tokio::sync::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{Shared, office::peer_name};
+use super::{Shared, selection::peer_name};
 use crate::{error::shown, inbox::Arrival};
 
 /// Most files that wait for their program: one that is slow by more is not run for the rest.

@@ -5,7 +5,10 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, atomic::AtomicU64},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -38,6 +41,9 @@ use crate::{
 
 /// Most events handled, and most receipts written, in one go.
 const BATCH: usize = 256;
+/// A transfer that does not move for so long is broken off and offered again later: the peer answers pings but not
+/// this. Long, because a receiver may read a whole large partial again before it commits.
+const STALLED: Duration = Duration::from_secs(60 * 60);
 
 /// One peer's task.
 pub struct Dispatcher {
@@ -65,11 +71,30 @@ enum Flight {
         job: Box<Job>,
         source: Arc<FileSource>,
         class: Class,
+        moved: Moved,
     },
     /// Settled; the file is being read again.
     Rereading,
     /// Withdrawn; `job` is there if its own end depends on the answer (the file is gone).
     Withdrawing { job: Option<Box<Job>> },
+}
+
+/// How far a transfer was when it last went on, and when that was.
+struct Moved {
+    sent: Arc<AtomicU64>,
+    seen: u64,
+    at: Instant,
+}
+
+impl Moved {
+    /// True when nothing has moved for [`STALLED`].
+    fn is_stalled(&mut self, now: Instant) -> bool {
+        let sent = self.sent.load(Ordering::Relaxed);
+        if sent != self.seen {
+            (self.seen, self.at) = (sent, now);
+        }
+        now >= self.at + STALLED
+    }
 }
 
 impl Dispatcher {
@@ -137,8 +162,8 @@ impl Dispatcher {
         if !self.linked {
             return Ok(None);
         }
-        let queue = &self.shared.queue;
-        for id in queue.to_withdraw(self.peer.id, BATCH).await? {
+        self.break_off_stalled().await?;
+        for id in self.shared.queue.to_withdraw(self.peer.id, BATCH).await? {
             if !matches!(self.flights.get(&id), Some(Flight::Withdrawing { .. })) {
                 self.withdraw(id, None).await;
             }
@@ -169,9 +194,32 @@ impl Dispatcher {
             }
         }
         let next = self.shared.queue.next_due_ms(self.peer.id, now_ms()).await?;
-        Ok(next.map(|at| {
+        let due = next.map(|at| {
             Instant::now() + Duration::from_millis(at.saturating_sub(now_ms()).max(1).unsigned_abs())
-        }))
+        });
+        let stalled = (!self.flights.is_empty()).then(|| Instant::now() + STALLED);
+        Ok(due.into_iter().chain(stalled).min())
+    }
+
+    /// Transfers of which nothing moves: the peer lives, but does not answer.
+    async fn break_off_stalled(&mut self) -> Result<(), DbError> {
+        let now = Instant::now();
+        let stalled: Vec<TransferId> = self
+            .flights
+            .iter_mut()
+            .filter_map(|(id, flight)| match flight {
+                Flight::Offered { moved, .. } => moved.is_stalled(now).then_some(*id),
+                Flight::Rereading | Flight::Withdrawing { .. } => None,
+            })
+            .collect();
+        for id in stalled {
+            self.request(Request::Close(id)).await;
+            if let Some(Flight::Offered { job, .. }) = self.land(id) {
+                self.retry(&job, format!("{} did not answer", self.peer.name), None)
+                    .await?;
+            }
+        }
+        Ok(())
     }
 
     fn in_flight(&self, wanted: Class) -> usize {
@@ -190,6 +238,11 @@ impl Dispatcher {
         };
         if self.request(Request::Offer(outgoing)).await {
             debug!(peer = %self.peer.name, job = %job.id, path = %job.found.path, "offered");
+            let moved = Moved {
+                sent: progress.clone(),
+                seen: 0,
+                at: Instant::now(),
+            };
             self.shared.live.started(job.id, self.peer.id, progress);
             self.flights.insert(
                 job.id,
@@ -197,6 +250,7 @@ impl Dispatcher {
                     job: Box::new(job),
                     source,
                     class,
+                    moved,
                 },
             );
         }
@@ -471,5 +525,27 @@ fn voided_text(why: &Voided) -> String {
         Voided::Writer => "a program has it open for writing; waits until it is closed".into(),
         Voided::PrefixDiffers => "the peer's partial is of other bytes; sent anew".into(),
         Voided::Unreadable(cause) => format!("cannot be read: {cause}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_transfer_is_stalled_when_nothing_moves_for_long() {
+        let begun = Instant::now();
+        let sent = Arc::new(AtomicU64::new(0));
+        let mut moved = Moved {
+            sent: sent.clone(),
+            seen: 0,
+            at: begun,
+        };
+        let almost = STALLED - Duration::from_secs(1);
+        assert!(!moved.is_stalled(begun + almost));
+        sent.store(7, Ordering::Relaxed);
+        assert!(!moved.is_stalled(begun + STALLED), "it went on");
+        assert!(!moved.is_stalled(begun + STALLED + almost));
+        assert!(moved.is_stalled(begun + STALLED + STALLED));
     }
 }

@@ -16,6 +16,7 @@ mod marks;
 mod office;
 mod proof;
 mod rest;
+mod selection;
 mod state;
 
 use std::{

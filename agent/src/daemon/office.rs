@@ -7,16 +7,16 @@ use std::{
     sync::Arc,
 };
 
-use dropwire_protocol::{AgentId, TransferId, name::escape};
+use dropwire_protocol::AgentId;
 
 use super::{
     Shared, blocking, explain,
     explain::{Standing, Way},
     intake, job_list,
+    selection::{self, Change, find_peer, no_such_job, page_after, peer_name},
 };
 use crate::{
     clock::now_ms,
-    config::{self, Config},
     control::{
         self,
         api::{
@@ -29,7 +29,7 @@ use crate::{
     id,
     link::PeerLink,
     outbox::spool,
-    queue::{self, Filter, Job, Page},
+    queue::{self, Filter, Job},
 };
 
 /// Ended jobs are listed this long.
@@ -152,7 +152,7 @@ impl control::Agent for Office {
     }
 
     async fn job(&self, id: String) -> Result<JobReport, Fatal> {
-        let id = self.one_job(&id).await?;
+        let id = selection::one_job(&self.shared, &id).await?;
         let job = self.shared.queue.get(id).await.map_err(|e| job_list(&e))?;
         job.map(|job| self.report(job))
             .ok_or_else(|| no_such_job(&id.to_string()))
@@ -160,7 +160,7 @@ impl control::Agent for Office {
 
     async fn why(&self, query: WhyQuery) -> Result<WhyReport, Fatal> {
         let ids = match &query {
-            WhyQuery::Job(prefix) => vec![self.one_job(prefix).await?],
+            WhyQuery::Job(prefix) => vec![selection::one_job(&self.shared, prefix).await?],
             WhyQuery::File(path) => self
                 .shared
                 .queue
@@ -238,113 +238,15 @@ impl control::Agent for Office {
     }
 
     async fn retry(&self, selection: Selection) -> Result<Changed, Fatal> {
-        self.change(
-            selection,
-            &[queue::JobState::Queued, queue::JobState::Failed],
-            true,
-        )
-        .await
+        selection::apply(&self.shared, selection, Change::Retry).await
     }
 
     async fn cancel(&self, selection: Selection) -> Result<Changed, Fatal> {
-        self.change(selection, &[queue::JobState::Queued], false).await
+        selection::apply(&self.shared, selection, Change::Cancel).await
     }
 }
 
 impl Office {
-    /// Retries or cancels; without names, all jobs in one of `states`.
-    async fn change(
-        &self,
-        which: Selection,
-        states: &[queue::JobState],
-        again: bool,
-    ) -> Result<Changed, Fatal> {
-        let queue = &self.shared.queue;
-        let mut named = Vec::new();
-        for prefix in &which.jobs {
-            named.push(self.one_job(prefix).await?);
-        }
-        let mut changed = Vec::new();
-        if named.is_empty() {
-            let config = self.shared.config();
-            let peer = which
-                .peer
-                .map(|p| find_peer(&config, &p))
-                .transpose()?
-                .map(|p| p.id);
-            if peer.is_none() && !which.all {
-                return Err(Fatal::new(Exit::Usage, "no job is named").mend("name jobs, a peer, or --all"));
-            }
-            for state in states {
-                let filter = Filter {
-                    state: Some(*state),
-                    peer,
-                    since_ms: 0,
-                };
-                changed.extend(self.change_all(filter, again).await?);
-            }
-        } else if again {
-            changed = queue.resend(named, now_ms()).await.map_err(|e| job_list(&e))?;
-        } else {
-            changed = queue.cancel(named, now_ms()).await.map_err(|e| job_list(&e))?;
-        }
-        for peer in &self.shared.config().peers {
-            self.shared.wake(peer.id).notify_one();
-            if again {
-                self.shared.links.dial_now(peer.id);
-            }
-        }
-        let jobs = if which.jobs.is_empty() {
-            Vec::new()
-        } else {
-            changed.iter().map(ToString::to_string).collect()
-        };
-        Ok(Changed {
-            count: changed.len() as u64,
-            jobs,
-        })
-    }
-
-    async fn change_all(&self, filter: Filter, again: bool) -> Result<Vec<TransferId>, Fatal> {
-        let queue = &self.shared.queue;
-        let (mut changed, mut after) = (Vec::new(), 0);
-        loop {
-            let rows = queue
-                .list(filter, page_after(after))
-                .await
-                .map_err(|e| job_list(&e))?;
-            let Some(last) = rows.last() else {
-                return Ok(changed);
-            };
-            after = last.cursor;
-            let ids = rows.iter().map(|row| row.job.id).collect();
-            let part = if again {
-                queue.resend(ids, now_ms()).await
-            } else {
-                queue.cancel(ids, now_ms()).await
-            };
-            changed.extend(part.map_err(|e| job_list(&e))?);
-        }
-    }
-
-    async fn one_job(&self, prefix: &str) -> Result<TransferId, Fatal> {
-        let found = self
-            .shared
-            .queue
-            .by_prefix(prefix.to_owned())
-            .await
-            .map_err(|e| job_list(&e))?;
-        match found[..] {
-            [one] => Ok(one),
-            [] => Err(no_such_job(prefix)),
-            _ => Err(Fatal::new(
-                Exit::NoInput,
-                format_args!("more than one job begins with {}", escape(prefix.as_bytes())),
-            )
-            .mend("give more digits")),
-        }
-    }
-
     fn report(&self, job: Job) -> JobReport {
         let sent = self.shared.live.sent_bytes(job.id);
         let size = job.found.version.size;
@@ -444,13 +346,6 @@ impl Office {
     }
 }
 
-fn page_after(after: i64) -> Page {
-    Page {
-        after,
-        limit: control::PAGE,
-    }
-}
-
 fn on_disk(state: JobState) -> queue::JobState {
     match state {
         JobState::Queued | JobState::Sending => queue::JobState::Queued,
@@ -458,31 +353,6 @@ fn on_disk(state: JobState) -> queue::JobState {
         JobState::Failed => queue::JobState::Failed,
         JobState::Cancelled => queue::JobState::Cancelled,
     }
-}
-
-/// A peer taken out of the config is shown by its id.
-pub(super) fn peer_name(config: &Config, peer: AgentId) -> String {
-    config
-        .peers
-        .iter()
-        .find(|p| p.id == peer)
-        .map_or_else(|| id::format(peer), |p| p.name.clone())
-}
-
-fn find_peer<'a>(config: &'a Config, wanted: &str) -> Result<&'a config::Peer, Fatal> {
-    let by_id = id::parse(wanted).ok();
-    let found = config
-        .peers
-        .iter()
-        .find(|p| p.name == wanted || Some(p.id) == by_id);
-    found.ok_or_else(|| {
-        let names: Vec<&str> = config.peers.iter().map(|p| p.name.as_str()).collect();
-        Fatal::new(
-            Exit::Usage,
-            format_args!("no peer is called {}", escape(wanted.as_bytes())),
-        )
-        .mend(format_args!("the config has: {}", names.join(", ")))
-    })
 }
 
 /// The disk is to blame only for what is left when the file itself is not.
@@ -501,12 +371,4 @@ fn not_taken(error: &spool::SpoolError) -> Fatal {
         .mend("try again once it is closed"),
         _ => fatal,
     }
-}
-
-fn no_such_job(prefix: &str) -> Fatal {
-    Fatal::new(
-        Exit::NoInput,
-        format_args!("no job begins with {}", escape(prefix.as_bytes())),
-    )
-    .mend("`dropwire jobs` lists them")
 }

@@ -1,0 +1,154 @@
+//! Which peers and jobs a command means, and what `retry` and `cancel` do to them.
+
+use dropwire_protocol::{AgentId, TransferId, name::escape};
+
+use super::{Shared, job_list};
+use crate::{
+    clock::now_ms,
+    config::{self, Config},
+    control::{
+        self,
+        api::{Changed, Selection},
+    },
+    error::{Exit, Fatal},
+    id,
+    queue::{Filter, JobState, Page},
+};
+
+/// What becomes of the jobs that are meant.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// Due now, or queued again.
+    Retry,
+    /// Ended for good.
+    Cancel,
+}
+
+/// Changes the jobs that are named, else all of a peer or of everybody that the change concerns.
+pub async fn apply(shared: &Shared, which: Selection, change: Change) -> Result<Changed, Fatal> {
+    let mut named = Vec::new();
+    for prefix in &which.jobs {
+        named.push(one_job(shared, prefix).await?);
+    }
+    let config = shared.config();
+    let jobs_are_named = !named.is_empty();
+    let changed = if jobs_are_named {
+        change_some(shared, named, change).await?
+    } else {
+        let peer = which.peer.map(|p| find_peer(&config, &p)).transpose()?;
+        if peer.is_none() && !which.all {
+            return Err(Fatal::new(Exit::Usage, "no job is named").mend("name jobs, a peer, or --all"));
+        }
+        change_all(shared, peer.map(|p| p.id), change).await?
+    };
+    for peer in &config.peers {
+        shared.wake(peer.id).notify_one();
+        if change == Change::Retry {
+            shared.links.dial_now(peer.id);
+        }
+    }
+    let listed = changed.iter().filter(|_| jobs_are_named);
+    Ok(Changed {
+        count: changed.len() as u64,
+        jobs: listed.map(ToString::to_string).collect(),
+    })
+}
+
+/// The job that a unique prefix of its id means.
+pub async fn one_job(shared: &Shared, prefix: &str) -> Result<TransferId, Fatal> {
+    let found = shared.queue.by_prefix(prefix.to_owned()).await;
+    match found.map_err(|e| job_list(&e))?[..] {
+        [one] => Ok(one),
+        [] => Err(no_such_job(prefix)),
+        _ => Err(Fatal::new(
+            Exit::NoInput,
+            format_args!("more than one job begins with {}", escape(prefix.as_bytes())),
+        )
+        .mend("give more digits")),
+    }
+}
+
+/// There is none.
+pub fn no_such_job(prefix: &str) -> Fatal {
+    Fatal::new(
+        Exit::NoInput,
+        format_args!("no job begins with {}", escape(prefix.as_bytes())),
+    )
+    .mend("`dropwire jobs` lists them")
+}
+
+/// A peer by its name or id.
+pub fn find_peer<'a>(config: &'a Config, wanted: &str) -> Result<&'a config::Peer, Fatal> {
+    let by_id = id::parse(wanted).ok();
+    let found = config
+        .peers
+        .iter()
+        .find(|p| p.name == wanted || Some(p.id) == by_id);
+    found.ok_or_else(|| {
+        let names: Vec<&str> = config.peers.iter().map(|p| p.name.as_str()).collect();
+        Fatal::new(
+            Exit::Usage,
+            format_args!("no peer is called {}", escape(wanted.as_bytes())),
+        )
+        .mend(format_args!("the config has: {}", names.join(", ")))
+    })
+}
+
+/// Our name for a peer; one that was taken out of the config is shown by its id.
+pub fn peer_name(config: &Config, peer: AgentId) -> String {
+    config
+        .peers
+        .iter()
+        .find(|p| p.id == peer)
+        .map_or_else(|| id::format(peer), |p| p.name.clone())
+}
+
+/// The next page of a listing.
+pub fn page_after(after: i64) -> Page {
+    Page {
+        after,
+        limit: control::PAGE,
+    }
+}
+
+async fn change_some(
+    shared: &Shared,
+    jobs: Vec<TransferId>,
+    change: Change,
+) -> Result<Vec<TransferId>, Fatal> {
+    let changed = match change {
+        Change::Retry => shared.queue.resend(jobs, now_ms()).await,
+        Change::Cancel => shared.queue.cancel(jobs, now_ms()).await,
+    };
+    changed.map_err(|e| job_list(&e))
+}
+
+/// Cancelled jobs are retried only by name: somebody meant it.
+async fn change_all(
+    shared: &Shared,
+    peer: Option<AgentId>,
+    change: Change,
+) -> Result<Vec<TransferId>, Fatal> {
+    let states: &[JobState] = match change {
+        Change::Retry => &[JobState::Queued, JobState::Failed],
+        Change::Cancel => &[JobState::Queued],
+    };
+    let mut changed = Vec::new();
+    for state in states {
+        let filter = Filter {
+            state: Some(*state),
+            peer,
+            since_ms: 0,
+        };
+        let mut after = 0;
+        loop {
+            let rows = shared.queue.list(filter, page_after(after)).await;
+            let rows = rows.map_err(|e| job_list(&e))?;
+            let Some(last) = rows.last() else { break };
+            after = last.cursor;
+            let ids = rows.iter().map(|row| row.job.id).collect();
+            changed.extend(change_some(shared, ids, change).await?);
+        }
+    }
+    Ok(changed)
+}
