@@ -5,14 +5,11 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, atomic::AtomicU64},
     time::Duration,
 };
 
-use dropwire_protocol::{Digest, Receipt, ReceiptBody, TransferId, message::DeclineReason};
+use dropwire_protocol::{Receipt, ReceiptBody, TransferId, message::DeclineReason};
 use tokio::{
     sync::mpsc,
     task::{JoinError, JoinSet},
@@ -23,6 +20,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     Shared,
+    flight::{Flight, Moved, Reread, STALLED, voided_text},
     proof::{self, Claim},
 };
 use crate::{
@@ -41,9 +39,6 @@ use crate::{
 
 /// Most events handled, and most receipts written, in one go.
 const BATCH: usize = 256;
-/// A transfer that does not move for so long is broken off and offered again later: the peer answers pings but not
-/// this. Long, because a receiver may read a whole large partial again before it commits.
-const STALLED: Duration = Duration::from_secs(60 * 60);
 
 /// One peer's task.
 pub struct Dispatcher {
@@ -55,46 +50,6 @@ pub struct Dispatcher {
     forgetting: bool,
     /// Files read again because their receipt came without our Done; large ones must not hold up the rest.
     rereading: JoinSet<Reread>,
-}
-
-/// A file that was read again, and the receipt its digest is to be compared with.
-struct Reread {
-    job: Box<Job>,
-    receipt: Receipt,
-    digest: Result<Digest, Voided>,
-}
-
-/// What is under way for one transfer.
-enum Flight {
-    /// Offered; bytes come from `source`.
-    Offered {
-        job: Box<Job>,
-        source: Arc<FileSource>,
-        class: Class,
-        moved: Moved,
-    },
-    /// Settled; the file is being read again.
-    Rereading,
-    /// Withdrawn; `job` is there if its own end depends on the answer (the file is gone).
-    Withdrawing { job: Option<Box<Job>> },
-}
-
-/// How far a transfer was when it last went on, and when that was.
-struct Moved {
-    sent: Arc<AtomicU64>,
-    seen: u64,
-    at: Instant,
-}
-
-impl Moved {
-    /// True when nothing has moved for [`STALLED`].
-    fn is_stalled(&mut self, now: Instant) -> bool {
-        let sent = self.sent.load(Ordering::Relaxed);
-        if sent != self.seen {
-            (self.seen, self.at) = (sent, now);
-        }
-        now >= self.at + STALLED
-    }
 }
 
 impl Dispatcher {
@@ -238,11 +193,7 @@ impl Dispatcher {
         };
         if self.request(Request::Offer(outgoing)).await {
             debug!(peer = %self.peer.name, job = %job.id, path = %job.found.path, "offered");
-            let moved = Moved {
-                sent: progress.clone(),
-                seen: 0,
-                at: Instant::now(),
-            };
+            let moved = Moved::since(Instant::now(), progress.clone());
             self.shared.live.started(job.id, self.peer.id, progress);
             self.flights.insert(
                 job.id,
@@ -515,37 +466,5 @@ impl Dispatcher {
         for id in std::mem::take(&mut self.flights).into_keys() {
             self.shared.live.ended(id);
         }
-    }
-}
-
-fn voided_text(why: &Voided) -> String {
-    match why {
-        Voided::Changed => "changed while it was being sent; waits until it rests".into(),
-        Voided::Gone => "gone".into(),
-        Voided::Writer => "a program has it open for writing; waits until it is closed".into(),
-        Voided::PrefixDiffers => "the peer's partial is of other bytes; sent anew".into(),
-        Voided::Unreadable(cause) => format!("cannot be read: {cause}"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_transfer_is_stalled_when_nothing_moves_for_long() {
-        let begun = Instant::now();
-        let sent = Arc::new(AtomicU64::new(0));
-        let mut moved = Moved {
-            sent: sent.clone(),
-            seen: 0,
-            at: begun,
-        };
-        let almost = STALLED - Duration::from_secs(1);
-        assert!(!moved.is_stalled(begun + almost));
-        sent.store(7, Ordering::Relaxed);
-        assert!(!moved.is_stalled(begun + STALLED), "it went on");
-        assert!(!moved.is_stalled(begun + STALLED + almost));
-        assert!(moved.is_stalled(begun + STALLED + STALLED));
     }
 }

@@ -10,6 +10,7 @@ mod arrival;
 mod dispatch;
 mod disposal;
 mod explain;
+mod flight;
 mod intake;
 mod live;
 mod marks;
