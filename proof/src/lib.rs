@@ -7,6 +7,7 @@
 
 #[path = "../../tests/harness/mod.rs"]
 pub mod harness;
+pub mod mutants;
 pub mod soak;
 
 use std::{path::PathBuf, sync::OnceLock};

@@ -27,11 +27,6 @@ impl SmallDisk {
         }
     }
 
-    /// Where it is mounted.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Takes all the room that is left.
     pub fn fill(&self) {
         use std::io::Write as _;

@@ -15,7 +15,7 @@ use cap_std::fs::Dir;
 use dropwire_protocol::{RemotePath, name::escape};
 
 use crate::{
-    confined, durable,
+    confined, durable, fault,
     lease::{Asked, Lease},
     mark,
     version::{Found, OutboxId, Version},
@@ -153,7 +153,7 @@ impl Begun {
                 files.push((copied.map_err(|e| failed(original, e))?, original.clone()));
             }
         }
-        durable::sync_dir(&self.dir).map_err(|e| failed(&self.root, e))?;
+        fault::step("send-dir", || durable::sync_dir(&self.dir)).map_err(|e| failed(&self.root, e))?;
         Ok(files)
     }
 
@@ -184,7 +184,7 @@ impl Begun {
                 files.push((found.map_err(|e| failed(&place, e))?, place));
             }
         }
-        durable::sync_dir(&to).map_err(|e| failed(original, e))
+        fault::step("send-folder", || durable::sync_dir(&to)).map_err(|e| failed(original, e))
     }
 
     /// The path of `name` in `folder`, if it can be sent.
@@ -228,7 +228,7 @@ fn copy(from: &Dir, name: &OsStr, to: &Dir, as_name: &OsStr) -> io::Result<Versi
     }
     copy.set_modified(before.modified()?)?;
     let version = Version::of(&copy.metadata()?);
-    durable::sync_file(&copy)?;
+    fault::step("send-copy", || durable::sync_file(&copy))?;
     Ok(version)
 }
 
@@ -251,7 +251,7 @@ fn make_private(dir: &Dir, name: &OsStr) -> io::Result<Dir> {
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
         _ => {}
     }
-    durable::sync_dir(dir)?;
+    fault::step("send-parent", || durable::sync_dir(dir))?;
     dir.open_dir_nofollow(name)
 }
 
@@ -312,6 +312,30 @@ mod tests {
             assert!(Version::of(&of_copy).same_identity(version));
             #[cfg(unix)]
             assert_eq!(std::os::unix::fs::MetadataExt::mode(&of_copy) & 0o777, 0o600);
+        }
+        #[cfg(target_os = "linux")]
+        {
+            let calls = durable::trace::of(&taken.root);
+            for path in [
+                "one.txt",
+                "photos/a",
+                "photos/2026/b",
+                "",
+                "photos",
+                "photos/2026",
+            ] {
+                assert!(
+                    calls.contains(&durable::trace::sync(path)),
+                    "{path:?}: {calls:#?}"
+                );
+            }
+            let calls = durable::trace::of(temp.path());
+            for path in ["", "spool"] {
+                assert!(
+                    calls.contains(&durable::trace::sync(path)),
+                    "{path:?}: {calls:#?}"
+                );
+            }
         }
         assert_eq!(sends(&spool).unwrap(), [taken.root]);
     }

@@ -12,7 +12,7 @@ use cap_std::fs::Dir;
 use dropwire_protocol::{RemotePath, RunningDigest, message::MAX_CHUNK};
 
 use crate::{
-    confined,
+    confined, fault,
     lease::{Asked, Lease},
     link::Voided,
     mark,
@@ -56,11 +56,12 @@ impl<'a> Pass<'a> {
         let file = open(&outbox, path).map_err(|e| void_of(&outbox, &e))?;
         let lease = match Lease::take(&file) {
             Asked::Lease(lease) => Some(lease),
+            Asked::Writer if fault::mutant("S3-writer") => None,
             Asked::Writer => return Err(Voided::Writer),
             Asked::Unsupported => None,
         };
         let first = Version::of(&file.metadata().map_err(|e| void_of(&outbox, &e))?);
-        if !first.same_identity(version) {
+        if !first.same_identity(version) && !fault::mutant("S3-version") {
             return Err(Voided::Changed);
         }
         if lease.is_none() && first.is_fresh(std::time::SystemTime::now()) {
@@ -97,7 +98,7 @@ impl<'a> Pass<'a> {
                 io::ErrorKind::UnexpectedEof => Voided::Changed,
                 _ => void_of(&self.root, &e),
             })?;
-            if self.lease.as_ref().is_some_and(|lease| !lease.whole()) {
+            if self.lease.as_ref().is_some_and(|lease| !lease.whole()) && !fault::mutant("S3-lease") {
                 return Err(Voided::Changed.into());
             }
             hash.update(chunk);
@@ -115,13 +116,13 @@ impl<'a> Pass<'a> {
             Some(lease) => lease.whole(),
             None => now.ctime_ns == self.first.ctime_ns,
         };
-        if !undisturbed || !now.same_identity(&self.first) {
+        if (!undisturbed || !now.same_identity(&self.first)) && !fault::mutant("S3-end") {
             return Err(Voided::Changed);
         }
         let named = open(&self.root, self.path)
             .and_then(|file| file.metadata())
             .map_err(|e| void_of(&self.root, &e))?;
-        if Version::of(&named).inode == now.inode {
+        if Version::of(&named).inode == now.inode || fault::mutant("S3-path") {
             Ok(())
         } else {
             Err(Voided::Changed)

@@ -70,9 +70,9 @@ impl Soak {
 
     fn kill(&mut self, index: usize) {
         let agent = &mut self.world.agents[index];
-        if agent.has_ended() {
-            self.violations
-                .push(format!("{} had ended by itself", agent.name));
+        if let Some(status) = agent.ended() {
+            let text = format!("{} had ended by itself: {status}", agent.name);
+            self.violations.push(text);
         }
         self.tally.kills += 1;
         agent.kill();
@@ -124,23 +124,24 @@ impl Soak {
         }
         self.tally.full_disks += 1;
         let at = self.chance.index(self.world.disks.len());
-        let (index, disk) = &self.world.disks[at];
-        let (index, holds_state) = (*index, self.world.agents[*index].state == disk.path());
-        disk.fill();
+        let disk = &self.world.disks[at];
+        let (index, holds_state) = (disk.index, self.world.agents[disk.index].state == disk.folder);
+        disk.disk.fill();
         self.drop_one();
         thread::sleep(self.chance.pause(50, 1_000));
         let agent = &mut self.world.agents[index];
-        let ended = agent.has_ended();
-        if !ended || !holds_state {
-            self.world.disks[at].1.free();
+        if !holds_state {
+            self.world.disks[at].disk.free();
             return;
         }
-        let code = agent.exit_code();
-        if code != Some(DISK) {
-            let text = format!("{} ended with {code:?} for want of room", agent.name);
+        // It may be about to end: what ends it is not waited for.
+        let ended = agent.ended();
+        if ended.is_some_and(|status| status.code() != Some(DISK)) {
+            let text = format!("{} ended for want of room with {ended:?}", agent.name);
             self.violations.push(text);
         }
-        self.world.disks[at].1.free();
+        agent.kill();
+        self.world.disks[at].disk.free();
         self.start(index);
     }
 

@@ -1,6 +1,10 @@
 //! Agents, the wires between them, and their small disks.
 
-use std::{path::Path, process::Command, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Arc,
+};
 
 use crate::harness::{Agent, Proxy, Toward, mount::SmallDisk, pair::peer, settings::Settings};
 
@@ -14,10 +18,20 @@ pub struct World {
     pub agents: Vec<Agent>,
     /// The wire to each agent that listens.
     pub wires: Vec<Arc<Proxy>>,
-    /// With the index of its agent; none where mounting is not allowed.
-    pub disks: Vec<(usize, SmallDisk)>,
+    /// None where mounting is not allowed.
+    pub disks: Vec<Disk>,
     /// The agents' folders go with them; else they stay, to be looked at.
     pub tidy: bool,
+}
+
+/// A folder of an agent that can fill up.
+pub struct Disk {
+    /// Of the agent.
+    pub index: usize,
+    /// Where it is mounted.
+    pub folder: PathBuf,
+    /// Fills and frees it.
+    pub disk: SmallDisk,
 }
 
 impl World {
@@ -78,7 +92,7 @@ impl World {
             match SmallDisk::mount(&folder, mebibytes) {
                 Ok(disk) => {
                     copy(before.path(), &folder);
-                    self.disks.push((index, disk));
+                    self.disks.push(Disk { index, folder, disk });
                 }
                 Err(why) => eprintln!("SKIPPED: full disks: {why}"),
             }
@@ -99,8 +113,8 @@ impl Drop for World {
             eprintln!("kept: {}", agent.root.display());
             std::mem::forget(agent);
         }
-        for (_, disk) in self.disks.drain(..) {
-            eprintln!("kept, to be unmounted: {}", disk.path().display());
+        for disk in self.disks.drain(..) {
+            eprintln!("kept, to be unmounted: {}", disk.folder.display());
             std::mem::forget(disk);
         }
     }
