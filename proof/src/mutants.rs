@@ -66,7 +66,13 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     ("R1-known", "a known transfer is not begun again", FLOWS),
     ("R1-bound", "path and size are bound to the id", FLOWS),
     ("R1-fence", "the older link's writer stops", FLOWS),
-    ("R2-mark", "a partial counts only in its own inbox", RESUME),
+    (
+        "R2-mark",
+        "a partial counts only in its own inbox",
+        Equivalent(
+            "only spares a resume that is likely in vain: a partial counts no further than its bytes re-read right, wherever it lies",
+        ),
+    ),
     ("R3-chunk-digest", "a large file's chunk has its digest", FLOWS),
     ("R3-small-digest", "a small file's chunk has its digest", FLOWS),
     ("R3-length", "no more of a large file than announced", FLOWS),

@@ -3,12 +3,13 @@
 //! ```text
 //!  drops ──▶ outbox ─ agent ══ troubled wire ══ agent ─ inbox ──▶ harvest ──▶ ledger: lost, doubled, torn
 //!                       ▲          ▲              ▲
-//!                       └── kills, cuts, stalls, stops, full disks, by a seed
+//!                       └── kills, cuts, stalls, stops, full disks, clock jumps, by a seed
 //! ```
 //!
 //! One thread does everything in turn: some drops, one trouble, a harvest. The agents do the rest at the same time.
 
 mod chance;
+mod clock;
 mod drops;
 mod ledger;
 mod trouble;
@@ -64,6 +65,7 @@ struct Tally {
     stalls: u64,
     stops: u64,
     full_disks: u64,
+    jumps: u64,
 }
 
 /// More than this under way, and no more is dropped for a while.
@@ -264,6 +266,7 @@ impl Soak {
             ("stalls", self.tally.stalls.to_string()),
             ("stops", self.tally.stops.to_string()),
             ("full disks", self.tally.full_disks.to_string()),
+            ("clock jumps", self.tally.jumps.to_string()),
             ("replaced drops", self.tally.replaced.to_string()),
             ("lost", lost.to_string()),
             ("doubled", self.ledger.doubled.len().to_string()),

@@ -26,7 +26,8 @@ impl Soak {
             70..=77 => self.cut(),
             78..=84 => self.cut_later(),
             85..=90 => self.stall(),
-            91..=96 => self.stop(),
+            91..=94 => self.stop(),
+            95..=97 => self.jump(),
             _ => self.fill_a_disk(),
         }
     }
@@ -115,6 +116,22 @@ impl Soak {
         self.drop_one();
         thread::sleep(self.chance.pause(20, 1_000));
         self.world.agents[index].signal(Signal::CONT);
+    }
+
+    /// A wall clock goes wrong, by a second or a year, or right again.
+    fn jump(&mut self) {
+        if self.world.clocks.is_empty() {
+            return self.cut();
+        }
+        self.tally.jumps += 1;
+        let ahead = self.chance.magnitude(1, 366 * 24 * 3600) as i64;
+        let ahead = match self.chance.below(3) {
+            0 => ahead,
+            1 => -ahead,
+            _ => 0,
+        };
+        let clock = &self.world.clocks[self.chance.index(self.world.clocks.len())];
+        clock.set(ahead).expect("a clock's file");
     }
 
     /// An agent whose state has no room ends with a clear error, one whose inbox has none goes on.

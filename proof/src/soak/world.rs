@@ -6,6 +6,7 @@ use std::{
     sync::Arc,
 };
 
+use super::clock::Clock;
 use crate::harness::{Agent, Proxy, Toward, mount::SmallDisk, pair::peer, settings::Settings};
 
 /// Each agent's way with delivered files.
@@ -20,6 +21,8 @@ pub struct World {
     pub wires: Vec<Arc<Proxy>>,
     /// None where mounting is not allowed.
     pub disks: Vec<Disk>,
+    /// Of each agent; none without a C compiler.
+    pub clocks: Vec<Clock>,
     /// The agents' folders go with them; else they stay, to be looked at.
     pub tidy: bool,
 }
@@ -41,12 +44,14 @@ impl World {
             agents: Vec::new(),
             wires: Vec::new(),
             disks: Vec::new(),
+            clocks: Vec::new(),
             tidy: false,
         };
         for index in 0..count {
             world.add(index);
         }
         world.mount();
+        world.wind();
         for agent in &mut world.agents {
             agent.start();
         }
@@ -80,6 +85,16 @@ impl World {
             other.settings.peers.push(peer(&agent, address.clone()));
         }
         self.agents.push(agent);
+    }
+
+    /// Each agent gets a clock of its own.
+    fn wind(&mut self) {
+        for agent in &mut self.agents {
+            match Clock::of(agent) {
+                Ok(clock) => self.clocks.push(clock),
+                Err(why) => return eprintln!("SKIPPED: clock jumps: {why}"),
+            }
+        }
     }
 
     /// The first agent's state and the second's inbox lie on small disks, where that is allowed.
