@@ -295,7 +295,7 @@ mod tests {
         fs::write(at("photos/2026/.dropwire/id"), "no content").unwrap();
         #[cfg(unix)]
         std::os::unix::fs::symlink("a", at("photos/link")).unwrap();
-        let taken = take(&spool, &[at("one.txt"), at("photos")]).unwrap();
+        let taken = take(&spool, &[at("photos"), at("one.txt")]).unwrap();
         let mut files: Vec<_> = taken
             .files
             .iter()
@@ -329,6 +329,11 @@ mod tests {
                     "{path:?}: {calls:#?}"
                 );
             }
+            let last = |path: &str| calls.iter().rposition(|c| *c == durable::trace::sync(path));
+            assert!(
+                last("") > last("one.txt"),
+                "names before their folder: {calls:#?}"
+            );
             let calls = durable::trace::of(temp.path());
             for path in ["", "spool"] {
                 assert!(

@@ -3,7 +3,8 @@
 
 use std::{
     collections::BTreeSet,
-    path::PathBuf,
+    fs::{self, File},
+    path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
     thread,
     time::{Duration, Instant},
@@ -107,33 +108,32 @@ impl Tests {
         } else {
             &self.inside
         };
-        let mut said = tempfile::tempfile().expect("a temporary file");
+        let folder = tempfile::tempdir().expect("a temporary folder"); // with all that killed tests leave
+        let said = folder.path().join("said");
         let mut command = Command::new(program);
         command
             .args(filters)
             .env_remove("DROPWIRE_MUTANT")
             .envs(mutant.map(|name| ("DROPWIRE_MUTANT", name)))
+            .env("TMPDIR", folder.path())
             .current_dir("agent")
             .stdin(Stdio::null())
-            .stdout(said.try_clone().expect("a second handle"))
+            .stdout(File::create(&said).expect("a temporary file"))
             .stderr(Stdio::null());
         let mut child = command.spawn().expect("the tests start");
         let start = Instant::now();
         let mut hangs = false;
         while child.try_wait().expect("our own child").is_none() {
+            thread::sleep(Duration::from_millis(20));
             hangs = start.elapsed() > PATIENCE;
-            if hangs {
+            // One failure is enough; others may wait long for what never comes.
+            if hangs || (mutant.is_some() && read(&said).contains(" ... FAILED")) {
                 let _ = child.kill();
                 let _ = child.wait();
                 break;
             }
-            thread::sleep(Duration::from_millis(10));
         }
-        let mut text = String::new();
-        use std::io::{Read as _, Seek as _};
-        said.rewind()
-            .and_then(|()| said.read_to_string(&mut text))
-            .expect("what the tests said");
+        let text = read(&said);
         let ended = |how: &str| {
             let tests = text
                 .lines()
@@ -146,4 +146,8 @@ impl Tests {
             hangs,
         }
     }
+}
+
+fn read(path: &Path) -> String {
+    String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned()
 }
