@@ -1,0 +1,1 @@
+//! Loop-mounted file systems whose power can be cut.
