@@ -15,6 +15,7 @@
 //! - [`scenario`]: what is dropped, and what happens meanwhile
 //! - [`oracle`]: lost, doubled, torn, wrongly acknowledged
 //! - [`point`]: one run with one fault, from an empty world to the oracle's word
+//! - [`enumerate`]: all points of a scenario
 //! - [`disk`]: loop-mounted file systems whose power can be cut
 //!
 //! For Linux on x86-64.
@@ -22,6 +23,7 @@
 
 pub mod calls;
 pub mod disk;
+pub mod enumerate;
 pub mod oracle;
 pub mod point;
 pub mod scenario;

@@ -21,10 +21,13 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// The same before an agent that was told of a failing disk is started anew (a person would look at its log by then).
 const BEFORE_HELP: Duration = Duration::from_secs(3);
 
+/// A rest is one that lasts: *delivered* in the ledger and *Forget* come behind what can be seen.
+const REST: Duration = Duration::from_millis(60);
+
 /// Where the agents' folders lie, and what else happens at the kill.
 pub trait Ground {
-    /// Empty folders for both.
-    fn homes(&mut self, root: &Path) -> io::Result<[Home; 2]> {
+    /// Empty folders for both; the side is the one that is struck.
+    fn homes(&mut self, root: &Path, _: Side) -> io::Result<[Home; 2]> {
         let home = |side: Side| {
             let path = root.join(side.name());
             Home::new(&path, &path)
@@ -35,6 +38,11 @@ pub trait Ground {
     /// They are furnished.
     fn made(&mut self) -> io::Result<()> {
         Ok(())
+    }
+
+    /// Are files and their names made durable before they count as dropped?
+    fn durable_drops(&self) -> bool {
+        false
     }
 
     /// The struck agent is dead.
@@ -89,7 +97,7 @@ pub fn run(
     let start = Instant::now();
     let folder = tempfile::Builder::new().prefix("p-").tempdir_in(&setup.base)?;
     let wire = scenario.breaks_the_wire().then(|| Arc::new(Proxy::start()));
-    let homes = ground.homes(folder.path())?;
+    let homes = ground.homes(folder.path(), side)?;
     let mut world = World::make(&setup.keys, folder.path(), homes, &setup.address, wire)?;
     ground.made()?;
     let mut run = Run {
@@ -181,9 +189,10 @@ impl Run<'_> {
     }
 
     fn drop_all(&self) -> io::Result<()> {
-        self.drops
-            .iter()
-            .try_for_each(|drop| self.world.drop_file(&drop.name, &drop.bytes, false))
+        self.drops.iter().try_for_each(|drop| {
+            self.world
+                .drop_file(&drop.name, &drop.bytes, self.ground.durable_drops())
+        })
     }
 
     fn linked(&self) -> io::Result<()> {
@@ -198,11 +207,17 @@ impl Run<'_> {
             _ => PATIENCE,
         };
         let (drops, strangers) = (self.drops.len(), self.strangers.len());
+        let mut resting = None;
         let ended = wait(patience, || {
             if self.world.ended(self.side).is_some() {
                 return Some(true);
             }
-            oracle::at_rest(self.world, drops, strangers).ok().map(|()| false)
+            let rests = oracle::at_rest(self.world, drops, strangers).is_ok();
+            let since = *resting.get_or_insert_with(Instant::now);
+            if !rests {
+                resting = None;
+            }
+            (rests && since.elapsed() > REST).then_some(false)
         });
         self.world_is_struck(ended, strike)
     }
@@ -233,12 +248,10 @@ impl Run<'_> {
                 self.world.start(self.side)
             }
             _ => {
+                self.outcome.helped = ended != Some(false);
+                self.world.kill(self.side);
                 self.read_report();
-                if ended != Some(false) {
-                    self.outcome.helped = true;
-                    self.world.restart(self.side)?;
-                }
-                Ok(())
+                self.world.start(self.side)
             }
         }
     }

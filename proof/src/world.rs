@@ -54,6 +54,28 @@ impl Side {
     }
 }
 
+/// Which sides a proof strikes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum Sides {
+    /// The sender alone.
+    Sender,
+    /// The receiver alone.
+    Receiver,
+    /// One after the other.
+    Both,
+}
+
+impl Sides {
+    /// The sides.
+    pub fn all(self) -> &'static [Side] {
+        match self {
+            Sides::Sender => &[Side::Sender],
+            Sides::Receiver => &[Side::Receiver],
+            Sides::Both => &Side::BOTH,
+        }
+    }
+}
+
 /// Both agents' keys and ids, made once and copied into each world.
 pub struct Keys {
     ids: [String; 2],
