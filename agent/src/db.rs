@@ -289,9 +289,12 @@ fn configure(connection: &Connection) -> Result<(), OpenError> {
         ));
     }
     let settings = || -> rusqlite::Result<()> {
-        fault::step("commit-sync", || {
-            connection.pragma_update(None, "synchronous", "FULL")
-        })?;
+        let synchronous = if fault::mutant("commit-sync") {
+            "OFF"
+        } else {
+            "FULL"
+        };
+        connection.pragma_update(None, "synchronous", synchronous)?;
         connection.pragma_update(None, "foreign_keys", true)?;
         connection.busy_timeout(std::time::Duration::from_secs(5))
     };

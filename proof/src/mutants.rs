@@ -182,7 +182,13 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         "the sync of the folder that gets its file back",
         DISPOSE,
     ),
-    ("S5-back-leaving-dir", "the sync of `leaving` after that", DISPOSE),
+    (
+        "S5-back-leaving-dir",
+        "the sync of `leaving` after that",
+        Equivalent(
+            "lost in a power cut, the old name in `leaving` is found at the start and the same checks give the file back once more",
+        ),
+    ),
     ("S6", "the commit that the file has left", QUEUE),
     ("commit-sync", "every commit is synced", DB),
     ("commit-failed", "after a failed commit everything is refused", DB),
