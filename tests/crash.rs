@@ -82,6 +82,31 @@ fn a_lost_answer_is_no_second_file() {
     assert_eq!(pair.office.received(), [Path::new("marker")]);
 }
 
+/// The job list is gone and the same version by its times has other bytes: the receipt of the old ones is not theirs.
+#[test]
+fn a_lost_job_list_hides_no_other_bytes() {
+    let mut pair = Pair::with(|laptop, _| laptop.settings.outbox.push("after_send = \"keep\"".into()));
+    let path = pair.laptop.drop_file("kept", b"one");
+    pair.laptop.delivers(1);
+    pair.laptop.stop();
+    for entry in files::files_in(&pair.laptop.state) {
+        if !entry.ends_with("identity.key") {
+            fs::remove_file(entry).expect("a state file");
+        }
+    }
+    let mtime = fs::metadata(&path).and_then(|m| m.modified()).expect("its mtime");
+    let mut file = fs::File::options()
+        .write(true)
+        .open(&path)
+        .expect("the kept file");
+    std::io::Write::write_all(&mut file, b"two").expect("its new bytes");
+    file.set_modified(mtime).expect("its old mtime");
+    drop(file);
+    pair.laptop.start();
+    pair.office.receives("kept", b"one");
+    pair.office.receives("kept (1)", b"two");
+}
+
 /// Many small files, both sides killed again and again while they go.
 #[test]
 fn many_small_files_survive_repeated_kills() {

@@ -13,6 +13,8 @@ use rusqlite::{Connection, OpenFlags, Transaction};
 use rusqlite_migration::MigrationDefinitionError::DatabaseTooFarAhead;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::fault;
+
 /// Most changes in one commit.
 const BATCH: usize = 1024;
 
@@ -228,7 +230,7 @@ fn write_loop(
         for finish in finishes {
             finish(result.clone());
         }
-        if result.is_err() {
+        if result.is_err() && !fault::mutant("commit-failed") {
             return; // waiting callers see the closed channel and `failed`
         }
         next = after.or_else(|| inbox.blocking_recv());
@@ -287,7 +289,12 @@ fn configure(connection: &Connection) -> Result<(), OpenError> {
         ));
     }
     let settings = || -> rusqlite::Result<()> {
-        connection.pragma_update(None, "synchronous", "FULL")?;
+        let synchronous = if fault::mutant("commit-sync") {
+            "OFF"
+        } else {
+            "FULL"
+        };
+        connection.pragma_update(None, "synchronous", synchronous)?;
         connection.pragma_update(None, "foreign_keys", true)?;
         connection.busy_timeout(std::time::Duration::from_secs(5))
     };
@@ -318,6 +325,15 @@ mod tests {
 
     fn open(path: &Path) -> Result<Db, OpenError> {
         Db::open(path, &Migrations::new(vec![M::up(TABLES)]))
+    }
+
+    #[tokio::test]
+    async fn every_commit_is_synced() {
+        let temp = tempfile::tempdir().unwrap();
+        let db = open(&temp.path().join("db")).unwrap();
+        let synchronous =
+            db.call(|tx| tx.pragma_query_value(None, "synchronous", |row| row.get::<_, i64>(0)));
+        assert!(synchronous.await.unwrap() >= 2, "FULL");
     }
 
     fn insert(db: &Transaction<'_>, n: i64) -> rusqlite::Result<usize> {

@@ -13,6 +13,27 @@ use std::{
 use cap_fs_ext::{DirExt, FollowSymlinks, OpenOptionsFollowExt};
 use cap_std::fs::{Dir, OpenOptions};
 
+use crate::fault;
+
+#[cfg(all(test, target_os = "linux"))]
+pub mod trace;
+#[cfg(not(all(test, target_os = "linux")))]
+mod trace {
+    use super::*;
+
+    pub fn note<T>(_: &str, _: &T) -> io::Result<()> {
+        Ok(())
+    }
+
+    pub fn named(_: &Dir, _: &OsStr, _: &Dir, _: &OsStr) -> io::Result<()> {
+        Ok(())
+    }
+
+    pub fn unlinked(_: &Dir, _: &OsStr) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// How a file got its final name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum How {
@@ -24,16 +45,19 @@ pub enum How {
 
 /// After Ok, the file's bytes and metadata survive a power cut. After Err the file is not to be trusted nor synced again.
 pub fn sync_file(file: &File) -> io::Result<()> {
+    trace::note("sync", file)?;
     file.sync_all()
 }
 
 /// After Ok, the file's bytes (and its size) survive a power cut; times may not. After Err as with [`sync_file`].
 pub fn sync_data(file: &File) -> io::Result<()> {
+    trace::note("data", file)?;
     file.sync_data()
 }
 
 /// After Ok, names made, renamed and removed in `dir` before the call survive a power cut.
 pub fn sync_dir(dir: &Dir) -> io::Result<()> {
+    trace::note("sync", dir)?;
     system::sync_dir(dir)
 }
 
@@ -43,6 +67,7 @@ pub fn sync_dir(dir: &Dir) -> io::Result<()> {
 pub fn rename_noreplace(from_dir: &Dir, from: &OsStr, to_dir: &Dir, to: &OsStr) -> io::Result<How> {
     one_component(from)?;
     one_component(to)?;
+    trace::named(from_dir, from, to_dir, to)?;
     match system::rename_noreplace(from_dir, from, to_dir, to) {
         Ok(()) => Ok(How::Renamed),
         Err(e) if system::is_refused(&e) => {
@@ -57,6 +82,7 @@ pub fn rename_noreplace(from_dir: &Dir, from: &OsStr, to_dir: &Dir, to: &OsStr) 
 pub fn give_name(how: How, from_dir: &Dir, from: &OsStr, to_dir: &Dir, to: &OsStr) -> io::Result<()> {
     one_component(from)?;
     one_component(to)?;
+    trace::named(from_dir, from, to_dir, to)?;
     match how {
         How::Renamed => system::rename_noreplace(from_dir, from, to_dir, to),
         How::Linked => link_and_unlink(from_dir, from, to_dir, to),
@@ -66,6 +92,7 @@ pub fn give_name(how: How, from_dir: &Dir, from: &OsStr, to_dir: &Dir, to: &OsSt
 /// Removes a file's or symlink's name; durable only after [`sync_dir`].
 pub fn unlink(dir: &Dir, name: &OsStr) -> io::Result<()> {
     one_component(name)?;
+    trace::unlinked(dir, name)?;
     dir.remove_file_or_symlink(name)
 }
 
@@ -111,6 +138,7 @@ pub fn supports_syncfs(anchor: &File) -> bool {
 /// [`supports_syncfs`] and `anchor` was opened before the first of these writes. `Unsupported` where there is no such
 /// call: sync a file at a time.
 pub fn sync_filesystem(anchor: &File) -> io::Result<()> {
+    trace::note("syncfs", anchor)?;
     system::sync_filesystem(anchor)
 }
 
@@ -145,20 +173,20 @@ fn write_and_name(
     let mut file = create_private(dir, &temporary)?;
     let written = file
         .write_all(bytes)
-        .and_then(|()| sync_file(&file))
+        .and_then(|()| fault::step("write-file", || sync_file(&file)))
         .and_then(|()| give_name(&temporary));
     if written.is_err() {
         let _ = unlink(dir, &temporary); // what is left would only be litter
     }
     written?;
-    sync_dir(dir)
+    fault::step("write-dir", || sync_dir(dir))
 }
 
 /// For file systems that cannot rename without replacing. The new name is made durable before the old one goes, so
 /// that no order of writing leaves the file without a name.
 fn link_and_unlink(from_dir: &Dir, from: &OsStr, to_dir: &Dir, to: &OsStr) -> io::Result<()> {
     from_dir.hard_link(from, to_dir, to)?;
-    sync_dir(to_dir)?;
+    fault::step("link-dir", || sync_dir(to_dir))?;
     unlink(from_dir, from)
 }
 
@@ -184,7 +212,10 @@ mod system {
 
     #[cfg(any(target_os = "linux", target_os = "android", target_vendor = "apple"))]
     pub fn rename_noreplace(from_dir: &Dir, from: &OsStr, to_dir: &Dir, to: &OsStr) -> io::Result<()> {
-        let flags = rustix::fs::RenameFlags::NOREPLACE;
+        let flags = match crate::fault::mutant("noreplace") {
+            true => rustix::fs::RenameFlags::empty(),
+            false => rustix::fs::RenameFlags::NOREPLACE,
+        };
         Ok(rustix::fs::renameat_with(from_dir, from, to_dir, to, flags)?)
     }
 
@@ -354,6 +385,37 @@ mod tests {
         assert!(open_or_make_dir(&dir, "link".as_ref()).is_err());
         open_or_make_dir(&dir, "real".as_ref()).unwrap();
         sync_dir(&open_or_make_dir(&dir, "fresh".as_ref()).unwrap()).unwrap();
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn what_is_written_is_durable_before_and_after_its_name() {
+        let (temp, dir) = folder();
+        let durable = |calls: &[trace::Call]| {
+            let bytes = calls
+                .iter()
+                .position(|c| matches!(c, trace::Call::Sync("sync", p) if !p.as_os_str().is_empty()));
+            bytes.is_some_and(|at| calls[at..].contains(&trace::sync("")))
+        };
+        write_file(&temp.path().join("state"), b"one").unwrap();
+        let calls = trace::of(temp.path());
+        assert!(durable(&calls), "{calls:#?}");
+        write_new_file(&dir, "new".as_ref(), b"two").unwrap();
+        let calls = &trace::of(temp.path())[calls.len()..];
+        assert!(durable(calls), "{calls:#?}");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_linked_name_is_durable_before_the_old_one_goes() {
+        let (temp, dir) = folder();
+        dir.write("a", "bytes").unwrap();
+        give_name(How::Linked, &dir, "a".as_ref(), &dir, "b".as_ref()).unwrap();
+        let named = trace::Call::Name("a".into(), "b".into());
+        assert_eq!(
+            trace::of(temp.path()),
+            [named, trace::sync(""), trace::Call::Unlink("a".into())]
+        );
     }
 
     #[test]

@@ -2,6 +2,29 @@
 //!
 //! A comma list: `bad-read@1048576` flips one bit, once, in the read buffer that holds this offset of a file, after
 //! its hash was taken, so that the receiver's check has to find it; `panic@NAME` panics at the place of that name.
+//!
+//! `DROPWIRE_MUTANT` names one safeguard that is left out; the program `mutants` shows that some test then fails.
+
+/// Is this safeguard to be left out? Never in a release build.
+#[cfg(debug_assertions)]
+pub fn mutant(name: &str) -> bool {
+    use std::sync::LazyLock;
+    static LEFT_OUT: LazyLock<Option<String>> = LazyLock::new(|| std::env::var("DROPWIRE_MUTANT").ok());
+    LEFT_OUT.as_deref() == Some(name)
+}
+
+/// Never in a release build.
+#[cfg(not(debug_assertions))]
+#[inline]
+pub const fn mutant(_: &str) -> bool {
+    false
+}
+
+/// A step that can be left out by its name.
+#[inline]
+pub fn step<T: Default, E>(name: &str, take: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+    if mutant(name) { Ok(T::default()) } else { take() }
+}
 
 /// Panics at this place, if that was asked for.
 #[cfg(debug_assertions)]

@@ -7,7 +7,7 @@ use std::{ffi::OsStr, io, io::Read};
 use cap_fs_ext::{DirExt, FollowSymlinks, OpenOptionsFollowExt};
 use cap_std::fs::{Dir, OpenOptions};
 
-use crate::durable;
+use crate::{durable, fault};
 
 /// The one folder in an outbox or inbox that is dropwire's own.
 pub const FOLDER: &str = ".dropwire";
@@ -43,7 +43,7 @@ pub fn create(root: &Dir) -> io::Result<[u8; 16]> {
     let folder = folder(root)?;
     let text = format!("{}\n", data_encoding::HEXLOWER.encode(&id));
     durable::write_new_file(&folder, OsStr::new(FILE), text.as_bytes())?;
-    durable::sync_dir(root)?;
+    fault::step("mark-dir", || durable::sync_dir(root))?;
     Ok(id)
 }
 
@@ -65,10 +65,16 @@ mod tests {
 
     #[test]
     fn a_mark_is_made_once_and_read_back() {
-        let (_temp, root) = root();
+        let (temp, root) = root();
         assert_eq!(read(&root).unwrap(), None);
         let id = create(&root).unwrap();
         assert_eq!(read(&root).unwrap(), Some(id));
+        #[cfg(target_os = "linux")]
+        {
+            let calls = durable::trace::of(temp.path());
+            assert!(calls.contains(&durable::trace::sync("")), "{calls:#?}");
+            assert!(calls.contains(&durable::trace::sync(FOLDER)), "{calls:#?}");
+        }
         assert_eq!(create(&root).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(read(&root).unwrap(), Some(id));
     }

@@ -173,9 +173,12 @@ impl Agent {
 
     /// Whether the process has ended by itself.
     pub fn has_ended(&mut self) -> bool {
-        self.child
-            .as_mut()
-            .is_none_or(|c| c.try_wait().expect("our own child").is_some())
+        self.child.is_none() || self.ended().is_some()
+    }
+
+    /// How the process ended; None while it runs, and after [`Agent::kill`].
+    pub fn ended(&mut self) -> Option<std::process::ExitStatus> {
+        self.child.as_mut()?.try_wait().expect("our own child")
     }
 
     /// Process id of the running agent.
@@ -196,7 +199,7 @@ impl Agent {
             .env("HOME", &self.root)
             .env("NO_COLOR", "1")
             .env("RUST_LOG", "info,dropwire=debug");
-        for kept in ["PATH", "TMPDIR"] {
+        for kept in ["PATH", "TMPDIR", "DROPWIRE_MUTANT"] {
             if let Some(value) = std::env::var_os(kept) {
                 command.env(kept, value);
             }

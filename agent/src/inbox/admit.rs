@@ -14,7 +14,7 @@ use super::{
     site::Site,
     space::{self, Reservation},
 };
-use crate::db::DbError;
+use crate::{db::DbError, fault};
 
 /// Most partials that a peer may leave lying; the longest untouched goes first.
 const MAX_PARTIALS: usize = 256;
@@ -33,7 +33,7 @@ pub fn admit(
         manifest: bound,
         mark,
         state,
-    }) = known
+    }) = known.filter(|_| !fault::mutant("R1-known"))
     else {
         return Ok((shared.enter()?, false));
     };
@@ -44,7 +44,9 @@ pub fn admit(
             None,
         ));
     }
-    let Some(bound) = bound.filter(|b| b.path == manifest.path && b.size == manifest.size) else {
+    let bound =
+        bound.filter(|b| fault::mutant("R1-bound") || b.path == manifest.path && b.size == manifest.size);
+    let Some(bound) = bound else {
         let text = "this id was offered before with another path or size";
         return Err(Answer::refused(DeclineReason::Conflict, text, None));
     };
@@ -53,7 +55,7 @@ pub fn admit(
         State::Withdrawn => Err(Answer::Silent), // answered above
         State::Receiving => {
             let site = shared.enter()?;
-            let here = mark == Some(site.mark);
+            let here = mark == Some(site.mark) || fault::mutant("R2-mark");
             Ok((site, here))
         }
         State::Placing(placing) => {
@@ -66,7 +68,7 @@ pub fn admit(
 /// The inbox, if it is the one with this mark.
 pub fn enter_of(shared: &Shared, mark: Option<[u8; 16]>) -> Result<Arc<Site>, Answer> {
     let site = shared.enter()?;
-    if mark == Some(site.mark) {
+    if mark == Some(site.mark) || fault::mutant("rule-mark") {
         return Ok(site);
     }
     let text = "it is being placed in another inbox folder, which is not here";

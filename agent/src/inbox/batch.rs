@@ -25,7 +25,7 @@ use super::{
     site::Site,
     space::Reservation,
 };
-use crate::durable;
+use crate::{durable, fault};
 
 /// Most files of one batch, each open until it is synced, and most that wait for it.
 const BATCH: usize = 256;
@@ -98,7 +98,7 @@ fn store(shared: &Arc<Shared>, batch: Vec<Small>) {
 fn store_together(shared: &Arc<Shared>, site: &Site, batch: Vec<Small>) -> Option<Vec<Small>> {
     let anchor = site.anchor(); // before the first write: errors count from here
     let (written, files) = write_all(site, batch);
-    match anchor.and_then(|a| durable::sync_filesystem(&a)) {
+    match anchor.and_then(|a| fault::step("R5-syncfs", || durable::sync_filesystem(&a))) {
         Ok(()) => {
             place(shared, site, written.into_iter().zip(files).collect());
             None
@@ -118,7 +118,7 @@ fn store_each(shared: &Arc<Shared>, site: &Site, batch: Vec<Small>) {
     let (written, files) = write_all(site, batch);
     let mut synced = Vec::with_capacity(written.len());
     for (small, file) in written.into_iter().zip(files) {
-        match durable::sync_file(&file) {
+        match fault::step("R5-small", || durable::sync_file(&file)) {
             Ok(()) => synced.push((small, file)),
             Err(e) => refuse(site, &small, Answer::disk("syncing the file", &e)),
         }
@@ -126,7 +126,7 @@ fn store_each(shared: &Arc<Shared>, site: &Site, batch: Vec<Small>) {
     if synced.is_empty() {
         return;
     }
-    match durable::sync_dir(&site.partials) {
+    match fault::step("R5-small-dir", || durable::sync_dir(&site.partials)) {
         Ok(()) => place(shared, site, synced),
         Err(e) => {
             let answer = Answer::disk("syncing the partials' folder", &e);

@@ -33,6 +33,7 @@ use crate::{
     clock::now_ms,
     db::DbError,
     durable::{self, How},
+    fault,
 };
 
 /// How often another name is looked for when somebody keeps taking them.
@@ -126,7 +127,9 @@ fn place_some(shared: &Arc<Shared>, site: &Site, waiting: &mut impl Iterator<Ite
         shared.delivered(site, file.claim.key(), &intent.placing.place, file.manifest.size);
         file.reply.end(Answer::Committed(intent.placing.receipt.clone()));
     }
-    shared.write_down_delivered(keys);
+    if !fault::mutant("R9") {
+        shared.write_down_delivered(keys);
+    }
 }
 
 /// The rule for a row *placing*: finishes what a crash, or another link, left between intent and certainty. The
@@ -166,7 +169,7 @@ pub fn resolve(
         None => placing,
     };
     let folders = place::existing_folders(site, &placing.place).map_err(unknown)?;
-    make_certain(shared, site, &folders)?;
+    fault::step("rule-R8", || make_certain(shared, site, &folders))?;
     let now = now_ms();
     if shared.db.call_blocking(move |tx| ledger::deliver(tx, key, now))? {
         shared.delivered(site, key, &placing.place, manifest.size);
@@ -198,7 +201,9 @@ fn place_again(
     if intent.place.path == placing.place && intent.placing.how == placing.how {
         intent.placing = placing;
     } else {
-        write_down(shared, site, vec![row(key, manifest, &intent)])?;
+        fault::step("rule-next-name", || {
+            write_down(shared, site, vec![row(key, manifest, &intent)])
+        })?;
     }
     Ok(name(shared, site, key, manifest, intent, false)?.placing)
 }
@@ -256,7 +261,7 @@ fn row(key: Key, manifest: &Manifest, intent: &Intent) -> IntentRow {
 /// R6, all in one commit.
 fn write_down(shared: &Shared, site: &Site, rows: Vec<IntentRow>) -> Result<(), DbError> {
     let (mark, now) = (site.mark, now_ms());
-    if rows.is_empty() {
+    if rows.is_empty() || fault::mutant("R6") {
         return Ok(());
     }
     shared.db.call_blocking(move |tx| {
@@ -296,16 +301,11 @@ fn name(
                 let digest = intent.placing.receipt.decode_body_unverified().map(|b| b.digest);
                 let digest =
                     digest.map_err(|e| Answer::refused(DeclineReason::DiskError, e.to_string(), None))?;
-                intent = intend(
-                    shared,
-                    site,
-                    key,
-                    manifest,
-                    digest,
-                    intent.placing.inode,
-                    &mut Opened::new(),
-                )?;
-                write_down(shared, site, vec![row(key, manifest, &intent)])?;
+                let inode = intent.placing.inode;
+                intent = intend(shared, site, key, manifest, digest, inode, &mut Opened::new())?;
+                fault::step("R6-next-name", || {
+                    write_down(shared, site, vec![row(key, manifest, &intent)])
+                })?;
             }
             Err(e) => return Err(take_back(shared, site, key, &intent.placing, discard, &e)),
         }
@@ -362,12 +362,16 @@ fn make_certain<'a>(
         .into_iter()
         .map(|(path, dir)| (path.as_slice(), &**dir))
         .collect();
-    let synced = each.values().try_for_each(|dir| durable::sync_dir(dir));
+    let synced = fault::step("R8-inbox-dirs", || {
+        each.values().try_for_each(|dir| durable::sync_dir(dir))
+    });
     synced
-        .and_then(|()| durable::sync_dir(&site.partials))
+        .and_then(|()| fault::step("R8-partial-dir", || durable::sync_dir(&site.partials)))
         .map_err(|e| {
             let reason = format!("a folder of the inbox could not be synced: {e}");
-            shared.gate.break_off(reason.clone());
+            if !fault::mutant("R8-hold") {
+                shared.gate.break_off(reason.clone());
+            }
             Answer::refused(DeclineReason::InboxUnavailable, reason, None)
         })
 }
@@ -404,7 +408,7 @@ fn is_ours(
     if !meta.is_file() || meta.len() != manifest.size {
         return Ok(false);
     }
-    if partial::is_inode(meta, placing.inode) {
+    if partial::is_inode(meta, placing.inode) || fault::mutant("rule-bytes") {
         return Ok(true);
     }
     let (Some(file), Ok(body)) = (

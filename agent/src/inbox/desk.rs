@@ -30,7 +30,7 @@ use super::{
     space::Reservation,
     writer::{self, Order},
 };
-use crate::{clock::now_ms, id};
+use crate::{clock::now_ms, fault, id};
 
 /// Most large transfers of one link at a time, each a thread.
 const MAX_LARGE: usize = 64;
@@ -254,9 +254,11 @@ impl Desk {
         next.update(&bytes);
         if small.claim.fenced() {
             self.end_small(id, fenced());
-        } else if next.length() > small.manifest.size {
+        } else if next.length() > small.manifest.size && !fault::mutant("R3-small-length") {
             self.end_small(id, conflict());
-        } else if offset == small.digest.length() && next.value() == digest {
+        } else if offset == small.digest.length()
+            && (next.value() == digest || fault::mutant("R3-small-digest"))
+        {
             small.digest = next;
             small.bytes.extend_from_slice(&bytes);
         } else if small.pass >= MAX_DAMAGES {
@@ -274,7 +276,9 @@ impl Desk {
         };
         if pass < small.pass {
             self.small.insert(id, small);
-        } else if small.digest.length() != small.manifest.size || small.digest.value() != digest {
+        } else if !fault::mutant("R4-small-digest")
+            && (small.digest.length() != small.manifest.size || small.digest.value() != digest)
+        {
             small.reply.end(conflict());
         } else if !small.claim.make_firm() {
             small.reply.end(fenced());

@@ -28,7 +28,7 @@ use super::{
     site::Site,
     space::Reservation,
 };
-use crate::{clock::now_ms, durable, id};
+use crate::{clock::now_ms, durable, fault, id};
 
 /// Bytes between two checkpoints.
 const CHECKPOINT: u64 = 16 << 20;
@@ -148,7 +148,7 @@ impl<'a> Writer<'a> {
                     .call_blocking(move |tx| ledger::cut_checkpoints(tx, key, held))?;
                 let wake = wake.clone();
                 let reread = match partial::open(&site, key).map_err(opening)? {
-                    Some(again) if held > 0 => Some(
+                    Some(again) if held > 0 && !fault::mutant("R4-reread") => Some(
                         Reread::start(again, resumed.checkpoints, move || poke(&wake)).map_err(opening)?,
                     ),
                     _ => None,
@@ -200,7 +200,7 @@ impl<'a> Writer<'a> {
                 }
                 Err(TryRecvError::Disconnected) => return Err(End::Released),
             };
-            if self.claim.fenced() {
+            if self.claim.fenced() && !fault::mutant("R1-fence") {
                 let text = "a newer link carries this transfer";
                 return Err(Answer::refused(DeclineReason::Fenced, text, None).into());
             }
@@ -228,12 +228,12 @@ impl<'a> Writer<'a> {
 
     fn write(&mut self, offset: u64, bytes: &Bytes, digest: Digest, reply: &Reply) -> Result<(), End> {
         let at = self.digest.length();
-        if bytes.len() as u64 > self.manifest.size.saturating_sub(at) {
+        if bytes.len() as u64 > self.manifest.size.saturating_sub(at) && !fault::mutant("R3-length") {
             return Err(conflict("more bytes came than were announced"));
         }
         let mut next = self.digest.clone();
         next.update(bytes);
-        if offset != at || next.value() != digest {
+        if offset != at || (next.value() != digest && !fault::mutant("R3-chunk-digest")) {
             return self.damaged(reply);
         }
         partial::write_at(&self.file, at, bytes).map_err(|e| {
@@ -251,7 +251,9 @@ impl<'a> Writer<'a> {
     }
 
     fn all_came(&mut self, digest: Digest) -> Result<(), End> {
-        if self.digest.length() != self.manifest.size || self.digest.value() != digest {
+        if !fault::mutant("R4-digest")
+            && (self.digest.length() != self.manifest.size || self.digest.value() != digest)
+        {
             return Err(conflict("its length or digest is not what was announced"));
         }
         self.finishing = true;
@@ -377,8 +379,8 @@ impl<'a> Writer<'a> {
     /// R5, then the rest.
     fn commit(self, reply: Reply) {
         partial::dress(&self.file, self.site.mode, self.manifest.mtime);
-        let durable = durable::sync_file(&self.file)
-            .and_then(|()| durable::sync_dir(&self.site.partials))
+        let durable = fault::step("R5-partial", || durable::sync_file(&self.file))
+            .and_then(|()| fault::step("R5-partial-dir", || durable::sync_dir(&self.site.partials)))
             .and_then(|()| partial::inode(&self.file));
         match durable {
             Ok(inode) => {
@@ -427,7 +429,7 @@ fn resumable(site: &Site, key: Key, checkpoints: Vec<Checkpoint>) -> io::Result<
     let (Some(file), Some(last)) = (partial::open(site, key)?, checkpoints.last()) else {
         return Ok(None);
     };
-    if file.metadata()?.len() < last.offset {
+    if file.metadata()?.len() < last.offset && !fault::mutant("R3-short-partial") {
         return Ok(None);
     }
     let digest = match RunningDigest::restore(&last.hash_state, last.offset, last.digest) {

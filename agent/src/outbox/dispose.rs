@@ -28,6 +28,7 @@ use crate::{
     config::AfterSend,
     confined, durable,
     error::shown,
+    fault,
     lease::{Asked, Lease},
     mark,
     version::{OutboxId, Version},
@@ -172,14 +173,15 @@ impl Steps {
         let outbox = confined::root(&first.root).map_err(|e| e.to_string())?;
         match mark::read(&outbox) {
             Ok(Some(id)) if OutboxId(id) == first.outbox => {}
-            Ok(Some(_)) => return Err("another folder's mark is there".into()),
-            Ok(None) => return Err("its mark (.dropwire/id) is missing".into()),
+            Ok(Some(_)) if !fault::mutant("S5-mark") => return Err("another folder's mark is there".into()),
+            Ok(None) if !fault::mutant("S5-mark") => return Err("its mark (.dropwire/id) is missing".into()),
+            Ok(_) => {}
             Err(e) => return Err(format!("its mark cannot be read: {e}")),
         }
         let open = || {
             let own = mark::folder(&outbox)?;
             let leaving = durable::open_or_make_dir(&own, OsStr::new("leaving"))?;
-            durable::sync_dir(&own)?;
+            fault::step("S5-own-dir", || durable::sync_dir(&own))?;
             Ok((own, leaving))
         };
         let (own, leaving) =
@@ -250,9 +252,9 @@ impl Steps {
     /// After Ok, all that was done so far survives a power cut: new names first.
     fn sync(&mut self) -> io::Result<()> {
         for (_, folder) in self.archived.drain().chain(self.touched.drain()) {
-            durable::sync_dir(&folder)?;
+            fault::step("S5-dirs", || durable::sync_dir(&folder))?;
         }
-        durable::sync_dir(&self.leaving)
+        fault::step("S5-leaving-dir", || durable::sync_dir(&self.leaving))
     }
 
     /// From `leaving` to where it goes: on, if it is what was delivered, else back.
@@ -262,7 +264,7 @@ impl Steps {
             Checked::Not(answer) => return self.give_back(what, answer),
         };
         // The last moment: the writer that the lease held up gets its file back instead of one without a name.
-        if lease.as_ref().is_some_and(|lease| !lease.whole()) {
+        if lease.as_ref().is_some_and(|lease| !lease.whole()) && !fault::mutant("S5-last-lease") {
             return self.give_back(what, Disposed::Busy);
         }
         if lease.is_none() && !what.version(file)?.same_identity(&what.version) {
@@ -281,7 +283,7 @@ impl Steps {
         let place = what.path.parent();
         if !self.archived.contains_key(&place) {
             let sent = durable::open_or_make_dir(&self.own, OsStr::new("sent"))?;
-            durable::sync_dir(&self.own)?;
+            fault::step("S5-sent-dir", || durable::sync_dir(&self.own))?;
             self.archived
                 .insert(place.clone(), make_folders(&sent, &what.path)?);
         }
@@ -306,8 +308,8 @@ impl Steps {
                 }
                 other => other.map(|_| answer)?,
             };
-            durable::sync_dir(&folder)?;
-            durable::sync_dir(&self.leaving)?;
+            fault::step("S5-back-dir", || durable::sync_dir(&folder))?;
+            fault::step("S5-back-leaving-dir", || durable::sync_dir(&self.leaving))?;
             Ok(answer)
         };
         back().map_err(|e| what.failed("the giving back", e))
@@ -327,6 +329,7 @@ impl Disposal {
     fn check(&self, file: &File, compare: Compare) -> Result<Checked, DisposeError> {
         let lease = match Lease::take(file) {
             Asked::Lease(lease) => Some(lease),
+            Asked::Writer if fault::mutant("S5-writer") => None,
             Asked::Writer => return Ok(Checked::Not(Disposed::Busy)),
             Asked::Unsupported => None,
         };
@@ -334,16 +337,19 @@ impl Disposal {
         if lease.is_none() && version.is_fresh(SystemTime::now()) && matches!(compare, Compare::IfTouched) {
             return Ok(Checked::Not(Disposed::Busy)); // a write within the clock's step would not show
         }
-        if !version.same_identity(&self.version) {
+        if !version.same_identity(&self.version) && !fault::mutant("S5-version") {
             return Ok(Checked::Not(Disposed::Changed));
         }
         let touched = version.ctime_ns != self.version.ctime_ns;
         let must = matches!(compare, Compare::Always) || touched || version.size < COMPARED_BELOW;
-        if must && digest(file).map_err(|e| self.failed("the reading", e))? != self.digest {
+        if must
+            && !fault::mutant("S5-digest")
+            && digest(file).map_err(|e| self.failed("the reading", e))? != self.digest
+        {
             return Ok(Checked::Not(Disposed::OtherBytes));
         }
         Ok(match &lease {
-            Some(broken) if !broken.whole() => Checked::Not(Disposed::Busy),
+            Some(broken) if !broken.whole() && !fault::mutant("S5-lease") => Checked::Not(Disposed::Busy),
             None if self.version(file)? != version => Checked::Not(Disposed::Busy),
             _ => Checked::Delivered(lease),
         })
@@ -357,7 +363,8 @@ impl Disposal {
             None => return Ok(Checked::Not(Disposed::Changed)),
         };
         Ok(
-            if moved != version.inode || !version.same_identity(&self.version) {
+            if (moved != version.inode || !version.same_identity(&self.version)) && !fault::mutant("S5-again")
+            {
                 Checked::Not(Disposed::Changed)
             } else if lease.as_ref().is_none_or(Lease::whole) {
                 Checked::Delivered(lease)
@@ -408,7 +415,7 @@ fn make_folders(root: &Dir, path: &RemotePath) -> io::Result<Dir> {
     if let Some(folder) = path.parent() {
         for component in folder.components() {
             let below = durable::open_or_make_dir(&dir, confined::os_str(component)?)?;
-            durable::sync_dir(&dir)?;
+            fault::step("S5-folders", || durable::sync_dir(&dir))?;
             dir = below;
         }
     }

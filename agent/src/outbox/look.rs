@@ -8,7 +8,7 @@ use dropwire_protocol::RemotePath;
 
 use super::{ignore::DOWNLOADS, settle::Sight};
 use crate::{
-    confined, durable,
+    confined, durable, fault,
     lease::{Asked, Lease},
     version::Version,
 };
@@ -110,14 +110,15 @@ pub(super) fn sync(files: &[File]) -> Vec<io::Result<()>> {
     if files.len() > SYNC_EACH && sync_together(files).is_ok() {
         return files.iter().map(|_| Ok(())).collect();
     }
-    files.iter().map(durable::sync_file).collect()
+    let sync = |file| fault::step("S1-source", || durable::sync_file(file));
+    files.iter().map(sync).collect()
 }
 
 /// The first file stands for the file system (a folder's handle may be one that only names it).
 fn sync_together(files: &[File]) -> io::Result<()> {
     match files.first() {
         Some(anchor) if durable::supports_syncfs(anchor) && one_file_system(anchor, files)? => {
-            durable::sync_filesystem(anchor)
+            fault::step("S1-syncfs", || durable::sync_filesystem(anchor))
         }
         _ => Err(io::ErrorKind::Unsupported.into()),
     }
@@ -235,6 +236,14 @@ mod tests {
             let synced = sync(&files);
             assert_eq!(synced.len(), count);
             assert!(synced.iter().all(Result::is_ok));
+            #[cfg(target_os = "linux")]
+            {
+                use durable::trace::{self, Call};
+                let calls = trace::of(temp.path());
+                let together = |c: &Call| matches!(c, Call::Sync("syncfs", _));
+                let each = (0..count).all(|i| calls.contains(&trace::sync(&i.to_string())));
+                assert!(each || calls.iter().any(together), "{calls:#?}");
+            }
         }
     }
 }

@@ -17,6 +17,7 @@ use dropwire_protocol::RemotePath;
 use crate::{
     confined, durable,
     error::shown,
+    fault,
     lease::{Asked, Lease},
     mark,
     version::{Found, OutboxId, Version},
@@ -171,7 +172,7 @@ impl Begun {
                 files.push((copied.map_err(|e| failed(original, e))?, original.clone()));
             }
         }
-        durable::sync_dir(&self.dir).map_err(|e| failed(&self.root, e))?;
+        fault::step("send-dir", || durable::sync_dir(&self.dir)).map_err(|e| failed(&self.root, e))?;
         Ok(files)
     }
 
@@ -202,7 +203,7 @@ impl Begun {
                 files.push((found.map_err(|e| failed(&place, e))?, place));
             }
         }
-        durable::sync_dir(&to).map_err(|e| failed(original, e))
+        fault::step("send-folder", || durable::sync_dir(&to)).map_err(|e| failed(original, e))
     }
 
     /// The path of `name` in `folder`, if it can be sent.
@@ -246,7 +247,7 @@ fn copy(from: &Dir, name: &OsStr, to: &Dir, as_name: &OsStr) -> io::Result<Versi
     }
     copy.set_modified(before.modified()?)?;
     let version = Version::of(&copy.metadata()?);
-    durable::sync_file(&copy)?;
+    fault::step("send-copy", || durable::sync_file(&copy))?;
     Ok(version)
 }
 
@@ -269,7 +270,7 @@ fn make_private(dir: &Dir, name: &OsStr) -> io::Result<Dir> {
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
         _ => {}
     }
-    durable::sync_dir(dir)?;
+    fault::step("send-parent", || durable::sync_dir(dir))?;
     dir.open_dir_nofollow(name)
 }
 
@@ -341,7 +342,7 @@ mod tests {
         fs::write(at("photos/2026/.dropwire/id"), "no content").unwrap();
         #[cfg(unix)]
         std::os::unix::fs::symlink("a", at("photos/link")).unwrap();
-        let taken = take(&spool, &[at("one.txt"), at("photos")]).unwrap();
+        let taken = take(&spool, &[at("photos"), at("one.txt")]).unwrap();
         let mut files: Vec<_> = taken
             .files
             .iter()
@@ -358,6 +359,35 @@ mod tests {
             assert!(Version::of(&of_copy).same_identity(version));
             #[cfg(unix)]
             assert_eq!(std::os::unix::fs::MetadataExt::mode(&of_copy) & 0o777, 0o600);
+        }
+        #[cfg(target_os = "linux")]
+        {
+            let calls = durable::trace::of(&taken.root);
+            for path in [
+                "one.txt",
+                "photos/a",
+                "photos/2026/b",
+                "",
+                "photos",
+                "photos/2026",
+            ] {
+                assert!(
+                    calls.contains(&durable::trace::sync(path)),
+                    "{path:?}: {calls:#?}"
+                );
+            }
+            let last = |path: &str| calls.iter().rposition(|c| *c == durable::trace::sync(path));
+            assert!(
+                last("") > last("one.txt"),
+                "names before their folder: {calls:#?}"
+            );
+            let calls = durable::trace::of(temp.path());
+            for path in ["", "spool"] {
+                assert!(
+                    calls.contains(&durable::trace::sync(path)),
+                    "{path:?}: {calls:#?}"
+                );
+            }
         }
         assert_eq!(sends(&spool), [taken.root]);
     }

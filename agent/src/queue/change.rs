@@ -7,7 +7,7 @@ use super::{
     DropId, JobState,
     schema::{DropState, Step},
 };
-use crate::config::AfterSend;
+use crate::{config::AfterSend, fault};
 
 /// History lines kept of a job, the newest.
 const HISTORY: i64 = 50;
@@ -85,10 +85,10 @@ pub(super) fn settle(db: &Connection, drop: DropId) -> Result<()> {
     if state != DropState::Open || queued > 0 {
         return Ok(());
     }
-    if digests > 1 {
+    if digests > 1 && !fault::mutant("S4-one-digest") {
         return leave(db, drop);
     }
-    let state = if after_send == AfterSend::Keep || undelivered > 0 {
+    let state = if after_send == AfterSend::Keep || (undelivered > 0 && !fault::mutant("S5-every-peer")) {
         DropState::Stays
     } else {
         DropState::Acknowledged

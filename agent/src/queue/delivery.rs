@@ -9,7 +9,7 @@ use super::{
     job::found_of,
     schema::{DropState, Step},
 };
-use crate::db::DbError;
+use crate::{db::DbError, fault};
 
 impl Queue {
     /// Records receipts (S4). Returns the drops that every peer has now and whose file is to be disposed of.
@@ -19,7 +19,7 @@ impl Queue {
     pub async fn delivered(&self, proofs: Vec<Proof>, now_ms: i64) -> Result<Vec<DropId>, DbError> {
         self.each(proofs, move |db, _, proof, acknowledged| {
             match change::find(db, proof.id)? {
-                Some(job) if job.has_receipt => {}
+                Some(job) if job.has_receipt && !fault::mutant("S4-once") => {}
                 Some(job) => acknowledged.extend(record(db, &job, proof, now_ms)?),
                 None => record_former(db, proof, now_ms)?,
             }
@@ -52,7 +52,7 @@ impl Queue {
     /// call [`Queue::left`] after that, or the next enqueued version of the path says so.
     pub async fn disposed(&self, drop: DropId, error: Option<String>, now_ms: i64) -> Result<(), DbError> {
         self.call(move |db, _| {
-            if state_of(db, drop)? != Some(DropState::Acknowledged) {
+            if state_of(db, drop)? != Some(DropState::Acknowledged) || fault::mutant("S6") {
                 return Ok(());
             }
             let Some(error) = error else {

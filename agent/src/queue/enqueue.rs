@@ -8,6 +8,7 @@ use rusqlite::{Connection, OptionalExtension, Result, params};
 use super::{Class, DropId, Enqueued, NewDrop, Queue, change, job::path_bytes, schema::DropState};
 use crate::{
     db::DbError,
+    fault,
     identity::Identity,
     version::{Found, OutboxId, Version},
 };
@@ -23,7 +24,7 @@ impl Queue {
     /// before it left.
     pub async fn unknown(&self, found: Vec<Found>) -> Result<Vec<Found>, DbError> {
         self.each(found, |db, _, found, unknown| {
-            if past(db, found)?.is_new(&found.version) {
+            if past(db, found)?.is_new(&found.version) || fault::mutant("S2-unknown") {
                 unknown.push(found.clone());
             }
             Ok(())
@@ -69,11 +70,13 @@ fn enqueue_one(db: &Connection, identity: &Identity, new: &NewDrop, now_ms: i64)
     } = &new.found;
     let past = past(db, &new.found)?;
     let mut done = Enqueued::default();
-    if new.peers.is_empty() || !past.is_new(version) {
+    if new.peers.is_empty() || (!past.is_new(version) && !fault::mutant("S2-known")) {
         return Ok(done);
     }
     let outbox_row = outbox_row(db, new)?;
-    done.superseded = supersede(db, outbox_row, path.as_bytes(), now_ms)?;
+    done.superseded = fault::step("S2-supersede", || {
+        supersede(db, outbox_row, path.as_bytes(), now_ms)
+    })?;
     let drop = insert_drop(db, outbox_row, new, past.next_counter)?;
     let mut insert = db.prepare_cached(
         "INSERT INTO jobs (drop_id, peer, transfer, counter, large, state, next_attempt_ms, queued_ms,

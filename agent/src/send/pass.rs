@@ -13,6 +13,7 @@ use dropwire_protocol::{RemotePath, RunningDigest, message::MAX_CHUNK};
 use crate::{
     confined,
     error::shown,
+    fault,
     lease::{Asked, Lease},
     link::Voided,
     mark,
@@ -55,11 +56,12 @@ impl<'a> Pass<'a> {
         let file = open(&outbox, &found.path).map_err(void)?;
         let lease = match Lease::take(&file) {
             Asked::Lease(lease) => Some(lease),
+            Asked::Writer if fault::mutant("S3-writer") => None,
             Asked::Writer => return Err(Voided::Writer),
             Asked::Unsupported => None,
         };
         let first = Version::of(&file.metadata().map_err(void)?);
-        if !first.same_identity(&found.version) {
+        if !first.same_identity(&found.version) && !fault::mutant("S3-version") {
             return Err(Voided::Changed);
         }
         if lease.is_none() && first.is_fresh(std::time::SystemTime::now()) {
@@ -96,7 +98,7 @@ impl<'a> Pass<'a> {
                 io::ErrorKind::UnexpectedEof => Voided::Changed,
                 _ => self.void(&e),
             })?;
-            if self.lease.as_ref().is_some_and(|lease| !lease.whole()) {
+            if self.lease.as_ref().is_some_and(|lease| !lease.whole()) && !fault::mutant("S3-lease") {
                 return Err(Voided::Changed.into());
             }
             hash.update(chunk);
@@ -118,13 +120,13 @@ impl<'a> Pass<'a> {
             Some(lease) => lease.whole(),
             None => now.ctime_ns == self.first.ctime_ns,
         };
-        if !undisturbed || !now.same_identity(&self.first) {
+        if (!undisturbed || !now.same_identity(&self.first)) && !fault::mutant("S3-end") {
             return Err(Voided::Changed);
         }
         let named = open(&self.root, &self.found.path)
             .and_then(|file| file.metadata())
             .map_err(|e| self.void(&e))?;
-        if Version::of(&named).inode == now.inode {
+        if Version::of(&named).inode == now.inode || fault::mutant("S3-path") {
             Ok(())
         } else {
             Err(Voided::Changed)

@@ -209,6 +209,39 @@ async fn a_writer_voids_the_pass() {
     assert!(pass(&source, 0, &[]).await.1.is_ok());
 }
 
+/// Only the check after the last read can tell.
+#[cfg(target_os = "linux")]
+#[test]
+fn what_happens_to_the_file_after_the_last_read_voids_the_pass() {
+    use std::os::unix::fs::OpenOptionsExt;
+    let harms: [fn(&Path); 3] = [
+        |file| {
+            fs::write(file.with_file_name("other"), "bytes").unwrap();
+            fs::rename(file.with_file_name("other"), file).unwrap();
+        },
+        |file| {
+            let touched = fs::File::open(file).unwrap();
+            touched.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+        },
+        |file| {
+            let mut options = fs::OpenOptions::new();
+            let writer = options.append(true).custom_flags(libc::O_NONBLOCK).open(file);
+            assert!(writer.is_err(), "the lease holds it up");
+        },
+    ];
+    for (number, harm) in harms.into_iter().enumerate() {
+        let outbox = Outbox::new();
+        let (path, version) = outbox.file("file", b"bytes");
+        let found = outbox.found(&path, version);
+        let pass = Pass::begin(outbox.root(), &found).unwrap();
+        let mut hash = Default::default();
+        pass.read(&mut hash, version.size, &mut |_, _, _| true).unwrap();
+        assert_eq!(pass.check(), Ok(()));
+        harm(&outbox.root().join("file"));
+        assert_eq!(pass.check(), Err(Voided::Changed), "{number}");
+    }
+}
+
 #[tokio::test]
 async fn stalled_ones_hold_up_no_small_one() {
     let outbox = Outbox::new();

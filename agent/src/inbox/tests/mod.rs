@@ -1,6 +1,8 @@
 //! The whole room, driven as a link drives it, on a real folder and a real job list.
 
 mod flows;
+#[cfg(target_os = "linux")]
+mod order;
 mod recovery;
 mod resume;
 

@@ -49,7 +49,7 @@ async fn placing(rig: &Rig, how: How) -> (PathBuf, Receipt) {
 }
 
 /// Builds the state, changes it, opens the inbox, and asks for the outcome by offering again.
-async fn recovered(how: How, change: impl FnOnce(&Path, &Path)) -> (Rig, Receipt, Outcome) {
+pub(super) async fn recovered(how: How, change: impl FnOnce(&Path, &Path)) -> (Rig, Receipt, Outcome) {
     let rig = Rig::new().await;
     let (partial, receipt) = placing(&rig, how).await;
     let rig = rig.restarted(|root| change(root, &partial)).await;

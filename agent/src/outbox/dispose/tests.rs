@@ -238,6 +238,107 @@ fn many_share_their_syncs_and_are_answered_one_by_one() {
     assert!(one.leaving_is_empty() && other.leaving_is_empty());
 }
 
+#[cfg(target_os = "linux")]
+mod order {
+    use std::os::unix::fs::OpenOptionsExt;
+
+    use super::*;
+    use crate::durable::trace::{self, Call, sync};
+
+    fn calls(outbox: &Outbox, work: impl FnOnce()) -> Vec<Call> {
+        let before = trace::of(outbox.temp.path()).len();
+        work();
+        trace::of(outbox.temp.path()).split_off(before)
+    }
+
+    fn named(from: &str, to: &str) -> Call {
+        Call::Name(from.into(), to.into())
+    }
+
+    #[test]
+    fn each_step_is_durable_before_the_next() {
+        let outbox = Outbox::new();
+        let disposal = outbox.delivered("sub/file", "bytes", AfterSend::Archive);
+        let leaving = format!(".dropwire/leaving/{}", disposal.name);
+        let archived = calls(&outbox, || {
+            assert_eq!(dispose(&disposal).unwrap(), Disposed::Done)
+        });
+        let into_leaving = [
+            sync(".dropwire"),
+            named("sub/file", &leaving),
+            sync("sub"),
+            sync(".dropwire/leaving"),
+        ];
+        let into_sent = [
+            sync(".dropwire"),
+            sync(".dropwire/sent"),
+            named(&leaving, ".dropwire/sent/sub/file"),
+            sync(".dropwire/sent/sub"),
+            sync(".dropwire/leaving"),
+        ];
+        assert_eq!(archived, [&into_leaving[..], &into_sent].concat());
+
+        let disposal = outbox.delivered("sub/file", "bytes", AfterSend::Delete);
+        let deleted = calls(&outbox, || {
+            assert_eq!(dispose(&disposal).unwrap(), Disposed::Done)
+        });
+        let gone = [Call::Unlink(leaving.clone().into()), sync(".dropwire/leaving")];
+        assert_eq!(deleted, [&into_leaving[..], &gone].concat());
+
+        let repeated = calls(&outbox, || {
+            assert_eq!(dispose(&disposal).unwrap(), Disposed::Gone)
+        });
+        assert!(repeated.contains(&sync("sub")), "{repeated:#?}");
+
+        let disposal = outbox.delivered("sub/file", "bytes", AfterSend::Delete);
+        fs::write(outbox.in_leaving(&disposal), "other").unwrap();
+        let back = calls(&outbox, || {
+            assert_ne!(dispose(&disposal).unwrap(), Disposed::Done);
+        });
+        let at = back
+            .iter()
+            .position(|c| *c == named(&leaving, "sub/file"))
+            .unwrap();
+        assert!(
+            back[..at].contains(&sync("")),
+            "the folder it came from may be new"
+        );
+        assert_eq!(back[at + 1..at + 3], [sync("sub"), sync(".dropwire/leaving")]);
+    }
+
+    #[test]
+    fn what_is_swapped_in_at_the_last_moment_is_given_back() {
+        let outbox = Outbox::new();
+        let disposal = outbox.delivered("file", "bytes", AfterSend::Delete);
+        let leaving = format!(".dropwire/leaving/{}", disposal.name);
+        fs::write(outbox.at("other"), "other").unwrap();
+        let (other, file) = (outbox.at("other"), outbox.at("file"));
+        trace::before(outbox.temp.path(), named("file", &leaving), move || {
+            fs::rename(other, file)
+        });
+        assert_eq!(dispose(&disposal).unwrap(), Disposed::Changed);
+        assert_eq!(read(&outbox.at("file")), "other");
+    }
+
+    /// The lease held it up; it must not write to a file without a name.
+    #[test]
+    fn a_writer_that_came_meanwhile_gets_its_file_back() {
+        for step in [sync("sub"), sync(".dropwire/leaving")] {
+            let outbox = Outbox::new();
+            let disposal = outbox.delivered("sub/file", "bytes", AfterSend::Delete);
+            let leaving = outbox.at(".dropwire/leaving").join(&disposal.name);
+            trace::before(outbox.temp.path(), step, move || {
+                let mut options = File::options();
+                let writer = options.append(true).custom_flags(libc::O_NONBLOCK).open(leaving);
+                assert_eq!(writer.unwrap_err().kind(), io::ErrorKind::WouldBlock);
+                Ok(())
+            });
+            assert_eq!(dispose(&disposal).unwrap(), Disposed::Busy);
+            assert_eq!(read(&outbox.at("sub/file")), "bytes");
+        }
+    }
+}
+
 #[test]
 fn numbers() {
     let long = "é".repeat(125) + ".tar";

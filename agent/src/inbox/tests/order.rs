@@ -1,0 +1,141 @@
+//! The order of syncs and names, as DURABILITY's R3, R5, R7 and R8 have it.
+
+use dropwire_protocol::message::DeclineReason::{DiskError, InboxUnavailable};
+
+use super::*;
+use crate::durable::{
+    How,
+    trace::{self, Call},
+};
+
+fn partial_of(n: u8) -> PathBuf {
+    Path::new(".dropwire/partial").join(partial::file_name((ANA, id(n))))
+}
+
+fn names(calls: &[Call]) -> usize {
+    calls.iter().filter(|c| matches!(c, Call::Name(..))).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_small_file_is_durable_before_it_has_its_name() {
+    let rig = Rig::new().await;
+    let before = trace::of(&rig.root()).len();
+    let mut link = rig.link(ANA);
+    delivered_as(&link.send(id(1), "a/b/small", b"x").await);
+    let calls = &trace::of(&rig.root())[before..];
+    assert_eq!(names(calls), 1);
+    trace::holds_the_order(calls);
+    for folder in ["", "a", "a/b"] {
+        assert!(calls.contains(&trace::sync(folder)), "{folder:?}: {calls:#?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn so_are_many_that_go_together() {
+    let rig = Rig::new().await;
+    let before = trace::of(&rig.root()).len();
+    let mut link = rig.link(ANA);
+    for n in 0..100 {
+        let opening = link.open(id(n), &n.to_string(), 1).await;
+        link.write(id(n), opening, 0, b"x", 0, 1).await;
+        link.finish(id(n), opening, 0, digest(b"x")).await;
+    }
+    let mut committed = 0;
+    while committed < 100 {
+        committed += usize::from(matches!(link.next().await, Outcome::Committed { .. }));
+    }
+    let calls = &trace::of(&rig.root())[before..];
+    assert_eq!(names(calls), 100);
+    trace::holds_the_order(calls);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_file_and_its_checkpoints_too() {
+    let rig = Rig::new().await;
+    let bytes = content(3 * CHUNK);
+    let before = trace::of(&rig.root()).len();
+    let mut link = rig.link(ANA);
+    let (opening, _) = link.opened(id(1), "large", bytes.len() as u64).await;
+    link.write(id(1), opening, 0, &bytes, 0, CHUNK).await;
+    link.written(CHUNK as u64).await;
+    // The release waits for its checkpoint; the next opening, for the release.
+    link.command(Command::Release { id: id(1), opening }).await;
+    let (opening, resumed) = link.opened(id(1), "large", bytes.len() as u64).await;
+    assert!(matches!(resumed, Outcome::Opened { offset, .. } if offset == CHUNK as u64));
+    let is_data = |c: &Call| matches!(c, Call::Sync("data", path) if path.starts_with(".dropwire/partial"));
+    let calls = trace::of(&rig.root());
+    assert!(
+        calls[before..].iter().any(is_data),
+        "a checkpoint without its bytes"
+    );
+    link.write(id(1), opening, 0, &bytes, CHUNK, bytes.len()).await;
+    link.finish(id(1), opening, 0, digest(&bytes)).await;
+    delivered_as(&link.next().await);
+    let calls = &trace::of(&rig.root())[before..];
+    assert_eq!(names(calls), 1);
+    trace::holds_the_order(calls);
+}
+
+/// The rule: a partial that is gone says that the name was given, not that it is durable.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_placed_before_a_crash_is_made_durable_before_it_counts() {
+    let mut before = 0;
+    let (rig, _, _) = super::recovery::recovered(How::Renamed, |root, partial| {
+        std::fs::create_dir(root.join("sub")).unwrap();
+        std::fs::rename(partial, root.join("sub/x.txt")).unwrap();
+        before = trace::of(root).len();
+    })
+    .await;
+    let calls = &trace::of(&rig.root())[before..];
+    for folder in ["", "sub", ".dropwire/partial"] {
+        assert!(calls.contains(&trace::sync(folder)), "{folder:?}: {calls:#?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_sync_gives_no_receipt_and_leaves_no_partial() {
+    let rig = Rig::new().await;
+    let large = content(2 * CHUNK);
+    for (n, bytes) in [(1, &b"small"[..]), (2, &large)] {
+        trace::before(&rig.root(), Call::Sync("sync", partial_of(n)), trace::disk_error);
+        let mut link = rig.link(ANA);
+        assert_eq!(refused(&link.send(id(n), "file", bytes).await), DiskError);
+        assert_eq!((rig.partials(), rig.files().len()), (0, 0));
+    }
+    let mut link = rig.link(ANA);
+    assert_eq!(delivered_as(&link.send(id(2), "file", &large).await), "file");
+}
+
+/// Asked again, the system would say that all is well.
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_failed_sync_of_a_folder_no_receipt_leaves_until_the_next_start() {
+    let rig = Rig::new().await;
+    let mut link = rig.link(ANA);
+    let named = Call::Name(partial_of(1), "file".into());
+    let root = rig.root();
+    trace::before(&rig.root(), named, move || {
+        trace::before(&root, trace::sync(""), trace::disk_error);
+        Ok(())
+    });
+    assert_eq!(refused(&link.send(id(1), "file", b"x").await), InboxUnavailable);
+    assert_eq!(refused(&link.opened(id(1), "file", 1).await.1), InboxUnavailable);
+    let rig = rig.restarted(|_| ()).await;
+    let mut link = rig.link(ANA);
+    assert_eq!(delivered_as(&link.opened(id(1), "file", 1).await.1), "file");
+    assert_eq!(rig.names(), ["file"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_taken_at_the_last_moment_is_not_what_the_ledger_says() {
+    let rig = Rig::new().await;
+    let mut link = rig.link(ANA);
+    let taken = rig.root().join("file.txt");
+    let named = Call::Name(partial_of(1), "file.txt".into());
+    trace::before(&rig.root(), named, move || std::fs::write(taken, "taken"));
+    let outcome = link.send(id(1), "file.txt", b"x").await;
+    assert_eq!(delivered_as(&outcome), "file (1).txt");
+    let rig = rig.restarted(|_| ()).await;
+    let mut link = rig.link(ANA);
+    let settled = link.opened(id(1), "file.txt", 1).await.1;
+    assert_eq!(delivered_as(&settled), "file (1).txt");
+}

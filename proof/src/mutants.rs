@@ -1,0 +1,238 @@
+//! Each safeguard on a file's way, and the test that fails without it.
+//!
+//! The names stand in the agent's source, at the safeguard (`fault::mutant`, `fault::step`); a debug build leaves out
+//! the one that `DROPWIRE_MUTANT` names.
+
+use Proof::{EndToEnd, Equivalent, Inside};
+
+/// How a safeguard is shown to be needed.
+#[derive(Clone, Copy, Debug)]
+pub enum Proof {
+    /// One of these tests inside the agent's rooms fails without it.
+    Inside(&'static [&'static str]),
+    /// One of these end-to-end tests does.
+    EndToEnd(&'static [&'static str]),
+    /// None can: why nothing is lost without it.
+    Equivalent(&'static str),
+}
+
+const ORDER: Proof = Inside(&["inbox::tests::order"]);
+const FLOWS: Proof = Inside(&["inbox::tests::flows"]);
+const RESUME: Proof = Inside(&["inbox::tests::resume"]);
+const RECOVERY: Proof = Inside(&["inbox::tests::recovery"]);
+const DISPOSE: Proof = Inside(&["outbox::dispose::tests"]);
+const SEND: Proof = Inside(&["send::tests"]);
+const QUEUE: Proof = Inside(&["queue::tests"]);
+const DURABLE: Proof = Inside(&["durable::tests"]);
+const DB: Proof = Inside(&["db::tests"]);
+const RECEIPT: Proof = Inside(&["daemon::proof::tests"]);
+const SPOOL: Proof = Inside(&["outbox::spool::tests"]);
+
+/// Name, what is left out, and what shows that it is needed; in the order of a file's way.
+pub const MUTANTS: &[(&str, &str, Proof)] = &[
+    ("S1-source", "the source's sync", Inside(&["outbox::look::tests"])),
+    (
+        "S1-syncfs",
+        "the one sync of many sources",
+        Inside(&["outbox::look::tests"]),
+    ),
+    ("S2-unknown", "a known version is not looked at again", QUEUE),
+    ("S2-known", "a known version is not queued again", QUEUE),
+    ("S2-supersede", "an older version of the path ends", QUEUE),
+    ("S3-writer", "a file that somebody writes to is not read", SEND),
+    ("S3-version", "the version before the first read", SEND),
+    (
+        "S3-lease",
+        "the lease between two reads",
+        Equivalent(
+            "only spares sending the rest: the check after the last read asks the same lease, and without its yes no Done leaves",
+        ),
+    ),
+    ("S3-end", "version and lease after the last read", SEND),
+    ("S3-path", "the path still leads to what was read", SEND),
+    (
+        "S3-prefix",
+        "a resume begins with the digest of our own bytes",
+        SEND,
+    ),
+    ("send-copy", "the sync of a copy made by `send`", SPOOL),
+    ("send-dir", "the sync of the send's folder", SPOOL),
+    ("send-folder", "the sync of a copied folder", SPOOL),
+    (
+        "send-parent",
+        "the sync of the folder that holds the send's",
+        SPOOL,
+    ),
+    ("R1-known", "a known transfer is not begun again", FLOWS),
+    ("R1-bound", "path and size are bound to the id", FLOWS),
+    ("R1-fence", "the older link's writer stops", FLOWS),
+    (
+        "R2-mark",
+        "a partial counts only in its own inbox",
+        Equivalent(
+            "only spares a resume that is likely in vain: a partial counts no further than its bytes re-read right, wherever it lies",
+        ),
+    ),
+    ("R3-chunk-digest", "a large file's chunk has its digest", FLOWS),
+    ("R3-small-digest", "a small file's chunk has its digest", FLOWS),
+    ("R3-length", "no more of a large file than announced", FLOWS),
+    ("R3-small-length", "no more of a small file than announced", FLOWS),
+    ("R3-data", "the bytes' sync before a checkpoint", ORDER),
+    (
+        "R3-short-partial",
+        "a partial shorter than its checkpoint starts over",
+        RESUME,
+    ),
+    ("R4-digest", "a large file's size and digest at the end", FLOWS),
+    (
+        "R4-small-digest",
+        "a small file's size and digest at the end",
+        FLOWS,
+    ),
+    ("R4-reread", "a resumed prefix is read again", RESUME),
+    ("R5-partial", "a large partial's sync", ORDER),
+    ("R5-partial-dir", "the sync of its folder", ORDER),
+    ("R5-small", "a small partial's sync", ORDER),
+    ("R5-small-dir", "the sync of its folder", ORDER),
+    ("R5-syncfs", "the one sync of many partials", ORDER),
+    ("R6", "the commit of the intent", FLOWS),
+    (
+        "R6-next-name",
+        "the commit of the next name, where one was taken",
+        ORDER,
+    ),
+    ("noreplace", "a name that is taken is never replaced", DURABLE),
+    ("link-dir", "a hard link's sync before the old name goes", DURABLE),
+    ("R8-inbox-dirs", "the sync of the inbox's folders", ORDER),
+    ("R8-partial-dir", "the sync of the partials' folder", ORDER),
+    (
+        "R8-hold",
+        "nothing more is taken after a folder's sync failed",
+        ORDER,
+    ),
+    ("R9", "the row says delivered", FLOWS),
+    (
+        "rule-mark",
+        "a row placing counts only in its own inbox",
+        RECOVERY,
+    ),
+    (
+        "rule-bytes",
+        "a partial with another inode counts only by its bytes",
+        RECOVERY,
+    ),
+    (
+        "rule-next-name",
+        "the commit of the next name, at the start",
+        RECOVERY,
+    ),
+    ("rule-R8", "the folders' syncs again", ORDER),
+    (
+        "S4-signature",
+        "the receipt's signature",
+        Inside(&["identity::tests"]),
+    ),
+    (
+        "S4-key",
+        "the receipt's key is the receiver's",
+        Inside(&["identity::tests"]),
+    ),
+    ("S4-transfer", "the receipt's transfer", RECEIPT),
+    ("S4-sender", "the receipt's sender", RECEIPT),
+    ("S4-receiver", "the receipt's receiver", RECEIPT),
+    ("S4-path", "the receipt's path", RECEIPT),
+    ("S4-size", "the receipt's size", RECEIPT),
+    ("S4-digest", "the receipt's digest is of what was read", RECEIPT),
+    (
+        "S4-rehash",
+        "an old receipt counts for the file only after it was hashed",
+        EndToEnd(&["a_lost_job_list_hides_no_other_bytes"]),
+    ),
+    ("S4-once", "a second receipt changes nothing", QUEUE),
+    (
+        "S4-one-digest",
+        "peers with different bytes dispose of nothing",
+        QUEUE,
+    ),
+    ("S5-every-peer", "the file stays until every peer has it", QUEUE),
+    ("S5-mark", "an outbox without its mark is held", DISPOSE),
+    ("S5-writer", "a file that somebody writes to stays", DISPOSE),
+    ("S5-version", "another version stays", DISPOSE),
+    ("S5-digest", "other bytes stay", DISPOSE),
+    (
+        "S5-lease",
+        "the lease after the look",
+        Equivalent(
+            "only spares the rename: the lease is asked again after it and before the file goes, and the file is then given back",
+        ),
+    ),
+    ("S5-again", "what was moved is what was looked at", DISPOSE),
+    ("S5-last-lease", "the lease at the last moment", DISPOSE),
+    ("S5-own-dir", "the sync that keeps `leaving`", DISPOSE),
+    ("S5-sent-dir", "the sync that keeps `sent`", DISPOSE),
+    ("S5-folders", "the sync of folders made for the archive", DISPOSE),
+    (
+        "S5-dirs",
+        "the syncs of the outbox's and the archive's folders",
+        DISPOSE,
+    ),
+    ("S5-leaving-dir", "the sync of `leaving`", DISPOSE),
+    (
+        "S5-back-dir",
+        "the sync of the folder that gets its file back",
+        DISPOSE,
+    ),
+    (
+        "S5-back-leaving-dir",
+        "the sync of `leaving` after that",
+        Equivalent(
+            "lost in a power cut, the old name in `leaving` is found at the start and the same checks give the file back once more",
+        ),
+    ),
+    ("S6", "the commit that the file has left", QUEUE),
+    ("commit-sync", "every commit is synced", DB),
+    ("commit-failed", "after a failed commit everything is refused", DB),
+    ("write-file", "the sync of a key or mark", DURABLE),
+    ("write-dir", "the sync of its folder", DURABLE),
+    (
+        "mark-dir",
+        "the sync that keeps a mark's folder",
+        Inside(&["mark::tests"]),
+    ),
+];
+
+/// The names that stand at safeguards in this source text, as it is written or by rustfmt.
+pub fn named_in(source: &str) -> impl Iterator<Item = &str> {
+    ["fault::mutant(\"", "fault::step(\""]
+        .into_iter()
+        .flat_map(move |call| {
+            let named = source.split(call).skip(1);
+            named.filter_map(|rest| rest.split('"').next())
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::harness::files;
+
+    /// A safeguard without a line here would never be tried.
+    #[test]
+    fn the_table_has_what_the_source_has() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../agent/src");
+        let mut sources = String::new();
+        files::walk(&root, &mut |path| {
+            sources += &std::fs::read_to_string(path).expect("a source file");
+            true
+        });
+        let in_source: BTreeSet<&str> = named_in(&sources).collect();
+        // The fields of a receipt share one line.
+        let fields = ["S4-transfer", "S4-sender", "S4-receiver", "S4-path", "S4-size"];
+        let in_table = MUTANTS.iter().map(|(name, ..)| *name);
+        let in_table: BTreeSet<&str> = in_table.filter(|name| !fields.contains(name)).collect();
+        assert_eq!(in_source, in_table);
+        assert!(sources.contains("fault::mutant(&format!(\"S4-{field}\"))"));
+    }
+}

@@ -1,0 +1,118 @@
+//! What is dropped, and what else happens until everything is at rest.
+
+use std::sync::{Arc, LazyLock};
+
+use crate::harness::files::noise;
+
+/// A story that each fault is put into.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, clap::ValueEnum)]
+pub enum Scenario {
+    /// The first start of an agent, with a file in the outbox already.
+    Start,
+    /// One small file, dropped while both run.
+    Small,
+    /// Forty small files at once: an empty one, two of equal bytes, one in a folder.
+    Batch,
+    /// One file of 48 MiB, with checkpoints.
+    Large,
+    /// One of 40 MiB; the link is reset after 24 MiB and the rest resumed.
+    Resume,
+    /// The name is taken in the inbox.
+    Collision,
+    /// What the start after a kill does: the kill was amid the renames of a batch.
+    Recovery,
+}
+
+/// A file that is dropped.
+#[derive(Clone)]
+pub struct Drop {
+    /// Below the outbox.
+    pub name: String,
+    /// Its bytes.
+    pub bytes: Arc<Vec<u8>>,
+    /// Their digest.
+    pub sha256: String,
+}
+
+impl Drop {
+    /// A file of these bytes.
+    pub fn new(name: impl Into<String>, bytes: Vec<u8>) -> Drop {
+        Drop {
+            name: name.into(),
+            sha256: crate::harness::files::sha256_of(&bytes),
+            bytes: Arc::new(bytes),
+        }
+    }
+}
+
+impl Scenario {
+    /// All, in the order in which they are proven.
+    pub const ALL: [Scenario; 7] = [
+        Scenario::Start,
+        Scenario::Small,
+        Scenario::Collision,
+        Scenario::Batch,
+        Scenario::Recovery,
+        Scenario::Large,
+        Scenario::Resume,
+    ];
+
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Scenario::Start => "start",
+            Scenario::Small => "small",
+            Scenario::Batch => "batch",
+            Scenario::Large => "large",
+            Scenario::Resume => "resume",
+            Scenario::Collision => "collision",
+            Scenario::Recovery => "recovery",
+        }
+    }
+
+    /// What is dropped.
+    pub fn drops(self) -> Vec<Drop> {
+        static LARGE: LazyLock<Drop> = LazyLock::new(|| Drop::new("large.bin", noise(7, 48 << 20)));
+        static RESUMED: LazyLock<Drop> =
+            LazyLock::new(|| Drop::new("resumed.bin", noise(8, CUT_AFTER + (16 << 20))));
+        match self {
+            Scenario::Start | Scenario::Small | Scenario::Collision => {
+                vec![Drop::new(NAME, noise(1, 5_000))]
+            }
+            Scenario::Batch => small_files(40),
+            Scenario::Recovery => small_files(6),
+            Scenario::Large => vec![LARGE.clone()],
+            Scenario::Resume => vec![RESUMED.clone()],
+        }
+    }
+
+    /// What lies in the inbox before, and has to lie there after.
+    pub fn strangers(self) -> Vec<Drop> {
+        match self {
+            Scenario::Collision => vec![Drop::new(NAME, b"somebody else's".to_vec())],
+            _ => Vec::new(),
+        }
+    }
+
+    /// Does the wire break in the middle?
+    pub fn breaks_the_wire(self) -> bool {
+        self == Scenario::Resume
+    }
+}
+
+fn small_files(count: u64) -> Vec<Drop> {
+    (0..count)
+        .map(|n| match n {
+            0 => Drop::new("empty", Vec::new()),
+            1 | 2 => Drop::new(format!("equal-{n}"), noise(2, 3_000)),
+            3 => Drop::new("folder/inside", noise(3, 3_000)),
+            _ => Drop::new(format!("file-{n:02}"), noise(n, 2_000 + n as usize)),
+        })
+        .collect()
+}
+
+/// The one file's name.
+const NAME: &str = "report.txt";
+
+/// Bytes after which the wire breaks.
+pub const CUT_AFTER: usize = 24 << 20;
