@@ -33,6 +33,8 @@ use crate::{
 
 /// Most events handled, and most receipts written, in one go.
 const BATCH: usize = 256;
+/// Most transfers remembered as offered without an answer.
+const MOST_UNANSWERED: usize = 4096;
 
 /// One peer's task.
 pub struct Dispatcher {
@@ -40,6 +42,8 @@ pub struct Dispatcher {
     peer: config::Peer,
     linked: bool,
     flights: HashMap<TransferId, Flight>,
+    /// Offered on a link that went down before the answer: the peer may have all of it, and is asked first.
+    unanswered: HashSet<TransferId>,
     /// A Forget is on its way; the next one waits for its answer.
     forgetting: bool,
 }
@@ -70,6 +74,7 @@ impl Dispatcher {
             peer,
             linked: false,
             flights: HashMap::new(),
+            unanswered: HashSet::new(),
             forgetting: false,
         };
         let mut batch = Vec::with_capacity(BATCH);
@@ -161,6 +166,7 @@ impl Dispatcher {
         let outgoing = Outgoing {
             id: job.id,
             manifest: job.manifest(),
+            eager: !self.unanswered.remove(&job.id),
             source: source.clone(),
             progress: progress.clone(),
         };
@@ -385,6 +391,10 @@ impl Dispatcher {
     fn down(&mut self) {
         self.linked = false;
         self.forgetting = false;
+        if self.unanswered.len() > MOST_UNANSWERED {
+            self.unanswered.clear(); // jobs that ended otherwise; at worst some bytes go once more
+        }
+        self.unanswered.extend(self.flights.keys());
         self.land_all();
     }
 
