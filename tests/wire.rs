@@ -172,3 +172,27 @@ fn both_dialling_end_with_one_link() {
         (20, 20)
     );
 }
+
+/// The receipt is on its way when the link ends, every time: the file is across, and the sender has to ask.
+#[test]
+fn a_lost_receipt_costs_no_second_upload() {
+    let pair = Pair::linked();
+    for (n, size) in [1_000, 200_000, 8 << 20].into_iter().enumerate() {
+        let (name, bytes) = (format!("{n}"), files::noise(n as u64, size));
+        pair.wire
+            .set(Toward::Dialler, Fault::Delay(Duration::from_millis(700)));
+        pair.laptop.drop_file(&name, &bytes);
+        pair.office.receives(&name, &bytes);
+        let before = pair.wire.passed(Toward::Listener);
+        pair.wire.cut_all();
+        pair.wire.set(Toward::Dialler, Fault::None);
+        pair.laptop.delivers(n + 1);
+        let again = pair.wire.passed(Toward::Listener) - before;
+        let most = 20_000 + size as u64 / 10;
+        assert!(
+            again < most,
+            "{again} bytes on the wire after all {size} were across"
+        );
+        assert_eq!(pair.office.received().len(), n + 1);
+    }
+}

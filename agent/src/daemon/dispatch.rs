@@ -39,6 +39,8 @@ use crate::{
 
 /// Most events handled, and most receipts written, in one go.
 const BATCH: usize = 256;
+/// Most transfers remembered as offered without an answer.
+const MOST_UNANSWERED: usize = 4096;
 
 /// One peer's task.
 pub struct Dispatcher {
@@ -46,6 +48,8 @@ pub struct Dispatcher {
     peer: config::Peer,
     linked: bool,
     flights: HashMap<TransferId, Flight>,
+    /// Offered on a link that went down before the answer: the peer may have all of it, and is asked first.
+    unanswered: HashSet<TransferId>,
     /// A Forget is on its way; the next one waits for its answer.
     forgetting: bool,
     /// Files read again because their receipt came without our Done; large ones must not hold up the rest.
@@ -66,6 +70,7 @@ impl Dispatcher {
             peer,
             linked: false,
             flights: HashMap::new(),
+            unanswered: HashSet::new(),
             forgetting: false,
             rereading: JoinSet::new(),
         };
@@ -188,6 +193,7 @@ impl Dispatcher {
         let outgoing = Outgoing {
             id: job.id,
             manifest: job.manifest(),
+            eager: !self.unanswered.remove(&job.id),
             source: source.clone(),
             progress: progress.clone(),
         };
@@ -454,6 +460,10 @@ impl Dispatcher {
     fn down(&mut self) {
         self.linked = false;
         self.forgetting = false;
+        if self.unanswered.len() > MOST_UNANSWERED {
+            self.unanswered.clear(); // jobs that ended otherwise; at worst some bytes go once more
+        }
+        self.unanswered.extend(self.flights.keys());
         self.land_all();
     }
 

@@ -398,7 +398,7 @@ impl<S: AsyncRead + AsyncWrite> Drive<S> {
         while sender.can_offer()
             && let Some(offer) = self.offers.pop_front()
         {
-            let (id, eager) = (offer.id, offer.manifest.size <= MAX_EAGER);
+            let (id, eager) = (offer.id, offer.eager && offer.manifest.size <= MAX_EAGER);
             if sender.offer(id, offer.manifest.clone(), eager) || self.outgoing.is_open(id) {
                 self.outgoing.add(offer);
             } else {

@@ -36,6 +36,8 @@ pub struct Outgoing {
     pub id: TransferId,
     /// What the offer says.
     pub manifest: Manifest,
+    /// A small file's bytes may follow at once; not where the receiver may have them already.
+    pub eager: bool,
     /// Where its bytes come from.
     pub source: Arc<dyn Source>,
     /// Set by the link: bytes the receiver has, a resumed prefix included.

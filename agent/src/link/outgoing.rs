@@ -277,6 +277,7 @@ mod tests {
             self.outgoing.add(Outgoing {
                 id,
                 manifest,
+                eager: true,
                 source: source.clone(),
                 progress: Arc::default(),
             });

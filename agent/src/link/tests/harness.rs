@@ -79,6 +79,7 @@ impl File {
         Outgoing {
             id: self.id,
             manifest,
+            eager: true,
             source: self.source.clone(),
             progress: self.progress.clone(),
         }
