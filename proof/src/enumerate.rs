@@ -6,6 +6,7 @@ use std::{
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     thread,
+    time::Instant,
 };
 
 use crate::{
@@ -31,6 +32,8 @@ pub struct Stage<'a> {
     pub jobs: usize,
     /// Most points of a call, spread evenly; 0: all.
     pub most: u64,
+    /// Begins no run after that.
+    pub until: Option<Instant>,
     /// One point alone.
     pub only: Option<String>,
     /// What happens at the call.
@@ -129,7 +132,7 @@ impl Stage<'_> {
                     .map(move |&when| Series {
                         call,
                         when,
-                        next: 1,
+                        next: 1 + (step - 1) / 2,
                         step,
                         single: false,
                         missed: 0,
@@ -149,12 +152,15 @@ impl Stage<'_> {
     }
 
     fn take(&self, shared: &Mutex<(Vec<Series>, Row)>) -> Option<(usize, Strike)> {
+        if self.until.is_some_and(|until| Instant::now() > until) {
+            return None;
+        }
         let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
         let (index, series) = shared
             .0
             .iter_mut()
             .enumerate()
-            .filter(|(_, s)| s.missed < MISSES)
+            .filter(|(_, s)| s.missed < self.misses())
             .min_by_key(|(_, s)| s.next)?;
         let strike = Strike {
             call: series.call,
@@ -164,7 +170,7 @@ impl Stage<'_> {
         };
         series.next += series.step;
         if series.single {
-            series.missed = MISSES;
+            series.missed = u32::MAX / 2;
         }
         Some((index, strike))
     }
@@ -209,6 +215,11 @@ impl Stage<'_> {
         );
     }
 
+    /// So many runs in a row without a strike end a series: three, or one where points are left out anyway.
+    fn misses(&self) -> u32 {
+        if self.most == 0 { 3 } else { 1 }
+    }
+
     fn setup(&self, worker: usize) -> io::Result<Setup> {
         let own = std::process::id() % 200 + 20;
         Ok(Setup {
@@ -238,6 +249,3 @@ fn parse_only(text: &str) -> io::Result<Series> {
         missed: 0,
     })
 }
-
-/// So many runs in a row without a strike end a series.
-const MISSES: u32 = 3;

@@ -99,6 +99,10 @@ pub fn run(
     let wire = scenario.breaks_the_wire().then(|| Arc::new(Proxy::start()));
     let homes = ground.homes(folder.path(), side)?;
     let mut world = World::make(&setup.keys, folder.path(), homes, &setup.address, wire)?;
+    for stranger in scenario.strangers() {
+        let path = world.home(Side::Receiver).inbox.join(&stranger.name);
+        std::fs::write(path, &*stranger.bytes)?;
+    }
     ground.made()?;
     let mut run = Run {
         world: &mut world,
@@ -132,10 +136,6 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn story(&mut self, strike: Option<Strike>) -> io::Result<()> {
-        for stranger in &self.strangers {
-            let path = self.world.home(Side::Receiver).inbox.join(&stranger.name);
-            std::fs::write(path, &*stranger.bytes)?;
-        }
         match self.scenario {
             Scenario::Start => {
                 self.drop_all()?;

@@ -291,6 +291,7 @@ impl Tracer {
                 let options = libc::PTRACE_O_TRACECLONE
                     | libc::PTRACE_O_TRACEFORK
                     | libc::PTRACE_O_TRACEVFORK
+                    | libc::PTRACE_O_TRACEEXEC
                     | libc::PTRACE_O_TRACESECCOMP
                     | libc::PTRACE_O_TRACESYSGOOD
                     | libc::PTRACE_O_EXITKILL;

@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     io,
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::Arc,
@@ -377,6 +378,13 @@ impl World {
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log);
+        // SAFETY: between fork and exec, one system call.
+        unsafe {
+            command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
+                0 => Ok(()), // no agent outlives the proof, however that ends
+                _ => Err(io::Error::last_os_error()),
+            });
+        }
         let child = command.spawn()?;
         self.running[side as usize] = Some(Running { child, traced });
         Ok(())

@@ -376,12 +376,10 @@ fn make_certain<'a>(
         })
 }
 
-/// Placed by link, with the partial's name still to go?
+/// Placed, with the partial's name still to go? By link; or renamed on a file system (btrfs) where a power cut between
+/// the two directories' syncs leaves the file under both names.
 fn is_linked(site: &Site, placing: &Placing, partial: &Metadata) -> io::Result<bool> {
-    if placing.how == How::Renamed {
-        return Ok(false);
-    }
-    if partial.nlink() > 1 {
+    if placing.how == How::Linked && partial.nlink() > 1 {
         return Ok(true);
     }
     let folders = place::existing_folders(site, &placing.place)?;

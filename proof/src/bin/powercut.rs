@@ -122,6 +122,7 @@ fn prove(mut options: Options) -> io::Result<u64> {
                         base: folder.path().into(),
                         jobs: options.jobs,
                         most: options.most,
+                        until: None,
                         only: options.only.clone(),
                         what: What::Kill,
                         hits: &matters,
@@ -144,7 +145,11 @@ fn prove(mut options: Options) -> io::Result<u64> {
     }
     table::print("disk, job list, scenario, side", &rows);
     println!("{:.0} s", start.elapsed().as_secs_f64());
-    Ok(rows.iter().map(|row| row.violations).sum())
+    let violations = rows.iter().map(|row| row.violations).sum();
+    if violations > 0 {
+        println!("kept: {}", folder.keep().display());
+    }
+    Ok(violations)
 }
 
 /// What only looks leaves the disk as it was: the cut is that before the next change.
