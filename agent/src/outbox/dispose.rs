@@ -116,7 +116,7 @@ fn dispose_together(batch: &[Disposal]) -> Vec<Result<Disposed, DisposeError>> {
         }
     };
     let staged: Vec<_> = batch.iter().map(|what| steps.stage(what)).collect();
-    let synced = steps.sync();
+    let synced = steps.sync_staged();
     let ended: Vec<_> = batch
         .iter()
         .zip(staged)
@@ -127,7 +127,7 @@ fn dispose_together(batch: &[Disposal]) -> Vec<Result<Disposed, DisposeError>> {
             (Stage::Leaving { file, checked }, Ok(())) => steps.leave(what, &file, checked),
         })
         .collect();
-    let synced = steps.sync();
+    let synced = steps.sync_left();
     batch
         .iter()
         .zip(ended)
@@ -249,12 +249,28 @@ impl Steps {
         }
     }
 
-    /// After Ok, all that was done so far survives a power cut: new names first.
-    fn sync(&mut self) -> io::Result<()> {
+    /// After Ok, what was moved into `leaving` survives a power cut. The new names first: cut in between, a file has
+    /// two names, never none.
+    fn sync_staged(&mut self) -> io::Result<()> {
+        self.sync_leaving()?;
+        self.sync_others()
+    }
+
+    /// After Ok, what was moved out of `leaving`, on or back, survives a power cut; the new names first again.
+    fn sync_left(&mut self) -> io::Result<()> {
+        self.sync_others()?;
+        self.sync_leaving()
+    }
+
+    fn sync_leaving(&self) -> io::Result<()> {
+        fault::step("S5-leaving-dir", || durable::sync_dir(&self.leaving))
+    }
+
+    fn sync_others(&mut self) -> io::Result<()> {
         for (_, folder) in self.archived.drain().chain(self.touched.drain()) {
             fault::step("S5-dirs", || durable::sync_dir(&folder))?;
         }
-        fault::step("S5-leaving-dir", || durable::sync_dir(&self.leaving))
+        Ok(())
     }
 
     /// From `leaving` to where it goes: on, if it is what was delivered, else back.

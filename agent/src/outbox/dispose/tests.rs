@@ -266,8 +266,8 @@ mod order {
         let into_leaving = [
             sync(".dropwire"),
             named("sub/file", &leaving),
-            sync("sub"),
             sync(".dropwire/leaving"),
+            sync("sub"),
         ];
         let into_sent = [
             sync(".dropwire"),
