@@ -296,6 +296,8 @@ fn configure(connection: &Connection) -> Result<(), OpenError> {
         };
         connection.pragma_update(None, "synchronous", synchronous)?;
         connection.pragma_update(None, "foreign_keys", true)?;
+        // A killed agent leaves no temporary files behind.
+        connection.pragma_update(None, "temp_store", "MEMORY")?;
         connection.busy_timeout(std::time::Duration::from_secs(5))
     };
     settings().map_err(open_error)?;
