@@ -165,8 +165,10 @@ impl Agent {
     /// Waits for the process to end by itself; None when a signal ended it.
     #[track_caller]
     pub fn exit_code(&mut self) -> Option<i32> {
-        let mut child = self.child.take().expect("a running agent");
-        let status = eventually("the agent ends", || child.try_wait().expect("our own child"));
+        assert!(self.child.is_some(), "a running agent");
+        // It stays ours until it has ended: one that does not end is killed with its test.
+        let status = eventually("the agent ends", || self.ended());
+        self.child = None;
         self.unreachable();
         status.code()
     }
