@@ -226,10 +226,22 @@ async fn a_folder_that_cannot_be_used_takes_the_row_back() {
     let bytes = content(2 * CHUNK);
     let small = link.send(id(1), "sub/s", b"x").await;
     let large = link.send(id(2), "sub/l", &bytes).await;
-    let unmounted = std::process::Command::new("umount")
-        .arg(rig.root().join("sub"))
-        .status();
-    assert!(unmounted.unwrap().success());
+    // The refusal is told a moment before the folder's handle is closed, and until then it is busy.
+    let unmounted = || {
+        std::process::Command::new("umount")
+            .arg(rig.root().join("sub"))
+            .stderr(std::process::Stdio::null())
+            .status()
+            .unwrap()
+            .success()
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(60), async {
+        while !unmounted() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("nothing holds the folder any more");
     let unavailable = dropwire_protocol::message::DeclineReason::InboxUnavailable;
     assert_eq!((refused(&small), refused(&large)), (unavailable, unavailable));
     assert_eq!(delivered_as(&link.send(id(1), "sub/s", b"x").await), "sub/s");
