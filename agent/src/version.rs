@@ -27,27 +27,20 @@ pub struct Version {
 impl Version {
     /// From an open file's metadata (never from a path: it may be swapped).
     pub fn of(meta: &Metadata) -> Version {
-        let birth_ns = meta.created().ok().map_or(0, nanoseconds);
-        let mtime_ns = meta.modified().ok().map_or(0, nanoseconds);
         #[cfg(unix)]
-        let (inode, ctime_ns) = {
+        let (inode, ctime) = {
             use std::os::unix::fs::MetadataExt;
-            (
-                meta.ino(),
-                meta.ctime()
-                    .saturating_mul(1_000_000_000)
-                    .saturating_add(meta.ctime_nsec()),
-            )
+            (meta.ino(), (meta.ctime(), meta.ctime_nsec()))
         };
         #[cfg(not(unix))]
-        let (inode, ctime_ns) = (0, 0);
-        Version {
+        let (inode, ctime) = (0, (0, 0));
+        Version::new(
             inode,
-            birth_ns,
-            size: meta.len(),
-            mtime_ns,
-            ctime_ns,
-        }
+            meta.len(),
+            meta.created().ok(),
+            meta.modified().ok(),
+            ctime,
+        )
     }
 
     /// The same version, ctime aside?
@@ -68,26 +61,32 @@ impl Version {
     /// The same from a confined folder's listing: good for telling what is known; a drop's version is read from the
     /// open file.
     pub fn listed(meta: &cap_std::fs::Metadata) -> Version {
-        let birth_ns = meta.created().ok().map_or(0, |t| nanoseconds(t.into_std()));
-        let mtime_ns = meta.modified().ok().map_or(0, |t| nanoseconds(t.into_std()));
         #[cfg(unix)]
-        let (inode, ctime_ns) = {
+        let (inode, ctime) = {
             use cap_std::fs::MetadataExt;
-            (
-                meta.ino(),
-                meta.ctime()
-                    .saturating_mul(1_000_000_000)
-                    .saturating_add(meta.ctime_nsec()),
-            )
+            (meta.ino(), (meta.ctime(), meta.ctime_nsec()))
         };
         #[cfg(not(unix))]
-        let (inode, ctime_ns) = (0, 0);
+        let (inode, ctime) = (0, (0, 0));
+        let std = |time: cap_std::time::SystemTime| time.into_std();
+        let (created, modified) = (meta.created().ok().map(std), meta.modified().ok().map(std));
+        Version::new(inode, meta.len(), created, modified, ctime)
+    }
+
+    /// What a file system does not keep is 0; `ctime` in seconds and nanoseconds.
+    fn new(
+        inode: u64,
+        size: u64,
+        created: Option<SystemTime>,
+        modified: Option<SystemTime>,
+        ctime: (i64, i64),
+    ) -> Version {
         Version {
             inode,
-            birth_ns,
-            size: meta.len(),
-            mtime_ns,
-            ctime_ns,
+            birth_ns: created.map_or(0, nanoseconds),
+            size,
+            mtime_ns: modified.map_or(0, nanoseconds),
+            ctime_ns: ctime.0.saturating_mul(1_000_000_000).saturating_add(ctime.1),
         }
     }
 

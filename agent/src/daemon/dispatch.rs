@@ -253,9 +253,13 @@ impl Dispatcher {
         for event in events {
             all = self.heed(event, &mut proofs).await.and(all);
         }
-        if proofs.is_empty() {
-            return all;
+        if !proofs.is_empty() {
+            self.delivered(proofs).await?;
         }
+        all
+    }
+
+    async fn delivered(&self, proofs: Vec<(Proof, Receipt)>) -> Result<(), DbError> {
         let told: Vec<_> = proofs
             .iter()
             .map(|(p, _)| (p.id, p.delivered_as.clone()))
@@ -264,7 +268,7 @@ impl Dispatcher {
         for (job, path) in told {
             info!(peer = %self.peer.name, %job, delivered_as = %path, "delivered");
         }
-        all
+        Ok(())
     }
 
     async fn heed(&mut self, event: LinkEvent, proofs: &mut Vec<(Proof, Receipt)>) -> Result<(), DbError> {
@@ -350,28 +354,35 @@ impl Dispatcher {
     /// The peer has had it before. That counts for what lies in the outbox only if it is the same version with the
     /// same bytes, so the file is read again.
     async fn settled(&mut self, job: Box<Job>, receipt: Receipt) -> Result<(), DbError> {
-        if let Err(why) = self.check(&job, &receipt) {
-            return self.retry(&job, format!("receipt ignored: {why}"), None).await;
-        }
+        let body = match self.check(&job, &receipt) {
+            Ok(body) => body,
+            Err(why) => return self.retry(&job, format!("receipt ignored: {why}"), None).await,
+        };
         self.flights.insert(job.id, Flight::Rereading);
         self.rereading.spawn_blocking(move || {
             let digest = send::digest_of(&job.root, &job.found);
-            Reread { job, receipt, digest }
+            Reread {
+                job,
+                receipt,
+                body,
+                digest,
+            }
         });
         Ok(())
     }
 
     async fn reread(&mut self, reread: Result<Reread, JoinError>) -> Result<(), DbError> {
-        let Reread { job, receipt, digest } = match reread {
-            Ok(reread) => reread,
-            // The daemon learns of the panic itself; without a receipt the job is offered again.
-            Err(_) => return Ok(()),
+        // The daemon learns of a panic itself; without a receipt the job is offered again.
+        let Ok(Reread {
+            job,
+            receipt,
+            body,
+            digest,
+        }) = reread
+        else {
+            return Ok(());
         };
         self.land(job.id);
-        let body = match self.check(&job, &receipt) {
-            Ok(body) => body,
-            Err(why) => return self.retry(&job, format!("receipt ignored: {why}"), None).await,
-        };
         match digest {
             Ok(digest) if digest != body.digest && !fault::mutant("S4-rehash") => {
                 warn!(peer = %self.peer.name, job = %job.id, %digest, "the peer has other bytes under this id: sent anew");
@@ -384,8 +395,7 @@ impl Dispatcher {
             Ok(_) | Err(Voided::Gone) => {}
             Err(why) => return self.retry(&job, voided_text(&why), None).await,
         }
-        self.shared
-            .delivered(vec![(proof::proof(&receipt, &body), receipt)])
+        self.delivered(vec![(proof::proof(&receipt, &body), receipt)])
             .await
     }
 

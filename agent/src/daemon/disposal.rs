@@ -71,11 +71,7 @@ async fn pass(shared: &Arc<Shared>) -> Result<bool, DbError> {
                     info!(%path, "changed since it was delivered: stays, and is looked at as a new drop");
                     let why = Some("changed since it was delivered".to_owned());
                     shared.queue.disposed(disposal.drop, why, now_ms()).await?;
-                    if let Some(outbox) = shared
-                        .outboxes()
-                        .iter()
-                        .find(|o| o.id() == Some(disposal.found.outbox))
-                    {
+                    if let Some(outbox) = shared.outbox(disposal.found.outbox) {
                         outbox.recheck(disposal.found.path.clone());
                     }
                 }
@@ -99,11 +95,7 @@ async fn pass(shared: &Arc<Shared>) -> Result<bool, DbError> {
 
 /// The folders that held it go too: an outbox's once they rest empty, a send's copy at once.
 async fn left(shared: &Shared, disposal: &queue::Disposal) {
-    if let Some(outbox) = shared
-        .outboxes()
-        .iter()
-        .find(|o| o.id() == Some(disposal.found.outbox))
-    {
+    if let Some(outbox) = shared.outbox(disposal.found.outbox) {
         outbox.disposed(&disposal.found.path);
     } else if disposal.root.starts_with(shared.spool()) {
         let root = disposal.root.clone();

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use dropwire_protocol::{Digest, Receipt};
+use dropwire_protocol::{Digest, Receipt, ReceiptBody};
 use tokio::time::Instant;
 
 use crate::{
@@ -67,8 +67,10 @@ impl Moved {
 pub struct Reread {
     /// Whose file.
     pub job: Box<Job>,
-    /// Its digest is to be compared with...
+    /// Found to be for this job...
     pub receipt: Receipt,
+    /// ...by what it says, whose digest is to be compared with...
+    pub body: ReceiptBody,
     /// ...what was read now.
     pub digest: Result<Digest, Voided>,
 }

@@ -37,7 +37,7 @@ pub async fn start(
             .outboxes
             .write()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .push(Arc::new(handle));
+            .push(handle);
         tasks.spawn(take_in(shared.clone(), outbox.clone(), events));
     }
     Ok(())

@@ -44,6 +44,7 @@ use crate::{
     link::{self, LinkEvent, Links},
     outbox::Outbox,
     queue::{DropId, Job, Proof, Queue},
+    version::OutboxId,
 };
 use live::Live;
 pub use state::{check_private, private_folder};
@@ -77,7 +78,7 @@ struct Shared {
     queue: Queue,
     links: Links,
     inbox: Inbox,
-    outboxes: RwLock<Vec<Arc<Outbox>>>,
+    outboxes: RwLock<Vec<Outbox>>,
     live: Live,
     /// A peer's dispatcher looks for due jobs when woken.
     wakes: Mutex<HashMap<AgentId, Arc<Notify>>>,
@@ -249,7 +250,7 @@ impl Shared {
         self.state_dir.join("spool")
     }
 
-    fn outboxes(&self) -> Vec<Arc<Outbox>> {
+    fn outboxes(&self) -> Vec<Outbox> {
         self.outboxes
             .read()
             .unwrap_or_else(PoisonError::into_inner)
@@ -270,9 +271,14 @@ impl Shared {
 
     /// The outbox looks at the job's file again: it is no longer what was queued.
     fn recheck(&self, job: &Job) {
-        if let Some(outbox) = self.outboxes().iter().find(|o| o.id() == Some(job.found.outbox)) {
+        if let Some(outbox) = self.outbox(job.found.outbox) {
             outbox.recheck(job.found.path.clone());
         }
+    }
+
+    /// The outbox that has this mark now.
+    fn outbox(&self, id: OutboxId) -> Option<Outbox> {
+        self.outboxes().into_iter().find(|o| o.id() == Some(id))
     }
 }
 
