@@ -15,6 +15,7 @@ const STATUS: &Shape = &[
     ("pid", "i"),
     ("uptime_seconds", "n"),
     ("listen", "s?"),
+    ("config_error", "s?"),
     ("oldest_undelivered_seconds", "n?"),
 ];
 const OUTBOX: &Shape = &[("path", "s"), ("watch", "s"), ("settling", "i"), ("queued", "i")];

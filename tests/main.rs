@@ -17,6 +17,7 @@ mod large;
 mod liars;
 mod names;
 mod readme;
+mod reload;
 mod seams;
 mod service;
 mod settling;

@@ -2,6 +2,7 @@
 
 mod address;
 mod check;
+mod edits;
 mod effective;
 mod explain;
 mod fault;
@@ -18,6 +19,7 @@ use dropwire_protocol::AgentId;
 use serde::Deserialize;
 
 pub use check::default_name;
+pub use edits::{Edits, undisturbed};
 pub use effective::{effective, quoted};
 pub use fault::{Fault, Invalid};
 pub use read::{load, parse, read};

@@ -30,6 +30,9 @@ pub struct StatusReport {
     pub uptime_seconds: f64,
     /// The address and port in use; None on a machine that only dials.
     pub listen: Option<String>,
+    /// Why the config file as it is written now does not hold, so that an earlier one does; several lines.
+    #[serde(default)]
+    pub config_error: Option<String>,
     /// In the config's order.
     pub outboxes: Vec<OutboxReport>,
     /// None on a machine that only sends.
@@ -230,6 +233,7 @@ mod tests {
             pid: 1,
             uptime_seconds: 1.0,
             listen: Some("127.0.0.1:7420".into()),
+            config_error: None,
             outboxes: vec![OutboxReport::new(Path::new("/out"), "native", 0, 0, None)],
             inbox: Some(InboxReport::new(Path::new("/in"), 0, 0, 0, None)),
             peers: vec![PeerReport {
@@ -250,7 +254,7 @@ mod tests {
         };
         let expected = json!({
             "schema": 1, "name": "laptop", "id": "AAAAAAA", "version": "0.1.0", "pid": 1, "uptime_seconds": 1.0,
-            "listen": "127.0.0.1:7420",
+            "listen": "127.0.0.1:7420", "config_error": null,
             "outboxes": [{"path": "/out", "watch": "native", "settling": 0, "queued": 0, "held": null}],
             "inbox": {"path": "/in", "free_bytes": 0, "received_files": 0, "received_bytes": 0, "held": null},
             "peers": [{"name": "office", "id": "BBBBBBB", "connected": true, "paused": false, "next_dial_at": null,

@@ -99,6 +99,7 @@ impl control::Agent for Office {
             pid: std::process::id(),
             uptime_seconds: shared.started.elapsed().as_secs_f64(),
             listen: shared.links.listen_addr().map(|a| a.to_string()),
+            config_error: shared.config_error(),
             outboxes: outboxes.collect(),
             inbox,
             peers: peers.collect(),

@@ -3,14 +3,17 @@
 use std::{
     fs::File,
     io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use dropwire_protocol::message::DeclineReason;
 
 /// Promises of room.
 pub struct Space {
-    min_free: u64,
+    min_free: AtomicU64,
     promised: Mutex<u64>,
 }
 
@@ -24,15 +27,21 @@ impl Space {
     /// `min_free` bytes always stay free.
     pub fn new(min_free: u64) -> Arc<Space> {
         Arc::new(Space {
-            min_free,
+            min_free: min_free.into(),
             promised: Mutex::new(0),
         })
+    }
+
+    /// So many stay free from now on; promises made are kept.
+    pub fn set_min_free(&self, min_free: u64) {
+        self.min_free.store(min_free, Ordering::Relaxed);
     }
 
     /// Promises `bytes` out of `free`, or says how many are missing.
     pub fn reserve(self: &Arc<Self>, bytes: u64, free: u64) -> Result<Reservation, u64> {
         let mut promised = self.lock();
-        let wanted = promised.saturating_add(bytes).saturating_add(self.min_free);
+        let min_free = self.min_free.load(Ordering::Relaxed);
+        let wanted = promised.saturating_add(bytes).saturating_add(min_free);
         if wanted > free {
             return Err(wanted - free);
         }
@@ -134,6 +143,8 @@ mod tests {
         drop(a);
         assert_eq!(*space.lock(), 0);
         assert!(space.reserve(u64::MAX, 1000).is_err());
+        space.set_min_free(600);
+        assert_eq!(space.reserve(500, 1000).err(), Some(100));
     }
 
     #[cfg(unix)]

@@ -80,6 +80,7 @@ fn text(report: &StatusReport, before: Option<&StatusReport>, now: SystemTime) -
         report.pid,
         seconds(report.uptime_seconds),
     )];
+    parts.extend(report.config_error.as_deref().map(config_error));
     parts.push(outboxes(report));
     parts.push(inbox(report));
     parts.push(peers(report, before, now));
@@ -91,6 +92,12 @@ fn text(report: &StatusReport, before: Option<&StatusReport>, now: SystemTime) -
     }
     parts.retain(|part| !part.is_empty());
     parts.join("\n")
+}
+
+fn config_error(error: &str) -> String {
+    let lines = error.lines().map(|line| format!("  {}\n", render::text(line)));
+    let title = "The config file as it is now does not hold; an earlier one does:";
+    format!("{}\n{}", render::paint(WARNING, title), lines.collect::<String>())
 }
 
 fn outboxes(report: &StatusReport) -> String {
@@ -271,6 +278,20 @@ The oldest undelivered file has waited 2m.
     }
 
     #[test]
+    fn a_config_that_does_not_hold() {
+        let mut report = report();
+        report.config_error = Some("unknown key `lisen`\n --> c.toml:2:1\u{1b}".into());
+        let text = text(&report, None, SystemTime::UNIX_EPOCH);
+        let shown = anstream::adapter::strip_str(&text).to_string();
+        let expected = "\n\nThe config file as it is now does not hold; an earlier one does:
+  unknown key `lisen`
+   --> c.toml:2:1\\u{1b}
+
+OUTBOX";
+        assert!(shown.contains(expected), "{shown}");
+    }
+
+    #[test]
     fn rates_come_from_two_reports() {
         let before = report();
         let mut now = report();
@@ -302,6 +323,7 @@ The oldest undelivered file has waited 2m.
             pid: 7,
             uptime_seconds: 3661.0,
             listen: Some("127.0.0.1:7420".into()),
+            config_error: None,
             outboxes: vec![
                 OutboxReport::new(Path::new("/out"), "native", 1, 2, None),
                 OutboxReport::new(

@@ -114,7 +114,6 @@ impl Agent {
     ) -> Agent {
         let settings = Settings {
             name: "agent".into(),
-            listen: Some("127.0.0.1:0".into()),
             peers: vec![config::Peer {
                 name: "peer".into(),
                 id: peer.id(),
@@ -131,15 +130,16 @@ impl Agent {
         let sink = Store::new(identity);
         let (give, events) = mpsc::channel(4);
         let room: Arc<dyn Sink> = Arc::new(sink.clone());
+        let listener = bind("127.0.0.1:0").await.unwrap();
         let links = Links::start_with(
             settings,
+            Some(listener),
             identity.clone(),
             room,
             give,
             CancellationToken::new(),
             timing,
         );
-        let links = links.await.unwrap();
         let (identity, peer) = (identity.clone(), peer.id());
         Agent {
             identity,
