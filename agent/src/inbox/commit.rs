@@ -157,7 +157,7 @@ pub fn resolve(
         Some(_) => {
             shared.db.call_blocking(move |tx| {
                 ledger::unplace(tx, key)?;
-                ledger::drop_receiving(tx, key)
+                ledger::drop_receiving(tx, key).map(drop)
             })?;
             partial::remove(site, key);
             return Err(Answer::refused(
@@ -331,7 +331,7 @@ fn take_back(
         let taken_back = shared.db.call_blocking(move |tx| {
             ledger::unplace(tx, key)?;
             if discard {
-                ledger::drop_receiving(tx, key)
+                ledger::drop_receiving(tx, key).map(drop)
             } else {
                 Ok(())
             }
