@@ -348,8 +348,33 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
+    /// Is the inbox, of which this holds handles, still the one at its path? What is whole is not placed in a folder that
+    /// was moved away or replaced since, nor after a sync of it failed.
+    fn still_there(&self) -> Result<(), Answer> {
+        let site = self.shared.enter()?;
+        if site.is_same(&self.site) || fault::mutant("R5-site") {
+            return Ok(());
+        }
+        let text = "the inbox was replaced by another folder meanwhile";
+        Err(Answer::refused(
+            DeclineReason::InboxUnavailable,
+            text,
+            Some(1_000),
+        ))
+    }
+
     /// Ends the work on the partial, and only then answers.
     fn close(mut self, end: End, reply: Reply) {
+        let end = match end {
+            End::Whole => match self.still_there() {
+                Ok(()) => End::Whole,
+                Err(answer) => {
+                    self.finishing = false; // what there is is kept
+                    answer.into()
+                }
+            },
+            end => end,
+        };
         if let Some(reread) = self.reread.take() {
             reread.cancel();
         }

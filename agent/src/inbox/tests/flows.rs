@@ -293,6 +293,38 @@ async fn an_inbox_that_goes_away_is_held_and_comes_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_large_file_is_not_placed_in_a_folder_that_is_not_the_inbox_any_more() {
+    let rig = Rig::new().await;
+    let away = rig.temp.path().join("away");
+    let (mut link, bytes) = (rig.link(ANA), content(2 * CHUNK));
+    let size = bytes.len() as u64;
+    let (mut opening, _) = link.opened(id(1), "f", size).await;
+    link.write(id(1), opening, 0, &bytes, 0, bytes.len()).await;
+    link.written(size).await;
+    for with_its_mark in [false, true] {
+        std::fs::rename(rig.root(), &away).unwrap();
+        std::fs::create_dir_all(rig.root().join(".dropwire")).unwrap();
+        if with_its_mark {
+            std::fs::copy(away.join(".dropwire/id"), rig.root().join(".dropwire/id")).unwrap();
+        }
+        link.finish(id(1), opening, 0, digest(&bytes)).await;
+        assert_eq!(refused(&link.next().await), InboxUnavailable);
+        assert!(rig.names().is_empty() && !away.join("f").exists());
+        std::fs::remove_dir_all(rig.root()).unwrap();
+        std::fs::rename(&away, rig.root()).unwrap();
+        let (again, first) = link.opened(id(1), "f", size).await;
+        assert!(
+            matches!(first, Outcome::Opened { offset, .. } if offset == size),
+            "nothing is sent twice: {first:?}"
+        );
+        opening = again;
+    }
+    link.finish(id(1), opening, 0, digest(&bytes)).await;
+    assert_eq!(delivered_as(&link.next().await), "f");
+    assert!(rig.files() == [("f".into(), bytes)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn no_inbox_takes_nothing() {
     let mut rig = Rig::new().await;
     rig.inbox.shutdown().await;
