@@ -192,6 +192,8 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         ),
     ),
     ("S5-again", "what was moved is what was looked at", DISPOSE),
+    ("S5-both", "a crash left it under its path too", DISPOSE),
+    ("S5-twice", "a crash left it in the archive too", DISPOSE),
     ("S5-last-lease", "the lease at the last moment", DISPOSE),
     ("S5-own-dir", "the sync that keeps `leaving`", DISPOSE),
     ("S5-sent-dir", "the sync that keeps `sent`", DISPOSE),
