@@ -36,7 +36,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use crate::{
-    clock::now_ms,
+    clock::{self, now_ms},
     config::{Config, paths::Paths},
     control,
     db::{Db, DbError},
@@ -321,7 +321,7 @@ async fn keep_house(shared: Arc<Shared>, cancel: CancellationToken) {
         if slept.is_none() {
             return;
         }
-        if let Err(error) = house_round(&shared.queue, period, &shared.config()).await {
+        if let Err(error) = house_round(&shared, period).await {
             warn!(%error, "the job list failed");
         }
         // What ended is withdrawn, what was pulled in is due.
@@ -329,9 +329,10 @@ async fn keep_house(shared: Arc<Shared>, cancel: CancellationToken) {
     }
 }
 
-async fn house_round(queue: &Queue, period: Duration, config: &Config) -> Result<(), DbError> {
+async fn house_round(shared: &Shared, period: Duration) -> Result<(), DbError> {
+    let (queue, config) = (&shared.queue, shared.config());
     let retry = config.retry;
-    queue.advance(period).await?;
+    clock::advance(&shared.db, period).await?;
     // Queued while the peer was being taken out of the config.
     queue
         .peer_removed(config.peers.iter().map(|p| p.id).collect(), now_ms())
@@ -341,7 +342,7 @@ async fn house_round(queue: &Queue, period: Duration, config: &Config) -> Result
         queue.expire(give_up_after, now_ms()).await?;
     }
     while queue.sweep().await? {}
-    Ok(())
+    shared.inbox.sweep().await
 }
 
 fn job_list(error: &DbError) -> Fatal {

@@ -20,7 +20,8 @@ pub(super) const OUTBOX: OutboxId = OutboxId([7; 16]);
 const MAX_BACKOFF: Duration = Duration::from_secs(300);
 
 pub(super) fn database(folder: &Path) -> Db {
-    Db::open(&folder.join("state.db"), &Migrations::new(vec![M::up(SCHEMA_1)])).unwrap()
+    let migrations = Migrations::new(vec![M::up(crate::clock::RUNNING), M::up(SCHEMA_1)]);
+    Db::open(&folder.join("state.db"), &migrations).unwrap()
 }
 
 pub(super) async fn queue(folder: &Path) -> Queue {
