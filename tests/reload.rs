@@ -247,7 +247,17 @@ fn it_listens_elsewhere_only_if_it_can() {
     pair.wire.cut_all();
     pair.laptop.drop_file("by a new one", b"by a new one");
     pair.office.receives("by a new one", b"by a new one");
-    pair.laptop.stop();
+    // At the same port only one of the two can listen at a time: the agent starts anew inside.
+    let (pid, anywhere) = (pair.office.pid(), taken.replace("127.0.0.1", "0.0.0.0"));
+    let text = good.replacen("127.0.0.1:0", &anywhere, 1) + &outbox;
+    fs::write(&pair.office.config, text).expect("a config");
+    until("it listens anywhere", || {
+        let ran = pair.office.run(&["status", "--json"]);
+        ran.code == Some(0) && ran.out().contains(&format!("{anywhere:?}"))
+    });
+    assert_eq!(pair.office.status()["pid"], pid);
+    pair.laptop.drop_file("after all", b"after all");
+    pair.office.receives("after all", b"after all");
 }
 
 #[test]

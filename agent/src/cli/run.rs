@@ -99,6 +99,7 @@ async fn serve(config: Config, places: Places<'_>) -> Result<(), Fatal> {
         }
         edits.renew().await; // before it is read: what is written later is told
         let Some(read) = reread(&places, &agent).await else {
+            info!("the config file is being written: it is read when that is over");
             continue;
         };
         // What looked like an edit, and changes nothing.

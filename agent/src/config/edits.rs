@@ -1,7 +1,8 @@
 //! Tells when the config file was edited.
 //!
-//! Its folder is watched, not the file: editors write another file and rename it. If the path leads through symbolic
-//! links (Kubernetes' `..data`, NixOS' `/etc/static`), each of them can be put elsewhere, so the folder of each is.
+//! Its folder is watched: editors write another file and rename it. If the path leads through symbolic links
+//! (Kubernetes' `..data`, NixOS' `/etc/static`), each of them can be put elsewhere, so the folder of each is watched.
+//! And the file is, which a container may see by another name than who writes it.
 
 use std::{
     collections::BTreeSet,
@@ -68,13 +69,12 @@ impl Edits {
             Ok(Err(error)) => error.to_string(),
             Err(error) => error.to_string(),
         };
-        self.watcher = None;
         if !self.said {
             self.said = true;
             let config = shown(&self.config);
             warn!(
                 config,
-                error, "the config file cannot be watched: it is read again on SIGHUP only"
+                error, "the config file cannot be watched: send SIGHUP after an edit"
             );
         }
     }
@@ -133,6 +133,8 @@ fn start(config: &Path, touched: Arc<Notify>) -> notify::Result<RecommendedWatch
     for folder in &folders {
         watcher.watch(folder, RecursiveMode::NonRecursive)?;
     }
+    // It need not be there.
+    let _ = watcher.watch(config, RecursiveMode::NonRecursive);
     Ok(watcher)
 }
 
@@ -167,7 +169,10 @@ fn way(config: &Path) -> BTreeSet<PathBuf> {
         match at.symlink_metadata() {
             Ok(found) if found.is_symlink() => {
                 links += 1;
-                way.insert(at.clone());
+                // The root's own links are the system's, and much happens beside them.
+                if at.parent().is_some_and(|folder| folder.parent().is_some()) {
+                    way.insert(at.clone());
+                }
                 let Ok(target) = at.read_link() else { break };
                 if links > MOST_LINKS {
                     break;
@@ -273,6 +278,10 @@ mod tests {
         fs::create_dir(root.join("etc")).unwrap();
         told(&mut edits).await;
         fs::write(&config, "4").unwrap();
+        told(&mut edits).await;
+        fs::hard_link(&config, root.join("outside")).unwrap();
+        told(&mut edits).await;
+        fs::write(root.join("outside"), "5").unwrap();
         told(&mut edits).await;
         // As Kubernetes does it.
         for version in ["v1", "v2"] {
