@@ -146,6 +146,27 @@ fn a_peer_that_is_taken_out_is_told_and_let_in_no_more() {
 }
 
 #[test]
+fn another_largest_size_holds_for_the_link_there_is() {
+    let pair = Pair::linked();
+    let good = fs::read_to_string(&pair.office.config).expect("the config");
+    let limited = good.replacen("[[peer]]", "[[peer]]\nmax_file_size = \"1 MiB\"", 1);
+    fs::write(&pair.office.config, limited).expect("a config");
+    until("it was taken up", || {
+        count(&pair.office, "the new config holds") == 1
+    });
+    let large = files::noise(1, 2 << 20);
+    pair.laptop.drop_file("large", &large);
+    until("it is declined", || {
+        let jobs = pair.laptop.jobs_of("large");
+        jobs.iter()
+            .any(|j| j["error"].as_str().is_some_and(|e| e.contains("declined")))
+    });
+    fs::write(&pair.office.config, good).expect("a config");
+    pair.office.receives("large", &large);
+    assert_eq!(pair.wire.connections(), 1);
+}
+
+#[test]
 fn a_wrong_config_changes_nothing_and_is_told() {
     let mut pair = Pair::linked();
     assert!(pair.laptop.status()["config_error"].is_null());
