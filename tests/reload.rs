@@ -45,6 +45,25 @@ fn an_outbox_and_another_limit_do_not_touch_what_is_under_way() {
 }
 
 #[test]
+fn what_an_outbox_found_is_delivered_after_it_was_taken_out() {
+    let pair = Pair::with(|laptop, _| laptop.settings.tables.push(SLOW.into()));
+    begin_large(&pair);
+    let good = fs::read_to_string(&pair.laptop.config).expect("the config");
+    let (start, rest) = good.split_once("[[outbox]]").expect("an outbox");
+    let (_, rest) = rest.split_once("[inbox]").expect("an inbox");
+    let without = format!("{start}[inbox]{rest}");
+    fs::write(&pair.laptop.config, &without).expect("a config");
+    until("there is no outbox", || boxes(&pair.laptop).is_empty());
+    pair.laptop.drop_file("unseen", b"unseen");
+    fs::write(&pair.laptop.config, without.replace(SLOW, "")).expect("a config");
+    pair.laptop.delivers(1);
+    assert_undisturbed(&pair);
+    until("only what was not seen stays", || {
+        files::list(&pair.laptop.outbox) == [Path::new("unseen")]
+    });
+}
+
+#[test]
 fn a_storm_of_signals_does_no_harm() {
     let mut pair = Pair::with(|laptop, _| laptop.settings.tables.push(SLOW.into()));
     begin_large(&pair);
@@ -200,6 +219,10 @@ fn a_wrong_config_changes_nothing_and_is_told() {
     until("that it is gone is told", || {
         count(&pair.laptop, "there is no config") == 1
     });
+    fs::write(&pair.laptop.config, "").expect("what a full disk leaves of it");
+    until("that nothing is left is told", || {
+        count(&pair.laptop, "names no outbox") == 1
+    });
     pair.laptop.settings.outbox.push("ignore = [\"*.new\"]".into());
     pair.laptop.write_config();
     until("a good one holds", || {
@@ -240,7 +263,7 @@ fn an_edit_counts_however_it_is_made() {
 
 #[test]
 fn it_listens_elsewhere_only_if_it_can() {
-    let mut pair = Pair::linked();
+    let pair = Pair::linked();
     let good = fs::read_to_string(&pair.office.config).expect("the config");
     let more = pair.office.root.join("more");
     let outbox = format!("[[outbox]]\npath = {more:?}\n");

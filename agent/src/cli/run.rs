@@ -138,16 +138,19 @@ async fn reread(places: &Places<'_>, agent: &Agent) -> Option<Result<Config, Fat
 /// Also holds it against what cannot follow, and what nobody can have meant.
 fn read_over(old: &Config, paths: &Paths, flags: &Flags) -> Result<Config, Fatal> {
     let config = config::load(&paths.config)?;
+    let is_empty =
+        |config: &Config| config.peers.is_empty() && config.outboxes.is_empty() && config.inbox.is_none();
+    // A file cut short, most likely; and the peers' jobs would be failed for it.
+    if is_empty(&config) && !is_empty(old) {
+        let message = format!("{} names no outbox, inbox or peer any more", shown(&paths.config));
+        return Err(
+            Fatal::new(Exit::Config, message).mend("write it anew; if that is meant, start the agent again")
+        );
+    }
     config.check_paths(paths)?;
     if Paths::find(flags)? != *paths {
         let message = "`state_dir` or `control` is another now, which a running agent cannot follow";
         return Err(Fatal::new(Exit::Config, message).mend("take it back, or start the agent again"));
-    }
-    if config.peers.is_empty() && config.outboxes.is_empty() && !old.peers.is_empty() {
-        let message = format!("{} has lost all its peers and outboxes", shown(&paths.config));
-        return Err(
-            Fatal::new(Exit::Config, message).mend("write it anew; if that is meant, start the agent again")
-        );
     }
     Ok(config)
 }
@@ -168,7 +171,7 @@ async fn reload(mut agent: Agent, read: Result<Config, Fatal>, places: &Places<'
     };
     match &reloaded {
         Ok(Reloaded::Unchanged) => info!("the config is unchanged"),
-        Ok(_) => info!("runs with the new config"),
+        Ok(_) => {} // told already
         Err(fatal) => warn!(mend = fatal.mend, "the config stays as it was: {fatal}"),
     }
     agent.set_config_error(reloaded.as_ref().err().map(told));
@@ -199,7 +202,10 @@ async fn restart(
         .mend("start the agent again (a service manager does that by itself); nothing is lost"));
     }
     match Agent::start(new, paths).await {
-        Ok(agent) => Ok((agent, Ok(Reloaded::Holds))),
+        Ok(agent) => {
+            info!("the new config holds, in a new agent");
+            Ok((agent, Ok(Reloaded::Holds)))
+        }
         Err(fatal) => Ok((Agent::start(old, paths).await?, Err(fatal))),
     }
 }
