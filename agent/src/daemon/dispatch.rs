@@ -48,7 +48,7 @@ pub struct Dispatcher {
     peer: config::Peer,
     linked: bool,
     flights: HashMap<TransferId, Flight>,
-    /// Offered on a link that went down before the answer: the peer may have all of it, and is asked first.
+    /// Offered on a link that went down before the answer.
     unanswered: HashSet<TransferId>,
     /// A Forget is on its way; the next one waits for its answer.
     forgetting: bool,
@@ -123,37 +123,25 @@ impl Dispatcher {
             return Ok(None);
         }
         self.break_off_stalled().await?;
-        for id in self.shared.queue.to_withdraw(self.peer.id, BATCH).await? {
-            if !matches!(self.flights.get(&id), Some(Flight::Withdrawing { .. })) {
-                self.withdraw(id, None).await;
-            }
-        }
-        if !self.forgetting {
-            let ids = self.shared.queue.to_forget(self.peer.id, BATCH).await?;
-            if !ids.is_empty() {
-                self.forgetting = self.request(Request::Forget(ids)).await;
-            }
-        }
         let under_way = Load {
             small: self.in_flight(Class::Small),
             large: self.in_flight(Class::Large),
         };
         let room = schedule::room(under_way, MAX_OPEN as usize);
-        for (class, room) in [(Class::Small, room.small), (Class::Large, room.large)] {
-            if room == 0 {
-                continue;
-            }
-            let busy: HashSet<TransferId> = self.flights.keys().copied().collect();
-            for job in self
-                .shared
-                .queue
-                .due(self.peer.id, class, room, busy, now_ms())
-                .await?
-            {
-                self.offer(job, class).await?;
+        let busy = self.flights.keys().copied().collect();
+        let todo = self.shared.queue.todo(self.peer.id, room, busy, now_ms()).await?;
+        for id in todo.withdraw {
+            if !matches!(self.flights.get(&id), Some(Flight::Withdrawing { .. })) {
+                self.withdraw(id, None).await;
             }
         }
-        let next = self.shared.queue.next_due_ms(self.peer.id, now_ms()).await?;
+        if !self.forgetting && !todo.forget.is_empty() {
+            self.forgetting = self.request(Request::Forget(todo.forget)).await;
+        }
+        for job in todo.due {
+            self.offer(job).await?;
+        }
+        let next = todo.next_due_ms;
         let due = next.map(|at| {
             Instant::now() + Duration::from_millis(at.saturating_sub(now_ms()).max(1).unsigned_abs())
         });
@@ -187,13 +175,14 @@ impl Dispatcher {
         self.flights.values().filter(of_class).count()
     }
 
-    async fn offer(&mut self, job: Job, class: Class) -> Result<(), DbError> {
+    async fn offer(&mut self, job: Job) -> Result<(), DbError> {
+        let class = Class::of(job.found.version.size);
         let source = Arc::new(self.source(&job, class).await?);
         let progress = Arc::new(AtomicU64::new(0));
         let outgoing = Outgoing {
             id: job.id,
             manifest: job.manifest(),
-            eager: !self.unanswered.remove(&job.id),
+            eager: self.is_first_offer(&job),
             source: source.clone(),
             progress: progress.clone(),
         };
@@ -212,6 +201,13 @@ impl Dispatcher {
             );
         }
         Ok(())
+    }
+
+    /// Only then do the bytes of a small file run ahead of the answer. Whatever was offered before, in an earlier life
+    /// of the agent too, may lie across or be declined again: asking costs a round trip, and no bytes.
+    fn is_first_offer(&mut self, job: &Job) -> bool {
+        let offered_on_a_lost_link = self.unanswered.remove(&job.id);
+        !offered_on_a_lost_link && job.attempts == 0 && job.queued_ms >= self.shared.started_ms
     }
 
     async fn source(&self, job: &Job, class: Class) -> Result<FileSource, DbError> {

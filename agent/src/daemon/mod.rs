@@ -72,6 +72,8 @@ struct Shared {
     /// As long as this agent runs; a reload ends it and starts another.
     config: Arc<Config>,
     started: Instant,
+    /// The same by the wall clock: what was queued before may have been offered by an earlier run.
+    started_ms: i64,
     state_dir: PathBuf,
     identity: Arc<Identity>,
     db: Db,
@@ -141,6 +143,7 @@ impl Agent {
         let shared = Arc::new(Shared {
             config: config.clone(),
             started: Instant::now(),
+            started_ms: now_ms(),
             state_dir: paths.state_dir.clone(),
             identity,
             db: state.db.clone(),

@@ -102,11 +102,6 @@ impl Queue {
         .await
     }
 
-    /// Transfers that ended here and whose outcome `peer` has to be asked for.
-    pub async fn to_withdraw(&self, peer: AgentId, limit: usize) -> Result<Vec<TransferId>, DbError> {
-        self.to_tell(peer, Step::Withdraw, limit).await
-    }
-
     /// `peer` will never deliver these; it may forget them.
     pub async fn withdrawn(&self, ids: Vec<TransferId>, now_ms: i64) -> Result<(), DbError> {
         self.each(ids, move |db, _, id, _: &mut Vec<()>| {
@@ -123,11 +118,6 @@ impl Queue {
         .map(|_| ())
     }
 
-    /// Transfers whose outcome is on our disk for good: `peer` may forget them.
-    pub async fn to_forget(&self, peer: AgentId, limit: usize) -> Result<Vec<TransferId>, DbError> {
-        self.to_tell(peer, Step::Forget, limit).await
-    }
-
     /// The peer has forgotten them: nothing is left to be told.
     pub async fn forgotten(&self, ids: Vec<TransferId>) -> Result<(), DbError> {
         self.each(ids, |db, _, id, _: &mut Vec<()>| {
@@ -137,17 +127,6 @@ impl Queue {
         })
         .await
         .map(|_| ())
-    }
-
-    async fn to_tell(&self, peer: AgentId, step: Step, limit: usize) -> Result<Vec<TransferId>, DbError> {
-        self.call(move |db, _| {
-            db.prepare_cached(TO_TELL)?
-                .query_map(params![peer.0, step, clamp(limit)], |row| {
-                    row.get(0).map(TransferId)
-                })?
-                .collect()
-        })
-        .await
     }
 }
 
@@ -171,7 +150,17 @@ pub(super) fn resting_sql() -> String {
     )
 }
 
+/// What one [`Todo`](super::Todo) holds of each kind.
+const TOLD_AT_ONCE: i64 = 256;
+
 pub(super) const TO_TELL: &str = "SELECT transfer FROM closing WHERE peer = ? AND step = ? LIMIT ?";
+
+/// Transfers of which `peer` has yet to be told so; some at a time.
+pub(super) fn to_tell(db: &Connection, peer: AgentId, step: Step) -> Result<Vec<TransferId>> {
+    db.prepare_cached(TO_TELL)?
+        .query_map(params![peer.0, step, TOLD_AT_ONCE], |row| row.get(0).map(TransferId))?
+        .collect()
+}
 
 fn resting_of(row: &Row<'_>) -> Result<Resting> {
     let (found, root) = found_of(row)?;

@@ -127,6 +127,19 @@ impl Job {
     }
 }
 
+/// What there is to do on the link to a peer.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Todo {
+    /// Transfers that ended here and whose outcome the peer has to be asked for; some of them.
+    pub withdraw: Vec<TransferId>,
+    /// Transfers whose outcome is on our disk for good: the peer may forget them; some of them.
+    pub forget: Vec<TransferId>,
+    /// Jobs whose time has come.
+    pub due: Vec<Job>,
+    /// When the next job that is not due yet will be; None when no job waits for its time.
+    pub next_due_ms: Option<i64>,
+}
+
 /// A line of a listing.
 #[derive(Clone, PartialEq, Debug)]
 pub struct JobRow {

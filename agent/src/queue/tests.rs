@@ -10,7 +10,7 @@ use std::{collections::HashSet, path::Path, sync::Arc, time::Duration};
 use dropwire_protocol::{AgentId, Digest, RemotePath, TransferId};
 use rusqlite_migration::{M, Migrations};
 
-use super::*;
+use super::{schedule::Load, *};
 use crate::{
     config::AfterSend,
     version::{Found, OutboxId, Version},
@@ -85,11 +85,16 @@ async fn is_unknown(queue: &Queue, found: Found) -> bool {
 }
 
 async fn due(queue: &Queue, now_ms: i64) -> Vec<TransferId> {
-    let jobs = queue
-        .due(peer(1), Class::Small, 100, HashSet::new(), now_ms)
-        .await
-        .unwrap();
-    jobs.into_iter().map(|j| j.id).collect()
+    let small = Load { small: 100, large: 0 };
+    let todo = queue.todo(peer(1), small, HashSet::new(), now_ms).await.unwrap();
+    todo.due.into_iter().map(|j| j.id).collect()
+}
+
+/// What this peer has to be told.
+async fn todo(queue: &Queue, n: u8) -> Todo {
+    let todo = queue.todo(peer(n), Load::default(), HashSet::new(), 0).await.unwrap();
+    assert!(todo.due.is_empty(), "there is no room");
+    todo
 }
 
 #[tokio::test]
@@ -118,15 +123,15 @@ async fn a_file_goes_its_whole_way() {
     );
 
     assert!(
-        queue.to_forget(peer(1), 9).await.unwrap().is_empty(),
+        todo(&queue, 1).await.forget.is_empty(),
         "not while it lies there"
     );
     queue.disposed(disposal.drop, None, 300).await.unwrap();
     assert!(queue.to_dispose(9).await.unwrap().is_empty());
     for (n, id) in [(1, 0), (2, 1)] {
-        assert_eq!(queue.to_forget(peer(n), 9).await.unwrap(), [ids[id]]);
+        assert_eq!(todo(&queue, n).await.forget, [ids[id]]);
         queue.forgotten(vec![ids[id]]).await.unwrap();
-        assert!(queue.to_forget(peer(n), 9).await.unwrap().is_empty());
+        assert!(todo(&queue, n).await.forget.is_empty());
     }
     let job = queue.get(ids[0]).await.unwrap().unwrap();
     assert_eq!(
@@ -210,16 +215,16 @@ async fn a_newer_version_supersedes() {
         (JobState::Failed, Some(SUPERSEDED.into()))
     );
     assert_eq!(state(&queue, old[0]).await.0, JobState::Delivered);
-    assert_eq!(queue.to_withdraw(peer(2), 9).await.unwrap(), [old[1]]);
-    assert_eq!(queue.to_forget(peer(1), 9).await.unwrap(), [old[0]]);
+    assert_eq!(todo(&queue, 2).await.withdraw, [old[1]]);
+    assert_eq!(todo(&queue, 1).await.forget, [old[0]]);
 
     // Its receipt still comes: kept, and nothing is disposed of.
     let drops = queue.delivered(vec![proof(old[1], 5)], 2).await.unwrap();
     assert!(drops.is_empty() && queue.to_dispose(9).await.unwrap().is_empty());
     assert_eq!(state(&queue, old[1]).await.0, JobState::Failed);
     assert!(queue.receipt(old[1]).await.unwrap().is_some());
-    assert!(queue.to_withdraw(peer(2), 9).await.unwrap().is_empty());
-    assert_eq!(queue.to_forget(peer(2), 9).await.unwrap(), [old[1]]);
+    assert!(todo(&queue, 2).await.withdraw.is_empty());
+    assert_eq!(todo(&queue, 2).await.forget, [old[1]]);
     assert!(
         queue.resend(vec![old[1]], 3).await.unwrap().is_empty(),
         "it does not lie there"
@@ -252,14 +257,14 @@ async fn failed_and_cancelled_jobs_keep_the_file() {
         if cancel {
             assert_eq!(queue.cancel(vec![ids[0]], 5).await.unwrap(), [ids[0]]);
         } else {
-            queue.fail(ids[0], "refused".into(), 5).await.unwrap();
+            assert_eq!(queue.peer_removed(vec![peer(2)], 5).await.unwrap(), [ids[0]]);
         }
         queue.retry(ids[0], "late".into(), 6, 6).await.unwrap();
-        queue.fail(ids[0], "late".into(), 6).await.unwrap();
+        assert!(queue.cancel(vec![ids[0]], 6).await.unwrap().is_empty());
         let expected = if cancel {
             (JobState::Cancelled, Some("cancelled".into()))
         } else {
-            (JobState::Failed, Some("refused".into()))
+            (JobState::Failed, Some(PEER_REMOVED.into()))
         };
         assert_eq!(state(&queue, ids[0]).await, expected, "final is final");
         assert!(
@@ -275,7 +280,7 @@ async fn failed_and_cancelled_jobs_keep_the_file() {
             "not queued again by itself"
         );
         assert!(
-            queue.to_forget(peer(2), 9).await.unwrap().is_empty(),
+            todo(&queue, 2).await.forget.is_empty(),
             "it lies there still"
         );
 
@@ -284,7 +289,7 @@ async fn failed_and_cancelled_jobs_keep_the_file() {
         assert_ne!(now[0], ids[0]);
         assert_eq!(queue.get(ids[0]).await.unwrap(), None);
         assert_eq!(queue.by_prefix(ids[0].to_string()).await.unwrap(), now);
-        assert_eq!(queue.to_withdraw(peer(1), 9).await.unwrap(), [ids[0]]);
+        assert_eq!(todo(&queue, 1).await.withdraw, [ids[0]]);
         assert_eq!(due(&queue, 7).await, now);
         assert_eq!(queue.delivered(vec![proof(now[0], 5)], 8).await.unwrap().len(), 1);
     }
@@ -301,8 +306,8 @@ async fn receipts_of_former_ids_are_kept_and_end_nothing() {
     assert_eq!(due(&queue, 6).await, [new]);
     assert!(queue.delivered(vec![proof(old, 1)], 7).await.unwrap().is_empty());
     assert_eq!(state(&queue, new).await.0, JobState::Queued);
-    assert!(queue.to_withdraw(peer(1), 9).await.unwrap().is_empty());
-    assert_eq!(queue.to_forget(peer(1), 9).await.unwrap(), [old]);
+    assert!(todo(&queue, 1).await.withdraw.is_empty());
+    assert_eq!(todo(&queue, 1).await.forget, [old]);
     assert!(
         queue
             .history(new)
@@ -351,7 +356,7 @@ async fn keep_rests_until_it_leaves() {
     queue.witnessed(resting.drop, 50).await.unwrap();
     assert_eq!(queue.resting(DropId(0), 9).await.unwrap()[0].found, touched);
     queue.left(vec![resting.drop]).await.unwrap();
-    assert_eq!(queue.to_forget(peer(1), 9).await.unwrap(), ids);
+    assert_eq!(todo(&queue, 1).await.forget, ids);
     touched.version.ctime_ns = 60;
     assert!(is_unknown(&queue, touched).await);
 }
@@ -376,24 +381,21 @@ async fn retries_wait_for_their_time() {
         .queued;
     assert_eq!(due(&queue, 99).await, []);
     assert_eq!(due(&queue, 101).await, [first, second[0]]);
-    let large = queue
-        .due(peer(1), Class::Large, 9, HashSet::new(), 101)
-        .await
-        .unwrap();
-    assert_eq!(large[0].id, second[2]);
-    let busy = queue
-        .due(peer(1), Class::Small, 1, HashSet::from([first]), 101)
-        .await
-        .unwrap();
-    assert_eq!(busy[0].id, second[0]);
+    let one_each = Load { small: 1, large: 1 };
+    let busy = HashSet::from([first]);
+    let todo = queue.todo(peer(1), one_each, busy, 101).await.unwrap();
+    let ids: Vec<_> = todo.due.iter().map(|job| job.id).collect();
+    assert_eq!(ids, [second[0], second[2]]);
 
     queue
         .retry(first, "disk full there".into(), 500, 150)
         .await
         .unwrap();
     assert_eq!(due(&queue, 499).await, [second[0]]);
-    assert_eq!(queue.next_due_ms(peer(1), 200).await.unwrap(), Some(500));
-    assert_eq!(queue.next_due_ms(peer(1), 500).await.unwrap(), None);
+    for (now_ms, next) in [(200, Some(500)), (500, None)] {
+        let todo = queue.todo(peer(1), Load::default(), HashSet::new(), now_ms).await;
+        assert_eq!(todo.unwrap().next_due_ms, next);
+    }
     assert_eq!(due(&queue, 500).await, [second[0], first]);
     let job = queue.get(first).await.unwrap().unwrap();
     assert_eq!((job.attempts, job.error.as_deref()), (1, Some("disk full there")));

@@ -12,7 +12,7 @@ enum Op {
     Find { path: u8, version: i64, ctime: i64 },
     Deliver { id: usize, digest: u8 },
     Retry { id: usize },
-    Fail { id: usize },
+    GiveUp,
     Cancel { id: usize },
     Resend { id: usize },
     Recount { id: usize },
@@ -29,7 +29,7 @@ fn op() -> impl Strategy<Value = Op> {
         6 => (0..2u8, 0..3i64, 1..3i64).prop_map(|(path, version, ctime)| Op::Find { path, version, ctime }),
         8 => (id.clone(), prop_oneof![9 => Just(1u8), 1 => Just(2u8)]).prop_map(|(id, digest)| Op::Deliver { id, digest }),
         1 => id.clone().prop_map(|id| Op::Retry { id }),
-        2 => id.clone().prop_map(|id| Op::Fail { id }),
+        1 => Just(Op::GiveUp),
         2 => id.clone().prop_map(|id| Op::Cancel { id }),
         4 => id.clone().prop_map(|id| Op::Resend { id }),
         2 => id.clone().prop_map(|id| Op::Recount { id }),
@@ -197,10 +197,13 @@ impl Pair {
                 let Some(id) = pick(id) else { return };
                 queue.retry(id, "no".into(), 5, 1).await.unwrap();
             }
-            Op::Fail { id } => {
-                let Some(id) = pick(id) else { return };
-                queue.fail(id, "never".into(), 1).await.unwrap();
-                self.end(id, JobState::Failed);
+            Op::GiveUp => {
+                let ended = queue.expire(Duration::ZERO, 1).await.unwrap();
+                let queued: Vec<_> = ids.into_iter().filter(|id| self.queued(*id).is_some()).collect();
+                assert_eq!(ended.len(), queued.len());
+                for id in queued {
+                    self.end(id, JobState::Failed);
+                }
             }
             Op::Cancel { id } => {
                 let Some(id) = pick(id) else { return };
