@@ -36,6 +36,26 @@ fn other_bytes_under_an_id_that_was_delivered() {
     });
 }
 
+/// A tool that sets the old times again does not hide what it wrote.
+#[test]
+fn other_bytes_in_a_kept_file_are_a_new_drop() {
+    let mut pair = keeping();
+    let path = pair.laptop.drop_file("report", b"first");
+    pair.laptop.delivers(1);
+    let mtime = fs::metadata(&path).and_then(|m| m.modified()).expect("an mtime");
+    fs::write(&path, b"other").expect("in place");
+    let file = fs::File::options().write(true).open(&path).expect("the file");
+    file.set_modified(mtime).expect("the old mtime");
+    drop(file);
+    pair.laptop.restart(); // looks after what it keeps, as it does every ten minutes
+    pair.office.receives("report (1)", b"other");
+    pair.laptop.delivers(2);
+    pair.laptop.restart();
+    pair.laptop.drop_file("marker", b"marker");
+    pair.laptop.delivers(3);
+    assert_eq!(pair.office.received().len(), 3);
+}
+
 #[test]
 fn a_folder_that_moves_away_and_back_is_sent() {
     let mut pair = Pair::linked();

@@ -54,6 +54,7 @@ pub struct Dispatcher {
     forgetting: bool,
     /// Files read again because their receipt came without our Done; large ones must not hold up the rest.
     rereading: JoinSet<Reread>,
+    cancel: CancellationToken,
 }
 
 impl Dispatcher {
@@ -73,6 +74,7 @@ impl Dispatcher {
             unanswered: HashSet::new(),
             forgetting: false,
             rereading: JoinSet::new(),
+            cancel: cancel.clone(),
         };
         let mut batch = Vec::with_capacity(BATCH);
         loop {
@@ -355,8 +357,10 @@ impl Dispatcher {
             Err(why) => return self.retry(&job, format!("receipt ignored: {why}"), None).await,
         };
         self.flights.insert(job.id, Flight::Rereading);
+        let cancel = self.cancel.clone();
         self.rereading.spawn_blocking(move || {
-            let digest = send::digest_of(&job.root, &job.found);
+            let digest = send::digest_of(&job.root, &job.found, &|| cancel.is_cancelled());
+            let digest = digest.map(|(digest, _)| digest);
             Reread {
                 job,
                 receipt,

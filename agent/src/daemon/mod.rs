@@ -171,11 +171,11 @@ impl Agent {
         tasks.spawn(disposal::run(shared.clone(), cancel.clone()));
         tasks.spawn(keep_checkpoints(shared.queue.clone(), kept, cancel.clone()));
         tasks.spawn(arrival::run(shared.clone(), cancel.clone()));
-        tasks.spawn(rest::run(shared.clone(), cancel.clone()));
         tasks.spawn(keep_house(shared.clone(), cancel.clone()));
         intake::start(&shared, &config, &tasks, &cancel)
             .await
             .map_err(|e| job_list(&e))?;
+        tasks.spawn(rest::run(shared.clone(), cancel.clone()));
         Ok(Agent {
             shared,
             tasks,

@@ -40,7 +40,8 @@ impl Queue {
             for (large, room) in [(false, room.small), (true, room.large)] {
                 if room > 0 {
                     let mut statement = db.prepare_cached(&due_sql())?;
-                    let jobs = statement.query_map(params![peer.0, large, now_ms], |row| Ok(job_of(row)?.job))?;
+                    let jobs =
+                        statement.query_map(params![peer.0, large, now_ms], |row| Ok(job_of(row)?.job))?;
                     let free = jobs.filter(|job| job.as_ref().map_or(true, |job| !busy.contains(&job.id)));
                     for job in free.take(room) {
                         todo.due.push(job?);
@@ -295,7 +296,9 @@ fn resend_one(
         }
         JobState::Failed | JobState::Cancelled => {
             let lies_there = db
-                .prepare_cached("UPDATE drops SET state = 0 WHERE id = ? AND state < 2")?
+                .prepare_cached(
+                    "UPDATE drops SET state = 0, left_running_ms = NULL WHERE id = ? AND state < 2",
+                )?
                 .execute([job.drop.0])?
                 > 0;
             if !lies_there {

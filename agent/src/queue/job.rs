@@ -1,6 +1,9 @@
 //! What goes into the job list and comes out of it, and how a row becomes a [`Job`].
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use dropwire_protocol::{AgentId, Digest, Manifest, RemotePath, TransferId, message::MAX_EAGER};
 use rusqlite::{Row, types::Type};
@@ -212,6 +215,8 @@ pub struct Resting {
     pub found: Found,
     /// Of what was delivered, if anything was.
     pub digest: Option<Digest>,
+    /// The running time since it was first missed; None while it is there.
+    pub missed: Option<Duration>,
 }
 
 /// How many jobs there are, as far as they are still listed.

@@ -92,7 +92,10 @@ async fn due(queue: &Queue, now_ms: i64) -> Vec<TransferId> {
 
 /// What this peer has to be told.
 async fn todo(queue: &Queue, n: u8) -> Todo {
-    let todo = queue.todo(peer(n), Load::default(), HashSet::new(), 0).await.unwrap();
+    let todo = queue
+        .todo(peer(n), Load::default(), HashSet::new(), 0)
+        .await
+        .unwrap();
     assert!(todo.due.is_empty(), "there is no room");
     todo
 }
@@ -107,11 +110,11 @@ async fn a_file_goes_its_whole_way() {
     assert_eq!(again, Enqueued::default(), "the same version makes nothing new");
 
     let early = queue.delivered(vec![proof(ids[0], 5)], 200).await.unwrap();
-    assert!(early.is_empty() && queue.to_dispose(9).await.unwrap().is_empty());
+    assert!(early.is_empty() && queue.to_dispose(DropId(0), 9).await.unwrap().is_empty());
     let repeated = queue.delivered(vec![proof(ids[0], 6)], 201).await.unwrap();
     assert!(repeated.is_empty());
     let drops = queue.delivered(vec![proof(ids[1], 5)], 202).await.unwrap();
-    let disposal = queue.to_dispose(9).await.unwrap().remove(0);
+    let disposal = queue.to_dispose(DropId(0), 9).await.unwrap().remove(0);
     assert_eq!(drops, [disposal.drop]);
     assert_eq!(
         (disposal.digest, disposal.found.clone()),
@@ -122,12 +125,9 @@ async fn a_file_goes_its_whole_way() {
         (32, AfterSend::Archive)
     );
 
-    assert!(
-        todo(&queue, 1).await.forget.is_empty(),
-        "not while it lies there"
-    );
-    queue.disposed(disposal.drop, None, 300).await.unwrap();
-    assert!(queue.to_dispose(9).await.unwrap().is_empty());
+    assert!(todo(&queue, 1).await.forget.is_empty(), "not while it lies there");
+    queue.disposed(vec![(disposal.drop, None)], 300).await.unwrap();
+    assert!(queue.to_dispose(DropId(0), 9).await.unwrap().is_empty());
     for (n, id) in [(1, 0), (2, 1)] {
         assert_eq!(todo(&queue, n).await.forget, [ids[id]]);
         queue.forgotten(vec![ids[id]]).await.unwrap();
@@ -154,7 +154,7 @@ async fn a_version_that_left_and_returns_is_a_new_drop() {
     let first = enqueue(&queue, 1, AfterSend::Archive, &[1]).await.queued[0];
     let drops = queue.delivered(vec![proof(first, 5)], 1).await.unwrap();
     assert!(!is_unknown(&queue, found("a", 1)).await);
-    queue.disposed(drops[0], None, 2).await.unwrap();
+    queue.disposed(vec![(drops[0], None)], 2).await.unwrap();
     assert!(
         !is_unknown(&queue, found("a", 1)).await,
         "only seen before it left"
@@ -198,7 +198,7 @@ async fn where_there_is_no_ctime_a_returning_version_is_sent_again() {
     let id = queue.enqueue(vec![new], 1).await.unwrap().queued[0];
     let drops = queue.delivered(vec![proof(id, 5)], 1).await.unwrap();
     assert!(!is_unknown(&queue, seen.clone()).await);
-    queue.disposed(drops[0], None, 2).await.unwrap();
+    queue.disposed(vec![(drops[0], None)], 2).await.unwrap();
     assert!(is_unknown(&queue, seen).await);
 }
 
@@ -220,7 +220,7 @@ async fn a_newer_version_supersedes() {
 
     // Its receipt still comes: kept, and nothing is disposed of.
     let drops = queue.delivered(vec![proof(old[1], 5)], 2).await.unwrap();
-    assert!(drops.is_empty() && queue.to_dispose(9).await.unwrap().is_empty());
+    assert!(drops.is_empty() && queue.to_dispose(DropId(0), 9).await.unwrap().is_empty());
     assert_eq!(state(&queue, old[1]).await.0, JobState::Failed);
     assert!(queue.receipt(old[1]).await.unwrap().is_some());
     assert!(todo(&queue, 2).await.withdraw.is_empty());
@@ -239,8 +239,11 @@ async fn an_acknowledged_version_is_still_disposed_of_beside_a_newer_one() {
     let drops = queue.delivered(vec![proof(old[0], 5)], 1).await.unwrap();
     let new = enqueue(&queue, 2, AfterSend::Delete, &[1]).await;
     assert!(new.superseded.is_empty());
-    assert_eq!(queue.to_dispose(9).await.unwrap()[0].drop, drops[0]);
-    queue.disposed(drops[0], Some("changed".into()), 2).await.unwrap();
+    assert_eq!(queue.to_dispose(DropId(0), 9).await.unwrap()[0].drop, drops[0]);
+    queue
+        .disposed(vec![(drops[0], Some("changed".into()))], 2)
+        .await
+        .unwrap();
     assert!(
         queue.resting(DropId(0), 9).await.unwrap().is_empty(),
         "the newer one lies there"
@@ -274,15 +277,12 @@ async fn failed_and_cancelled_jobs_keep_the_file() {
                 .unwrap()
                 .is_empty()
         );
-        assert!(queue.to_dispose(9).await.unwrap().is_empty());
+        assert!(queue.to_dispose(DropId(0), 9).await.unwrap().is_empty());
         assert!(
             !is_unknown(&queue, found("a", 1)).await,
             "not queued again by itself"
         );
-        assert!(
-            todo(&queue, 2).await.forget.is_empty(),
-            "it lies there still"
-        );
+        assert!(todo(&queue, 2).await.forget.is_empty(), "it lies there still");
 
         let now = queue.resend(vec![ids[0], ids[1]], 7).await.unwrap();
         assert_eq!(now.len(), 1, "delivered ones are not sent again");
@@ -326,7 +326,7 @@ async fn different_bytes_of_one_version_dispose_of_nothing() {
     let ids = enqueue(&queue, 1, AfterSend::Delete, &[1, 2]).await.queued;
     let proofs = vec![proof(ids[0], 1), proof(ids[1], 2)];
     assert!(queue.delivered(proofs, 5).await.unwrap().is_empty());
-    assert!(queue.to_dispose(9).await.unwrap().is_empty());
+    assert!(queue.to_dispose(DropId(0), 9).await.unwrap().is_empty());
     let mut touched = found("a", 1);
     touched.version.ctime_ns = 50;
     assert!(is_unknown(&queue, touched).await, "what lies there is a new drop");
@@ -355,6 +355,20 @@ async fn keep_rests_until_it_leaves() {
     assert!(!is_unknown(&queue, touched.clone()).await);
     queue.witnessed(resting.drop, 50).await.unwrap();
     assert_eq!(queue.resting(DropId(0), 9).await.unwrap()[0].found, touched);
+    assert_eq!(resting.missed, None);
+    queue.seen(vec![], vec![resting.drop]).await.unwrap();
+    for days in [1, 2] {
+        queue.advance(Duration::from_secs(24 * 3600)).await.unwrap();
+        queue.seen(vec![], vec![resting.drop]).await.unwrap();
+        let missed = queue.resting(DropId(0), 9).await.unwrap()[0].missed;
+        assert_eq!(missed, Some(Duration::from_secs(24 * 3600 * days)));
+    }
+    assert!(
+        !is_unknown(&queue, touched.clone()).await,
+        "it may come back as what it was"
+    );
+    queue.seen(vec![resting.drop], vec![]).await.unwrap();
+    assert_eq!(queue.resting(DropId(0), 9).await.unwrap()[0].missed, None);
     queue.left(vec![resting.drop]).await.unwrap();
     assert_eq!(todo(&queue, 1).await.forget, ids);
     touched.version.ctime_ns = 60;

@@ -295,11 +295,11 @@ impl Pair {
     }
 
     async fn dispose(&mut self, stays: bool) {
-        let Some(first) = self.queue.to_dispose(1).await.unwrap().pop() else {
+        let Some(first) = self.queue.to_dispose(DropId(0), 1).await.unwrap().pop() else {
             return;
         };
         let error = stays.then(|| "changed".to_string());
-        self.queue.disposed(first.drop, error, 1).await.unwrap();
+        self.queue.disposed(vec![(first.drop, error)], 1).await.unwrap();
         let drop = usize::try_from(first.drop.0 - 1).unwrap();
         let d = &self.model.drops[drop];
         assert!(!d.keep && d.jobs.iter().all(|j| j.state == JobState::Delivered));
