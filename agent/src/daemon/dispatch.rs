@@ -19,9 +19,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::{
-    Shared,
+    Shared, blocking,
     flight::{Flight, Moved, Reread, STALLED, voided_text},
     proof::{self, Claim},
+    rest::{self, Lies},
 };
 use crate::{
     backoff,
@@ -320,8 +321,7 @@ impl Dispatcher {
             }
             LinkEvent::Withdrawn { id, .. } => {
                 if let Some(Flight::Withdrawing { job: Some(job) }) = self.land(id) {
-                    self.shared.queue.gone(job.id, now_ms()).await?;
-                    self.shared.recheck(&job); // it may have returned meanwhile
+                    self.gone(job).await?;
                 }
                 self.shared.queue.withdrawn(vec![id], now_ms()).await?;
             }
@@ -440,6 +440,18 @@ impl Dispatcher {
                 self.retry(&job, voided_text(&why), None).await
             }
         }
+    }
+
+    /// Its file was not there, and the peer will not deliver it. If it came back meanwhile, only this peer's job begins
+    /// anew: others may have read it, and need it once.
+    async fn gone(&mut self, job: Box<Job>) -> Result<(), DbError> {
+        let (root, found) = (job.root.clone(), job.found.clone());
+        if let Ok(Lies::Missing) = blocking(move || rest::lies(&root, &found)).await {
+            self.shared.queue.gone(job.id, now_ms()).await?;
+            self.shared.recheck(&job); // there may be another version
+            return Ok(());
+        }
+        self.begin_anew(*job, "its file was away").await
     }
 
     /// The id is of no more use there; the same file goes under a new one, after the backoff like every other attempt:

@@ -165,20 +165,22 @@ impl<'a> Pages<'a> {
         };
         self.after = last.drop;
         let spool = self.spool.clone();
-        let look = move || {
-            let look = |resting| (lies(&resting, &spool), resting);
-            page.into_iter()
-                .map(look)
-                .map(|(lies, resting)| (resting, lies))
-                .collect()
+        let look = move |resting: Resting| {
+            let lies = if resting.root.starts_with(&spool) {
+                Lies::Spooled
+            } else {
+                lies(&resting.root, &resting.found)
+            };
+            (resting, lies)
         };
-        Ok(Some(blocking(look).await.unwrap_or_default()))
+        let looked = blocking(move || page.into_iter().map(look).collect()).await;
+        Ok(Some(looked.unwrap_or_default()))
     }
 }
 
 /// How a version lies in its outbox.
 #[derive(Clone, Copy, Debug)]
-enum Lies {
+pub enum Lies {
     /// That version, with the ctime that it has now.
     There(Version),
     /// Nothing, or another version.
@@ -189,22 +191,20 @@ enum Lies {
     Unknown,
 }
 
-fn lies(resting: &Resting, spool: &Path) -> Lies {
-    if resting.root.starts_with(spool) {
-        return Lies::Spooled;
-    }
+/// Looks at the disk.
+pub fn lies(root: &Path, found: &Found) -> Lies {
     let look = || -> io::Result<Lies> {
-        let root = confined::root(&resting.root)?;
-        if mark::read(&root)?.map(OutboxId) != Some(resting.found.outbox) {
+        let root = confined::root(root)?;
+        if mark::read(&root)?.map(OutboxId) != Some(found.outbox) {
             return Ok(Lies::Unknown);
         }
-        let path = &resting.found.path;
+        let path = &found.path;
         let version = confined::parent(&root, path).and_then(|folder| {
             let meta = folder.symlink_metadata(confined::os_str(path.file_name())?)?;
             Ok(Version::listed(&meta))
         });
         match version {
-            Ok(now) if now.same_identity(&resting.found.version) => Ok(Lies::There(now)),
+            Ok(now) if now.same_identity(&found.version) => Ok(Lies::There(now)),
             Ok(_) => Ok(Lies::Missing),
             Err(e) if confined::is_absent(&e) => Ok(Lies::Missing),
             Err(e) => Err(e),

@@ -127,6 +127,7 @@ impl Model {
         let delivered = d.jobs.iter().filter(|j| j.state == JobState::Delivered);
         let digests: BTreeSet<_> = delivered.map(|j| j.digest()).collect();
         if digests.len() > 1 {
+            d.ctime = 0; // none that a file has
             self.leave(drop);
         } else if d.keep || count(JobState::Delivered) < d.jobs.len() {
             d.state = DropState::Stays;
