@@ -72,6 +72,8 @@ struct Shared {
     /// As long as this agent runs; a reload ends it and starts another.
     config: Arc<Config>,
     started: Instant,
+    /// The same by the wall clock: what was queued before may have been offered by an earlier run.
+    started_ms: i64,
     state_dir: PathBuf,
     identity: Arc<Identity>,
     db: Db,
@@ -141,6 +143,7 @@ impl Agent {
         let shared = Arc::new(Shared {
             config: config.clone(),
             started: Instant::now(),
+            started_ms: now_ms(),
             state_dir: paths.state_dir.clone(),
             identity,
             db: state.db.clone(),
@@ -168,11 +171,11 @@ impl Agent {
         tasks.spawn(disposal::run(shared.clone(), cancel.clone()));
         tasks.spawn(keep_checkpoints(shared.queue.clone(), kept, cancel.clone()));
         tasks.spawn(arrival::run(shared.clone(), cancel.clone()));
-        tasks.spawn(rest::run(shared.clone(), cancel.clone()));
         tasks.spawn(keep_house(shared.clone(), cancel.clone()));
         intake::start(&shared, &config, &tasks, &cancel)
             .await
             .map_err(|e| job_list(&e))?;
+        tasks.spawn(rest::run(shared.clone(), cancel.clone()));
         Ok(Agent {
             shared,
             tasks,
