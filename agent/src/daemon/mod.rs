@@ -34,7 +34,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use crate::{
-    clock::now_ms,
+    clock::{self, now_ms},
     config::{Config, Retry, paths::Paths},
     control,
     db::{Db, DbError},
@@ -347,7 +347,7 @@ async fn keep_house(shared: Arc<Shared>, cancel: CancellationToken) {
         .await
         .is_some()
     {
-        if let Err(error) = house_round(&shared.queue, period, retry).await {
+        if let Err(error) = house_round(&shared, period, retry).await {
             warn!(%error, "the job list failed");
         }
         // What ended is withdrawn, what was pulled in is due.
@@ -355,14 +355,15 @@ async fn keep_house(shared: Arc<Shared>, cancel: CancellationToken) {
     }
 }
 
-async fn house_round(queue: &Queue, period: Duration, retry: Retry) -> Result<(), DbError> {
-    queue.advance(period).await?;
+async fn house_round(shared: &Shared, period: Duration, retry: Retry) -> Result<(), DbError> {
+    let queue = &shared.queue;
+    clock::advance(&shared.db, period).await?;
     queue.pull_in(now_ms(), retry.max).await?; // the clock may have been set back
     if let Some(give_up_after) = retry.give_up_after {
         queue.expire(give_up_after, now_ms()).await?;
     }
     while queue.sweep().await? {}
-    Ok(())
+    shared.inbox.sweep().await
 }
 
 fn job_list(error: &DbError) -> Fatal {

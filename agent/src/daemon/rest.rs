@@ -222,6 +222,7 @@ mod tests {
 
     use super::*;
     use crate::{
+        clock,
         config::AfterSend,
         db::Db,
         identity::Identity,
@@ -233,6 +234,7 @@ mod tests {
     /// An outbox with a job list.
     struct World {
         temp: tempfile::TempDir,
+        db: Db,
         queue: Queue,
         outbox: OutboxId,
     }
@@ -243,11 +245,16 @@ mod tests {
             fs::create_dir(temp.path().join("outbox")).unwrap();
             let outbox =
                 OutboxId(mark::create(&confined::root(&temp.path().join("outbox")).unwrap()).unwrap());
-            let migrations = Migrations::new(vec![M::up(SCHEMA_1)]);
+            let migrations = Migrations::new(vec![M::up(clock::RUNNING), M::up(SCHEMA_1)]);
             let db = Db::open(&temp.path().join("jobs.db"), &migrations).unwrap();
             let identity = Arc::new(Identity::generate());
-            let queue = Queue::open(db, identity, 0, KEPT).await.unwrap();
-            World { temp, queue, outbox }
+            let queue = Queue::open(db.clone(), identity, 0, KEPT).await.unwrap();
+            World {
+                temp,
+                db,
+                queue,
+                outbox,
+            }
         }
 
         fn root(&self) -> PathBuf {
@@ -390,7 +397,7 @@ mod tests {
         for away in [KEPT / 2, KEPT] {
             fs::rename(&inside, &outside).unwrap();
             world.look_after().await;
-            world.queue.advance(away).await.unwrap();
+            clock::advance(&world.db, away).await.unwrap();
             world.look_after().await;
             fs::rename(&outside, &inside).unwrap();
             assert_eq!(world.is_unknown().await, away == KEPT, "{away:?}");
@@ -421,16 +428,16 @@ mod tests {
         let id = world.enqueue(found, taken.root.clone(), AfterSend::Delete).await;
         world.queue.cancel(vec![id], 2).await.unwrap();
         world.look_after().await;
-        world.queue.advance(KEPT / 2).await.unwrap();
+        clock::advance(&world.db, KEPT / 2).await.unwrap();
         world.look_after().await;
         let id = world.queue.resend(vec![id], 3).await.unwrap()[0];
-        world.queue.advance(KEPT).await.unwrap();
+        clock::advance(&world.db, KEPT).await.unwrap();
         world.look_after().await;
         assert!(taken.root.join("by hand").exists(), "it is to be sent");
         world.queue.cancel(vec![id], 4).await.unwrap();
         world.look_after().await;
         assert!(taken.root.join("by hand").exists(), "its time begins anew");
-        world.queue.advance(KEPT).await.unwrap();
+        clock::advance(&world.db, KEPT).await.unwrap();
         world.look_after().await;
         assert!(!taken.root.exists());
         assert!(world.queue.resend(vec![id], 5).await.unwrap().is_empty());

@@ -13,7 +13,7 @@ use super::{
     schedule::Load,
     schema::{DropState, Step},
 };
-use crate::{db::DbError, identity::Identity};
+use crate::{clock::milliseconds, db::DbError, identity::Identity};
 
 /// Why the jobs of a peer end that is no longer paired.
 pub const PEER_REMOVED: &str = "peer removed from the config";
@@ -208,10 +208,9 @@ impl Queue {
         }
     }
 
-    /// Fails jobs that were queued for longer than `give_up_after` of observed running time (see
-    /// [`Queue::advance`]). Returns their ids.
+    /// Fails jobs that were queued for longer than `give_up_after` of observed running time. Returns their ids.
     pub async fn expire(&self, give_up_after: Duration, now_ms: i64) -> Result<Vec<TransferId>, DbError> {
-        let limit_ms = i64::try_from(give_up_after.as_millis()).unwrap_or(i64::MAX);
+        let limit_ms = milliseconds(give_up_after);
         let text = format!("given up after {}", humantime::format_duration(give_up_after));
         let mut all = Vec::new();
         loop {

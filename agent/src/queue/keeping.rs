@@ -1,12 +1,11 @@
-//! Time and the job list: what is kept how long, counted in observed running time, so that a jump of the wall
-//! clock ends nothing.
+//! Time and the job list: what is kept how long, counted in observed running time (see `clock`).
 
 use std::time::Duration;
 
 use rusqlite::params;
 
 use super::Queue;
-use crate::db::DbError;
+use crate::{clock::milliseconds, db::DbError};
 
 /// How long ended jobs are kept once their file has left. A file that is missed counts as left after the same time,
 /// and as long does a sent copy wait for a retry whose jobs all ended.
@@ -16,16 +15,6 @@ pub const KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
 const SWEPT_AT_ONCE: usize = 512;
 
 impl Queue {
-    /// The agent ran for so long since it last said so.
-    pub async fn advance(&self, ran: Duration) -> Result<(), DbError> {
-        self.call(move |db, _| {
-            db.prepare_cached("UPDATE running SET ms = ms + ?")?
-                .execute([milliseconds(ran)])?;
-            Ok(())
-        })
-        .await
-    }
-
     /// Pulls attempts nearer that lie further ahead than `max_backoff` (the clock was set back). To be called when
     /// a jump of the clock is seen; [`Queue::open`] does it too.
     pub async fn pull_in(&self, now_ms: i64, max_backoff: Duration) -> Result<(), DbError> {
@@ -93,7 +82,3 @@ const REMOVE_OUTBOXES: [&str; 2] = [
     "DELETE FROM tally WHERE n = 0 AND NOT EXISTS (SELECT 1 FROM drops WHERE drops.outbox = tally.outbox)",
     "DELETE FROM outboxes WHERE NOT EXISTS (SELECT 1 FROM drops WHERE outbox = outboxes.id)",
 ];
-
-fn milliseconds(time: Duration) -> i64 {
-    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
-}

@@ -20,7 +20,8 @@ pub(super) const OUTBOX: OutboxId = OutboxId([7; 16]);
 const MAX_BACKOFF: Duration = Duration::from_secs(300);
 
 pub(super) fn database(folder: &Path) -> Db {
-    Db::open(&folder.join("state.db"), &Migrations::new(vec![M::up(SCHEMA_1)])).unwrap()
+    let migrations = Migrations::new(vec![M::up(crate::clock::RUNNING), M::up(SCHEMA_1)]);
+    Db::open(&folder.join("state.db"), &migrations).unwrap()
 }
 
 pub(super) async fn queue(folder: &Path) -> Queue {
@@ -363,7 +364,9 @@ async fn keep_rests_until_it_leaves() {
     assert_eq!(resting.missed, None);
     queue.seen(vec![], vec![resting.drop]).await.unwrap();
     for days in [1, 2] {
-        queue.advance(Duration::from_secs(24 * 3600)).await.unwrap();
+        crate::clock::advance(&queue.db, Duration::from_secs(24 * 3600))
+            .await
+            .unwrap();
         queue.seen(vec![], vec![resting.drop]).await.unwrap();
         let missed = queue.resting(DropId(0), 9).await.unwrap()[0].missed;
         assert_eq!(missed, Some(Duration::from_secs(24 * 3600 * days)));
