@@ -55,6 +55,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         "a resume begins with the digest of our own bytes",
         SEND,
     ),
+    (
+        "keep-witness",
+        "a kept file's bytes are compared where its ctime alone is another",
+        Inside(&["daemon::rest::tests"]),
+    ),
     ("send-copy", "the sync of a copy made by `send`", SPOOL),
     ("send-dir", "the sync of the send's folder", SPOOL),
     ("send-folder", "the sync of a copied folder", SPOOL),

@@ -78,6 +78,8 @@ struct Shared {
     /// Why what is written in the file does not hold.
     config_error: Mutex<Option<String>>,
     started: Instant,
+    /// The same by the wall clock: what was queued before may have been offered by an earlier run.
+    started_ms: i64,
     state_dir: PathBuf,
     identity: Arc<Identity>,
     db: Db,
@@ -142,6 +144,7 @@ impl Agent {
             config: RwLock::new(config.clone()),
             config_error: Mutex::default(),
             started: Instant::now(),
+            started_ms: now_ms(),
             state_dir: paths.state_dir.clone(),
             identity,
             db: state.db.clone(),
@@ -173,11 +176,11 @@ impl Agent {
         tasks.spawn(disposal::run(shared.clone(), cancel.clone()));
         tasks.spawn(keep_checkpoints(shared.queue.clone(), kept, cancel.clone()));
         tasks.spawn(arrival::run(shared.clone(), cancel.clone()));
-        tasks.spawn(rest::run(shared.clone(), cancel.clone()));
         tasks.spawn(keep_house(shared.clone(), cancel.clone()));
         intake::begin(&shared, &config.outboxes, &tasks, &cancel)
             .await
             .map_err(|e| job_list(&e))?;
+        tasks.spawn(rest::run(shared.clone(), cancel.clone()));
         Ok(Agent {
             shared,
             tasks,

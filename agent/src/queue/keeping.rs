@@ -7,7 +7,8 @@ use rusqlite::params;
 use super::Queue;
 use crate::{clock::milliseconds, db::DbError};
 
-/// How long ended jobs are kept once their file has left.
+/// How long ended jobs are kept once their file has left. A file that is missed counts as left after the same time,
+/// and as long does a sent copy wait for a retry whose jobs all ended.
 pub const KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// Most drops that one sweep looks at.
@@ -42,6 +43,11 @@ impl Queue {
                     db.prepare_cached(step)?.execute([drop])?;
                 }
             }
+            if old.iter().any(|(_, closing)| !closing) {
+                for step in REMOVE_OUTBOXES {
+                    db.prepare_cached(step)?.execute([])?;
+                }
+            }
             Ok(old.len() == SWEPT_AT_ONCE)
         })
         .await
@@ -69,4 +75,10 @@ const REMOVE: [&str; 4] = [
     "DELETE FROM former WHERE job IN (SELECT id FROM jobs WHERE drop_id = ?)",
     "DELETE FROM jobs WHERE drop_id = ?",
     "DELETE FROM drops WHERE id = ?",
+];
+
+/// Each `send` has an outbox of its own. One without drops is made anew when it is needed.
+const REMOVE_OUTBOXES: [&str; 2] = [
+    "DELETE FROM tally WHERE n = 0 AND NOT EXISTS (SELECT 1 FROM drops WHERE drops.outbox = tally.outbox)",
+    "DELETE FROM outboxes WHERE NOT EXISTS (SELECT 1 FROM drops WHERE outbox = outboxes.id)",
 ];

@@ -43,7 +43,7 @@ pub use attempts::{GONE, PEER_REMOVED};
 pub use enqueue::SUPERSEDED;
 pub use job::{
     Class, Counts, Disposal, DropId, Enqueued, Filter, Job, JobRow, JobState, NewDrop, Page, PeerCounts,
-    Proof, Resting,
+    Proof, Resting, Todo,
 };
 pub use keeping::KEPT;
 pub use schema::SCHEMA_1;
