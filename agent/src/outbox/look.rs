@@ -25,10 +25,10 @@ pub(super) enum Seen {
     File { sight: Sight, file: Option<File> },
     /// A folder: to be scanned.
     Folder,
-    /// Nothing, or nothing that is ever sent (symlink, FIFO, socket, device).
+    /// Nothing (any more).
     Nothing,
-    /// It cannot be read, for this reason.
-    Unreadable(String),
+    /// It cannot be sent, for this reason: no regular file, or unreadable.
+    Refused(String),
 }
 
 /// Looks at `path` below `root`. Blocks only for the disk.
@@ -40,15 +40,19 @@ pub(super) fn look(root: &Dir, path: &RemotePath, quiet: Duration) -> Seen {
             file: None,
         },
         Err(e) if confined::is_absent(&e) => Seen::Nothing,
-        Err(e) => Seen::Unreadable(format!("it cannot be read: {e}")),
+        Err(e) => Seen::Refused(format!("it cannot be read: {e}")),
     }
 }
 
 fn try_look(root: &Dir, path: &RemotePath, quiet: Duration) -> io::Result<Seen> {
     let folder = confined::parent(root, path)?;
     let name = confined::os_str(path.file_name())?;
-    if folder.symlink_metadata(name)?.is_dir() {
+    let kind = folder.symlink_metadata(name)?.file_type();
+    if kind.is_dir() {
         return Ok(Seen::Folder);
+    }
+    if !kind.is_file() {
+        return Ok(Seen::Refused(no_file(kind).into()));
     }
     let file = confined::open_file(&folder, name)?;
     let leased = match Lease::take(&file) {
@@ -95,6 +99,28 @@ fn rest(
         )
     } else {
         (Duration::ZERO, "it is ready")
+    }
+}
+
+/// Why what is neither file nor folder is not sent.
+pub(super) fn no_file(kind: cap_std::fs::FileType) -> &'static str {
+    #[cfg(unix)]
+    {
+        use cap_std::fs::FileTypeExt;
+        if kind.is_fifo() {
+            return "it is a FIFO, not a regular file";
+        }
+        if kind.is_socket() {
+            return "it is a socket, not a regular file";
+        }
+        if kind.is_block_device() || kind.is_char_device() {
+            return "it is a device, not a regular file";
+        }
+    }
+    if kind.is_symlink() {
+        "it is a symbolic link, which is not followed, and not a regular file"
+    } else {
+        "it is not a regular file"
     }
 }
 
@@ -220,9 +246,21 @@ mod tests {
         fs::create_dir(root.join("sub")).unwrap();
         std::os::unix::fs::symlink("sub", root.join("sublink")).unwrap();
         fs::write(root.join("sub/file"), "bytes").unwrap();
-        for name in ["link", "socket", "fifo", "sublink/file", "sublink"] {
-            assert!(matches!(at(root, name), Seen::Nothing), "{name}");
+        for (name, kind) in [
+            ("link", "link"),
+            ("socket", "socket"),
+            ("fifo", "FIFO"),
+            ("sublink", "link"),
+        ] {
+            assert!(
+                matches!(at(root, name), Seen::Refused(why) if why.contains(kind)),
+                "{name}"
+            );
         }
+        assert!(matches!(at(root, "sublink/file"), Seen::Nothing));
+        let devices = confined::root(std::path::Path::new("/dev")).unwrap();
+        let null = look(&devices, &RemotePath::parse(b"null").unwrap(), QUIET);
+        assert!(matches!(null, Seen::Refused(why) if why.contains("device")));
         assert!(matches!(at(root, "sub"), Seen::Folder));
     }
 
