@@ -2,7 +2,11 @@
 
 use std::{fs::File, io::Write as _};
 
-use crate::harness::{Fault, Pair, Toward, eventually, files::noise, until};
+use crate::harness::{
+    Fault, Pair, Toward, eventually,
+    files::{self, noise},
+    until,
+};
 
 #[test]
 fn a_file_that_is_being_written_waits_for_its_close() {
@@ -229,4 +233,37 @@ fn opening_for_writing_waits_for_no_stalled_link() {
     pair.office.receives("large", &whole);
     pair.laptop.empties_outbox();
     assert_eq!(pair.office.received().len(), 1, "no torn one");
+}
+
+#[test]
+fn with_markers_a_file_waits_for_its_own() {
+    let pair = Pair::with(|laptop, _| laptop.settings.outbox.push("ready = \"marker\"".into()));
+    let at = |name: &str| pair.laptop.outbox.join(name);
+    pair.laptop.drop_file("sub/early", b"early");
+    pair.laptop.drop_file("marked", b"marked");
+    pair.laptop.drop_file("marked.done", b"");
+    pair.office.receives("marked", b"marked");
+    // The marker leaves after its file.
+    until("only what waits is left", || {
+        files::list(&pair.laptop.outbox) == [std::path::Path::new("sub/early")]
+    });
+    let why = |name: &str| {
+        pair.laptop
+            .run(&["why", at(name).to_str().expect("a plain path")])
+    };
+    let waits = why("sub/early").exits(0).out();
+    assert!(waits.contains("waits for its marker early.done"), "{waits}");
+    // Grown bit by bit, closed each time, as the marker's users do it.
+    for _ in 0..3 {
+        let mut file = File::options()
+            .append(true)
+            .open(at("sub/early"))
+            .expect("opened");
+        file.write_all(b", more").expect("written");
+    }
+    pair.laptop.drop_file("sub/early.done", b"");
+    pair.office.receives("sub/early", b"early, more, more, more");
+    pair.laptop.delivers(2);
+    pair.laptop.empties_outbox();
+    assert_eq!(pair.office.received().len(), 2, "no marker is sent");
 }

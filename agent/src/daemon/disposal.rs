@@ -55,7 +55,7 @@ async fn pass(shared: &Arc<Shared>) -> Result<bool, DbError> {
         if batch.is_empty() {
             return Ok(!waiting.is_empty());
         }
-        let plans: Vec<_> = batch.iter().map(plan).collect();
+        let plans: Vec<_> = batch.iter().map(|d| plan(shared, d)).collect();
         let Ok(outcomes) = blocking(move || dispose::dispose_all(&plans)).await else {
             return Ok(true);
         };
@@ -105,7 +105,9 @@ async fn left(shared: &Shared, disposal: &queue::Disposal) {
     }
 }
 
-fn plan(disposal: &queue::Disposal) -> dispose::Disposal {
+fn plan(shared: &Shared, disposal: &queue::Disposal) -> dispose::Disposal {
+    let config = shared.config();
+    let outbox = config.outboxes.iter().find(|o| o.path == disposal.root);
     dispose::Disposal {
         name: disposal.name.clone(),
         outbox: disposal.found.outbox,
@@ -114,5 +116,6 @@ fn plan(disposal: &queue::Disposal) -> dispose::Disposal {
         version: disposal.found.version,
         digest: disposal.digest,
         after: disposal.after_send,
+        marker: outbox.and_then(|o| o.marker.clone()),
     }
 }

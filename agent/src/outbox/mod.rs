@@ -13,6 +13,7 @@ pub mod dispose;
 mod health;
 mod ignore;
 mod look;
+mod marker;
 mod memory;
 mod mounts;
 mod place;
@@ -183,6 +184,11 @@ impl Outbox {
             let pattern = dropwire_protocol::name::escape(pattern.as_bytes());
             return Some(format!("ignored: matches {pattern}"));
         }
+        let suffix = self.shared.config.marker.as_deref();
+        if let Some(file) = suffix.and_then(|suffix| marker::stem(below.file_name(), suffix)) {
+            let file = dropwire_protocol::name::escape(file);
+            return Some(format!("never sent: it is the marker of {file}"));
+        }
         let state = self.shared.state();
         if let Some(held) = &state.held {
             return Some(format!("the outbox is held: {held}"));
@@ -196,7 +202,15 @@ impl Outbox {
         drop(state);
         // Not seen yet, or one of too many.
         let meta = std::fs::symlink_metadata(path).ok()?;
-        (!meta.is_file() && !meta.is_dir()).then(|| "not sent: it is not a regular file".into())
+        if !meta.is_file() {
+            return (!meta.is_dir()).then(|| "not sent: it is not a regular file".into());
+        }
+        let marker = std::ffi::OsString::from_iter([path.as_os_str(), suffix?.as_ref()]);
+        let marker = Path::new(&marker);
+        (!marker.is_file()).then(|| {
+            let name = confined::bytes(marker.file_name().unwrap_or_default()).unwrap_or_default();
+            format!("waits for its marker {}", dropwire_protocol::name::escape(name))
+        })
     }
 
     /// Looks at `path` again soon.

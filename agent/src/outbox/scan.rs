@@ -13,7 +13,7 @@ use dropwire_protocol::RemotePath;
 
 use super::{
     ignore::Ignore,
-    look,
+    look, marker,
     memory::{Memory, Stamp},
 };
 use crate::{
@@ -42,6 +42,8 @@ pub(super) struct Walk<'a> {
     /// Where the outbox lies; only for `watch`.
     pub(super) root: &'a Path,
     pub(super) ignore: &'a Ignore,
+    /// What a marker's name adds to its file's; markers are not reported.
+    pub(super) marker: Option<&'a str>,
     /// Called with each folder before it is read, so that nothing made in it later goes unseen.
     pub(super) watch: &'a dyn Fn(&Path),
     /// Takes reports; false ends the walk.
@@ -201,6 +203,12 @@ impl Walk<'_> {
             self.problem(stand, look::no_file(kind).into())?;
             return Ok(false);
         }
+        if self
+            .marker
+            .is_some_and(|suffix| marker::stem(name, suffix).is_some())
+        {
+            return Ok(false);
+        }
         match (RemotePath::parse(&stand.path), entry.metadata()) {
             (Ok(path), Ok(meta)) => stand.batch.push(Found {
                 outbox: self.outbox,
@@ -272,6 +280,7 @@ mod tests {
             outbox: OutboxId([0; 16]),
             root,
             ignore: &Ignore::new(&[]).unwrap(),
+            marker: None,
             watch: &|path| {
                 let below = path.strip_prefix(root).unwrap();
                 watched.borrow_mut().push(below.to_string_lossy().into_owned());

@@ -15,7 +15,8 @@ use tokio::sync::mpsc;
 use super::{
     Command, OutboxEvent, Problem,
     ignore::DOWNLOADS,
-    look::{self, Seen},
+    look::{self, Rules, Seen},
+    marker,
     memory::Memory,
     mounts::Mounts,
     place::{self, Place},
@@ -201,7 +202,13 @@ impl<'a> Tending<'a> {
     }
 
     fn notice(&mut self, path: RemotePath, urgency: Urgency) {
-        let shared = &self.task.shared;
+        let shared = Arc::clone(&self.task.shared);
+        let suffix = shared.config.marker.as_deref();
+        if let Some(stem) = suffix.and_then(|suffix| marker::stem(path.file_name(), suffix))
+            && let Ok(file) = path.with_file_name(stem)
+        {
+            self.notice(file, urgency); // what looks like a marker may be a folder all the same
+        }
         if shared.ignore.as_ref().is_some_and(|i| i.matched(&path).is_some()) {
             return;
         }
@@ -310,6 +317,7 @@ impl<'a> Tending<'a> {
                     outbox: place.id,
                     root: &place.root,
                     ignore,
+                    marker: shared.config.marker.as_deref(),
                     watch: &|folder| {
                         if let Some(watcher) = &watcher {
                             watcher.folder(folder);
@@ -336,10 +344,15 @@ impl<'a> Tending<'a> {
         if paths.is_empty() {
             return Ok(());
         }
-        let (place, quiet) = (Arc::clone(&self.place), self.task.shared.config.quiet);
+        let place = Arc::clone(&self.place);
+        let rules = {
+            let config = &self.task.shared.config;
+            let (quiet, marker) = (config.quiet, config.marker.clone());
+            Rules { quiet, marker }
+        };
         let looked = blocking(move || {
             let dir = place.open().ok()?;
-            let look = |path| (look::look(&dir, &path, quiet), path);
+            let look = |path| (look::look(&dir, &path, &rules), path);
             Some(paths.into_iter().map(look).collect::<Vec<_>>())
         });
         let Some(seen) = looked.await.flatten() else {

@@ -44,6 +44,7 @@ fn config(path: PathBuf) -> config::Outbox {
         path,
         to: Vec::new(),
         after_send: AfterSend::Delete,
+        marker: None,
         quiet: Duration::from_millis(100),
         max_wait: Duration::from_secs(600),
         ignore: Vec::new(),
