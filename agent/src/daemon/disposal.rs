@@ -78,6 +78,7 @@ async fn pass(shared: &Arc<Shared>) -> Result<bool, DbError> {
                 Ok(Disposed::OtherBytes) => {
                     warn!(%path, "the same version by its times, but with other bytes: sent again");
                     shared.queue.begin_again(disposal.drop, now_ms()).await?;
+                    shared.queued.notify_one();
                     shared.wake_all();
                 }
                 Ok(Disposed::Busy) => {

@@ -57,6 +57,8 @@ const CHECKPOINTS: usize = 16;
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
 /// The longest time between two notes of running time (retention and `give_up_after` count it, not the wall clock).
 const HOUSEKEEPING: Duration = Duration::from_secs(60);
+/// The same while no job waits: nothing is in a hurry then, and the disk may sleep.
+const IDLE_HOUSEKEEPING: Duration = Duration::from_secs(600);
 
 /// A running agent.
 pub struct Agent {
@@ -83,6 +85,8 @@ struct Shared {
     /// A peer's dispatcher looks for due jobs when woken.
     wakes: Mutex<HashMap<AgentId, Arc<Notify>>>,
     disposal: Notify,
+    /// Jobs were queued: an idle agent is so no more.
+    queued: Notify,
     /// How far large files were read, on the way to the job list.
     checkpoints: mpsc::Sender<(DropId, Vec<u8>)>,
     deliveries: broadcast::Sender<Arc<Receipt>>,
@@ -151,6 +155,7 @@ impl Agent {
             live: Live::default(),
             wakes: Mutex::default(),
             disposal: Notify::new(),
+            queued: Notify::new(),
             checkpoints,
             deliveries: broadcast::channel(256).0,
         });
@@ -339,12 +344,15 @@ async fn keep_house(shared: Arc<Shared>, cancel: CancellationToken) {
     let period = retry.give_up_after.map_or(HOUSEKEEPING, |after| {
         (after / 4).clamp(Duration::from_secs(1), HOUSEKEEPING)
     });
+    let mut ran_since = Instant::now();
     while cancel
-        .run_until_cancelled(tokio::time::sleep(period))
+        .run_until_cancelled(house_pause(&shared, period))
         .await
         .is_some()
     {
-        if let Err(error) = house_round(&shared.queue, period, retry).await {
+        let ran = ran_since.elapsed();
+        ran_since = Instant::now();
+        if let Err(error) = house_round(&shared.queue, ran, retry).await {
             warn!(%error, "the job list failed");
         }
         // What ended is withdrawn, what was pulled in is due.
@@ -352,8 +360,22 @@ async fn keep_house(shared: Arc<Shared>, cancel: CancellationToken) {
     }
 }
 
-async fn house_round(queue: &Queue, period: Duration, retry: Retry) -> Result<(), DbError> {
-    queue.advance(period).await?;
+/// Until the next round: `period` after the last one while jobs wait, or after one was queued.
+async fn house_pause(shared: &Shared, period: Duration) {
+    let counts = shared.queue.counts().await;
+    let idle = counts.is_ok_and(|counts| counts.oldest_queued_ms.is_none());
+    if idle {
+        let longest = tokio::time::sleep(IDLE_HOUSEKEEPING.saturating_sub(period));
+        tokio::select! {
+            () = longest => {}
+            () = shared.queued.notified() => {}
+        }
+    }
+    tokio::time::sleep(period).await;
+}
+
+async fn house_round(queue: &Queue, ran: Duration, retry: Retry) -> Result<(), DbError> {
+    queue.advance(ran).await?;
     queue.pull_in(now_ms(), retry.max).await?; // the clock may have been set back
     if let Some(give_up_after) = retry.give_up_after {
         queue.expire(give_up_after, now_ms()).await?;

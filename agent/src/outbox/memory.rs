@@ -39,6 +39,7 @@ pub(super) struct Memory {
     folders: HashMap<Vec<u8>, Listed>,
     /// Names kept, of folders and of those in them.
     names: usize,
+    cleared: u64,
 }
 
 #[derive(Debug)]
@@ -60,12 +61,24 @@ impl Memory {
         (!its_turn && listed.stamp == *stamp).then(|| listed.folders.clone())
     }
 
-    /// `path` was listed after `stamp` was taken, at `now`, and all in it could be told. A change within one step of
-    /// the file system's clock would not show, so a folder that changed just now is not remembered.
-    pub(super) fn listed(&mut self, path: &[u8], stamp: Stamp, now: SystemTime, folders: Vec<Vec<u8>>) {
+    /// How often everything was forgotten.
+    pub(super) fn cleared(&self) -> u64 {
+        self.cleared
+    }
+
+    /// `path` was listed, at `now`, and all in it could be told. `stamp` was taken before, and `cleared` asked for: what
+    /// was forgotten since stays so. A change within one step of the file system's clock would not show, so a folder
+    /// that changed just now is not remembered.
+    pub(super) fn listed(
+        &mut self,
+        path: &[u8],
+        (stamp, cleared): (Stamp, u64),
+        now: SystemTime,
+        folders: Vec<Vec<u8>>,
+    ) {
         self.forget(path);
         let names = 1 + folders.len();
-        if stamp.version.is_fresh(now) || self.names + names > Self::MOST {
+        if cleared != self.cleared || stamp.version.is_fresh(now) || self.names + names > Self::MOST {
             return;
         }
         self.names += names;
@@ -81,7 +94,10 @@ impl Memory {
 
     /// Everything is listed in the next scan.
     pub(super) fn clear(&mut self) {
-        *self = Memory::default();
+        *self = Memory {
+            cleared: self.cleared + 1,
+            ..Memory::default()
+        };
     }
 }
 
@@ -121,7 +137,7 @@ mod tests {
     fn an_unchanged_folder_is_listed_in_its_turn_only() {
         let mut memory = Memory::default();
         assert_eq!(skips(&memory, b"a", &stamp(5)), 0);
-        memory.listed(b"a", stamp(5), now(), vec![b"sub".to_vec()]);
+        memory.listed(b"a", (stamp(5), 0), now(), vec![b"sub".to_vec()]);
         assert_eq!(skips(&memory, b"a", &stamp(5)), Memory::TURNS as usize - 1);
         assert_eq!(skips(&memory, b"a", &stamp(6)), 0, "it changed");
         let moved = Stamp {
@@ -132,15 +148,23 @@ mod tests {
         assert_eq!(skips(&memory, b"b", &stamp(5)), 0);
         memory.forget(b"a");
         assert_eq!((skips(&memory, b"a", &stamp(5)), memory.names), (0, 0));
+        let asked_before = memory.cleared();
+        memory.clear();
+        memory.listed(b"a", (stamp(5), asked_before), now(), vec![]);
+        assert_eq!(
+            skips(&memory, b"a", &stamp(5)),
+            0,
+            "forgotten while it was listed"
+        );
     }
 
     #[test]
     fn what_changed_just_now_is_listed_again() {
         let mut memory = Memory::default();
-        memory.listed(b"a", stamp(99_999_999_999), now(), vec![]);
+        memory.listed(b"a", (stamp(99_999_999_999), 0), now(), vec![]);
         assert_eq!(skips(&memory, b"a", &stamp(99_999_999_999)), 0);
         // Whole seconds: a coarse clock.
-        memory.listed(b"a", stamp(99_000_000_000), now(), vec![]);
+        memory.listed(b"a", (stamp(99_000_000_000), 0), now(), vec![]);
         assert_eq!(skips(&memory, b"a", &stamp(99_000_000_000)), 0);
     }
 
@@ -148,10 +172,11 @@ mod tests {
     fn what_is_kept_is_bounded() {
         let mut memory = Memory::default();
         for i in 0..Memory::MOST {
-            memory.listed(i.to_string().as_bytes(), stamp(5), now(), vec![b"sub".to_vec()]);
+            let name = i.to_string();
+            memory.listed(name.as_bytes(), (stamp(5), 0), now(), vec![b"sub".to_vec()]);
         }
         assert_eq!(memory.folders.len(), Memory::MOST / 2);
-        memory.listed(b"0", stamp(6), now(), vec![]);
+        memory.listed(b"0", (stamp(6), 0), now(), vec![]);
         assert_eq!(memory.names, Memory::MOST - 1);
     }
 

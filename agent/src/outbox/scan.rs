@@ -100,8 +100,8 @@ impl Walk<'_> {
         let place = confined::os_str(&stand.path).map(|below| self.root.join(below));
         (self.watch)(place.as_deref().unwrap_or(self.root));
         // Taken before the listing: what comes in meanwhile changes it.
-        let stamp = Stamp::of(dir).ok();
-        if let (Some(stamp), Some(scan)) = (&stamp, self.leave_out) {
+        let stamp = Stamp::of(dir).ok().map(|stamp| (stamp, self.memory().cleared()));
+        if let (Some((stamp, _)), Some(scan)) = (&stamp, self.leave_out) {
             let unchanged = self.memory().unchanged(&stand.path, stamp, scan);
             if let Some(folders) = unchanged {
                 for name in folders {

@@ -7,14 +7,17 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Command, Known, OutboxEvent, Problems, Shared,
+    mounts::Mounts,
     place::Place,
     tend::Tending,
     watch::{self, Hint, Watcher, Went},
 };
 use crate::{config::Watch, confined, error::shown, version::OutboxId};
 
-/// Time between looks for a folder that is not there.
+/// Time between the first looks for a folder that is not there; then it grows.
 const ABSENT: Duration = Duration::from_secs(1);
+/// The longest time between them. Mounting is told at once.
+const LONG_ABSENT: Duration = Duration::from_secs(8);
 /// Said where the system gives no watch: too many are in use (fs.inotify.max_user_instances), mostly.
 const CANNOT_WATCH: &str = "the system gives no native watch";
 /// Hints that may wait.
@@ -73,7 +76,7 @@ impl Task {
     /// A folder that was removed for good took its mark with it: a new one there is a new outbox. One that was
     /// moved or unmounted comes back with its mark.
     async fn wait_for_folder(&mut self, mut former: Option<(PathBuf, Watched)>) -> Place {
-        let mut said = None;
+        let (mut said, mut pause, mounts) = (None, ABSENT, Mounts::watch());
         loop {
             if let Some((root, (_, hints))) = &mut former {
                 while let Ok(hint) = hints.try_recv() {
@@ -94,7 +97,9 @@ impl Task {
                 self.shared.state().held = Some(reason.clone());
                 said = Some(reason);
             }
-            tokio::time::sleep(ABSENT).await;
+            // In either case the folder is looked for.
+            let _ = tokio::time::timeout(pause, mounts.changed()).await;
+            pause = (pause * 2).min(LONG_ABSENT);
         }
     }
 

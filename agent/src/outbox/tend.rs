@@ -134,7 +134,10 @@ impl<'a> Tending<'a> {
                     }
                 }
                 at = vigil::heard(watcher.as_deref()) => self.heard(at),
-                () = self.mounts.changed() => self.check = true,
+                () = self.mounts.changed() => {
+                    self.check = true;
+                    self.memory().clear(); // another disk may have come back changed
+                }
                 Some(command) = self.task.commands.recv() => self.command(command),
                 Some(scanned) = self.reports.recv(), if !behind => self.scanned(scanned).await,
                 () = tokio::time::sleep_until(wake_at) => {}
@@ -309,8 +312,9 @@ impl<'a> Tending<'a> {
         let (place, shared) = (Arc::clone(&self.place), Arc::clone(&self.task.shared));
         let (watcher, scans) = (self.watched.0.clone(), self.scans.clone());
         let (memory, scan) = (Arc::clone(&self.memory), self.scans_begun);
-        // Polled: the listings are all there is to tell of writes.
-        let leave_out = shared.state().health.is_proven();
+        // Where it is polled, listings are all there is to tell of writes; and a folder that came just now may have been
+        // elsewhere, unwatched, as it was.
+        let leave_out = shared.state().health.is_proven() && folders.iter().all(Option::is_none);
         tokio::task::spawn_blocking(move || {
             if let (Ok(dir), Some(ignore)) = (place.open(), &shared.ignore) {
                 let walk = Walk {
