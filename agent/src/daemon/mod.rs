@@ -34,7 +34,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use crate::{
-    clock::now_ms,
+    clock::{self, now_ms},
     config::{Config, Retry, paths::Paths},
     control,
     db::{Db, DbError},
@@ -74,6 +74,8 @@ struct Shared {
     /// As long as this agent runs; a reload ends it and starts another.
     config: Arc<Config>,
     started: Instant,
+    /// The same by the wall clock: what was queued before may have been offered by an earlier run.
+    started_ms: i64,
     state_dir: PathBuf,
     identity: Arc<Identity>,
     db: Db,
@@ -145,6 +147,7 @@ impl Agent {
         let shared = Arc::new(Shared {
             config: config.clone(),
             started: Instant::now(),
+            started_ms: now_ms(),
             state_dir: paths.state_dir.clone(),
             identity,
             db: state.db.clone(),
@@ -173,11 +176,11 @@ impl Agent {
         tasks.spawn(disposal::run(shared.clone(), cancel.clone()));
         tasks.spawn(keep_checkpoints(shared.queue.clone(), kept, cancel.clone()));
         tasks.spawn(arrival::run(shared.clone(), cancel.clone()));
-        tasks.spawn(rest::run(shared.clone(), cancel.clone()));
         tasks.spawn(keep_house(shared.clone(), cancel.clone()));
         intake::start(&shared, &config, &tasks, &cancel)
             .await
             .map_err(|e| job_list(&e))?;
+        tasks.spawn(rest::run(shared.clone(), cancel.clone()));
         Ok(Agent {
             shared,
             tasks,
@@ -352,7 +355,7 @@ async fn keep_house(shared: Arc<Shared>, cancel: CancellationToken) {
     {
         let ran = ran_since.elapsed();
         ran_since = Instant::now();
-        if let Err(error) = house_round(&shared.queue, ran, retry).await {
+        if let Err(error) = house_round(&shared, ran, retry).await {
             warn!(%error, "the job list failed");
         }
         // What ended is withdrawn, what was pulled in is due.
@@ -374,14 +377,15 @@ async fn house_pause(shared: &Shared, period: Duration) {
     tokio::time::sleep(period).await;
 }
 
-async fn house_round(queue: &Queue, ran: Duration, retry: Retry) -> Result<(), DbError> {
-    queue.advance(ran).await?;
+async fn house_round(shared: &Shared, ran: Duration, retry: Retry) -> Result<(), DbError> {
+    let queue = &shared.queue;
+    clock::advance(&shared.db, ran).await?;
     queue.pull_in(now_ms(), retry.max).await?; // the clock may have been set back
     if let Some(give_up_after) = retry.give_up_after {
         queue.expire(give_up_after, now_ms()).await?;
     }
     while queue.sweep().await? {}
-    Ok(())
+    shared.inbox.sweep().await
 }
 
 fn job_list(error: &DbError) -> Fatal {
