@@ -99,6 +99,7 @@ fn where_no_more_folders_can_be_watched_they_are_polled() {
     let pair = Pair::with(|laptop, _| {
         flag = laptop.root.join("limit");
         fs::write(&flag, "").expect("the flag");
+        fs::create_dir(laptop.outbox.join("sub")).expect("a folder that cannot be watched");
         laptop
             .env
             .push(("DROPWIRE_FAULT".into(), format!("no-watch@{}", flag.display())));
@@ -108,7 +109,6 @@ fn where_no_more_folders_can_be_watched_they_are_polled() {
         fs::write(pair.laptop.outbox.join("sub").join(name), text).expect("written");
         pair.office.receives(format!("sub/{name}"), text.as_bytes());
     };
-    fs::create_dir(pair.laptop.outbox.join("sub")).expect("a folder that cannot be watched");
     until("it is polled", || outbox(&pair.laptop)["watch"] == "poll");
     let reason = outbox(&pair.laptop)["watch_reason"].clone();
     assert!(

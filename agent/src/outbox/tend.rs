@@ -243,6 +243,7 @@ impl<'a> Tending<'a> {
             Scanned::EndOfAll => {
                 self.scanning = false;
                 self.rest_until = Instant::now() + (self.scan_began.elapsed() * REST).min(POLL);
+                self.warn_of_limit();
                 let (scan, limited) = (self.scans_begun, self.is_limited());
                 let mut state = self.task.shared.state();
                 state
