@@ -18,7 +18,16 @@ const STATUS: &Shape = &[
     ("config_error", "s?"),
     ("oldest_undelivered_seconds", "n?"),
 ];
-const OUTBOX: &Shape = &[("path", "s"), ("watch", "s"), ("settling", "i"), ("queued", "i")];
+const OUTBOX: &Shape = &[
+    ("path", "s"),
+    ("watch", "s"),
+    ("settling", "i"),
+    ("queued", "i"),
+    ("held", "s?"),
+    ("watch_reason", "s?"),
+    ("watch_latency_seconds", "n?"),
+    ("not_sent_count", "i"),
+];
 const INBOX: &Shape = &[
     ("path", "s"),
     ("free_bytes", "i"),

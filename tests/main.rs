@@ -23,6 +23,7 @@ mod service;
 mod settling;
 mod strangers;
 mod tree;
+mod watching;
 mod wire;
 
 /// What the harness runs: the binary that cargo built for these tests.

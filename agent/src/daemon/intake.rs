@@ -174,6 +174,7 @@ async fn queue(
         debug!(path = %drop.found.path, size = drop.found.version.size, "ready");
     }
     let enqueued = shared.queue.enqueue(drops, now_ms()).await?;
+    shared.queued.notify_one();
     for peer in peers {
         shared.wake(*peer).notify_one();
     }

@@ -61,6 +61,8 @@ const CHECKPOINTS: usize = 16;
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
 /// The longest time between two notes of running time (retention and `give_up_after` count it, not the wall clock).
 const HOUSEKEEPING: Duration = Duration::from_secs(60);
+/// The same while no job waits: nothing is in a hurry then, and the disk may sleep.
+const IDLE_HOUSEKEEPING: Duration = Duration::from_secs(600);
 
 /// A running agent.
 pub struct Agent {
@@ -92,6 +94,8 @@ struct Shared {
     /// A peer's dispatcher looks for due jobs when woken.
     wakes: Mutex<HashMap<AgentId, Arc<Notify>>>,
     disposal: Notify,
+    /// Jobs were queued: an idle agent is so no more.
+    queued: Notify,
     /// How far large files were read, on the way to the job list.
     checkpoints: mpsc::Sender<(DropId, Vec<u8>)>,
     deliveries: broadcast::Sender<Arc<Receipt>>,
@@ -156,6 +160,7 @@ impl Agent {
             live: Live::default(),
             wakes: Mutex::default(),
             disposal: Notify::new(),
+            queued: Notify::new(),
             checkpoints,
             deliveries: broadcast::channel(256).0,
         });
@@ -315,16 +320,11 @@ async fn keep_checkpoints(
 }
 
 async fn keep_house(shared: Arc<Shared>, cancel: CancellationToken) {
-    loop {
-        // A short `give_up_after` is kept to within a quarter.
-        let period = shared.config().retry.give_up_after.map_or(HOUSEKEEPING, |after| {
-            (after / 4).clamp(Duration::from_secs(1), HOUSEKEEPING)
-        });
-        let slept = cancel.run_until_cancelled(tokio::time::sleep(period)).await;
-        if slept.is_none() {
-            return;
-        }
-        if let Err(error) = house_round(&shared, period).await {
+    let mut ran_since = Instant::now();
+    while cancel.run_until_cancelled(house_pause(&shared)).await.is_some() {
+        let ran = ran_since.elapsed();
+        ran_since = Instant::now();
+        if let Err(error) = house_round(&shared, ran).await {
             warn!(%error, "the job list failed");
         }
         // What ended is withdrawn, what was pulled in is due.
@@ -332,10 +332,28 @@ async fn keep_house(shared: Arc<Shared>, cancel: CancellationToken) {
     }
 }
 
-async fn house_round(shared: &Shared, period: Duration) -> Result<(), DbError> {
+/// Until the next round: a period after the last one while jobs wait, or after one was queued.
+async fn house_pause(shared: &Shared) {
+    // A short `give_up_after` is kept to within a quarter.
+    let period = shared.config().retry.give_up_after.map_or(HOUSEKEEPING, |after| {
+        (after / 4).clamp(Duration::from_secs(1), HOUSEKEEPING)
+    });
+    let counts = shared.queue.counts().await;
+    let idle = counts.is_ok_and(|counts| counts.oldest_queued_ms.is_none());
+    if idle {
+        let longest = tokio::time::sleep(IDLE_HOUSEKEEPING.saturating_sub(period));
+        tokio::select! {
+            () = longest => {}
+            () = shared.queued.notified() => {}
+        }
+    }
+    tokio::time::sleep(period).await;
+}
+
+async fn house_round(shared: &Shared, ran: Duration) -> Result<(), DbError> {
     let (queue, config) = (&shared.queue, shared.config());
     let retry = config.retry;
-    clock::advance(&shared.db, period).await?;
+    clock::advance(&shared.db, ran).await?;
     // Queued while the peer was being taken out of the config.
     queue
         .peer_removed(config.peers.iter().map(|p| p.id).collect(), now_ms())
