@@ -18,13 +18,14 @@
 //! - [`enumerate`]: all points of a scenario
 //! - [`disk`]: loop-mounted file systems whose power can be cut
 //!
-//! And apart from that: [`soak`], agents under random trouble for as long as one likes, and [`mutants`], the list of
-//! safeguards with the tests that fail without them.
+//! And apart from that: [`soak`], agents under random trouble for as long as one likes; [`churn`], outboxes in which all
+//! changes under way; and [`mutants`], the list of safeguards with the tests that fail without them.
 //!
 //! For Linux on x86-64.
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 
 pub mod calls;
+pub mod churn;
 pub mod disk;
 pub mod enumerate;
 pub mod mutants;

@@ -9,7 +9,7 @@ use std::{
 };
 
 /// A file as it has to be found.
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Item {
     /// The folder in which it arrives.
     pub place: String,
@@ -58,6 +58,16 @@ impl Ledger {
             self.missing -= 1;
         }
         count.least = count.least.saturating_sub(1);
+    }
+
+    /// `item` may arrive once more, and need not.
+    pub fn allow(&mut self, item: Item) {
+        self.counts.entry(item).or_default().most += 1;
+    }
+
+    /// `item` arrived at least once.
+    pub fn has_found(&self, item: &Item) -> bool {
+        self.counts.get(item).is_some_and(|count| count.found > 0)
     }
 
     /// `item` was found.

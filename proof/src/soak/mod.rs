@@ -8,10 +8,10 @@
 //!
 //! One thread does everything in turn: some drops, one trouble, a harvest. The agents do the rest at the same time.
 
-mod chance;
+pub(crate) mod chance;
 mod clock;
 mod drops;
-mod ledger;
+pub(crate) mod ledger;
 mod trouble;
 mod world;
 

@@ -1,0 +1,67 @@
+//! Outboxes in which everything changes while it is being sent: prints one table, and fails if a version was lost, doubled
+//! or torn. Run it again with the seed it prints; a failed run keeps the agents' folders with their logs.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::Parser;
+use dropwire_proof::{
+    choose_program,
+    churn::{self, Plan},
+};
+
+/// Files that change under way: the last version of each arrives once, none torn.
+#[derive(Parser)]
+struct Arguments {
+    /// Changes to the outboxes.
+    #[arg(long, default_value_t = 10_000)]
+    steps: u64,
+    /// SIGKILLs, spread over them.
+    #[arg(long, default_value_t = 0)]
+    kills: u64,
+    /// Of an earlier run; default: by the clock.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Some seconds: what a continuous integration has time for.
+    #[arg(long, conflicts_with_all = ["steps", "kills"])]
+    short: bool,
+    /// Default: the one beside this program.
+    dropwire: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let program = match choose_program(arguments.dropwire) {
+        Ok(program) => program,
+        Err(mend) => {
+            eprintln!("{mend}");
+            return ExitCode::from(2);
+        }
+    };
+    let clock = || {
+        std::time::UNIX_EPOCH
+            .elapsed()
+            .map_or(0, |d| d.as_millis() as u64)
+    };
+    let seed = arguments.seed.unwrap_or_else(clock);
+    let (steps, kills) = match arguments.short {
+        true => (1000, 2),
+        false => (arguments.steps, arguments.kills),
+    };
+    println!("{} with seed {seed}", program.display());
+    let report = churn::run(Plan {
+        steps,
+        kills,
+        seed,
+        after_send: ["archive", "delete"][(seed % 2) as usize],
+    });
+    for (name, figure) in &report.rows {
+        println!("{name:<16} {figure}");
+    }
+    for violation in &report.violations {
+        println!("VIOLATION {violation}");
+    }
+    match report.violations.is_empty() {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    }
+}
