@@ -134,6 +134,11 @@ pub fn supports_syncfs(anchor: &File) -> bool {
     system::supports_syncfs(anchor)
 }
 
+/// A folder's handle for [`sync_filesystem`].
+pub fn anchor(dir: &Dir) -> io::Result<File> {
+    system::open_for_sync(dir)
+}
+
 /// After Ok, everything written to the file system of `anchor` before the call survives a power cut, if
 /// [`supports_syncfs`] and `anchor` was opened before the first of these writes. `Unsupported` where there is no such
 /// call: sync a file at a time.
@@ -205,9 +210,13 @@ mod system {
     use rustix::fs::{Mode, OFlags};
 
     pub fn sync_dir(dir: &Dir) -> io::Result<()> {
-        // A `Dir` may be an O_PATH handle, which cannot be synced.
+        open_for_sync(dir)?.sync_all()
+    }
+
+    /// A `Dir` may be an O_PATH handle, which cannot be synced.
+    pub fn open_for_sync(dir: &Dir) -> io::Result<File> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        File::from(rustix::fs::openat(dir, ".", flags, Mode::empty())?).sync_all()
+        Ok(File::from(rustix::fs::openat(dir, ".", flags, Mode::empty())?))
     }
 
     #[cfg(any(target_os = "linux", target_os = "android", target_vendor = "apple"))]
@@ -278,6 +287,10 @@ mod system {
     /// NTFS journals names by itself and has no call for it.
     pub fn sync_dir(_: &Dir) -> io::Result<()> {
         Ok(())
+    }
+
+    pub fn open_for_sync(dir: &Dir) -> io::Result<File> {
+        Ok(dir.try_clone()?.into_std_file())
     }
 
     /// The standard library's rename replaces; a hard link does not.

@@ -202,13 +202,17 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     ("S5-twice", "a crash left it in the archive too", DISPOSE),
     ("S5-last-lease", "the lease at the last moment", DISPOSE),
     ("S5-own-dir", "the sync that keeps `leaving`", DISPOSE),
-    ("S5-sent-dir", "the sync that keeps `sent`", DISPOSE),
-    ("S5-folders", "the sync of folders made for the archive", DISPOSE),
+    (
+        "S5-folders",
+        "the sync of folders made again for a file given back",
+        DISPOSE,
+    ),
     (
         "S5-dirs",
         "the syncs of the outbox's and the archive's folders",
         DISPOSE,
     ),
+    ("S5-syncfs", "the one sync for many folders", DISPOSE),
     ("S5-leaving-dir", "the sync of `leaving`", DISPOSE),
     ("S5-marker-dir", "the sync that keeps a marker given back", MARKER),
     (

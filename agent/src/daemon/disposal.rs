@@ -1,7 +1,7 @@
 //! Delivered files leave their outbox (S5, S6): moved to the archive or removed, on a thread that may block.
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     sync::Arc,
     time::Duration,
 };
@@ -175,13 +175,19 @@ async fn ended(
 
 /// The folders that held them go too: an outbox's once they rest empty, a send's copy at once.
 async fn left(shared: &Shared, gone: &[queue::Disposal]) {
-    let mut sends = BTreeSet::new();
+    let (mut sends, mut folders) = (BTreeSet::new(), BTreeMap::new());
     for disposal in gone {
         if let Some(outbox) = shared.outbox(disposal.found.outbox) {
-            outbox.disposed(&disposal.found.path);
+            // One word for all files of a folder: too many, and the outbox would scan instead.
+            if let Some(folder) = disposal.found.path.parent() {
+                folders.insert((disposal.root.clone(), folder), outbox);
+            }
         } else if disposal.root.starts_with(shared.spool()) {
             sends.insert(disposal.root.clone());
         }
+    }
+    for ((_, folder), outbox) in folders {
+        outbox.emptied(folder);
     }
     for root in sends {
         if let Ok(Err(error)) = blocking(move || spool::discard_if_done(&root)).await {

@@ -87,7 +87,7 @@ impl Site {
             _ => unwritable(e),
         })?;
         let own = identity(&own)?;
-        let syncfs = anchor(&root).is_ok_and(|a| durable::supports_syncfs(&a));
+        let syncfs = durable::anchor(&root).is_ok_and(|a| durable::supports_syncfs(&a));
         Ok(Site {
             path: path.into(),
             root,
@@ -102,7 +102,7 @@ impl Site {
 
     /// A new descriptor of the folder, for syncfs and for asking how much is free.
     pub fn anchor(&self) -> io::Result<File> {
-        anchor(&self.root)
+        durable::anchor(&self.root)
     }
 
     /// Is `dir` dropwire's own folder, under whatever name the file system finds it?
@@ -281,19 +281,6 @@ fn probe(partials: &Dir) -> io::Result<(How, u32)> {
 
 fn identity(meta: &Metadata) -> Identity {
     (meta.dev(), meta.ino())
-}
-
-fn anchor(root: &Dir) -> io::Result<File> {
-    #[cfg(unix)]
-    {
-        use rustix::fs::{Mode, OFlags};
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Ok(File::from(rustix::fs::openat(root, ".", flags, Mode::empty())?))
-    }
-    #[cfg(not(unix))]
-    {
-        Ok(root.try_clone()?.into_std_file())
-    }
 }
 
 fn trouble(path: &Path, what: &str, error: &io::Error) -> Trouble {

@@ -18,29 +18,27 @@
 //! meantime, under the next free one beside it (`report (1).pdf`). It was never sent, so it is a new drop there:
 //! nothing is lost and nothing sent twice.
 
-use std::{collections::HashMap, ffi::OsStr, fs::File, io, path::PathBuf, time::SystemTime};
+use std::{ffi::OsStr, fs::File, io, path::PathBuf};
 
 use cap_std::fs::Dir;
-use dropwire_protocol::{Digest, RemotePath, RunningDigest};
+use dropwire_protocol::{Digest, RemotePath};
 
 use crate::{
     config::AfterSend,
     confined, durable,
     error::shown,
-    fault,
-    lease::{Asked, Lease},
-    mark,
+    fault, mark,
     outbox::marker,
     version::{OutboxId, Version},
 };
 
 mod beside;
+mod check;
+mod touched;
 
 use beside::rename_beside;
-
-/// Below this size the bytes are always compared: on some systems two writes within one step of the file system's
-/// clock show as one, and a small file may be read, sent and written again within a step.
-const COMPARED_BELOW: u64 = 16 << 20;
+use check::{Checked, Compare};
+use touched::{Area, Touched};
 
 /// A delivered file that has to leave.
 #[derive(Clone, Debug)]
@@ -101,27 +99,45 @@ pub fn dispose(disposal: &Disposal) -> Result<Disposed, DisposeError> {
 pub fn dispose_all(disposals: &[Disposal]) -> Vec<Result<Disposed, DisposeError>> {
     disposals
         .chunk_by(|a, b| a.root == b.root && a.outbox == b.outbox)
-        .flat_map(|one_outbox| one_outbox.chunks(TOGETHER))
-        .flat_map(dispose_together)
+        .flat_map(dispose_in_one_outbox)
         .collect()
 }
 
-/// How many share their syncs; each holds up to three descriptors meanwhile.
-const TOGETHER: usize = 64;
+/// How many share their syncs; each holds two descriptors meanwhile, and its folders two.
+const TOGETHER: usize = 128;
 
-fn dispose_together(batch: &[Disposal]) -> Vec<Result<Disposed, DisposeError>> {
-    let Some(first) = batch.first() else {
+fn dispose_in_one_outbox(disposals: &[Disposal]) -> Vec<Result<Disposed, DisposeError>> {
+    let Some(first) = disposals.first() else {
         return Vec::new();
     };
-    let mut steps = match Steps::begin(first) {
-        Ok(steps) => steps,
+    match Steps::begin(first) {
+        Ok(mut steps) => disposals
+            .chunks(TOGETHER)
+            .flat_map(|batch| dispose_together(&mut steps, batch))
+            .collect(),
         Err(reason) => {
             let root = shown(&first.root);
             let held = |_: &Disposal| Err(DisposeError::Held(root.clone(), reason.clone()));
-            return batch.iter().map(held).collect();
+            disposals.iter().map(held).collect()
         }
-    };
-    let staged: Vec<_> = batch.iter().map(|what| steps.stage(what)).collect();
+    }
+}
+
+fn dispose_together(steps: &mut Steps, batch: &[Disposal]) -> Vec<Result<Disposed, DisposeError>> {
+    let staged: Vec<_> = batch
+        .iter()
+        .map(|what| {
+            let staged = steps.stage(what)?;
+            if let Stage::Leaving {
+                checked: Checked::Delivered(_),
+                ..
+            } = &staged
+            {
+                steps.make_place(what)?;
+            }
+            Ok(staged)
+        })
+        .collect();
     let synced = steps.sync_staged();
     let ended: Vec<_> = batch
         .iter()
@@ -152,10 +168,12 @@ struct Steps {
     outbox: Dir,
     own: Dir,
     leaving: Dir,
-    /// Names changed in these since the last sync; `None` is the outbox itself.
-    touched: HashMap<Option<RemotePath>, Dir>,
-    /// The same, in the archive.
-    archived: HashMap<Option<RemotePath>, Dir>,
+    /// For a sync of the whole file system, where that is trusted.
+    anchor: Option<File>,
+    /// Names left these, or were made in them, since the last sync.
+    touched: Touched,
+    /// Files are moved there.
+    archived: Touched,
 }
 
 /// Where a file stands before the first sync.
@@ -166,14 +184,6 @@ enum Stage {
     Gone,
     /// In `leaving`.
     Leaving { file: File, checked: Checked },
-}
-
-/// What the checks say of an open file.
-enum Checked {
-    /// The delivered version, and nobody writes.
-    Delivered(Option<Lease>),
-    /// Why not.
-    Not(Disposed),
 }
 
 impl Steps {
@@ -198,9 +208,10 @@ impl Steps {
         Ok(Steps {
             outbox,
             own,
+            anchor: durable::anchor(&leaving).ok().filter(durable::supports_syncfs),
             leaving,
-            touched: HashMap::new(),
-            archived: HashMap::new(),
+            touched: Touched::default(),
+            archived: Touched::default(),
         })
     }
 
@@ -242,7 +253,7 @@ impl Steps {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return self.gone(what),
             Err(e) => return Err(failed(e)),
         }
-        self.touched.insert(what.path.parent(), folder);
+        self.touched.add((Area::Outbox, what.path.parent()), folder);
         let checked = what.check_again(&file, lease, &self.leaving)?;
         Ok(Stage::Leaving { file, checked })
     }
@@ -272,7 +283,7 @@ impl Steps {
             };
             match folder {
                 Ok(folder) => {
-                    self.touched.insert(at, folder);
+                    self.touched.add((Area::Outbox, at), folder);
                     return Ok(());
                 }
                 Err(e) if confined::is_absent(&e) && at.is_some() => {}
@@ -282,28 +293,23 @@ impl Steps {
         }
     }
 
-    /// After Ok, what was moved into `leaving` survives a power cut. The new names first: cut in between, a file has
-    /// two names, never none.
+    /// After Ok, what was moved into `leaving` survives a power cut, and so do the folders made for it in the archive.
+    /// The new names first: cut in between, a file has two names, never none.
     fn sync_staged(&mut self) -> io::Result<()> {
         self.sync_leaving()?;
-        self.sync_others()
+        self.touched.sync(self.anchor.as_ref())
     }
 
     /// After Ok, what was moved out of `leaving`, on or back, survives a power cut; the new names first again.
     fn sync_left(&mut self) -> io::Result<()> {
-        self.sync_others()?;
+        let anchor = self.anchor.as_ref();
+        let (archived, touched) = (self.archived.sync(anchor), self.touched.sync(anchor));
+        archived.and(touched)?;
         self.sync_leaving()
     }
 
     fn sync_leaving(&self) -> io::Result<()> {
         fault::step("S5-leaving-dir", || durable::sync_dir(&self.leaving))
-    }
-
-    fn sync_others(&mut self) -> io::Result<()> {
-        for (_, folder) in self.archived.drain().chain(self.touched.drain()) {
-            fault::step("S5-dirs", || durable::sync_dir(&folder))?;
-        }
-        Ok(())
     }
 
     /// From `leaving` to where it goes: on, if it is what was delivered, else back.
@@ -328,16 +334,35 @@ impl Steps {
         Ok(Disposed::Done)
     }
 
-    fn archive(&mut self, what: &Disposal) -> io::Result<()> {
-        let place = what.path.parent();
-        if !self.archived.contains_key(&place) {
-            let sent = durable::open_or_make_dir(&self.own, OsStr::new("sent"))?;
-            fault::step("S5-sent-dir", || durable::sync_dir(&self.own))?;
-            self.archived
-                .insert(place.clone(), make_folders(&sent, &what.path)?);
+    /// The folder of the archive that it goes to, made where it is missing; durable after [`Steps::sync_staged`].
+    fn make_place(&mut self, what: &Disposal) -> Result<(), DisposeError> {
+        let place = (Area::Sent, what.path.parent());
+        if what.after != AfterSend::Archive || self.archived.get(&place).is_some() {
+            return Ok(());
         }
+        let mut make = || -> io::Result<Dir> {
+            let mut dir = durable::open_or_make_dir(&self.own, OsStr::new("sent"))?;
+            self.touched.add((Area::Own, None), self.own.try_clone()?);
+            let mut above: Option<RemotePath> = None;
+            for component in place.1.iter().flat_map(RemotePath::components) {
+                let below = durable::open_or_make_dir(&dir, confined::os_str(component)?)?;
+                let path = [above.as_ref().map_or(&[][..], RemotePath::as_bytes), component].join(&b'/');
+                self.touched.add((Area::Sent, above), dir);
+                let path = path.strip_prefix(b"/").unwrap_or(&path);
+                above = Some(RemotePath::parse(path).map_err(io::Error::other)?);
+                dir = below;
+            }
+            Ok(dir)
+        };
+        let dir = make().map_err(|e| what.failed("the disposal", e))?;
+        self.archived.add(place, dir);
+        Ok(())
+    }
+
+    fn archive(&self, what: &Disposal) -> io::Result<()> {
+        let place = (Area::Sent, what.path.parent());
         let Some(folder) = self.archived.get(&place) else {
-            return Ok(()); // not reached: it was put there just now
+            return Err(io::ErrorKind::NotFound.into()); // not reached: it was made before
         };
         let name = confined::os_str(what.path.file_name())?;
         rename_beside(&self.leaving, OsStr::new(&what.name), folder, name)
@@ -351,7 +376,7 @@ impl Steps {
         let removed = match confined::parent(&self.outbox, &what.path) {
             Ok(folder) => {
                 let removed = marker::remove(&folder, &self.leaving, &what.path, &what.name, suffix);
-                self.touched.insert(what.path.parent(), folder);
+                self.touched.add((Area::Outbox, what.path.parent()), folder);
                 removed
             }
             Err(e) if confined::is_absent(&e) => Ok(()),
@@ -395,87 +420,14 @@ impl Disposal {
         }
     }
 
-    fn check(&self, file: &File, compare: Compare) -> Result<Checked, DisposeError> {
-        let lease = match Lease::take(file) {
-            Asked::Lease(lease) => Some(lease),
-            Asked::Writer if fault::mutant("S5-writer") => None,
-            Asked::Writer => return Ok(Checked::Not(Disposed::Busy)),
-            Asked::Unsupported => None,
-        };
-        let version = self.version(file)?;
-        if lease.is_none() && version.is_fresh(SystemTime::now()) && matches!(compare, Compare::IfTouched) {
-            return Ok(Checked::Not(Disposed::Busy)); // a write within the clock's step would not show
-        }
-        if !version.same_identity(&self.version) && !fault::mutant("S5-version") {
-            return Ok(Checked::Not(Disposed::Changed));
-        }
-        let touched = version.ctime_ns != self.version.ctime_ns;
-        let must = matches!(compare, Compare::Always) || touched || version.size < COMPARED_BELOW;
-        if must
-            && !fault::mutant("S5-digest")
-            && digest(file).map_err(|e| self.failed("the reading", e))? != self.digest
-        {
-            return Ok(Checked::Not(Disposed::OtherBytes));
-        }
-        Ok(match &lease {
-            Some(broken) if !broken.whole() && !fault::mutant("S5-lease") => Checked::Not(Disposed::Busy),
-            None if self.version(file)? != version => Checked::Not(Disposed::Busy),
-            _ => Checked::Delivered(lease),
-        })
-    }
-
-    /// After the rename: what was moved is the file that was checked, and nobody came in between.
-    fn check_again(&self, file: &File, lease: Option<Lease>, leaving: &Dir) -> Result<Checked, DisposeError> {
-        let version = self.version(file)?;
-        let moved = match self.open(leaving, OsStr::new(&self.name))? {
-            Some(moved) => self.version(&moved)?.inode,
-            None => return Ok(Checked::Not(Disposed::Changed)),
-        };
-        Ok(
-            if (moved != version.inode || !version.same_identity(&self.version)) && !fault::mutant("S5-again")
-            {
-                Checked::Not(Disposed::Changed)
-            } else if lease.as_ref().is_none_or(Lease::whole) {
-                Checked::Delivered(lease)
-            } else {
-                Checked::Not(Disposed::Busy)
-            },
-        )
-    }
-
-    fn version(&self, file: &File) -> Result<Version, DisposeError> {
-        let meta = file.metadata().map_err(|e| self.failed("the reading", e))?;
-        Ok(Version::of(&meta))
-    }
-
     fn failed(&self, doing: &'static str, error: io::Error) -> DisposeError {
         DisposeError::Disk(doing, self.path.clone(), error)
     }
 }
 
-/// When the bytes are compared with what was delivered.
-enum Compare {
-    /// The inode was touched since, or the file is small.
-    IfTouched,
-    Always,
-}
-
 /// For each of those that share a failed step.
 fn copy_of(error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), error.to_string())
-}
-
-fn digest(mut file: &File) -> io::Result<Digest> {
-    io::Seek::rewind(&mut file)?;
-    let (mut hash, mut buffer) = (RunningDigest::default(), vec![0; 256 * 1024]);
-    loop {
-        match io::Read::read(&mut file, &mut buffer) {
-            Ok(0) => return Ok(hash.value()),
-            Ok(length) => hash.update(buffer.get(..length).unwrap_or_default()),
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
 }
 
 /// The folders on the way to `path` below `root`, made where they are missing, each name durable.

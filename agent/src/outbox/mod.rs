@@ -218,11 +218,9 @@ impl Outbox {
         self.command(Command::Recheck(path));
     }
 
-    /// The file at `path` was disposed of: its folder goes too, if that is empty for `quiet`.
-    pub fn disposed(&self, path: &RemotePath) {
-        if let Some(folder) = path.parent() {
-            self.command(Command::Emptied(folder));
-        }
+    /// Files in `folder` were disposed of: it goes too, if it is empty for `quiet`.
+    pub fn emptied(&self, folder: RemotePath) {
+        self.command(Command::Emptied(folder));
     }
 
     fn command(&self, command: Command) {

@@ -399,7 +399,7 @@ async fn folders_that_a_disposal_emptied_go() {
     fs::write(running.at("a/b/file"), "bytes").unwrap();
     let found = running.settles(&["a/b/file"]).await;
     fs::remove_file(running.at("a/b/file")).unwrap();
-    running.outbox.disposed(&found[0].path);
+    running.outbox.emptied(found[0].path.parent().unwrap());
     running.until("gone", |_| !running.at("a").exists()).await;
     assert!(running.at("").exists());
 }

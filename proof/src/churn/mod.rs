@@ -167,7 +167,7 @@ impl Churn {
         while since.elapsed() < PATIENCE && self.fine() {
             self.harvest();
             let left = self.outboxes.iter().any(|outbox| !outbox.left().is_empty());
-            if !left && self.missing().is_empty() {
+            if !left && self.missing().is_empty() && self.agents.iter().all(has_ended) {
                 return;
             }
             if self.arrived != arrived {
@@ -241,6 +241,13 @@ impl Churn {
         }
         Report { rows, violations }
     }
+}
+
+/// Nothing is on its way from there.
+fn has_ended(agent: &Agent) -> bool {
+    let peers = &agent.status()["peers"];
+    let open = |peer: &Value| peer["queued"] != 0 || peer["sending"] != 0;
+    !peers.as_array().is_none_or(|peers| peers.iter().any(open))
 }
 
 /// A job that neither goes on nor says why it ended.

@@ -1,5 +1,7 @@
 use std::{ffi::OsString, fs, path::Path};
 
+use dropwire_protocol::RunningDigest;
+
 use super::*;
 
 struct Outbox {
@@ -354,7 +356,7 @@ mod order {
             sync("sub"),
         ];
         let into_sent = [
-            sync(".dropwire"),
+            sync(".dropwire"), // its new folder `sent`
             sync(".dropwire/sent"),
             named(&leaving, ".dropwire/sent/sub/file"),
             sync(".dropwire/sent/sub"),
@@ -398,6 +400,46 @@ mod order {
             "the folder it came from may be new"
         );
         assert_eq!(back[at + 1..at + 3], [sync("sub"), sync(".dropwire/leaving")]);
+    }
+
+    /// One sync of the file system stands for those of many folders; `leaving` still comes first, and last.
+    #[test]
+    fn many_folders_are_synced_together_in_the_same_order() {
+        let outbox = Outbox::new();
+        let root = confined::root(outbox.temp.path()).unwrap();
+        if !durable::anchor(&root).is_ok_and(|anchor| durable::supports_syncfs(&anchor)) {
+            return eprintln!("SKIPPED: no trusted syncfs in the temporary folder");
+        }
+        let delivered = |i: usize| {
+            let path = format!("sub{i}/file");
+            let name = format!("{i:032x}");
+            Disposal {
+                name,
+                ..outbox.delivered(&path, &path, AfterSend::Archive)
+            }
+        };
+        let disposals: Vec<Disposal> = (0..20).map(delivered).collect();
+        let calls = calls(&outbox, || {
+            assert!(
+                dispose_all(&disposals)
+                    .iter()
+                    .all(|a| *a.as_ref().unwrap() == Disposed::Done)
+            );
+        });
+        let leaving = ".dropwire/leaving";
+        let together = Call::Sync("syncfs", leaving.into());
+        let named = |from: fn(&Disposal) -> String, to: fn(&Disposal) -> String| {
+            disposals.iter().map(move |d| named(&from(d), &to(d)))
+        };
+        let path = |d: &Disposal| d.path.to_string();
+        let on_its_way = |d: &Disposal| format!(".dropwire/leaving/{}", d.name);
+        let archived = |d: &Disposal| format!(".dropwire/sent/{}", d.path);
+        let mut expected = vec![sync(".dropwire")];
+        expected.extend(named(path, on_its_way));
+        expected.extend([sync(leaving), together.clone()]);
+        expected.extend(named(on_its_way, archived));
+        expected.extend([together, sync(leaving)]);
+        assert_eq!(calls, expected);
     }
 
     #[test]

@@ -47,6 +47,24 @@ async fn pulling_in_touches_only_what_is_too_far_ahead() {
     );
 }
 
+/// Asked at each start; what has left is most of the table.
+#[tokio::test]
+async fn asking_for_outboxes_passes_by_what_has_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let queue = queue(folder.path()).await;
+    let plan = plan(&queue.db.reader().unwrap(), list::OUTBOXES);
+    for index in ["drops_lying (outbox=?", "drops_by_state (state=?"] {
+        assert!(
+            plan.iter().any(|step| step.contains(index)),
+            "{index} in {plan:#?}"
+        );
+    }
+    assert!(
+        !plan.iter().any(|step| step.contains("autoindex_drops")),
+        "{plan:#?}"
+    );
+}
+
 #[tokio::test]
 async fn a_hundred_thousand_jobs_are_asked_a_few_at_a_time() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,0 +1,67 @@
+//! Folders in which names changed, until a sync of each or of all together.
+
+use std::{collections::BTreeMap, fs::File, io};
+
+use cap_fs_ext::MetadataExt;
+use cap_std::fs::Dir;
+use dropwire_protocol::RemotePath;
+
+use crate::{durable, fault};
+
+/// Above this many, one sync of the file system replaces a sync for each folder.
+const SYNC_EACH: usize = 4;
+
+/// Part of an outbox.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum Area {
+    /// The outbox itself.
+    Outbox,
+    /// `.dropwire`.
+    Own,
+    /// `.dropwire/sent`.
+    Sent,
+}
+
+/// A folder, by its path below the area's; None is that one itself.
+pub(super) type Place = (Area, Option<RemotePath>);
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct Touched(BTreeMap<Place, Dir>);
+
+impl Touched {
+    /// Names change in this folder, or just did.
+    pub(super) fn add(&mut self, place: Place, folder: Dir) {
+        self.0.insert(place, folder);
+    }
+
+    pub(super) fn get(&self, place: &Place) -> Option<&Dir> {
+        self.0.get(place)
+    }
+
+    /// After Ok, the changes survive a power cut. `anchor`: see [`durable::sync_filesystem`]; None where there is no
+    /// trusted one. Whatever comes of it, no folder is known any more.
+    pub(super) fn sync(&mut self, anchor: Option<&File>) -> io::Result<()> {
+        let folders = std::mem::take(&mut self.0);
+        if let Some(anchor) = anchor.filter(|_| folders.len() > SYNC_EACH)
+            && on_its_file_system(anchor, &folders)?
+        {
+            return fault::step("S5-syncfs", || durable::sync_filesystem(anchor));
+        }
+        for folder in folders.values() {
+            fault::step("S5-dirs", || durable::sync_dir(folder))?;
+        }
+        Ok(())
+    }
+}
+
+/// Another one may be mounted on a folder below the outbox.
+fn on_its_file_system(anchor: &File, folders: &BTreeMap<Place, Dir>) -> io::Result<bool> {
+    let device = cap_std::fs::Metadata::from_file(anchor)?.dev();
+    for folder in folders.values() {
+        if folder.dir_metadata()?.dev() != device {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
