@@ -5,6 +5,7 @@
 mod harness;
 
 mod architecture;
+mod changes;
 mod cli;
 mod config_errors;
 mod crash;
