@@ -55,6 +55,69 @@ fn odd_names_arrive_as_they_are() {
     pair.laptop.empties_outbox();
 }
 
+/// Where the disk tells them apart, each is a file of its own; elsewhere the second gets a number.
+#[test]
+fn names_that_differ_by_case_or_form_alone_are_all_delivered() {
+    let pair = Pair::linked();
+    let names = [
+        "Report.txt",
+        "report.txt",
+        "REPORT.TXT",
+        "\u{fc}ber",
+        "u\u{308}ber",
+        "STRASSE",
+        "stra\u{df}e",
+        "Sub/x",
+        "sub/x",
+    ];
+    for name in names {
+        pair.laptop.drop_file(name, name.as_bytes());
+    }
+    pair.laptop.delivers(names.len());
+    let mut received: Vec<Vec<u8>> = pair
+        .office
+        .received()
+        .iter()
+        .map(|path| std::fs::read(pair.office.inbox.join(path)).expect("readable"))
+        .collect();
+    received.sort();
+    let mut sent: Vec<Vec<u8>> = names.iter().map(|name| name.as_bytes().to_vec()).collect();
+    sent.sort();
+    assert_eq!(received, sent);
+    std::fs::write(pair.laptop.root.join("one case"), "").expect("a file");
+    if !pair.laptop.root.join("ONE CASE").exists() {
+        for name in names {
+            pair.office.receives(name, name.as_bytes());
+        }
+    }
+}
+
+/// Legal here, not everywhere: the receiver's system decides, and the job says what it became.
+#[test]
+fn names_that_other_systems_refuse_are_delivered() {
+    let pair = Pair::linked();
+    let names = [
+        "CON",
+        "nul.txt",
+        "COM\u{b9}",
+        "a:b",
+        "dot.",
+        "space ",
+        "aux/lpt1",
+        "<>|?*\"",
+    ];
+    for name in names {
+        pair.laptop.drop_file(name, name.as_bytes());
+    }
+    pair.laptop.delivers(names.len());
+    for job in pair.laptop.jobs() {
+        let path = job["delivered_as"].as_str().expect("where it lies");
+        let name = job["name"].as_str().expect("a name");
+        pair.office.receives(path, name.as_bytes());
+    }
+    assert_eq!(pair.office.received().len(), names.len());
+}
+
 #[test]
 fn a_full_length_name_still_gets_its_number() {
     let pair = Pair::linked();

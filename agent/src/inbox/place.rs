@@ -321,6 +321,29 @@ mod tests {
         assert_eq!(put(&places, &site, ANA, "a/x.txt"), "a/x (1).txt");
     }
 
+    /// Found by halving, also where nothing is remembered (after a restart) or is of use any more (files have left).
+    #[test]
+    fn a_name_taken_thousands_of_times_is_numbered_on() {
+        let (temp, site) = site();
+        for n in 0..3000 {
+            let name = naming::numbered(b"x.txt", n);
+            std::fs::write(temp.path().join(os_name(&name)), b"").unwrap();
+        }
+        let places = Places::new(Vec::new());
+        assert_eq!(put(&places, &site, ANA, "x.txt"), "x (3000).txt");
+        assert_eq!(put(&places, &site, ANA, "x.txt"), "x (3001).txt");
+        for n in [1500, 3001] {
+            std::fs::remove_file(temp.path().join(format!("x ({n}).txt"))).unwrap();
+        }
+        let names: HashSet<_> = (0..3).map(|_| put(&places, &site, ANA, "x.txt")).collect();
+        assert_eq!(names.len(), 3, "no name twice: {names:?}");
+        assert_eq!(
+            std::fs::read_dir(temp.path()).unwrap().count(),
+            3003 + 1,
+            "with our own folder"
+        );
+    }
+
     #[test]
     fn eight_at_once_get_eight_names() {
         let (_temp, site) = site();
