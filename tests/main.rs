@@ -22,6 +22,7 @@ mod service;
 mod settling;
 mod strangers;
 mod tree;
+mod whole;
 mod wire;
 
 /// What the harness runs: the binary that cargo built for these tests.

@@ -415,7 +415,8 @@ impl Dispatcher {
             | R::Busy
             | R::BadName
             | R::Fenced
-            | R::DiskError => {
+            | R::DiskError
+            | R::NoFolders => {
                 let text = dropwire_protocol::name::escape(text.as_bytes());
                 let error = format!("{} declined: {text}", self.peer.name);
                 self.retry(&job, error, retry_after_ms.map(Duration::from_millis))

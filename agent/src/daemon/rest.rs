@@ -8,7 +8,7 @@ use tracing::{debug, warn};
 
 use super::{Shared, blocking};
 use crate::{
-    confined,
+    bundle, confined,
     db::DbError,
     mark,
     queue::{DropId, Resting},
@@ -63,6 +63,15 @@ fn has_left(resting: &Resting) -> bool {
             return Err(io::Error::other("another folder"));
         }
         let path = &resting.found.path;
+        if resting.found.version.folder {
+            return match confined::open_folder(&root, path) {
+                Ok(folder) => bundle::list_quickly(&folder)
+                    .map(|listing| Some(listing.version()))
+                    .map_err(|trouble| io::Error::other(format!("{trouble:?}"))),
+                Err(e) if confined::is_absent(&e) => Ok(None),
+                Err(e) => Err(e),
+            };
+        }
         let version = confined::parent(&root, path).and_then(|folder| {
             let meta = folder.symlink_metadata(confined::os_str(path.file_name())?)?;
             Ok(Version::listed(&meta))

@@ -22,7 +22,13 @@ pub struct State {
 }
 
 /// Every change to the tables, oldest first; only ever appended to.
-const MIGRATIONS: &[&str] = &[queue::SCHEMA_1, inbox::SCHEMA_1, super::marks::SCHEMA_1];
+const MIGRATIONS: &[&str] = &[
+    queue::SCHEMA_1,
+    inbox::SCHEMA_1,
+    super::marks::SCHEMA_1,
+    queue::SCHEMA_2,
+    inbox::SCHEMA_2,
+];
 
 /// Opens the state folder, making it (0700) where it is missing. A second agent on the same folder gets
 /// [`Exit::CannotCreate`], a damaged job list [`Exit::Data`].

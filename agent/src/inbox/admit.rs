@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use dropwire_protocol::{AgentId, Manifest, message::DeclineReason};
+use dropwire_protocol::{AgentId, Kind, Manifest, message::DeclineReason};
 
 use super::{
     Shared,
@@ -14,7 +14,7 @@ use super::{
     site::Site,
     space::{self, Reservation},
 };
-use crate::{db::DbError, fault};
+use crate::{db::DbError, durable::How, fault};
 
 /// Most partials that a peer may leave lying; the longest untouched goes first.
 const MAX_PARTIALS: usize = 256;
@@ -44,10 +44,12 @@ pub fn admit(
             None,
         ));
     }
-    let bound =
-        bound.filter(|b| fault::mutant("R1-bound") || b.path == manifest.path && b.size == manifest.size);
+    let bound = bound.filter(|b| {
+        let same = (&b.path, b.size, b.kind) == (&manifest.path, manifest.size, manifest.kind);
+        same || fault::mutant("R1-bound")
+    });
     let Some(bound) = bound else {
-        let text = "this id was offered before with another path or size";
+        let text = "this id was offered before with another path, size or kind";
         return Err(Answer::refused(DeclineReason::Conflict, text, None));
     };
     match state {
@@ -73,6 +75,23 @@ pub fn enter_of(shared: &Shared, mark: Option<[u8; 16]>) -> Result<Arc<Site>, An
     }
     let text = "it is being placed in another inbox folder, which is not here";
     Err(Answer::refused(DeclineReason::InboxUnavailable, text, None))
+}
+
+/// Bytes that a transfer takes at least before it is placed: a whole folder's lie there twice, as a stream and unpacked.
+pub fn needed(manifest: &Manifest) -> u64 {
+    match manifest.kind {
+        Kind::File => manifest.size,
+        Kind::Folder => manifest.size.saturating_mul(2),
+    }
+}
+
+/// A folder can only be renamed to its place, and never in place of another.
+pub fn takes(site: &Site, kind: Kind) -> Result<(), Answer> {
+    if kind == Kind::File || site.how == How::Renamed {
+        return Ok(());
+    }
+    let text = "the file system of the inbox cannot name a whole folder without replacing another";
+    Err(Answer::refused(DeclineReason::NoFolders, text, None))
 }
 
 /// Promises room for `bytes` more.

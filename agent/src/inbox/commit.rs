@@ -17,7 +17,7 @@ use std::{
 
 use cap_fs_ext::MetadataExt;
 use cap_std::fs::{Dir, Metadata};
-use dropwire_protocol::{Digest, Manifest, Receipt, ReceiptBody, message::DeclineReason};
+use dropwire_protocol::{Digest, Kind, Manifest, Receipt, ReceiptBody, message::DeclineReason};
 
 use super::{
     Shared,
@@ -125,6 +125,7 @@ fn place_some(shared: &Arc<Shared>, site: &Site, waiting: &mut impl Iterator<Ite
     shared.note_certain(&keys);
     for (file, intent) in &placed {
         shared.delivered(site, file.claim.key(), &intent.placing.place, file.manifest.size);
+        partial::remove_stream(site, file.claim.key(), file.manifest.kind);
         file.reply.end(Answer::Committed(intent.placing.receipt.clone()));
     }
     if !fault::mutant("R9") {
@@ -145,9 +146,9 @@ pub fn resolve(
         return Ok(placing.receipt);
     }
     let unknown = |e: io::Error| Answer::io("looking for the partial", &e);
-    let found = partial::look(site, key).map_err(unknown)?;
+    let found = partial::look(site, key, manifest.kind).map_err(unknown)?;
     let placing = match found {
-        Some(meta) if is_linked(site, &placing, &meta).map_err(unknown)? => {
+        Some(meta) if is_linked(site, manifest.kind, &placing, &meta).map_err(unknown)? => {
             durable::unlink(&site.partials, &partial::file_name(key)).map_err(unknown)?;
             placing
         }
@@ -174,6 +175,7 @@ pub fn resolve(
     if shared.db.call_blocking(move |tx| ledger::deliver(tx, key, now))? {
         shared.delivered(site, key, &placing.place, manifest.size);
     }
+    partial::remove_stream(site, key, manifest.kind);
     Ok(placing.receipt)
 }
 
@@ -221,7 +223,7 @@ fn intend(
     let top = shared.top(key.0);
     let place = shared
         .places
-        .choose(site, key.0, top.as_deref(), &manifest.path, opened)?;
+        .choose(site, key.0, top.as_deref(), &manifest.path, manifest.kind, opened)?;
     let receipt = (shared.sign)(&ReceiptBody {
         transfer: key.1,
         sender: key.0,
@@ -284,7 +286,7 @@ fn name(
     mut intent: Intent,
     discard: bool,
 ) -> Result<Intent, Answer> {
-    let from = partial::file_name(key);
+    let from = partial::staged_name(key, manifest.kind);
     for _ in 0..TRIES {
         let given = intent.place.parent().and_then(|parent| {
             durable::give_name(
@@ -307,11 +309,23 @@ fn name(
                     write_down(shared, site, vec![row(key, manifest, &intent)])
                 })?;
             }
-            Err(e) => return Err(take_back(shared, site, key, &intent.placing, discard, &e)),
+            Err(e) => {
+                let kind = manifest.kind;
+                return Err(take_back(shared, site, key, kind, &intent.placing, discard, &e));
+            }
         }
     }
     let busy = io::Error::other("other programs keep taking the names that were free");
-    Err(take_back(shared, site, key, &intent.placing, discard, &busy))
+    let kind = manifest.kind;
+    Err(take_back(
+        shared,
+        site,
+        key,
+        kind,
+        &intent.placing,
+        discard,
+        &busy,
+    ))
 }
 
 /// R7 failed. Only where the partial surely lies where it was is the row taken back; else the rule decides later.
@@ -319,12 +333,13 @@ fn take_back(
     shared: &Shared,
     site: &Site,
     key: Key,
+    kind: Kind,
     placing: &Placing,
     discard: bool,
     error: &io::Error,
 ) -> Answer {
-    let unplaced = match partial::look(site, key) {
-        Ok(Some(meta)) => matches!(is_linked(site, placing, &meta), Ok(false)),
+    let unplaced = match partial::look(site, key, kind) {
+        Ok(Some(meta)) => matches!(is_linked(site, kind, placing, &meta), Ok(false)),
         _ => false,
     };
     if unplaced {
@@ -378,7 +393,10 @@ fn make_certain<'a>(
 
 /// Placed, with the partial's name still to go? By link; or renamed on a file system (btrfs) where a power cut between
 /// the two directories' syncs leaves the file under both names.
-fn is_linked(site: &Site, placing: &Placing, partial: &Metadata) -> io::Result<bool> {
+fn is_linked(site: &Site, kind: Kind, placing: &Placing, partial: &Metadata) -> io::Result<bool> {
+    if kind == Kind::Folder {
+        return Ok(false); // one name is all that a folder can have
+    }
     if placing.how == How::Linked && partial.nlink() > 1 {
         return Ok(true);
     }
@@ -403,6 +421,10 @@ fn is_ours(
     placing: &Placing,
     meta: &Metadata,
 ) -> io::Result<bool> {
+    if manifest.kind == Kind::Folder {
+        // Anything else that lies there is of no use: the stream goes again.
+        return Ok(meta.is_dir() && partial::is_inode(meta, placing.inode));
+    }
     if !meta.is_file() || meta.len() != manifest.size {
         return Ok(false);
     }

@@ -3,7 +3,7 @@
 //! A row is keyed by the sender's authenticated id and the transfer's id. It goes from *receiving* over *placing* to
 //! *delivered*, or ends *withdrawn*. Small files are written as *placing* right away: nothing of them is ever resumed.
 
-use dropwire_protocol::{AgentId, Digest, Manifest, Mtime, Receipt, RemotePath, TransferId};
+use dropwire_protocol::{AgentId, Digest, Kind, Manifest, Mtime, Receipt, RemotePath, TransferId};
 use rusqlite::{Connection, OptionalExtension, Result, Row, params, types::Type};
 
 use super::claims::Key;
@@ -48,6 +48,9 @@ CREATE TABLE inbox_mark (path BLOB PRIMARY KEY, mark BLOB NOT NULL) WITHOUT ROWI
 CREATE TABLE inbox_total (files INTEGER NOT NULL, bytes INTEGER NOT NULL, observed_s INTEGER NOT NULL);
 INSERT INTO inbox_total VALUES (0, 0, 0);
 ";
+
+/// The second version: whole folders.
+pub const SCHEMA_2: &str = "ALTER TABLE inbox_transfer ADD COLUMN folder INTEGER NOT NULL DEFAULT 0;";
 
 /// A known transfer.
 #[derive(Debug)]
@@ -102,7 +105,7 @@ pub struct Checkpoint {
 
 /// The row of a transfer.
 pub fn look(db: &Connection, key: Key) -> Result<Option<Known>> {
-    db.prepare_cached("SELECT path, size, mtime_s, mtime_ns, mark, state, place, inode, how, receipt FROM inbox_transfer WHERE sender = ?1 AND id = ?2")?
+    db.prepare_cached("SELECT path, size, mtime_s, mtime_ns, mark, state, place, inode, how, receipt, folder FROM inbox_transfer WHERE sender = ?1 AND id = ?2")?
         .query_row(params![key.0.0, key.1.0], known)
         .optional()
 }
@@ -111,8 +114,8 @@ pub fn look(db: &Connection, key: Key) -> Result<Option<Known>> {
 pub fn begin(db: &Connection, key: Key, manifest: &Manifest, mark: [u8; 16], now_ms: i64) -> Result<()> {
     cut_checkpoints(db, key, 0)?;
     db.prepare_cached(
-        "INSERT OR REPLACE INTO inbox_transfer (sender, id, state, path, size, mtime_s, mtime_ns, mark, changed_ms)
-         VALUES (?1, ?2, 0, ?3, ?4, ?5, ?6, ?7, ?8)",
+        "INSERT OR REPLACE INTO inbox_transfer (sender, id, state, path, size, mtime_s, mtime_ns, mark, changed_ms, folder)
+         VALUES (?1, ?2, 0, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
     )?
     .execute(params![
         key.0.0,
@@ -122,7 +125,8 @@ pub fn begin(db: &Connection, key: Key, manifest: &Manifest, mark: [u8; 16], now
         manifest.mtime.seconds,
         manifest.mtime.nanos,
         mark,
-        now_ms
+        now_ms,
+        manifest.kind == Kind::Folder
     ])?;
     Ok(())
 }
@@ -174,8 +178,8 @@ pub fn place(
     now_ms: i64,
 ) -> Result<()> {
     db.prepare_cached(
-        "INSERT INTO inbox_transfer (sender, id, state, path, size, mtime_s, mtime_ns, mark, place, inode, how, receipt, changed_ms)
-         VALUES (?1, ?2, 1, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)
+        "INSERT INTO inbox_transfer (sender, id, state, path, size, mtime_s, mtime_ns, mark, place, inode, how, receipt, changed_ms, folder)
+         VALUES (?1, ?2, 1, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)
          ON CONFLICT (sender, id) DO UPDATE SET state = 1, place = excluded.place, inode = excluded.inode,
              how = excluded.how, receipt = excluded.receipt, mark = excluded.mark, changed_ms = excluded.changed_ms
          WHERE state < 2",
@@ -192,7 +196,8 @@ pub fn place(
         placing.inode as i64,
         i64::from(placing.how == How::Linked),
         encode(&placing.receipt)?,
-        now_ms
+        now_ms,
+        manifest.kind == Kind::Folder
     ])?;
     Ok(())
 }
@@ -338,6 +343,10 @@ fn known(row: &Row<'_>) -> Result<Known> {
             mtime: Mtime {
                 seconds: row.get(2)?,
                 nanos: row.get(3)?,
+            },
+            kind: match row.get(10)? {
+                true => Kind::Folder,
+                false => Kind::File,
             },
         }),
     };

@@ -60,9 +60,10 @@ mod site;
 mod space;
 #[cfg(test)]
 mod tests;
+mod unpack;
 mod writer;
 
-pub use ledger::SCHEMA_1;
+pub use ledger::{SCHEMA_1, SCHEMA_2};
 
 /// Commands of one link that wait.
 const COMMANDS: usize = 64;

@@ -12,6 +12,8 @@
 //! meantime, under the next free one beside it (`report (1).pdf`). It was never sent, so it is a new drop there:
 //! nothing is lost and nothing sent twice.
 
+mod folder;
+
 use std::{
     collections::HashMap,
     ffi::{OsStr, OsString},
@@ -94,9 +96,12 @@ pub fn dispose(disposal: &Disposal) -> Result<Disposed, DisposeError> {
 /// their syncs. Blocks for the disk. Safe to repeat after any answer and any crash; what it answers is durable.
 pub fn dispose_all(disposals: &[Disposal]) -> Vec<Result<Disposed, DisposeError>> {
     disposals
-        .chunk_by(|a, b| a.root == b.root && a.outbox == b.outbox)
+        .chunk_by(|a, b| a.root == b.root && a.outbox == b.outbox && a.version.folder == b.version.folder)
         .flat_map(|one_outbox| one_outbox.chunks(TOGETHER))
-        .flat_map(dispose_together)
+        .flat_map(|batch| match batch.first() {
+            Some(first) if first.version.folder => batch.iter().map(folder::dispose).collect(),
+            _ => dispose_together(batch),
+        })
         .collect()
 }
 

@@ -19,6 +19,7 @@ pub mod spool;
 mod task;
 mod tend;
 mod watch;
+mod whole;
 
 use std::{
     collections::BTreeMap,
@@ -38,7 +39,8 @@ use tokio_util::sync::CancellationToken;
 
 use self::{ignore::Ignore, settle::Settle};
 use crate::{
-    config, confined,
+    config::{self, Folder},
+    confined,
     version::{Found, OutboxId},
 };
 
@@ -160,7 +162,11 @@ impl Outbox {
         if let Some(problem) = state.problems.get(&below.to_string()) {
             return Some(format!("not sent: {}", problem.reason));
         }
-        if let Some((why, waited)) = state.settle.why(&below, Instant::now()) {
+        let unit = self.shared.delivery_of(&below).unwrap_or(below);
+        if let Some(problem) = state.problems.get(&unit.to_string()) {
+            return Some(format!("not sent: {}", problem.reason));
+        }
+        if let Some((why, waited)) = state.settle.why(&unit, Instant::now()) {
             return Some(format!("waits to settle, for {} s now: {why}", waited.as_secs()));
         }
         drop(state);
@@ -226,6 +232,20 @@ struct Problem {
 }
 
 impl Shared {
+    /// Is a top-level folder one delivery here?
+    fn is_whole(&self) -> bool {
+        self.config.folder == Folder::Whole
+    }
+
+    /// The top-level folder by which `path` goes; None: by itself.
+    fn delivery_of(&self, path: &RemotePath) -> Option<RemotePath> {
+        let within = self.is_whole() && path.parent().is_some();
+        path.components()
+            .next()
+            .filter(|_| within)
+            .and_then(|top| RemotePath::parse(top).ok())
+    }
+
     /// Locked only for moments, never across a wait.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)

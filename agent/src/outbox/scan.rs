@@ -6,7 +6,7 @@ use cap_fs_ext::DirExt;
 use cap_std::fs::Dir;
 use dropwire_protocol::{RemotePath, name::escape};
 
-use super::ignore::Ignore;
+use super::{ignore::Ignore, whole};
 use crate::{
     confined,
     version::{Found, OutboxId, Version},
@@ -31,6 +31,10 @@ pub(super) struct Walk<'a> {
     /// Where the outbox lies; only for `watch`.
     pub(super) root: &'a Path,
     pub(super) ignore: &'a Ignore,
+    /// Top-level folders are deliveries: each is one find.
+    pub(super) whole: bool,
+    /// What lies in them is watched, too.
+    pub(super) watch_inside: bool,
     /// Called with each folder before it is read, so that nothing made in it later goes unseen.
     pub(super) watch: &'a dyn Fn(&Path),
     /// Takes reports; false ends the walk.
@@ -44,6 +48,13 @@ impl Walk<'_> {
     /// Walks everything below `from` (None: the whole outbox). False: it was ended early.
     pub(super) fn run(&self, outbox: &Dir, from: Option<&RemotePath>) -> bool {
         let mut batch = Vec::with_capacity(BATCH);
+        if let Some(folder) = from.filter(|_| self.whole) {
+            let listed = match confined::open_folder(outbox, folder) {
+                Ok(dir) => self.whole_folder(&dir, folder, &mut batch),
+                Err(_) => Ok(()), // gone, or no folder any more
+            };
+            return listed.and_then(|()| self.flush(&mut batch)).is_ok();
+        }
         let mut path = from.map_or_else(Vec::new, |from| from.as_bytes().to_vec());
         let dir = match from {
             Some(from) => confined::open_folder(outbox, from),
@@ -113,6 +124,10 @@ impl Walk<'_> {
                 return self.problem(path, "it lies too deep".into());
             }
             return match dir.open_dir_nofollow(entry.file_name()) {
+                Ok(below) if self.whole => match RemotePath::parse(path) {
+                    Ok(path) => self.whole_folder(&below, &path, batch),
+                    Err(e) => self.problem(path, e.to_string()),
+                },
                 Ok(below) => self.folder(&below, path, depth + 1, batch),
                 Err(e) if confined::is_absent(&e) => Ok(()),
                 Err(e) => self.problem(path, format!("it cannot be read: {e}")),
@@ -130,6 +145,28 @@ impl Walk<'_> {
             (Err(e), _) => return self.problem(path, e.to_string()),
             (_, Err(_)) => {} // gone since it was listed
         }
+        if batch.len() >= BATCH {
+            self.flush(batch)?;
+        }
+        Ok(())
+    }
+
+    /// One find, whatever lies in it. (Only ever at the top.)
+    fn whole_folder(&self, dir: &Dir, path: &RemotePath, batch: &mut Vec<Found>) -> Result<(), Ended> {
+        let place = confined::join(self.root, path);
+        if self.watch_inside {
+            (self.watch)(&place);
+        }
+        let version = whole::listed(dir, &mut |below| {
+            if self.watch_inside {
+                (self.watch)(&confined::join(&place, below));
+            }
+        });
+        batch.push(Found {
+            outbox: self.outbox,
+            path: path.clone(),
+            version,
+        });
         if batch.len() >= BATCH {
             self.flush(batch)?;
         }
@@ -173,6 +210,8 @@ mod tests {
             outbox: OutboxId([0; 16]),
             root,
             ignore: &Ignore::new(&[]).unwrap(),
+            whole: false,
+            watch_inside: false,
             watch: &|path| {
                 let below = path.strip_prefix(root).unwrap();
                 watched.borrow_mut().push(below.to_string_lossy().into_owned());

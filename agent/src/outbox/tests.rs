@@ -48,6 +48,7 @@ fn config(path: PathBuf) -> config::Outbox {
         max_wait: Duration::from_secs(600),
         ignore: Vec::new(),
         watch: Watch::Auto,
+        folder: config::Folder::Files,
         rescan: Duration::from_secs(3600),
     }
 }

@@ -88,7 +88,7 @@ fn enqueue_one(db: &Connection, identity: &Identity, new: &NewDrop, now_ms: i64)
     peers.dedup();
     for peer in peers {
         let id = identity.transfer_id(peer, outbox.0, path.as_bytes(), version, past.next_counter);
-        let large = Class::of(version.size) == Class::Large;
+        let large = Class::of(version) == Class::Large;
         insert.execute(params![
             drop.0,
             peer.0,
@@ -183,8 +183,9 @@ fn outbox_row(db: &Connection, new: &NewDrop) -> Result<i64> {
 fn insert_drop(db: &Connection, outbox: i64, new: &NewDrop, counter: u64) -> Result<DropId> {
     let Found { path, version, .. } = &new.found;
     db.prepare_cached(
-        "INSERT INTO drops (outbox, path, mtime_ns, inode, birth_ns, size, counter, ctime_ns, origin, after_send, state)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)",
+        "INSERT INTO drops (outbox, path, mtime_ns, inode, birth_ns, size, counter, ctime_ns, origin, after_send, state,
+                            folder)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?)",
     )?
     .execute(params![
         outbox,
@@ -197,6 +198,7 @@ fn insert_drop(db: &Connection, outbox: i64, new: &NewDrop, counter: u64) -> Res
         version.ctime_ns,
         new.origin.as_deref().map(path_bytes),
         new.after_send,
+        version.folder,
     ])?;
     Ok(DropId(db.last_insert_rowid()))
 }

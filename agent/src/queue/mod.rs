@@ -46,7 +46,7 @@ pub use job::{
     Proof, Resting,
 };
 pub use keeping::KEPT;
-pub use schema::SCHEMA_1;
+pub use schema::{SCHEMA_1, SCHEMA_2};
 
 use crate::{
     db::{Db, DbError},
@@ -64,7 +64,7 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// The job list in `db`, which has the tables of [`SCHEMA_1`]. Attempts that lie further ahead than `max_backoff`
+    /// The job list in `db`, which has the tables of [`SCHEMA_1`] and [`SCHEMA_2`]. Attempts that lie further ahead than `max_backoff`
     /// (the clock was set back) are pulled in.
     pub async fn open(
         db: Db,

@@ -130,6 +130,9 @@ CREATE TRIGGER job_removed AFTER DELETE ON jobs BEGIN
 END;
 ";
 
+/// The second version: drops of whole folders.
+pub const SCHEMA_2: &str = "ALTER TABLE drops ADD COLUMN folder INTEGER NOT NULL DEFAULT 0;";
+
 /// Where a drop stands; statements name the numbers, because partial indexes need literals.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum DropState {

@@ -20,7 +20,11 @@ pub(super) const OUTBOX: OutboxId = OutboxId([7; 16]);
 const MAX_BACKOFF: Duration = Duration::from_secs(300);
 
 pub(super) fn database(folder: &Path) -> Db {
-    Db::open(&folder.join("state.db"), &Migrations::new(vec![M::up(SCHEMA_1)])).unwrap()
+    Db::open(
+        &folder.join("state.db"),
+        &Migrations::new(vec![M::up(SCHEMA_1), M::up(SCHEMA_2)]),
+    )
+    .unwrap()
 }
 
 pub(super) async fn queue(folder: &Path) -> Queue {
@@ -41,6 +45,7 @@ pub(super) fn found(path: &str, mtime_ns: i64) -> Found {
         size: 10,
         mtime_ns,
         ctime_ns: mtime_ns,
+        folder: false,
     };
     Found {
         outbox: OUTBOX,

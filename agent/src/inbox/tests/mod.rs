@@ -14,7 +14,7 @@ use std::{
 
 use bytes::Bytes;
 use dropwire_protocol::{
-    AgentId, Digest, Manifest, Mtime, Receipt, ReceiptBody, RemotePath, RunningDigest, TransferId,
+    AgentId, Digest, Kind, Manifest, Mtime, Receipt, ReceiptBody, RemotePath, RunningDigest, TransferId,
     receiver::{Command, Opening, Outcome},
 };
 use rusqlite_migration::{M, Migrations};
@@ -54,7 +54,7 @@ impl Rig {
             }),
             peers: Vec::new(),
         };
-        let migrations = Migrations::new(vec![M::up(SCHEMA_1)]);
+        let migrations = Migrations::new(vec![M::up(SCHEMA_1), M::up(SCHEMA_2)]);
         let db = Db::open(&temp.path().join("state.db"), &migrations).unwrap();
         let inbox = start(&settings, &db).await.unwrap();
         Rig {
@@ -272,6 +272,7 @@ fn manifest(path: &str, size: u64) -> Manifest {
             seconds: 1_600_000_000,
             nanos: 5,
         },
+        kind: Kind::File,
     }
 }
 

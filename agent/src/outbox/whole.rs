@@ -1,0 +1,156 @@
+//! A top-level folder that is one delivery: when it is ready, and made durable (S1).
+//!
+//! All of it is sent, or nothing: a name in it that is never sent because it looks unfinished, or by a pattern of the
+//! config, keeps it back until that is renamed or gone, and so does what cannot be read. Only litter, and what is neither file
+//! nor folder, is left out.
+
+use std::{
+    fs::File,
+    io,
+    time::{Duration, SystemTime},
+};
+
+use cap_std::fs::Dir;
+use dropwire_protocol::RemotePath;
+
+use super::{ignore::Ignore, look::Seen, settle::Sight};
+use crate::{
+    bundle::{self, Kind, Listing, Step, Trouble},
+    confined, durable, fault,
+    version::Version,
+};
+
+/// Looks at the folder `path` below `root`: a walk through all of it. Blocks only for the disk.
+pub(super) fn look(root: &Dir, path: &RemotePath, quiet: Duration, ignore: &Ignore) -> Seen {
+    let folder = match confined::open_folder(root, path) {
+        Ok(folder) => folder,
+        Err(e) if confined::is_absent(&e) => return Seen::Nothing,
+        Err(e) => return Seen::Unreadable(format!("it cannot be read: {e}")),
+    };
+    let mut inspect = |step: &Step<'_>| keep_back(step, path, ignore);
+    // The kernel is asked of each file only once the rest is over: while it is being filled that would be in vain.
+    let listing = match bundle::list(&folder, false, &mut inspect) {
+        Ok(listing) if rests(&listing.version(), quiet) => bundle::list(&folder, true, &mut inspect),
+        other => other,
+    };
+    match listing {
+        Ok(Listing { files: 0, .. }) => {
+            held("there is no file in it yet", "there is no file in it yet".into())
+        }
+        Ok(listing) => {
+            let version = listing.version();
+            let sight = Sight::Still {
+                version,
+                rest: quiet.max(version.clock_step()),
+                why: "nothing in it may change for a while",
+            };
+            Seen::Whole {
+                sight,
+                left_out: listing.left_out,
+            }
+        }
+        Err(Trouble::Changed) => Seen::File {
+            sight: Sight::Writer,
+            file: None,
+        },
+        Err(Trouble::Writer(which)) => held(
+            "a program has a file in it open for writing",
+            format!("a program has {which} in it open for writing"),
+        ),
+        Err(Trouble::Held(reason)) => held("something in it cannot be sent", reason),
+    }
+}
+
+/// Its version as a scan lists it; where it cannot be listed, one that no drop has, so that it is looked at.
+pub(super) fn listed(folder: &Dir, visit: &mut dyn FnMut(&RemotePath)) -> Version {
+    let listing = bundle::list(folder, false, &mut |step| {
+        if let (Kind::Folder, Some(path)) = (step.kind, &step.path) {
+            visit(path);
+        }
+        Ok(())
+    });
+    listing.map_or(
+        Version {
+            inode: 0,
+            birth_ns: 0,
+            size: 0,
+            mtime_ns: 0,
+            ctime_ns: 0,
+            folder: true,
+        },
+        |listing| listing.version(),
+    )
+}
+
+/// S1: after Ok everything in the folder survives a power cut.
+pub(super) fn sync(root: &Dir, path: &RemotePath) -> io::Result<()> {
+    let folder = confined::open_folder(root, path)?;
+    let anchor = open(&folder)?;
+    if durable::supports_syncfs(&anchor) {
+        return fault::step("S1-folder-syncfs", || durable::sync_filesystem(&anchor));
+    }
+    let mut failed = None;
+    let walked = bundle::walk(&folder, &mut |step: &Step<'_>| {
+        let synced = match (step.kind, &step.path) {
+            (Kind::File, _) => {
+                confined::open_file(step.parent, step.name).and_then(|f| durable::sync_file(&f))
+            }
+            (Kind::Folder, Some(path)) => {
+                confined::open_folder(&folder, path).and_then(|dir| durable::sync_dir(&dir))
+            }
+            (Kind::Folder, None) => durable::sync_dir(&folder),
+            (Kind::Other(_), _) => Ok(()),
+        };
+        synced.map_err(|e| {
+            failed = Some(e);
+            Trouble::Changed
+        })
+    });
+    match (walked, failed) {
+        (_, Some(error)) => Err(error),
+        (Ok(()), None) => Ok(()),
+        (Err(trouble), None) => Err(io::Error::other(format!("{trouble:?}"))),
+    }
+}
+
+fn keep_back(step: &Step<'_>, folder: &RemotePath, ignore: &Ignore) -> Result<(), Trouble> {
+    let Some(below) = &step.path else {
+        return Ok(());
+    };
+    let path = [folder.as_bytes(), b"/", below.as_bytes()].concat();
+    match ignore.matched_step(below.file_name(), &path) {
+        Some(pattern) => {
+            let pattern = dropwire_protocol::name::escape(pattern.as_bytes());
+            Err(Trouble::Held(format!(
+                "{below} in it matches {pattern}; it is sent whole once that is renamed or gone"
+            )))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Nothing in it was changed for `quiet` by the clock on the wall, or that cannot be told.
+fn rests(version: &Version, quiet: Duration) -> bool {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let now = now.map_or(0, |now| now.as_nanos());
+    let age = now.checked_sub(u128::try_from(version.ctime_ns).unwrap_or(0));
+    age.is_none_or(|age| age >= quiet.as_nanos())
+}
+
+fn held(why: &'static str, reason: String) -> Seen {
+    Seen::Held { why, reason }
+}
+
+/// A handle that can be synced.
+fn open(folder: &Dir) -> io::Result<File> {
+    #[cfg(unix)]
+    {
+        use rustix::fs::{Mode, OFlags};
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(File::from(rustix::fs::openat(folder, ".", flags, Mode::empty())?))
+    }
+    #[cfg(not(unix))]
+    {
+        Ok(folder.try_clone()?.into_std_file())
+    }
+}
