@@ -71,6 +71,27 @@ fn copies_that_were_never_queued_are_cleared() {
 }
 
 #[test]
+fn sent_copies_move_with_the_state_folder() {
+    let mut pair = Pair::linked();
+    pair.office.stop();
+    let file = pair.laptop.root.join("by hand.txt");
+    fs::write(&file, b"by hand").expect("a file elsewhere");
+    let file = file.to_str().expect("plain");
+    pair.laptop.run(&["send", file, "--to", "office"]).exits(0);
+    pair.laptop.stop();
+    let moved = pair.laptop.root.join("moved");
+    fs::rename(&pair.laptop.state, &moved).expect("to another place");
+    pair.laptop.state = moved;
+    pair.laptop.start();
+    pair.office.start();
+    pair.office.receives("by hand.txt", b"by hand");
+    let spool = pair.laptop.state.join("spool");
+    until("the copy is gone", || {
+        fs::read_dir(&spool).is_ok_and(|mut sends| sends.next().is_none())
+    });
+}
+
+#[test]
 fn send_takes_folders_whole() {
     let pair = Pair::linked();
     let folder = pair.laptop.root.join("folder");

@@ -55,6 +55,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         "a resume begins with the digest of our own bytes",
         SEND,
     ),
+    (
+        "keep-witness",
+        "a kept file's bytes are compared where its ctime alone is another",
+        Inside(&["daemon::rest::tests"]),
+    ),
     ("send-copy", "the sync of a copy made by `send`", SPOOL),
     ("send-dir", "the sync of the send's folder", SPOOL),
     ("send-folder", "the sync of a copied folder", SPOOL),
@@ -95,6 +100,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     ("R5-small", "a small partial's sync", ORDER),
     ("R5-small-dir", "the sync of its folder", ORDER),
     ("R5-syncfs", "the one sync of many partials", ORDER),
+    (
+        "R5-site",
+        "nothing is placed in a folder that was replaced",
+        FLOWS,
+    ),
     ("R6", "the commit of the intent", FLOWS),
     (
         "R6-next-name",
@@ -103,11 +113,26 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     ),
     ("noreplace", "a name that is taken is never replaced", DURABLE),
     ("link-dir", "a hard link's sync before the old name goes", DURABLE),
+    (
+        "R7-link-way",
+        "the folders' syncs before a link's old name goes",
+        ORDER,
+    ),
+    (
+        "R7-link-hold",
+        "nothing more is taken after a link's sync failed",
+        ORDER,
+    ),
     ("R8-inbox-dirs", "the sync of the inbox's folders", ORDER),
     ("R8-partial-dir", "the sync of the partials' folder", ORDER),
     (
         "R8-hold",
         "nothing more is taken after a folder's sync failed",
+        ORDER,
+    ),
+    (
+        "R8-held",
+        "no folder is synced again after one could not be",
         ORDER,
     ),
     ("R9", "the row says delivered", FLOWS),
@@ -125,6 +150,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         "rule-next-name",
         "the commit of the next name, at the start",
         RECOVERY,
+    ),
+    (
+        "rule-link",
+        "the new name's sync before the old one goes, at the start",
+        ORDER,
     ),
     ("rule-R8", "the folders' syncs again", ORDER),
     (
@@ -167,6 +197,8 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         ),
     ),
     ("S5-again", "what was moved is what was looked at", DISPOSE),
+    ("S5-both", "a crash left it under its path too", DISPOSE),
+    ("S5-twice", "a crash left it in the archive too", DISPOSE),
     ("S5-last-lease", "the lease at the last moment", DISPOSE),
     ("S5-own-dir", "the sync that keeps `leaving`", DISPOSE),
     ("S5-sent-dir", "the sync that keeps `sent`", DISPOSE),

@@ -22,6 +22,9 @@ use crate::{
     tracer::{Order, Report, Strike},
 };
 
+/// Names a safeguard that a debug build leaves out, to see that the proof finds it.
+const MUTANT: &str = "DROPWIRE_MUTANT";
+
 /// Pause between two looks at a condition.
 pub const LOOK: Duration = Duration::from_millis(10);
 
@@ -365,6 +368,7 @@ impl World {
         command.arg("--config").arg(self.config(side)).args(args);
         command.env_clear().env("HOME", &self.root).env("NO_COLOR", "1");
         command.env("RUST_LOG", "info,dropwire=debug");
+        command.envs(std::env::var_os(MUTANT).map(|name| (MUTANT, name)));
         command
     }
 

@@ -34,7 +34,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use crate::{
-    clock::now_ms,
+    clock::{self, now_ms},
     config::{Config, Retry, paths::Paths},
     control,
     db::{Db, DbError},
@@ -72,6 +72,8 @@ struct Shared {
     /// As long as this agent runs; a reload ends it and starts another.
     config: Arc<Config>,
     started: Instant,
+    /// The same by the wall clock: what was queued before may have been offered by an earlier run.
+    started_ms: i64,
     state_dir: PathBuf,
     identity: Arc<Identity>,
     db: Db,
@@ -141,6 +143,7 @@ impl Agent {
         let shared = Arc::new(Shared {
             config: config.clone(),
             started: Instant::now(),
+            started_ms: now_ms(),
             state_dir: paths.state_dir.clone(),
             identity,
             db: state.db.clone(),
@@ -168,11 +171,11 @@ impl Agent {
         tasks.spawn(disposal::run(shared.clone(), cancel.clone()));
         tasks.spawn(keep_checkpoints(shared.queue.clone(), kept, cancel.clone()));
         tasks.spawn(arrival::run(shared.clone(), cancel.clone()));
-        tasks.spawn(rest::run(shared.clone(), cancel.clone()));
         tasks.spawn(keep_house(shared.clone(), cancel.clone()));
         intake::start(&shared, &config, &tasks, &cancel)
             .await
             .map_err(|e| job_list(&e))?;
+        tasks.spawn(rest::run(shared.clone(), cancel.clone()));
         Ok(Agent {
             shared,
             tasks,
@@ -344,7 +347,7 @@ async fn keep_house(shared: Arc<Shared>, cancel: CancellationToken) {
         .await
         .is_some()
     {
-        if let Err(error) = house_round(&shared.queue, period, retry).await {
+        if let Err(error) = house_round(&shared, period, retry).await {
             warn!(%error, "the job list failed");
         }
         // What ended is withdrawn, what was pulled in is due.
@@ -352,14 +355,15 @@ async fn keep_house(shared: Arc<Shared>, cancel: CancellationToken) {
     }
 }
 
-async fn house_round(queue: &Queue, period: Duration, retry: Retry) -> Result<(), DbError> {
-    queue.advance(period).await?;
+async fn house_round(shared: &Shared, period: Duration, retry: Retry) -> Result<(), DbError> {
+    let queue = &shared.queue;
+    clock::advance(&shared.db, period).await?;
     queue.pull_in(now_ms(), retry.max).await?; // the clock may have been set back
     if let Some(give_up_after) = retry.give_up_after {
         queue.expire(give_up_after, now_ms()).await?;
     }
     while queue.sweep().await? {}
-    Ok(())
+    shared.inbox.sweep().await
 }
 
 fn job_list(error: &DbError) -> Fatal {

@@ -5,6 +5,7 @@ use std::{fs, io, path::Path, sync::Arc};
 use rusqlite_migration::{M, Migrations};
 
 use crate::{
+    clock,
     config::paths::Paths,
     db::{Db, OpenError},
     error::{Exit, Fatal, shown},
@@ -23,11 +24,10 @@ pub struct State {
 
 /// Every change to the tables, oldest first; only ever appended to.
 const MIGRATIONS: &[&str] = &[
+    clock::RUNNING,
     queue::SCHEMA_1,
     inbox::SCHEMA_1,
     super::marks::SCHEMA_1,
-    queue::SCHEMA_2,
-    inbox::SCHEMA_2,
 ];
 
 /// Opens the state folder, making it (0700) where it is missing. A second agent on the same folder gets

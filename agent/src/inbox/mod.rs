@@ -9,7 +9,8 @@
 //!
 //! The steps R1 to R9, and what a crash after each leaves, stand in `commit`, `admit` and `writer`; `recover`
 //! clears up. `ledger` remembers, `claims` keeps two links off one transfer, `site` knows whether the folder is
-//! there at all, `place` and `naming` find a free name below it, `space` keeps room.
+//! there at all, `place` and `naming` find a free name below it, `space` keeps room, `keeping` lets go what nobody
+//! comes back for.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -20,7 +21,6 @@ use std::{
         mpsc::SyncSender,
     },
     thread::{self, JoinHandle},
-    time::Duration,
 };
 
 use dropwire_protocol::{
@@ -49,6 +49,7 @@ mod checkpoint;
 mod claims;
 mod commit;
 mod desk;
+mod keeping;
 mod ledger;
 mod memory;
 mod naming;
@@ -63,7 +64,7 @@ mod tests;
 mod unpack;
 mod writer;
 
-pub use ledger::{SCHEMA_1, SCHEMA_2};
+pub use ledger::SCHEMA_1;
 
 /// Commands of one link that wait.
 const COMMANDS: usize = 64;
@@ -71,10 +72,6 @@ const COMMANDS: usize = 64;
 const OUTCOMES: usize = 8192;
 /// Arrivals that wait for a slow listener.
 const ARRIVALS: usize = 1024;
-/// How often the clock of observed running time is written down.
-const OBSERVE: Duration = Duration::from_secs(600);
-/// How long, observed, a forgotten row is kept: 30 days, in seconds.
-const KEEP_FORGOTTEN: u32 = 30 * 24 * 3600;
 
 /// What the inbox needs of the config.
 #[derive(Clone, Debug)]
@@ -206,7 +203,7 @@ impl Inbox {
             runtime: Handle::current(),
             certain: Mutex::default(),
             rows: TaskTracker::new(),
-            cancel: cancel.clone(),
+            cancel,
         });
         let first_look = tokio::task::spawn_blocking({
             let shared = shared.clone();
@@ -226,7 +223,6 @@ impl Inbox {
             move || batch::run(&shared, &waiting)
         });
         let thread = thread.map_err(|e| Fatal::io("starting the inbox's thread", &e))?;
-        tokio::spawn(observe(shared.db.clone(), cancel));
         Ok(Inbox {
             shared,
             batch: Arc::new(Mutex::new(Some(batch))),
@@ -347,22 +343,5 @@ impl Shared {
 
     fn lock_certain(&self) -> MutexGuard<'_, HashSet<claims::Key>> {
         self.certain.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Counts running time, by which forgotten rows are let go.
-async fn observe(db: Db, cancel: CancellationToken) {
-    let seconds = OBSERVE.as_secs() as u32;
-    while cancel
-        .run_until_cancelled(tokio::time::sleep(OBSERVE))
-        .await
-        .is_some()
-    {
-        if let Err(error) = db
-            .call(move |tx| ledger::observe(tx, seconds, KEEP_FORGOTTEN))
-            .await
-        {
-            tracing::error!(%error, "running time could not be written down");
-        }
     }
 }

@@ -179,11 +179,6 @@ impl Outbox {
         self.command(Command::Recheck(path));
     }
 
-    /// Scans everything again soon.
-    pub fn rescan(&self) {
-        self.command(Command::Rescan);
-    }
-
     /// The file at `path` was disposed of: its folder goes too, if that is empty for `quiet`.
     pub fn disposed(&self, path: &RemotePath) {
         if let Some(folder) = path.parent() {
@@ -202,7 +197,6 @@ impl Outbox {
 #[derive(Debug)]
 enum Command {
     Recheck(RemotePath),
-    Rescan,
     Emptied(RemotePath),
 }
 

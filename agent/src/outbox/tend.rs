@@ -201,7 +201,6 @@ impl<'a> Tending<'a> {
     fn command(&mut self, command: Command) {
         match command {
             Command::Recheck(path) => self.notice(path, Urgency::Now),
-            Command::Rescan => self.scan_wanted = true,
             Command::Emptied(folder) => {
                 if self.emptied.len() < LISTED {
                     self.emptied

@@ -183,7 +183,6 @@ async fn what_lies_there_at_the_start_is_found_and_known_files_are_not_told_agai
     };
     let mut running = run(prepare, |_| {}).await;
     running.settles(&["one", "sub/two"]).await;
-    running.outbox.rescan();
     running.outbox.recheck(RemotePath::parse(b"one").unwrap());
     fs::write(running.at("three"), "bytes").unwrap();
     running.settles(&["three"]).await;

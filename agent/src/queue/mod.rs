@@ -43,10 +43,10 @@ pub use attempts::{GONE, PEER_REMOVED};
 pub use enqueue::SUPERSEDED;
 pub use job::{
     Class, Counts, Disposal, DropId, Enqueued, Filter, Job, JobRow, JobState, NewDrop, Page, PeerCounts,
-    Proof, Resting,
+    Proof, Resting, Todo,
 };
 pub use keeping::KEPT;
-pub use schema::{SCHEMA_1, SCHEMA_2};
+pub use schema::SCHEMA_1;
 
 use crate::{
     db::{Db, DbError},
@@ -64,7 +64,7 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// The job list in `db`, which has the tables of [`SCHEMA_1`] and [`SCHEMA_2`]. Attempts that lie further ahead than `max_backoff`
+    /// The job list in `db`, which has the tables of [`SCHEMA_1`] and [`crate::clock::RUNNING`]. Attempts that lie further ahead than `max_backoff`
     /// (the clock was set back) are pulled in.
     pub async fn open(
         db: Db,

@@ -19,16 +19,13 @@ use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, 
 use super::JobState;
 use crate::config::AfterSend;
 
-/// The first version of the tables.
+/// The first version of the tables, beside [`crate::clock::RUNNING`].
 ///
 /// Order matters in two places: `jobs_due` is read in its own order by the dispatcher, and the unique index of
 /// `drops` begins with what a version is looked up by. `drops_lying` promises one lying version a path.
 /// `closing` holds what the peer still has to be told; a row goes once it was. `tally` spares the status page
 /// a count over all jobs.
 pub const SCHEMA_1: &str = "
-CREATE TABLE running (one INTEGER PRIMARY KEY CHECK (one = 1), ms INTEGER NOT NULL) STRICT;
-INSERT INTO running VALUES (1, 0);
-
 CREATE TABLE outboxes (
     id INTEGER PRIMARY KEY,
     mark BLOB NOT NULL UNIQUE,
@@ -48,6 +45,7 @@ CREATE TABLE drops (
     origin BLOB,
     after_send INTEGER NOT NULL,
     state INTEGER NOT NULL,
+    folder INTEGER NOT NULL,
     problem TEXT,
     left_running_ms INTEGER,
     UNIQUE (outbox, path, mtime_ns, inode, birth_ns, size, counter)
@@ -129,9 +127,6 @@ CREATE TRIGGER job_removed AFTER DELETE ON jobs BEGIN
         AND outbox = (SELECT outbox FROM drops WHERE id = OLD.drop_id);
 END;
 ";
-
-/// The second version: drops of whole folders.
-pub const SCHEMA_2: &str = "ALTER TABLE drops ADD COLUMN folder INTEGER NOT NULL DEFAULT 0;";
 
 /// Where a drop stands; statements name the numbers, because partial indexes need literals.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

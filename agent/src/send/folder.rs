@@ -49,8 +49,13 @@ impl<'a> FolderPass<'a> {
         })
     }
 
-    /// See [`super::pass::Pass::ctime_ns`]: of everything in it.
+    /// The newest in it.
     pub(super) fn ctime_ns(&self) -> i64 {
+        self.first.version().ctime_ns
+    }
+
+    /// Of the ctimes of everything in it.
+    pub(super) fn witness(&self) -> i64 {
         self.first.witness()
     }
 

@@ -53,10 +53,19 @@ impl<'a> AnyPass<'a> {
         }
     }
 
+    /// As the version has it.
     fn ctime_ns(&self) -> i64 {
         match self {
             AnyPass::File(pass) => pass.ctime_ns(),
             AnyPass::Folder(pass) => pass.ctime_ns(),
+        }
+    }
+
+    /// The witness with which a state of the hash may be kept for a later pass.
+    fn witness(&self) -> i64 {
+        match self {
+            AnyPass::File(pass) => pass.ctime_ns(),
+            AnyPass::Folder(pass) => pass.witness(),
         }
     }
 
@@ -133,17 +142,18 @@ impl Source for FileSource {
     }
 }
 
-/// The file's digest, read under the same checks as when it is sent. Blocks for as long as that takes.
-pub fn digest_of(root: &Path, found: &Found) -> Result<Digest, Voided> {
+/// Its digest, read under the same checks as when it is sent, and the ctime that witnesses it. Blocks for as
+/// long as that takes, or until `stopped`: then it is [`Voided::Unreadable`].
+pub fn digest_of(root: &Path, found: &Found, stopped: &dyn Fn() -> bool) -> Result<(Digest, i64), Voided> {
     let pass = AnyPass::begin(root, found)?;
     let mut hash = Default::default();
-    match pass.read(&mut hash, found.version.size, &mut |_, _, _| true) {
+    match pass.read(&mut hash, found.version.size, &mut |_, _, _| !stopped()) {
         Ok(()) => {}
         Err(Ended::Void(why)) => return Err(why),
-        Err(Ended::Stopped) => return Err(Voided::Changed), // nobody stops this one
+        Err(Ended::Stopped) => return Err(Voided::Unreadable("the agent ends".into())),
     }
     pass.check()?;
-    Ok(hash.value())
+    Ok((hash.value(), pass.ctime_ns()))
 }
 
 async fn read_small(subject: Arc<Subject>, offset: u64, digest: Digest, out: mpsc::Sender<Piece>) {
@@ -209,16 +219,16 @@ impl Subject {
             return Err(Ended::Void(Voided::PrefixDiffers));
         }
         let pass = AnyPass::begin(root, found)?;
-        let mut hash = self.checkpoints().best(pass.ctime_ns(), offset);
+        let mut hash = self.checkpoints().best(pass.witness(), offset);
         pass.read(&mut hash, offset, &mut |_, _, hash| {
-            self.note(pass.ctime_ns(), hash);
+            self.note(pass.witness(), hash);
             !stopped()
         })?;
         if offset > 0 && hash.value() != digest && !fault::mutant("S3-prefix") {
             return Err(Ended::Void(Voided::PrefixDiffers));
         }
         pass.read(&mut hash, size, &mut |offset, bytes, hash| {
-            self.note(pass.ctime_ns(), hash);
+            self.note(pass.witness(), hash);
             let mut bytes = bytes.to_vec();
             fault::bad_read(offset, &mut bytes);
             let bytes = Bytes::from(bytes);

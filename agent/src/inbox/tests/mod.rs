@@ -1,10 +1,12 @@
 //! The whole room, driven as a link drives it, on a real folder and a real job list.
 
 mod flows;
+mod keeping;
 #[cfg(target_os = "linux")]
 mod order;
 mod recovery;
 mod resume;
+mod whole;
 
 use std::{
     path::{Path, PathBuf},
@@ -22,6 +24,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
+use crate::clock;
 
 const ANA: AgentId = AgentId([0xAA; 32]);
 const BOB: AgentId = AgentId([0xBB; 32]);
@@ -54,7 +57,7 @@ impl Rig {
             }),
             peers: Vec::new(),
         };
-        let migrations = Migrations::new(vec![M::up(SCHEMA_1), M::up(SCHEMA_2)]);
+        let migrations = Migrations::new(vec![M::up(clock::RUNNING), M::up(SCHEMA_1)]);
         let db = Db::open(&temp.path().join("state.db"), &migrations).unwrap();
         let inbox = start(&settings, &db).await.unwrap();
         Rig {
@@ -83,6 +86,7 @@ impl Rig {
             commands,
             outcomes,
             openings: 0,
+            kind: Kind::File,
         }
     }
 
@@ -121,6 +125,12 @@ impl Rig {
         self.root().join(".dropwire/partial").read_dir().unwrap().count()
     }
 
+    /// So much running time goes by, and what was kept for its time goes.
+    async fn after(&self, ran: Duration) {
+        clock::advance(&self.db, ran).await.unwrap();
+        self.inbox.sweep().await.unwrap();
+    }
+
     async fn row(&self, peer: AgentId, id: TransferId) -> Option<ledger::State> {
         let known = self
             .db
@@ -149,6 +159,8 @@ struct Link {
     commands: mpsc::Sender<Command>,
     outcomes: mpsc::Receiver<Outcome>,
     openings: u64,
+    /// Of what it offers.
+    kind: Kind,
 }
 
 impl Link {
@@ -191,7 +203,10 @@ impl Link {
     async fn open(&mut self, id: TransferId, path: &str, size: u64) -> Opening {
         self.openings += 1;
         let opening = Opening(self.openings);
-        let manifest = manifest(path, size);
+        let manifest = Manifest {
+            kind: self.kind,
+            ..manifest(path, size)
+        };
         self.command(Command::Open {
             id,
             opening,

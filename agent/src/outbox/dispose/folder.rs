@@ -18,7 +18,9 @@ use std::{
 use cap_fs_ext::DirExt;
 use cap_std::fs::Dir;
 
-use super::{COMPARED_BELOW, Compare, Disposal, DisposeError, Disposed, Steps, copy_of, rename_beside};
+use super::{
+    COMPARED_BELOW, Compare, Disposal, DisposeError, Disposed, Steps, beside::rename_beside, copy_of,
+};
 use crate::{
     bundle::{self, Listing, Trouble},
     config::AfterSend,
@@ -40,6 +42,8 @@ pub(super) fn dispose(what: &Disposal) -> Result<Disposed, DisposeError> {
     }
     // A crash, or an error, left it there: the bytes decide.
     if let Some(folder) = open(&steps.leaving, name).map_err(failed)? {
+        steps.touch(what)?; // that it left its path may not be durable yet
+        steps.sync_staged().map_err(|e| what.failed("the syncing", e))?;
         let checked = check(what, &folder, &Compare::Always);
         return leave(&mut steps, what, checked);
     }
