@@ -48,6 +48,13 @@ use crate::{
 pub trait Known: Send + Sync {
     /// Those of `found` (at most 1,000) that have no job for this version yet.
     fn unknown(&self, found: Vec<Found>) -> Pin<Box<dyn Future<Output = Vec<Found>> + Send + '_>>;
+
+    /// Those of `folders` (at most 1,000) out of which, or out of folders in them, something was delivered and left.
+    fn emptied(
+        &self,
+        outbox: OutboxId,
+        folders: Vec<RemotePath>,
+    ) -> Pin<Box<dyn Future<Output = Vec<RemotePath>> + Send + '_>>;
 }
 
 /// What an outbox tells the daemon.

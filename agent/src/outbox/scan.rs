@@ -1,6 +1,6 @@
 //! The truth about what lies in an outbox: a walk that hands over what it finds in batches, and holds no more than one.
 
-use std::path::Path;
+use std::{cell::RefCell, path::Path};
 
 use cap_fs_ext::DirExt;
 use cap_std::fs::Dir;
@@ -20,6 +20,8 @@ const BATCH: usize = 1000;
 pub(super) enum Report {
     /// Regular files that no pattern ignores, with the version in the listing.
     Files(Vec<Found>),
+    /// Folders in which nothing lies.
+    Empty(Vec<RemotePath>),
     /// This cannot be sent, for this reason.
     Problem(String, String),
 }
@@ -37,6 +39,8 @@ pub(super) struct Walk<'a> {
     pub(super) watch_inside: bool,
     /// Called with each folder before it is read, so that nothing made in it later goes unseen.
     pub(super) watch: &'a dyn Fn(&Path),
+    /// Empty folders that were not told of yet; none at first.
+    pub(super) waiting: RefCell<Vec<RemotePath>>,
     /// Takes reports; false ends the walk.
     pub(super) report: &'a dyn Fn(Report) -> bool,
 }
@@ -65,7 +69,10 @@ impl Walk<'_> {
             Err(e) if confined::is_absent(&e) => Ok(()),
             Err(e) => self.problem(&path, format!("it cannot be read: {e}")),
         };
-        walked.and_then(|()| self.flush(&mut batch)).is_ok()
+        walked
+            .and_then(|()| self.flush(&mut batch))
+            .and_then(|()| self.empty(None))
+            .is_ok()
     }
 
     fn folder(
@@ -81,7 +88,9 @@ impl Walk<'_> {
             Ok(entries) => entries,
             Err(e) => return self.problem(path, format!("it cannot be listed: {e}")),
         };
+        let mut empty = true;
         for entry in entries {
+            empty = false;
             let entry = match entry {
                 Ok(entry) => entry,
                 Err(e) => return self.problem(path, format!("it cannot be listed: {e}")),
@@ -101,7 +110,23 @@ impl Walk<'_> {
             path.truncate(length);
             result?;
         }
-        Ok(())
+        match RemotePath::parse(path) {
+            Ok(path) if empty => self.empty(Some(path)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Tells of empty folders, many at once; None: of those that are left.
+    fn empty(&self, path: Option<RemotePath>) -> Result<(), Ended> {
+        let mut waiting = self.waiting.borrow_mut();
+        let last = path.is_none();
+        waiting.extend(path);
+        if waiting.is_empty() || (waiting.len() < BATCH && !last) {
+            return Ok(());
+        }
+        let report = Report::Empty(std::mem::take(&mut *waiting));
+        drop(waiting);
+        if (self.report)(report) { Ok(()) } else { Err(Ended) }
     }
 
     fn entry(
@@ -212,6 +237,7 @@ mod tests {
             ignore: &Ignore::new(&[]).unwrap(),
             whole: false,
             watch_inside: false,
+            waiting: RefCell::default(),
             watch: &|path| {
                 let below = path.strip_prefix(root).unwrap();
                 watched.borrow_mut().push(below.to_string_lossy().into_owned());
@@ -225,6 +251,7 @@ mod tests {
                             .extend(found.iter().map(|f| f.path.to_string()));
                     }
                     Report::Problem(path, _) => problems.borrow_mut().push(path),
+                    Report::Empty(_) => {}
                 }
                 true
             },

@@ -1,6 +1,7 @@
 //! An outbox whose folder is there: hints and scans go in, settled files come out, until it goes.
 
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, BTreeSet, HashSet},
     fs::File,
     sync::{Arc, atomic::Ordering},
@@ -217,6 +218,11 @@ impl<'a> Tending<'a> {
                     self.notice(found.path, Urgency::Calm);
                 }
             }
+            Scanned::Report(Report::Empty(folders)) => {
+                for folder in self.task.known.emptied(self.place.id, folders).await {
+                    self.command(Command::Emptied(folder));
+                }
+            }
             Scanned::Report(Report::Problem(path, reason)) => self.problem(path, reason),
             Scanned::EndOfAll => {
                 self.scanning = false;
@@ -272,6 +278,7 @@ impl<'a> Tending<'a> {
                     whole: shared.is_whole(),
                     // One that leaves would take its watches along to where it is archived.
                     watch_inside: shared.config.after_send == AfterSend::Keep,
+                    waiting: RefCell::default(),
                     watch: &|folder| {
                         if let Some(watcher) = &watcher {
                             watcher.folder(folder);
