@@ -310,7 +310,9 @@ impl World {
     pub fn drop_file(&self, name: &str, bytes: &[u8], durable: bool) -> io::Result<()> {
         let home = self.home(Side::Sender);
         let aside = home.aside.join("file");
-        let mut file = File::create(&aside)?;
+        // After a power cut that may be a second name of a file dropped before, which is not to be written to.
+        let _ = fs::remove_file(&aside);
+        let mut file = File::create_new(&aside)?;
         io::Write::write_all(&mut file, bytes)?;
         let path = home.outbox.join(name);
         let folder = path.parent().unwrap_or(&home.outbox);

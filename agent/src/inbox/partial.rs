@@ -18,7 +18,7 @@ use data_encoding::HEXLOWER;
 use dropwire_protocol::{Kind, Mtime, RunningDigest};
 
 use super::{claims::Key, ledger::Checkpoint, site::Site};
-use crate::{durable, id};
+use crate::{durable, fault, id};
 
 /// Bytes read at once.
 const READ: usize = 256 * 1024;
@@ -70,6 +70,41 @@ pub fn open(site: &Site, key: Key) -> io::Result<Option<File>> {
     Ok(Some(site.partials.open_with(&name, &options)?.into_std()))
 }
 
+/// A partial to go on with.
+pub struct Resumed {
+    /// Ends with the resume point.
+    pub file: File,
+    /// Over all of it, as the ledger has it.
+    pub digest: RunningDigest,
+    /// Up to the resume point, ordered by offset.
+    pub checkpoints: Vec<Checkpoint>,
+}
+
+/// The partial cut to its last checkpoint; None: start over.
+pub fn resume(site: &Site, key: Key, checkpoints: Vec<Checkpoint>) -> io::Result<Option<Resumed>> {
+    let (Some(file), Some(last)) = (open(site, key)?, checkpoints.last()) else {
+        return Ok(None);
+    };
+    if file.metadata()?.len() < last.offset && !fault::mutant("R3-short-partial") {
+        return Ok(None);
+    }
+    let digest = match RunningDigest::restore(&last.hash_state, last.offset, last.digest) {
+        Some(digest) => digest,
+        // The state is of no use (another version's): the bytes are.
+        None => good_prefix(&file, &checkpoints, &AtomicBool::new(false)),
+    };
+    let checkpoints: Vec<Checkpoint> = checkpoints
+        .into_iter()
+        .filter(|c| c.offset <= digest.length())
+        .collect();
+    file.set_len(digest.length())?;
+    Ok(Some(Resumed {
+        file,
+        digest,
+        checkpoints,
+    }))
+}
+
 /// What is there to get the final name; None: nothing.
 pub fn look(site: &Site, key: Key, kind: Kind) -> io::Result<Option<Metadata>> {
     match site.partials.symlink_metadata(staged_name(key, kind)) {
@@ -81,8 +116,8 @@ pub fn look(site: &Site, key: Key, kind: Kind) -> io::Result<Option<Metadata>> {
 
 /// Removes a partial whose row is not *placing*. Not synced: come back after a crash, it is litter.
 pub fn remove(site: &Site, key: Key) {
-    let removed = remove_folder(site, key).and_then(|()| durable::unlink(&site.partials, &file_name(key)));
-    match removed {
+    let folder = remove_folder(site, key);
+    match folder.and(durable::unlink(&site.partials, &file_name(key))) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             let (peer, job) = key;
             tracing::warn!(peer = %id::format(peer), %job, %error, "a partial could not be removed");

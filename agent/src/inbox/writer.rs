@@ -9,7 +9,7 @@ use std::{
     io,
     sync::{
         Arc, Weak,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
         mpsc::{Receiver, SyncSender, TryRecvError},
     },
     time::Instant,
@@ -139,19 +139,24 @@ impl<'a> Writer<'a> {
         admit::takes(&site, manifest.kind)?;
         let opening = |e: io::Error| Answer::io("opening the partial", &e);
         let resumed = if resume {
-            resumable(&site, key, checkpoints).map_err(opening)?
+            partial::resume(&site, key, checkpoints).map_err(opening)?
         } else {
             None
         };
         let held = resumed.as_ref().map_or(0, |r| r.digest.length());
+        // Before room is asked for: an offer that is declined is a sign of life, and what makes way makes room.
+        if resumed.is_some() {
+            let now = now_ms();
+            shared.db.call_blocking(move |tx| {
+                ledger::touch(tx, key, now)?;
+                ledger::cut_checkpoints(tx, key, held)
+            })?;
+        } else if unknown {
+            keeping::make_way(shared, &site, key.0, Bounds::of(&site)?)?;
+        }
         let reservation = admit::reserve(shared, &site, admit::needed(&manifest).saturating_sub(held))?;
         let (file, digest, reread) = match resumed {
             Some(resumed) => {
-                let now = now_ms();
-                shared.db.call_blocking(move |tx| {
-                    ledger::touch(tx, key, now)?;
-                    ledger::cut_checkpoints(tx, key, held)
-                })?;
                 let wake = wake.clone();
                 let reread = match partial::open(&site, key).map_err(opening)? {
                     Some(again) if held > 0 && !fault::mutant("R4-reread") => Some(
@@ -162,9 +167,6 @@ impl<'a> Writer<'a> {
                 (resumed.file, resumed.digest, reread)
             }
             None => {
-                if unknown {
-                    keeping::make_way(shared, &site, key.0, Bounds::of(&site)?)?;
-                }
                 let (bound, mark, now) = (manifest.clone(), site.mark, now_ms());
                 shared
                     .db
@@ -484,37 +486,6 @@ impl<'a> Writer<'a> {
         }
         reset.is_ok()
     }
-}
-
-struct Resumed {
-    file: File,
-    digest: RunningDigest,
-    checkpoints: Vec<Checkpoint>,
-}
-
-/// The partial cut to its last checkpoint; None: start over.
-fn resumable(site: &Site, key: Key, checkpoints: Vec<Checkpoint>) -> io::Result<Option<Resumed>> {
-    let (Some(file), Some(last)) = (partial::open(site, key)?, checkpoints.last()) else {
-        return Ok(None);
-    };
-    if file.metadata()?.len() < last.offset && !fault::mutant("R3-short-partial") {
-        return Ok(None);
-    }
-    let digest = match RunningDigest::restore(&last.hash_state, last.offset, last.digest) {
-        Some(digest) => digest,
-        // The state is of no use (another version's): the bytes are.
-        None => partial::good_prefix(&file, &checkpoints, &AtomicBool::new(false)),
-    };
-    let checkpoints: Vec<Checkpoint> = checkpoints
-        .into_iter()
-        .filter(|c| c.offset <= digest.length())
-        .collect();
-    file.set_len(digest.length())?;
-    Ok(Some(Resumed {
-        file,
-        digest,
-        checkpoints,
-    }))
 }
 
 fn conflict(text: &str) -> End {

@@ -12,7 +12,6 @@ use rusqlite_migration::{M, Migrations};
 
 use super::{schedule::Load, *};
 use crate::{
-    clock,
     config::AfterSend,
     version::{Found, OutboxId, Version},
 };
@@ -385,7 +384,7 @@ async fn keep_rests_until_it_leaves() {
     assert_eq!(resting.missed, None);
     queue.seen(vec![], vec![resting.drop]).await.unwrap();
     for days in [1, 2] {
-        clock::advance(&queue.db, Duration::from_secs(24 * 3600))
+        crate::clock::advance(&queue.db, Duration::from_secs(24 * 3600))
             .await
             .unwrap();
         queue.seen(vec![], vec![resting.drop]).await.unwrap();

@@ -91,6 +91,26 @@ async fn a_partial_that_nobody_comes_back_for_goes_after_its_time() {
     assert!(rig.files() == [("big".into(), bytes)]);
 }
 
+/// A sender that is told again and again that there is no room has not gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_offer_that_is_declined_is_a_sign_of_life_too() {
+    let rig = Rig::new().await;
+    let bytes = content(2 * MIB);
+    break_off(&rig, &bytes, MIB).await;
+    let rig = rig.restarted(|_| ()).await;
+    rig.after(KEEP_IDLE - MOMENT).await;
+    let taken = rig
+        .inbox
+        .shared
+        .space
+        .reserve(u64::MAX / 2, u64::MAX, std::time::Instant::now());
+    let declined = rig.link(ANA).opened(id(1), "big", bytes.len() as u64).await.1;
+    assert_eq!(refused(&declined), DeclineReason::NoSpace);
+    drop(taken);
+    rig.after(KEEP_IDLE - MOMENT).await;
+    go_on(&rig, &bytes, MIB).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_went_can_still_be_withdrawn() {
     let rig = Rig::new().await;
