@@ -89,19 +89,23 @@ pub(super) fn sync(root: &Dir, path: &RemotePath) -> io::Result<()> {
     if durable::supports_syncfs(&anchor) {
         return fault::step("S1-folder-syncfs", || durable::sync_filesystem(&anchor));
     }
+    sync_each(&folder)
+}
+
+fn sync_each(folder: &Dir) -> io::Result<()> {
     let mut failed = None;
-    let walked = bundle::walk(&folder, &mut |step: &Step<'_>| {
-        let synced = match (step.kind, &step.path) {
+    let walked = bundle::walk(folder, &mut |step: &Step<'_>| {
+        let sync = || match (step.kind, &step.path) {
             (Kind::File, _) => {
-                confined::open_file(step.parent, step.name).and_then(|f| durable::sync_file(&f))
+                confined::open_file(step.parent, step.name).and_then(|file| durable::sync_file(&file))
             }
             (Kind::Folder, Some(path)) => {
-                confined::open_folder(&folder, path).and_then(|dir| durable::sync_dir(&dir))
+                confined::open_folder(folder, path).and_then(|dir| durable::sync_dir(&dir))
             }
-            (Kind::Folder, None) => durable::sync_dir(&folder),
+            (Kind::Folder, None) => durable::sync_dir(folder),
             (Kind::Other(_), _) => Ok(()),
         };
-        synced.map_err(|e| {
+        fault::step("S1-folder-each", sync).map_err(|e| {
             failed = Some(e);
             Trouble::Changed
         })
@@ -152,5 +156,77 @@ fn open(folder: &Dir) -> io::Result<File> {
     #[cfg(not(unix))]
     {
         Ok(folder.try_clone()?.into_std_file())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn batch() -> (tempfile::TempDir, RemotePath) {
+        let temp = tempfile::tempdir().unwrap();
+        fs::create_dir_all(temp.path().join("batch/sub/empty")).unwrap();
+        fs::write(temp.path().join("batch/sub/file"), "bytes").unwrap();
+        (temp, RemotePath::parse(b"batch").unwrap())
+    }
+
+    fn sees(temp: &tempfile::TempDir, path: &RemotePath) -> Seen {
+        let root = confined::root(temp.path()).unwrap();
+        look(
+            &root,
+            path,
+            Duration::ZERO,
+            &Ignore::new(&["*.raw".into()]).unwrap(),
+        )
+    }
+
+    #[track_caller]
+    fn held_by(seen: Seen) -> String {
+        match seen {
+            Seen::Held { reason, .. } => reason,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_is_not_sent_from_an_outbox_keeps_the_folder_back() {
+        let (temp, path) = batch();
+        let at = |name: &str| temp.path().join("batch").join(name);
+        assert!(matches!(sees(&temp, &path), Seen::Whole { .. }));
+        for name in ["sub/x.part", "sub/x.raw", "~$letter.doc"] {
+            fs::write(at(name), "").unwrap();
+            let reason = held_by(sees(&temp, &path));
+            assert!(reason.contains(name), "{reason}");
+            fs::remove_file(at(name)).unwrap();
+        }
+        fs::write(at(".DS_Store"), "").unwrap();
+        assert!(
+            matches!(sees(&temp, &path), Seen::Whole { .. }),
+            "litter does not"
+        );
+        fs::remove_file(at("sub/file")).unwrap();
+        assert!(held_by(sees(&temp, &path)).contains("no file"));
+        fs::remove_dir_all(at("")).unwrap();
+        assert!(matches!(sees(&temp, &path), Seen::Nothing));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn everything_in_it_is_synced() {
+        use durable::trace::{self, Call};
+        let (temp, path) = batch();
+        let root = confined::root(temp.path()).unwrap();
+        sync(&root, &path).unwrap();
+        let together = |c: &Call| matches!(c, Call::Sync("syncfs", _));
+        let calls = trace::of(temp.path());
+        let supported = durable::supports_syncfs(&open(&root).unwrap());
+        assert!(!supported || calls.iter().any(together), "{calls:#?}");
+        sync_each(&confined::open_folder(&root, &path).unwrap()).unwrap();
+        let calls = trace::of(temp.path());
+        for path in ["batch", "batch/sub", "batch/sub/empty", "batch/sub/file"] {
+            assert!(calls.contains(&trace::sync(path)), "{path}: {calls:#?}");
+        }
     }
 }

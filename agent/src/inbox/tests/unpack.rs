@@ -126,28 +126,25 @@ fn a_folder_is_made_with_its_times_and_modes_in_place_of_a_half_made_one() {
 #[test]
 fn everything_is_durable_before_it_is_placed() {
     use durable::trace::{self, Call};
-    let place = Place::new();
     let entries: &[(&str, Option<&[u8]>)] = &[("a", Some(b"x")), ("sub", None), ("sub/b", Some(b"y"))];
-    assert!(place.unpack(&stream(entries)).is_ok());
-    let calls = trace::of(place.temp.path());
-    let at = |wanted: &Call| calls.iter().position(|c| c == wanted);
-    let name = partial::folder_name(KEY).into_string().unwrap();
-    let partials = at(&trace::sync("inbox/.dropwire/partial")).unwrap();
-    let together = calls.iter().position(|c| matches!(c, Call::Sync("syncfs", _)));
-    let all = ["", "/a", "/sub", "/sub/b"].map(|below| format!("inbox/.dropwire/partial/{name}{below}"));
-    match together {
-        Some(together) => assert!(together < partials, "{calls:#?}"),
-        None => {
-            let synced: Vec<_> = all.iter().map(|path| at(&trace::sync(path))).collect();
-            assert!(
-                synced.iter().all(|s| s.is_some_and(|s| s < partials)),
-                "{calls:#?}"
-            );
-            assert!(
-                synced[3] < synced[2] && synced[2] < synced[0],
-                "bottom-up: {calls:#?}"
-            );
+    for together in [true, false] {
+        let mut place = Place::new();
+        place.site.syncfs &= together;
+        assert!(place.unpack(&stream(entries)).is_ok());
+        let calls = trace::of(place.temp.path());
+        let last = |wanted: &dyn Fn(&Call) -> bool| calls.iter().rposition(wanted);
+        let synced = |path: String| last(&|call| *call == trace::sync(&path));
+        let name = partial::folder_name(KEY).into_string().unwrap();
+        let partials = synced("inbox/.dropwire/partial".into()).expect("its name");
+        if place.site.syncfs {
+            let all = last(&|call| matches!(call, Call::Sync("syncfs", _)));
+            assert!(all.is_some_and(|all| all < partials), "{calls:#?}");
+            continue;
         }
+        let below = |path: &str| synced(format!("inbox/.dropwire/partial/{name}{path}"));
+        let order = ["/sub/b", "/sub", ""].map(below);
+        assert!(order.is_sorted() && order[0].is_some(), "bottom-up: {calls:#?}");
+        assert!(below("/a").is_some() && order[2] < Some(partials), "{calls:#?}");
     }
 }
 

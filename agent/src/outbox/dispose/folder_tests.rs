@@ -1,4 +1,7 @@
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use super::*;
 use crate::{mark, version::OutboxId};
@@ -138,4 +141,44 @@ fn a_writer_inside_holds_it_and_what_was_left_out_is_never_removed() {
     assert_eq!(outbox.dispose(&what), Disposed::Done);
     assert!(outbox.at(".dropwire/sent/batch/link").is_symlink());
     assert!(!outbox.at("batch").exists());
+}
+
+#[cfg(target_os = "linux")]
+mod order {
+    use super::*;
+    use crate::durable::trace::{self, Call};
+
+    fn leaving(what: &Disposal) -> PathBuf {
+        Path::new(".dropwire/leaving").join(&what.name)
+    }
+
+    #[test]
+    fn what_comes_at_the_last_moment_is_given_back_with_it() {
+        let outbox = Outbox::new();
+        let what = outbox.delivered(AfterSend::Delete);
+        let late = outbox.at("batch/late");
+        let renamed = Call::Name("batch".into(), leaving(&what));
+        trace::before(outbox.temp.path(), renamed, move || fs::write(late, "late"));
+        assert_eq!(outbox.dispose(&what), Disposed::Changed);
+        assert_eq!(fs::read(outbox.at("batch/late")).unwrap(), b"late");
+        assert!(outbox.leaving_is_empty());
+    }
+
+    #[test]
+    fn it_has_left_durably_before_its_removal_is_decided_and_that_is_durable_before_it_begins() {
+        let outbox = Outbox::new();
+        let what = outbox.delivered(AfterSend::Delete);
+        assert_eq!(outbox.dispose(&what), Disposed::Done);
+        let calls = trace::of(outbox.temp.path());
+        let gone = leaving(&what).with_extension("gone");
+        let at = |wanted: Call| calls.iter().position(|c| *c == wanted).expect("a call");
+        let left = at(Call::Name("batch".into(), leaving(&what)));
+        let decided = at(Call::Name(leaving(&what), gone));
+        let syncs = |calls: &[Call], path: &str| calls.iter().filter(|c| **c == trace::sync(path)).count();
+        for folder in ["", ".dropwire/leaving"] {
+            assert!(syncs(&calls[left..decided], folder) > 0, "{calls:#?}");
+        }
+        // Once before the removal, once after.
+        assert_eq!(syncs(&calls[decided..], ".dropwire/leaving"), 2, "{calls:#?}");
+    }
 }
