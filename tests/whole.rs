@@ -78,7 +78,12 @@ fn arrives(agent: &Agent, name: &str, expected: &BTreeMap<PathBuf, Option<Vec<u8
 
 #[test]
 fn a_thousand_files_appear_at_once() {
-    let pair = pair("archive");
+    let pair = Pair::with(|laptop, office| {
+        whole(laptop, "archive");
+        let (script, log) = ("echo \"$1\" >> \"$2\"", office.root.join("arrivals"));
+        let told = format!("on_arrival = [\"/bin/sh\", \"-c\", {script:?}, \"sh\", \"{{path}}\", {log:?}]");
+        office.settings.inbox.push(told);
+    });
     let folder = made(&pair.laptop, "batch", 1000, 100);
     let expected = content(&folder);
     let stop = Arc::new(AtomicBool::new(false));
@@ -108,10 +113,24 @@ fn a_thousand_files_appear_at_once() {
         !dropped.exists() && sent.exists() && content(&sent) == expected
     });
     let job = &pair.laptop.jobs()[0];
+    let inside = dropped.join("sub-0/deeper-0/file 0");
+    let why = pair
+        .laptop
+        .run(&["why", &inside.to_string_lossy()])
+        .exits(0)
+        .out();
+    assert!(why.contains("delivered"), "{why}");
     assert_eq!(job["name"], "batch");
     assert!(job["size"].as_u64().expect("a size") > 100_000, "{job}");
     assert!(pair.office.partials().is_empty(), "{:?}", pair.office.partials());
     assert_eq!(pair.office.status()["inbox"]["received_files"], 1);
+    let arrivals = pair.office.root.join("arrivals");
+    until("the program ran", || arrivals.exists());
+    let batch = pair.office.inbox.join("batch");
+    assert_eq!(
+        fs::read_to_string(arrivals).expect("what it wrote"),
+        format!("{}\n", batch.display())
+    );
     assert_eq!(job["sha256"], tar_digest(&pair.office.inbox.join("batch")));
 }
 

@@ -181,6 +181,13 @@ impl Outbox {
         (!meta.is_file() && !meta.is_dir()).then(|| "not sent: it is not a regular file".into())
     }
 
+    /// The folder that is one delivery and holds `path` (absolute); None: `path` goes by itself, or lies elsewhere.
+    pub fn folder_of(&self, path: &Path) -> Option<PathBuf> {
+        let root = &self.shared.config.path;
+        let folder = self.shared.delivery_of(&confined::below(root, path).ok()?)?;
+        Some(confined::join(root, &folder))
+    }
+
     /// Looks at `path` again soon.
     pub fn recheck(&self, path: RemotePath) {
         self.command(Command::Recheck(path));
