@@ -193,28 +193,6 @@ fn a_peer_taken_out_of_the_config_ends_its_jobs() {
 }
 
 #[test]
-fn sighup_reads_the_config_again() {
-    let mut pair = Pair::linked();
-    pair.laptop.settings.outbox.push("ignore = [\"*.new\"]".into());
-    pair.laptop.write_config();
-    pair.laptop.signal(rustix::process::Signal::HUP);
-    until("the new pattern holds", || {
-        let path = pair.laptop.drop_file("x.new", b"ignored");
-        let why = pair.laptop.run(&["why", path.to_str().expect("plain")]);
-        why.out().contains("*.new")
-    });
-    // A config with an error changes nothing and ends nothing.
-    fs::write(&pair.laptop.config, "nonsense = 1\n").expect("a bad config");
-    pair.laptop.signal(rustix::process::Signal::HUP);
-    until("the error is logged", || {
-        pair.laptop.log_text().contains("nonsense")
-    });
-    pair.laptop.write_config();
-    pair.laptop.drop_file("still-runs", b"still-runs");
-    pair.office.receives("still-runs", b"still-runs");
-}
-
-#[test]
 fn on_arrival_runs_for_each_file() {
     let pair = Pair::with(|_, office| {
         let script = "cp \"$1\" \"$2\"";

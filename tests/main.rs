@@ -17,11 +17,13 @@ mod large;
 mod liars;
 mod names;
 mod readme;
+mod reload;
 mod seams;
 mod service;
 mod settling;
 mod strangers;
 mod tree;
+mod watching;
 mod whole;
 mod wire;
 

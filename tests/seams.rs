@@ -150,7 +150,8 @@ fn nothing_is_gone_where_another_outbox_lies() {
             .pop()
             .filter(|job| job["error"].is_string())
     });
-    assert_eq!(job["state"], "queued", "{job}");
+    // Open in either case: the next attempt may be under way.
+    assert!(job["state"] == "queued" || job["state"] == "sending", "{job}");
     fs::rename(&here, &other).expect("unmounted");
     fs::rename(&aside, &here).expect("back");
     pair.office.receives("file", b"bytes");

@@ -287,3 +287,24 @@ fn what_is_no_file_is_left_out_and_said() {
     until("it left", || !dropped.exists() && sent.is_symlink());
     assert!(pair.laptop.log_text().contains("linked/link"));
 }
+
+/// With markers a folder has one of its own; what lies in it needs none.
+#[test]
+fn a_folder_waits_for_its_marker() {
+    let pair = Pair::with(|laptop, _| {
+        whole(laptop, "archive");
+        laptop.settings.outbox.push("ready = \"marker\"".into());
+    });
+    let folder = made(&pair.laptop, "marked", 3, 10);
+    fs::write(folder.join("x.done"), b"no marker").expect("a file");
+    let expected = content(&folder);
+    let dropped = drop_folder(&pair.laptop, &folder);
+    pair.laptop.drop_file("first", b"first");
+    pair.laptop.drop_file("first.done", b"");
+    pair.office.receives("first", b"first");
+    assert!(pair.laptop.jobs_of("marked").is_empty());
+    let marker = pair.laptop.drop_file("marked.done", b"");
+    arrives(&pair.office, "marked", &expected);
+    until("both left", || !dropped.exists() && !marker.exists());
+    pair.laptop.delivers(2);
+}

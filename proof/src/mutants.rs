@@ -21,6 +21,7 @@ const FLOWS: Proof = Inside(&["inbox::tests::flows"]);
 const RESUME: Proof = Inside(&["inbox::tests::resume"]);
 const RECOVERY: Proof = Inside(&["inbox::tests::recovery"]);
 const DISPOSE: Proof = Inside(&["outbox::dispose::tests"]);
+const MARKER: Proof = Inside(&["outbox::marker::tests"]);
 const SEND: Proof = Inside(&["send::tests"]);
 const QUEUE: Proof = Inside(&["queue::tests"]);
 const DURABLE: Proof = Inside(&["durable::tests"]);
@@ -236,6 +237,12 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         DISPOSE,
     ),
     ("S5-leaving-dir", "the sync of `leaving`", DISPOSE),
+    ("S5-marker-dir", "the sync that keeps a marker given back", MARKER),
+    (
+        "S5-marker-leaving-dir",
+        "the sync that takes it out of `leaving`",
+        MARKER,
+    ),
     (
         "S5-back-dir",
         "the sync of the folder that gets its file back",

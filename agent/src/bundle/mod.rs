@@ -9,7 +9,7 @@ mod walk;
 
 use cap_std::fs::Dir;
 use dropwire_protocol::{
-    RunningDigest,
+    RemotePath, RunningDigest,
     bundle::{END, Entry},
     name::escape,
 };
@@ -47,7 +47,7 @@ pub struct Listing {
     /// Regular files in it, litter aside.
     pub files: u64,
     /// What is not sent though it lies in it, and why; the first few.
-    pub left_out: Vec<(String, &'static str)>,
+    pub left_out: Vec<(RemotePath, &'static str)>,
     /// Over every path and identity.
     digest: [u8; 32],
     /// The same with the ctimes; without that of the folder itself, which changes with its name.
@@ -70,7 +70,7 @@ pub fn list(
             if let Kind::Other(what) = step.kind
                 && left_out.len() < TOLD
             {
-                left_out.push((step.shown(), what));
+                left_out.extend(step.path.clone().map(|path| (path, what)));
             }
             return Ok(());
         };

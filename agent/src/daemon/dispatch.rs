@@ -79,6 +79,7 @@ impl Dispatcher {
         };
         let mut batch = Vec::with_capacity(BATCH);
         loop {
+            this.take_up_peer();
             // Whatever it waits for (a link that is behind, a large file read once more) does not hold up the end.
             let Some(filled) = cancel.run_until_cancelled(this.fill()).await else {
                 break;
@@ -118,6 +119,14 @@ impl Dispatcher {
             }
         }
         this.land_all();
+    }
+
+    /// Our name for it may be another since a reload.
+    fn take_up_peer(&mut self) {
+        let config = self.shared.config();
+        if let Some(peer) = config.peers.iter().find(|peer| peer.id == self.peer.id) {
+            self.peer.clone_from(peer);
+        }
     }
 
     /// Offers what is due and there is room for; says when the next job becomes due.

@@ -98,7 +98,7 @@ async fn pass(shared: &Arc<Shared>, held: &mut Held) -> Result<(), DbError> {
         let found = batch.len();
         batch.retain(|d| !held.drops.contains(&d.drop));
         some_held |= batch.len() < found;
-        let plans: Vec<_> = batch.iter().map(plan).collect();
+        let plans: Vec<_> = batch.iter().map(|d| plan(shared, d)).collect();
         let outcomes = blocking(move || dispose::dispose_all(&plans)).await;
         // It panicked: each of them is tried again.
         let outcomes = outcomes.unwrap_or_else(|_| batch.iter().map(|_| Ok(Disposed::Busy)).collect());
@@ -145,6 +145,7 @@ async fn ended(
             Ok(Disposed::OtherBytes) => {
                 warn!(%path, "the same version by its times, but with other bytes: sent again");
                 shared.queue.begin_again(disposal.drop, now_ms()).await?;
+                shared.queued.notify_one();
                 shared.wake_all();
             }
             Ok(Disposed::Busy) => {
@@ -189,7 +190,9 @@ async fn left(shared: &Shared, gone: &[queue::Disposal]) {
     }
 }
 
-fn plan(disposal: &queue::Disposal) -> dispose::Disposal {
+fn plan(shared: &Shared, disposal: &queue::Disposal) -> dispose::Disposal {
+    let config = shared.config();
+    let outbox = config.outboxes.iter().find(|o| o.path == disposal.root);
     dispose::Disposal {
         name: disposal.name.clone(),
         outbox: disposal.found.outbox,
@@ -198,6 +201,7 @@ fn plan(disposal: &queue::Disposal) -> dispose::Disposal {
         version: disposal.found.version,
         digest: disposal.digest,
         after: disposal.after_send,
+        marker: outbox.and_then(|o| o.marker.clone()),
     }
 }
 

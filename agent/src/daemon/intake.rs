@@ -1,9 +1,15 @@
 //! What outboxes find ready becomes jobs (S2), one for each peer, before anything else happens to it.
 
-use std::{future::Future, path::PathBuf, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    path::PathBuf,
+    pin::Pin,
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
 use dropwire_protocol::{AgentId, RemotePath};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, task::JoinHandle};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
@@ -11,9 +17,9 @@ use super::{Shared, marks};
 use crate::{
     backoff,
     clock::now_ms,
-    config::{self, AfterSend, Config},
+    config::{self, AfterSend},
     db::DbError,
-    outbox::{self, Known, OutboxEvent, spool},
+    outbox::{self, Known, Outbox, OutboxEvent, spool},
     queue::{NewDrop, Queue},
     version::{Found, OutboxId},
 };
@@ -25,29 +31,55 @@ const TRIES: u32 = 8;
 /// At most this long before it is asked again, then twice as long.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 
-/// Starts every outbox of the config.
-pub async fn start(
+/// An outbox at work.
+pub struct Running {
+    pub(super) outbox: Outbox,
+    path: PathBuf,
+    cancel: CancellationToken,
+    /// Over when all that the outbox found is queued.
+    intake: JoinHandle<()>,
+}
+
+/// Starts outboxes; all are in the config's order then.
+pub async fn begin(
     shared: &Arc<Shared>,
-    config: &Config,
+    outboxes: &[config::Outbox],
     tasks: &TaskTracker,
     cancel: &CancellationToken,
 ) -> Result<(), DbError> {
-    for outbox in &config.outboxes {
+    for config in outboxes {
         let (events_in, events) = mpsc::channel(WAITING);
-        let expected = marks::expected(&shared.db, &outbox.path).await?;
+        let expected = marks::expected(&shared.db, &config.path).await?;
+        let cancel = cancel.child_token();
         let known = Arc::new(InQueue {
             shared: shared.clone(),
             cancel: cancel.clone(),
         });
-        let handle = outbox::start(outbox.clone(), expected, known, events_in, cancel.clone());
-        shared
-            .outboxes
-            .write()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .push(handle);
-        tasks.spawn(take_in(shared.clone(), outbox.clone(), events, cancel.clone()));
+        let running = Running {
+            outbox: outbox::start(config.clone(), expected, known, events_in, cancel.clone()),
+            path: config.path.clone(),
+            intake: tasks.spawn(take_in(shared.clone(), config.clone(), events, cancel.clone())),
+            cancel,
+        };
+        let mut all = shared.outboxes.write().unwrap_or_else(PoisonError::into_inner);
+        all.push(running);
+        let order = &shared.config().outboxes;
+        all.sort_by_key(|running| order.iter().position(|o| o.path == running.path));
     }
     Ok(())
+}
+
+/// Ends the outboxes at these paths; what they found is queued when it returns. Their jobs go on.
+pub async fn end(shared: &Shared, paths: &[PathBuf]) {
+    let ended: Vec<Running> = {
+        let mut all = shared.outboxes.write().unwrap_or_else(PoisonError::into_inner);
+        all.extract_if(.., |running| paths.contains(&running.path))
+            .collect()
+    };
+    for running in ended {
+        running.cancel.cancel();
+        let _ = running.intake.await; // a panic ends the process by itself
+    }
 }
 
 async fn take_in(
@@ -142,6 +174,7 @@ async fn queue(
         debug!(path = %drop.found.path, size = drop.found.version.size, "ready");
     }
     let enqueued = shared.queue.enqueue(drops, now_ms()).await?;
+    shared.queued.notify_one();
     for peer in peers {
         shared.wake(*peer).notify_one();
     }

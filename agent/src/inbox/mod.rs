@@ -16,7 +16,7 @@ use std::{
     collections::{HashMap, HashSet},
     path::PathBuf,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
         mpsc::SyncSender,
     },
@@ -82,6 +82,19 @@ pub struct Settings {
     pub peers: Vec<config::Peer>,
 }
 
+impl Settings {
+    fn min_free(&self) -> u64 {
+        self.inbox.as_ref().map_or(0, |inbox| inbox.min_free)
+    }
+
+    /// In the layout by peer, the folder of each.
+    fn tops(&self) -> Option<HashMap<AgentId, String>> {
+        let by_peer = self.inbox.as_ref()?.layout == Layout::ByPeer;
+        let top = |peer: &config::Peer| (peer.id, peer.name.clone());
+        by_peer.then(|| self.peers.iter().map(top).collect())
+    }
+}
+
 /// How the inbox is doing.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct InboxStatus {
@@ -130,7 +143,7 @@ struct Shared {
     me: AgentId,
     sign: Sign,
     /// The folder of each peer; None: all together.
-    tops: Option<HashMap<AgentId, String>>,
+    tops: RwLock<Option<HashMap<AgentId, String>>>,
     files: AtomicU64,
     bytes: AtomicU64,
     /// Large transfers that are open.
@@ -181,20 +194,16 @@ impl Inbox {
             .call(|tx| Ok((ledger::aliases(tx)?, ledger::totals(tx)?)))
             .await
             .map_err(failed)?;
-        let by_peer = settings
-            .inbox
-            .as_ref()
-            .is_some_and(|i| i.layout == Layout::ByPeer);
         let shared = Arc::new(Shared {
             db,
             gate: site::Gate::new(settings.inbox.as_ref().map(|i| i.path.clone())),
             claims: Arc::default(),
             places: place::Places::new(aliases),
-            space: space::Space::new(settings.inbox.as_ref().map_or(0, |i| i.min_free)),
+            space: space::Space::new(settings.min_free()),
             memory: memory::Memory::new(batch::MEMORY),
             me,
             sign,
-            tops: by_peer.then(|| settings.peers.into_iter().map(|p| (p.id, p.name)).collect()),
+            tops: RwLock::new(settings.tops()),
             files: files.into(),
             bytes: bytes.into(),
             large: AtomicUsize::new(0),
@@ -228,6 +237,17 @@ impl Inbox {
             batch: Arc::new(Mutex::new(Some(batch))),
             threads: Arc::new(Mutex::new(vec![thread])),
         })
+    }
+
+    /// The config says this now. Takes up what stays free and the peers' names; path and layout are those it was
+    /// opened with.
+    pub fn apply(&self, settings: &Settings) {
+        let shared = &self.shared;
+        shared.space.set_min_free(settings.min_free());
+        let mut tops = shared.tops.write().unwrap_or_else(PoisonError::into_inner);
+        if let (Some(tops), Some(now)) = (tops.as_mut(), settings.tops()) {
+            tops.extend(now); // something of one who is gone may still be on its way
+        }
     }
 
     /// How it is doing. Asks the file system for its free bytes, which may block where that hangs.
@@ -298,7 +318,8 @@ impl Shared {
 
     /// The folder for a peer's files, if each has one.
     fn top(&self, peer: AgentId) -> Option<String> {
-        let tops = self.tops.as_ref()?;
+        let tops = self.tops.read().unwrap_or_else(PoisonError::into_inner);
+        let tops = tops.as_ref()?;
         Some(tops.get(&peer).cloned().unwrap_or_else(|| format!("{peer:?}")))
     }
 

@@ -16,12 +16,12 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Promises of room.
 pub struct Space {
-    min_free: u64,
     promises: Mutex<Promises>,
 }
 
 #[derive(Default)]
 struct Promises {
+    min_free: u64,
     next: u64,
     open: HashMap<u64, Promise>,
 }
@@ -47,10 +47,18 @@ pub struct Reservation {
 impl Space {
     /// `min_free` bytes always stay free.
     pub fn new(min_free: u64) -> Arc<Space> {
-        Arc::new(Space {
+        let promises = Promises {
             min_free,
-            promises: Mutex::default(),
+            ..Promises::default()
+        };
+        Arc::new(Space {
+            promises: Mutex::new(promises),
         })
+    }
+
+    /// So many stay free from now on; promises made are kept.
+    pub fn set_min_free(&self, min_free: u64) {
+        self.lock().min_free = min_free;
     }
 
     /// Promises `bytes` out of `free`, or says how many are missing.
@@ -58,7 +66,7 @@ impl Space {
         let mut promises = self.lock();
         let holding = promises.open.values().filter(|promise| promise.holds(now));
         let promised = holding.fold(0, |sum: u64, promise| sum.saturating_add(promise.bytes));
-        let wanted = promised.saturating_add(bytes).saturating_add(self.min_free);
+        let wanted = promised.saturating_add(bytes).saturating_add(promises.min_free);
         if wanted > free {
             return Err(wanted - free);
         }
@@ -190,6 +198,8 @@ mod tests {
         drop(a);
         assert!(space.lock().open.is_empty());
         assert!(space.reserve(u64::MAX, 1000, now).is_err());
+        space.set_min_free(600);
+        assert_eq!(space.reserve(500, 1000, now).err(), Some(100));
     }
 
     #[test]

@@ -30,6 +30,7 @@ use crate::{
     fault,
     lease::{Asked, Lease},
     mark,
+    outbox::marker,
     version::{OutboxId, Version},
 };
 
@@ -59,6 +60,8 @@ pub struct Disposal {
     pub digest: Digest,
     /// Where it goes; [`AfterSend::Keep`] does nothing.
     pub after: AfterSend,
+    /// What its marker's name adds to its own, if it had one; the marker leaves with it.
+    pub marker: Option<String>,
 }
 
 /// How it ended.
@@ -130,8 +133,11 @@ fn dispose_together(batch: &[Disposal]) -> Vec<Result<Disposed, DisposeError>> {
         .map(|(what, staged)| match (staged?, &synced) {
             (Stage::Stays(answer), _) => Ok(answer),
             (_, Err(e)) => Err(what.failed("the syncing", copy_of(e))),
-            (Stage::Gone, Ok(())) => Ok(Disposed::Gone),
-            (Stage::Leaving { file, checked }, Ok(())) => steps.leave(what, &file, checked),
+            (Stage::Gone, Ok(())) => steps.unmark(what, Disposed::Gone),
+            (Stage::Leaving { file, checked }, Ok(())) => match steps.leave(what, &file, checked)? {
+                Disposed::Done => steps.unmark(what, Disposed::Done),
+                answer => Ok(answer),
+            },
         })
         .collect();
     let synced = steps.sync_left();
@@ -139,7 +145,7 @@ fn dispose_together(batch: &[Disposal]) -> Vec<Result<Disposed, DisposeError>> {
         .iter()
         .zip(ended)
         .map(|(what, ended)| match (ended?, &synced) {
-            (Disposed::Done, Err(e)) => Err(what.failed("the syncing", copy_of(e))),
+            (Disposed::Done | Disposed::Gone, Err(e)) => Err(what.failed("the syncing", copy_of(e))),
             (answer, _) => Ok(answer),
         })
         .collect()
@@ -339,6 +345,26 @@ impl Steps {
         };
         let name = confined::os_str(what.path.file_name())?;
         rename_beside(&self.leaving, OsStr::new(&what.name), folder, name)
+    }
+
+    /// The marker goes after its file: gone on with after a crash, as the job list still knows the disposal.
+    fn unmark(&mut self, what: &Disposal, answer: Disposed) -> Result<Disposed, DisposeError> {
+        let Some(suffix) = &what.marker else {
+            return Ok(answer);
+        };
+        let removed = match confined::parent(&self.outbox, &what.path) {
+            Ok(folder) => {
+                let removed = marker::remove(&folder, &self.leaving, &what.path, &what.name, suffix);
+                self.touched.insert(what.path.parent(), folder);
+                removed
+            }
+            Err(e) if confined::is_absent(&e) => Ok(()),
+            Err(e) => Err(e),
+        };
+        match removed {
+            Ok(()) => Ok(answer),
+            Err(e) => Err(what.failed("the removing of the marker", e)),
+        }
     }
 
     /// Its old name, or the next free one beside it; its folders are made again where they are gone. One that is only

@@ -1,20 +1,24 @@
 //! An outbox whose folder is there: hints and scans go in, settled files come out, until it goes.
 
+mod vigil;
+
 use std::{
-    cell::RefCell,
     collections::{BTreeMap, BTreeSet, HashSet},
     fs::File,
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     time::{Duration, Instant},
 };
 
-use dropwire_protocol::RemotePath;
+use dropwire_protocol::{RemotePath, name::escape};
 use tokio::sync::mpsc;
 
 use super::{
     Command, OutboxEvent, Problem,
     ignore::DOWNLOADS,
-    look::{self, Seen},
+    look::{self, Rules, Seen},
+    marker,
+    memory::Memory,
+    mounts::Mounts,
     place::{self, Place},
     scan::{Report, Walk},
     settle::{Settle, Sight, Urgency, Verdict},
@@ -22,17 +26,13 @@ use super::{
     watch::{Hint, Went},
     whole,
 };
-use crate::{
-    config::{AfterSend, Watch},
-    confined,
-    error::shown,
-    version::Found,
-};
+use crate::{config::AfterSend, confined, mark, version::Found};
 
-/// Time between looks whether the folder is still there.
-const PRESENT: Duration = Duration::from_secs(5);
 /// Time between scans where native events do not tell everything.
 const POLL: Duration = Duration::from_secs(5);
+/// After a scan there is none for so many times what it took, [`POLL`] at most: hints that are lost all the time
+/// shall not keep the disk from everything else.
+const REST: u32 = 4;
 /// Files looked at, and hints taken, in one go.
 const LOOKS: usize = 256;
 /// Entries in each of the lists that are kept for later.
@@ -43,6 +43,7 @@ pub(super) struct Tending<'a> {
     task: &'a mut Task,
     place: Arc<Place>,
     watched: Watched,
+    memory: Arc<Mutex<Memory>>,
     scans: mpsc::Sender<Scanned>,
     reports: mpsc::Receiver<Scanned>,
     /// A scan of everything is under way.
@@ -56,9 +57,16 @@ pub(super) struct Tending<'a> {
     folders: BTreeSet<RemotePath>,
     /// Folders that may have become empty, and when to look.
     emptied: BTreeMap<RemotePath, Instant>,
-    check_at: Instant,
+    mounts: Mounts,
+    /// Something may have become of the outbox's folder itself.
+    check: bool,
+    /// The watch is to be tested.
+    probe: bool,
     scan_at: Instant,
-    warned_of_limit: bool,
+    /// No scan of everything before this.
+    rest_until: Instant,
+    /// The last one's begin.
+    scan_began: Instant,
     /// Numbers the scans of everything.
     scans_begun: u64,
 }
@@ -75,10 +83,12 @@ pub(super) struct Deaf;
 impl<'a> Tending<'a> {
     pub(super) fn new(task: &'a mut Task, place: Place, watched: Watched) -> Self {
         let (scans, reports) = mpsc::channel(2);
+        let now = Instant::now();
         Tending {
             task,
             place: Arc::new(place),
             watched,
+            memory: Arc::default(),
             scans,
             reports,
             scanning: false,
@@ -87,9 +97,12 @@ impl<'a> Tending<'a> {
             overflowed: false,
             folders: BTreeSet::new(),
             emptied: BTreeMap::new(),
-            check_at: Instant::now() + PRESENT,
-            scan_at: Instant::now(),
-            warned_of_limit: false,
+            mounts: Mounts::watch(),
+            check: false,
+            probe: false,
+            scan_at: now,
+            rest_until: now,
+            scan_began: now,
             scans_begun: 0,
         }
     }
@@ -103,18 +116,28 @@ impl<'a> Tending<'a> {
     pub(super) async fn tend(&mut self) -> Result<(), Deaf> {
         loop {
             self.start_scans();
+            self.test_watch().await;
+            if std::mem::take(&mut self.check) {
+                let place = Arc::clone(&self.place);
+                if !blocking(move || place.still()).await.unwrap_or(false) {
+                    return Ok(());
+                }
+            }
             let wake_at = tokio::time::Instant::from_std(self.wake_at());
             let behind = self.is_behind();
+            let watcher = self.watched.0.clone();
             tokio::select! {
                 Some(hint) = self.watched.1.recv() => {
-                    let mut check = self.hint(hint);
+                    self.hint(hint);
                     for _ in 1..LOOKS {
                         let Ok(hint) = self.watched.1.try_recv() else { break };
-                        check |= self.hint(hint);
+                        self.hint(hint);
                     }
-                    if check {
-                        self.check_at = Instant::now();
-                    }
+                }
+                at = vigil::heard(watcher.as_deref()) => self.heard(at),
+                () = self.mounts.changed() => {
+                    self.check = true;
+                    self.memory().clear(); // another disk may have come back changed
                 }
                 Some(command) = self.task.commands.recv() => self.command(command),
                 Some(scanned) = self.reports.recv(), if !behind => self.scanned(scanned).await,
@@ -122,21 +145,18 @@ impl<'a> Tending<'a> {
             }
             self.look().await?;
             self.remove_emptied().await;
-            if self.check_at <= Instant::now() {
-                let place = Arc::clone(&self.place);
-                if !blocking(move || place.still()).await.unwrap_or(false) {
-                    return Ok(());
-                }
-                self.check_at = Instant::now() + PRESENT;
-            }
         }
     }
 
     fn wake_at(&self) -> Instant {
-        let settle = self.task.shared.state().settle.next();
+        let (settle, overdue) = {
+            let state = self.task.shared.state();
+            (state.settle.next(), state.health.overdue_at())
+        };
         let emptied = self.emptied.values().min().copied();
-        let times = [settle, emptied, Some(self.check_at), Some(self.scan_at)];
-        times.into_iter().flatten().min().unwrap_or(self.check_at)
+        let wanted = (self.scan_wanted && !self.scanning).then_some(self.rest_until);
+        let times = [settle, overdue, emptied, wanted];
+        times.into_iter().flatten().fold(self.scan_at, Instant::min)
     }
 
     /// There are files to look at before further ones are taken in.
@@ -145,27 +165,28 @@ impl<'a> Tending<'a> {
         next.is_some_and(|next| next <= Instant::now())
     }
 
-    /// True: something happened to the outbox's folder itself.
-    fn hint(&mut self, hint: Hint) -> bool {
+    fn hint(&mut self, hint: Hint) {
         let root = &self.place.root;
         match hint {
             Hint::Look(path, urgency) => {
                 if let Ok(below) = confined::below(root, &path) {
                     self.notice(below, urgency);
                 }
-                false
             }
-            Hint::Gone(path, went) => {
-                if path == *root {
-                    if went == Went::Removed {
-                        self.task.expected = None;
-                    }
-                    return true;
+            Hint::Gone(path, went) if path == *root => {
+                if went == Went::Removed {
+                    self.task.expected = None;
                 }
+                self.check = true;
+            }
+            Hint::Gone(path, _) if path.parent() == Some(root) && path.ends_with(mark::FOLDER) => {
+                self.check = true;
+            }
+            Hint::Gone(path, _) => {
                 if let Ok(below) = confined::below(root, &path) {
+                    self.task.shared.state().problems.listed.remove(below.as_bytes());
                     self.hurry_beside(&below);
                 }
-                false
             }
         }
     }
@@ -185,7 +206,13 @@ impl<'a> Tending<'a> {
     }
 
     fn notice(&mut self, path: RemotePath, urgency: Urgency) {
-        let shared = &self.task.shared;
+        let shared = Arc::clone(&self.task.shared);
+        let suffix = shared.config.marker.as_deref();
+        if let Some(stem) = suffix.and_then(|suffix| marker::stem(path.file_name(), suffix))
+            && let Ok(file) = path.with_file_name(stem)
+        {
+            self.notice(file, urgency); // what looks like a marker may be a folder all the same
+        }
         if shared.ignore.as_ref().is_some_and(|i| i.matched(&path).is_some()) {
             return;
         }
@@ -226,12 +253,21 @@ impl<'a> Tending<'a> {
             Scanned::Report(Report::Problem(path, reason)) => self.problem(path, reason),
             Scanned::EndOfAll => {
                 self.scanning = false;
-                let scan = self.scans_begun;
-                self.task
-                    .shared
-                    .state()
+                self.rest_until = Instant::now() + (self.scan_began.elapsed() * REST).min(POLL);
+                self.warn_of_limit();
+                let (scan, limited) = (self.scans_begun, self.is_limited());
+                let mut state = self.task.shared.state();
+                state
                     .problems
+                    .listed
                     .retain(|_, problem| problem.scan >= scan.saturating_sub(1));
+                let polled = state.health.polls();
+                state.health.limit(limited);
+                let changed = polled != state.health.polls();
+                drop(state);
+                if changed {
+                    self.plan_scan();
+                }
             }
             Scanned::EndOfFolders => self.walking = false,
         }
@@ -243,20 +279,26 @@ impl<'a> Tending<'a> {
         self.warn_of_limit();
         if self.overflowed && shared.state().settle.len() < Settle::MOST / 2 {
             self.overflowed = false;
-            self.scan_wanted = true;
+            self.scan_all();
         }
-        self.scan_wanted |= shared.missed.swap(false, Ordering::AcqRel);
-        if self.scan_at <= now {
-            self.scan_wanted = true;
-            let polls = shared.state().watch == "poll";
-            let rescan = shared.config.rescan;
-            self.scan_at = now + if polls { POLL.min(rescan) } else { rescan };
+        if shared.missed.swap(false, Ordering::AcqRel) {
+            self.scan_all();
         }
-        if self.scan_wanted && !self.scanning {
+        self.scan_wanted |= self.scan_at <= now;
+        if self.scan_wanted && !self.scanning && self.rest_until <= now {
             self.scan_wanted = false;
             self.scanning = true;
             self.scans_begun += 1;
+            self.scan_began = now;
+            self.plan_scan();
+            (self.check, self.probe) = (true, true);
+            if let Some(watcher) = &self.watched.0 {
+                watcher.begin_round();
+            }
+            shared.state().problems.further = 0;
             self.scan(vec![None], || Scanned::EndOfAll);
+        } else if self.scan_at <= now {
+            self.plan_scan(); // one is under way, or will be soon
         }
         if !self.folders.is_empty() && !self.walking {
             self.walking = true;
@@ -265,26 +307,44 @@ impl<'a> Tending<'a> {
         }
     }
 
+    /// Wants a scan that lists every folder.
+    fn scan_all(&mut self) {
+        self.scan_wanted = true;
+        self.memory().clear();
+    }
+
+    /// Locked only for moments, never across a wait.
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// On a thread that may block; held up by the bounded channel while we are busy.
     fn scan(&self, folders: Vec<Option<RemotePath>>, end: fn() -> Scanned) {
         let (place, shared) = (Arc::clone(&self.place), Arc::clone(&self.task.shared));
         let (watcher, scans) = (self.watched.0.clone(), self.scans.clone());
+        let (memory, scan) = (Arc::clone(&self.memory), self.scans_begun);
+        // Where it is polled, listings are all there is to tell of writes; and a folder that came just now may have been
+        // elsewhere, unwatched, as it was.
+        let leave_out = shared.state().health.is_proven() && folders.iter().all(Option::is_none);
         tokio::task::spawn_blocking(move || {
             if let (Ok(dir), Some(ignore)) = (place.open(), &shared.ignore) {
                 let walk = Walk {
                     outbox: place.id,
                     root: &place.root,
                     ignore,
+                    marker: shared.config.marker.as_deref(),
                     whole: shared.is_whole(),
                     // One that leaves would take its watches along to where it is archived.
                     watch_inside: shared.config.after_send == AfterSend::Keep,
-                    waiting: RefCell::default(),
                     watch: &|folder| {
                         if let Some(watcher) = &watcher {
                             watcher.folder(folder);
                         }
                     },
                     report: &|report| scans.blocking_send(Scanned::Report(report)).is_ok(),
+                    memory: &memory,
+                    leave_out: leave_out.then_some(scan),
+                    paced: scan > 1,
                 };
                 for folder in &folders {
                     if !walk.run(&dir, folder.as_ref()) {
@@ -296,23 +356,6 @@ impl<'a> Tending<'a> {
         });
     }
 
-    fn warn_of_limit(&mut self) {
-        let limited = self.watched.0.as_ref().is_some_and(|watcher| watcher.limited());
-        if !limited || self.warned_of_limit {
-            return;
-        }
-        self.warned_of_limit = true;
-        let outbox = shown(&self.place.root);
-        tracing::warn!(
-            %outbox,
-            "the system's limit of watched folders is reached (raise fs.inotify.max_user_watches)"
-        );
-        if self.task.shared.config.watch == Watch::Auto {
-            self.task.shared.state().watch = "poll";
-            self.scan_at = self.scan_at.min(Instant::now() + POLL);
-        }
-    }
-
     /// Looks at what is due; what is ready and not yet known is made durable (S1) and told.
     async fn look(&mut self) -> Result<(), Deaf> {
         let paths = self.task.shared.state().settle.due(Instant::now(), LOOKS);
@@ -320,20 +363,25 @@ impl<'a> Tending<'a> {
             return Ok(());
         }
         let (place, shared) = (Arc::clone(&self.place), Arc::clone(&self.task.shared));
+        let rules = {
+            let config = &self.task.shared.config;
+            let (quiet, marker) = (config.quiet, config.marker.clone());
+            Rules { quiet, marker }
+        };
         let looked = blocking(move || {
-            let (dir, quiet) = (place.open().ok()?, shared.config.quiet);
-            let look = |path| match (look::look(&dir, &path, quiet), &shared.ignore) {
+            let dir = place.open().ok()?;
+            let look = |path| match (look::look(&dir, &path, &rules), &shared.ignore) {
                 (Seen::Folder, Some(ignore)) if shared.is_whole() => {
-                    (whole::look(&dir, &path, quiet, ignore), path)
+                    (whole::look(&dir, &path, &rules, ignore), path)
                 }
                 (seen, _) => (seen, path),
             };
             Some(paths.into_iter().map(look).collect::<Vec<_>>())
         });
         let Some(seen) = looked.await.flatten() else {
-            self.check_at = Instant::now(); // the folder is not what it was
+            self.check = true; // the folder is not what it was
             self.task.shared.state().settle.clear();
-            self.scan_wanted = true;
+            self.scan_all();
             return Ok(());
         };
         let ready: Vec<(Found, Option<File>)> = seen
@@ -353,13 +401,10 @@ impl<'a> Tending<'a> {
             .filter(|(found, _)| unknown.contains(found))
             .partition(|(found, _)| found.version.folder);
         let folders = self.sync_folders(folders.into_iter().map(|(found, _)| found).collect());
-        let mut ready = folders.await;
-        let (found, files) = files
-            .into_iter()
-            .filter_map(|(found, file)| Some((found, file?)))
-            .unzip();
-        ready.extend(self.sync(found, files).await);
-        let found = ready;
+        let mut found = folders.await;
+        let files = files.into_iter().filter_map(|(found, file)| Some((found, file?)));
+        let (files_found, files) = files.unzip();
+        found.extend(self.sync(files_found, files).await);
         if found.is_empty() {
             return Ok(());
         }
@@ -373,9 +418,7 @@ impl<'a> Tending<'a> {
         let shared = Arc::clone(&self.task.shared);
         let looked = |sight| {
             let mut state = shared.state();
-            if !state.problems.is_empty() {
-                state.problems.remove(&path.to_string());
-            }
+            state.problems.listed.remove(path.as_bytes());
             state.settle.looked(&path, sight, now)
         };
         match seen {
@@ -388,28 +431,26 @@ impl<'a> Tending<'a> {
                 if self.folders.len() < LISTED {
                     self.folders.insert(path);
                 } else {
-                    self.scan_wanted = true;
+                    self.scan_all();
                 }
                 None
             }
-            Seen::Unreadable(reason) => {
+            Seen::Refused(reason) => {
                 shared.state().settle.looked(&path, Sight::Nothing, now);
-                self.problem(path.to_string(), reason);
+                self.problem(path.as_bytes().to_vec(), reason);
                 None
             }
             Seen::Held { why, reason } => {
                 shared.state().settle.looked(&path, Sight::Held { why }, now);
-                self.problem(path.to_string(), reason);
+                self.problem(path.as_bytes().to_vec(), reason);
                 None
             }
             Seen::Whole { sight, left_out } => {
                 let verdict = looked(sight);
                 if verdict == Verdict::Ready {
                     for (below, what) in left_out {
-                        self.problem(
-                            format!("{path}/{below}"),
-                            format!("left out of its folder: it is {what}"),
-                        );
+                        let below = [path.as_bytes(), b"/", below.as_bytes()].concat();
+                        self.problem(below, whole::left_out(what));
                     }
                     if shared.config.after_send == AfterSend::Keep {
                         self.folders.insert(path.clone()); // to be watched
@@ -454,7 +495,7 @@ impl<'a> Tending<'a> {
         }
     }
 
-    /// The same for whole folders.
+    /// S1's sync of whole folders.
     async fn sync_folders(&self, found: Vec<Found>) -> Vec<Found> {
         if found.is_empty() {
             return found;
@@ -464,8 +505,7 @@ impl<'a> Tending<'a> {
             let synced = |found: &Found| whole::sync(&place.open()?, &found.path);
             found.into_iter().map(|found| (synced(&found), found)).collect()
         });
-        let synced: Vec<(std::io::Result<()>, Found)> = synced.await.unwrap_or_default();
-        self.durable(synced)
+        self.durable(synced.await.unwrap_or_default())
     }
 
     fn durable(&self, synced: Vec<(std::io::Result<()>, Found)>) -> Vec<Found> {
@@ -473,7 +513,10 @@ impl<'a> Tending<'a> {
         for (synced, found) in synced {
             match synced {
                 Ok(()) => done.push(found),
-                Err(e) => self.problem(found.path.to_string(), format!("it cannot be made durable: {e}")),
+                Err(e) => self.problem(
+                    found.path.as_bytes().to_vec(),
+                    format!("it cannot be made durable: {e}"),
+                ),
             }
         }
         done
@@ -485,19 +528,22 @@ impl<'a> Tending<'a> {
         self.durable(synced.into_iter().zip(found).collect())
     }
 
-    fn problem(&self, path: String, reason: String) {
-        let mut state = self.task.shared.state();
-        if state
-            .problems
-            .get(&path)
-            .is_none_or(|known| known.reason != reason)
-        {
-            tracing::warn!(%path, %reason, "not sent");
+    /// `path` is below the outbox. One that is not listed yet is said in the log.
+    fn problem(&self, path: Vec<u8>, reason: String) {
+        let folder = path.iter().rposition(|b| *b == b'/').unwrap_or(0);
+        self.memory().forget(path.get(..folder).unwrap_or_default()); // tried again at the next scan
+        let problems = &mut self.task.shared.state().problems;
+        let known = problems.listed.get(&path);
+        let is_new = known.is_none_or(|known| known.reason != reason);
+        if known.is_none() && problems.listed.len() >= LISTED {
+            problems.further = problems.further.saturating_add(1);
+            return;
         }
-        if state.problems.len() < LISTED {
-            let scan = self.scans_begun;
-            state.problems.insert(path, Problem { reason, scan });
+        if is_new {
+            tracing::warn!(path = %escape(&path), %reason, "not sent");
         }
+        let scan = self.scans_begun;
+        problems.listed.insert(path, Problem { reason, scan });
     }
 
     async fn remove_emptied(&mut self) {

@@ -13,7 +13,12 @@ use std::{
 use cap_std::fs::Dir;
 use dropwire_protocol::RemotePath;
 
-use super::{ignore::Ignore, look::Seen, settle::Sight};
+use super::{
+    ignore::Ignore,
+    look::{Rules, Seen},
+    marker,
+    settle::Sight,
+};
 use crate::{
     bundle::{self, Kind, Listing, Step, Trouble},
     confined, durable, fault,
@@ -21,11 +26,17 @@ use crate::{
 };
 
 /// Looks at the folder `path` below `root`: a walk through all of it. Blocks only for the disk.
-pub(super) fn look(root: &Dir, path: &RemotePath, quiet: Duration, ignore: &Ignore) -> Seen {
+pub(super) fn look(root: &Dir, path: &RemotePath, rules: &Rules, ignore: &Ignore) -> Seen {
+    let quiet = match &rules.marker {
+        None => rules.quiet,
+        // Its coming is an event, and scans look again: nothing has to be waited for here.
+        Some(suffix) if !marker::is_there(root, path.file_name(), suffix) => return Seen::Nothing,
+        Some(_) => Duration::ZERO,
+    };
     let folder = match confined::open_folder(root, path) {
         Ok(folder) => folder,
         Err(e) if confined::is_absent(&e) => return Seen::Nothing,
-        Err(e) => return Seen::Unreadable(format!("it cannot be read: {e}")),
+        Err(e) => return Seen::Refused(format!("it cannot be read: {e}")),
     };
     let mut inspect = |step: &Step<'_>| keep_back(step, path, ignore);
     // The kernel is asked of each file only once the rest is over: while it is being filled that would be in vain.
@@ -62,24 +73,33 @@ pub(super) fn look(root: &Dir, path: &RemotePath, quiet: Duration, ignore: &Igno
 }
 
 /// Its version as a scan lists it; where it cannot be listed, one that no drop has, so that it is looked at.
-pub(super) fn listed(folder: &Dir, visit: &mut dyn FnMut(&RemotePath)) -> Version {
+pub(super) fn listed(
+    folder: &Dir,
+    visit: &mut dyn FnMut(&RemotePath),
+) -> (Version, Vec<(RemotePath, &'static str)>) {
     let listing = bundle::list(folder, false, &mut |step| {
         if let (Kind::Folder, Some(path)) = (step.kind, &step.path) {
             visit(path);
         }
         Ok(())
     });
-    listing.map_or(
-        Version {
-            inode: 0,
-            birth_ns: 0,
-            size: 0,
-            mtime_ns: 0,
-            ctime_ns: 0,
-            folder: true,
-        },
-        |listing| listing.version(),
-    )
+    let unknown = Version {
+        inode: 0,
+        birth_ns: 0,
+        size: 0,
+        mtime_ns: 0,
+        ctime_ns: 0,
+        folder: true,
+    };
+    match listing {
+        Ok(listing) => (listing.version(), listing.left_out),
+        Err(_) => (unknown, Vec::new()),
+    }
+}
+
+/// Why something in a folder stays out of its delivery, for people.
+pub(super) fn left_out(what: &str) -> String {
+    format!("left out of its folder: it is {what}")
 }
 
 /// S1: after Ok everything in the folder survives a power cut.
@@ -174,12 +194,11 @@ mod tests {
 
     fn sees(temp: &tempfile::TempDir, path: &RemotePath) -> Seen {
         let root = confined::root(temp.path()).unwrap();
-        look(
-            &root,
-            path,
-            Duration::ZERO,
-            &Ignore::new(&["*.raw".into()]).unwrap(),
-        )
+        let rules = Rules {
+            quiet: Duration::ZERO,
+            marker: None,
+        };
+        look(&root, path, &rules, &Ignore::new(&["*.raw".into()]).unwrap())
     }
 
     #[track_caller]

@@ -35,42 +35,53 @@ pub(super) fn dispose(what: &Disposal) -> Result<Disposed, DisposeError> {
         return Ok(Disposed::Done);
     }
     let mut steps = Steps::begin(what).map_err(|reason| DisposeError::Held(shown(&what.root), reason))?;
+    let answer = disposed(&mut steps, what)?;
+    if what.marker.is_none() || !matches!(answer, Disposed::Done | Disposed::Gone) {
+        return Ok(answer);
+    }
+    let answer = steps.unmark(what, answer)?;
+    steps.sync_left().map_err(|e| what.failed("the syncing", e))?;
+    Ok(answer)
+}
+
+/// The folder itself; its marker, if it has one, goes after it.
+fn disposed(steps: &mut Steps, what: &Disposal) -> Result<Disposed, DisposeError> {
     let (name, gone) = (OsStr::new(&what.name), gone(what));
     let failed = |e: io::Error| what.failed("the disposal", e);
     if open(&steps.leaving, &gone).map_err(failed)?.is_some() {
-        return remove(&steps, what);
+        return remove(steps, what);
     }
     // A crash, or an error, left it there: the bytes decide.
     if let Some(folder) = open(&steps.leaving, name).map_err(failed)? {
         steps.touch(what)?; // that it left its path may not be durable yet
         steps.sync_staged().map_err(|e| what.failed("the syncing", e))?;
-        let checked = check(what, &folder, &Compare::Always);
-        return leave(&mut steps, what, checked);
+        let checked = check(what, &folder, &Compare::Always)?;
+        return leave(steps, what, checked);
     }
     let parent = match confined::parent(&steps.outbox, &what.path) {
         Ok(parent) => parent,
-        Err(e) if confined::is_absent(&e) => return absent(&mut steps, what),
+        Err(e) if confined::is_absent(&e) => return absent(steps, what),
         Err(e) => return Err(failed(e)),
     };
     let at = confined::os_str(what.path.file_name()).map_err(failed)?;
     let Some(folder) = open(&parent, at).map_err(failed)? else {
-        return absent(&mut steps, what);
+        return absent(steps, what);
     };
-    let before = match check(what, &folder, &Compare::IfTouched) {
+    let before = match check(what, &folder, &Compare::IfTouched)? {
         Ok(listing) => listing,
         Err(answer) => return Ok(answer),
     };
     drop(folder);
     match durable::rename_noreplace(&parent, at, &steps.leaving, name) {
         Ok(_) => {}
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return absent(&mut steps, what),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return absent(steps, what),
         Err(e) => return Err(failed(e)),
     }
     steps.touched.insert(what.path.parent(), parent);
     steps.sync_staged().map_err(|e| what.failed("the syncing", e))?;
     // What was moved is what was checked, and nobody came in between.
     let after = match open(&steps.leaving, name).map_err(failed)? {
-        Some(folder) => bundle::list(&folder, true, &mut |_| Ok(())).map_err(answer_to),
+        Some(folder) => list(what, &folder)?,
         None => Err(Disposed::Changed),
     };
     let checked = after.and_then(|after| {
@@ -80,47 +91,59 @@ pub(super) fn dispose(what: &Disposal) -> Result<Disposed, DisposeError> {
             Err(Disposed::Changed)
         }
     });
-    leave(&mut steps, what, checked)
+    leave(steps, what, checked)
 }
 
-/// What was delivered lies there, and nobody writes; or what follows from it.
-fn check(what: &Disposal, folder: &Dir, compare: &Compare) -> Result<Listing, Disposed> {
-    let listing = bundle::list(folder, true, &mut |_| Ok(())).map_err(answer_to)?;
+/// What the checks say: what was delivered lies there, and nobody writes; or what follows from it.
+type Checked = Result<Listing, Disposed>;
+
+fn check(what: &Disposal, folder: &Dir, compare: &Compare) -> Result<Checked, DisposeError> {
+    let listing = match list(what, folder)? {
+        Ok(listing) => listing,
+        Err(answer) => return Ok(Err(answer)),
+    };
     let version = listing.version();
     if matches!(compare, Compare::IfTouched) && version.is_fresh(SystemTime::now()) {
-        return Err(Disposed::Busy); // a write within the clock's step would not show
+        return Ok(Err(Disposed::Busy)); // a write within the clock's step would not show
     }
     if !version.same_identity(&what.version) && !fault::mutant("S5-folder-version") {
-        return Err(Disposed::Changed);
+        return Ok(Err(Disposed::Changed));
     }
     let touched = version.ctime_ns != what.version.ctime_ns;
     let must = matches!(compare, Compare::Always) || touched || version.size < COMPARED_BELOW;
     if must && !fault::mutant("S5-folder-digest") {
-        let digest = bundle::digest(folder, version.size).map_err(answer_to)?;
-        let again = bundle::list(folder, true, &mut |_| Ok(())).map_err(answer_to)?;
-        if !again.is_undisturbed(&listing) {
-            return Err(Disposed::Busy);
+        let digest = match bundle::digest(folder, version.size) {
+            Ok(digest) => digest,
+            Err(trouble) => return Ok(Err(answer_to(what, trouble)?)),
+        };
+        match list(what, folder)? {
+            Ok(again) if again.is_undisturbed(&listing) => {}
+            _ => return Ok(Err(Disposed::Busy)),
         }
         if digest != what.digest {
-            return Err(Disposed::OtherBytes);
+            return Ok(Err(Disposed::OtherBytes));
         }
     }
-    Ok(listing)
+    Ok(Ok(listing))
 }
 
-fn answer_to(trouble: Trouble) -> Disposed {
+fn list(what: &Disposal, folder: &Dir) -> Result<Checked, DisposeError> {
+    match bundle::list(folder, true, &mut |_| Ok(())) {
+        Ok(listing) => Ok(Ok(listing)),
+        Err(trouble) => answer_to(what, trouble).map(Err),
+    }
+}
+
+/// What cannot be read says nothing of its version: it is tried again.
+fn answer_to(what: &Disposal, trouble: Trouble) -> Result<Disposed, DisposeError> {
     match trouble {
-        Trouble::Writer(_) | Trouble::Changed => Disposed::Busy,
-        Trouble::Held(_) => Disposed::Changed,
+        Trouble::Writer(_) | Trouble::Changed => Ok(Disposed::Busy),
+        Trouble::Held(why) => Err(what.failed("the looking through", io::Error::other(why))),
     }
 }
 
 /// From `leaving` to where it goes: on, if it is what was delivered, else back.
-fn leave(
-    steps: &mut Steps,
-    what: &Disposal,
-    checked: Result<Listing, Disposed>,
-) -> Result<Disposed, DisposeError> {
+fn leave(steps: &mut Steps, what: &Disposal, checked: Checked) -> Result<Disposed, DisposeError> {
     let listing = match checked {
         Ok(listing) => listing,
         Err(answer) => return steps.give_back(what, answer),

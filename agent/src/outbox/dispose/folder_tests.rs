@@ -36,6 +36,7 @@ impl Outbox {
             path: dropwire_protocol::RemotePath::parse(b"batch").unwrap(),
             digest: bundle::digest(&folder, version.size).unwrap(),
             version,
+            marker: None,
             after,
         }
     }
@@ -94,6 +95,45 @@ fn a_delivered_folder_is_removed_also_after_a_crash_in_between() {
     fs::remove_file(half.join("a")).unwrap();
     assert_eq!(outbox.dispose(&what), Disposed::Done);
     assert!(!outbox.at("batch").exists() && outbox.leaving_is_empty());
+}
+
+/// An error of the disk, say: it is no other version by that.
+#[test]
+fn what_cannot_be_read_is_tried_again() {
+    let outbox = Outbox::new();
+    let what = outbox.delivered(AfterSend::Archive);
+    let tried = || loop {
+        match dispose(&what) {
+            Ok(Disposed::Busy) => std::thread::yield_now(),
+            other => return other,
+        }
+    };
+    let strange = outbox.at("batch/sub/.dropwire");
+    fs::create_dir(&strange).unwrap();
+    assert!(matches!(tried(), Err(DisposeError::Disk(..))));
+    fs::remove_dir(&strange).unwrap();
+    outbox.in_leaving(&what, &what.name);
+    let strange = outbox.at(".dropwire/leaving").join(&what.name).join(".dropwire");
+    fs::create_dir(&strange).unwrap();
+    assert!(matches!(tried(), Err(DisposeError::Disk(..))));
+    fs::remove_dir(&strange).unwrap();
+    assert_eq!(outbox.dispose(&what), Disposed::Done);
+}
+
+#[test]
+fn its_marker_leaves_after_it() {
+    let outbox = Outbox::new();
+    for after in [AfterSend::Archive, AfterSend::Delete] {
+        let mut what = outbox.delivered(after);
+        what.marker = Some(".done".into());
+        fs::write(outbox.at("batch.done"), "").unwrap();
+        assert_eq!(outbox.dispose(&what), Disposed::Done);
+        assert!(!outbox.at("batch").exists() && !outbox.at("batch.done").exists());
+        // A crash came before the marker left.
+        fs::write(outbox.at("batch.done"), "").unwrap();
+        assert_eq!(outbox.dispose(&what), Disposed::Gone);
+        assert!(!outbox.at("batch.done").exists() && outbox.leaving_is_empty());
+    }
 }
 
 #[test]

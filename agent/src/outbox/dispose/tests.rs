@@ -32,6 +32,7 @@ impl Outbox {
             version: Version::of(&fs::metadata(self.at(path)).unwrap()),
             digest: hash.value(),
             after,
+            marker: None,
         }
     }
 
@@ -445,5 +446,27 @@ fn numbers() {
         let got = beside::numbered(OsStr::new(name), number);
         assert_eq!(got, OsString::from(expected), "{name}");
         assert!(got.len() <= 255);
+    }
+}
+
+#[test]
+fn a_marker_leaves_after_its_file() {
+    let outbox = Outbox::new();
+    for after in [AfterSend::Delete, AfterSend::Archive] {
+        let mut disposal = outbox.delivered("sub/x", "bytes", after);
+        disposal.marker = Some(".done".into());
+        fs::write(outbox.at("sub/x.done"), "").unwrap();
+        assert_eq!(dispose(&disposal).unwrap(), Disposed::Done);
+        assert_eq!(fs::read_dir(outbox.at("sub")).unwrap().count(), 0);
+        // A crash came before the marker left.
+        fs::write(outbox.at("sub/x.done"), "").unwrap();
+        assert_eq!(dispose(&disposal).unwrap(), Disposed::Gone);
+        assert_eq!(fs::read_dir(outbox.at("sub")).unwrap().count(), 0);
+        // Dropped again meanwhile: the marker is the new one's.
+        fs::write(outbox.at("sub/x"), "other bytes").unwrap();
+        fs::write(outbox.at("sub/x.done"), "").unwrap();
+        assert_eq!(dispose(&disposal).unwrap(), Disposed::Changed);
+        assert_eq!(fs::read_dir(outbox.at("sub")).unwrap().count(), 2);
+        fs::remove_dir_all(outbox.at("sub")).unwrap();
     }
 }
