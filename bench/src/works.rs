@@ -177,6 +177,7 @@ impl Stage<'_> {
         while taken.len() < self.plan.latency && (taken.len() < 5 || start.elapsed() < self.plan.latency_time)
         {
             taken.push(one_small(site, session, &mut arrivals, taken.len())?);
+            thread::sleep(PAUSE); // idle means that what follows an arrival is over, too
         }
         medians(&taken)
     }
@@ -349,6 +350,9 @@ impl Run {
         self
     }
 }
+
+/// Between two files of `latency`.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// What is dropped bears this name, be it a file or a folder.
 const DROP: &str = "drop";

@@ -60,7 +60,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whether nobody failed at anything.
+/// Whether nobody of ours failed at anything.
 fn run(arguments: &Arguments) -> io::Result<bool> {
     let plan = plan(arguments);
     let program = match &arguments.dropwire {
@@ -79,39 +79,17 @@ fn run(arguments: &Arguments) -> io::Result<bool> {
     for (who, why) in &skipped {
         println!("SKIPPED {who}: {why}");
     }
+    let suite = Suite {
+        plan: &plan,
+        sources: &sources,
+        folder: folder.path(),
+    };
     let mut rows = Vec::new();
     let mut fine = true;
     for work in works(&arguments.only) {
-        let mut of_work: Vec<(&dyn Contestant, Row)> = taking_part
-            .iter()
-            .filter(|contestant| contestant.does(work))
-            .map(|contestant| {
-                let row = Row {
-                    work,
-                    contestant: contestant.name(),
-                    runs: Vec::new(),
-                };
-                (&**contestant, row)
-            })
-            .collect();
-        // A minute of idleness needs no warming up, nor often.
-        let warm_ups = usize::from(plan.warm && work != Work::Idle);
-        let runs = if work == Work::Idle { 1 } else { plan.runs };
-        for round in 0..warm_ups + runs {
-            let warm_up = round < warm_ups;
-            let first = round % of_work.len().max(1);
-            for turn in 0..of_work.len() {
-                let among = of_work.len();
-                let (contestant, row) = &mut of_work[(first + turn) % among];
-                let ran = once(*contestant, work, &plan, &sources, folder.path(), round == 0);
-                fine &= ran.is_ok();
-                tell(work, contestant.name(), warm_up, &ran);
-                if !warm_up {
-                    row.runs.push(ran.ok());
-                }
-            }
-        }
-        rows.extend(of_work.into_iter().map(|(_, row)| row));
+        let (of_work, ours_were_fine) = suite.in_turns(work, &taking_part);
+        rows.extend(of_work);
+        fine &= ours_were_fine;
     }
     println!("\n{}", table::text(&rows));
     if let Some(path) = &arguments.json {
@@ -128,23 +106,60 @@ fn run(arguments: &Arguments) -> io::Result<bool> {
     Ok(fine)
 }
 
-fn once(
-    contestant: &dyn Contestant,
-    work: Work,
-    plan: &Plan,
-    sources: &Sources,
-    folder: &Path,
-    check: bool,
-) -> io::Result<Run> {
-    let root = tempfile::Builder::new().prefix("run-").tempdir_in(folder)?;
-    let stage = Stage {
-        contestant,
-        plan,
-        sources,
-        root: root.path(),
-        check,
-    };
-    stage.run(work)
+struct Suite<'a> {
+    plan: &'a Plan,
+    sources: &'a Sources,
+    folder: &'a Path,
+}
+
+impl Suite<'_> {
+    /// All rounds of a work, and whether nobody of ours failed.
+    fn in_turns(&self, work: Work, taking_part: &[Box<dyn Contestant>]) -> (Vec<Row>, bool) {
+        let contestants: Vec<&dyn Contestant> = taking_part
+            .iter()
+            .map(|c| &**c)
+            .filter(|c| c.does(work))
+            .collect();
+        let row = |contestant: &&dyn Contestant| Row {
+            work,
+            contestant: contestant.name(),
+            runs: Vec::new(),
+        };
+        let mut rows: Vec<Row> = contestants.iter().map(row).collect();
+        let mut fine = true;
+        // A minute of idleness needs no warming up, nor often.
+        let warm_ups = usize::from(self.plan.warm && work != Work::Idle);
+        let runs = if work == Work::Idle { 1 } else { self.plan.runs };
+        for round in 0..warm_ups + runs {
+            for turn in 0..rows.len() {
+                let who = (round + turn) % rows.len();
+                let (contestant, runs) = (contestants[who], &mut rows[who].runs);
+                if runs.iter().any(Option::is_none) {
+                    continue; // who failed once may do so again, and take as long
+                }
+                let warm_up = round < warm_ups;
+                let ran = self.once(contestant, work, round == 0);
+                fine &= ran.is_ok() || !contestant.is_ours();
+                tell(work, contestant.name(), warm_up, &ran);
+                if !warm_up || ran.is_err() {
+                    runs.push(ran.ok());
+                }
+            }
+        }
+        (rows, fine)
+    }
+
+    fn once(&self, contestant: &dyn Contestant, work: Work, check: bool) -> io::Result<Run> {
+        let root = tempfile::Builder::new().prefix("run-").tempdir_in(self.folder)?;
+        let stage = Stage {
+            contestant,
+            plan: self.plan,
+            sources: self.sources,
+            root: root.path(),
+            check,
+        };
+        stage.run(work)
+    }
 }
 
 fn tell(work: Work, who: &str, warm_up: bool, ran: &io::Result<Run>) {

@@ -29,6 +29,10 @@ impl Contestant for Dropwire {
         (!self.program.is_file()).then(mend)
     }
 
+    fn is_ours(&self) -> bool {
+        true
+    }
+
     fn does(&self, _: Work) -> bool {
         true
     }

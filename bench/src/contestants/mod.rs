@@ -32,6 +32,11 @@ pub trait Contestant {
     /// Why it cannot take part on this machine; None when it can.
     fn missing(&self) -> Option<String>;
 
+    /// Whether it is part of this project, so that its failure is ours.
+    fn is_ours(&self) -> bool {
+        false
+    }
+
     /// Whether the work is one that it is made for.
     fn does(&self, work: Work) -> bool;
 

@@ -36,6 +36,10 @@ impl Contestant for Yardstick {
         (!program.is_file()).then(|| format!("no {}: build the whole of this package", program.display()))
     }
 
+    fn is_ours(&self) -> bool {
+        true
+    }
+
     fn does(&self, work: Work) -> bool {
         match work {
             Work::Large => true,
