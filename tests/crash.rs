@@ -82,6 +82,24 @@ fn a_lost_answer_is_no_second_file() {
     assert_eq!(pair.office.received(), [Path::new("marker")]);
 }
 
+/// A sender that was killed does not know what it had offered: it asks before it sends.
+#[test]
+fn a_lost_answer_costs_a_killed_sender_no_second_upload() {
+    let mut pair = Pair::linked();
+    let bytes = files::noise(1, 200_000);
+    pair.wire.set(Toward::Dialler, Fault::Stall(0));
+    pair.laptop.drop_file("answered", &bytes);
+    pair.office.receives("answered", &bytes);
+    pair.laptop.kill();
+    pair.wire.set(Toward::Dialler, Fault::None);
+    let before = pair.wire.passed(Toward::Listener);
+    pair.laptop.start();
+    pair.laptop.delivers(1);
+    let again = pair.wire.passed(Toward::Listener) - before;
+    assert!(again < 50_000, "{again} bytes after all were across");
+    assert_eq!(pair.office.received(), [Path::new("answered")]);
+}
+
 /// The job list is gone and the same version by its times has other bytes: the receipt of the old ones is not theirs.
 #[test]
 fn a_lost_job_list_hides_no_other_bytes() {

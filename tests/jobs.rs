@@ -71,6 +71,27 @@ fn copies_that_were_never_queued_are_cleared() {
 }
 
 #[test]
+fn sent_copies_move_with_the_state_folder() {
+    let mut pair = Pair::linked();
+    pair.office.stop();
+    let file = pair.laptop.root.join("by hand.txt");
+    fs::write(&file, b"by hand").expect("a file elsewhere");
+    let file = file.to_str().expect("plain");
+    pair.laptop.run(&["send", file, "--to", "office"]).exits(0);
+    pair.laptop.stop();
+    let moved = pair.laptop.root.join("moved");
+    fs::rename(&pair.laptop.state, &moved).expect("to another place");
+    pair.laptop.state = moved;
+    pair.laptop.start();
+    pair.office.start();
+    pair.office.receives("by hand.txt", b"by hand");
+    let spool = pair.laptop.state.join("spool");
+    until("the copy is gone", || {
+        fs::read_dir(&spool).is_ok_and(|mut sends| sends.next().is_none())
+    });
+}
+
+#[test]
 fn send_takes_folders_whole() {
     let pair = Pair::linked();
     let folder = pair.laptop.root.join("folder");
@@ -169,28 +190,6 @@ fn a_peer_taken_out_of_the_config_ends_its_jobs() {
             .any(|j| j["state"] == "failed" && j["error"].is_string())
     });
     assert!(pair.laptop.outbox.join("orphan").exists(), "the file stays");
-}
-
-#[test]
-fn sighup_reads_the_config_again() {
-    let mut pair = Pair::linked();
-    pair.laptop.settings.outbox.push("ignore = [\"*.new\"]".into());
-    pair.laptop.write_config();
-    pair.laptop.signal(rustix::process::Signal::HUP);
-    until("the new pattern holds", || {
-        let path = pair.laptop.drop_file("x.new", b"ignored");
-        let why = pair.laptop.run(&["why", path.to_str().expect("plain")]);
-        why.out().contains("*.new")
-    });
-    // A config with an error changes nothing and ends nothing.
-    fs::write(&pair.laptop.config, "nonsense = 1\n").expect("a bad config");
-    pair.laptop.signal(rustix::process::Signal::HUP);
-    until("the error is logged", || {
-        pair.laptop.log_text().contains("nonsense")
-    });
-    pair.laptop.write_config();
-    pair.laptop.drop_file("still-runs", b"still-runs");
-    pair.office.receives("still-runs", b"still-runs");
 }
 
 #[test]

@@ -15,9 +15,19 @@ const STATUS: &Shape = &[
     ("pid", "i"),
     ("uptime_seconds", "n"),
     ("listen", "s?"),
+    ("config_error", "s?"),
     ("oldest_undelivered_seconds", "n?"),
 ];
-const OUTBOX: &Shape = &[("path", "s"), ("watch", "s"), ("settling", "i"), ("queued", "i")];
+const OUTBOX: &Shape = &[
+    ("path", "s"),
+    ("watch", "s"),
+    ("settling", "i"),
+    ("queued", "i"),
+    ("held", "s?"),
+    ("watch_reason", "s?"),
+    ("watch_latency_seconds", "n?"),
+    ("not_sent_count", "i"),
+];
 const INBOX: &Shape = &[
     ("path", "s"),
     ("free_bytes", "i"),

@@ -17,11 +17,13 @@ mod large;
 mod liars;
 mod names;
 mod readme;
+mod reload;
 mod seams;
 mod service;
 mod settling;
 mod strangers;
 mod tree;
+mod watching;
 mod wire;
 
 /// What the harness runs: the binary that cargo built for these tests.

@@ -1,6 +1,6 @@
 //! What a service manager hears: ready once it answers, reloading and ready again, stopping at the end.
 
-use std::{os::unix::net::UnixDatagram, time::Duration};
+use std::{fs, os::unix::net::UnixDatagram, time::Duration};
 
 use crate::harness::Pair;
 
@@ -19,13 +19,23 @@ fn the_service_manager_hears_when_it_is_ready_reloads_and_stops() {
     // Ready means that it answers, not that it will.
     pair.laptop.run(&["status"]).exits(0);
 
+    let reloads = || {
+        let reloading = next(&manager);
+        assert_eq!(reloading[0], "RELOADING=1");
+        assert!(reloading[1].starts_with("MONOTONIC_USEC="), "{reloading:?}");
+        assert_eq!(next(&manager), ["READY=1"]);
+    };
+    pair.laptop.signal(rustix::process::Signal::HUP);
+    reloads();
     pair.laptop.settings.outbox.push("ignore = [\"*.new\"]".into());
     pair.laptop.write_config();
-    pair.laptop.signal(rustix::process::Signal::HUP);
-    let reloading = next(&manager);
-    assert_eq!(reloading[0], "RELOADING=1");
-    assert!(reloading[1].starts_with("MONOTONIC_USEC="), "{reloading:?}");
-    assert_eq!(next(&manager), ["READY=1"]);
+    reloads();
+    let path = pair.laptop.drop_file("x.new", b"ignored");
+    let why = pair.laptop.run(&["why", path.to_str().expect("plain")]);
+    assert!(why.out().contains("*.new"), "what is ready holds: {}", why.out());
+    let good = fs::read_to_string(&pair.laptop.config).expect("the config");
+    fs::write(&pair.laptop.config, format!("{good}\n[inbox")).expect("a bad config");
+    reloads();
     pair.laptop.run(&["status"]).exits(0);
 
     pair.laptop.stop();

@@ -2,7 +2,11 @@
 
 use std::{fs::File, io::Write as _};
 
-use crate::harness::{Pair, eventually, until};
+use crate::harness::{
+    Fault, Pair, Toward, eventually,
+    files::{self, noise},
+    until,
+};
 
 #[test]
 fn a_file_that_is_being_written_waits_for_its_close() {
@@ -142,4 +146,124 @@ fn an_unreadable_file_holds_nothing_up() {
         let why = pair.laptop.run(&["why", locked.to_str().expect("a plain path")]);
         why.out().to_lowercase().contains("permission")
     });
+}
+
+/// `quiet` of the tests, several times over.
+const LONGER_THAN_QUIET: std::time::Duration = std::time::Duration::from_millis(1500);
+
+#[test]
+fn a_writer_that_pauses_longer_than_quiet_is_waited_for() {
+    let pair = Pair::linked();
+    let mut file = File::create(pair.laptop.outbox.join("slow")).expect("a file in the outbox");
+    file.write_all(b"first half, ").expect("written");
+    // It has to be looked at all the while: nothing else can tell that it is not sent too soon.
+    std::thread::sleep(LONGER_THAN_QUIET);
+    file.write_all(b"second half").expect("written");
+    drop(file);
+    pair.office.receives("slow", b"first half, second half");
+    pair.laptop.delivers(1);
+    assert_eq!(pair.office.received().len(), 1);
+}
+
+#[test]
+fn a_file_written_through_memory_is_waited_for() {
+    use std::os::fd::AsRawFd as _;
+    const SIZE: usize = 8192;
+    let pair = Pair::linked();
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(pair.laptop.outbox.join("mapped"))
+        .expect("a file in the outbox");
+    file.set_len(SIZE as u64).expect("its size");
+    // SAFETY: a new shared mapping of the whole file, which lives until it is unmapped below.
+    let map = unsafe {
+        let rights = libc::PROT_READ | libc::PROT_WRITE;
+        libc::mmap(
+            std::ptr::null_mut(),
+            SIZE,
+            rights,
+            libc::MAP_SHARED,
+            file.as_raw_fd(),
+            0,
+        )
+    };
+    assert_ne!(map, libc::MAP_FAILED);
+    drop(file); // only the mapping holds it now
+    let fill = |from: usize, byte: u8| {
+        // SAFETY: within the mapping, which nobody else in this process touches.
+        unsafe { std::ptr::write_bytes(map.cast::<u8>().add(from), byte, SIZE / 2) };
+    };
+    fill(0, b'1');
+    std::thread::sleep(LONGER_THAN_QUIET);
+    assert!(pair.office.received().is_empty(), "sent while it is mapped");
+    fill(SIZE / 2, b'2');
+    // SAFETY: the mapping made above, used no more.
+    assert_eq!(unsafe { libc::munmap(map, SIZE) }, 0);
+    pair.office
+        .receives("mapped", &[[b'1'; SIZE / 2], [b'2'; SIZE / 2]].concat());
+    pair.laptop.delivers(1);
+    assert_eq!(pair.office.received().len(), 1);
+}
+
+/// The kernel would hold the opener up for `lease-break-time`, 45 s by default, if the agent did not answer.
+#[test]
+fn opening_for_writing_waits_for_no_stalled_link() {
+    const SIZE: usize = 16 << 20;
+    let pair = Pair::linked();
+    pair.wire.set(Toward::Listener, Fault::Stall(1 << 20));
+    let path = pair.laptop.drop_file("large", &noise(1, SIZE));
+    eventually("some of it was sent", || {
+        let jobs = pair.laptop.jobs_of("large");
+        (jobs.first()?["state"] == "sending").then_some(())
+    });
+    until("the stall came about", || {
+        pair.wire.passed(Toward::Listener) >= 1 << 20
+    });
+    let begun = std::time::Instant::now();
+    let mut writer = File::options().append(true).open(&path).expect("opened");
+    let waited = begun.elapsed();
+    assert!(waited.as_secs() < 20, "held up for {waited:?}");
+    writer.write_all(b"more").expect("written");
+    drop(writer);
+    pair.wire.set(Toward::Listener, Fault::None);
+    let mut whole = noise(1, SIZE);
+    whole.extend_from_slice(b"more");
+    pair.office.receives("large", &whole);
+    pair.laptop.empties_outbox();
+    assert_eq!(pair.office.received().len(), 1, "no torn one");
+}
+
+#[test]
+fn with_markers_a_file_waits_for_its_own() {
+    let pair = Pair::with(|laptop, _| laptop.settings.outbox.push("ready = \"marker\"".into()));
+    let at = |name: &str| pair.laptop.outbox.join(name);
+    pair.laptop.drop_file("sub/early", b"early");
+    pair.laptop.drop_file("marked", b"marked");
+    pair.laptop.drop_file("marked.done", b"");
+    pair.office.receives("marked", b"marked");
+    // The marker leaves after its file.
+    until("only what waits is left", || {
+        files::list(&pair.laptop.outbox) == [std::path::Path::new("sub/early")]
+    });
+    let why = |name: &str| {
+        pair.laptop
+            .run(&["why", at(name).to_str().expect("a plain path")])
+    };
+    let waits = why("sub/early").exits(0).out();
+    assert!(waits.contains("waits for its marker early.done"), "{waits}");
+    // Grown bit by bit, closed each time, as the marker's users do it.
+    for _ in 0..3 {
+        let mut file = File::options()
+            .append(true)
+            .open(at("sub/early"))
+            .expect("opened");
+        file.write_all(b", more").expect("written");
+    }
+    pair.laptop.drop_file("sub/early.done", b"");
+    pair.office.receives("sub/early", b"early, more, more, more");
+    pair.laptop.delivers(2);
+    pair.laptop.empties_outbox();
+    assert_eq!(pair.office.received().len(), 2, "no marker is sent");
 }

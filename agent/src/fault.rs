@@ -1,7 +1,9 @@
 //! Faults that tests ask for through `DROPWIRE_FAULT`; a release build holds none of this.
 //!
 //! A comma list: `bad-read@1048576` flips one bit, once, in the read buffer that holds this offset of a file, after
-//! its hash was taken, so that the receiver's check has to find it; `panic@NAME` panics at the place of that name.
+//! its hash was taken, so that the receiver's check has to find it; `panic@NAME` panics at the place of that name;
+//! `deaf@PATH` drops native events, and `no-watch@PATH` refuses to watch folders, as long as something has that path
+//! (of `no-watch`: but for the outbox itself and its own folder).
 //!
 //! `DROPWIRE_MUTANT` names one safeguard that is left out; the program `mutants` shows that some test then fails.
 
@@ -42,6 +44,48 @@ pub fn panic_at(place: &str) {
 #[cfg(not(debug_assertions))]
 #[inline]
 pub fn panic_at(_: &str) {}
+
+/// Are native events to be dropped just now?
+#[cfg(debug_assertions)]
+pub fn deaf() -> bool {
+    static WHILE: std::sync::LazyLock<Option<String>> = std::sync::LazyLock::new(|| asked("deaf@"));
+    WHILE
+        .as_deref()
+        .is_some_and(|path| std::fs::exists(path).unwrap_or(false))
+}
+
+/// Never in a release build.
+#[cfg(not(debug_assertions))]
+#[inline]
+pub const fn deaf() -> bool {
+    false
+}
+
+/// Is the system to refuse to watch this folder just now?
+#[cfg(debug_assertions)]
+pub fn refuses_watch(folder: &std::path::Path) -> bool {
+    static WHILE: std::sync::LazyLock<Option<String>> = std::sync::LazyLock::new(|| asked("no-watch@"));
+    WHILE.as_deref().is_some_and(|path| {
+        std::fs::exists(path).unwrap_or(false)
+            && !folder.join(crate::mark::FOLDER).exists()
+            && !folder.ends_with(crate::mark::FOLDER)
+    })
+}
+
+/// Never in a release build.
+#[cfg(not(debug_assertions))]
+#[inline]
+pub const fn refuses_watch(_: &std::path::Path) -> bool {
+    false
+}
+
+/// What stands behind `fault` in what was asked for.
+#[cfg(debug_assertions)]
+fn asked(fault: &str) -> Option<String> {
+    let all = std::env::var("DROPWIRE_FAULT").ok()?;
+    all.split(',')
+        .find_map(|one| one.trim().strip_prefix(fault).map(str::to_owned))
+}
 
 /// Damages `buffer`, which holds a file from `offset` on, if that was asked for.
 #[cfg(debug_assertions)]

@@ -1,7 +1,9 @@
 //! Loop-mounted file systems whose power can be cut: what was not on the disk then is gone.
 //!
 //! ext4 and xfs are told to stop at once without writing their log (FS_IOC_SHUTDOWN, NOLOGFLUSH), and mounted anew.
-//! btrfs refuses that; there the image is copied as it is, and the copy mounted. Needs root and loop devices.
+//! btrfs refuses that; there the image is copied as it is, and the copy mounted. The images of btrfs lie on an xfs of
+//! their own, where a copy shares the blocks and is of one moment: a copy made a piece at a time would mix the tree of
+//! one commit with the roots of the next. Needs root and loop devices.
 
 use std::{
     fs::{self, File},
@@ -43,13 +45,59 @@ impl Kind {
         if !Path::new("/dev/loop-control").exists() {
             return Some("there are no loop devices".into());
         }
-        let tool = format!("mkfs.{}", self.name());
-        match Command::new(&tool).arg("-V").output() {
-            Ok(_) => None,
-            Err(e) => Some(format!("{tool}: {e}")),
-        }
+        let tools: &[&str] = match self {
+            Kind::Ext4 => &["mkfs.ext4"],
+            Kind::Xfs => &["mkfs.xfs"],
+            Kind::Btrfs => &["mkfs.btrfs", "mkfs.xfs"], // of the latter, what its images lie on
+        };
+        let missing = |tool: &&str| Command::new(tool).arg("-V").output().err();
+        let why = |tool: &&str| missing(tool).map(|e| format!("{tool}: {e}"));
+        tools.iter().find_map(why)
     }
 }
+
+/// Mounts made from now on are seen by this process and its children alone, and go with the last of them however they
+/// end, with their loop devices. To be called before there are threads.
+pub fn mount_in_private() -> io::Result<()> {
+    // SAFETY: neither call touches memory but the strings it is given; the null pointers are what mount(2) wants here.
+    let result = unsafe {
+        match libc::unshare(libc::CLONE_NEWNS) {
+            0 => libc::mount(
+                std::ptr::null(),
+                c"/".as_ptr(),
+                std::ptr::null(),
+                libc::MS_REC | libc::MS_PRIVATE,
+                std::ptr::null(),
+            ),
+            failed => failed,
+        }
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// A folder in `base` for images and worlds. Images that a killed run left in such a one are removed.
+pub fn folder_in(base: &Path) -> io::Result<tempfile::TempDir> {
+    for folder in fs::read_dir(base)?.flatten() {
+        let name = folder.file_name();
+        let pid = name
+            .to_str()
+            .and_then(|n| n.strip_prefix(FOLDER)?.split('-').next());
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            let left = crate::harness::files::files_in(&folder.path());
+            let images = left
+                .iter()
+                .filter(|path| path.extension().is_some_and(|e| e == "img"));
+            images.for_each(|image| drop(fs::remove_file(image)));
+        }
+    }
+    let prefix = format!("{FOLDER}{}-", std::process::id());
+    tempfile::Builder::new().prefix(&prefix).tempdir_in(base)
+}
+
+const FOLDER: &str = "powercut-";
 
 /// A mounted image; unmounted and removed when dropped.
 pub struct Disk {
@@ -59,14 +107,24 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Makes an empty file system in `folder` and mounts it there, both called `name`.
+    /// Makes an empty file system in `folder` and mounts it there, both called `name`. Of btrfs, `folder` has to be on
+    /// a [`Disk::for_images`].
     pub fn make(kind: Kind, folder: &Path, name: &str) -> io::Result<Disk> {
+        Disk::of_size(kind, folder, name, SIZE)
+    }
+
+    /// An xfs in `folder` for other disks' images, large enough for `count` of them.
+    pub fn for_images(folder: &Path, count: usize) -> io::Result<Disk> {
+        Disk::of_size(Kind::Xfs, folder, "images", SIZE * (2 * count as u64 + 1))
+    }
+
+    fn of_size(kind: Kind, folder: &Path, name: &str, size: u64) -> io::Result<Disk> {
         let disk = Disk {
             kind,
             image: folder.join(format!("{name}.img")),
             mount: folder.join(name),
         };
-        File::create(&disk.image)?.set_len(SIZE)?;
+        File::create(&disk.image)?.set_len(size)?;
         let quiet = if kind == Kind::Ext4 { "-qF" } else { "-qf" };
         run(Command::new(format!("mkfs.{}", kind.name()))
             .arg(quiet)
@@ -96,10 +154,7 @@ impl Disk {
             }
             Kind::Btrfs => {
                 let copy = self.image.with_extension("copy");
-                run(Command::new("cp")
-                    .arg("--sparse=always")
-                    .arg(&self.image)
-                    .arg(&copy))?;
+                rustix::fs::ioctl_ficlone(File::create(&copy)?, File::open(&self.image)?)?;
                 self.unmount()?; // the old one writes to its own image, which goes
                 fs::rename(&copy, &self.image)?;
             }
@@ -109,7 +164,7 @@ impl Disk {
 
     fn mount(&self) -> io::Result<()> {
         let options = match self.kind {
-            Kind::Xfs => "loop",
+            Kind::Xfs => "loop,discard", // what is removed there takes no room
             Kind::Ext4 | Kind::Btrfs => "loop,commit=300", // nothing becomes durable by waiting
         };
         run(Command::new("mount")

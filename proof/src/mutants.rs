@@ -21,6 +21,7 @@ const FLOWS: Proof = Inside(&["inbox::tests::flows"]);
 const RESUME: Proof = Inside(&["inbox::tests::resume"]);
 const RECOVERY: Proof = Inside(&["inbox::tests::recovery"]);
 const DISPOSE: Proof = Inside(&["outbox::dispose::tests"]);
+const MARKER: Proof = Inside(&["outbox::marker::tests"]);
 const SEND: Proof = Inside(&["send::tests"]);
 const QUEUE: Proof = Inside(&["queue::tests"]);
 const DURABLE: Proof = Inside(&["durable::tests"]);
@@ -54,6 +55,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         "S3-prefix",
         "a resume begins with the digest of our own bytes",
         SEND,
+    ),
+    (
+        "keep-witness",
+        "a kept file's bytes are compared where its ctime alone is another",
+        Inside(&["daemon::rest::tests"]),
     ),
     ("send-copy", "the sync of a copy made by `send`", SPOOL),
     ("send-dir", "the sync of the send's folder", SPOOL),
@@ -95,6 +101,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     ("R5-small", "a small partial's sync", ORDER),
     ("R5-small-dir", "the sync of its folder", ORDER),
     ("R5-syncfs", "the one sync of many partials", ORDER),
+    (
+        "R5-site",
+        "nothing is placed in a folder that was replaced",
+        FLOWS,
+    ),
     ("R6", "the commit of the intent", FLOWS),
     (
         "R6-next-name",
@@ -103,11 +114,26 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     ),
     ("noreplace", "a name that is taken is never replaced", DURABLE),
     ("link-dir", "a hard link's sync before the old name goes", DURABLE),
+    (
+        "R7-link-way",
+        "the folders' syncs before a link's old name goes",
+        ORDER,
+    ),
+    (
+        "R7-link-hold",
+        "nothing more is taken after a link's sync failed",
+        ORDER,
+    ),
     ("R8-inbox-dirs", "the sync of the inbox's folders", ORDER),
     ("R8-partial-dir", "the sync of the partials' folder", ORDER),
     (
         "R8-hold",
         "nothing more is taken after a folder's sync failed",
+        ORDER,
+    ),
+    (
+        "R8-held",
+        "no folder is synced again after one could not be",
         ORDER,
     ),
     ("R9", "the row says delivered", FLOWS),
@@ -125,6 +151,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         "rule-next-name",
         "the commit of the next name, at the start",
         RECOVERY,
+    ),
+    (
+        "rule-link",
+        "the new name's sync before the old one goes, at the start",
+        ORDER,
     ),
     ("rule-R8", "the folders' syncs again", ORDER),
     (
@@ -167,6 +198,8 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         ),
     ),
     ("S5-again", "what was moved is what was looked at", DISPOSE),
+    ("S5-both", "a crash left it under its path too", DISPOSE),
+    ("S5-twice", "a crash left it in the archive too", DISPOSE),
     ("S5-last-lease", "the lease at the last moment", DISPOSE),
     ("S5-own-dir", "the sync that keeps `leaving`", DISPOSE),
     ("S5-sent-dir", "the sync that keeps `sent`", DISPOSE),
@@ -177,6 +210,12 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         DISPOSE,
     ),
     ("S5-leaving-dir", "the sync of `leaving`", DISPOSE),
+    ("S5-marker-dir", "the sync that keeps a marker given back", MARKER),
+    (
+        "S5-marker-leaving-dir",
+        "the sync that takes it out of `leaving`",
+        MARKER,
+    ),
     (
         "S5-back-dir",
         "the sync of the folder that gets its file back",

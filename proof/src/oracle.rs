@@ -1,23 +1,33 @@
 //! Compares what was dropped with what came of it. Every finding is a sentence; none means that all is well.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+use serde_json::Value;
 
 use crate::{
     harness::files,
     scenario::Drop,
-    world::{Side, World},
+    world::{Home, Side},
 };
+
+/// Both agents' folders, by side.
+pub type Homes = [Home; 2];
 
 /// How many times each content is there, with one name it was found under.
 type Contents = BTreeMap<String, (usize, String)>;
 
 /// Right after the fault, before anything is started again: what is visible is whole, nothing is there twice, and what
-/// the sender let go of is there. `taken`: what the job list calls delivered, where it could be asked.
-pub fn at_the_fault(world: &World, drops: &[Drop], strangers: &[Drop]) -> Vec<String> {
+/// the sender let go of is there.
+pub fn at_the_fault(homes: &Homes, drops: &[Drop], strangers: &[Drop]) -> Vec<String> {
     let mut found = Vec::new();
-    let inbox = inbox(world);
+    let inbox = contents(&home(homes, Side::Receiver).inbox);
     torn_or_doubled(&inbox, drops, strangers, &mut found);
-    let (wanted, left) = (contents_of(drops), still_there(world));
+    let (wanted, left) = (contents_of(drops), still_there(home(homes, Side::Sender)));
     for (digest, (count, name)) in &wanted {
         let lies = left.get(digest).map_or(0, |c| c.0);
         let came = inbox.get(digest).map_or(0, |c| c.0);
@@ -31,8 +41,8 @@ pub fn at_the_fault(world: &World, drops: &[Drop], strangers: &[Drop]) -> Vec<St
 }
 
 /// What the job list calls delivered has to be in the inbox, whole and under the name of its receipt.
-pub fn receipts_are_true(world: &World, jobs: &[serde_json::Value]) -> Vec<String> {
-    let inbox = &world.home(Side::Receiver).inbox;
+pub fn receipts_are_true(homes: &Homes, jobs: &[Value]) -> Vec<String> {
+    let inbox = &home(homes, Side::Receiver).inbox;
     let mut found = Vec::new();
     for job in jobs.iter().filter(|j| j["state"] == "delivered") {
         let (name, place, digest) = (
@@ -51,9 +61,50 @@ pub fn receipts_are_true(world: &World, jobs: &[serde_json::Value]) -> Vec<Strin
     found
 }
 
-/// Why it is not at rest yet: cheap looks first.
-pub fn at_rest(world: &World, drops: usize, strangers: usize) -> Result<(), String> {
-    let (sender, receiver) = (world.home(Side::Sender), world.home(Side::Receiver));
+/// The files that are left of drops which nobody had synced before a power cut: from then on these are what was
+/// dropped, whatever they hold. Wherever the sender has them; a file under two names is one.
+pub fn left_of(homes: &Homes) -> Vec<Drop> {
+    let mut left = Vec::new();
+    let mut known = BTreeSet::new();
+    for path in senders_files(home(homes, Side::Sender)) {
+        let Ok(meta) = path.metadata() else { continue };
+        if known.insert(meta.ino()) {
+            let bytes = fs::read(&path).unwrap_or_default();
+            left.push(Drop::new(name_below(&path, home(homes, Side::Sender)), bytes));
+        }
+    }
+    left
+}
+
+/// What was queued before the power cut was durable by then: `left` has it whole. `jobs`: all of the sender's, `cut`: when
+/// it was, as they write times.
+pub fn queued_is_whole(drops: &[Drop], left: &[Drop], jobs: &[Value], cut: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for job in jobs.iter().filter(|j| text(&j["queued_at"]) < cut) {
+        let name = text(&job["name"]);
+        let Some(drop) = drops.iter().find(|d| d.name == name) else {
+            found.push(format!("queued: {name}, which nobody dropped"));
+            continue;
+        };
+        if !left.iter().any(|l| l.sha256 == drop.sha256) {
+            found.push(format!(
+                "torn: {name} was queued, and lost or cut short by the power cut"
+            ));
+        } else if job["size"] != drop.bytes.len() {
+            found.push(format!("torn: {name} was queued with {} bytes", job["size"]));
+        }
+    }
+    found
+}
+
+/// Why it is not at rest yet: cheap looks first, `jobs` last.
+pub fn at_rest(
+    homes: &Homes,
+    drops: usize,
+    strangers: usize,
+    jobs: impl FnOnce() -> Option<Vec<Value>>,
+) -> Result<(), String> {
+    let (sender, receiver) = (home(homes, Side::Sender), home(homes, Side::Receiver));
     let lying = files::list(&sender.outbox);
     if !lying.is_empty() {
         return Err(format!("{} files lie in the outbox", lying.len()));
@@ -68,7 +119,7 @@ pub fn at_rest(world: &World, drops: usize, strangers: usize) -> Result<(), Stri
     if came < drops + strangers {
         return Err(format!("{came} of {} files are in the inbox", drops + strangers));
     }
-    let jobs = world.jobs().ok_or("the sender does not answer `jobs`")?;
+    let jobs = jobs().ok_or("the sender does not answer `jobs`")?;
     let open = jobs.iter().filter(|j| j["state"] != "delivered").count();
     if jobs.len() < drops || open > 0 {
         return Err(format!(
@@ -79,10 +130,10 @@ pub fn at_rest(world: &World, drops: usize, strangers: usize) -> Result<(), Stri
     Ok(())
 }
 
-/// The last word, at rest.
-pub fn judge(world: &World, drops: &[Drop], strangers: &[Drop]) -> Vec<String> {
+/// The last word, at rest. `jobs`: None where the sender does not answer.
+pub fn judge(homes: &Homes, drops: &[Drop], strangers: &[Drop], jobs: Option<&[Value]>) -> Vec<String> {
     let mut found = Vec::new();
-    let inbox = inbox(world);
+    let inbox = contents(&home(homes, Side::Receiver).inbox);
     torn_or_doubled(&inbox, drops, strangers, &mut found);
     for (digest, (count, name)) in contents_of(drops) {
         let came = inbox.get(&digest).map_or(0, |c| c.0);
@@ -91,12 +142,12 @@ pub fn judge(world: &World, drops: &[Drop], strangers: &[Drop]) -> Vec<String> {
         }
     }
     for stranger in strangers {
-        let path = world.home(Side::Receiver).inbox.join(&stranger.name);
+        let path = home(homes, Side::Receiver).inbox.join(&stranger.name);
         if fs::read(&path).ok().as_deref() != Some(&stranger.bytes[..]) {
             found.push(format!("overwritten: {}", stranger.name));
         }
     }
-    let archived = contents(&world.home(Side::Sender).sent());
+    let archived = contents(&home(homes, Side::Sender).sent());
     let wanted = contents_of(drops);
     for (digest, (count, name)) in &wanted {
         let kept = archived.get(digest).map_or(0, |c| c.0);
@@ -109,13 +160,13 @@ pub fn judge(world: &World, drops: &[Drop], strangers: &[Drop]) -> Vec<String> {
             found.push(format!("archive: {name} has bytes that nobody dropped"));
         }
     }
-    match world.jobs() {
+    match jobs {
         None => found.push("the sender does not answer `jobs`".into()),
         Some(jobs) => {
             if jobs.len() != drops.len() {
                 found.push(format!("{} jobs for {} drops", jobs.len(), drops.len()));
             }
-            found.extend(receipts_are_true(world, &jobs));
+            found.extend(receipts_are_true(homes, jobs));
         }
     }
     found
@@ -137,21 +188,28 @@ fn torn_or_doubled(inbox: &Contents, drops: &[Drop], strangers: &[Drop], found: 
     }
 }
 
-/// What the inbox shows.
-fn inbox(world: &World) -> Contents {
-    contents(&world.home(Side::Receiver).inbox)
-}
-
-/// What the sender still has, wherever on its way out.
-fn still_there(world: &World) -> Contents {
-    let home = world.home(Side::Sender);
-    let mut all = contents(&home.outbox);
-    for path in files::files_in(&home.leaving()) {
+/// What the sender still has to send, wherever it is on its way out.
+fn still_there(sender: &Home) -> Contents {
+    let mut all = contents(&sender.outbox);
+    for path in files::files_in(&sender.leaving()) {
         if let Ok(digest) = files::sha256(&path) {
             all.entry(digest).or_insert((0, path.display().to_string())).0 += 1;
         }
     }
     all
+}
+
+/// All of them: in the outbox, leaving, archived.
+fn senders_files(sender: &Home) -> Vec<PathBuf> {
+    let below = |root: PathBuf| files::list(&root).into_iter().map(move |path| root.join(path));
+    let outbox = below(sender.outbox.clone());
+    let leaving = files::files_in(&sender.leaving());
+    outbox.chain(leaving).chain(below(sender.sent())).collect()
+}
+
+fn name_below(path: &Path, sender: &Home) -> String {
+    let name = path.strip_prefix(&sender.outbox).unwrap_or(path);
+    name.display().to_string()
 }
 
 fn contents(folder: &Path) -> Contents {
@@ -170,6 +228,13 @@ fn contents_of(drops: &[Drop]) -> Contents {
     all
 }
 
-fn text(value: &serde_json::Value) -> &str {
+fn home(homes: &Homes, side: Side) -> &Home {
+    &homes[side as usize]
+}
+
+fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests;

@@ -45,13 +45,18 @@ pub trait Ground {
         false
     }
 
+    /// Does what was not durable go when the agent is killed?
+    fn cuts_power(&self) -> bool {
+        false
+    }
+
     /// The struck agent is dead.
     fn killed(&mut self, _: &mut World) -> io::Result<()> {
         Ok(())
     }
 
-    /// The run is over, its processes gone.
-    fn over(&mut self) {}
+    /// The run is over, its processes gone; what a finding needs is put into the folder `keep`.
+    fn over(&mut self, _keep: Option<&Path>) {}
 }
 
 /// The file system of the temporary folder, which nothing happens to.
@@ -111,6 +116,7 @@ pub fn run(
         side,
         drops: scenario.drops(),
         strangers: scenario.strangers(),
+        queued_before: None,
         outcome: Outcome::default(),
     };
     run.story(strike)?;
@@ -119,7 +125,7 @@ pub fn run(
     if !outcome.violations.is_empty() {
         outcome.kept = Some(folder.keep());
     }
-    ground.over();
+    ground.over(outcome.kept.as_deref());
     outcome.took = start.elapsed();
     Ok(outcome)
 }
@@ -131,6 +137,8 @@ struct Run<'a> {
     side: Side,
     drops: Vec<Drop>,
     strangers: Vec<Drop>,
+    /// Drops that nobody had synced, and when the power was cut.
+    queued_before: Option<(Vec<Drop>, String)>,
     outcome: Outcome,
 }
 
@@ -206,13 +214,12 @@ impl Run<'_> {
             Some(What::Fail(_)) => BEFORE_HELP,
             _ => PATIENCE,
         };
-        let (drops, strangers) = (self.drops.len(), self.strangers.len());
         let mut resting = None;
         let ended = wait(patience, || {
             if self.world.ended(self.side).is_some() {
                 return Some(true);
             }
-            let rests = oracle::at_rest(self.world, drops, strangers).is_ok();
+            let rests = self.at_rest().is_ok();
             let since = *resting.get_or_insert_with(Instant::now);
             if !rests {
                 resting = None;
@@ -241,10 +248,16 @@ impl Run<'_> {
                     Side::Sender => Vec::new(), // nobody is there to ask
                 };
                 self.world.kill(self.side);
+                let cut = now()?;
                 self.ground.killed(self.world)?;
+                if self.ground.cuts_power() && !self.ground.durable_drops() && self.side == Side::Sender {
+                    let left = oracle::left_of(&self.world.homes);
+                    self.queued_before = Some((std::mem::replace(&mut self.drops, left), cut));
+                }
                 let found = &mut self.outcome.violations;
-                found.extend(oracle::at_the_fault(self.world, &self.drops, &self.strangers));
-                found.extend(oracle::receipts_are_true(self.world, &jobs));
+                let homes = &self.world.homes;
+                found.extend(oracle::at_the_fault(homes, &self.drops, &self.strangers));
+                found.extend(oracle::receipts_are_true(homes, &jobs));
                 self.world.start(self.side)
             }
             _ => {
@@ -274,25 +287,48 @@ impl Run<'_> {
         self.drops.push(marker);
         self.rests()?;
         if self.outcome.violations.is_empty() {
-            let found = oracle::judge(self.world, &self.drops, &self.strangers);
-            self.outcome.violations.extend(found);
+            self.judge();
         }
         Ok(())
     }
 
-    fn rests(&mut self) -> io::Result<()> {
+    fn at_rest(&self) -> Result<(), String> {
         let (drops, strangers) = (self.drops.len(), self.strangers.len());
-        let rests = || oracle::at_rest(self.world, drops, strangers).ok();
-        if wait(PATIENCE, rests).is_none() {
-            let why = oracle::at_rest(self.world, drops, strangers).err();
+        oracle::at_rest(&self.world.homes, drops, strangers, || self.world.jobs())
+    }
+
+    fn judge(&mut self) {
+        let jobs = self.world.jobs();
+        let found = &mut self.outcome.violations;
+        let homes = &self.world.homes;
+        found.extend(oracle::judge(
+            homes,
+            &self.drops,
+            &self.strangers,
+            jobs.as_deref(),
+        ));
+        if let (Some((dropped, cut)), Some(jobs)) = (&self.queued_before, &jobs) {
+            found.extend(oracle::queued_is_whole(dropped, &self.drops, jobs, cut));
+        }
+    }
+
+    fn rests(&mut self) -> io::Result<()> {
+        if wait(PATIENCE, || self.at_rest().ok()).is_none() {
+            let why = self.at_rest().err();
             self.outcome.violations.push(format!(
                 "stuck: {}",
                 why.unwrap_or_else(|| "at rest only late".into())
             ));
-            // What the oracle sees as it stands says more.
-            let found = oracle::judge(self.world, &self.drops, &self.strangers);
-            self.outcome.violations.extend(found);
+            self.judge(); // what the oracle sees as it stands says more
         }
         Ok(())
     }
+}
+
+/// As the job list writes times, so that they can be compared.
+fn now() -> io::Result<String> {
+    let ran = std::process::Command::new("date")
+        .args(["-u", "+%FT%T.%3NZ"])
+        .output()?;
+    Ok(String::from_utf8_lossy(&ran.stdout).trim().to_owned())
 }

@@ -22,6 +22,9 @@ use crate::{
     tracer::{Order, Report, Strike},
 };
 
+/// Names a safeguard that a debug build leaves out, to see that the proof finds it.
+const MUTANT: &str = "DROPWIRE_MUTANT";
+
 /// Pause between two looks at a condition.
 pub const LOOK: Duration = Duration::from_millis(10);
 
@@ -307,7 +310,9 @@ impl World {
     pub fn drop_file(&self, name: &str, bytes: &[u8], durable: bool) -> io::Result<()> {
         let home = self.home(Side::Sender);
         let aside = home.aside.join("file");
-        let mut file = File::create(&aside)?;
+        // After a power cut that may be a second name of a file dropped before, which is not to be written to.
+        let _ = fs::remove_file(&aside);
+        let mut file = File::create_new(&aside)?;
         io::Write::write_all(&mut file, bytes)?;
         let path = home.outbox.join(name);
         let folder = path.parent().unwrap_or(&home.outbox);
@@ -365,6 +370,7 @@ impl World {
         command.arg("--config").arg(self.config(side)).args(args);
         command.env_clear().env("HOME", &self.root).env("NO_COLOR", "1");
         command.env("RUST_LOG", "info,dropwire=debug");
+        command.envs(std::env::var_os(MUTANT).map(|name| (MUTANT, name)));
         command
     }
 

@@ -101,6 +101,14 @@ impl Conversation {
         }
     }
 
+    /// The largest file that is taken from now on, in bytes; what is under way goes on.
+    pub fn set_max_file_size(&mut self, most: Option<u64>) {
+        self.local.max_file_size = most;
+        if let Stage::Talking { receiver, .. } = &mut self.stage {
+            receiver.set_max_file_size(most);
+        }
+    }
+
     /// A message came in. After an error the fitting Bye is queued and nothing more is read: write what
     /// [`Conversation::poll_message`] still gives, then close. After the other side's Bye nothing is read either.
     pub fn receive(&mut self, message: Message, now: Duration) -> Result<(), Error> {

@@ -72,6 +72,11 @@ impl Receiver {
         }
     }
 
+    /// Another limit, for offers from now on.
+    pub fn set_max_file_size(&mut self, most: Option<u64>) {
+        self.max_file_size = most;
+    }
+
     /// A message for the receiving half: Offer, Chunk, Done, Close, Withdraw, Forget.
     pub fn receive(&mut self, message: Message) -> Result<(), Error> {
         match message {

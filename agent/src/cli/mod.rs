@@ -105,7 +105,7 @@ fn dispatch(cli: Cli) -> Result<(), Fatal> {
     let find = || Paths::find(&flags).map_err(exit::invalid);
     match cli.command {
         Command::Init(args) => init::run(&args, &flags),
-        Command::Run => run::run(&find()?, cli.global.verbose),
+        Command::Run => run::run(&find()?, flags, cli.global.verbose),
         Command::Demo(args) => demo::run(&args, cli.global.verbose),
         Command::Check(args) => check::run(&args, &find()?),
         Command::Id(args) => id::run(&args, &find()?),

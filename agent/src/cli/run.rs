@@ -11,21 +11,35 @@ use super::{
     signals::{Asked, Signals},
 };
 use crate::{
-    config::{Config, paths::Paths},
-    daemon::Agent,
+    config::{
+        self, Config, Edits,
+        paths::{Flags, Paths},
+    },
+    daemon::{Agent, Reloaded},
     error::{Exit, Fatal, shown},
 };
 
-/// Runs until SIGTERM or SIGINT; SIGHUP re-reads the config and starts the agent anew with it, in the same process.
-pub fn run(paths: &Paths, verbose: u8) -> Result<(), Fatal> {
+/// Runs until SIGTERM or SIGINT. When the config file was edited, and on SIGHUP, the config is read again.
+pub fn run(paths: &Paths, mut flags: Flags, verbose: u8) -> Result<(), Fatal> {
+    spare_memory();
     let config = super::load(paths)?;
     logs::init(verbose, "info");
     end_on_panic();
     let runtime = runtime()?;
-    let result = runtime.block_on(serve(config, paths));
+    flags.config = Some(paths.config.clone());
+    let result = runtime.block_on(serve(config, Places { paths, flags }));
     // Threads that sit in a system call must not keep the process.
     runtime.shutdown_timeout(PATIENCE);
     result
+}
+
+/// Two pools of memory for all threads instead of eight a core: what one freed is there for the others.
+fn spare_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: sets a number in the allocator; no other thread runs yet. Refused means no harm.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 2);
+    }
 }
 
 /// A thread or task that panicked answers nobody any more, and others would wait for it in silence: the whole process
@@ -51,63 +65,145 @@ pub(super) fn runtime() -> Result<Runtime, Fatal> {
 /// How long threads may take to end.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-async fn serve(mut config: Config, paths: &Paths) -> Result<(), Fatal> {
+/// Where things are, and why there.
+struct Places<'a> {
+    paths: &'a Paths,
+    flags: Flags,
+}
+
+async fn serve(config: Config, places: Places<'_>) -> Result<(), Fatal> {
     // Before anything starts, so that an early signal ends it cleanly too.
     let mut signals = Signals::catch().map_err(|error| Fatal::io("cannot catch signals", &error))?;
+    let mut edits = Edits::watch(&places.paths.config).await;
     let mut agent = tokio::select! {
-        agent = Agent::start(config.clone(), paths) => agent?,
+        agent = Agent::start(config, places.paths) => agent?,
         () = signals.stop() => return Ok(()),
     };
     info!(
-        name = config.name,
+        name = agent.config().name,
         id = crate::id::format(agent.id()),
         listen = agent.listen_addr().map(tracing::field::display),
-        config = shown(&paths.config),
+        config = shown(&places.paths.config),
         "running"
     );
     notify(&[NotifyState::Ready]);
+    let mut asked = false;
     loop {
         tokio::select! {
             fatal = agent.wait() => {
                 error!("ending: {fatal}");
                 return Err(fatal);
             }
-            asked = signals.next() => match asked {
-                Asked::Stop => {
+            signal = signals.next() => {
+                if signal == Asked::Stop {
                     info!("stopping");
                     notify(&[NotifyState::Stopping]);
                     agent.stop().await;
                     return Ok(());
                 }
-                Asked::Reload => {
-                    if let Ok(now) = NotifyState::monotonic_usec_now() {
-                        notify(&[NotifyState::Reloading, now]);
-                    }
-                    match reread(paths).await {
-                        Ok(new) if new == config => info!("the config is unchanged"),
-                        Ok(new) => (agent, config) = restart(agent, config, new, paths).await?,
-                        Err(fatal) => warn!(mend = fatal.mend, "the config stays as it was: {fatal}"),
-                    }
-                    notify(&[NotifyState::Ready]);
-                }
-            },
+                asked = true;
+                edits.hurry();
+                continue;
+            }
+            () = edits.next() => {}
         }
+        edits.renew().await; // before it is read: what is written later is told
+        let Some(read) = reread(&places, &agent).await else {
+            info!("the config file is being written: it is read when that is over");
+            continue;
+        };
+        // What looked like an edit, and changes nothing.
+        let unchanged = read.as_ref().map_err(told) == known(&agent).as_ref().map_err(String::clone);
+        if unchanged && !std::mem::take(&mut asked) {
+            continue;
+        }
+        asked = false;
+        if let Ok(now) = NotifyState::monotonic_usec_now() {
+            notify(&[NotifyState::Reloading, now]);
+        }
+        agent = reload(agent, read, &places).await?;
+        notify(&[NotifyState::Ready]);
     }
 }
 
-/// The config as it is written now, if it is right.
-async fn reread(paths: &Paths) -> Result<Config, Fatal> {
-    let path = paths.config.clone();
-    let read = tokio::task::spawn_blocking(move || crate::config::read(&path)).await;
-    let config =
-        read.map_err(|join| Fatal::new(Exit::Failed, format_args!("cannot read the config: {join}")))??;
+/// What the last reading came to.
+fn known(agent: &Agent) -> Result<Config, String> {
+    match agent.config_error() {
+        None => Ok(Config::clone(&agent.config())),
+        Some(error) => Err(error),
+    }
+}
+
+/// The config as it is written now, if it is right; None while it is being written.
+async fn reread(places: &Places<'_>, agent: &Agent) -> Option<Result<Config, Fatal>> {
+    let (paths, flags, old) = (places.paths.clone(), places.flags.clone(), agent.config());
+    let read = move || config::undisturbed(&paths.config, || read_over(&old, &paths, &flags));
+    let failed = |join| Fatal::new(Exit::Failed, format_args!("cannot read the config: {join}"));
+    match tokio::task::spawn_blocking(read).await {
+        Ok(read) => read,
+        Err(join) => Some(Err(failed(join))),
+    }
+}
+
+/// Also holds it against what cannot follow, and what nobody can have meant.
+fn read_over(old: &Config, paths: &Paths, flags: &Flags) -> Result<Config, Fatal> {
+    let config = config::load(&paths.config)?;
+    let is_empty =
+        |config: &Config| config.peers.is_empty() && config.outboxes.is_empty() && config.inbox.is_none();
+    // A file cut short, most likely; and the peers' jobs would be failed for it.
+    if is_empty(&config) && !is_empty(old) {
+        let message = format!("{} names no outbox, inbox or peer any more", shown(&paths.config));
+        return Err(
+            Fatal::new(Exit::Config, message).mend("write it anew; if that is meant, start the agent again")
+        );
+    }
     config.check_paths(paths)?;
+    if Paths::find(flags)? != *paths {
+        let message = "`state_dir` or `control` is another now, which a running agent cannot follow";
+        return Err(Fatal::new(Exit::Config, message).mend("take it back, or start the agent again"));
+    }
     Ok(config)
 }
 
-/// Ends the agent and starts it with the `new` config; transfers under way resume. Where it cannot start so (a port
-/// in use, say), the old config holds on.
-async fn restart(agent: Agent, old: Config, new: Config, paths: &Paths) -> Result<(Agent, Config), Fatal> {
+/// Takes up what was read. If that cannot be, the config stays as it was, and log and status say why.
+async fn reload(mut agent: Agent, read: Result<Config, Fatal>, places: &Places<'_>) -> Result<Agent, Fatal> {
+    let reloaded = match read {
+        Err(fatal) => Err(fatal),
+        Ok(new) => match agent.reload(new.clone()).await {
+            Ok(Reloaded::StartAnew(why)) => {
+                info!(why, "starts anew inside this process");
+                let started;
+                (agent, started) = restart(agent, new, places.paths).await?;
+                started
+            }
+            reloaded => reloaded,
+        },
+    };
+    match &reloaded {
+        Ok(Reloaded::Unchanged) => info!("the config is unchanged"),
+        Ok(_) => {} // told already
+        Err(fatal) => warn!(mend = fatal.mend, "the config stays as it was: {fatal}"),
+    }
+    agent.set_config_error(reloaded.as_ref().err().map(told));
+    Ok(agent)
+}
+
+/// As `status` shows it.
+fn told(fatal: &Fatal) -> String {
+    match &fatal.mend {
+        None => fatal.message.clone(),
+        Some(mend) => format!("{}\nhelp: {mend}", fatal.message),
+    }
+}
+
+/// Ends the agent and starts it with the `new` config; transfers under way resume. Where it cannot start so, the old
+/// config holds on.
+async fn restart(
+    agent: Agent,
+    new: Config,
+    paths: &Paths,
+) -> Result<(Agent, Result<Reloaded, Fatal>), Fatal> {
+    let old = Config::clone(&agent.config());
     if !agent.stop().await {
         return Err(Fatal::new(
             Exit::Failed,
@@ -115,18 +211,12 @@ async fn restart(agent: Agent, old: Config, new: Config, paths: &Paths) -> Resul
         )
         .mend("start the agent again (a service manager does that by itself); nothing is lost"));
     }
-    match Agent::start(new.clone(), paths).await {
+    match Agent::start(new, paths).await {
         Ok(agent) => {
-            info!("runs with the new config");
-            Ok((agent, new))
+            info!("the new config holds, in a new agent");
+            Ok((agent, Ok(Reloaded::Holds)))
         }
-        Err(fatal) => {
-            warn!(
-                mend = fatal.mend,
-                "cannot run with the new config, so the old one holds: {fatal}"
-            );
-            Ok((Agent::start(old.clone(), paths).await?, old))
-        }
+        Err(fatal) => Ok((Agent::start(old, paths).await?, Err(fatal))),
     }
 }
 

@@ -5,7 +5,7 @@ use std::{ops::Range, path::Path, time::Duration};
 use toml::Spanned;
 
 use super::{
-    AfterSend, Config, Inbox, Layout, Limits, Outbox, Retry, Watch, address,
+    AfterSend, Config, Inbox, Layout, Limits, Outbox, Ready, Retry, Watch, address,
     effective::quoted,
     explain::nearest,
     fault::{Fault, Faults},
@@ -92,11 +92,13 @@ fn outbox(
             ignore.push(pattern.into_inner());
         }
     }
+    let marker = marker(raw.ready, raw.marker, faults);
     let mut time = |written, default| duration(written, faults).unwrap_or(default);
     Some(Outbox {
         path,
         to,
         after_send: raw.after_send.unwrap_or(AfterSend::Archive),
+        marker,
         quiet: time(raw.quiet, Duration::from_secs(2)),
         max_wait: time(raw.max_wait, Duration::from_secs(600)),
         ignore,
@@ -147,6 +149,31 @@ fn recipients(
         seen.push(name);
     }
     ids
+}
+
+fn marker(ready: Option<Ready>, written: Option<Spanned<String>>, faults: &mut Faults) -> Option<String> {
+    if let (None, Some(written)) = (ready, &written) {
+        faults.push(Fault::new(
+            written.span(),
+            "`marker` without `ready` would change nothing",
+            "write `ready = \"marker\"` beside it, or take it out",
+        ));
+    }
+    let suffix = match written {
+        Some(written) => {
+            let suffix = written.get_ref();
+            if suffix.is_empty() || suffix.len() > 100 || suffix.contains(['/', '\0']) {
+                faults.push(Fault::new(
+                    written.span(),
+                    "this cannot be the end of a marker's name",
+                    "write something like `.done`: 1 to 100 bytes, without `/`",
+                ));
+            }
+            written.into_inner()
+        }
+        None => ".done".into(),
+    };
+    (ready == Some(Ready::Marker)).then_some(suffix)
 }
 
 fn check_pattern(pattern: &str) -> Result<(), Wrong> {

@@ -40,6 +40,9 @@ fn write_outbox(out: &mut Lines, outbox: &Outbox, peers: &[Peer]) {
     out.key("path", folder(&outbox.path));
     out.maybe("to", (!outbox.to.is_empty()).then(|| list(to)));
     out.key("after_send", quoted(after_send(outbox.after_send)));
+    let ready = if outbox.marker.is_some() { "marker" } else { "auto" };
+    out.key("ready", quoted(ready));
+    out.maybe("marker", outbox.marker.as_deref().map(quoted));
     out.key("quiet", duration(outbox.quiet));
     out.key("max_wait", duration(outbox.max_wait));
     out.key("ignore", list(outbox.ignore.iter().map(String::as_str)));

@@ -2,6 +2,7 @@
 
 mod address;
 mod check;
+mod edits;
 mod effective;
 mod explain;
 mod fault;
@@ -18,6 +19,7 @@ use dropwire_protocol::AgentId;
 use serde::Deserialize;
 
 pub use check::default_name;
+pub use edits::{Edits, undisturbed};
 pub use effective::{effective, quoted};
 pub use fault::{Fault, Invalid};
 pub use read::{load, parse, read};
@@ -54,6 +56,8 @@ pub struct Outbox {
     pub to: Vec<AgentId>,
     /// What becomes of a delivered file.
     pub after_send: AfterSend,
+    /// What is added to a file's name to make that of the marker without which it is not sent; None: it needs none.
+    pub marker: Option<String>,
     /// How long a file must rest where the OS cannot say who has it open.
     pub quiet: Duration,
     /// A file that never rests is reported after this.
@@ -76,6 +80,16 @@ pub enum AfterSend {
     Delete,
     /// Stays.
     Keep,
+}
+
+/// What makes a file ready.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ready {
+    /// Nobody writes to it any more.
+    Auto,
+    /// That, and a marker beside it.
+    Marker,
 }
 
 /// How an outbox is watched.

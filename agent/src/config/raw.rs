@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Deserializer, de};
 use toml::Spanned;
 
-use super::{AfterSend, Layout, Watch};
+use super::{AfterSend, Layout, Ready, Watch};
 
 /// The whole file.
 #[derive(Deserialize)]
@@ -33,6 +33,8 @@ pub(super) struct RawOutbox {
     pub path: Spanned<String>,
     pub to: Option<Spanned<Vec<Spanned<String>>>>,
     pub after_send: Option<AfterSend>,
+    pub ready: Option<Ready>,
+    pub marker: Option<Spanned<String>>,
     pub quiet: Option<Spanned<Quantity>>,
     pub max_wait: Option<Spanned<Quantity>>,
     #[serde(default)]

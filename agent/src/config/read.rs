@@ -7,6 +7,7 @@ use std::{
 };
 
 use dropwire_protocol::AgentId;
+use toml::Spanned;
 
 use super::{
     Config,
@@ -41,8 +42,9 @@ pub fn parse(source: &str, path: &Path, home: Option<&Path>) -> Result<Config, I
     check(raw, home).map_err(invalid)
 }
 
-/// Where the file says that state and control socket are. Whatever else is wrong in it does not matter here;
-/// a file that is not there, or may not be read, says nothing.
+/// Where the file says that state and control socket are. Whatever else is wrong in it does not matter here, as long
+/// as that can be made out: an agent may be running that has to be asked. A file that is not there, or may not be
+/// read, says nothing.
 pub(super) fn read_places(path: &Path) -> Result<(Option<PathBuf>, Option<PathBuf>), Invalid> {
     let source = match read_text(path) {
         Ok(source) => source,
@@ -54,9 +56,10 @@ pub(super) fn read_places(path: &Path) -> Result<(Option<PathBuf>, Option<PathBu
         source: source.clone(),
         faults: vec![fault],
     };
-    let raw: RawPlaces = toml::from_str(&source).map_err(|error| invalid(explain(&error, &source)))?;
+    let raw = toml::from_str(&source)
+        .or_else(|error| recover_places(&source).ok_or_else(|| invalid(explain(&error, &source))))?;
     let home = paths::home();
-    let place = |written: Option<toml::Spanned<String>>| {
+    let place = |written: Option<Spanned<String>>| {
         written
             .map(|written| {
                 folders::absolute(written.get_ref(), home.as_deref())
@@ -65,6 +68,23 @@ pub(super) fn read_places(path: &Path) -> Result<(Option<PathBuf>, Option<PathBu
             .transpose()
     };
     Ok((place(raw.state_dir)?, place(raw.control)?))
+}
+
+/// The same from what is no TOML; None where a key is written that cannot be made out.
+fn recover_places(source: &str) -> Option<RawPlaces> {
+    let (table, _) = toml::de::DeTable::parse_recoverable(source);
+    let read = |key: &str| {
+        let value = table.get_ref().get(key);
+        let text =
+            value.and_then(|value| Some(Spanned::new(value.span(), value.get_ref().as_str()?.to_owned())));
+        let mut lines = source.lines().map(str::trim_start);
+        let written = lines.any(|line| !line.starts_with('#') && line.contains(key));
+        (text.is_some() || !written).then_some(text)
+    };
+    Some(RawPlaces {
+        state_dir: read("state_dir")?,
+        control: read("control")?,
+    })
 }
 
 impl Config {
@@ -149,4 +169,28 @@ fn unreadable(path: &Path, error: &io::Error) -> Invalid {
         ),
     };
     Invalid::File { exit, message, mend }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_made_out_where_the_rest_is_no_toml() {
+        let places = |source: &str| {
+            let text = |value: Option<Spanned<String>>| value.map(Spanned::into_inner);
+            recover_places(source).map(|raw| (text(raw.state_dir), text(raw.control)))
+        };
+        let some = |text: &str| Some(text.to_owned());
+        for (source, expected) in [
+            ("[[outbox]\npath = \"/o\"", Some((None, None))),
+            ("control = \"/c\"\nname = \"a\n[inbox", Some((None, some("/c")))),
+            ("state_dir = \"/s\"\nlisten = = 1", Some((some("/s"), None))),
+            ("name = \"\n# control = \"/c\"\n", Some((None, None))),
+            ("control = /c", Some((None, some("/c")))),
+            ("name = \"\"\"\nstate_dir = \"/s\"", None),
+        ] {
+            assert_eq!(places(source), expected, "{source}");
+        }
+    }
 }

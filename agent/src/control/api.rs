@@ -30,6 +30,9 @@ pub struct StatusReport {
     pub uptime_seconds: f64,
     /// The address and port in use; None on a machine that only dials.
     pub listen: Option<String>,
+    /// Why the config file as it is written now does not hold, so that an earlier one does; several lines.
+    #[serde(default)]
+    pub config_error: Option<String>,
     /// In the config's order.
     pub outboxes: Vec<OutboxReport>,
     /// None on a machine that only sends.
@@ -46,7 +49,7 @@ pub struct StatusReport {
 pub struct OutboxReport {
     /// Absolute.
     pub path: String,
-    /// How it is watched: `native` or `poll`.
+    /// How it is watched: `native` or `poll`; `none` while it is held.
     pub watch: String,
     /// Files whose writer may not be done.
     pub settling: u64,
@@ -54,13 +57,55 @@ pub struct OutboxReport {
     pub queued: u64,
     /// Why nothing is taken from it at present.
     pub held: Option<String>,
+    /// Why events cannot be relied on.
+    #[serde(default)]
+    pub watch_reason: Option<String>,
+    /// Seconds from a change to its event, as the watch's last test measured them.
+    #[serde(default)]
+    pub watch_latency_seconds: Option<f64>,
+    /// What lies there and is not sent; the first of them by name.
+    #[serde(default)]
+    pub not_sent: Vec<NotSent>,
+    /// How many those are in all.
+    #[serde(default)]
+    pub not_sent_count: u64,
     /// `path` where it is not UTF-8.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path_bytes: Option<Raw>,
 }
 
+/// Something in an outbox that is not sent.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct NotSent {
+    /// Below the outbox; empty for the outbox itself.
+    pub name: String,
+    /// Why.
+    pub reason: String,
+    /// `name` where it is not UTF-8.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name_bytes: Option<Raw>,
+}
+
+impl NotSent {
+    /// Writes `name` by the rules for names.
+    pub fn new(name: &[u8], reason: String) -> Self {
+        let (name, name_bytes) = wire::named(name);
+        NotSent {
+            name,
+            reason,
+            name_bytes,
+        }
+    }
+
+    /// The name's own bytes; not safe to show.
+    pub fn raw_name(&self) -> &[u8] {
+        wire::raw(&self.name, &self.name_bytes)
+    }
+}
+
 impl OutboxReport {
-    /// Writes `path` by the rules for names.
+    /// Writes `path` by the rules for names; the further fields are empty.
     pub fn new(path: &Path, watch: &str, settling: u64, queued: u64, held: Option<String>) -> Self {
         let (path, path_bytes) = wire::named(wire::path_bytes(path));
         OutboxReport {
@@ -69,6 +114,10 @@ impl OutboxReport {
             settling,
             queued,
             held,
+            watch_reason: None,
+            watch_latency_seconds: None,
+            not_sent: Vec::new(),
+            not_sent_count: 0,
             path_bytes,
         }
     }
@@ -230,6 +279,7 @@ mod tests {
             pid: 1,
             uptime_seconds: 1.0,
             listen: Some("127.0.0.1:7420".into()),
+            config_error: None,
             outboxes: vec![OutboxReport::new(Path::new("/out"), "native", 0, 0, None)],
             inbox: Some(InboxReport::new(Path::new("/in"), 0, 0, 0, None)),
             peers: vec![PeerReport {
@@ -250,8 +300,9 @@ mod tests {
         };
         let expected = json!({
             "schema": 1, "name": "laptop", "id": "AAAAAAA", "version": "0.1.0", "pid": 1, "uptime_seconds": 1.0,
-            "listen": "127.0.0.1:7420",
-            "outboxes": [{"path": "/out", "watch": "native", "settling": 0, "queued": 0, "held": null}],
+            "listen": "127.0.0.1:7420", "config_error": null,
+            "outboxes": [{"path": "/out", "watch": "native", "settling": 0, "queued": 0, "held": null,
+                          "watch_reason": null, "watch_latency_seconds": null, "not_sent": [], "not_sent_count": 0}],
             "inbox": {"path": "/in", "free_bytes": 0, "received_files": 0, "received_bytes": 0, "held": null},
             "peers": [{"name": "office", "id": "BBBBBBB", "connected": true, "paused": false, "next_dial_at": null,
                        "last_error": null, "queued": 0, "sending": 0, "failed": 0, "delivered": 0,

@@ -44,6 +44,7 @@ impl Agent for Fake {
             pid: 7,
             uptime_seconds: 1.5,
             listen: None,
+            config_error: None,
             outboxes: vec![],
             inbox: None,
             peers: vec![],

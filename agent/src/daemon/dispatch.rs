@@ -19,9 +19,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::{
-    Shared,
+    Shared, blocking,
     flight::{Flight, Moved, Reread, STALLED, voided_text},
     proof::{self, Claim},
+    rest::{self, Lies},
 };
 use crate::{
     backoff,
@@ -48,12 +49,13 @@ pub struct Dispatcher {
     peer: config::Peer,
     linked: bool,
     flights: HashMap<TransferId, Flight>,
-    /// Offered on a link that went down before the answer: the peer may have all of it, and is asked first.
+    /// Offered on a link that went down before the answer.
     unanswered: HashSet<TransferId>,
     /// A Forget is on its way; the next one waits for its answer.
     forgetting: bool,
     /// Files read again because their receipt came without our Done; large ones must not hold up the rest.
     rereading: JoinSet<Reread>,
+    cancel: CancellationToken,
 }
 
 impl Dispatcher {
@@ -73,9 +75,11 @@ impl Dispatcher {
             unanswered: HashSet::new(),
             forgetting: false,
             rereading: JoinSet::new(),
+            cancel: cancel.clone(),
         };
         let mut batch = Vec::with_capacity(BATCH);
         loop {
+            this.take_up_peer();
             // Whatever it waits for (a link that is behind, a large file read once more) does not hold up the end.
             let Some(filled) = cancel.run_until_cancelled(this.fill()).await else {
                 break;
@@ -117,43 +121,39 @@ impl Dispatcher {
         this.land_all();
     }
 
+    /// Our name for it may be another since a reload.
+    fn take_up_peer(&mut self) {
+        let config = self.shared.config();
+        if let Some(peer) = config.peers.iter().find(|peer| peer.id == self.peer.id) {
+            self.peer.clone_from(peer);
+        }
+    }
+
     /// Offers what is due and there is room for; says when the next job becomes due.
     async fn fill(&mut self) -> Result<Option<Instant>, DbError> {
         if !self.linked {
             return Ok(None);
         }
         self.break_off_stalled().await?;
-        for id in self.shared.queue.to_withdraw(self.peer.id, BATCH).await? {
-            if !matches!(self.flights.get(&id), Some(Flight::Withdrawing { .. })) {
-                self.withdraw(id, None).await;
-            }
-        }
-        if !self.forgetting {
-            let ids = self.shared.queue.to_forget(self.peer.id, BATCH).await?;
-            if !ids.is_empty() {
-                self.forgetting = self.request(Request::Forget(ids)).await;
-            }
-        }
         let under_way = Load {
             small: self.in_flight(Class::Small),
             large: self.in_flight(Class::Large),
         };
         let room = schedule::room(under_way, MAX_OPEN as usize);
-        for (class, room) in [(Class::Small, room.small), (Class::Large, room.large)] {
-            if room == 0 {
-                continue;
-            }
-            let busy: HashSet<TransferId> = self.flights.keys().copied().collect();
-            for job in self
-                .shared
-                .queue
-                .due(self.peer.id, class, room, busy, now_ms())
-                .await?
-            {
-                self.offer(job, class).await?;
+        let busy = self.flights.keys().copied().collect();
+        let todo = self.shared.queue.todo(self.peer.id, room, busy, now_ms()).await?;
+        for id in todo.withdraw {
+            if !matches!(self.flights.get(&id), Some(Flight::Withdrawing { .. })) {
+                self.withdraw(id, None).await;
             }
         }
-        let next = self.shared.queue.next_due_ms(self.peer.id, now_ms()).await?;
+        if !self.forgetting && !todo.forget.is_empty() {
+            self.forgetting = self.request(Request::Forget(todo.forget)).await;
+        }
+        for job in todo.due {
+            self.offer(job).await?;
+        }
+        let next = todo.next_due_ms;
         let due = next.map(|at| {
             Instant::now() + Duration::from_millis(at.saturating_sub(now_ms()).max(1).unsigned_abs())
         });
@@ -187,13 +187,14 @@ impl Dispatcher {
         self.flights.values().filter(of_class).count()
     }
 
-    async fn offer(&mut self, job: Job, class: Class) -> Result<(), DbError> {
+    async fn offer(&mut self, job: Job) -> Result<(), DbError> {
+        let class = Class::of(job.found.version.size);
         let source = Arc::new(self.source(&job, class).await?);
         let progress = Arc::new(AtomicU64::new(0));
         let outgoing = Outgoing {
             id: job.id,
             manifest: job.manifest(),
-            eager: !self.unanswered.remove(&job.id),
+            eager: self.is_first_offer(&job),
             source: source.clone(),
             progress: progress.clone(),
         };
@@ -212,6 +213,13 @@ impl Dispatcher {
             );
         }
         Ok(())
+    }
+
+    /// Only then do the bytes of a small file run ahead of the answer. Whatever was offered before, in an earlier life
+    /// of the agent too, may lie across or be declined again: asking costs a round trip, and no bytes.
+    fn is_first_offer(&mut self, job: &Job) -> bool {
+        let offered_on_a_lost_link = self.unanswered.remove(&job.id);
+        !offered_on_a_lost_link && job.attempts == 0 && job.queued_ms >= self.shared.started_ms
     }
 
     async fn source(&self, job: &Job, class: Class) -> Result<FileSource, DbError> {
@@ -322,8 +330,7 @@ impl Dispatcher {
             }
             LinkEvent::Withdrawn { id, .. } => {
                 if let Some(Flight::Withdrawing { job: Some(job) }) = self.land(id) {
-                    self.shared.queue.gone(job.id, now_ms()).await?;
-                    self.shared.recheck(&job); // it may have returned meanwhile
+                    self.gone(job).await?;
                 }
                 self.shared.queue.withdrawn(vec![id], now_ms()).await?;
             }
@@ -359,8 +366,10 @@ impl Dispatcher {
             Err(why) => return self.retry(&job, format!("receipt ignored: {why}"), None).await,
         };
         self.flights.insert(job.id, Flight::Rereading);
+        let cancel = self.cancel.clone();
         self.rereading.spawn_blocking(move || {
-            let digest = send::digest_of(&job.root, &job.found);
+            let digest = send::digest_of(&job.root, &job.found, &|| cancel.is_cancelled());
+            let digest = digest.map(|(digest, _)| digest);
             Reread {
                 job,
                 receipt,
@@ -440,6 +449,18 @@ impl Dispatcher {
                 self.retry(&job, voided_text(&why), None).await
             }
         }
+    }
+
+    /// Its file was not there, and the peer will not deliver it. If it came back meanwhile, only this peer's job begins
+    /// anew: others may have read it, and need it once.
+    async fn gone(&mut self, job: Box<Job>) -> Result<(), DbError> {
+        let (root, found) = (job.root.clone(), job.found.clone());
+        if let Ok(Lies::Missing) = blocking(move || rest::lies(&root, &found)).await {
+            self.shared.queue.gone(job.id, now_ms()).await?;
+            self.shared.recheck(&job); // there may be another version
+            return Ok(());
+        }
+        self.begin_anew(*job, "its file was away").await
     }
 
     /// The id is of no more use there; the same file goes under a new one, after the backoff like every other attempt:

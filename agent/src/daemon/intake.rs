@@ -1,84 +1,144 @@
 //! What outboxes find ready becomes jobs (S2), one for each peer, before anything else happens to it.
 
-use std::{future::Future, path::PathBuf, pin::Pin, sync::Arc};
+use std::{
+    future::Future,
+    path::PathBuf,
+    pin::Pin,
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
 use dropwire_protocol::AgentId;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, task::JoinHandle};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
 use super::{Shared, marks};
 use crate::{
+    backoff,
     clock::now_ms,
-    config::{self, AfterSend, Config},
+    config::{self, AfterSend},
     db::DbError,
-    error::shown,
-    outbox::{self, Known, OutboxEvent, spool},
+    outbox::{self, Known, Outbox, OutboxEvent, spool},
     queue::{NewDrop, Queue},
     version::{Found, OutboxId},
 };
 
 /// Batches of found files that may wait for the job list; an outbox that finds more waits.
 const WAITING: usize = 4;
+/// How often the job list is asked before the files are left to the next scan.
+const TRIES: u32 = 8;
+/// At most this long before it is asked again, then twice as long.
+const FIRST_WAIT: Duration = Duration::from_secs(1);
 
-/// Starts every outbox of the config.
-pub async fn start(
+/// An outbox at work.
+pub struct Running {
+    pub(super) outbox: Outbox,
+    path: PathBuf,
+    cancel: CancellationToken,
+    /// Over when all that the outbox found is queued.
+    intake: JoinHandle<()>,
+}
+
+/// Starts outboxes; all are in the config's order then.
+pub async fn begin(
     shared: &Arc<Shared>,
-    config: &Config,
+    outboxes: &[config::Outbox],
     tasks: &TaskTracker,
     cancel: &CancellationToken,
 ) -> Result<(), DbError> {
-    for outbox in &config.outboxes {
+    for config in outboxes {
         let (events_in, events) = mpsc::channel(WAITING);
-        let expected = marks::expected(&shared.db, &outbox.path).await?;
-        let known = Arc::new(InQueue(shared.clone()));
-        let handle = outbox::start(outbox.clone(), expected, known, events_in, cancel.clone());
-        shared
-            .outboxes
-            .write()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .push(handle);
-        tasks.spawn(take_in(shared.clone(), outbox.clone(), events));
+        let expected = marks::expected(&shared.db, &config.path).await?;
+        let cancel = cancel.child_token();
+        let known = Arc::new(InQueue {
+            shared: shared.clone(),
+            cancel: cancel.clone(),
+        });
+        let running = Running {
+            outbox: outbox::start(config.clone(), expected, known, events_in, cancel.clone()),
+            path: config.path.clone(),
+            intake: tasks.spawn(take_in(shared.clone(), config.clone(), events, cancel.clone())),
+            cancel,
+        };
+        let mut all = shared.outboxes.write().unwrap_or_else(PoisonError::into_inner);
+        all.push(running);
+        let order = &shared.config().outboxes;
+        all.sort_by_key(|running| order.iter().position(|o| o.path == running.path));
     }
     Ok(())
 }
 
-async fn take_in(shared: Arc<Shared>, outbox: config::Outbox, mut events: mpsc::Receiver<OutboxEvent>) {
-    while let Some(event) = events.recv().await {
-        let done = match event {
-            OutboxEvent::Marked { root, id } => found(&shared, root, id).await,
-            OutboxEvent::Settled { root, found } => {
-                let drops = found.into_iter().map(|found| NewDrop {
-                    found,
-                    root: root.clone(),
-                    peers: outbox.to.clone(),
-                    after_send: outbox.after_send,
-                    origin: None,
-                });
-                queue(&shared, drops.collect(), &outbox.to).await.map(drop)
-            }
-        };
-        if let Err(error) = done {
-            // Not lost: the files lie in the outbox, and the next scan finds them.
-            warn!(outbox = %shown(&outbox.path), %error, "files could not be queued");
-        }
+/// Ends the outboxes at these paths; what they found is queued when it returns. Their jobs go on.
+pub async fn end(shared: &Shared, paths: &[PathBuf]) {
+    let ended: Vec<Running> = {
+        let mut all = shared.outboxes.write().unwrap_or_else(PoisonError::into_inner);
+        all.extract_if(.., |running| paths.contains(&running.path))
+            .collect()
+    };
+    for running in ended {
+        running.cancel.cancel();
+        let _ = running.intake.await; // a panic ends the process by itself
     }
+}
+
+async fn take_in(
+    shared: Arc<Shared>,
+    outbox: config::Outbox,
+    mut events: mpsc::Receiver<OutboxEvent>,
+    cancel: CancellationToken,
+) {
+    while let Some(event) = events.recv().await {
+        // Given up: the files lie in the outbox, and the next scan finds them.
+        persistently(&cancel, FIRST_WAIT, || async {
+            match event.clone() {
+                OutboxEvent::Marked { root, id } => found(&shared, root, id).await,
+                OutboxEvent::Settled { root, found } => {
+                    let drops = found.into_iter().map(|found| NewDrop {
+                        found,
+                        root: root.clone(),
+                        peers: outbox.to.clone(),
+                        after_send: outbox.after_send,
+                        origin: None,
+                    });
+                    queue(&shared, drops.collect(), &outbox.to).await.map(drop)
+                }
+            }
+        })
+        .await;
+    }
+}
+
+/// Again while the job list fails, later each time; whoever asks waits. None: cancelled, or it still fails.
+async fn persistently<T, F>(cancel: &CancellationToken, first: Duration, attempt: impl Fn() -> F) -> Option<T>
+where
+    F: Future<Output = Result<T, DbError>>,
+{
+    for tried in 0..TRIES {
+        match attempt().await {
+            Ok(done) => return Some(done),
+            Err(error) => warn!(%error, "files could not be queued"),
+        }
+        let wait = backoff::delay(first, first * 60, tried, now_ms().unsigned_abs());
+        cancel.run_until_cancelled(tokio::time::sleep(wait)).await?;
+    }
+    None
 }
 
 /// An outbox is there; jobs of it that wait are looked for here from now on, wherever it lay before.
 async fn found(shared: &Shared, root: PathBuf, id: OutboxId) -> Result<(), DbError> {
     marks::remember(&shared.db, root.clone(), id).await?;
-    shared.queue.outbox_lies_at(id, root).await
+    shared.queue.outboxes_lie_at(vec![(id, root)]).await
 }
 
-/// Removes what a `send` left that was ended by a crash before its files were queued, or after they had gone. Told by
-/// the mark, not by the path: the state folder may have been moved. Before anything is sent.
+/// Removes what a `send` left that was ended by a crash before its files were queued, or after they had gone; what is
+/// still wanted lies in the spool as it is now, wherever the state folder was before. To be called before anything
+/// is sent.
 pub async fn clear_spool(queue: &Queue, spool: PathBuf) -> Result<(), DbError> {
-    let wanted = queue.outboxes_in_use().await?;
-    let cleared =
-        tokio::task::spawn_blocking(move || spool::discard_unused(&spool, |id| wanted.contains(&id)));
-    match cleared.await {
-        Ok(Ok(())) => {}
+    let known = queue.outboxes().await?;
+    let cleared = move || spool::discard_unused(&spool, |id| known.get(&id).copied());
+    match tokio::task::spawn_blocking(cleared).await {
+        Ok(Ok(wanted)) => queue.outboxes_lie_at(wanted).await?,
         Ok(Err(error)) => warn!(%error, "old copies of `send` stay"),
         Err(error) => warn!(%error, "old copies of `send` stay"),
     }
@@ -114,6 +174,7 @@ async fn queue(
         debug!(path = %drop.found.path, size = drop.found.version.size, "ready");
     }
     let enqueued = shared.queue.enqueue(drops, now_ms()).await?;
+    shared.queued.notify_one();
     for peer in peers {
         shared.wake(*peer).notify_one();
     }
@@ -121,15 +182,46 @@ async fn queue(
 }
 
 /// The job list as outboxes see it.
-struct InQueue(Arc<Shared>);
+struct InQueue {
+    shared: Arc<Shared>,
+    cancel: CancellationToken,
+}
 
 impl Known for InQueue {
     fn unknown(&self, found: Vec<Found>) -> Pin<Box<dyn Future<Output = Vec<Found>> + Send + '_>> {
         Box::pin(async move {
-            self.0.queue.unknown(found).await.unwrap_or_else(|error| {
-                warn!(%error, "the job list failed");
-                Vec::new() // the next scan asks again
-            })
+            let ask = || self.shared.queue.unknown(found.clone());
+            let unknown = persistently(&self.cancel, FIRST_WAIT, ask).await;
+            unknown.unwrap_or_default() // the next scan asks again
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    /// Answers after so many failures.
+    async fn after(failures: u32, cancel: &CancellationToken) -> (Option<u32>, u32) {
+        let tried = AtomicU32::new(0);
+        let answer = persistently(cancel, Duration::from_nanos(1), || async {
+            match tried.fetch_add(1, Ordering::Relaxed) {
+                n if n < failures => Err(DbError::Failed("full".into())),
+                n => Ok(n),
+            }
+        });
+        (answer.await, tried.load(Ordering::Relaxed))
+    }
+
+    #[tokio::test]
+    async fn a_job_list_that_fails_is_asked_again_but_not_for_ever() {
+        let cancel = CancellationToken::new();
+        assert_eq!(after(0, &cancel).await, (Some(0), 1));
+        assert_eq!(after(3, &cancel).await, (Some(3), 4));
+        assert_eq!(after(u32::MAX, &cancel).await, (None, TRIES));
+        cancel.cancel();
+        assert_eq!(after(1, &cancel).await, (None, 1));
     }
 }

@@ -9,6 +9,7 @@
 mod arrival;
 mod dispatch;
 mod disposal;
+mod doors;
 mod explain;
 mod flight;
 mod intake;
@@ -16,6 +17,7 @@ mod live;
 mod marks;
 mod office;
 mod proof;
+mod reload;
 mod rest;
 mod selection;
 mod state;
@@ -34,19 +36,21 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use crate::{
-    clock::now_ms,
-    config::{Config, Retry, paths::Paths},
+    clock::{self, now_ms},
+    config::{Config, paths::Paths},
     control,
     db::{Db, DbError},
     error::{Exit, Fatal, shown},
     identity::Identity,
-    inbox::{self, Inbox},
-    link::{self, LinkEvent, Links},
+    inbox::Inbox,
+    link::{self, Links},
     outbox::Outbox,
     queue::{DropId, Job, Proof, Queue},
     version::OutboxId,
 };
+use doors::Doors;
 use live::Live;
+pub use reload::Reloaded;
 pub use state::{check_private, private_folder};
 
 /// Events of one link that may wait: more than one peer's requests in flight can ever cause, so that nobody blocks.
@@ -57,6 +61,8 @@ const CHECKPOINTS: usize = 16;
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
 /// The longest time between two notes of running time (retention and `give_up_after` count it, not the wall clock).
 const HOUSEKEEPING: Duration = Duration::from_secs(60);
+/// The same while no job waits: nothing is in a hurry then, and the disk may sleep.
+const IDLE_HOUSEKEEPING: Duration = Duration::from_secs(600);
 
 /// A running agent.
 pub struct Agent {
@@ -69,20 +75,27 @@ pub struct Agent {
 
 /// What the agent's tasks share.
 struct Shared {
-    /// As long as this agent runs; a reload ends it and starts another.
-    config: Arc<Config>,
+    /// What holds now; a reload replaces it whole.
+    config: RwLock<Arc<Config>>,
+    /// Why what is written in the file does not hold.
+    config_error: Mutex<Option<String>>,
     started: Instant,
+    /// The same by the wall clock: what was queued before may have been offered by an earlier run.
+    started_ms: i64,
     state_dir: PathBuf,
     identity: Arc<Identity>,
     db: Db,
     queue: Queue,
     links: Links,
     inbox: Inbox,
-    outboxes: RwLock<Vec<Outbox>>,
+    outboxes: RwLock<Vec<intake::Running>>,
+    doors: Doors,
     live: Live,
     /// A peer's dispatcher looks for due jobs when woken.
     wakes: Mutex<HashMap<AgentId, Arc<Notify>>>,
     disposal: Notify,
+    /// Jobs were queued: an idle agent is so no more.
+    queued: Notify,
     /// How far large files were read, on the way to the job list.
     checkpoints: mpsc::Sender<(DropId, Vec<u8>)>,
     deliveries: broadcast::Sender<Arc<Receipt>>,
@@ -110,37 +123,32 @@ impl Agent {
         intake::clear_spool(&queue, paths.state_dir.join("spool"))
             .await
             .map_err(|e| job_list(&e))?;
-        let settings = inbox::Settings {
-            inbox: config.inbox.clone(),
-            peers: config.peers.clone(),
-        };
         let inbox = Inbox::open(
-            settings,
+            reload::inbox_settings(&config),
             state.db.clone(),
             identity.clone(),
             CancellationToken::new(),
         )
         .await?;
         let (events_in, events) = mpsc::channel(EVENTS);
-        let settings = link::Settings {
-            name: config.name.clone(),
-            listen: config.listen.clone(),
-            peers: config.peers.clone(),
-            retry: config.retry,
-            limits: config.limits,
+        let listener = match &config.listen {
+            Some(address) => Some(link::bind(address).await?),
+            None => None,
         };
         let links = Links::start(
-            settings,
+            reload::link_settings(&config),
+            listener,
             identity.clone(),
             Arc::new(inbox.clone()),
             events_in,
             cancel.clone(),
-        )
-        .await?;
+        );
         let (checkpoints, kept) = mpsc::channel(CHECKPOINTS);
         let shared = Arc::new(Shared {
-            config: config.clone(),
+            config: RwLock::new(config.clone()),
+            config_error: Mutex::default(),
             started: Instant::now(),
+            started_ms: now_ms(),
             state_dir: paths.state_dir.clone(),
             identity,
             db: state.db.clone(),
@@ -148,9 +156,11 @@ impl Agent {
             links,
             inbox,
             outboxes: RwLock::default(),
+            doors: Doors::default(),
             live: Live::default(),
             wakes: Mutex::default(),
             disposal: Notify::new(),
+            queued: Notify::new(),
             checkpoints,
             deliveries: broadcast::channel(256).0,
         });
@@ -164,15 +174,18 @@ impl Agent {
         };
         let listener = control::socket::bind(&paths.control, &access)?;
         tasks.spawn(control::serve(listener, Arc::new(office), cancel.clone()));
-        start_dispatch(&shared, &config, events, &tasks, &cancel);
+        for peer in &config.peers {
+            shared.doors.open(&shared, peer, &tasks, &cancel);
+        }
+        tasks.spawn(doors::pass_on(shared.clone(), events, cancel.clone()));
         tasks.spawn(disposal::run(shared.clone(), cancel.clone()));
         tasks.spawn(keep_checkpoints(shared.queue.clone(), kept, cancel.clone()));
         tasks.spawn(arrival::run(shared.clone(), cancel.clone()));
-        tasks.spawn(rest::run(shared.clone(), cancel.clone()));
         tasks.spawn(keep_house(shared.clone(), cancel.clone()));
-        intake::start(&shared, &config, &tasks, &cancel)
+        intake::begin(&shared, &config.outboxes, &tasks, &cancel)
             .await
             .map_err(|e| job_list(&e))?;
+        tasks.spawn(rest::run(shared.clone(), cancel.clone()));
         Ok(Agent {
             shared,
             tasks,
@@ -230,7 +243,12 @@ impl Agent {
 
 impl Shared {
     fn config(&self) -> Arc<Config> {
-        self.config.clone()
+        self.config.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn config_error(&self) -> Option<String> {
+        let error = self.config_error.lock();
+        error.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn wake(&self, peer: AgentId) -> Arc<Notify> {
@@ -251,10 +269,8 @@ impl Shared {
     }
 
     fn outboxes(&self) -> Vec<Outbox> {
-        self.outboxes
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        let running = self.outboxes.read().unwrap_or_else(PoisonError::into_inner);
+        running.iter().map(|running| running.outbox.clone()).collect()
     }
 
     /// S4: receipts that were found right go to the job list in one commit; files that all peers have now may leave.
@@ -282,36 +298,6 @@ impl Shared {
     }
 }
 
-/// One dispatcher a peer, and the task that hands each its link's events.
-fn start_dispatch(
-    shared: &Arc<Shared>,
-    config: &Config,
-    mut events: mpsc::Receiver<LinkEvent>,
-    tasks: &TaskTracker,
-    cancel: &CancellationToken,
-) {
-    let mut doors = HashMap::new();
-    for peer in &config.peers {
-        let (door, inbox) = mpsc::channel(EVENTS);
-        doors.insert(peer.id, door);
-        tasks.spawn(dispatch::Dispatcher::run(
-            shared.clone(),
-            peer.clone(),
-            inbox,
-            cancel.clone(),
-        ));
-    }
-    let cancel = cancel.clone();
-    tasks.spawn(async move {
-        while let Some(Some(event)) = cancel.run_until_cancelled(events.recv()).await {
-            if let Some(door) = doors.get(&event.peer()) {
-                // Only a dispatcher that ended (the agent stops) does not take it.
-                let _ = door.send(event).await;
-            }
-        }
-    });
-}
-
 async fn keep_checkpoints(
     queue: Queue,
     mut kept: mpsc::Receiver<(DropId, Vec<u8>)>,
@@ -334,17 +320,11 @@ async fn keep_checkpoints(
 }
 
 async fn keep_house(shared: Arc<Shared>, cancel: CancellationToken) {
-    let retry = shared.config().retry;
-    // A short `give_up_after` is kept to within a quarter.
-    let period = retry.give_up_after.map_or(HOUSEKEEPING, |after| {
-        (after / 4).clamp(Duration::from_secs(1), HOUSEKEEPING)
-    });
-    while cancel
-        .run_until_cancelled(tokio::time::sleep(period))
-        .await
-        .is_some()
-    {
-        if let Err(error) = house_round(&shared.queue, period, retry).await {
+    let mut ran_since = Instant::now();
+    while cancel.run_until_cancelled(house_pause(&shared)).await.is_some() {
+        let ran = ran_since.elapsed();
+        ran_since = Instant::now();
+        if let Err(error) = house_round(&shared, ran).await {
             warn!(%error, "the job list failed");
         }
         // What ended is withdrawn, what was pulled in is due.
@@ -352,14 +332,38 @@ async fn keep_house(shared: Arc<Shared>, cancel: CancellationToken) {
     }
 }
 
-async fn house_round(queue: &Queue, period: Duration, retry: Retry) -> Result<(), DbError> {
-    queue.advance(period).await?;
+/// Until the next round: a period after the last one while jobs wait, or after one was queued.
+async fn house_pause(shared: &Shared) {
+    // A short `give_up_after` is kept to within a quarter.
+    let period = shared.config().retry.give_up_after.map_or(HOUSEKEEPING, |after| {
+        (after / 4).clamp(Duration::from_secs(1), HOUSEKEEPING)
+    });
+    let counts = shared.queue.counts().await;
+    let idle = counts.is_ok_and(|counts| counts.oldest_queued_ms.is_none());
+    if idle {
+        let longest = tokio::time::sleep(IDLE_HOUSEKEEPING.saturating_sub(period));
+        tokio::select! {
+            () = longest => {}
+            () = shared.queued.notified() => {}
+        }
+    }
+    tokio::time::sleep(period).await;
+}
+
+async fn house_round(shared: &Shared, ran: Duration) -> Result<(), DbError> {
+    let (queue, config) = (&shared.queue, shared.config());
+    let retry = config.retry;
+    clock::advance(&shared.db, ran).await?;
+    // Queued while the peer was being taken out of the config.
+    queue
+        .peer_removed(config.peers.iter().map(|p| p.id).collect(), now_ms())
+        .await?;
     queue.pull_in(now_ms(), retry.max).await?; // the clock may have been set back
     if let Some(give_up_after) = retry.give_up_after {
         queue.expire(give_up_after, now_ms()).await?;
     }
     while queue.sweep().await? {}
-    Ok(())
+    shared.inbox.sweep().await
 }
 
 fn job_list(error: &DbError) -> Fatal {

@@ -20,8 +20,9 @@ use crate::{
     control::{
         self,
         api::{
-            Changed, Event, InboxReport, JobFilter, JobPage, JobParts, JobReport, JobState, OutboxReport,
-            PeerReport, SCHEMA, Selection, SendReply, SendRequest, StatusReport, WhyQuery, WhyReport,
+            Changed, Event, InboxReport, JobFilter, JobPage, JobParts, JobReport, JobState, NotSent,
+            OutboxReport, PeerReport, SCHEMA, Selection, SendReply, SendRequest, StatusReport, WhyQuery,
+            WhyReport,
         },
         wire::Time,
     },
@@ -75,13 +76,19 @@ impl control::Agent for Office {
                 .and_then(|id| of_outbox.get(&id))
                 .copied()
                 .unwrap_or_default();
-            OutboxReport::new(
+            let not_sent = status.not_sent.into_iter();
+            let mut report = OutboxReport::new(
                 &status.path,
                 status.watch,
                 status.settling as u64,
                 queued,
                 status.held,
-            )
+            );
+            report.watch_reason = status.watch_reason;
+            report.watch_latency_seconds = status.latency.map(|l| l.as_secs_f64());
+            report.not_sent = not_sent.map(|(name, why)| NotSent::new(&name, why)).collect();
+            report.not_sent_count = status.not_sent_count as u64;
+            report
         });
         // A network disk may hang.
         let inbox = shared.inbox.clone();
@@ -99,6 +106,7 @@ impl control::Agent for Office {
             pid: std::process::id(),
             uptime_seconds: shared.started.elapsed().as_secs_f64(),
             listen: shared.links.listen_addr().map(|a| a.to_string()),
+            config_error: shared.config_error(),
             outboxes: outboxes.collect(),
             inbox,
             peers: peers.collect(),

@@ -41,6 +41,7 @@ pub async fn apply(shared: &Shared, which: Selection, change: Change) -> Result<
         }
         change_all(shared, peer.map(|p| p.id), change).await?
     };
+    shared.queued.notify_one();
     for peer in &config.peers {
         shared.wake(peer.id).notify_one();
         if change == Change::Retry {

@@ -5,6 +5,7 @@ use std::{fs, io, path::Path, sync::Arc};
 use rusqlite_migration::{M, Migrations};
 
 use crate::{
+    clock,
     config::paths::Paths,
     db::{Db, OpenError},
     error::{Exit, Fatal, shown},
@@ -22,7 +23,12 @@ pub struct State {
 }
 
 /// Every change to the tables, oldest first; only ever appended to.
-const MIGRATIONS: &[&str] = &[queue::SCHEMA_1, inbox::SCHEMA_1, super::marks::SCHEMA_1];
+const MIGRATIONS: &[&str] = &[
+    clock::RUNNING,
+    queue::SCHEMA_1,
+    inbox::SCHEMA_1,
+    super::marks::SCHEMA_1,
+];
 
 /// Opens the state folder, making it (0700) where it is missing. A second agent on the same folder gets
 /// [`Exit::CannotCreate`], a damaged job list [`Exit::Data`].

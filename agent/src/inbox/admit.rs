@@ -1,23 +1,20 @@
 //! R1: what an offer meets in the ledger, and whether there is room for it.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
-use dropwire_protocol::{AgentId, Manifest, message::DeclineReason};
+use dropwire_protocol::{Manifest, message::DeclineReason};
 
 use super::{
     Shared,
     claims::Key,
     commit,
     ledger::{self, Known, State},
-    partial,
     reply::Answer,
     site::Site,
     space::{self, Reservation},
 };
 use crate::{db::DbError, fault};
 
-/// Most partials that a peer may leave lying; the longest untouched goes first.
-const MAX_PARTIALS: usize = 256;
 /// Milliseconds after which a full disk is asked again.
 const FULL_MS: u64 = 60_000;
 
@@ -81,38 +78,13 @@ pub fn reserve(shared: &Shared, site: &Site, bytes: u64) -> Result<Reservation, 
         .anchor()
         .and_then(|a| space::free(&a))
         .map_err(|e| Answer::io("asking how much is free", &e))?;
-    shared.space.reserve(bytes, free).map_err(|missing| {
-        let text = format!("no room: {missing} bytes too few are free beside what `min_free` keeps");
-        Answer::refused(DeclineReason::NoSpace, text, Some(FULL_MS))
-    })
-}
-
-/// Keeps a peer's partials within bounds: drops the longest untouched until another one fits.
-pub fn make_way(shared: &Shared, site: &Site, peer: AgentId) -> Result<(), Answer> {
-    let rows = shared
-        .db
-        .call_blocking(move |tx| ledger::receiving_of(tx, peer))?;
-    let mut too_many = (rows.len() + 1).saturating_sub(MAX_PARTIALS);
-    for key in rows {
-        if too_many == 0 {
-            return Ok(());
-        }
-        if let Some(_claim) = shared.claims.try_take(key) {
-            shared
-                .db
-                .call_blocking(move |tx| ledger::drop_receiving(tx, key))?;
-            partial::remove(site, key);
-            too_many -= 1;
-        }
-    }
-    if too_many == 0 {
-        return Ok(());
-    }
-    Err(Answer::refused(
-        DeclineReason::Busy,
-        "too many open transfers",
-        Some(5_000),
-    ))
+    shared
+        .space
+        .reserve(bytes, free, Instant::now())
+        .map_err(|missing| {
+            let text = format!("no room: {missing} bytes too few are free beside what `min_free` keeps");
+            Answer::refused(DeclineReason::NoSpace, text, Some(FULL_MS))
+        })
 }
 
 /// The row of a transfer and its checkpoints' list, through the writer's connection.

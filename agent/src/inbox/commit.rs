@@ -148,6 +148,9 @@ pub fn resolve(
     let found = partial::look(site, key).map_err(unknown)?;
     let placing = match found {
         Some(meta) if is_linked(site, &placing, &meta).map_err(unknown)? => {
+            // As when it was linked: the name that stays is durable before the other goes.
+            let folders = place::existing_folders(site, &placing.place).map_err(unknown)?;
+            fault::step("rule-link", || make_certain(shared, site, &folders))?;
             durable::unlink(&site.partials, &partial::file_name(key)).map_err(unknown)?;
             placing
         }
@@ -157,7 +160,7 @@ pub fn resolve(
         Some(_) => {
             shared.db.call_blocking(move |tx| {
                 ledger::unplace(tx, key)?;
-                ledger::drop_receiving(tx, key)
+                ledger::drop_receiving(tx, key).map(drop)
             })?;
             partial::remove(site, key);
             return Err(Answer::refused(
@@ -286,6 +289,12 @@ fn name(
 ) -> Result<Intent, Answer> {
     let from = partial::file_name(key);
     for _ in 0..TRIES {
+        if intent.placing.how == How::Linked {
+            // The old name goes before R8: by then the way to the new one has to be durable.
+            fault::step("R7-link-way", || {
+                make_certain(shared, site, &intent.place.folders)
+            })?;
+        }
         let given = intent.place.parent().and_then(|parent| {
             durable::give_name(
                 intent.placing.how,
@@ -323,15 +332,19 @@ fn take_back(
     discard: bool,
     error: &io::Error,
 ) -> Answer {
-    let unplaced = match partial::look(site, key) {
-        Ok(Some(meta)) => matches!(is_linked(site, placing, &meta), Ok(false)),
-        _ => false,
+    let linked = match partial::look(site, key) {
+        Ok(Some(meta)) => is_linked(site, placing, &meta).ok(),
+        _ => None,
     };
-    if unplaced {
+    if linked == Some(true) && !fault::mutant("R7-link-hold") {
+        let reason = format!("a file of the inbox has its name, but not for certain: {error}");
+        shared.gate.break_off(reason); // asked again, the folder's sync would say that all is well
+    }
+    if linked == Some(false) {
         let taken_back = shared.db.call_blocking(move |tx| {
             ledger::unplace(tx, key)?;
             if discard {
-                ledger::drop_receiving(tx, key)
+                ledger::drop_receiving(tx, key).map(drop)
             } else {
                 Ok(())
             }
@@ -352,8 +365,9 @@ fn not_placed(site: &Site, file: &Ready, answer: Answer) {
     file.reply.end(answer);
 }
 
-/// R8: each folder once, then the partials'. After a failure no receipt leaves, now or for the next offer.
-fn make_certain<'a>(
+/// R8: each folder once, then the partials'. After a failure no receipt leaves, now or for the next offer, nor for what
+/// is at this step at the same time.
+pub fn make_certain<'a>(
     shared: &Shared,
     site: &Site,
     folders: impl IntoIterator<Item = &'a Folder>,
@@ -362,6 +376,10 @@ fn make_certain<'a>(
         .into_iter()
         .map(|(path, dir)| (path.as_slice(), &**dir))
         .collect();
+    let held = |reason| Answer::refused(DeclineReason::InboxUnavailable, reason, None);
+    if let Some(reason) = shared.gate.broken().filter(|_| !fault::mutant("R8-held")) {
+        return Err(held(reason));
+    }
     let synced = fault::step("R8-inbox-dirs", || {
         each.values().try_for_each(|dir| durable::sync_dir(dir))
     });
@@ -372,8 +390,9 @@ fn make_certain<'a>(
             if !fault::mutant("R8-hold") {
                 shared.gate.break_off(reason.clone());
             }
-            Answer::refused(DeclineReason::InboxUnavailable, reason, None)
-        })
+            held(reason)
+        })?;
+    shared.gate.broken().map_or(Ok(()), |reason| Err(held(reason)))
 }
 
 /// Placed, with the partial's name still to go? By link; or renamed on a file system (btrfs) where a power cut between
@@ -422,5 +441,6 @@ fn is_ours(
     };
     let good = partial::good_prefix(&file, &[whole], &AtomicBool::new(false));
     durable::sync_file(&file)?;
+    durable::sync_dir(&site.partials)?; // R5, whose work the copy has not
     Ok(good.length() == manifest.size && good.value() == body.digest)
 }

@@ -23,7 +23,7 @@ use super::{
     Shared, admit,
     batch::Small,
     claims::{Claim, Key},
-    commit, ledger,
+    commit, keeping, ledger,
     ledger::{Known, State},
     partial,
     reply::{Answer, Outcomes, Reply},
@@ -49,6 +49,7 @@ pub struct Desk {
     small: HashMap<TransferId, Collecting>,
     large: HashMap<TransferId, (Opening, Arc<SyncSender<Order>>)>,
     threads: Vec<JoinHandle<()>>,
+    withdrawals: u64,
 }
 
 /// A small file that is coming in.
@@ -75,6 +76,7 @@ impl Desk {
             small: HashMap::new(),
             large: HashMap::new(),
             threads: Vec::new(),
+            withdrawals: 0,
         }
     }
 
@@ -153,6 +155,10 @@ impl Desk {
             }
             Command::Withdraw { id } => {
                 self.release(id);
+                if let Err(error) = keeping::bound_tombstones(&self.shared, self.peer, self.withdrawals) {
+                    tracing::error!(peer = %id::format(self.peer), %error, "old withdrawals stay");
+                }
+                self.withdrawals += 1;
                 self.withdraw(id);
             }
             Command::Forget { ids } => {

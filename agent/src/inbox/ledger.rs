@@ -3,13 +3,15 @@
 //! A row is keyed by the sender's authenticated id and the transfer's id. It goes from *receiving* over *placing* to
 //! *delivered*, or ends *withdrawn*. Small files are written as *placing* right away: nothing of them is ever resumed.
 
+use std::time::Duration;
+
 use dropwire_protocol::{AgentId, Digest, Manifest, Mtime, Receipt, RemotePath, TransferId};
 use rusqlite::{Connection, OptionalExtension, Result, Row, params, types::Type};
 
 use super::claims::Key;
-use crate::durable::How;
+use crate::{clock::milliseconds, durable::How};
 
-/// The inbox's tables.
+/// The inbox's tables, beside [`crate::clock::RUNNING`].
 pub const SCHEMA_1: &str = "
 CREATE TABLE inbox_transfer (
     sender BLOB NOT NULL,
@@ -25,11 +27,12 @@ CREATE TABLE inbox_transfer (
     how INTEGER,                -- 0 renamed, 1 linked
     receipt BLOB,
     changed_ms INTEGER NOT NULL,
-    forgotten_at INTEGER,       -- on the clock of observed running time
+    idle_since INTEGER,         -- running time: last sign of life (receiving), Forget (delivered), withdrawal
     PRIMARY KEY (sender, id)
 ) WITHOUT ROWID;
-CREATE INDEX inbox_unfinished ON inbox_transfer (state, sender, changed_ms) WHERE state < 2;
-CREATE INDEX inbox_forgotten ON inbox_transfer (forgotten_at) WHERE forgotten_at IS NOT NULL;
+CREATE INDEX inbox_unfinished ON inbox_transfer (state, sender, idle_since, changed_ms) WHERE state < 2;
+CREATE INDEX inbox_withdrawn ON inbox_transfer (sender, idle_since, changed_ms) WHERE state = 3;
+CREATE INDEX inbox_ended ON inbox_transfer (idle_since) WHERE state >= 2;
 CREATE TABLE inbox_checkpoint (
     sender BLOB NOT NULL,
     id BLOB NOT NULL,
@@ -45,8 +48,8 @@ CREATE TABLE inbox_folder_alias (
     PRIMARY KEY (sender, folder)
 ) WITHOUT ROWID;
 CREATE TABLE inbox_mark (path BLOB PRIMARY KEY, mark BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE inbox_total (files INTEGER NOT NULL, bytes INTEGER NOT NULL, observed_s INTEGER NOT NULL);
-INSERT INTO inbox_total VALUES (0, 0, 0);
+CREATE TABLE inbox_total (files INTEGER NOT NULL, bytes INTEGER NOT NULL);
+INSERT INTO inbox_total VALUES (0, 0);
 ";
 
 /// A known transfer.
@@ -111,8 +114,9 @@ pub fn look(db: &Connection, key: Key) -> Result<Option<Known>> {
 pub fn begin(db: &Connection, key: Key, manifest: &Manifest, mark: [u8; 16], now_ms: i64) -> Result<()> {
     cut_checkpoints(db, key, 0)?;
     db.prepare_cached(
-        "INSERT OR REPLACE INTO inbox_transfer (sender, id, state, path, size, mtime_s, mtime_ns, mark, changed_ms)
-         VALUES (?1, ?2, 0, ?3, ?4, ?5, ?6, ?7, ?8)",
+        "INSERT OR REPLACE INTO inbox_transfer
+             (sender, id, state, path, size, mtime_s, mtime_ns, mark, changed_ms, idle_since)
+         VALUES (?1, ?2, 0, ?3, ?4, ?5, ?6, ?7, ?8, (SELECT ms FROM running))",
     )?
     .execute(params![
         key.0.0,
@@ -152,8 +156,16 @@ pub fn add_checkpoint(db: &Connection, key: Key, checkpoint: &Checkpoint, now_ms
             checkpoint.digest.0,
             checkpoint.hash_state
         ])?;
-    db.prepare_cached("UPDATE inbox_transfer SET changed_ms = ?3 WHERE sender = ?1 AND id = ?2")?
-        .execute(params![key.0.0, key.1.0, now_ms])?;
+    touch(db, key, now_ms)
+}
+
+/// A sign of life of a transfer that is *receiving*: its idle time begins anew.
+pub fn touch(db: &Connection, key: Key, now_ms: i64) -> Result<()> {
+    db.prepare_cached(
+        "UPDATE inbox_transfer SET changed_ms = ?3, idle_since = (SELECT ms FROM running)
+         WHERE sender = ?1 AND id = ?2 AND state = 0",
+    )?
+    .execute(params![key.0.0, key.1.0, now_ms])?;
     Ok(())
 }
 
@@ -164,7 +176,7 @@ pub fn cut_checkpoints(db: &Connection, key: Key, offset: u64) -> Result<()> {
     Ok(())
 }
 
-/// R6: the intent to place, whatever the row was before.
+/// R6: the intent to place. An error for what ended meanwhile, which the claims rule out.
 pub fn place(
     db: &Connection,
     key: Key,
@@ -173,11 +185,12 @@ pub fn place(
     placing: &Placing,
     now_ms: i64,
 ) -> Result<()> {
-    db.prepare_cached(
+    let changed = db.prepare_cached(
         "INSERT INTO inbox_transfer (sender, id, state, path, size, mtime_s, mtime_ns, mark, place, inode, how, receipt, changed_ms)
          VALUES (?1, ?2, 1, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)
          ON CONFLICT (sender, id) DO UPDATE SET state = 1, place = excluded.place, inode = excluded.inode,
-             how = excluded.how, receipt = excluded.receipt, mark = excluded.mark, changed_ms = excluded.changed_ms
+             how = excluded.how, receipt = excluded.receipt, mark = excluded.mark, changed_ms = excluded.changed_ms,
+             idle_since = NULL
          WHERE state < 2",
     )?
     .execute(params![
@@ -194,13 +207,17 @@ pub fn place(
         encode(&placing.receipt)?,
         now_ms
     ])?;
-    Ok(())
+    match changed {
+        1 => Ok(()),
+        _ => Err(rusqlite::Error::StatementChangedRows(changed)),
+    }
 }
 
 /// Placing did not work, and the partial surely is where it was: *receiving* again.
 pub fn unplace(db: &Connection, key: Key) -> Result<()> {
     db.prepare_cached(
-        "UPDATE inbox_transfer SET state = 0, place = NULL, inode = NULL, how = NULL, receipt = NULL
+        "UPDATE inbox_transfer SET state = 0, place = NULL, inode = NULL, how = NULL, receipt = NULL,
+             idle_since = (SELECT ms FROM running)
          WHERE sender = ?1 AND id = ?2 AND state = 1",
     )?
     .execute(params![key.0.0, key.1.0])?;
@@ -227,25 +244,43 @@ pub fn deliver(db: &Connection, key: Key, now_ms: i64) -> Result<bool> {
 pub fn withdraw(db: &Connection, key: Key, now_ms: i64) -> Result<()> {
     cut_checkpoints(db, key, 0)?;
     db.prepare_cached(
-        "INSERT INTO inbox_transfer (sender, id, state, changed_ms) VALUES (?1, ?2, 3, ?3)
-         ON CONFLICT (sender, id) DO UPDATE SET state = 3, changed_ms = excluded.changed_ms WHERE state = 0",
+        "INSERT INTO inbox_transfer (sender, id, state, changed_ms, idle_since)
+         VALUES (?1, ?2, 3, ?3, (SELECT ms FROM running))
+         ON CONFLICT (sender, id) DO UPDATE SET state = 3, changed_ms = excluded.changed_ms,
+             idle_since = excluded.idle_since
+         WHERE state = 0",
     )?
     .execute(params![key.0.0, key.1.0, now_ms])?;
     Ok(())
 }
 
-/// Drops a row that is still *receiving*, as if it never was offered.
-pub fn drop_receiving(db: &Connection, key: Key) -> Result<()> {
-    cut_checkpoints(db, key, 0)?;
-    db.prepare_cached("DELETE FROM inbox_transfer WHERE sender = ?1 AND id = ?2 AND state = 0")?
-        .execute(params![key.0.0, key.1.0])?;
+/// Drops a peer's tombstones but the newest `most`.
+pub fn drop_tombstones(db: &Connection, sender: AgentId, most: usize) -> Result<()> {
+    db.prepare_cached(
+        "DELETE FROM inbox_transfer WHERE (sender, id) IN (
+             SELECT sender, id FROM inbox_transfer WHERE state = 3 AND sender = ?1
+             ORDER BY idle_since DESC, changed_ms DESC LIMIT -1 OFFSET ?2)",
+    )?
+    .execute(params![sender.0, most as i64])?;
     Ok(())
 }
 
-/// The sender has the outcome. (A row may still be *placing* here when its *delivered* waits for a commit.)
+/// Drops a row that is still *receiving*, as if it never was offered; false: it is not, or not any more.
+pub fn drop_receiving(db: &Connection, key: Key) -> Result<bool> {
+    let dropped = db
+        .prepare_cached("DELETE FROM inbox_transfer WHERE sender = ?1 AND id = ?2 AND state = 0")?
+        .execute(params![key.0.0, key.1.0])?
+        > 0;
+    if dropped {
+        cut_checkpoints(db, key, 0)?;
+    }
+    Ok(dropped)
+}
+
+/// The sender has the outcome; a tombstone's time began before. (A row may still be *placing* here when its *delivered* waits for a commit.)
 pub fn forget(db: &Connection, sender: AgentId, ids: &[TransferId]) -> Result<()> {
     let mut statement = db.prepare_cached(
-        "UPDATE inbox_transfer SET forgotten_at = coalesce(forgotten_at, (SELECT observed_s FROM inbox_total))
+        "UPDATE inbox_transfer SET idle_since = coalesce(idle_since, (SELECT ms FROM running))
          WHERE sender = ?1 AND id = ?2 AND state > 0",
     )?;
     for id in ids {
@@ -254,14 +289,33 @@ pub fn forget(db: &Connection, sender: AgentId, ids: &[TransferId]) -> Result<()
     Ok(())
 }
 
-/// Lets the clock of observed running time go on and drops rows forgotten longer than `keep_s` ago.
-pub fn observe(db: &Connection, seconds: u32, keep_s: u32) -> Result<()> {
-    db.execute("UPDATE inbox_total SET observed_s = observed_s + ?1", [seconds])?;
-    db.execute(
-        "DELETE FROM inbox_transfer WHERE state >= 2 AND forgotten_at < (SELECT observed_s FROM inbox_total) - ?1",
-        [keep_s],
-    )?;
-    Ok(())
+/// Drops up to `limit` rows whose outcome was known for `kept` of running time, and says how many.
+pub fn drop_ended(db: &Connection, kept: Duration, limit: usize) -> Result<usize> {
+    db.prepare_cached(
+        "DELETE FROM inbox_transfer WHERE (sender, id) IN (
+             SELECT sender, id FROM inbox_transfer
+             WHERE state >= 2 AND idle_since <= (SELECT ms FROM running) - ?1 LIMIT ?2)",
+    )?
+    .execute(params![milliseconds(kept), limit as i64])
+}
+
+/// The *receiving* rows without a sign of life for `kept` of running time.
+pub fn idle(db: &Connection, kept: Duration) -> Result<Vec<Key>> {
+    db.prepare_cached(
+        "SELECT sender, id FROM inbox_transfer
+         WHERE state = 0 AND idle_since <= (SELECT ms FROM running) - ?1",
+    )?
+    .query_map([milliseconds(kept)], key)?
+    .collect()
+}
+
+/// Is it *receiving*, without a sign of life for `kept` of running time?
+pub fn is_idle(db: &Connection, key: Key, kept: Duration) -> Result<bool> {
+    db.prepare_cached(
+        "SELECT EXISTS (SELECT 1 FROM inbox_transfer WHERE sender = ?1 AND id = ?2
+             AND state = 0 AND idle_since <= (SELECT ms FROM running) - ?3)",
+    )?
+    .query_row(params![key.0.0, key.1.0, milliseconds(kept)], |r| r.get(0))
 }
 
 /// The rows *placing* in the inbox with this mark.
@@ -278,10 +332,10 @@ pub fn all_partials(db: &Connection, mark: [u8; 16]) -> Result<Vec<Key>> {
         .collect()
 }
 
-/// A peer's *receiving* rows, the longest untouched first.
+/// A peer's *receiving* rows, the longest idle first.
 pub fn receiving_of(db: &Connection, sender: AgentId) -> Result<Vec<Key>> {
     db.prepare_cached(
-        "SELECT sender, id FROM inbox_transfer WHERE state = 0 AND sender = ?1 ORDER BY changed_ms",
+        "SELECT sender, id FROM inbox_transfer WHERE state = 0 AND sender = ?1 ORDER BY idle_since, changed_ms",
     )?
     .query_map([sender.0], key)?
     .collect()

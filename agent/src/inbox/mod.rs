@@ -9,18 +9,18 @@
 //!
 //! The steps R1 to R9, and what a crash after each leaves, stand in `commit`, `admit` and `writer`; `recover`
 //! clears up. `ledger` remembers, `claims` keeps two links off one transfer, `site` knows whether the folder is
-//! there at all, `place` and `naming` find a free name below it, `space` keeps room.
+//! there at all, `place` and `naming` find a free name below it, `space` keeps room, `keeping` lets go what nobody
+//! comes back for.
 
 use std::{
     collections::{HashMap, HashSet},
     path::PathBuf,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
         mpsc::SyncSender,
     },
     thread::{self, JoinHandle},
-    time::Duration,
 };
 
 use dropwire_protocol::{
@@ -49,6 +49,7 @@ mod checkpoint;
 mod claims;
 mod commit;
 mod desk;
+mod keeping;
 mod ledger;
 mod memory;
 mod naming;
@@ -70,10 +71,6 @@ const COMMANDS: usize = 64;
 const OUTCOMES: usize = 8192;
 /// Arrivals that wait for a slow listener.
 const ARRIVALS: usize = 1024;
-/// How often the clock of observed running time is written down.
-const OBSERVE: Duration = Duration::from_secs(600);
-/// How long, observed, a forgotten row is kept: 30 days, in seconds.
-const KEEP_FORGOTTEN: u32 = 30 * 24 * 3600;
 
 /// What the inbox needs of the config.
 #[derive(Clone, Debug)]
@@ -82,6 +79,19 @@ pub struct Settings {
     pub inbox: Option<config::Inbox>,
     /// For the folders' names in the layout by peer.
     pub peers: Vec<config::Peer>,
+}
+
+impl Settings {
+    fn min_free(&self) -> u64 {
+        self.inbox.as_ref().map_or(0, |inbox| inbox.min_free)
+    }
+
+    /// In the layout by peer, the folder of each.
+    fn tops(&self) -> Option<HashMap<AgentId, String>> {
+        let by_peer = self.inbox.as_ref()?.layout == Layout::ByPeer;
+        let top = |peer: &config::Peer| (peer.id, peer.name.clone());
+        by_peer.then(|| self.peers.iter().map(top).collect())
+    }
 }
 
 /// How the inbox is doing.
@@ -132,7 +142,7 @@ struct Shared {
     me: AgentId,
     sign: Sign,
     /// The folder of each peer; None: all together.
-    tops: Option<HashMap<AgentId, String>>,
+    tops: RwLock<Option<HashMap<AgentId, String>>>,
     files: AtomicU64,
     bytes: AtomicU64,
     /// Large transfers that are open.
@@ -183,20 +193,16 @@ impl Inbox {
             .call(|tx| Ok((ledger::aliases(tx)?, ledger::totals(tx)?)))
             .await
             .map_err(failed)?;
-        let by_peer = settings
-            .inbox
-            .as_ref()
-            .is_some_and(|i| i.layout == Layout::ByPeer);
         let shared = Arc::new(Shared {
             db,
             gate: site::Gate::new(settings.inbox.as_ref().map(|i| i.path.clone())),
             claims: Arc::default(),
             places: place::Places::new(aliases),
-            space: space::Space::new(settings.inbox.as_ref().map_or(0, |i| i.min_free)),
+            space: space::Space::new(settings.min_free()),
             memory: memory::Memory::new(batch::MEMORY),
             me,
             sign,
-            tops: by_peer.then(|| settings.peers.into_iter().map(|p| (p.id, p.name)).collect()),
+            tops: RwLock::new(settings.tops()),
             files: files.into(),
             bytes: bytes.into(),
             large: AtomicUsize::new(0),
@@ -205,7 +211,7 @@ impl Inbox {
             runtime: Handle::current(),
             certain: Mutex::default(),
             rows: TaskTracker::new(),
-            cancel: cancel.clone(),
+            cancel,
         });
         let first_look = tokio::task::spawn_blocking({
             let shared = shared.clone();
@@ -225,12 +231,22 @@ impl Inbox {
             move || batch::run(&shared, &waiting)
         });
         let thread = thread.map_err(|e| Fatal::io("starting the inbox's thread", &e))?;
-        tokio::spawn(observe(shared.db.clone(), cancel));
         Ok(Inbox {
             shared,
             batch: Arc::new(Mutex::new(Some(batch))),
             threads: Arc::new(Mutex::new(vec![thread])),
         })
+    }
+
+    /// The config says this now. Takes up what stays free and the peers' names; path and layout are those it was
+    /// opened with.
+    pub fn apply(&self, settings: &Settings) {
+        let shared = &self.shared;
+        shared.space.set_min_free(settings.min_free());
+        let mut tops = shared.tops.write().unwrap_or_else(PoisonError::into_inner);
+        if let (Some(tops), Some(now)) = (tops.as_mut(), settings.tops()) {
+            tops.extend(now); // something of one who is gone may still be on its way
+        }
     }
 
     /// How it is doing. Asks the file system for its free bytes, which may block where that hangs.
@@ -301,7 +317,8 @@ impl Shared {
 
     /// The folder for a peer's files, if each has one.
     fn top(&self, peer: AgentId) -> Option<String> {
-        let tops = self.tops.as_ref()?;
+        let tops = self.tops.read().unwrap_or_else(PoisonError::into_inner);
+        let tops = tops.as_ref()?;
         Some(tops.get(&peer).cloned().unwrap_or_else(|| format!("{peer:?}")))
     }
 
@@ -346,22 +363,5 @@ impl Shared {
 
     fn lock_certain(&self) -> MutexGuard<'_, HashSet<claims::Key>> {
         self.certain.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Counts running time, by which forgotten rows are let go.
-async fn observe(db: Db, cancel: CancellationToken) {
-    let seconds = OBSERVE.as_secs() as u32;
-    while cancel
-        .run_until_cancelled(tokio::time::sleep(OBSERVE))
-        .await
-        .is_some()
-    {
-        if let Err(error) = db
-            .call(move |tx| ledger::observe(tx, seconds, KEEP_FORGOTTEN))
-            .await
-        {
-            tracing::error!(%error, "running time could not be written down");
-        }
     }
 }

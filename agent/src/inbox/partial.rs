@@ -18,7 +18,7 @@ use data_encoding::HEXLOWER;
 use dropwire_protocol::{Mtime, RunningDigest};
 
 use super::{claims::Key, ledger::Checkpoint, site::Site};
-use crate::{durable, id};
+use crate::{durable, fault, id};
 
 /// Bytes read at once.
 const READ: usize = 256 * 1024;
@@ -53,6 +53,41 @@ pub fn open(site: &Site, key: Key) -> io::Result<Option<File>> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).follow(FollowSymlinks::No);
     Ok(Some(site.partials.open_with(&name, &options)?.into_std()))
+}
+
+/// A partial to go on with.
+pub struct Resumed {
+    /// Ends with the resume point.
+    pub file: File,
+    /// Over all of it, as the ledger has it.
+    pub digest: RunningDigest,
+    /// Up to the resume point, ordered by offset.
+    pub checkpoints: Vec<Checkpoint>,
+}
+
+/// The partial cut to its last checkpoint; None: start over.
+pub fn resume(site: &Site, key: Key, checkpoints: Vec<Checkpoint>) -> io::Result<Option<Resumed>> {
+    let (Some(file), Some(last)) = (open(site, key)?, checkpoints.last()) else {
+        return Ok(None);
+    };
+    if file.metadata()?.len() < last.offset && !fault::mutant("R3-short-partial") {
+        return Ok(None);
+    }
+    let digest = match RunningDigest::restore(&last.hash_state, last.offset, last.digest) {
+        Some(digest) => digest,
+        // The state is of no use (another version's): the bytes are.
+        None => good_prefix(&file, &checkpoints, &AtomicBool::new(false)),
+    };
+    let checkpoints: Vec<Checkpoint> = checkpoints
+        .into_iter()
+        .filter(|c| c.offset <= digest.length())
+        .collect();
+    file.set_len(digest.length())?;
+    Ok(Some(Resumed {
+        file,
+        digest,
+        checkpoints,
+    }))
 }
 
 /// What stands under the partial's name; None: nothing.

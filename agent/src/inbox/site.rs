@@ -110,6 +110,12 @@ impl Site {
         Ok(identity(&dir.dir_metadata()?) == self.own)
     }
 
+    /// The same folder with the same partials, opened another time?
+    pub fn is_same(&self, other: &Site) -> bool {
+        let same = |a: &Dir, b: &Dir| matches!((a.dir_metadata(), b.dir_metadata()), (Ok(a), Ok(b)) if identity(&a) == identity(&b));
+        self.mark == other.mark && same(&self.root, &other.root) && same(&self.partials, &other.partials)
+    }
+
     /// Still the folder at its path, with its mark and its partials?
     fn still_there(&self) -> Result<bool, Trouble> {
         let root = Dir::open_ambient_dir(&self.path, cap_std::ambient_authority())
@@ -169,7 +175,7 @@ impl Gate {
                 Ok(false) => open(path).map(Arc::new),
                 Err(trouble) => Err(trouble),
             },
-            Err(reason) if self.is_broken() => return Err(held(&reason)),
+            Err(reason) if self.broken().is_some() => return Err(held(&reason)),
             Err(_) => open(path).map(Arc::new),
         };
         let mut state = self.lock();
@@ -204,8 +210,20 @@ impl Gate {
         *self.lock() = State::Broken(reason);
     }
 
-    fn is_broken(&self) -> bool {
-        matches!(&*self.lock(), State::Broken(_))
+    /// Why, if [`Gate::break_off`] was called.
+    pub fn broken(&self) -> Option<String> {
+        match &*self.lock() {
+            State::Broken(reason) => Some(reason.clone()),
+            _ => None,
+        }
+    }
+
+    /// As on a file system that cannot rename without replacing.
+    #[cfg(test)]
+    pub fn link_from_now_on(&self) {
+        let mut site = Site::open(self.path().unwrap(), None).unwrap_or_else(|e| panic!("{e:?}"));
+        site.how = How::Linked;
+        *self.lock() = State::Open(Arc::new(site));
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

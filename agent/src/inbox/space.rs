@@ -1,80 +1,143 @@
 //! Room on the disk: what stays free, and what open transfers have been promised.
 
 use std::{
+    collections::HashMap,
     fs::File,
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use dropwire_protocol::message::DeclineReason;
 
+/// How long room is kept for a transfer of which no byte comes, so that one that is offered and never sent does not
+/// keep the others out. With its next byte it has to ask again.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
 /// Promises of room.
 pub struct Space {
+    promises: Mutex<Promises>,
+}
+
+#[derive(Default)]
+struct Promises {
     min_free: u64,
-    promised: Mutex<u64>,
+    next: u64,
+    open: HashMap<u64, Promise>,
+}
+
+struct Promise {
+    bytes: u64,
+    /// When it was made, or the last bytes came.
+    alive: Instant,
+}
+
+impl Promise {
+    fn holds(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.alive) < PATIENCE
+    }
 }
 
 /// Room promised to one transfer; given back when dropped.
 pub struct Reservation {
     space: Arc<Space>,
-    bytes: u64,
+    number: u64,
 }
 
 impl Space {
     /// `min_free` bytes always stay free.
     pub fn new(min_free: u64) -> Arc<Space> {
-        Arc::new(Space {
+        let promises = Promises {
             min_free,
-            promised: Mutex::new(0),
+            ..Promises::default()
+        };
+        Arc::new(Space {
+            promises: Mutex::new(promises),
         })
+    }
+
+    /// So many stay free from now on; promises made are kept.
+    pub fn set_min_free(&self, min_free: u64) {
+        self.lock().min_free = min_free;
     }
 
     /// Promises `bytes` out of `free`, or says how many are missing.
-    pub fn reserve(self: &Arc<Self>, bytes: u64, free: u64) -> Result<Reservation, u64> {
-        let mut promised = self.lock();
-        let wanted = promised.saturating_add(bytes).saturating_add(self.min_free);
+    pub fn reserve(self: &Arc<Self>, bytes: u64, free: u64, now: Instant) -> Result<Reservation, u64> {
+        let mut promises = self.lock();
+        let holding = promises.open.values().filter(|promise| promise.holds(now));
+        let promised = holding.fold(0, |sum: u64, promise| sum.saturating_add(promise.bytes));
+        let wanted = promised.saturating_add(bytes).saturating_add(promises.min_free);
         if wanted > free {
             return Err(wanted - free);
         }
-        *promised += bytes;
+        let number = promises.next;
+        promises.next += 1;
+        promises.open.insert(number, Promise { bytes, alive: now });
         Ok(Reservation {
             space: self.clone(),
-            bytes,
+            number,
         })
     }
 
-    fn lock(&self) -> MutexGuard<'_, u64> {
-        self.promised.lock().unwrap_or_else(PoisonError::into_inner)
+    /// So much time goes by.
+    #[cfg(test)]
+    pub fn age(&self, by: Duration) {
+        self.lock()
+            .open
+            .values_mut()
+            .for_each(|promise| promise.alive -= by);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Promises> {
+        self.promises.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Reservation {
     /// So many bytes of it are on the disk now and no longer free.
-    pub fn used(&mut self, bytes: u64) {
-        let bytes = bytes.min(self.bytes);
-        self.bytes -= bytes;
-        *self.space.lock() -= bytes;
+    pub fn used(&mut self, bytes: u64, now: Instant) {
+        if let Some(promise) = self.space.lock().open.get_mut(&self.number) {
+            promise.bytes = promise.bytes.saturating_sub(bytes);
+            promise.alive = now;
+        }
+    }
+
+    /// Was the room given to others, as no byte came for [`PATIENCE`]?
+    pub fn has_lapsed(&self, now: Instant) -> bool {
+        let promises = self.space.lock();
+        let promise = promises.open.get(&self.number);
+        promise.is_none_or(|promise| promise.bytes > 0 && !promise.holds(now))
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.used(self.bytes);
+        self.space.lock().open.remove(&self.number);
     }
 }
 
 /// Bytes free for us on the file system of `file`. Where the system has no such call here, "enough": then only a
 /// full disk says no.
 pub fn free(file: &File) -> io::Result<u64> {
+    blocks(file).map(|(free, _)| free)
+}
+
+/// Bytes that the file system of `file` has, free or not; "enough" as in [`free`].
+pub fn size(file: &File) -> io::Result<u64> {
+    blocks(file).map(|(_, all)| all)
+}
+
+fn blocks(file: &File) -> io::Result<(u64, u64)> {
     #[cfg(unix)]
     {
         let stat = rustix::fs::fstatvfs(file)?;
-        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+        let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
+        Ok((bytes(stat.f_bavail), bytes(stat.f_blocks)))
     }
     #[cfg(not(unix))]
     {
         let _ = file;
-        Ok(u64::MAX)
+        Ok((u64::MAX, u64::MAX))
     }
 }
 
@@ -123,17 +186,44 @@ mod tests {
 
     #[test]
     fn promises_add_up_and_end() {
-        let space = Space::new(100);
-        let mut a = space.reserve(500, 1000).unwrap();
-        assert_eq!(space.reserve(401, 1000).err(), Some(1));
-        let b = space.reserve(400, 1000).unwrap();
-        a.used(300);
+        let (space, now) = (Space::new(100), Instant::now());
+        let mut a = space.reserve(500, 1000, now).unwrap();
+        assert_eq!(space.reserve(401, 1000, now).err(), Some(1));
+        let b = space.reserve(400, 1000, now).unwrap();
+        a.used(300, now);
         drop(b);
-        assert_eq!(*space.lock(), 200);
-        a.used(u64::MAX);
+        assert_eq!(space.reserve(701, 1000, now).err(), Some(1));
+        a.used(u64::MAX, now);
+        drop(space.reserve(900, 1000, now).unwrap());
         drop(a);
-        assert_eq!(*space.lock(), 0);
-        assert!(space.reserve(u64::MAX, 1000).is_err());
+        assert!(space.lock().open.is_empty());
+        assert!(space.reserve(u64::MAX, 1000, now).is_err());
+        space.set_min_free(600);
+        assert_eq!(space.reserve(500, 1000, now).err(), Some(100));
+    }
+
+    #[test]
+    fn room_that_is_not_used_goes_to_others_until_it_is_asked_for_again() {
+        let (space, start) = (Space::new(0), Instant::now());
+        let mut large = space.reserve(900, 1000, start).unwrap();
+        let small = |now| space.reserve(200, 1000, now).map(drop);
+        large.used(1, start + PATIENCE / 2);
+        assert_eq!(small(start + PATIENCE), Err(99), "bytes came");
+        let late = start + PATIENCE * 2;
+        assert!(large.has_lapsed(late));
+        assert_eq!(small(late), Ok(()));
+        let again = space.reserve(899, 1000, late).unwrap();
+        drop(large);
+        assert_eq!(small(late), Err(99));
+        assert!(!again.has_lapsed(late));
+    }
+
+    #[test]
+    fn a_promise_that_is_used_up_does_not_lapse() {
+        let (space, start) = (Space::new(0), Instant::now());
+        let mut all = space.reserve(5, 10, start).unwrap();
+        all.used(5, start);
+        assert!(!all.has_lapsed(start + PATIENCE * 2));
     }
 
     #[cfg(unix)]

@@ -9,9 +9,10 @@ use std::{
     io,
     sync::{
         Arc, Weak,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
         mpsc::{Receiver, SyncSender, TryRecvError},
     },
+    time::Instant,
 };
 
 use bytes::Bytes;
@@ -22,6 +23,7 @@ use super::{
     checkpoint::{Checkpointer, Failure},
     claims::{Claim, Key},
     commit::{self, Ready},
+    keeping::{self, Bounds},
     ledger::{self, Checkpoint},
     partial::{self, Reread, Verdict},
     reply::{Answer, Reply},
@@ -135,17 +137,24 @@ impl<'a> Writer<'a> {
         let (site, resume) = admit::admit(shared, key, &manifest, known)?;
         let opening = |e: io::Error| Answer::io("opening the partial", &e);
         let resumed = if resume {
-            resumable(&site, key, checkpoints).map_err(opening)?
+            partial::resume(&site, key, checkpoints).map_err(opening)?
         } else {
             None
         };
         let held = resumed.as_ref().map_or(0, |r| r.digest.length());
+        // Before room is asked for: an offer that is declined is a sign of life, and what makes way makes room.
+        if resumed.is_some() {
+            let now = now_ms();
+            shared.db.call_blocking(move |tx| {
+                ledger::touch(tx, key, now)?;
+                ledger::cut_checkpoints(tx, key, held)
+            })?;
+        } else if unknown {
+            keeping::make_way(shared, &site, key.0, Bounds::of(&site)?)?;
+        }
         let reservation = admit::reserve(shared, &site, manifest.size.saturating_sub(held))?;
         let (file, digest, reread) = match resumed {
             Some(resumed) => {
-                shared
-                    .db
-                    .call_blocking(move |tx| ledger::cut_checkpoints(tx, key, held))?;
                 let wake = wake.clone();
                 let reread = match partial::open(&site, key).map_err(opening)? {
                     Some(again) if held > 0 && !fault::mutant("R4-reread") => Some(
@@ -156,9 +165,6 @@ impl<'a> Writer<'a> {
                 (resumed.file, resumed.digest, reread)
             }
             None => {
-                if unknown {
-                    admit::make_way(shared, &site, key.0)?;
-                }
                 let (bound, mark, now) = (manifest.clone(), site.mark, now_ms());
                 shared
                     .db
@@ -236,13 +242,17 @@ impl<'a> Writer<'a> {
         if offset != at || (next.value() != digest && !fault::mutant("R3-chunk-digest")) {
             return self.damaged(reply);
         }
+        if self.reservation.has_lapsed(Instant::now()) {
+            self.reservation =
+                admit::reserve(self.shared, &self.site, self.manifest.size.saturating_sub(at))?;
+        }
         partial::write_at(&self.file, at, bytes).map_err(|e| {
             let answer = Answer::disk("writing the partial", &e);
             let keep = matches!(&answer, Answer::Refused(r) if r.reason == DeclineReason::NoSpace);
             End::Said { answer, keep }
         })?;
         self.digest = next;
-        self.reservation.used(bytes.len() as u64);
+        self.reservation.used(bytes.len() as u64, Instant::now());
         if self.digest.length() - self.asked >= CHECKPOINT {
             self.checkpoint(false);
         }
@@ -340,8 +350,33 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
+    /// Is the inbox, of which this holds handles, still the one at its path? What is whole is not placed in a folder that
+    /// was moved away or replaced since, nor after a sync of it failed.
+    fn still_there(&self) -> Result<(), Answer> {
+        let site = self.shared.enter()?;
+        if site.is_same(&self.site) || fault::mutant("R5-site") {
+            return Ok(());
+        }
+        let text = "the inbox was replaced by another folder meanwhile";
+        Err(Answer::refused(
+            DeclineReason::InboxUnavailable,
+            text,
+            Some(1_000),
+        ))
+    }
+
     /// Ends the work on the partial, and only then answers.
     fn close(mut self, end: End, reply: Reply) {
+        let end = match end {
+            End::Whole => match self.still_there() {
+                Ok(()) => End::Whole,
+                Err(answer) => {
+                    self.finishing = false; // what there is is kept
+                    answer.into()
+                }
+            },
+            end => end,
+        };
         if let Some(reread) = self.reread.take() {
             reread.cancel();
         }
@@ -416,37 +451,6 @@ impl<'a> Writer<'a> {
         }
         reset.is_ok()
     }
-}
-
-struct Resumed {
-    file: File,
-    digest: RunningDigest,
-    checkpoints: Vec<Checkpoint>,
-}
-
-/// The partial cut to its last checkpoint; None: start over.
-fn resumable(site: &Site, key: Key, checkpoints: Vec<Checkpoint>) -> io::Result<Option<Resumed>> {
-    let (Some(file), Some(last)) = (partial::open(site, key)?, checkpoints.last()) else {
-        return Ok(None);
-    };
-    if file.metadata()?.len() < last.offset && !fault::mutant("R3-short-partial") {
-        return Ok(None);
-    }
-    let digest = match RunningDigest::restore(&last.hash_state, last.offset, last.digest) {
-        Some(digest) => digest,
-        // The state is of no use (another version's): the bytes are.
-        None => partial::good_prefix(&file, &checkpoints, &AtomicBool::new(false)),
-    };
-    let checkpoints: Vec<Checkpoint> = checkpoints
-        .into_iter()
-        .filter(|c| c.offset <= digest.length())
-        .collect();
-    file.set_len(digest.length())?;
-    Ok(Some(Resumed {
-        file,
-        digest,
-        checkpoints,
-    }))
 }
 
 fn conflict(text: &str) -> End {

@@ -1,4 +1,5 @@
-//! Dialling: one task a peer with an address. It dials while no link is up, with backoff, and rests while one is.
+//! Dialling: one task a peer. It dials while no link is up, with backoff, and rests while one is, and as long as the
+//! peer has no address.
 
 use std::{
     sync::Arc,
@@ -15,11 +16,22 @@ use tokio_rustls::TlsConnector;
 use super::{handshake, links::Shared, pair::Pair};
 use crate::{backoff, identity};
 
-/// Keeps a link to the peer until cancelled.
-pub(super) async fn keep(shared: Arc<Shared>, pair: Arc<Pair>, address: String) {
-    tokio::select! {
-        () = shared.cancel.cancelled() => {}
-        () = redial(&shared, &pair, &address) => {}
+/// Keeps a link to the peer until cancelled; begins anew when its address changes.
+pub(super) async fn keep(shared: Arc<Shared>, pair: Arc<Pair>) {
+    let mut terms = pair.terms();
+    loop {
+        let address = terms.borrow_and_update().address.clone();
+        let dialling = async {
+            match &address {
+                Some(address) => redial(&shared, &pair, address).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = pair.cancel.cancelled() => return,
+            _ = terms.wait_for(|peer| peer.address != address) => pair.plan_dial(None),
+            () = dialling => {}
+        }
     }
 }
 
@@ -37,7 +49,10 @@ async fn redial(shared: &Arc<Shared>, pair: &Arc<Pair>, address: &str) {
         }
         let wait = match attempt.checked_sub(1) {
             None => Duration::ZERO,
-            Some(failed) => backoff::delay(shared.retry.first, shared.retry.max, failed, seed()),
+            Some(failed) => {
+                let retry = shared.terms().retry;
+                backoff::delay(retry.first, retry.max, failed, seed())
+            }
         };
         pair.plan_dial(SystemTime::now().checked_add(wait));
         tokio::select! {
@@ -51,7 +66,7 @@ async fn redial(shared: &Arc<Shared>, pair: &Arc<Pair>, address: &str) {
         pair.plan_dial(None);
         attempt = attempt.saturating_add(1);
         if let Err(error) = dial(shared, pair, address).await {
-            tracing::info!(peer = %pair.peer.name, address, attempt, error, "cannot reach the peer");
+            tracing::info!(peer = %pair.name(), address, attempt, error, "cannot reach the peer");
             pair.dial_failed(error);
         }
     }
@@ -86,11 +101,11 @@ async fn connect(
 ) -> Result<(), dropwire_protocol::Error> {
     let tcp = TcpStream::connect(to).await?;
     let (socket, traffic) = handshake::socket(tcp, &shared.timing);
-    let config = shared.identity.client_config(pair.peer.id);
+    let config = shared.identity.client_config(pair.id);
     // The name is never looked at: the key is pinned.
     let name = ServerName::from(to.ip());
     let stream = TlsConnector::from(config).connect(name, socket).await?;
-    if identity::peer_id(stream.get_ref().1) != Some(pair.peer.id) {
+    if identity::peer_id(stream.get_ref().1) != Some(pair.id) {
         return Err(std::io::Error::other("it does not speak dropwire's protocol").into());
     }
     shared.meet(pair, stream.into(), traffic, true).await

@@ -36,6 +36,8 @@ pub(super) struct Orders {
     pub(super) end: Option<ByeReason>,
     /// Raised to have the other side show a sign of life soon.
     pub(super) probes: u64,
+    /// Larger files are declined; bytes.
+    pub(super) max_file_size: Option<u64>,
 }
 
 /// Where a link's ends lead.
@@ -53,8 +55,9 @@ pub(super) struct Ends {
 }
 
 /// Runs the link until it ends; afterwards the sink has a `Release` for all that was open. Says what went wrong, if anything did.
-pub(super) async fn drive<S: AsyncRead + AsyncWrite>(link: Greeted<S>, ends: Ends) -> Option<String> {
-    let (timing, probes) = (ends.timing, ends.orders.borrow().probes);
+pub(super) async fn drive<S: AsyncRead + AsyncWrite>(mut link: Greeted<S>, ends: Ends) -> Option<String> {
+    let (timing, orders) = (ends.timing, *ends.orders.borrow());
+    link.conversation.set_max_file_size(orders.max_file_size);
     let mut drive = Drive {
         outgoing: Outgoings::default(),
         offers: VecDeque::new(),
@@ -63,7 +66,7 @@ pub(super) async fn drive<S: AsyncRead + AsyncWrite>(link: Greeted<S>, ends: End
         heard: 0,
         sent: 0,
         sent_at: Instant::now(),
-        probes,
+        probes: orders.probes,
         link,
         ends,
     };
@@ -204,6 +207,7 @@ impl<S: AsyncRead + AsyncWrite> Drive<S> {
                 if let Some(reason) = orders.end {
                     return Err(End::Ordered(reason));
                 }
+                self.link.conversation.set_max_file_size(orders.max_file_size);
                 if orders.probes != self.probes {
                     self.probes = orders.probes;
                     self.link

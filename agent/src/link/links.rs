@@ -4,14 +4,11 @@ use std::{
     collections::HashMap,
     io,
     net::SocketAddr,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError, RwLock},
     time::{Duration, SystemTime},
 };
 
-use dropwire_protocol::{
-    AgentId, Error, Local,
-    message::{ByeReason, Hello},
-};
+use dropwire_protocol::{AgentId, Error, Local, message::Hello};
 use tokio::{net::TcpListener, sync::mpsc, time::timeout};
 use tokio_rustls::TlsStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -36,8 +33,6 @@ use crate::{
 pub struct Settings {
     /// Told to peers, for their logs.
     pub name: String,
-    /// `host:port` to accept on; None: only dial.
-    pub listen: Option<String>,
     /// Everyone we talk to.
     pub peers: Vec<config::Peer>,
     /// How dials are repeated.
@@ -72,84 +67,159 @@ pub struct NotLinked;
 #[derive(Clone)]
 pub struct Links {
     shared: Arc<Shared>,
-    listen_addr: Option<SocketAddr>,
+}
+
+/// Takes the address to listen on, `host:port`; nobody is let in yet. One that cannot be used: [`Exit::CannotCreate`]
+/// or [`Exit::Permission`], with a mend.
+pub async fn bind(address: &str) -> Result<TcpListener, Fatal> {
+    let bound = timeout(LOOK_UP, TcpListener::bind(address)).await;
+    bound
+        .unwrap_or_else(|_| {
+            Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "the name's address was not told in time",
+            ))
+        })
+        .map_err(|error| cannot_listen(address, &error))
 }
 
 impl Links {
-    /// Binds, and begins to accept and to dial. An address that cannot be used: [`Exit::CannotCreate`] or
-    /// [`Exit::Permission`], with a mend.
+    /// Begins to dial, and to let in who comes by `listener`; None: only dials.
     ///
     /// Each peer's events come in order, its `Down` before its next `Up`. While `events` is full, links stop reading.
     /// Ends when `cancel` is cancelled, or by [`Links::shutdown`].
-    pub async fn start(
+    pub fn start(
         settings: Settings,
+        listener: Option<TcpListener>,
         identity: Arc<Identity>,
         sink: Arc<dyn Sink>,
         events: mpsc::Sender<LinkEvent>,
         cancel: CancellationToken,
-    ) -> Result<Links, Fatal> {
-        Links::start_with(settings, identity, sink, events, cancel, Timing::default()).await
+    ) -> Links {
+        Links::start_with(
+            settings,
+            listener,
+            identity,
+            sink,
+            events,
+            cancel,
+            Timing::default(),
+        )
     }
 
-    pub(super) async fn start_with(
+    pub(super) fn start_with(
         settings: Settings,
+        listener: Option<TcpListener>,
         identity: Arc<Identity>,
         sink: Arc<dyn Sink>,
         events: mpsc::Sender<LinkEvent>,
         cancel: CancellationToken,
         timing: Timing,
-    ) -> Result<Links, Fatal> {
-        let listener = match &settings.listen {
-            Some(address) => Some(
-                TcpListener::bind(address)
-                    .await
-                    .map_err(|e| cannot_listen(address, &e))?,
-            ),
-            None => None,
-        };
-        let listen_addr = listener.as_ref().and_then(|listener| listener.local_addr().ok());
-        let own = identity.id();
-        let pairs: HashMap<_, _> = settings
-            .peers
-            .into_iter()
-            .map(|peer| (peer.id, Arc::new(Pair::new(peer, own))))
-            .collect();
+    ) -> Links {
         let shared = Arc::new(Shared {
-            server: identity.server_config(pairs.keys().copied().collect()),
+            upload: Arc::new(Rate::new(settings.limits.upload)),
+            download: Arc::new(Rate::new(settings.limits.download)),
+            terms: RwLock::new(Arc::new(Terms {
+                server: identity.server_config(Vec::new()),
+                pairs: HashMap::new(),
+                retry: settings.retry,
+                hello: hello(String::new()),
+            })),
             identity,
-            hello: hello(settings.name),
-            pairs,
             sink,
             events,
             cancel: cancel.child_token(),
             tasks: TaskTracker::new(),
-            retry: settings.retry,
-            upload: Arc::new(Rate::new(settings.limits.upload)),
-            download: Arc::new(Rate::new(settings.limits.download)),
             timing,
+            listening: Mutex::default(),
         });
-        if let Some(listener) = listener {
-            shared.tasks.spawn(listen::serve(shared.clone(), listener));
-        }
-        for pair in shared.pairs.values() {
-            if let Some(address) = pair.peer.address.clone() {
-                shared
-                    .tasks
-                    .spawn(dial::keep(shared.clone(), pair.clone(), address));
+        let links = Links { shared };
+        links.take_up(settings);
+        links.listen_on(listener);
+        links
+    }
+
+    /// The config says this now. Links stay up, but for those of peers that are not in it any more: they end, and this
+    /// returns when their `Down` is told. What it says of a new link (name, pins) holds from the next one on, all else
+    /// at once.
+    pub async fn apply(&self, settings: Settings) {
+        let gone = self.take_up(settings);
+        gone.iter().for_each(|pair| pair.part());
+        let told = async {
+            for pair in &gone {
+                drop(pair.turn.lock().await);
             }
+        };
+        // Bye, the last releases, the last events: each has the same bound.
+        let _ = timeout(self.shared.timing.goodbye * 3, told).await;
+    }
+
+    /// Does all but end the links of those who are paired no more, which it returns.
+    fn take_up(&self, settings: Settings) -> Vec<Arc<Pair>> {
+        let shared = &self.shared;
+        shared.upload.set(settings.limits.upload);
+        shared.download.set(settings.limits.download);
+        let before = shared.terms();
+        let mut pairs = HashMap::new();
+        let mut added = Vec::new();
+        for peer in settings.peers {
+            let pair = match before.pairs.get(&peer.id) {
+                Some(pair) => {
+                    pair.change(peer);
+                    if before.retry != settings.retry {
+                        pair.dial_now.notify_one();
+                    }
+                    pair.clone()
+                }
+                None => {
+                    let cancel = shared.cancel.child_token();
+                    let pair = Arc::new(Pair::new(peer, shared.identity.id(), cancel));
+                    added.push(pair.clone());
+                    pair
+                }
+            };
+            pairs.insert(pair.id, pair);
         }
-        Ok(Links { shared, listen_addr })
+        let gone = before.pairs.values().filter(|pair| !pairs.contains_key(&pair.id));
+        let gone = gone.cloned().collect();
+        let terms = Arc::new(Terms {
+            server: shared.identity.server_config(pairs.keys().copied().collect()),
+            pairs,
+            retry: settings.retry,
+            hello: hello(settings.name),
+        });
+        *shared.terms.write().unwrap_or_else(PoisonError::into_inner) = terms;
+        for pair in added {
+            shared.tasks.spawn(dial::keep(shared.clone(), pair));
+        }
+        gone
+    }
+
+    /// Lets in who comes by `listener` from now on, and by no other; links stay up. None: only dials.
+    pub fn listen_on(&self, listener: Option<TcpListener>) {
+        let shared = &self.shared;
+        let listening = listener.map(|listener| {
+            let (address, cancel) = (listener.local_addr().ok(), shared.cancel.child_token());
+            let serving = listen::serve(shared.clone(), listener, cancel.clone());
+            shared.tasks.spawn(serving);
+            Listening { address, cancel }
+        });
+        let before = std::mem::replace(&mut *shared.listening(), listening);
+        if let Some(before) = before {
+            before.cancel.cancel();
+        }
     }
 
     /// The address in use, with its real port.
     pub fn listen_addr(&self) -> Option<SocketAddr> {
-        self.listen_addr
+        self.shared.listening().as_ref()?.address
     }
 
     /// Gives a request to the peer's link; waits while that is behind, but not beyond its end.
     pub async fn request(&self, peer: AgentId, request: Request) -> Result<(), NotLinked> {
         let requests = self
             .shared
+            .terms()
             .pairs
             .get(&peer)
             .and_then(|pair| pair.requests())
@@ -159,12 +229,13 @@ impl Links {
 
     /// All peers, linked or not.
     pub fn status(&self) -> Vec<PeerLink> {
-        self.shared.pairs.values().map(|pair| pair.status()).collect()
+        let terms = self.shared.terms();
+        terms.pairs.values().map(|pair| pair.status()).collect()
     }
 
     /// Ends the wait before the next dial, if there is one.
     pub fn dial_now(&self, peer: AgentId) {
-        if let Some(pair) = self.shared.pairs.get(&peer) {
+        if let Some(pair) = self.shared.terms().pairs.get(&peer) {
             pair.dial_now.notify_one();
         }
     }
@@ -181,20 +252,42 @@ impl Links {
 /// What the tasks of this room share.
 pub(super) struct Shared {
     pub(super) identity: Arc<Identity>,
-    pub(super) server: Arc<rustls::ServerConfig>,
-    pub(super) pairs: HashMap<AgentId, Arc<Pair>>,
     pub(super) cancel: CancellationToken,
     pub(super) tasks: TaskTracker,
-    pub(super) retry: config::Retry,
     pub(super) timing: Timing,
-    hello: Hello,
     sink: Arc<dyn Sink>,
     events: mpsc::Sender<LinkEvent>,
     upload: Arc<Rate>,
     download: Arc<Rate>,
+    terms: RwLock<Arc<Terms>>,
+    listening: Mutex<Option<Listening>>,
+}
+
+/// What follows from the config; replaced whole.
+pub(super) struct Terms {
+    /// With the pins of all pairs.
+    pub(super) server: Arc<rustls::ServerConfig>,
+    pub(super) pairs: HashMap<AgentId, Arc<Pair>>,
+    pub(super) retry: config::Retry,
+    hello: Hello,
+}
+
+/// Where others can come in, and what ends it.
+struct Listening {
+    address: Option<SocketAddr>,
+    cancel: CancellationToken,
 }
 
 impl Shared {
+    /// As they are now.
+    pub(super) fn terms(&self) -> Arc<Terms> {
+        self.terms.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn listening(&self) -> std::sync::MutexGuard<'_, Option<Listening>> {
+        self.listening.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Exchanges Hellos on a connection whose key is proven. If it is the one to stay, it begins to carry transfers
     /// by itself; the caller is done.
     pub(super) async fn meet(
@@ -205,22 +298,22 @@ impl Shared {
         dialled: bool,
     ) -> Result<(), Error> {
         let local = Local {
-            hello: self.hello.clone(),
-            max_file_size: pair.peer.max_file_size,
+            hello: self.terms().hello.clone(),
+            max_file_size: None, // the link takes it from its orders
             ping_after: self.timing.ping_after,
             dead_after: self.timing.dead_after,
         };
         let mut link = greet(stream, traffic, local, &self.timing).await?;
         match pair.admit(dialled, link.traffic.clone()) {
-            Some(admission) => {
+            Ok(admission) => {
                 self.tasks
                     .spawn(carry(self.clone(), pair.clone(), link, admission));
             }
-            None => {
-                tracing::debug!(peer = %pair.peer.name, dialled, "another link of this pair stays");
+            Err(reason) => {
+                tracing::debug!(peer = %pair.name(), dialled, ?reason, "no further link of this pair");
                 let within = self.timing.goodbye;
                 self.tasks
-                    .spawn(async move { link.goodbye(ByeReason::Duplicate, within).await });
+                    .spawn(async move { link.goodbye(reason, within).await });
             }
         }
         Ok(())
@@ -240,11 +333,11 @@ async fn carry(
     if let Some(reason) = ordered {
         return link.goodbye(reason, shared.timing.goodbye).await;
     }
-    let (peer, name) = (pair.peer.id, &pair.peer.name);
+    let peer = pair.id;
     let (commands, outcomes) = shared.sink.attach(peer);
     let (give, requests) = mpsc::channel(REQUESTS);
     pair.open(&admission, give);
-    tracing::info!(peer = %name, "linked");
+    tracing::info!(peer = %pair.name(), "linked");
     shared.tell(LinkEvent::Up { peer }).await;
     let ends = Ends {
         peer,
@@ -259,7 +352,7 @@ async fn carry(
         timing: shared.timing,
     };
     let error = drive(link, ends).await;
-    tracing::info!(peer = %name, error, "link ended");
+    tracing::info!(peer = %pair.name(), error, "link ended");
     pair.close(&admission, error.as_deref());
     shared.tell(LinkEvent::Down { peer, error }).await;
 }
@@ -306,6 +399,8 @@ fn cannot_listen(address: &str, error: &io::Error) -> Fatal {
 const WINDOW: u64 = 8 * 1024 * 1024;
 /// Transfers that a link takes in at once; our Hello says so, and as a sender we keep to it too.
 pub const MAX_OPEN: u32 = 256;
+/// How long looking up the name to listen on may take.
+const LOOK_UP: Duration = Duration::from_secs(10);
 /// Requests that wait for a link.
 const REQUESTS: usize = 64;
 

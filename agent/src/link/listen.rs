@@ -11,6 +11,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 use tokio_rustls::{TlsAcceptor, TlsStream};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     handshake::{self, Socket},
@@ -29,14 +30,14 @@ struct Proven {
 }
 
 /// Accepts until cancelled.
-pub(super) async fn serve(shared: Arc<Shared>, listener: TcpListener) {
+pub(super) async fn serve(shared: Arc<Shared>, listener: TcpListener, cancel: CancellationToken) {
     let mut handshakes = JoinSet::new();
     let mut oldest: VecDeque<AbortHandle> = VecDeque::new();
     let mut refusals = Refusals::default();
     let unproven = unproven();
     loop {
         tokio::select! {
-            () = shared.cancel.cancelled() => return,
+            () = cancel.cancelled() => return,
             // One above the bound is on its way out: it is waited for, so that a burst takes no more than the bound.
             accepted = listener.accept(), if handshakes.len() <= unproven => match accepted {
                 Ok((tcp, from)) => {
@@ -65,7 +66,7 @@ async fn prove(
 ) -> Result<Proven, (SocketAddr, io::Error)> {
     let since = Instant::now();
     let (socket, traffic) = handshake::socket(tcp, &shared.timing);
-    let accept = TlsAcceptor::from(shared.server.clone()).accept(socket);
+    let accept = TlsAcceptor::from(shared.terms().server.clone()).accept(socket);
     let stream = match timeout(shared.timing.handshake, accept).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return Err((from, error)),
@@ -76,10 +77,10 @@ async fn prove(
             ));
         }
     };
-    let peer = identity::peer_id(stream.get_ref().1).and_then(|id| shared.pairs.get(&id));
+    let peer = identity::peer_id(stream.get_ref().1).and_then(|id| shared.terms().pairs.get(&id).cloned());
     match peer {
         Some(pair) => Ok(Proven {
-            pair: pair.clone(),
+            pair,
             stream: stream.into(),
             traffic,
             since,
@@ -98,14 +99,14 @@ async fn welcome(shared: Arc<Shared>, proven: Proven) {
     } = proven;
     let met = shared.meet(&pair, stream, traffic, false);
     let error = tokio::select! {
-        () = shared.cancel.cancelled() => return,
+        () = pair.cancel.cancelled() => return,
         met = tokio::time::timeout_at(since + shared.timing.handshake, met) => match met {
             Ok(Ok(())) => return,
             Ok(Err(error)) => handshake::explain(&error),
             Err(_) => "no Hello in time".into(),
         },
     };
-    tracing::warn!(peer = %pair.peer.name, error, "the peer connected, but no link came of it");
+    tracing::warn!(peer = %pair.name(), error, "the peer connected, but no link came of it");
 }
 
 /// How many connections without a proven key there may be: a crowd takes a quarter of the descriptors at most, so that

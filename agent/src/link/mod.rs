@@ -28,7 +28,7 @@ use dropwire_protocol::{
 };
 use tokio::sync::mpsc;
 
-pub use links::{Links, MAX_OPEN, NotLinked, PeerLink, Settings};
+pub use links::{Links, MAX_OPEN, NotLinked, PeerLink, Settings, bind};
 
 /// One transfer to offer.
 pub struct Outgoing {

@@ -10,13 +10,18 @@ use std::{
 
 use dropwire_protocol::{AgentId, message::ByeReason};
 use tokio::sync::{Notify, mpsc, watch};
+use tokio_util::sync::CancellationToken;
 
 use super::{PeerLink, Request, drive::Orders, wire::Traffic};
 use crate::config;
 
 /// One paired agent.
 pub(super) struct Pair {
-    pub(super) peer: config::Peer,
+    pub(super) id: AgentId,
+    /// What the config says of it.
+    peer: watch::Sender<config::Peer>,
+    /// Ends dialling it, and what is on its way to become a link.
+    pub(super) cancel: CancellationToken,
     own: AgentId,
     state: Mutex<State>,
     linked: watch::Sender<bool>,
@@ -34,6 +39,8 @@ struct State {
     totals: Traffic,
     next_dial_at: Option<SystemTime>,
     last_error: Option<String>,
+    /// It was taken out of the config.
+    parted: bool,
 }
 
 /// The link that stays.
@@ -53,9 +60,11 @@ pub(super) struct Admission {
 }
 
 impl Pair {
-    pub(super) fn new(peer: config::Peer, own: AgentId) -> Self {
+    pub(super) fn new(peer: config::Peer, own: AgentId, cancel: CancellationToken) -> Self {
         Pair {
-            peer,
+            id: peer.id,
+            peer: watch::Sender::new(peer),
+            cancel,
             own,
             state: Mutex::default(),
             linked: watch::Sender::new(false),
@@ -64,21 +73,58 @@ impl Pair {
         }
     }
 
-    /// A new connection, both Hellos done: let in, and an older one told to go; or None, and the older one has to
-    /// prove that it lives.
-    pub(super) fn admit(&self, dialled: bool, traffic: Arc<Traffic>) -> Option<Admission> {
+    /// Our name for it.
+    pub(super) fn name(&self) -> String {
+        self.peer.borrow().name.clone()
+    }
+
+    /// Tells what the config says of it, and when that changes.
+    pub(super) fn terms(&self) -> watch::Receiver<config::Peer> {
+        self.peer.subscribe()
+    }
+
+    /// The config says this of it now. Its link stays, and looks again at all that it waits for.
+    pub(super) fn change(&self, peer: config::Peer) {
+        let most = peer.max_file_size;
+        self.peer.send_replace(peer);
+        if let Some(live) = &self.state().live {
+            live.orders.send_modify(|orders| orders.max_file_size = most);
+        }
+    }
+
+    /// It was taken out of the config: no link begins any more, and the one there is says so and ends. The daemon
+    /// knows once `turn` is free.
+    pub(super) fn part(&self) {
+        self.cancel.cancel();
         let mut state = self.state();
+        state.parted = true;
+        if let Some(live) = &state.live {
+            live.orders
+                .send_modify(|orders| orders.end = Some(ByeReason::Unpaired));
+        }
+    }
+
+    /// A new connection, both Hellos done: let in, and an older one told to go; or not, and for which reason. Then
+    /// an older one has to prove that it lives.
+    pub(super) fn admit(&self, dialled: bool, traffic: Arc<Traffic>) -> Result<Admission, ByeReason> {
+        let mut state = self.state();
+        if state.parted {
+            return Err(ByeReason::Unpaired);
+        }
         if let Some(old) = &state.live {
-            if old.dialled != dialled && dialled != (self.own < self.peer.id) {
+            if old.dialled != dialled && dialled != (self.own < self.id) {
                 old.orders.send_modify(|orders| orders.probes += 1);
-                return None;
+                return Err(ByeReason::Duplicate);
             }
             old.orders
                 .send_modify(|orders| orders.end = Some(ByeReason::Duplicate));
         }
         state.links += 1;
         let number = state.links;
-        let (give, orders) = watch::channel(Orders::default());
+        let (give, orders) = watch::channel(Orders {
+            max_file_size: self.peer.borrow().max_file_size,
+            ..Orders::default()
+        });
         if let Some(old) = state.live.replace(Live {
             number,
             dialled,
@@ -89,7 +135,7 @@ impl Pair {
             state.totals.add(&old.traffic);
         }
         self.linked.send_replace(true);
-        Some(Admission { number, orders })
+        Ok(Admission { number, orders })
     }
 
     /// The link begins to carry transfers.
@@ -137,7 +183,7 @@ impl Pair {
         let state = self.state();
         let now = state.live.as_ref().map(|live| &live.traffic);
         PeerLink {
-            peer: self.peer.id,
+            peer: self.id,
             connected: state.live.as_ref().is_some_and(|live| live.requests.is_some()),
             next_dial_at: state.next_dial_at,
             last_error: state.last_error.clone(),
@@ -165,11 +211,12 @@ mod tests {
                 max_file_size: None,
             },
             AgentId([own; 32]),
+            CancellationToken::new(),
         )
     }
 
     fn admit(pair: &Pair, dialled: bool) -> Option<Admission> {
-        pair.admit(dialled, Arc::default())
+        pair.admit(dialled, Arc::default()).ok()
     }
 
     fn ended(admission: &Admission) -> bool {
@@ -210,5 +257,16 @@ mod tests {
         pair.close(&second, Some("cut"));
         assert!(!*pair.linked().borrow());
         assert_eq!(pair.status().last_error.as_deref(), Some("cut"));
+    }
+
+    #[test]
+    fn who_is_parted_with_is_told_and_kept_out() {
+        let pair = pair(1, 2);
+        let link = admit(&pair, true).unwrap();
+        pair.part();
+        assert_eq!(link.orders.borrow().end, Some(ByeReason::Unpaired));
+        assert!(pair.cancel.is_cancelled(), "nobody dials it");
+        let late = pair.admit(false, Arc::default());
+        assert_eq!(late.err(), Some(ByeReason::Unpaired));
     }
 }

@@ -1,13 +1,20 @@
 //! A rate limit in bytes a second, shared by all links of the agent.
 
-use std::{sync::Mutex, time::Duration};
+use std::{
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
 /// Lets bytes through at a rate. What was spent is never refused, it makes the next one wait: so a chunk larger than
 /// a second's worth passes too.
 pub(super) struct Rate {
-    bytes_a_second: Option<u64>,
+    /// Bytes a second; 0: unlimited.
+    limit: AtomicU64,
     /// When everything spent so far is paid for.
     free_at: Mutex<Instant>,
 }
@@ -16,16 +23,27 @@ impl Rate {
     /// None: unlimited.
     pub(super) fn new(bytes_a_second: Option<u64>) -> Self {
         Rate {
-            bytes_a_second,
+            limit: AtomicU64::new(bytes_a_second.unwrap_or(0)),
             free_at: Mutex::new(Instant::now()),
+        }
+    }
+
+    /// From now on; what was spent at another rate is forgiven. Who waits has to look again.
+    pub(super) fn set(&self, bytes_a_second: Option<u64>) {
+        let limit = bytes_a_second.unwrap_or(0);
+        if self.limit.swap(limit, Ordering::Relaxed) != limit {
+            *self.free_at() = Instant::now();
         }
     }
 
     /// Counts bytes that go through now.
     pub(super) fn spend(&self, bytes: usize, now: Instant) {
-        let Some(rate) = self.bytes_a_second else { return };
-        let cost = Duration::from_nanos(bytes as u64 * 1_000_000_000 / rate.max(1));
-        let mut free_at = self.free_at.lock().unwrap_or_else(|e| e.into_inner());
+        let limit = self.limit.load(Ordering::Relaxed);
+        if limit == 0 {
+            return;
+        }
+        let cost = Duration::from_nanos(bytes as u64 * 1_000_000_000 / limit);
+        let mut free_at = self.free_at();
         // What was not used a moment ago may be used up; more would be a burst.
         let earliest = now.checked_sub(BURST).unwrap_or(now);
         *free_at = (*free_at).max(earliest) + cost;
@@ -33,9 +51,15 @@ impl Rate {
 
     /// When the next bytes may go; None: now.
     pub(super) fn wait_until(&self, now: Instant) -> Option<Instant> {
-        self.bytes_a_second?;
-        let free_at = *self.free_at.lock().unwrap_or_else(|e| e.into_inner());
+        if self.limit.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        let free_at = *self.free_at();
         (free_at > now).then_some(free_at)
+    }
+
+    fn free_at(&self) -> MutexGuard<'_, Instant> {
+        self.free_at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -68,5 +92,29 @@ mod tests {
         rate.spend(1000, now);
         assert!(rate.wait_until(now).unwrap() >= now + Duration::from_millis(900));
         assert_eq!(Rate::new(None).wait_until(now), None);
+    }
+
+    #[test]
+    fn a_new_rate_holds_at_once() {
+        let rate = Rate::new(Some(1000));
+        let now = Instant::now();
+        rate.spend(1_000_000, now);
+        assert!(rate.wait_until(now).unwrap() >= now + Duration::from_secs(900));
+        rate.set(Some(1000));
+        assert!(
+            rate.wait_until(now).unwrap() >= now + Duration::from_secs(900),
+            "the same one"
+        );
+        rate.set(Some(1_000_000));
+        let now = Instant::now();
+        assert_eq!(rate.wait_until(now), None);
+        rate.spend(1_000_000, now);
+        let wait = rate.wait_until(now).unwrap() - now;
+        assert!(
+            wait > Duration::from_millis(800) && wait <= Duration::from_secs(1),
+            "{wait:?}"
+        );
+        rate.set(None);
+        assert_eq!(rate.wait_until(now), None);
     }
 }

@@ -6,20 +6,19 @@
 //! |---|---|
 //! | under its path | the same checks again: another version stays, and is a new drop |
 //! | in `leaving/<name>` | the same checks there, with the bytes' digest; then archived or removed |
-//! | in neither | both directories synced, then gone |
+//! | under both | the name in `leaving` goes, and it is begun again from the path |
+//! | in `leaving` and the archive, or given back beside its path | only the name in `leaving` goes |
+//! | in none | both directories synced, then gone |
+//!
+//! Two names are left where a crash came between the syncs of a rename's two directories (btrfs), or between link and
+//! unlink where nothing else can name a file without replacing. The new name is always the first to be durable, and no
+//! step begins before the one before it is: so there are never three, and none only when it has left.
 //!
 //! A file that turns out changed in `leaving` is given back under its old name; where somebody took that in the
 //! meantime, under the next free one beside it (`report (1).pdf`). It was never sent, so it is a new drop there:
 //! nothing is lost and nothing sent twice.
 
-use std::{
-    collections::HashMap,
-    ffi::{OsStr, OsString},
-    fs::File,
-    io,
-    path::PathBuf,
-    time::SystemTime,
-};
+use std::{collections::HashMap, ffi::OsStr, fs::File, io, path::PathBuf, time::SystemTime};
 
 use cap_std::fs::Dir;
 use dropwire_protocol::{Digest, RemotePath, RunningDigest};
@@ -31,8 +30,13 @@ use crate::{
     fault,
     lease::{Asked, Lease},
     mark,
+    outbox::marker,
     version::{OutboxId, Version},
 };
+
+mod beside;
+
+use beside::rename_beside;
 
 /// Below this size the bytes are always compared: on some systems two writes within one step of the file system's
 /// clock show as one, and a small file may be read, sent and written again within a step.
@@ -55,6 +59,8 @@ pub struct Disposal {
     pub digest: Digest,
     /// Where it goes; [`AfterSend::Keep`] does nothing.
     pub after: AfterSend,
+    /// What its marker's name adds to its own, if it had one; the marker leaves with it.
+    pub marker: Option<String>,
 }
 
 /// How it ended.
@@ -123,8 +129,11 @@ fn dispose_together(batch: &[Disposal]) -> Vec<Result<Disposed, DisposeError>> {
         .map(|(what, staged)| match (staged?, &synced) {
             (Stage::Stays(answer), _) => Ok(answer),
             (_, Err(e)) => Err(what.failed("the syncing", copy_of(e))),
-            (Stage::Gone, Ok(())) => Ok(Disposed::Gone),
-            (Stage::Leaving { file, checked }, Ok(())) => steps.leave(what, &file, checked),
+            (Stage::Gone, Ok(())) => steps.unmark(what, Disposed::Gone),
+            (Stage::Leaving { file, checked }, Ok(())) => match steps.leave(what, &file, checked)? {
+                Disposed::Done => steps.unmark(what, Disposed::Done),
+                answer => Ok(answer),
+            },
         })
         .collect();
     let synced = steps.sync_left();
@@ -132,7 +141,7 @@ fn dispose_together(batch: &[Disposal]) -> Vec<Result<Disposed, DisposeError>> {
         .iter()
         .zip(ended)
         .map(|(what, ended)| match (ended?, &synced) {
-            (Disposed::Done, Err(e)) => Err(what.failed("the syncing", copy_of(e))),
+            (Disposed::Done | Disposed::Gone, Err(e)) => Err(what.failed("the syncing", copy_of(e))),
             (answer, _) => Ok(answer),
         })
         .collect()
@@ -201,17 +210,26 @@ impl Steps {
         if what.after == AfterSend::Keep {
             return Ok(Stage::Stays(Disposed::Done));
         }
+        let failed = |e| what.failed("the disposal", e);
+        let at = confined::os_str(what.path.file_name()).map_err(failed)?;
+        let folder = match confined::parent(&self.outbox, &what.path) {
+            Ok(folder) => Some(folder),
+            Err(e) if confined::is_absent(&e) => None,
+            Err(e) => return Err(failed(e)),
+        };
         // A crash, or an error, left it there: ctime says nothing after the rename, so the bytes decide.
         if let Some(file) = what.open(&self.leaving, name)? {
-            let checked = what.check(&file, Compare::Always)?;
-            return Ok(Stage::Leaving { file, checked });
+            let both = folder.as_ref().map(|folder| self.under_both(name, folder, at));
+            if !both.transpose().map_err(failed)?.unwrap_or(false) {
+                self.touch(what)?; // that it left there may not be durable yet
+                let checked = what.check(&file, Compare::Always)?;
+                return Ok(Stage::Leaving { file, checked });
+            }
+            durable::unlink(&self.leaving, name).map_err(failed)?;
         }
-        let (folder, at) = match confined::parent(&self.outbox, &what.path) {
-            Ok(folder) => (folder, confined::os_str(what.path.file_name())),
-            Err(e) if confined::is_absent(&e) => return self.gone(what),
-            Err(e) => return Err(what.failed("the disposal", e)),
+        let Some(folder) = folder else {
+            return self.gone(what);
         };
-        let at = at.map_err(|e| what.failed("the disposal", e))?;
         let Some(file) = what.open(&folder, at)? else {
             return self.gone(what);
         };
@@ -222,15 +240,30 @@ impl Steps {
         match durable::rename_noreplace(&folder, at, &self.leaving, name) {
             Ok(_) => {}
             Err(e) if e.kind() == io::ErrorKind::NotFound => return self.gone(what),
-            Err(e) => return Err(what.failed("the disposal", e)),
+            Err(e) => return Err(failed(e)),
         }
         self.touched.insert(what.path.parent(), folder);
         let checked = what.check_again(&file, lease, &self.leaving)?;
         Ok(Stage::Leaving { file, checked })
     }
 
-    /// Its absence is made durable in the last folder on its path that is there.
+    /// Is what lies in `leaving` still under its path too? The same file, not another one of that name.
+    fn under_both(&self, leaving: &OsStr, folder: &Dir, at: &OsStr) -> io::Result<bool> {
+        let staged = self.leaving.symlink_metadata(leaving)?;
+        match folder.symlink_metadata(at) {
+            Ok(there) => Ok(beside::same_file(&staged, &there) && !fault::mutant("S5-both")),
+            Err(e) if confined::is_absent(&e) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
     fn gone(&mut self, what: &Disposal) -> Result<Stage, DisposeError> {
+        self.touch(what)?;
+        Ok(Stage::Gone)
+    }
+
+    /// Its absence from its path is made durable by the next sync, in the last folder on the way that is there.
+    fn touch(&mut self, what: &Disposal) -> Result<(), DisposeError> {
         let mut at = what.path.parent();
         loop {
             let folder = match &at {
@@ -240,7 +273,7 @@ impl Steps {
             match folder {
                 Ok(folder) => {
                     self.touched.insert(at, folder);
-                    return Ok(Stage::Gone);
+                    return Ok(());
                 }
                 Err(e) if confined::is_absent(&e) && at.is_some() => {}
                 Err(e) => return Err(what.failed("the disposal", e)),
@@ -308,6 +341,26 @@ impl Steps {
         };
         let name = confined::os_str(what.path.file_name())?;
         rename_beside(&self.leaving, OsStr::new(&what.name), folder, name)
+    }
+
+    /// The marker goes after its file: gone on with after a crash, as the job list still knows the disposal.
+    fn unmark(&mut self, what: &Disposal, answer: Disposed) -> Result<Disposed, DisposeError> {
+        let Some(suffix) = &what.marker else {
+            return Ok(answer);
+        };
+        let removed = match confined::parent(&self.outbox, &what.path) {
+            Ok(folder) => {
+                let removed = marker::remove(&folder, &self.leaving, &what.path, &what.name, suffix);
+                self.touched.insert(what.path.parent(), folder);
+                removed
+            }
+            Err(e) if confined::is_absent(&e) => Ok(()),
+            Err(e) => Err(e),
+        };
+        match removed {
+            Ok(()) => Ok(answer),
+            Err(e) => Err(what.failed("the removing of the marker", e)),
+        }
     }
 
     /// Its old name, or the next free one beside it; its folders are made again where they are gone. One that is only
@@ -436,54 +489,6 @@ fn make_folders(root: &Dir, path: &RemotePath) -> io::Result<Dir> {
         }
     }
     Ok(dir)
-}
-
-/// Gives the file the name `wanted` in `to`, or that with the first number found free.
-fn rename_beside(from: &Dir, name: &OsStr, to: &Dir, wanted: &OsStr) -> io::Result<()> {
-    let taken = |n: u64| to.symlink_metadata(numbered(wanted, n)).is_ok();
-    let mut number = 0;
-    if taken(0) {
-        // Doubling, then halving: as quick for the ten thousandth of a name as for the first.
-        let (mut low, mut high) = (0, 1);
-        while taken(high) {
-            (low, high) = (high, high.saturating_mul(2));
-        }
-        while high - low > 1 {
-            let middle = low + (high - low) / 2;
-            if taken(middle) {
-                low = middle
-            } else {
-                high = middle
-            }
-        }
-        number = high;
-    }
-    loop {
-        match durable::rename_noreplace(from, name, to, &numbered(wanted, number)) {
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => number += 1,
-            other => return other.map(drop),
-        }
-    }
-}
-
-/// `report.pdf`, 1 → `report (1).pdf`; 0 is the name itself. The stem is cut so that 255 bytes are enough.
-fn numbered(name: &OsStr, number: u64) -> OsString {
-    const MOST: usize = 255;
-    if number == 0 {
-        return name.to_os_string();
-    }
-    let name = name.as_encoded_bytes();
-    let dot = name.iter().rposition(|b| *b == b'.').filter(|at| *at > 0);
-    let (stem, extension) = name.split_at(dot.unwrap_or(name.len()));
-    let suffix = [format!(" ({number})").as_bytes(), extension].concat();
-    let room = MOST.saturating_sub(suffix.len());
-    let mut cut = stem.len().min(room);
-    // Never through the middle of a UTF-8 character.
-    while cut > 0 && cut < stem.len() && stem.get(cut).is_some_and(|b| b & 0xc0 == 0x80) {
-        cut -= 1;
-    }
-    let bytes = [stem.get(..cut).unwrap_or_default(), &suffix].concat();
-    confined::os_str(&bytes).map_or_else(|_| OsString::from(format!("{number}")), OsStr::to_os_string)
 }
 
 #[cfg(test)]

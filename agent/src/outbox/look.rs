@@ -6,7 +6,7 @@ use std::{fs::File, io, time::Duration};
 use cap_std::fs::Dir;
 use dropwire_protocol::RemotePath;
 
-use super::{ignore::DOWNLOADS, settle::Sight};
+use super::{ignore::DOWNLOADS, marker, settle::Sight};
 use crate::{
     confined, durable, fault,
     lease::{Asked, Lease},
@@ -25,30 +25,49 @@ pub(super) enum Seen {
     File { sight: Sight, file: Option<File> },
     /// A folder: to be scanned.
     Folder,
-    /// Nothing, or nothing that is ever sent (symlink, FIFO, socket, device).
+    /// Nothing (any more).
     Nothing,
-    /// It cannot be read, for this reason.
-    Unreadable(String),
+    /// It cannot be sent, for this reason: no regular file, or unreadable.
+    Refused(String),
+}
+
+/// What an outbox's config says of readiness.
+#[derive(Clone, Debug)]
+pub(super) struct Rules {
+    pub(super) quiet: Duration,
+    /// What a marker's name adds to its file's.
+    pub(super) marker: Option<String>,
 }
 
 /// Looks at `path` below `root`. Blocks only for the disk.
-pub(super) fn look(root: &Dir, path: &RemotePath, quiet: Duration) -> Seen {
-    match try_look(root, path, quiet) {
+pub(super) fn look(root: &Dir, path: &RemotePath, rules: &Rules) -> Seen {
+    match try_look(root, path, rules) {
         Ok(seen) => seen,
         Err(e) if e.kind() == io::ErrorKind::WouldBlock => Seen::File {
             sight: Sight::Writer, // somebody holds a write lease
             file: None,
         },
         Err(e) if confined::is_absent(&e) => Seen::Nothing,
-        Err(e) => Seen::Unreadable(format!("it cannot be read: {e}")),
+        Err(e) => Seen::Refused(format!("it cannot be read: {e}")),
     }
 }
 
-fn try_look(root: &Dir, path: &RemotePath, quiet: Duration) -> io::Result<Seen> {
+fn try_look(root: &Dir, path: &RemotePath, rules: &Rules) -> io::Result<Seen> {
     let folder = confined::parent(root, path)?;
     let name = confined::os_str(path.file_name())?;
-    if folder.symlink_metadata(name)?.is_dir() {
+    let kind = folder.symlink_metadata(name)?.file_type();
+    if kind.is_dir() {
         return Ok(Seen::Folder);
+    }
+    if !kind.is_file() {
+        return Ok(Seen::Refused(no_file(kind).into()));
+    }
+    if let Some(suffix) = &rules.marker {
+        let name = path.file_name();
+        // Its marker's coming is an event, and scans look again: nothing has to be waited for here.
+        if marker::stem(name, suffix).is_some() || !marker::is_there(&folder, name, suffix) {
+            return Ok(Seen::Nothing);
+        }
     }
     let file = confined::open_file(&folder, name)?;
     let leased = match Lease::take(&file) {
@@ -64,7 +83,7 @@ fn try_look(root: &Dir, path: &RemotePath, quiet: Duration) -> io::Result<Seen> 
         let sight = Sight::Writer;
         return Ok(Seen::File { sight, file: None });
     }
-    let (rest, why) = rest(&folder, path.file_name(), &version, leased.is_some(), quiet);
+    let (rest, why) = rest(&folder, path.file_name(), &version, leased.is_some(), rules);
     Ok(Seen::File {
         sight: Sight::Still { version, rest, why },
         file: Some(file),
@@ -77,9 +96,17 @@ fn rest(
     name: &[u8],
     version: &Version,
     leased: bool,
-    quiet: Duration,
+    rules: &Rules,
 ) -> (Duration, &'static str) {
-    if download_beside(folder, name) {
+    let quiet = rules.quiet;
+    if rules.marker.is_some() {
+        let rest = if leased {
+            Duration::ZERO
+        } else {
+            version.clock_step()
+        };
+        (rest, "its marker is there")
+    } else if download_beside(folder, name) {
         (
             quiet * DOWNLOAD_FACTOR,
             "an unfinished download of that name lies beside it",
@@ -95,6 +122,28 @@ fn rest(
         )
     } else {
         (Duration::ZERO, "it is ready")
+    }
+}
+
+/// Why what is neither file nor folder is not sent.
+pub(super) fn no_file(kind: cap_std::fs::FileType) -> &'static str {
+    #[cfg(unix)]
+    {
+        use cap_std::fs::FileTypeExt;
+        if kind.is_fifo() {
+            return "it is a FIFO, not a regular file";
+        }
+        if kind.is_socket() {
+            return "it is a socket, not a regular file";
+        }
+        if kind.is_block_device() || kind.is_char_device() {
+            return "it is a device, not a regular file";
+        }
+    }
+    if kind.is_symlink() {
+        "it is a symbolic link, which is not followed, and not a regular file"
+    } else {
+        "it is not a regular file"
     }
 }
 
@@ -149,10 +198,14 @@ mod tests {
     use super::*;
 
     const QUIET: Duration = Duration::from_secs(2);
+    const RULES: Rules = Rules {
+        quiet: QUIET,
+        marker: None,
+    };
 
     fn at(root: &std::path::Path, path: &str) -> Seen {
         let dir = confined::root(root).unwrap();
-        look(&dir, &RemotePath::parse(path.as_bytes()).unwrap(), QUIET)
+        look(&dir, &RemotePath::parse(path.as_bytes()).unwrap(), &RULES)
     }
 
     fn rest_of(seen: Seen) -> Duration {
@@ -189,6 +242,32 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
+    fn a_file_without_its_marker_is_not_seen() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = confined::root(temp.path()).unwrap();
+        let marker = Some(".ok".into());
+        let rules = Rules { quiet: QUIET, marker };
+        let at = |path: &str| look(&dir, &RemotePath::parse(path.as_bytes()).unwrap(), &rules);
+        fs::create_dir(temp.path().join("sub.ok")).unwrap();
+        fs::write(temp.path().join("file"), "").unwrap();
+        assert!(matches!(at("file"), Seen::Nothing));
+        let writer = File::create(temp.path().join("file.ok")).unwrap();
+        assert_eq!(rest_of(at("file")), Duration::ZERO, "empty ones too");
+        drop(writer);
+        assert!(matches!(at("file.ok"), Seen::Nothing));
+        assert!(matches!(at("sub.ok"), Seen::Folder));
+        let _writer = File::options()
+            .append(true)
+            .open(temp.path().join("file"))
+            .unwrap();
+        let Seen::File { sight, .. } = at("file") else {
+            panic!("it is marked")
+        };
+        assert_eq!(sight, Sight::Writer, "whatever the marker says");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
     fn a_writer_is_seen() {
         let temp = tempfile::tempdir().unwrap();
         let writer = File::create(temp.path().join("file")).unwrap();
@@ -220,9 +299,21 @@ mod tests {
         fs::create_dir(root.join("sub")).unwrap();
         std::os::unix::fs::symlink("sub", root.join("sublink")).unwrap();
         fs::write(root.join("sub/file"), "bytes").unwrap();
-        for name in ["link", "socket", "fifo", "sublink/file", "sublink"] {
-            assert!(matches!(at(root, name), Seen::Nothing), "{name}");
+        for (name, kind) in [
+            ("link", "link"),
+            ("socket", "socket"),
+            ("fifo", "FIFO"),
+            ("sublink", "link"),
+        ] {
+            assert!(
+                matches!(at(root, name), Seen::Refused(why) if why.contains(kind)),
+                "{name}"
+            );
         }
+        assert!(matches!(at(root, "sublink/file"), Seen::Nothing));
+        let devices = confined::root(std::path::Path::new("/dev")).unwrap();
+        let null = look(&devices, &RemotePath::parse(b"null").unwrap(), &RULES);
+        assert!(matches!(null, Seen::Refused(why) if why.contains("device")));
         assert!(matches!(at(root, "sub"), Seen::Folder));
     }
 

@@ -10,8 +10,12 @@
 //! A lost hint costs delay, never a file: scans find everything that lies there.
 
 pub mod dispose;
+mod health;
 mod ignore;
 mod look;
+mod marker;
+mod memory;
+mod mounts;
 mod place;
 mod scan;
 mod settle;
@@ -29,14 +33,14 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use dropwire_protocol::RemotePath;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use self::{ignore::Ignore, settle::Settle};
+use self::{health::Health, ignore::Ignore, settle::Settle};
 use crate::{
     config, confined,
     version::{Found, OutboxId},
@@ -75,10 +79,23 @@ pub struct OutboxStatus {
     pub path: PathBuf,
     /// `native`, `poll`, or `none` while it is held.
     pub watch: &'static str,
+    /// Why events cannot be relied on.
+    pub watch_reason: Option<String>,
+    /// From a change to its event, as measured last.
+    pub latency: Option<Duration>,
     /// Files that are not ready yet.
     pub settling: usize,
     /// Why nothing is sent from it.
     pub held: Option<String>,
+    /// What is not sent, by its path below the outbox, and why; the first [`OutboxStatus::NOT_SENT`] of them.
+    pub not_sent: Vec<(Vec<u8>, String)>,
+    /// How many those are in all.
+    pub not_sent_count: usize,
+}
+
+impl OutboxStatus {
+    /// So many of what is not sent are named.
+    pub const NOT_SENT: usize = 20;
 }
 
 /// A handle to a running outbox; cheap to clone. It ends by the token given to [`start`].
@@ -101,9 +118,9 @@ pub fn start(
     let shared = Arc::new(Shared {
         state: Mutex::new(State {
             id: None,
-            watch: "none",
+            health: Health::new(config.watch, config.rescan),
             held: ignore.as_ref().err().cloned(),
-            problems: BTreeMap::new(),
+            problems: Problems::default(),
             settle: Settle::new(config.quiet, config.max_wait),
         }),
         missed: Arc::default(),
@@ -125,11 +142,25 @@ impl Outbox {
     /// As it is now.
     pub fn status(&self) -> OutboxStatus {
         let state = self.shared.state();
+        let there = state.id.is_some();
+        let listed = state.problems.listed.iter();
+        let mut not_sent: Vec<_> = listed.map(|(path, p)| (path.clone(), p.reason.clone())).collect();
+        not_sent.extend(state.settle.restless().map(|(path, why)| {
+            let reason = format!("it has not settled for longer than `max_wait`: {why}");
+            (path.as_bytes().to_vec(), reason)
+        }));
+        let not_sent_count = not_sent.len().saturating_add(state.problems.further);
+        not_sent.sort_unstable();
+        not_sent.truncate(OutboxStatus::NOT_SENT);
         OutboxStatus {
             path: self.shared.config.path.clone(),
-            watch: state.watch,
+            watch: if there { state.health.name() } else { "none" },
+            watch_reason: state.health.reason().filter(|_| there),
+            latency: state.health.latency().filter(|_| there),
             settling: state.settle.len(),
             held: state.held.clone(),
+            not_sent,
+            not_sent_count,
         }
     }
 
@@ -153,29 +184,38 @@ impl Outbox {
             let pattern = dropwire_protocol::name::escape(pattern.as_bytes());
             return Some(format!("ignored: matches {pattern}"));
         }
+        let suffix = self.shared.config.marker.as_deref();
+        if let Some(file) = suffix.and_then(|suffix| marker::stem(below.file_name(), suffix)) {
+            let file = dropwire_protocol::name::escape(file);
+            return Some(format!("never sent: it is the marker of {file}"));
+        }
         let state = self.shared.state();
         if let Some(held) = &state.held {
             return Some(format!("the outbox is held: {held}"));
         }
-        if let Some(problem) = state.problems.get(&below.to_string()) {
+        if let Some(problem) = state.problems.listed.get(below.as_bytes()) {
             return Some(format!("not sent: {}", problem.reason));
         }
         if let Some((why, waited)) = state.settle.why(&below, Instant::now()) {
             return Some(format!("waits to settle, for {} s now: {why}", waited.as_secs()));
         }
         drop(state);
+        // Not seen yet, or one of too many.
         let meta = std::fs::symlink_metadata(path).ok()?;
-        (!meta.is_file() && !meta.is_dir()).then(|| "not sent: it is not a regular file".into())
+        if !meta.is_file() {
+            return (!meta.is_dir()).then(|| "not sent: it is not a regular file".into());
+        }
+        let marker = std::ffi::OsString::from_iter([path.as_os_str(), suffix?.as_ref()]);
+        let marker = Path::new(&marker);
+        (!marker.is_file()).then(|| {
+            let name = confined::bytes(marker.file_name().unwrap_or_default()).unwrap_or_default();
+            format!("waits for its marker {}", dropwire_protocol::name::escape(name))
+        })
     }
 
     /// Looks at `path` again soon.
     pub fn recheck(&self, path: RemotePath) {
         self.command(Command::Recheck(path));
-    }
-
-    /// Scans everything again soon.
-    pub fn rescan(&self) {
-        self.command(Command::Rescan);
     }
 
     /// The file at `path` was disposed of: its folder goes too, if that is empty for `quiet`.
@@ -196,7 +236,6 @@ impl Outbox {
 #[derive(Debug)]
 enum Command {
     Recheck(RemotePath),
-    Rescan,
     Emptied(RemotePath),
 }
 
@@ -212,11 +251,19 @@ struct Shared {
 
 struct State {
     id: Option<OutboxId>,
-    watch: &'static str,
+    health: Health,
     held: Option<String>,
-    /// Paths (escaped) that cannot be sent, and why; bounded.
-    problems: BTreeMap<String, Problem>,
+    problems: Problems,
     settle: Settle,
+}
+
+/// What cannot be sent.
+#[derive(Default)]
+struct Problems {
+    /// By the path below the outbox; bounded.
+    listed: BTreeMap<Vec<u8>, Problem>,
+    /// How many more the last scan met.
+    further: usize,
 }
 
 struct Problem {

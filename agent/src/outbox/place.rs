@@ -11,6 +11,8 @@ use crate::{confined, mark, version::OutboxId};
 /// An outbox that is there.
 #[derive(Clone, Debug)]
 pub(super) struct Place {
+    /// As in the config.
+    path: PathBuf,
     /// Without symlinks: as native events name it.
     pub(super) root: PathBuf,
     pub(super) id: OutboxId,
@@ -41,12 +43,22 @@ impl Place {
             .canonicalize()
             .map_err(|e| format!("the folder cannot be read: {e}"))?;
         let id = OutboxId(id);
-        Ok(Place { root, id, folder })
+        let path = path.to_path_buf();
+        Ok(Place {
+            path,
+            root,
+            id,
+            folder,
+        })
     }
 
     /// Its handle, if it is still the same folder. Handles are not kept: they would keep a disk from being unmounted.
     pub(super) fn open(&self) -> io::Result<Dir> {
-        let dir = confined::root(&self.root)?;
+        self.open_at(&self.root)
+    }
+
+    fn open_at(&self, path: &Path) -> io::Result<Dir> {
+        let dir = confined::root(path)?;
         if identity(&dir)? == self.folder {
             Ok(dir)
         } else {
@@ -54,10 +66,10 @@ impl Place {
         }
     }
 
-    /// It is still there and has its mark.
+    /// It is still there, where the config says, and has its mark.
     pub(super) fn still(&self) -> bool {
         let marked = |dir: Dir| matches!(mark::read(&dir), Ok(Some(id)) if OutboxId(id) == self.id);
-        self.open().is_ok_and(marked)
+        self.open_at(&self.path).is_ok_and(marked)
     }
 }
 
@@ -111,6 +123,26 @@ mod tests {
         fs::rename(&path, temp.path().join("moved")).unwrap();
         fs::create_dir(&path).unwrap();
         assert!(!place.still() && place.open().is_err());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_on_the_way_may_come_to_lead_elsewhere() {
+        let temp = tempfile::tempdir().unwrap();
+        let (a, b, link) = (
+            temp.path().join("a"),
+            temp.path().join("b"),
+            temp.path().join("link"),
+        );
+        for folder in [&a, &b] {
+            fs::create_dir(folder).unwrap();
+        }
+        std::os::unix::fs::symlink(&a, &link).unwrap();
+        let place = Place::find(&link, false).unwrap();
+        assert!(place.still());
+        fs::remove_file(&link).unwrap();
+        std::os::unix::fs::symlink(&b, &link).unwrap();
+        assert!(!place.still());
     }
 
     #[test]

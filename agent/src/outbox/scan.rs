@@ -1,12 +1,21 @@
 //! The truth about what lies in an outbox: a walk that hands over what it finds in batches, and holds no more than one.
 
-use std::path::Path;
+use std::{
+    io,
+    path::Path,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant, SystemTime},
+};
 
 use cap_fs_ext::DirExt;
 use cap_std::fs::Dir;
-use dropwire_protocol::{RemotePath, name::escape};
+use dropwire_protocol::RemotePath;
 
-use super::ignore::Ignore;
+use super::{
+    ignore::Ignore,
+    look, marker,
+    memory::{Memory, Stamp},
+};
 use crate::{
     confined,
     version::{Found, OutboxId, Version},
@@ -14,14 +23,16 @@ use crate::{
 
 /// Files in a batch.
 const BATCH: usize = 1000;
+/// The longest pause between two batches.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// What a walk tells.
 #[derive(Debug)]
 pub(super) enum Report {
     /// Regular files that no pattern ignores, with the version in the listing.
     Files(Vec<Found>),
-    /// This cannot be sent, for this reason.
-    Problem(String, String),
+    /// What has this path (below the outbox; empty: itself) cannot be sent, for this reason.
+    Problem(Vec<u8>, String),
 }
 
 /// What a walk needs beside the folder it starts in.
@@ -31,10 +42,29 @@ pub(super) struct Walk<'a> {
     /// Where the outbox lies; only for `watch`.
     pub(super) root: &'a Path,
     pub(super) ignore: &'a Ignore,
+    /// What a marker's name adds to its file's; markers are not reported.
+    pub(super) marker: Option<&'a str>,
     /// Called with each folder before it is read, so that nothing made in it later goes unseen.
     pub(super) watch: &'a dyn Fn(&Path),
     /// Takes reports; false ends the walk.
     pub(super) report: &'a dyn Fn(Report) -> bool,
+    /// Which folders were listed before.
+    pub(super) memory: &'a Mutex<Memory>,
+    /// Those that did not change since are not listed in the scan of this number; None: all are.
+    pub(super) leave_out: Option<u64>,
+    /// Rests as long as it works, in favour of what is being sent.
+    pub(super) paced: bool,
+}
+
+/// Where a walk is.
+struct Stand {
+    /// Below the outbox.
+    path: Vec<u8>,
+    batch: Vec<Found>,
+    /// When the last batch had been handed over.
+    since: Instant,
+    /// In the folder just walked, something could not be told, or not be sent.
+    troubled: bool,
 }
 
 /// The walk was ended by its taker.
@@ -43,118 +73,186 @@ struct Ended;
 impl Walk<'_> {
     /// Walks everything below `from` (None: the whole outbox). False: it was ended early.
     pub(super) fn run(&self, outbox: &Dir, from: Option<&RemotePath>) -> bool {
-        let mut batch = Vec::with_capacity(BATCH);
-        let mut path = from.map_or_else(Vec::new, |from| from.as_bytes().to_vec());
+        let mut stand = Stand {
+            path: from.map_or_else(Vec::new, |from| from.as_bytes().to_vec()),
+            batch: Vec::with_capacity(BATCH),
+            since: Instant::now(),
+            troubled: false,
+        };
         let dir = match from {
             Some(from) => confined::open_folder(outbox, from),
             None => outbox.try_clone(),
         };
-        let walked = match dir {
-            Ok(dir) => self.folder(&dir, &mut path, 0, &mut batch),
-            Err(e) if confined::is_absent(&e) => Ok(()),
-            Err(e) => self.problem(&path, format!("it cannot be read: {e}")),
-        };
-        walked.and_then(|()| self.flush(&mut batch)).is_ok()
+        let walked = self.enter(dir, &mut stand, 0);
+        walked.and_then(|()| self.flush(&mut stand)).is_ok()
     }
 
-    fn folder(
-        &self,
-        dir: &Dir,
-        path: &mut Vec<u8>,
-        depth: usize,
-        batch: &mut Vec<Found>,
-    ) -> Result<(), Ended> {
-        let place = confined::os_str(path).map(|below| self.root.join(below));
+    /// Walks a folder, if it could be opened.
+    fn enter(&self, dir: io::Result<Dir>, stand: &mut Stand, depth: usize) -> Result<(), Ended> {
+        match dir {
+            Ok(dir) => self.folder(&dir, stand, depth),
+            Err(e) if confined::is_absent(&e) => Ok(()),
+            Err(e) => self.problem(stand, format!("it cannot be read: {e}")),
+        }
+    }
+
+    fn folder(&self, dir: &Dir, stand: &mut Stand, depth: usize) -> Result<(), Ended> {
+        let place = confined::os_str(&stand.path).map(|below| self.root.join(below));
         (self.watch)(place.as_deref().unwrap_or(self.root));
+        // Taken before the listing: what comes in meanwhile changes it.
+        let stamp = Stamp::of(dir).ok().map(|stamp| (stamp, self.memory().cleared()));
+        if let (Some((stamp, _)), Some(scan)) = (&stamp, self.leave_out) {
+            let unchanged = self.memory().unchanged(&stand.path, stamp, scan);
+            if let Some(folders) = unchanged {
+                for name in folders {
+                    self.step(stand, &name, |walk, stand| {
+                        let below = confined::os_str(&name).and_then(|name| dir.open_dir_nofollow(name));
+                        walk.enter(below, stand, depth + 1)
+                    })?;
+                }
+                return Ok(());
+            }
+        }
+        let troubled_above = std::mem::take(&mut stand.troubled);
+        let folders = self.list(dir, stand, depth)?;
+        match stamp {
+            Some(stamp) if !stand.troubled => {
+                self.memory()
+                    .listed(&stand.path, stamp, SystemTime::now(), folders)
+            }
+            _ => self.memory().forget(&stand.path),
+        }
+        stand.troubled = troubled_above;
+        Ok(())
+    }
+
+    /// Reports what lies in a folder, and gives the names of the folders in it, of which it walked each.
+    fn list(&self, dir: &Dir, stand: &mut Stand, depth: usize) -> Result<Vec<Vec<u8>>, Ended> {
+        let mut folders = Vec::new();
         let entries = match dir.entries() {
             Ok(entries) => entries,
-            Err(e) => return self.problem(path, format!("it cannot be listed: {e}")),
+            Err(e) => {
+                self.problem(stand, format!("it cannot be listed: {e}"))?;
+                return Ok(folders);
+            }
         };
         for entry in entries {
             let entry = match entry {
                 Ok(entry) => entry,
-                Err(e) => return self.problem(path, format!("it cannot be listed: {e}")),
+                Err(e) => {
+                    self.problem(stand, format!("it cannot be listed: {e}"))?;
+                    break;
+                }
             };
             let name = entry.file_name();
-            let length = path.len();
-            let result = match confined::bytes(&name) {
-                Some(bytes) => {
-                    if !path.is_empty() {
-                        path.push(b'/');
-                    }
-                    path.extend_from_slice(bytes);
-                    self.entry(dir, &entry, bytes, path, depth, batch)
-                }
-                None => self.problem(path, "a name in it is not Unicode".into()),
+            let Some(bytes) = confined::bytes(&name) else {
+                self.problem(stand, "a name in it is not Unicode".into())?;
+                continue;
             };
-            path.truncate(length);
-            result?;
+            let is_folder = self.step(stand, bytes, |walk, stand| {
+                walk.entry(dir, &entry, bytes, stand, depth)
+            })?;
+            if is_folder && folders.len() < Memory::MOST {
+                folders.push(bytes.to_vec());
+            }
         }
-        Ok(())
+        Ok(folders)
     }
 
+    /// Goes to `name` in the folder where it stands, and back.
+    fn step<T>(
+        &self,
+        stand: &mut Stand,
+        name: &[u8],
+        there: impl FnOnce(&Self, &mut Stand) -> Result<T, Ended>,
+    ) -> Result<T, Ended> {
+        let length = stand.path.len();
+        if length > 0 {
+            stand.path.push(b'/');
+        }
+        stand.path.extend_from_slice(name);
+        let result = there(self, stand);
+        stand.path.truncate(length);
+        result
+    }
+
+    /// True: it was a folder.
     fn entry(
         &self,
         dir: &Dir,
         entry: &cap_std::fs::DirEntry,
         name: &[u8],
-        path: &mut Vec<u8>,
+        stand: &mut Stand,
         depth: usize,
-        batch: &mut Vec<Found>,
-    ) -> Result<(), Ended> {
-        if self.ignore.matched_step(name, path).is_some() {
-            return Ok(());
+    ) -> Result<bool, Ended> {
+        if self.ignore.matched_step(name, &stand.path).is_some() {
+            return Ok(false);
         }
         let Ok(kind) = entry.file_type() else {
-            return Ok(()); // gone since it was listed
+            return Ok(false); // gone since it was listed
         };
         if kind.is_dir() {
             if depth >= RemotePath::MAX_DEPTH {
-                return self.problem(path, "it lies too deep".into());
+                self.problem(stand, "it lies too deep".into())?;
+                return Ok(false);
             }
-            return match dir.open_dir_nofollow(entry.file_name()) {
-                Ok(below) => self.folder(&below, path, depth + 1, batch),
-                Err(e) if confined::is_absent(&e) => Ok(()),
-                Err(e) => self.problem(path, format!("it cannot be read: {e}")),
-            };
+            self.enter(dir.open_dir_nofollow(entry.file_name()), stand, depth + 1)?;
+            return Ok(true);
         }
         if !kind.is_file() {
-            return Ok(());
+            self.problem(stand, look::no_file(kind).into())?;
+            return Ok(false);
         }
-        match (RemotePath::parse(path), entry.metadata()) {
-            (Ok(path), Ok(meta)) => batch.push(Found {
+        if self
+            .marker
+            .is_some_and(|suffix| marker::stem(name, suffix).is_some())
+        {
+            return Ok(false);
+        }
+        match (RemotePath::parse(&stand.path), entry.metadata()) {
+            (Ok(path), Ok(meta)) => stand.batch.push(Found {
                 outbox: self.outbox,
                 path,
                 version: Version::listed(&meta),
             }),
-            (Err(e), _) => return self.problem(path, e.to_string()),
-            (_, Err(_)) => {} // gone since it was listed
+            (Err(e), _) => self.problem(stand, e.to_string())?,
+            (_, Err(e)) if confined::is_absent(&e) => {} // gone since it was listed
+            (_, Err(e)) => self.problem(stand, format!("it cannot be read: {e}"))?,
         }
-        if batch.len() >= BATCH {
-            self.flush(batch)?;
+        if stand.batch.len() >= BATCH {
+            self.flush(stand)?;
         }
+        Ok(false)
+    }
+
+    fn flush(&self, stand: &mut Stand) -> Result<(), Ended> {
+        if stand.batch.is_empty() {
+            return Ok(());
+        }
+        let full = std::mem::take(&mut stand.batch);
+        let worked = stand.since.elapsed();
+        if !(self.report)(Report::Files(full)) {
+            return Err(Ended);
+        }
+        if self.paced {
+            std::thread::sleep(worked.min(PAUSE));
+        }
+        stand.since = Instant::now();
         Ok(())
     }
 
-    fn flush(&self, batch: &mut Vec<Found>) -> Result<(), Ended> {
-        if batch.is_empty() {
-            return Ok(());
-        }
-        let full = std::mem::take(batch);
-        if (self.report)(Report::Files(full)) {
+    fn problem(&self, stand: &mut Stand, reason: String) -> Result<(), Ended> {
+        stand.troubled = true;
+        if (self.report)(Report::Problem(stand.path.clone(), reason)) {
             Ok(())
         } else {
             Err(Ended)
         }
     }
 
-    fn problem(&self, path: &[u8], reason: String) -> Result<(), Ended> {
-        let named = if path.is_empty() { ".".into() } else { escape(path) };
-        if (self.report)(Report::Problem(named, reason)) {
-            Ok(())
-        } else {
-            Err(Ended)
-        }
+    /// Locked only for moments.
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -166,6 +264,15 @@ mod tests {
 
     /// Files, problems and folders watched.
     fn walk(root: &Path, from: Option<&str>) -> (Vec<String>, Vec<String>, Vec<String>) {
+        walk_again(root, from, &Mutex::default(), None)
+    }
+
+    fn walk_again(
+        root: &Path,
+        from: Option<&str>,
+        memory: &Mutex<Memory>,
+        leave_out: Option<u64>,
+    ) -> (Vec<String>, Vec<String>, Vec<String>) {
         let (files, problems, watched) = Default::default();
         let (files, problems, watched): (RefCell<Vec<_>>, RefCell<Vec<_>>, RefCell<Vec<_>>) =
             (files, problems, watched);
@@ -173,6 +280,7 @@ mod tests {
             outbox: OutboxId([0; 16]),
             root,
             ignore: &Ignore::new(&[]).unwrap(),
+            marker: None,
             watch: &|path| {
                 let below = path.strip_prefix(root).unwrap();
                 watched.borrow_mut().push(below.to_string_lossy().into_owned());
@@ -185,10 +293,13 @@ mod tests {
                             .borrow_mut()
                             .extend(found.iter().map(|f| f.path.to_string()));
                     }
-                    Report::Problem(path, _) => problems.borrow_mut().push(path),
+                    Report::Problem(path, _) => problems.borrow_mut().push(String::from_utf8(path).unwrap()),
                 }
                 true
             },
+            memory,
+            leave_out,
+            paced: false,
         };
         let from = from.map(|from| RemotePath::parse(from.as_bytes()).unwrap());
         assert!(walk.run(&confined::root(root).unwrap(), from.as_ref()));
@@ -222,10 +333,69 @@ mod tests {
         let (files, problems, watched) = walk(root, None);
         assert_eq!(files, ["a/b/c/three", "a/two", "one"]);
         assert_eq!(watched, ["", "a", "a/b", "a/b/c"]);
-        assert!(problems.is_empty());
+        assert_eq!(problems, if cfg!(unix) { vec!["link"] } else { vec![] });
         assert_eq!(walk(root, Some("a/b")).0, ["a/b/c/three"]);
         assert!(walk(root, Some("link")).0.is_empty());
         assert!(walk(root, Some("missing")).0.is_empty());
+    }
+
+    /// Until no folder counts as changed just now.
+    fn age(root: &Path, folders: &[&str]) {
+        for folder in folders {
+            let path = root.join(folder);
+            let version = Version::of(&fs::metadata(&path).unwrap());
+            while version.is_fresh(SystemTime::now()) {
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    #[test]
+    fn unchanged_folders_are_not_listed_but_watched_and_walked() {
+        let temp = tempfile::tempdir().unwrap();
+        let root = temp.path();
+        fs::create_dir_all(root.join("a/b")).unwrap();
+        for name in ["one", "a/two", "a/b/three"] {
+            fs::write(root.join(name), "bytes").unwrap();
+        }
+        age(root, &["", "a", "a/b"]);
+        let memory = Mutex::default();
+        let scan = |memory, scan| walk_again(root, None, memory, Some(scan));
+        let all: Vec<String> = ["a/b/three", "a/two", "one"].map(String::from).into();
+        assert_eq!(scan(&memory, 0).0, all);
+        // Over all turns each folder is listed once, and watched each time.
+        let mut listed = Vec::new();
+        for number in 1..=Memory::TURNS {
+            let (files, _, watched) = scan(&memory, number);
+            assert_eq!(watched, ["", "a", "a/b"]);
+            listed.extend(files);
+        }
+        listed.sort();
+        assert_eq!(listed, all);
+        fs::write(root.join("a/b/four"), "bytes").unwrap();
+        for number in 1..=Memory::TURNS {
+            let files = scan(&memory, number).0;
+            assert!(files.contains(&"a/b/four".into()) || number > 1, "{files:?}");
+        }
+        assert_eq!(
+            walk_again(root, None, &memory, None).0.len(),
+            4,
+            "polled: all of it"
+        );
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_folder_with_something_that_is_not_sent_is_listed_each_time() {
+        let temp = tempfile::tempdir().unwrap();
+        let root = temp.path();
+        fs::create_dir(root.join("sub")).unwrap();
+        std::os::unix::fs::symlink("sub", root.join("sub/link")).unwrap();
+        age(root, &["", "sub"]);
+        let memory = Mutex::default();
+        for number in 0..Memory::TURNS {
+            assert_eq!(walk_again(root, None, &memory, Some(number)).1, ["sub/link"]);
+        }
     }
 
     #[test]

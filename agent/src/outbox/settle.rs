@@ -163,6 +163,12 @@ impl Settle {
         self.files.len()
     }
 
+    /// Those that were reported for waiting too long, and what they wait for.
+    pub(super) fn restless(&self) -> impl Iterator<Item = (&RemotePath, &'static str)> {
+        let reported = self.files.iter().filter(|(_, waiting)| waiting.reported);
+        reported.map(|(path, waiting)| (path, waiting.why))
+    }
+
     /// What `path` waits for, and how long it has already.
     pub(super) fn why(&self, path: &RemotePath, now: Instant) -> Option<(&'static str, Duration)> {
         let waiting = self.files.get(path)?;
@@ -288,6 +294,12 @@ mod tests {
         assert_eq!(said, 1);
         let (why, waited) = settle.why(&path, clock.0).unwrap();
         assert_eq!((why, waited), ("it rests", Duration::from_secs(200)));
+        assert_eq!(settle.restless().collect::<Vec<_>>(), [(&path, "it rests")]);
+        assert_eq!(
+            settle.looked(&path, still(199, Duration::ZERO), clock.0),
+            Verdict::Ready
+        );
+        assert_eq!(settle.restless().count(), 0, "sent once it rests");
     }
 
     #[test]

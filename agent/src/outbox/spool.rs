@@ -69,23 +69,59 @@ pub fn note_queued(root: &Path) -> io::Result<()> {
 
 const QUEUED: &str = "queued";
 
-/// Removes the folders of sends below `spool` that are not `wanted` and never were queued, or are empty.
-pub fn discard_unused(spool: &Path, wanted: impl Fn(OutboxId) -> bool) -> io::Result<()> {
+/// Removes the folders of sends below `spool` that are not wanted any more, and says where the others lie now.
+///
+/// `is_wanted` knows which outboxes were ever queued, and whether a file of theirs is still to be sent. Of those that
+/// it does not know, what was never queued goes; else, the job list is lost, and only a folder without files does.
+pub fn discard_unused(
+    spool: &Path,
+    is_wanted: impl Fn(OutboxId) -> Option<bool>,
+) -> io::Result<Vec<(OutboxId, PathBuf)>> {
+    let mut wanted = Vec::new();
     let entries = match fs::read_dir(spool) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(wanted),
         entries => entries?,
     };
     for entry in entries {
         let root = entry?.path();
-        if !mark::read(&confined::root(&root)?)?.is_some_and(|id| wanted(OutboxId(id))) {
-            if !root.join(mark::FOLDER).join(QUEUED).exists() {
-                discard(&root)?;
-            } else if !discard_if_done(&root)? {
-                tracing::warn!(folder = %shown(&root), "no job knows these sent copies");
-            }
+        match mark_of(&root).and_then(|id| sort_out(&root, id, &is_wanted)) {
+            Ok(found) => wanted.extend(found.map(|id| (id, root))),
+            Err(error) => tracing::warn!(folder = %shown(&root), %error, "old copies of `send` stay"),
         }
     }
-    Ok(())
+    Ok(wanted)
+}
+
+fn mark_of(root: &Path) -> io::Result<Option<OutboxId>> {
+    Ok(mark::read(&confined::root(root)?)?.map(OutboxId))
+}
+
+/// None: it went, or nobody knows it.
+fn sort_out(
+    root: &Path,
+    id: Option<OutboxId>,
+    is_wanted: impl Fn(OutboxId) -> Option<bool>,
+) -> io::Result<Option<OutboxId>> {
+    match id.and_then(&is_wanted) {
+        Some(true) => return Ok(id),
+        Some(false) => discard(root)?,
+        None if !root.join(mark::FOLDER).join(QUEUED).exists() => discard(root)?,
+        None if discard_if_done(root)? => {}
+        None => tracing::warn!(folder = %shown(root), "no job knows these sent copies"),
+    }
+    Ok(None)
+}
+
+/// Removes the copy at `path` in the send's folder `root`, which nobody will ask for any more, and the folder with its
+/// last one. Crashed in between, it goes at the next start.
+pub fn discard_copy(root: &Path, path: &RemotePath) -> io::Result<()> {
+    let removed = confined::root(root)
+        .and_then(|dir| confined::parent(&dir, path))
+        .and_then(|folder| durable::unlink(&folder, confined::os_str(path.file_name())?));
+    match removed {
+        Err(e) if !confined::is_absent(&e) => Err(e),
+        _ => discard_if_done(root).map(drop),
+    }
 }
 
 /// Removes a send's folder with all that is in it: only when none of its files is still to be sent.
@@ -315,20 +351,41 @@ mod tests {
     #[test]
     fn only_wanted_copies_stay() {
         let (temp, spool) = folders();
-        discard_unused(&spool, |_| false).unwrap();
+        assert!(discard_unused(&spool, |_| None).unwrap().is_empty());
         fs::write(temp.path().join("file"), "bytes").unwrap();
         let take = || take(&spool, &[temp.path().join("file")]).unwrap();
-        let (kept, _never_queued, forgotten) = (take(), take(), take());
+        let (kept, _never_queued, forgotten, ended) = (take(), take(), take(), take());
         note_queued(&forgotten.root).unwrap();
+        note_queued(&ended.root).unwrap();
         fs::create_dir(spool.join("begun")).unwrap();
-        let wanted = kept.files[0].0.outbox;
-        discard_unused(&spool, |id| id == wanted).unwrap();
+        let (wanted, ended) = (kept.files[0].0.outbox, ended.files[0].0.outbox);
+        let is_wanted = |id| (id == wanted || id == ended).then_some(id == wanted);
+        let found = discard_unused(&spool, is_wanted).unwrap();
+        assert_eq!(found, [(wanted, kept.root.clone())]);
         let mut expected = [kept.root, forgotten.root.clone()];
         expected.sort();
         assert_eq!(sends(&spool), expected);
         fs::remove_file(forgotten.root.join("file")).unwrap();
-        discard_unused(&spool, |id| id == wanted).unwrap();
+        discard_unused(&spool, is_wanted).unwrap();
         assert_eq!(sends(&spool).len(), 1);
+    }
+
+    #[test]
+    fn a_copy_goes_and_the_last_one_takes_the_folder_along() {
+        let (temp, spool) = folders();
+        fs::create_dir(temp.path().join("folder")).unwrap();
+        for name in ["folder/a", "folder/b"] {
+            fs::write(temp.path().join(name), name).unwrap();
+        }
+        let taken = take(&spool, &[temp.path().join("folder")]).unwrap();
+        let path = |name: &str| RemotePath::parse(name.as_bytes()).unwrap();
+        for _ in 0..2 {
+            discard_copy(&taken.root, &path("folder/a")).unwrap();
+            assert_eq!(fs::read(taken.root.join("folder/b")).unwrap(), b"folder/b");
+        }
+        discard_copy(&taken.root, &path("folder/b")).unwrap();
+        discard_copy(&taken.root, &path("folder/b")).unwrap();
+        assert!(!taken.root.exists());
     }
 
     #[test]

@@ -6,15 +6,20 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Command, Known, OutboxEvent, Shared,
+    Command, Known, OutboxEvent, Problems, Shared,
+    mounts::Mounts,
     place::Place,
     tend::Tending,
     watch::{self, Hint, Watcher, Went},
 };
 use crate::{config::Watch, confined, error::shown, version::OutboxId};
 
-/// Time between looks for a folder that is not there.
+/// Time between the first looks for a folder that is not there; then it grows.
 const ABSENT: Duration = Duration::from_secs(1);
+/// The longest time between them. Mounting is told at once.
+const LONG_ABSENT: Duration = Duration::from_secs(8);
+/// Said where the system gives no watch: too many are in use (fs.inotify.max_user_instances), mostly.
+const CANNOT_WATCH: &str = "the system gives no native watch";
 /// Hints that may wait.
 const HINTS: usize = 4096;
 
@@ -48,22 +53,20 @@ impl Task {
             if self.events.send(OutboxEvent::Marked { root, id }).await.is_err() {
                 return; // nobody listens any more
             }
-            let (hints_in, hints) = mpsc::channel(HINTS);
-            let watcher = self.watch(&place, hints_in).await;
+            let watched = self.watch(&place).await;
             {
                 let mut state = self.shared.state();
                 state.id = Some(place.id);
                 state.held = None;
             }
             let root = place.root.clone();
-            let mut tending = Tending::new(self, place, (watcher, hints));
+            let mut tending = Tending::new(self, place, watched);
             let gone = tending.tend().await;
             former = Some((root, tending.into_watched()));
             let mut state = self.shared.state();
             state.id = None;
-            state.watch = "none";
             state.settle.clear();
-            state.problems.clear();
+            state.problems = Problems::default();
             if gone.is_err() {
                 return;
             }
@@ -73,7 +76,7 @@ impl Task {
     /// A folder that was removed for good took its mark with it: a new one there is a new outbox. One that was
     /// moved or unmounted comes back with its mark.
     async fn wait_for_folder(&mut self, mut former: Option<(PathBuf, Watched)>) -> Place {
-        let mut said = None;
+        let (mut said, mut pause, mounts) = (None, ABSENT, Mounts::watch());
         loop {
             if let Some((root, (_, hints))) = &mut former {
                 while let Ok(hint) = hints.try_recv() {
@@ -94,33 +97,40 @@ impl Task {
                 self.shared.state().held = Some(reason.clone());
                 said = Some(reason);
             }
-            tokio::time::sleep(ABSENT).await;
+            // In either case the folder is looked for.
+            let _ = tokio::time::timeout(pause, mounts.changed()).await;
+            pause = (pause * 2).min(LONG_ABSENT);
         }
     }
 
-    /// None: only scans.
-    async fn watch(&self, place: &Place, hints: mpsc::Sender<Hint>) -> Option<Arc<Watcher>> {
+    /// Begins to watch natively, where that is wanted and possible; else there are only scans.
+    pub(super) async fn watch(&self, place: &Place) -> Watched {
+        let (hints_in, hints) = mpsc::channel(HINTS);
         let (wanted, missed) = (self.shared.config.watch, Arc::clone(&self.shared.missed));
         let root = place.root.clone();
-        let started = blocking(move || {
-            let native = match wanted {
-                Watch::Poll => false,
-                Watch::Native => true,
-                Watch::Auto => confined::root(&root).is_ok_and(|dir| watch::tells_all(&dir)),
-            };
-            native.then(|| Watcher::start(&root, hints, missed))
-        });
-        let watcher = match started.await.flatten() {
-            Some(Ok(watcher)) => Some(Arc::new(watcher)),
-            Some(Err(error)) => {
-                let outbox = shown(&place.root);
-                tracing::warn!(%outbox, %error, "cannot be watched: it is scanned every few seconds");
-                None
+        let started = blocking(move || match wanted {
+            Watch::Poll => Err("the config says so".into()),
+            Watch::Auto if !confined::root(&root).is_ok_and(|dir| watch::tells_all(&dir)) => {
+                Err("its file system does not tell of what others change".into())
             }
-            None => None,
+            Watch::Native | Watch::Auto => {
+                Watcher::start(&root, hints_in, missed).map_err(|e| format!("{CANNOT_WATCH}: {e}"))
+            }
+        });
+        let started = started.await.unwrap_or_else(|| Err("the watch failed".into()));
+        let mut state = self.shared.state();
+        let (watcher, health) = match started {
+            Ok(watcher) => (Some(Arc::new(watcher)), Ok(())),
+            Err(reason) => (None, Err(reason)),
         };
-        self.shared.state().watch = if watcher.is_some() { "native" } else { "poll" };
-        watcher
+        if let Err(reason) = &health
+            && wanted != Watch::Poll
+            && state.health.reason().as_ref() != Some(reason)
+        {
+            tracing::warn!(outbox = %shown(&place.root), %reason, "polled every few seconds");
+        }
+        state.health.begin(health);
+        (watcher, hints)
     }
 }
 

@@ -1,31 +1,37 @@
 //! An outbox whose folder is there: hints and scans go in, settled files come out, until it goes.
 
+mod vigil;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     fs::File,
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     time::{Duration, Instant},
 };
 
-use dropwire_protocol::RemotePath;
+use dropwire_protocol::{RemotePath, name::escape};
 use tokio::sync::mpsc;
 
 use super::{
     Command, OutboxEvent, Problem,
     ignore::DOWNLOADS,
-    look::{self, Seen},
+    look::{self, Rules, Seen},
+    marker,
+    memory::Memory,
+    mounts::Mounts,
     place::{self, Place},
     scan::{Report, Walk},
     settle::{Settle, Sight, Urgency, Verdict},
     task::{Task, Watched, blocking},
     watch::{Hint, Went},
 };
-use crate::{config::Watch, confined, error::shown, version::Found};
+use crate::{confined, mark, version::Found};
 
-/// Time between looks whether the folder is still there.
-const PRESENT: Duration = Duration::from_secs(5);
 /// Time between scans where native events do not tell everything.
 const POLL: Duration = Duration::from_secs(5);
+/// After a scan there is none for so many times what it took, [`POLL`] at most: hints that are lost all the time
+/// shall not keep the disk from everything else.
+const REST: u32 = 4;
 /// Files looked at, and hints taken, in one go.
 const LOOKS: usize = 256;
 /// Entries in each of the lists that are kept for later.
@@ -36,6 +42,7 @@ pub(super) struct Tending<'a> {
     task: &'a mut Task,
     place: Arc<Place>,
     watched: Watched,
+    memory: Arc<Mutex<Memory>>,
     scans: mpsc::Sender<Scanned>,
     reports: mpsc::Receiver<Scanned>,
     /// A scan of everything is under way.
@@ -49,9 +56,16 @@ pub(super) struct Tending<'a> {
     folders: BTreeSet<RemotePath>,
     /// Folders that may have become empty, and when to look.
     emptied: BTreeMap<RemotePath, Instant>,
-    check_at: Instant,
+    mounts: Mounts,
+    /// Something may have become of the outbox's folder itself.
+    check: bool,
+    /// The watch is to be tested.
+    probe: bool,
     scan_at: Instant,
-    warned_of_limit: bool,
+    /// No scan of everything before this.
+    rest_until: Instant,
+    /// The last one's begin.
+    scan_began: Instant,
     /// Numbers the scans of everything.
     scans_begun: u64,
 }
@@ -68,10 +82,12 @@ pub(super) struct Deaf;
 impl<'a> Tending<'a> {
     pub(super) fn new(task: &'a mut Task, place: Place, watched: Watched) -> Self {
         let (scans, reports) = mpsc::channel(2);
+        let now = Instant::now();
         Tending {
             task,
             place: Arc::new(place),
             watched,
+            memory: Arc::default(),
             scans,
             reports,
             scanning: false,
@@ -80,9 +96,12 @@ impl<'a> Tending<'a> {
             overflowed: false,
             folders: BTreeSet::new(),
             emptied: BTreeMap::new(),
-            check_at: Instant::now() + PRESENT,
-            scan_at: Instant::now(),
-            warned_of_limit: false,
+            mounts: Mounts::watch(),
+            check: false,
+            probe: false,
+            scan_at: now,
+            rest_until: now,
+            scan_began: now,
             scans_begun: 0,
         }
     }
@@ -96,18 +115,28 @@ impl<'a> Tending<'a> {
     pub(super) async fn tend(&mut self) -> Result<(), Deaf> {
         loop {
             self.start_scans();
+            self.test_watch().await;
+            if std::mem::take(&mut self.check) {
+                let place = Arc::clone(&self.place);
+                if !blocking(move || place.still()).await.unwrap_or(false) {
+                    return Ok(());
+                }
+            }
             let wake_at = tokio::time::Instant::from_std(self.wake_at());
             let behind = self.is_behind();
+            let watcher = self.watched.0.clone();
             tokio::select! {
                 Some(hint) = self.watched.1.recv() => {
-                    let mut check = self.hint(hint);
+                    self.hint(hint);
                     for _ in 1..LOOKS {
                         let Ok(hint) = self.watched.1.try_recv() else { break };
-                        check |= self.hint(hint);
+                        self.hint(hint);
                     }
-                    if check {
-                        self.check_at = Instant::now();
-                    }
+                }
+                at = vigil::heard(watcher.as_deref()) => self.heard(at),
+                () = self.mounts.changed() => {
+                    self.check = true;
+                    self.memory().clear(); // another disk may have come back changed
                 }
                 Some(command) = self.task.commands.recv() => self.command(command),
                 Some(scanned) = self.reports.recv(), if !behind => self.scanned(scanned).await,
@@ -115,21 +144,18 @@ impl<'a> Tending<'a> {
             }
             self.look().await?;
             self.remove_emptied().await;
-            if self.check_at <= Instant::now() {
-                let place = Arc::clone(&self.place);
-                if !blocking(move || place.still()).await.unwrap_or(false) {
-                    return Ok(());
-                }
-                self.check_at = Instant::now() + PRESENT;
-            }
         }
     }
 
     fn wake_at(&self) -> Instant {
-        let settle = self.task.shared.state().settle.next();
+        let (settle, overdue) = {
+            let state = self.task.shared.state();
+            (state.settle.next(), state.health.overdue_at())
+        };
         let emptied = self.emptied.values().min().copied();
-        let times = [settle, emptied, Some(self.check_at), Some(self.scan_at)];
-        times.into_iter().flatten().min().unwrap_or(self.check_at)
+        let wanted = (self.scan_wanted && !self.scanning).then_some(self.rest_until);
+        let times = [settle, overdue, emptied, wanted];
+        times.into_iter().flatten().fold(self.scan_at, Instant::min)
     }
 
     /// There are files to look at before further ones are taken in.
@@ -138,27 +164,28 @@ impl<'a> Tending<'a> {
         next.is_some_and(|next| next <= Instant::now())
     }
 
-    /// True: something happened to the outbox's folder itself.
-    fn hint(&mut self, hint: Hint) -> bool {
+    fn hint(&mut self, hint: Hint) {
         let root = &self.place.root;
         match hint {
             Hint::Look(path, urgency) => {
                 if let Ok(below) = confined::below(root, &path) {
                     self.notice(below, urgency);
                 }
-                false
             }
-            Hint::Gone(path, went) => {
-                if path == *root {
-                    if went == Went::Removed {
-                        self.task.expected = None;
-                    }
-                    return true;
+            Hint::Gone(path, went) if path == *root => {
+                if went == Went::Removed {
+                    self.task.expected = None;
                 }
+                self.check = true;
+            }
+            Hint::Gone(path, _) if path.parent() == Some(root) && path.ends_with(mark::FOLDER) => {
+                self.check = true;
+            }
+            Hint::Gone(path, _) => {
                 if let Ok(below) = confined::below(root, &path) {
+                    self.task.shared.state().problems.listed.remove(below.as_bytes());
                     self.hurry_beside(&below);
                 }
-                false
             }
         }
     }
@@ -178,7 +205,13 @@ impl<'a> Tending<'a> {
     }
 
     fn notice(&mut self, path: RemotePath, urgency: Urgency) {
-        let shared = &self.task.shared;
+        let shared = Arc::clone(&self.task.shared);
+        let suffix = shared.config.marker.as_deref();
+        if let Some(stem) = suffix.and_then(|suffix| marker::stem(path.file_name(), suffix))
+            && let Ok(file) = path.with_file_name(stem)
+        {
+            self.notice(file, urgency); // what looks like a marker may be a folder all the same
+        }
         if shared.ignore.as_ref().is_some_and(|i| i.matched(&path).is_some()) {
             return;
         }
@@ -190,7 +223,6 @@ impl<'a> Tending<'a> {
     fn command(&mut self, command: Command) {
         match command {
             Command::Recheck(path) => self.notice(path, Urgency::Now),
-            Command::Rescan => self.scan_wanted = true,
             Command::Emptied(folder) => {
                 if self.emptied.len() < LISTED {
                     self.emptied
@@ -210,12 +242,21 @@ impl<'a> Tending<'a> {
             Scanned::Report(Report::Problem(path, reason)) => self.problem(path, reason),
             Scanned::EndOfAll => {
                 self.scanning = false;
-                let scan = self.scans_begun;
-                self.task
-                    .shared
-                    .state()
+                self.rest_until = Instant::now() + (self.scan_began.elapsed() * REST).min(POLL);
+                self.warn_of_limit();
+                let (scan, limited) = (self.scans_begun, self.is_limited());
+                let mut state = self.task.shared.state();
+                state
                     .problems
+                    .listed
                     .retain(|_, problem| problem.scan >= scan.saturating_sub(1));
+                let polled = state.health.polls();
+                state.health.limit(limited);
+                let changed = polled != state.health.polls();
+                drop(state);
+                if changed {
+                    self.plan_scan();
+                }
             }
             Scanned::EndOfFolders => self.walking = false,
         }
@@ -227,20 +268,26 @@ impl<'a> Tending<'a> {
         self.warn_of_limit();
         if self.overflowed && shared.state().settle.len() < Settle::MOST / 2 {
             self.overflowed = false;
-            self.scan_wanted = true;
+            self.scan_all();
         }
-        self.scan_wanted |= shared.missed.swap(false, Ordering::AcqRel);
-        if self.scan_at <= now {
-            self.scan_wanted = true;
-            let polls = shared.state().watch == "poll";
-            let rescan = shared.config.rescan;
-            self.scan_at = now + if polls { POLL.min(rescan) } else { rescan };
+        if shared.missed.swap(false, Ordering::AcqRel) {
+            self.scan_all();
         }
-        if self.scan_wanted && !self.scanning {
+        self.scan_wanted |= self.scan_at <= now;
+        if self.scan_wanted && !self.scanning && self.rest_until <= now {
             self.scan_wanted = false;
             self.scanning = true;
             self.scans_begun += 1;
+            self.scan_began = now;
+            self.plan_scan();
+            (self.check, self.probe) = (true, true);
+            if let Some(watcher) = &self.watched.0 {
+                watcher.begin_round();
+            }
+            shared.state().problems.further = 0;
             self.scan(vec![None], || Scanned::EndOfAll);
+        } else if self.scan_at <= now {
+            self.plan_scan(); // one is under way, or will be soon
         }
         if !self.folders.is_empty() && !self.walking {
             self.walking = true;
@@ -249,22 +296,41 @@ impl<'a> Tending<'a> {
         }
     }
 
+    /// Wants a scan that lists every folder.
+    fn scan_all(&mut self) {
+        self.scan_wanted = true;
+        self.memory().clear();
+    }
+
+    /// Locked only for moments, never across a wait.
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// On a thread that may block; held up by the bounded channel while we are busy.
     fn scan(&self, folders: Vec<Option<RemotePath>>, end: fn() -> Scanned) {
         let (place, shared) = (Arc::clone(&self.place), Arc::clone(&self.task.shared));
         let (watcher, scans) = (self.watched.0.clone(), self.scans.clone());
+        let (memory, scan) = (Arc::clone(&self.memory), self.scans_begun);
+        // Where it is polled, listings are all there is to tell of writes; and a folder that came just now may have been
+        // elsewhere, unwatched, as it was.
+        let leave_out = shared.state().health.is_proven() && folders.iter().all(Option::is_none);
         tokio::task::spawn_blocking(move || {
             if let (Ok(dir), Some(ignore)) = (place.open(), &shared.ignore) {
                 let walk = Walk {
                     outbox: place.id,
                     root: &place.root,
                     ignore,
+                    marker: shared.config.marker.as_deref(),
                     watch: &|folder| {
                         if let Some(watcher) = &watcher {
                             watcher.folder(folder);
                         }
                     },
                     report: &|report| scans.blocking_send(Scanned::Report(report)).is_ok(),
+                    memory: &memory,
+                    leave_out: leave_out.then_some(scan),
+                    paced: scan > 1,
                 };
                 for folder in &folders {
                     if !walk.run(&dir, folder.as_ref()) {
@@ -276,39 +342,27 @@ impl<'a> Tending<'a> {
         });
     }
 
-    fn warn_of_limit(&mut self) {
-        let limited = self.watched.0.as_ref().is_some_and(|watcher| watcher.limited());
-        if !limited || self.warned_of_limit {
-            return;
-        }
-        self.warned_of_limit = true;
-        let outbox = shown(&self.place.root);
-        tracing::warn!(
-            %outbox,
-            "the system's limit of watched folders is reached (raise fs.inotify.max_user_watches)"
-        );
-        if self.task.shared.config.watch == Watch::Auto {
-            self.task.shared.state().watch = "poll";
-            self.scan_at = self.scan_at.min(Instant::now() + POLL);
-        }
-    }
-
     /// Looks at what is due; what is ready and not yet known is made durable (S1) and told.
     async fn look(&mut self) -> Result<(), Deaf> {
         let paths = self.task.shared.state().settle.due(Instant::now(), LOOKS);
         if paths.is_empty() {
             return Ok(());
         }
-        let (place, quiet) = (Arc::clone(&self.place), self.task.shared.config.quiet);
+        let place = Arc::clone(&self.place);
+        let rules = {
+            let config = &self.task.shared.config;
+            let (quiet, marker) = (config.quiet, config.marker.clone());
+            Rules { quiet, marker }
+        };
         let looked = blocking(move || {
             let dir = place.open().ok()?;
-            let look = |path| (look::look(&dir, &path, quiet), path);
+            let look = |path| (look::look(&dir, &path, &rules), path);
             Some(paths.into_iter().map(look).collect::<Vec<_>>())
         });
         let Some(seen) = looked.await.flatten() else {
-            self.check_at = Instant::now(); // the folder is not what it was
+            self.check = true; // the folder is not what it was
             self.task.shared.state().settle.clear();
-            self.scan_wanted = true;
+            self.scan_all();
             return Ok(());
         };
         let ready: Vec<(Found, File)> = seen
@@ -341,9 +395,7 @@ impl<'a> Tending<'a> {
         let shared = Arc::clone(&self.task.shared);
         let looked = |sight| {
             let mut state = shared.state();
-            if !state.problems.is_empty() {
-                state.problems.remove(&path.to_string());
-            }
+            state.problems.listed.remove(path.as_bytes());
             state.settle.looked(&path, sight, now)
         };
         match seen {
@@ -356,13 +408,13 @@ impl<'a> Tending<'a> {
                 if self.folders.len() < LISTED {
                     self.folders.insert(path);
                 } else {
-                    self.scan_wanted = true;
+                    self.scan_all();
                 }
                 None
             }
-            Seen::Unreadable(reason) => {
+            Seen::Refused(reason) => {
                 shared.state().settle.looked(&path, Sight::Nothing, now);
-                self.problem(path.to_string(), reason);
+                self.problem(path.as_bytes().to_vec(), reason);
                 None
             }
             Seen::File { sight, file } => match (looked(sight), sight, file) {
@@ -394,25 +446,31 @@ impl<'a> Tending<'a> {
         for (found, synced) in found.into_iter().zip(synced) {
             match synced {
                 Ok(()) => done.push(found),
-                Err(e) => self.problem(found.path.to_string(), format!("it cannot be made durable: {e}")),
+                Err(e) => self.problem(
+                    found.path.as_bytes().to_vec(),
+                    format!("it cannot be made durable: {e}"),
+                ),
             }
         }
         done
     }
 
-    fn problem(&self, path: String, reason: String) {
-        let mut state = self.task.shared.state();
-        if state
-            .problems
-            .get(&path)
-            .is_none_or(|known| known.reason != reason)
-        {
-            tracing::warn!(%path, %reason, "not sent");
+    /// `path` is below the outbox. One that is not listed yet is said in the log.
+    fn problem(&self, path: Vec<u8>, reason: String) {
+        let folder = path.iter().rposition(|b| *b == b'/').unwrap_or(0);
+        self.memory().forget(path.get(..folder).unwrap_or_default()); // tried again at the next scan
+        let problems = &mut self.task.shared.state().problems;
+        let known = problems.listed.get(&path);
+        let is_new = known.is_none_or(|known| known.reason != reason);
+        if known.is_none() && problems.listed.len() >= LISTED {
+            problems.further = problems.further.saturating_add(1);
+            return;
         }
-        if state.problems.len() < LISTED {
-            let scan = self.scans_begun;
-            state.problems.insert(path, Problem { reason, scan });
+        if is_new {
+            tracing::warn!(path = %escape(&path), %reason, "not sent");
         }
+        let scan = self.scans_begun;
+        problems.listed.insert(path, Problem { reason, scan });
     }
 
     async fn remove_emptied(&mut self) {

@@ -44,6 +44,7 @@ fn config(path: PathBuf) -> config::Outbox {
         path,
         to: Vec::new(),
         after_send: AfterSend::Delete,
+        marker: None,
         quiet: Duration::from_millis(100),
         max_wait: Duration::from_secs(600),
         ignore: Vec::new(),
@@ -182,7 +183,6 @@ async fn what_lies_there_at_the_start_is_found_and_known_files_are_not_told_agai
     };
     let mut running = run(prepare, |_| {}).await;
     running.settles(&["one", "sub/two"]).await;
-    running.outbox.rescan();
     running.outbox.recheck(RemotePath::parse(b"one").unwrap());
     fs::write(running.at("three"), "bytes").unwrap();
     running.settles(&["three"]).await;
@@ -298,6 +298,42 @@ async fn polling_finds_the_same() {
     fs::write(running.at("sub/file"), "bytes").unwrap();
     running.settles(&["sub/file"]).await;
     assert_eq!(running.outbox.status().watch, "poll");
+    // What tells files apart is what they are, not when: this one is older than all that was seen.
+    let outside = running.temp.path().join("outside");
+    fs::write(&outside, "old").unwrap();
+    let old = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+    fs::File::options()
+        .append(true)
+        .open(&outside)
+        .unwrap()
+        .set_modified(old)
+        .unwrap();
+    fs::rename(&outside, running.at("moved in")).unwrap();
+    running.settles(&["moved in"]).await;
+    // Written to in its place: the folder does not change with it.
+    fs::write(running.at("sub/file"), "other bytes").unwrap();
+    running.settles(&["sub/file"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn scans_that_leave_out_unchanged_folders_find_what_is_new() {
+    let mut running = run(
+        |root| fs::create_dir_all(root.join("a/b")).unwrap(),
+        |config| config.rescan = Duration::from_millis(50),
+    )
+    .await;
+    fs::write(running.at("a/b/one"), "bytes").unwrap();
+    running.settles(&["a/b/one"]).await;
+    running
+        .until("proven", |outbox| outbox.status().latency.is_some())
+        .await;
+    for i in 0..10 {
+        let name = format!("a/b/{i}");
+        fs::write(running.at(&name), "bytes").unwrap();
+        running.settles(&[&name]).await;
+        fs::write(running.at("a/b/one"), format!("bytes {i}")).unwrap();
+        running.settles(&["a/b/one"]).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

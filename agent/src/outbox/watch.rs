@@ -1,21 +1,28 @@
 //! Native events as hints: each says "look there", none is believed, and a lost one costs only delay.
+//!
+//! The watch is tested by itself: [`probe`] opens a file in the outbox's own folder for writing, and [`Watcher::heard`]
+//! tells when the event of its closing came.
 
 use std::{
+    io,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::Instant,
 };
 
-use cap_std::fs::Dir;
+use cap_fs_ext::{DirExt, FollowSymlinks, OpenOptionsFollowExt};
+use cap_std::fs::{Dir, OpenOptions};
 use notify::{
     Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _,
     event::{AccessKind, AccessMode, ModifyKind, RenameMode},
 };
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use super::settle::Urgency;
+use crate::{fault, mark};
 
 /// Something to look into.
 #[derive(Debug, PartialEq, Eq)]
@@ -37,6 +44,14 @@ pub(super) enum Went {
 pub(super) struct Watcher {
     inner: Mutex<RecommendedWatcher>,
     limited: Arc<AtomicBool>,
+    heard: Arc<Heard>,
+}
+
+/// When a probe's event came last.
+#[derive(Default)]
+struct Heard {
+    at: Mutex<Option<Instant>>,
+    news: Notify,
 }
 
 impl Watcher {
@@ -47,9 +62,20 @@ impl Watcher {
         missed: Arc<AtomicBool>,
     ) -> notify::Result<Self> {
         let limited = Arc::new(AtomicBool::new(false));
+        let heard = Arc::new(Heard::default());
+        let own = root.join(mark::FOLDER);
+        let probe = own.join(PROBE);
+        let own_folder = own.clone();
         let handler = {
-            let limited = Arc::clone(&limited);
+            let (limited, heard) = (Arc::clone(&limited), Arc::clone(&heard));
             move |event: notify::Result<Event>| match event {
+                Ok(_) if fault::deaf() => {}
+                Ok(event) if event.paths.first() == Some(&probe) => {
+                    *heard.at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+                    heard.news.notify_one();
+                }
+                // Its own folder: only that something became of it matters.
+                Ok(event) if event.paths.iter().any(|p| *p != own && p.starts_with(&own)) => {}
                 Ok(event) => {
                     if event.need_rescan() {
                         missed.store(true, Ordering::Release);
@@ -67,27 +93,70 @@ impl Watcher {
         if !FOLDER_BY_FOLDER {
             inner.watch(root, RecursiveMode::Recursive)?;
         }
-        Ok(Watcher {
+        let watcher = Watcher {
             inner: Mutex::new(inner),
             limited,
-        })
+            heard,
+        };
+        watcher.folder(root);
+        watcher.folder(&own_folder);
+        Ok(watcher)
     }
 
     /// Watches this folder too; to be called before it is read. Not while handling a hint on the watcher's thread.
     pub(super) fn folder(&self, path: &Path) {
         if FOLDER_BY_FOLDER {
             let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Err(error) = inner.watch(path, RecursiveMode::NonRecursive) {
+            let watched = match fault::refuses_watch(path) {
+                true => Err(notify::Error::new(notify::ErrorKind::MaxFilesWatch)),
+                false => inner.watch(path, RecursiveMode::NonRecursive),
+            };
+            if let Err(error) = watched {
                 note_limit(&self.limited, &error);
             }
         }
     }
 
-    /// The system refused further watches: some folders are only scanned.
+    /// The system refused further watches since [`Watcher::begin_round`]: some folders are only scanned.
     pub(super) fn limited(&self) -> bool {
         self.limited.load(Ordering::Acquire)
     }
+
+    /// To be called before every folder is watched again.
+    pub(super) fn begin_round(&self) {
+        self.limited.store(false, Ordering::Release);
+    }
+
+    /// Waits for a probe's event; tells when it came. May be dropped at any time.
+    pub(super) async fn heard(&self) -> Instant {
+        loop {
+            self.heard.news.notified().await;
+            let at = self
+                .heard
+                .at
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take();
+            if let Some(at) = at {
+                return at;
+            }
+        }
+    }
 }
+
+/// Does in `outbox` what a native watch has to tell of: opens a file for writing and closes it. Writes nothing, so that
+/// it costs no disk any work but the first time.
+pub(super) fn probe(outbox: &Dir) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).follow(FollowSymlinks::No);
+    #[cfg(unix)]
+    cap_std::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let own = outbox.open_dir_nofollow(mark::FOLDER)?;
+    own.open_with(PROBE, &options).map(drop)
+}
+
+/// In the outbox's own folder; always empty.
+const PROBE: &str = "probe";
 
 /// Whether native events tell of everything that happens in `dir`: not for file systems that others write to, too.
 pub(super) fn tells_all(dir: &Dir) -> bool {
@@ -179,5 +248,30 @@ mod tests {
             );
         }
         assert!(hints_of(Event::new(EventKind::Other)).is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_probe_is_heard_and_gives_no_hint() {
+        let temp = tempfile::tempdir().unwrap();
+        let root = temp.path().canonicalize().unwrap();
+        let dir = crate::confined::root(&root).unwrap();
+        assert!(probe(&dir).is_err(), "its folder is never made");
+        std::fs::create_dir(root.join(mark::FOLDER)).unwrap();
+        let (hints_in, mut hints) = mpsc::channel(16);
+        let watcher = Watcher::start(&root, hints_in, Arc::default()).unwrap();
+        for _ in 0..2 {
+            let begun = Instant::now();
+            probe(&dir).unwrap();
+            let deadline = std::time::Duration::from_secs(20);
+            let heard = tokio::time::timeout(deadline, watcher.heard()).await.unwrap();
+            assert!(heard >= begun);
+        }
+        std::fs::write(root.join("file"), "").unwrap();
+        loop {
+            match hints.recv().await.unwrap() {
+                Hint::Look(path, _) if path == root.join("file") => break,
+                Hint::Look(path, _) | Hint::Gone(path, _) => assert!(!path.ends_with(PROBE), "{path:?}"),
+            }
+        }
     }
 }

@@ -6,12 +6,14 @@ use dropwire_protocol::{AgentId, TransferId};
 use rusqlite::{Connection, OptionalExtension, Result, params};
 
 use super::{
-    Class, DropId, Job, JobState, Queue,
+    DropId, JobState, Queue, Todo,
     change::{self, Key},
+    delivery,
     job::{JOB_COLUMNS, JOB_TABLES, JobRow, job_of},
+    schedule::Load,
     schema::{DropState, Step},
 };
-use crate::{db::DbError, identity::Identity};
+use crate::{clock::milliseconds, db::DbError, identity::Identity};
 
 /// Why the jobs of a peer end that is no longer paired.
 pub const PEER_REMOVED: &str = "peer removed from the config";
@@ -20,28 +22,38 @@ pub const PEER_REMOVED: &str = "peer removed from the config";
 pub const GONE: &str = "gone: the file was removed before it was delivered";
 
 impl Queue {
-    /// Up to `limit` jobs for `peer` whose time has come, the longest due first, without the busy ones.
-    pub async fn due(
+    /// All that a link to `peer` needs to know to go on: as many due jobs as there is `room` for, the longest due
+    /// first, without the `busy` ones; when the next one is due; and what the peer has yet to be told.
+    pub async fn todo(
         &self,
         peer: AgentId,
-        class: Class,
-        limit: usize,
+        room: Load,
         busy: HashSet<TransferId>,
         now_ms: i64,
-    ) -> Result<Vec<Job>, DbError> {
+    ) -> Result<Todo, DbError> {
         self.call(move |db, _| {
-            let mut statement = db.prepare_cached(&due_sql())?;
-            let mut rows = statement.query(params![peer.0, class == Class::Large, now_ms])?;
-            let mut jobs = Vec::new();
-            while jobs.len() < limit
-                && let Some(row) = rows.next()?
-            {
-                let JobRow { job, .. } = job_of(row)?;
-                if !busy.contains(&job.id) {
-                    jobs.push(job);
+            let mut todo = Todo {
+                withdraw: delivery::to_tell(db, peer, Step::Withdraw)?,
+                forget: delivery::to_tell(db, peer, Step::Forget)?,
+                ..Todo::default()
+            };
+            for (large, room) in [(false, room.small), (true, room.large)] {
+                if room > 0 {
+                    let mut statement = db.prepare_cached(&due_sql())?;
+                    let jobs =
+                        statement.query_map(params![peer.0, large, now_ms], |row| Ok(job_of(row)?.job))?;
+                    let free = jobs.filter(|job| job.as_ref().map_or(true, |job| !busy.contains(&job.id)));
+                    for job in free.take(room) {
+                        todo.due.push(job?);
+                    }
                 }
+                let next: Option<i64> = db
+                    .prepare_cached(NEXT_DUE)?
+                    .query_row(params![peer.0, large, now_ms], |row| row.get(0))
+                    .optional()?;
+                todo.next_due_ms = todo.next_due_ms.into_iter().chain(next).min();
             }
-            Ok(jobs)
+            Ok(todo)
         })
         .await
     }
@@ -70,22 +82,6 @@ impl Queue {
         .await
     }
 
-    /// When the next job for `peer` that is not due yet will be; None when no job waits for its time.
-    pub async fn next_due_ms(&self, peer: AgentId, now_ms: i64) -> Result<Option<i64>, DbError> {
-        self.call(move |db, _| {
-            let mut statement = db.prepare_cached(NEXT_DUE)?;
-            let mut earliest = None;
-            for large in [false, true] {
-                let next: Option<i64> = statement
-                    .query_row(params![peer.0, large, now_ms], |row| row.get(0))
-                    .optional()?;
-                earliest = earliest.into_iter().chain(next).min();
-            }
-            Ok(earliest)
-        })
-        .await
-    }
-
     /// An attempt failed: the job stays queued and is due again at `next_attempt_ms`. Ended jobs stay as they are.
     pub async fn retry(
         &self,
@@ -105,13 +101,6 @@ impl Queue {
             change::note(db, job.row, now_ms, &error)
         })
         .await
-    }
-
-    /// Ends a queued job as failed, for good; the file stays.
-    pub async fn fail(&self, id: TransferId, error: String, now_ms: i64) -> Result<(), DbError> {
-        self.call(move |db, _| end_all(db, &[id], JobState::Failed, &error, now_ms))
-            .await
-            .map(drop)
     }
 
     /// A queued job's file is not there any more: the job ends failed, with all others that wait for that file. Seen
@@ -219,10 +208,9 @@ impl Queue {
         }
     }
 
-    /// Fails jobs that were queued for longer than `give_up_after` of observed running time (see
-    /// [`Queue::advance`]). Returns their ids.
+    /// Fails jobs that were queued for longer than `give_up_after` of observed running time. Returns their ids.
     pub async fn expire(&self, give_up_after: Duration, now_ms: i64) -> Result<Vec<TransferId>, DbError> {
-        let limit_ms = i64::try_from(give_up_after.as_millis()).unwrap_or(i64::MAX);
+        let limit_ms = milliseconds(give_up_after);
         let text = format!("given up after {}", humantime::format_duration(give_up_after));
         let mut all = Vec::new();
         loop {
@@ -307,7 +295,9 @@ fn resend_one(
         }
         JobState::Failed | JobState::Cancelled => {
             let lies_there = db
-                .prepare_cached("UPDATE drops SET state = 0 WHERE id = ? AND state < 2")?
+                .prepare_cached(
+                    "UPDATE drops SET state = 0, left_running_ms = NULL WHERE id = ? AND state < 2",
+                )?
                 .execute([job.drop.0])?
                 > 0;
             if !lies_there {

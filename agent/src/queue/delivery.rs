@@ -1,5 +1,7 @@
 //! After the last byte: receipts (S4), the file's disposal (S5, S6), and what the peer is told at the end.
 
+use std::time::Duration;
+
 use dropwire_protocol::{AgentId, TransferId};
 use rusqlite::{Connection, OptionalExtension, Result, Row, params};
 
@@ -28,11 +30,11 @@ impl Queue {
         .await
     }
 
-    /// Files that every peer has and that have not been disposed of, oldest first.
-    pub async fn to_dispose(&self, limit: usize) -> Result<Vec<Disposal>, DbError> {
+    /// Files that every peer has and that have not been disposed of, after `after` (DropId(0) at first), in order.
+    pub async fn to_dispose(&self, after: DropId, limit: usize) -> Result<Vec<Disposal>, DbError> {
         self.call(move |db, _| {
             db.prepare_cached(&to_dispose_sql())?
-                .query_map([clamp(limit)], |row| {
+                .query_map([after.0, clamp(limit)], |row| {
                     let (found, root) = found_of(row)?;
                     Ok(Disposal {
                         drop: DropId(row.get(8)?),
@@ -48,41 +50,52 @@ impl Queue {
         .await
     }
 
-    /// The file left its outbox (S6), or stays there because of `error`. Where its version is not there any more,
+    /// These files left their outboxes (S6), or stay there because of the text. Where a version is not there any more,
     /// call [`Queue::left`] after that, or the next enqueued version of the path says so.
-    pub async fn disposed(&self, drop: DropId, error: Option<String>, now_ms: i64) -> Result<(), DbError> {
-        self.call(move |db, _| {
-            if state_of(db, drop)? != Some(DropState::Acknowledged) || fault::mutant("S6") {
+    pub async fn disposed(&self, ended: Vec<(DropId, Option<String>)>, now_ms: i64) -> Result<(), DbError> {
+        self.each(ended, move |db, _, (drop, stays), _: &mut Vec<()>| {
+            if state_of(db, *drop)? != Some(DropState::Acknowledged) || fault::mutant("S6") {
                 return Ok(());
             }
-            let Some(error) = error else {
-                return change::leave(db, drop);
-            };
-            let jobs: Vec<i64> = db
-                .prepare_cached("SELECT id FROM jobs WHERE drop_id = ?")?
-                .query_map([drop.0], |row| row.get(0))?
-                .collect::<Result<_>>()?;
-            for job in jobs {
-                change::note(db, job, now_ms, &format!("the file stays: {error}"))?;
+            match stays {
+                None => change::leave(db, *drop),
+                Some(why) => stay(db, *drop, why, now_ms),
             }
-            stay(db, drop, &error)
         })
         .await
+        .map(|_| ())
     }
 
-    /// Versions that are known and lie in their outboxes for good, after `after` (DropId(0) at first), in order. The
-    /// daemon looks after them now and then: gone or changed ones go to [`Queue::left`]; where only the ctime is
-    /// another, it compares the bytes and calls that or [`Queue::witnessed`].
+    /// Versions that are known and stay in their outboxes for good, after `after` (DropId(0) at first), in order. The
+    /// daemon looks after them now and then and tells [`Queue::seen`]; where only the ctime is another, it compares
+    /// the bytes and calls [`Queue::witnessed`] or [`Queue::left`].
     pub async fn resting(&self, after: DropId, limit: usize) -> Result<Vec<Resting>, DbError> {
-        self.call(move |db, _| {
-            db.prepare_cached(&resting_sql())?
+        self.read(move |db| {
+            db.prepare(&resting_sql())?
                 .query_map([after.0, clamp(limit)], resting_of)?
                 .collect()
         })
         .await
     }
 
-    /// These resting versions do not lie there any more; seen again, they are new drops.
+    /// These resting versions are there again, and those are missed from now on (or were before).
+    pub async fn seen(&self, there: Vec<DropId>, missed: Vec<DropId>) -> Result<(), DbError> {
+        let drops = there.into_iter().map(|drop| (drop, true));
+        let drops = drops.chain(missed.into_iter().map(|drop| (drop, false)));
+        self.each(drops.collect(), |db, _, (drop, there), _: &mut Vec<()>| {
+            let sql = if *there {
+                "UPDATE drops SET left_running_ms = NULL WHERE id = ? AND state = 1"
+            } else {
+                "UPDATE drops SET left_running_ms = (SELECT ms FROM running)
+                 WHERE id = ? AND state = 1 AND left_running_ms IS NULL"
+            };
+            db.prepare_cached(sql)?.execute([drop.0]).map(|_| ())
+        })
+        .await
+        .map(|_| ())
+    }
+
+    /// These resting versions do not lie there any more, for good; seen again, they are new drops.
     pub async fn left(&self, drops: Vec<DropId>) -> Result<(), DbError> {
         self.each(drops, |db, _, drop, _: &mut Vec<()>| match state_of(db, *drop)? {
             Some(DropState::Stays) => change::leave(db, *drop),
@@ -102,11 +115,6 @@ impl Queue {
         .await
     }
 
-    /// Transfers that ended here and whose outcome `peer` has to be asked for.
-    pub async fn to_withdraw(&self, peer: AgentId, limit: usize) -> Result<Vec<TransferId>, DbError> {
-        self.to_tell(peer, Step::Withdraw, limit).await
-    }
-
     /// `peer` will never deliver these; it may forget them.
     pub async fn withdrawn(&self, ids: Vec<TransferId>, now_ms: i64) -> Result<(), DbError> {
         self.each(ids, move |db, _, id, _: &mut Vec<()>| {
@@ -123,11 +131,6 @@ impl Queue {
         .map(|_| ())
     }
 
-    /// Transfers whose outcome is on our disk for good: `peer` may forget them.
-    pub async fn to_forget(&self, peer: AgentId, limit: usize) -> Result<Vec<TransferId>, DbError> {
-        self.to_tell(peer, Step::Forget, limit).await
-    }
-
     /// The peer has forgotten them: nothing is left to be told.
     pub async fn forgotten(&self, ids: Vec<TransferId>) -> Result<(), DbError> {
         self.each(ids, |db, _, id, _: &mut Vec<()>| {
@@ -137,17 +140,6 @@ impl Queue {
         })
         .await
         .map(|_| ())
-    }
-
-    async fn to_tell(&self, peer: AgentId, step: Step, limit: usize) -> Result<Vec<TransferId>, DbError> {
-        self.call(move |db, _| {
-            db.prepare_cached(TO_TELL)?
-                .query_map(params![peer.0, step, clamp(limit)], |row| {
-                    row.get(0).map(TransferId)
-                })?
-                .collect()
-        })
-        .await
     }
 }
 
@@ -160,18 +152,31 @@ pub(super) fn to_dispose_sql() -> String {
     format!(
         "SELECT {DROP_COLUMNS}, d.after_send,
                 (SELECT lower(hex(transfer)) FROM jobs WHERE id = (SELECT min(id) FROM jobs WHERE drop_id = d.id))
-         FROM drops d CROSS JOIN outboxes o ON o.id = d.outbox WHERE d.state = 2 ORDER BY d.id LIMIT ?"
+         FROM drops d CROSS JOIN outboxes o ON o.id = d.outbox WHERE d.state = 2 AND d.id > ? ORDER BY d.id LIMIT ?"
     )
 }
 
 pub(super) fn resting_sql() -> String {
     format!(
-        "SELECT {DROP_COLUMNS} FROM drops d CROSS JOIN outboxes o ON o.id = d.outbox
+        "SELECT {DROP_COLUMNS}, (SELECT ms FROM running WHERE one = 1) - d.left_running_ms
+         FROM drops d CROSS JOIN outboxes o ON o.id = d.outbox
          WHERE d.state = 1 AND d.id > ? ORDER BY d.id LIMIT ?"
     )
 }
 
+/// What one [`Todo`](super::Todo) holds of each kind.
+const TOLD_AT_ONCE: i64 = 256;
+
 pub(super) const TO_TELL: &str = "SELECT transfer FROM closing WHERE peer = ? AND step = ? LIMIT ?";
+
+/// Transfers of which `peer` has yet to be told so; some at a time.
+pub(super) fn to_tell(db: &Connection, peer: AgentId, step: Step) -> Result<Vec<TransferId>> {
+    db.prepare_cached(TO_TELL)?
+        .query_map(params![peer.0, step, TOLD_AT_ONCE], |row| {
+            row.get(0).map(TransferId)
+        })?
+        .collect()
+}
 
 fn resting_of(row: &Row<'_>) -> Result<Resting> {
     let (found, root) = found_of(row)?;
@@ -180,6 +185,9 @@ fn resting_of(row: &Row<'_>) -> Result<Resting> {
         root,
         found,
         digest: row.get::<_, Option<[u8; 32]>>(9)?.map(dropwire_protocol::Digest),
+        missed: row
+            .get::<_, Option<i64>>(10)?
+            .map(|ms| Duration::from_millis(ms.max(0).unsigned_abs())),
     })
 }
 
@@ -226,7 +234,14 @@ fn record_former(db: &Connection, proof: &Proof, now_ms: i64) -> Result<()> {
 }
 
 /// Where a newer version lies at the path, the older one does not.
-fn stay(db: &Connection, drop: DropId, error: &str) -> Result<()> {
+fn stay(db: &Connection, drop: DropId, why: &str, now_ms: i64) -> Result<()> {
+    let jobs: Vec<i64> = db
+        .prepare_cached("SELECT id FROM jobs WHERE drop_id = ?")?
+        .query_map([drop.0], |row| row.get(0))?
+        .collect::<Result<_>>()?;
+    for job in jobs {
+        change::note(db, job, now_ms, &format!("the file stays: {why}"))?;
+    }
     let replaced: bool = db
         .prepare_cached(
             "SELECT EXISTS (SELECT 1 FROM drops old JOIN drops new ON new.outbox = old.outbox AND new.path = old.path
@@ -237,7 +252,7 @@ fn stay(db: &Connection, drop: DropId, error: &str) -> Result<()> {
         return change::leave(db, drop);
     }
     db.prepare_cached("UPDATE drops SET state = 1, problem = ? WHERE id = ?")?
-        .execute(params![error, drop.0])?;
+        .execute(params![why, drop.0])?;
     Ok(())
 }
 

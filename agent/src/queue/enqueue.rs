@@ -32,14 +32,15 @@ impl Queue {
         .await
     }
 
-    /// The outbox with this mark was found at `root`: its drops lie there from now on. Nothing, if it has none.
-    pub async fn outbox_lies_at(&self, outbox: OutboxId, root: PathBuf) -> Result<(), DbError> {
-        self.call(move |db, _| {
+    /// The outboxes with these marks were found there: their drops lie there from now on. Nothing for one without any.
+    pub async fn outboxes_lie_at(&self, found: Vec<(OutboxId, PathBuf)>) -> Result<(), DbError> {
+        self.each(found, |db, _, (outbox, root), _: &mut Vec<()>| {
             db.prepare_cached("UPDATE outboxes SET root = ?1 WHERE mark = ?2 AND root <> ?1")?
-                .execute(params![path_bytes(&root), outbox.0])?;
+                .execute(params![path_bytes(root), outbox.0])?;
             Ok(())
         })
         .await
+        .map(|_| ())
     }
 
     /// Queues what is not known, one job for each peer. A version's jobs share one commit.

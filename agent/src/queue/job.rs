@@ -1,6 +1,9 @@
 //! What goes into the job list and comes out of it, and how a row becomes a [`Job`].
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use dropwire_protocol::{AgentId, Digest, Manifest, RemotePath, TransferId, message::MAX_EAGER};
 use rusqlite::{Row, types::Type};
@@ -127,6 +130,19 @@ impl Job {
     }
 }
 
+/// What there is to do on the link to a peer.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Todo {
+    /// Transfers that ended here and whose outcome the peer has to be asked for; some of them.
+    pub withdraw: Vec<TransferId>,
+    /// Transfers whose outcome is on our disk for good: the peer may forget them; some of them.
+    pub forget: Vec<TransferId>,
+    /// Jobs whose time has come.
+    pub due: Vec<Job>,
+    /// When the next job that is not due yet will be; None when no job waits for its time.
+    pub next_due_ms: Option<i64>,
+}
+
 /// A line of a listing.
 #[derive(Clone, PartialEq, Debug)]
 pub struct JobRow {
@@ -199,6 +215,8 @@ pub struct Resting {
     pub found: Found,
     /// Of what was delivered, if anything was.
     pub digest: Option<Digest>,
+    /// The running time since it was first missed; None while it is there.
+    pub missed: Option<Duration>,
 }
 
 /// How many jobs there are, as far as they are still listed.

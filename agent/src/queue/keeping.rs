@@ -1,30 +1,20 @@
-//! Time and the job list: what is kept how long, counted in observed running time, so that a jump of the wall
-//! clock ends nothing.
+//! Time and the job list: what is kept how long, counted in observed running time (see `clock`).
 
 use std::time::Duration;
 
 use rusqlite::params;
 
 use super::Queue;
-use crate::db::DbError;
+use crate::{clock::milliseconds, db::DbError};
 
-/// How long ended jobs are kept once their file has left.
+/// How long ended jobs are kept once their file has left. A file that is missed counts as left after the same time,
+/// and as long does a sent copy wait for a retry whose jobs all ended.
 pub const KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// Most drops that one sweep looks at.
 const SWEPT_AT_ONCE: usize = 512;
 
 impl Queue {
-    /// The agent ran for so long since it last said so.
-    pub async fn advance(&self, ran: Duration) -> Result<(), DbError> {
-        self.call(move |db, _| {
-            db.prepare_cached("UPDATE running SET ms = ms + ?")?
-                .execute([milliseconds(ran)])?;
-            Ok(())
-        })
-        .await
-    }
-
     /// Pulls attempts nearer that lie further ahead than `max_backoff` (the clock was set back). To be called when
     /// a jump of the clock is seen; [`Queue::open`] does it too.
     pub async fn pull_in(&self, now_ms: i64, max_backoff: Duration) -> Result<(), DbError> {
@@ -51,6 +41,11 @@ impl Queue {
                 let steps: &[&str] = if *closing { &LATER } else { &REMOVE };
                 for step in steps {
                     db.prepare_cached(step)?.execute([drop])?;
+                }
+            }
+            if old.iter().any(|(_, closing)| !closing) {
+                for step in REMOVE_OUTBOXES {
+                    db.prepare_cached(step)?.execute([])?;
                 }
             }
             Ok(old.len() == SWEPT_AT_ONCE)
@@ -82,6 +77,8 @@ const REMOVE: [&str; 4] = [
     "DELETE FROM drops WHERE id = ?",
 ];
 
-fn milliseconds(time: Duration) -> i64 {
-    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
-}
+/// Each `send` has an outbox of its own. One without drops is made anew when it is needed.
+const REMOVE_OUTBOXES: [&str; 2] = [
+    "DELETE FROM tally WHERE n = 0 AND NOT EXISTS (SELECT 1 FROM drops WHERE drops.outbox = tally.outbox)",
+    "DELETE FROM outboxes WHERE NOT EXISTS (SELECT 1 FROM drops WHERE outbox = outboxes.id)",
+];

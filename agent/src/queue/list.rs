@@ -1,7 +1,7 @@
 //! Looking jobs up and listing them: read from connections of their own, so that a long listing stops no commit.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap},
     path::Path,
 };
 
@@ -46,11 +46,13 @@ impl Queue {
         .await
     }
 
-    /// The outboxes of which some file is still to be sent or lies there.
-    pub async fn outboxes_in_use(&self) -> Result<HashSet<OutboxId>, DbError> {
+    /// All outboxes that are known, and whether some file of each is still to be sent or lies there.
+    pub async fn outboxes(&self) -> Result<HashMap<OutboxId, bool>, DbError> {
         self.read(|db| {
-            db.prepare("SELECT mark FROM outboxes o WHERE EXISTS (SELECT 1 FROM drops WHERE outbox = o.id AND state < 3)")?
-                .query_map([], |row| row.get(0).map(OutboxId))?
+            let sql =
+                "SELECT mark, EXISTS (SELECT 1 FROM drops WHERE outbox = o.id AND state < 3) FROM outboxes o";
+            db.prepare(sql)?
+                .query_map([], |row| Ok((OutboxId(row.get(0)?), row.get(1)?)))?
                 .collect()
         })
         .await

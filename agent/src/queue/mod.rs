@@ -43,7 +43,7 @@ pub use attempts::{GONE, PEER_REMOVED};
 pub use enqueue::SUPERSEDED;
 pub use job::{
     Class, Counts, Disposal, DropId, Enqueued, Filter, Job, JobRow, JobState, NewDrop, Page, PeerCounts,
-    Proof, Resting,
+    Proof, Resting, Todo,
 };
 pub use keeping::KEPT;
 pub use schema::SCHEMA_1;
@@ -64,7 +64,7 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// The job list in `db`, which has the tables of [`SCHEMA_1`]. Attempts that lie further ahead than `max_backoff`
+    /// The job list in `db`, which has the tables of [`SCHEMA_1`] and [`crate::clock::RUNNING`]. Attempts that lie further ahead than `max_backoff`
     /// (the clock was set back) are pulled in.
     pub async fn open(
         db: Db,

@@ -19,16 +19,13 @@ use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, 
 use super::JobState;
 use crate::config::AfterSend;
 
-/// The first version of the tables.
+/// The first version of the tables, beside [`crate::clock::RUNNING`].
 ///
 /// Order matters in two places: `jobs_due` is read in its own order by the dispatcher, and the unique index of
 /// `drops` begins with what a version is looked up by. `drops_lying` promises one lying version a path.
 /// `closing` holds what the peer still has to be told; a row goes once it was. `tally` spares the status page
 /// a count over all jobs.
 pub const SCHEMA_1: &str = "
-CREATE TABLE running (one INTEGER PRIMARY KEY CHECK (one = 1), ms INTEGER NOT NULL) STRICT;
-INSERT INTO running VALUES (1, 0);
-
 CREATE TABLE outboxes (
     id INTEGER PRIMARY KEY,
     mark BLOB NOT NULL UNIQUE,

@@ -10,7 +10,7 @@ use std::{collections::HashSet, path::Path, sync::Arc, time::Duration};
 use dropwire_protocol::{AgentId, Digest, RemotePath, TransferId};
 use rusqlite_migration::{M, Migrations};
 
-use super::*;
+use super::{schedule::Load, *};
 use crate::{
     config::AfterSend,
     version::{Found, OutboxId, Version},
@@ -20,7 +20,8 @@ pub(super) const OUTBOX: OutboxId = OutboxId([7; 16]);
 const MAX_BACKOFF: Duration = Duration::from_secs(300);
 
 pub(super) fn database(folder: &Path) -> Db {
-    Db::open(&folder.join("state.db"), &Migrations::new(vec![M::up(SCHEMA_1)])).unwrap()
+    let migrations = Migrations::new(vec![M::up(crate::clock::RUNNING), M::up(SCHEMA_1)]);
+    Db::open(&folder.join("state.db"), &migrations).unwrap()
 }
 
 pub(super) async fn queue(folder: &Path) -> Queue {
@@ -85,11 +86,19 @@ async fn is_unknown(queue: &Queue, found: Found) -> bool {
 }
 
 async fn due(queue: &Queue, now_ms: i64) -> Vec<TransferId> {
-    let jobs = queue
-        .due(peer(1), Class::Small, 100, HashSet::new(), now_ms)
+    let small = Load { small: 100, large: 0 };
+    let todo = queue.todo(peer(1), small, HashSet::new(), now_ms).await.unwrap();
+    todo.due.into_iter().map(|j| j.id).collect()
+}
+
+/// What this peer has to be told.
+async fn todo(queue: &Queue, n: u8) -> Todo {
+    let todo = queue
+        .todo(peer(n), Load::default(), HashSet::new(), 0)
         .await
         .unwrap();
-    jobs.into_iter().map(|j| j.id).collect()
+    assert!(todo.due.is_empty(), "there is no room");
+    todo
 }
 
 #[tokio::test]
@@ -102,11 +111,11 @@ async fn a_file_goes_its_whole_way() {
     assert_eq!(again, Enqueued::default(), "the same version makes nothing new");
 
     let early = queue.delivered(vec![proof(ids[0], 5)], 200).await.unwrap();
-    assert!(early.is_empty() && queue.to_dispose(9).await.unwrap().is_empty());
+    assert!(early.is_empty() && queue.to_dispose(DropId(0), 9).await.unwrap().is_empty());
     let repeated = queue.delivered(vec![proof(ids[0], 6)], 201).await.unwrap();
     assert!(repeated.is_empty());
     let drops = queue.delivered(vec![proof(ids[1], 5)], 202).await.unwrap();
-    let disposal = queue.to_dispose(9).await.unwrap().remove(0);
+    let disposal = queue.to_dispose(DropId(0), 9).await.unwrap().remove(0);
     assert_eq!(drops, [disposal.drop]);
     assert_eq!(
         (disposal.digest, disposal.found.clone()),
@@ -117,16 +126,13 @@ async fn a_file_goes_its_whole_way() {
         (32, AfterSend::Archive)
     );
 
-    assert!(
-        queue.to_forget(peer(1), 9).await.unwrap().is_empty(),
-        "not while it lies there"
-    );
-    queue.disposed(disposal.drop, None, 300).await.unwrap();
-    assert!(queue.to_dispose(9).await.unwrap().is_empty());
+    assert!(todo(&queue, 1).await.forget.is_empty(), "not while it lies there");
+    queue.disposed(vec![(disposal.drop, None)], 300).await.unwrap();
+    assert!(queue.to_dispose(DropId(0), 9).await.unwrap().is_empty());
     for (n, id) in [(1, 0), (2, 1)] {
-        assert_eq!(queue.to_forget(peer(n), 9).await.unwrap(), [ids[id]]);
+        assert_eq!(todo(&queue, n).await.forget, [ids[id]]);
         queue.forgotten(vec![ids[id]]).await.unwrap();
-        assert!(queue.to_forget(peer(n), 9).await.unwrap().is_empty());
+        assert!(todo(&queue, n).await.forget.is_empty());
     }
     let job = queue.get(ids[0]).await.unwrap().unwrap();
     assert_eq!(
@@ -149,7 +155,7 @@ async fn a_version_that_left_and_returns_is_a_new_drop() {
     let first = enqueue(&queue, 1, AfterSend::Archive, &[1]).await.queued[0];
     let drops = queue.delivered(vec![proof(first, 5)], 1).await.unwrap();
     assert!(!is_unknown(&queue, found("a", 1)).await);
-    queue.disposed(drops[0], None, 2).await.unwrap();
+    queue.disposed(vec![(drops[0], None)], 2).await.unwrap();
     assert!(
         !is_unknown(&queue, found("a", 1)).await,
         "only seen before it left"
@@ -193,7 +199,7 @@ async fn where_there_is_no_ctime_a_returning_version_is_sent_again() {
     let id = queue.enqueue(vec![new], 1).await.unwrap().queued[0];
     let drops = queue.delivered(vec![proof(id, 5)], 1).await.unwrap();
     assert!(!is_unknown(&queue, seen.clone()).await);
-    queue.disposed(drops[0], None, 2).await.unwrap();
+    queue.disposed(vec![(drops[0], None)], 2).await.unwrap();
     assert!(is_unknown(&queue, seen).await);
 }
 
@@ -210,16 +216,16 @@ async fn a_newer_version_supersedes() {
         (JobState::Failed, Some(SUPERSEDED.into()))
     );
     assert_eq!(state(&queue, old[0]).await.0, JobState::Delivered);
-    assert_eq!(queue.to_withdraw(peer(2), 9).await.unwrap(), [old[1]]);
-    assert_eq!(queue.to_forget(peer(1), 9).await.unwrap(), [old[0]]);
+    assert_eq!(todo(&queue, 2).await.withdraw, [old[1]]);
+    assert_eq!(todo(&queue, 1).await.forget, [old[0]]);
 
     // Its receipt still comes: kept, and nothing is disposed of.
     let drops = queue.delivered(vec![proof(old[1], 5)], 2).await.unwrap();
-    assert!(drops.is_empty() && queue.to_dispose(9).await.unwrap().is_empty());
+    assert!(drops.is_empty() && queue.to_dispose(DropId(0), 9).await.unwrap().is_empty());
     assert_eq!(state(&queue, old[1]).await.0, JobState::Failed);
     assert!(queue.receipt(old[1]).await.unwrap().is_some());
-    assert!(queue.to_withdraw(peer(2), 9).await.unwrap().is_empty());
-    assert_eq!(queue.to_forget(peer(2), 9).await.unwrap(), [old[1]]);
+    assert!(todo(&queue, 2).await.withdraw.is_empty());
+    assert_eq!(todo(&queue, 2).await.forget, [old[1]]);
     assert!(
         queue.resend(vec![old[1]], 3).await.unwrap().is_empty(),
         "it does not lie there"
@@ -234,8 +240,11 @@ async fn an_acknowledged_version_is_still_disposed_of_beside_a_newer_one() {
     let drops = queue.delivered(vec![proof(old[0], 5)], 1).await.unwrap();
     let new = enqueue(&queue, 2, AfterSend::Delete, &[1]).await;
     assert!(new.superseded.is_empty());
-    assert_eq!(queue.to_dispose(9).await.unwrap()[0].drop, drops[0]);
-    queue.disposed(drops[0], Some("changed".into()), 2).await.unwrap();
+    assert_eq!(queue.to_dispose(DropId(0), 9).await.unwrap()[0].drop, drops[0]);
+    queue
+        .disposed(vec![(drops[0], Some("changed".into()))], 2)
+        .await
+        .unwrap();
     assert!(
         queue.resting(DropId(0), 9).await.unwrap().is_empty(),
         "the newer one lies there"
@@ -252,14 +261,14 @@ async fn failed_and_cancelled_jobs_keep_the_file() {
         if cancel {
             assert_eq!(queue.cancel(vec![ids[0]], 5).await.unwrap(), [ids[0]]);
         } else {
-            queue.fail(ids[0], "refused".into(), 5).await.unwrap();
+            assert_eq!(queue.peer_removed(vec![peer(2)], 5).await.unwrap(), [ids[0]]);
         }
         queue.retry(ids[0], "late".into(), 6, 6).await.unwrap();
-        queue.fail(ids[0], "late".into(), 6).await.unwrap();
+        assert!(queue.cancel(vec![ids[0]], 6).await.unwrap().is_empty());
         let expected = if cancel {
             (JobState::Cancelled, Some("cancelled".into()))
         } else {
-            (JobState::Failed, Some("refused".into()))
+            (JobState::Failed, Some(PEER_REMOVED.into()))
         };
         assert_eq!(state(&queue, ids[0]).await, expected, "final is final");
         assert!(
@@ -269,22 +278,19 @@ async fn failed_and_cancelled_jobs_keep_the_file() {
                 .unwrap()
                 .is_empty()
         );
-        assert!(queue.to_dispose(9).await.unwrap().is_empty());
+        assert!(queue.to_dispose(DropId(0), 9).await.unwrap().is_empty());
         assert!(
             !is_unknown(&queue, found("a", 1)).await,
             "not queued again by itself"
         );
-        assert!(
-            queue.to_forget(peer(2), 9).await.unwrap().is_empty(),
-            "it lies there still"
-        );
+        assert!(todo(&queue, 2).await.forget.is_empty(), "it lies there still");
 
         let now = queue.resend(vec![ids[0], ids[1]], 7).await.unwrap();
         assert_eq!(now.len(), 1, "delivered ones are not sent again");
         assert_ne!(now[0], ids[0]);
         assert_eq!(queue.get(ids[0]).await.unwrap(), None);
         assert_eq!(queue.by_prefix(ids[0].to_string()).await.unwrap(), now);
-        assert_eq!(queue.to_withdraw(peer(1), 9).await.unwrap(), [ids[0]]);
+        assert_eq!(todo(&queue, 1).await.withdraw, [ids[0]]);
         assert_eq!(due(&queue, 7).await, now);
         assert_eq!(queue.delivered(vec![proof(now[0], 5)], 8).await.unwrap().len(), 1);
     }
@@ -301,8 +307,8 @@ async fn receipts_of_former_ids_are_kept_and_end_nothing() {
     assert_eq!(due(&queue, 6).await, [new]);
     assert!(queue.delivered(vec![proof(old, 1)], 7).await.unwrap().is_empty());
     assert_eq!(state(&queue, new).await.0, JobState::Queued);
-    assert!(queue.to_withdraw(peer(1), 9).await.unwrap().is_empty());
-    assert_eq!(queue.to_forget(peer(1), 9).await.unwrap(), [old]);
+    assert!(todo(&queue, 1).await.withdraw.is_empty());
+    assert_eq!(todo(&queue, 1).await.forget, [old]);
     assert!(
         queue
             .history(new)
@@ -321,10 +327,15 @@ async fn different_bytes_of_one_version_dispose_of_nothing() {
     let ids = enqueue(&queue, 1, AfterSend::Delete, &[1, 2]).await.queued;
     let proofs = vec![proof(ids[0], 1), proof(ids[1], 2)];
     assert!(queue.delivered(proofs, 5).await.unwrap().is_empty());
-    assert!(queue.to_dispose(9).await.unwrap().is_empty());
+    assert!(queue.to_dispose(DropId(0), 9).await.unwrap().is_empty());
     let mut touched = found("a", 1);
-    touched.version.ctime_ns = 50;
-    assert!(is_unknown(&queue, touched).await, "what lies there is a new drop");
+    for ctime_ns in [1, 50] {
+        touched.version.ctime_ns = ctime_ns;
+        assert!(
+            is_unknown(&queue, touched.clone()).await,
+            "what lies there is a new drop"
+        );
+    }
 }
 
 #[tokio::test]
@@ -350,8 +361,24 @@ async fn keep_rests_until_it_leaves() {
     assert!(!is_unknown(&queue, touched.clone()).await);
     queue.witnessed(resting.drop, 50).await.unwrap();
     assert_eq!(queue.resting(DropId(0), 9).await.unwrap()[0].found, touched);
+    assert_eq!(resting.missed, None);
+    queue.seen(vec![], vec![resting.drop]).await.unwrap();
+    for days in [1, 2] {
+        crate::clock::advance(&queue.db, Duration::from_secs(24 * 3600))
+            .await
+            .unwrap();
+        queue.seen(vec![], vec![resting.drop]).await.unwrap();
+        let missed = queue.resting(DropId(0), 9).await.unwrap()[0].missed;
+        assert_eq!(missed, Some(Duration::from_secs(24 * 3600 * days)));
+    }
+    assert!(
+        !is_unknown(&queue, touched.clone()).await,
+        "it may come back as what it was"
+    );
+    queue.seen(vec![resting.drop], vec![]).await.unwrap();
+    assert_eq!(queue.resting(DropId(0), 9).await.unwrap()[0].missed, None);
     queue.left(vec![resting.drop]).await.unwrap();
-    assert_eq!(queue.to_forget(peer(1), 9).await.unwrap(), ids);
+    assert_eq!(todo(&queue, 1).await.forget, ids);
     touched.version.ctime_ns = 60;
     assert!(is_unknown(&queue, touched).await);
 }
@@ -376,24 +403,21 @@ async fn retries_wait_for_their_time() {
         .queued;
     assert_eq!(due(&queue, 99).await, []);
     assert_eq!(due(&queue, 101).await, [first, second[0]]);
-    let large = queue
-        .due(peer(1), Class::Large, 9, HashSet::new(), 101)
-        .await
-        .unwrap();
-    assert_eq!(large[0].id, second[2]);
-    let busy = queue
-        .due(peer(1), Class::Small, 1, HashSet::from([first]), 101)
-        .await
-        .unwrap();
-    assert_eq!(busy[0].id, second[0]);
+    let one_each = Load { small: 1, large: 1 };
+    let busy = HashSet::from([first]);
+    let todo = queue.todo(peer(1), one_each, busy, 101).await.unwrap();
+    let ids: Vec<_> = todo.due.iter().map(|job| job.id).collect();
+    assert_eq!(ids, [second[0], second[2]]);
 
     queue
         .retry(first, "disk full there".into(), 500, 150)
         .await
         .unwrap();
     assert_eq!(due(&queue, 499).await, [second[0]]);
-    assert_eq!(queue.next_due_ms(peer(1), 200).await.unwrap(), Some(500));
-    assert_eq!(queue.next_due_ms(peer(1), 500).await.unwrap(), None);
+    for (now_ms, next) in [(200, Some(500)), (500, None)] {
+        let todo = queue.todo(peer(1), Load::default(), HashSet::new(), now_ms).await;
+        assert_eq!(todo.unwrap().next_due_ms, next);
+    }
     assert_eq!(due(&queue, 500).await, [second[0], first]);
     let job = queue.get(first).await.unwrap().unwrap();
     assert_eq!((job.attempts, job.error.as_deref()), (1, Some("disk full there")));

@@ -95,17 +95,18 @@ impl Source for FileSource {
     }
 }
 
-/// The file's digest, read under the same checks as when it is sent. Blocks for as long as that takes.
-pub fn digest_of(root: &Path, found: &Found) -> Result<Digest, Voided> {
+/// The file's digest, read under the same checks as when it is sent, and the ctime that witnesses it. Blocks for as
+/// long as that takes, or until `stopped`: then it is [`Voided::Unreadable`].
+pub fn digest_of(root: &Path, found: &Found, stopped: &dyn Fn() -> bool) -> Result<(Digest, i64), Voided> {
     let pass = Pass::begin(root, found)?;
     let mut hash = Default::default();
-    match pass.read(&mut hash, found.version.size, &mut |_, _, _| true) {
+    match pass.read(&mut hash, found.version.size, &mut |_, _, _| !stopped()) {
         Ok(()) => {}
         Err(Ended::Void(why)) => return Err(why),
-        Err(Ended::Stopped) => return Err(Voided::Changed), // nobody stops this one
+        Err(Ended::Stopped) => return Err(Voided::Unreadable("the agent ends".into())),
     }
     pass.check()?;
-    Ok(hash.value())
+    Ok((hash.value(), pass.ctime_ns()))
 }
 
 async fn read_small(subject: Arc<Subject>, offset: u64, digest: Digest, out: mpsc::Sender<Piece>) {

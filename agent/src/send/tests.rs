@@ -89,9 +89,11 @@ async fn files_of_every_size_come_whole() {
         assert_eq!(end, Ok(digest(&bytes)), "{size}");
         assert!(sent == bytes, "{size}");
         assert_eq!(
-            digest_of(outbox.root(), &outbox.found(&path, version)),
-            Ok(digest(&bytes))
+            digest_of(outbox.root(), &outbox.found(&path, version), &|| false),
+            Ok((digest(&bytes), version.ctime_ns))
         );
+        let stopped = digest_of(outbox.root(), &outbox.found(&path, version), &|| true);
+        assert_eq!(stopped.is_err(), size > 0, "{size}");
     }
 }
 

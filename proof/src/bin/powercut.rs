@@ -4,11 +4,14 @@
 //! ext4, xfs or btrfs, its job list there too and on a file system of its own. The agent is killed at the call, then
 //! what was not on the disk is lost. Every receipt that the other side had seen has to be true as soon as the disk is
 //! mounted again, and once both agents ran to rest nothing may be lost, doubled or torn. Needs root and loop devices.
+//!
+//! `--unsynced`: the files were written and named, but their writer did not sync them. Until the agent has, a cut may
+//! take them or cut them short, and what is left is then the drop; once one is queued, it is whole.
 
 use std::{
     io,
     path::{Path, PathBuf},
-    process::ExitCode,
+    process::{Command, ExitCode},
     sync::Arc,
     time::Instant,
 };
@@ -17,7 +20,7 @@ use clap::Parser;
 use dropwire_proof::{
     calls::{self, Call},
     choose_program,
-    disk::{Disk, Kind},
+    disk::{self, Disk, Kind},
     enumerate::Stage,
     point::Ground,
     scenario::Scenario,
@@ -53,6 +56,9 @@ struct Options {
     /// One point alone: CALL:K:before or CALL:K:after
     #[arg(long)]
     only: Option<String>,
+    /// What is dropped was not synced by its writer; the sender's power alone is cut
+    #[arg(long)]
+    unsynced: bool,
     /// Images and worlds are made there; default: the temporary folder
     #[arg(long)]
     base: Option<PathBuf>,
@@ -82,8 +88,14 @@ fn main() -> ExitCode {
 
 fn prove(mut options: Options) -> io::Result<u64> {
     let program = choose_program(options.dropwire.clone()).map_err(io::Error::other)?;
+    if options.unsynced {
+        options.side = Sides::Sender;
+    }
     if options.kind.is_empty() {
         options.kind = vec![Kind::Ext4, Kind::Xfs, Kind::Btrfs];
+    }
+    if options.kind.iter().any(|kind| kind.missing().is_none()) {
+        disk::mount_in_private()?;
     }
     if options.scenario.is_empty() {
         options.scenario = Scenario::ALL.to_vec();
@@ -96,16 +108,18 @@ fn prove(mut options: Options) -> io::Result<u64> {
     println!("{}", program.display());
     let start = Instant::now();
     let keys = Arc::new(Keys::make()?);
-    let folder = match &options.base {
-        Some(base) => tempfile::tempdir_in(base)?,
-        None => tempfile::tempdir()?,
-    };
+    let folder = disk::folder_in(&options.base.clone().unwrap_or_else(std::env::temp_dir))?;
     let mut rows = Vec::new();
     for &kind in &options.kind {
         if let Some(why) = kind.missing() {
             println!("SKIPPED {}: {why}", kind.name());
             continue;
         }
+        let below = match kind {
+            Kind::Btrfs => Some(Disk::for_images(folder.path(), 2 * (options.jobs + 1))?),
+            _ => None,
+        };
+        let images = below.as_ref().map_or(folder.path(), Disk::path);
         for &elsewhere in elsewhere {
             for &scenario in &options.scenario {
                 for &side in options.side.all() {
@@ -113,10 +127,11 @@ fn prove(mut options: Options) -> io::Result<u64> {
                     let stage = Stage {
                         name: format!("{} {place} {} {}", kind.name(), scenario.name(), side.name()),
                         again: format!(
-                            "powercut --kind {} --job-list {place} --scenario {} --side {}",
+                            "powercut --kind {} --job-list {place} --scenario {} --side {}{}",
                             kind.name(),
                             scenario.name(),
-                            side.name()
+                            side.name(),
+                            if options.unsynced { " --unsynced" } else { "" },
                         ),
                         keys: keys.clone(),
                         base: folder.path().into(),
@@ -128,7 +143,11 @@ fn prove(mut options: Options) -> io::Result<u64> {
                         hits: &matters,
                         scenario,
                         side,
-                        ground: &|worker| Ok(Box::new(Cut::make(kind, elsewhere, folder.path(), worker)?)),
+                        ground: &|worker| {
+                            let mut cut = Cut::make(kind, elsewhere, images, worker)?;
+                            cut.unsynced = options.unsynced;
+                            Ok(Box::new(cut))
+                        },
                     };
                     let row = stage.enumerate()?;
                     eprintln!(
@@ -161,6 +180,7 @@ fn matters(call: &Call) -> bool {
 struct Cut {
     boxes: Disk,
     state: Option<Disk>,
+    unsynced: bool,
     runs: u64,
 }
 
@@ -170,6 +190,7 @@ impl Cut {
         Ok(Cut {
             boxes: disk("boxes")?,
             state: elsewhere.then(|| disk("state")).transpose()?,
+            unsynced: false,
             runs: 0,
         })
     }
@@ -200,6 +221,10 @@ impl Ground for Cut {
     }
 
     fn durable_drops(&self) -> bool {
+        !self.unsynced
+    }
+
+    fn cuts_power(&self) -> bool {
         true
     }
 
@@ -207,10 +232,18 @@ impl Ground for Cut {
         self.disks().try_for_each(Disk::cut)
     }
 
-    fn over(&mut self) {
-        for disk in self.disks() {
-            // Only to make room for the next run.
-            let _ = std::fs::remove_dir_all(disk.path().join(format!("run-{}", self.runs)));
+    fn over(&mut self, keep: Option<&Path>) {
+        for (disk, name) in self.disks().zip(["boxes", "state"]) {
+            let run = disk.path().join(format!("run-{}", self.runs));
+            if let Some(keep) = keep {
+                // A finding can be read without it.
+                let _ = Command::new("cp")
+                    .arg("-a")
+                    .arg(&run)
+                    .arg(keep.join(name))
+                    .status();
+            }
+            let _ = std::fs::remove_dir_all(run); // only to make room for the next run
         }
     }
 }

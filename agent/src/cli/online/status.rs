@@ -12,7 +12,7 @@ use crate::{
     config::paths::Paths,
     control::{
         Client,
-        api::{InboxReport, OutboxReport, PeerReport, StatusReport},
+        api::{InboxReport, NotSent, OutboxReport, PeerReport, StatusReport},
     },
     error::Fatal,
 };
@@ -80,7 +80,9 @@ fn text(report: &StatusReport, before: Option<&StatusReport>, now: SystemTime) -
         report.pid,
         seconds(report.uptime_seconds),
     )];
+    parts.extend(report.config_error.as_deref().map(config_error));
     parts.push(outboxes(report));
+    parts.extend(report.outboxes.iter().map(not_sent));
     parts.push(inbox(report));
     parts.push(peers(report, before, now));
     if let Some(age) = report.oldest_undelivered_seconds {
@@ -93,29 +95,56 @@ fn text(report: &StatusReport, before: Option<&StatusReport>, now: SystemTime) -
     parts.join("\n")
 }
 
+fn config_error(error: &str) -> String {
+    let lines = error.lines().map(|line| format!("  {}\n", render::text(line)));
+    let title = "The config file as it is now does not hold; an earlier one does:";
+    format!("{}\n{}", render::paint(WARNING, title), lines.collect::<String>())
+}
+
 fn outboxes(report: &StatusReport) -> String {
     let row = |outbox: &OutboxReport| {
+        let trouble = outbox.held.as_deref().or(outbox.watch_reason.as_deref());
         let cells = vec![
             render::name(outbox.raw_path()),
-            render::text(&outbox.watch),
+            watch_of(outbox),
             outbox.settling.to_string(),
             outbox.queued.to_string(),
-            render::text(outbox.held.as_deref().unwrap_or_default()),
+            render::text(trouble.unwrap_or_default()),
         ];
-        (
-            if outbox.held.is_some() {
-                WARNING
-            } else {
-                Style::new()
-            },
-            cells,
-        )
+        (if trouble.is_some() { WARNING } else { Style::new() }, cells)
     };
     table(
         &["OUTBOX", "WATCH", "SETTLING", "QUEUED", ""],
         &[2, 3],
         report.outboxes.iter().map(row).collect(),
     )
+}
+
+/// With the time that events take, as it was measured last.
+fn watch_of(outbox: &OutboxReport) -> String {
+    let watch = render::text(&outbox.watch);
+    match outbox.watch_latency_seconds {
+        Some(latency) => format!("{watch}, {:.1} ms", latency * 1000.0),
+        None => watch,
+    }
+}
+
+fn not_sent(outbox: &OutboxReport) -> String {
+    let row = |file: &NotSent| {
+        let cells = vec![
+            render::name(outbox.raw_path()),
+            render::name(file.raw_name()),
+            render::text(&file.reason),
+        ];
+        (WARNING, cells)
+    };
+    let rows = outbox.not_sent.iter().map(row).collect();
+    let mut text = table(&["OUTBOX", "NOT SENT", ""], &[], rows);
+    let further = outbox.not_sent_count.saturating_sub(outbox.not_sent.len() as u64);
+    if further > 0 {
+        text.push_str(&format!("and {further} more that are not sent\n"));
+    }
+    text
 }
 
 fn inbox(report: &StatusReport) -> String {
@@ -255,9 +284,14 @@ mod tests {
 laptop  AAAAAAA-BBBBBBB
 dropwire 0.1.0, process 7, up 1h 1m, listens on 127.0.0.1:7420
 
-OUTBOX     WATCH   SETTLING  QUEUED
-/out       native         1       2
-/a\\u{1b}b  poll           0       0  its folder is not there
+OUTBOX     WATCH           SETTLING  QUEUED
+/out       native, 0.4 ms         1       2
+/a\\u{1b}b  none                   0       0  its folder is not there
+/poll      poll                   0       0  events do not come
+
+OUTBOX  NOT SENT
+/poll   p\\u{1b}   it is a FIFO
+and 4 more that are not sent
 
 INBOX     FREE  FILES  RECEIVED
 /in    1.0 GiB      3   1.0 KiB
@@ -268,6 +302,20 @@ office  dials in 5s       2        0       1          9  1.0 KiB       5 B  refu
 The oldest undelivered file has waited 2m.
 ";
         assert_eq!(shown, expected);
+    }
+
+    #[test]
+    fn a_config_that_does_not_hold() {
+        let mut report = report();
+        report.config_error = Some("unknown key `lisen`\n --> c.toml:2:1\u{1b}".into());
+        let text = text(&report, None, SystemTime::UNIX_EPOCH);
+        let shown = anstream::adapter::strip_str(&text).to_string();
+        let expected = "\n\nThe config file as it is now does not hold; an earlier one does:
+  unknown key `lisen`
+   --> c.toml:2:1\\u{1b}
+
+OUTBOX";
+        assert!(shown.contains(expected), "{shown}");
     }
 
     #[test]
@@ -293,6 +341,20 @@ The oldest undelivered file has waited 2m.
         text(&odd, Some(&report()), SystemTime::now());
     }
 
+    fn outboxes() -> Vec<OutboxReport> {
+        let held = Some("its folder is not there".into());
+        let mut all = vec![
+            OutboxReport::new(Path::new("/out"), "native", 1, 2, None),
+            OutboxReport::new(Path::new("/a\x1bb"), "none", 0, 0, held),
+            OutboxReport::new(Path::new("/poll"), "poll", 0, 0, None),
+        ];
+        all[0].watch_latency_seconds = Some(0.0004);
+        all[2].watch_reason = Some("events do not come".into());
+        all[2].not_sent = vec![NotSent::new(b"p\x1b", "it is a FIFO".into())];
+        all[2].not_sent_count = 5;
+        all
+    }
+
     fn report() -> StatusReport {
         StatusReport {
             schema: SCHEMA,
@@ -302,16 +364,8 @@ The oldest undelivered file has waited 2m.
             pid: 7,
             uptime_seconds: 3661.0,
             listen: Some("127.0.0.1:7420".into()),
-            outboxes: vec![
-                OutboxReport::new(Path::new("/out"), "native", 1, 2, None),
-                OutboxReport::new(
-                    Path::new("/a\x1bb"),
-                    "poll",
-                    0,
-                    0,
-                    Some("its folder is not there".into()),
-                ),
-            ],
+            config_error: None,
+            outboxes: outboxes(),
             inbox: Some(InboxReport::new(Path::new("/in"), 1 << 30, 3, 1024, None)),
             peers: vec![PeerReport {
                 name: "office".into(),

@@ -250,24 +250,6 @@ async fn a_withdrawn_transfer_is_never_delivered_and_a_delivered_one_is_settled(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn forgotten_rows_are_let_go_after_their_time() {
-    let rig = Rig::new().await;
-    let mut link = rig.link(ANA);
-    link.send(id(1), "a", b"x").await;
-    link.send(id(2), "b", b"x").await;
-    let ids = vec![id(1), id(9)];
-    link.command(Command::Forget { ids: ids.clone() }).await;
-    assert_eq!(link.next().await, Outcome::Forgotten { ids });
-    delivered_as(&link.opened(id(1), "a", 1).await.1);
-    let rig = rig.restarted(|_| ()).await; // until then a row may still say *placing*
-    rig.db.call(|tx| ledger::observe(tx, 60, 61)).await.unwrap();
-    assert!(rig.row(ANA, id(1)).await.is_some());
-    rig.db.call(|tx| ledger::observe(tx, 60, 61)).await.unwrap();
-    assert!(rig.row(ANA, id(1)).await.is_none());
-    assert!(rig.row(ANA, id(2)).await.is_some());
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_newer_link_takes_over() {
     let rig = Rig::new().await;
     let (mut old, mut new) = (rig.link(ANA), rig.link(ANA));
@@ -311,6 +293,38 @@ async fn an_inbox_that_goes_away_is_held_and_comes_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_large_file_is_not_placed_in_a_folder_that_is_not_the_inbox_any_more() {
+    let rig = Rig::new().await;
+    let away = rig.temp.path().join("away");
+    let (mut link, bytes) = (rig.link(ANA), content(2 * CHUNK));
+    let size = bytes.len() as u64;
+    let (mut opening, _) = link.opened(id(1), "f", size).await;
+    link.write(id(1), opening, 0, &bytes, 0, bytes.len()).await;
+    link.written(size).await;
+    for with_its_mark in [false, true] {
+        std::fs::rename(rig.root(), &away).unwrap();
+        std::fs::create_dir_all(rig.root().join(".dropwire")).unwrap();
+        if with_its_mark {
+            std::fs::copy(away.join(".dropwire/id"), rig.root().join(".dropwire/id")).unwrap();
+        }
+        link.finish(id(1), opening, 0, digest(&bytes)).await;
+        assert_eq!(refused(&link.next().await), InboxUnavailable);
+        assert!(rig.names().is_empty() && !away.join("f").exists());
+        std::fs::remove_dir_all(rig.root()).unwrap();
+        std::fs::rename(&away, rig.root()).unwrap();
+        let (again, first) = link.opened(id(1), "f", size).await;
+        assert!(
+            matches!(first, Outcome::Opened { offset, .. } if offset == size),
+            "nothing is sent twice: {first:?}"
+        );
+        opening = again;
+    }
+    link.finish(id(1), opening, 0, digest(&bytes)).await;
+    assert_eq!(delivered_as(&link.next().await), "f");
+    assert!(rig.files() == [("f".into(), bytes)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn no_inbox_takes_nothing() {
     let mut rig = Rig::new().await;
     rig.inbox.shutdown().await;
@@ -333,6 +347,38 @@ async fn room_is_asked_for_before_anything_is_written() {
     assert_eq!(refused(&link.opened(id(1), "f", 1 << 60).await.1), NoSpace);
     assert_eq!(refused(&link.opened(id(2), "f", u64::MAX).await.1), NoSpace);
     assert_eq!(rig.partials(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_file_that_is_offered_and_never_sent_keeps_nobody_out() {
+    let rig = Rig::new().await;
+    let free = rig.inbox.status().free_bytes;
+    let (mut silent, mut other) = (rig.link(ANA), rig.link(BOB));
+    silent.opened(id(1), "never sent", free / 4 * 3).await;
+    assert_eq!(refused(&other.opened(id(1), "f", free / 2).await.1), NoSpace);
+    rig.inbox.shared.space.age(space::PATIENCE);
+    let (_, opened) = other.opened(id(1), "f", free / 2).await;
+    assert!(matches!(opened, Outcome::Opened { .. }), "{opened:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn room_that_others_have_taken_meanwhile_is_asked_for_again() {
+    let rig = Rig::new().await;
+    let (mut link, bytes) = (rig.link(ANA), content(3 * CHUNK));
+    let (opening, _) = link.opened(id(1), "f", bytes.len() as u64).await;
+    link.write(id(1), opening, 0, &bytes, 0, CHUNK).await;
+    link.written(CHUNK as u64).await;
+    let space = &rig.inbox.shared.space;
+    space.age(space::PATIENCE);
+    let taken = space.reserve(u64::MAX / 2, u64::MAX, std::time::Instant::now());
+    link.write(id(1), opening, 0, &bytes, CHUNK, 2 * CHUNK).await;
+    assert_eq!(refused(&link.next().await), NoSpace);
+    drop(taken);
+    let (_, resumed) = link.opened(id(1), "f", bytes.len() as u64).await;
+    assert!(
+        matches!(resumed, Outcome::Opened { offset, .. } if offset == CHUNK as u64),
+        "{resumed:?}"
+    );
 }
 
 #[cfg(target_os = "linux")]

@@ -1,6 +1,7 @@
 //! The whole room, driven as a link drives it, on a real folder and a real job list.
 
 mod flows;
+mod keeping;
 #[cfg(target_os = "linux")]
 mod order;
 mod recovery;
@@ -22,6 +23,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
+use crate::clock;
 
 const ANA: AgentId = AgentId([0xAA; 32]);
 const BOB: AgentId = AgentId([0xBB; 32]);
@@ -54,7 +56,7 @@ impl Rig {
             }),
             peers: Vec::new(),
         };
-        let migrations = Migrations::new(vec![M::up(SCHEMA_1)]);
+        let migrations = Migrations::new(vec![M::up(clock::RUNNING), M::up(SCHEMA_1)]);
         let db = Db::open(&temp.path().join("state.db"), &migrations).unwrap();
         let inbox = start(&settings, &db).await.unwrap();
         Rig {
@@ -119,6 +121,12 @@ impl Rig {
 
     fn partials(&self) -> usize {
         self.root().join(".dropwire/partial").read_dir().unwrap().count()
+    }
+
+    /// So much running time goes by, and what was kept for its time goes.
+    async fn after(&self, ran: Duration) {
+        clock::advance(&self.db, ran).await.unwrap();
+        self.inbox.sweep().await.unwrap();
     }
 
     async fn row(&self, peer: AgentId, id: TransferId) -> Option<ledger::State> {

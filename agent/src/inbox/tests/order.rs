@@ -139,3 +139,104 @@ async fn a_name_taken_at_the_last_moment_is_not_what_the_ledger_says() {
     let settled = link.opened(id(1), "file.txt", 1).await.1;
     assert_eq!(delivered_as(&settled), "file (1).txt");
 }
+
+/// Where only a link gives a name: the old one goes after the new one, and the way to it, are durable.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_is_durable_before_the_partial_s_name_goes() {
+    let rig = Rig::new().await;
+    rig.inbox.shared.gate.link_from_now_on();
+    let before = trace::of(&rig.root()).len();
+    let mut link = rig.link(ANA);
+    assert_eq!(delivered_as(&link.send(id(1), "a/b/f", b"x").await), "a/b/f");
+    goes_last(&trace::of(&rig.root())[before..], &["", "a", "a/b"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn so_it_is_where_a_crash_left_both_names() {
+    let mut before = 0;
+    let (rig, _, _) = super::recovery::recovered(How::Linked, |root, partial| {
+        std::fs::create_dir(root.join("sub")).unwrap();
+        std::fs::hard_link(partial, root.join("sub/x.txt")).unwrap();
+        before = trace::of(root).len();
+    })
+    .await;
+    goes_last(&trace::of(&rig.root())[before..], &["", "sub"]);
+}
+
+/// The first partial's name, after a sync of each of `folders`; and its own folder is synced after that.
+#[track_caller]
+fn goes_last(calls: &[Call], folders: &[&str]) {
+    let gone = calls.iter().position(|c| *c == Call::Unlink(partial_of(1)));
+    let (before, after) = calls.split_at(gone.expect("the partial's name goes"));
+    for folder in folders {
+        // What opening the inbox syncs comes before the names are looked at.
+        let synced = before.iter().rev().take_while(|c| !is_probe(c));
+        assert!(
+            synced.clone().any(|c| *c == trace::sync(folder)),
+            "{folder:?}: {calls:#?}"
+        );
+    }
+    assert!(after.contains(&trace::sync(".dropwire/partial")), "{calls:#?}");
+}
+
+fn is_probe(call: &Call) -> bool {
+    matches!(call, Call::Name(_, to) if to.ends_with("probed"))
+}
+
+/// The link is made, its folder's sync fails: asked again, that sync would say that all is well.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_whose_sync_failed_gives_no_receipt_until_the_next_start() {
+    let rig = Rig::new().await;
+    rig.inbox.shared.gate.link_from_now_on();
+    let mut link = rig.link(ANA);
+    let named = Call::Name(partial_of(1), "file".into());
+    let root = rig.root();
+    trace::before(&rig.root(), named, move || {
+        trace::before(&root, trace::sync(""), trace::disk_error);
+        Ok(())
+    });
+    refused(&link.send(id(1), "file", b"x").await);
+    assert_eq!(refused(&link.opened(id(1), "file", 1).await.1), InboxUnavailable);
+    let rig = rig.restarted(|_| ()).await;
+    let mut link = rig.link(ANA);
+    assert_eq!(delivered_as(&link.opened(id(1), "file", 1).await.1), "file");
+    assert_eq!((rig.names(), rig.partials()), (vec!["file".into()], 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nor_does_what_was_under_way_when_a_folder_s_sync_failed() {
+    let rig = Rig::new().await;
+    let mut link = rig.link(ANA);
+    let bytes = content(2 * CHUNK);
+    let (opening, _) = link.opened(id(2), "large", bytes.len() as u64).await;
+    link.write(id(2), opening, 0, &bytes, 0, bytes.len()).await;
+    link.written(bytes.len() as u64).await;
+    let named = Call::Name(partial_of(1), "small".into());
+    let root = rig.root();
+    trace::before(&rig.root(), named, move || {
+        trace::before(&root, trace::sync(""), trace::disk_error);
+        Ok(())
+    });
+    assert_eq!(refused(&link.send(id(1), "small", b"x").await), InboxUnavailable);
+    link.finish(id(2), opening, 0, digest(&bytes)).await;
+    assert_eq!(refused(&link.next().await), InboxUnavailable);
+    let rig = rig.restarted(|_| ()).await;
+    let (_, resumed) = rig.link(ANA).opened(id(2), "large", bytes.len() as u64).await;
+    assert!(
+        matches!(resumed, Outcome::Opened { offset, .. } if offset == bytes.len() as u64),
+        "nothing is sent twice: {resumed:?}"
+    );
+}
+
+/// A folder's sync that fails between R7 of one file and of the next, in one batch over more folders than are open at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_sync_ends_the_whole_batch() {
+    let rig = Rig::new().await;
+    rig.inbox.shared.gate.break_off("a sync failed".into());
+    let site = site::Site::open(&rig.root(), None).unwrap_or_else(|e| panic!("{e:?}"));
+    let folders = place::existing_folders(&site, &RemotePath::parse(b"f").unwrap()).unwrap();
+    let before = trace::of(&rig.root()).len();
+    let answer = commit::make_certain(&rig.inbox.shared, &site, &folders);
+    assert!(matches!(answer, Err(reply::Answer::Refused(_))), "{answer:?}");
+    assert_eq!(trace::of(&rig.root())[before..], [], "nothing is asked again");
+}

@@ -9,7 +9,7 @@ const NAME: &str = "sub/x.txt";
 const BYTES: &[u8] = b"verified";
 
 /// A row *placing* with its durable partial, as R6 leaves them. Gives the partial's path and the receipt.
-async fn placing(rig: &Rig, how: How) -> (PathBuf, Receipt) {
+pub(super) async fn placing(rig: &Rig, how: How) -> (PathBuf, Receipt) {
     let site = rig
         .inbox
         .shared

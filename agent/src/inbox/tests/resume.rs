@@ -5,7 +5,7 @@ use super::*;
 const MIB: usize = 1 << 20;
 
 /// Sends the first `end` bytes of a large file and lets the link go.
-async fn break_off(rig: &Rig, bytes: &[u8], end: usize) {
+pub(super) async fn break_off(rig: &Rig, bytes: &[u8], end: usize) {
     let mut link = rig.link(ANA);
     let (opening, _) = link.opened(id(1), "big", bytes.len() as u64).await;
     link.write(id(1), opening, 0, bytes, 0, end).await;
@@ -32,7 +32,7 @@ fn flip(path: &Path, at: u64) {
     file.write_all(&[byte[0] ^ 1]).unwrap();
 }
 
-async fn go_on(rig: &Rig, bytes: &[u8], expected: usize) -> (Link, Opening) {
+pub(super) async fn go_on(rig: &Rig, bytes: &[u8], expected: usize) -> (Link, Opening) {
     let mut link = rig.link(ANA);
     let (opening, first) = link.opened(id(1), "big", bytes.len() as u64).await;
     match first {
@@ -157,36 +157,4 @@ async fn a_hash_state_of_no_use_is_made_from_the_bytes() {
         .await
         .unwrap();
     go_on(&rig, &bytes, MIB).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_peer_keeps_only_so_many_partials() {
-    let rig = Rig::new().await;
-    let mark = rig.inbox.shared.gate.last_seen().map(|s| s.mark).unwrap();
-    rig.db
-        .call(move |tx| {
-            for n in 0..300u16 {
-                let mut key = [0; 16];
-                key[..2].copy_from_slice(&n.to_be_bytes());
-                ledger::begin(
-                    tx,
-                    (ANA, TransferId(key)),
-                    &manifest("old", 1 << 20),
-                    mark,
-                    n.into(),
-                )?;
-            }
-            Ok(())
-        })
-        .await
-        .unwrap();
-    let mut link = rig.link(ANA);
-    let (_, first) = link.opened(id(0xFF), "new", 1 << 20).await;
-    assert!(matches!(first, Outcome::Opened { .. }));
-    let rows = rig.db.call(|tx| ledger::receiving_of(tx, ANA)).await.unwrap();
-    assert_eq!(rows.len(), 256);
-    assert!(
-        rig.row(ANA, TransferId([0; 16])).await.is_none(),
-        "the oldest went"
-    );
 }

@@ -48,6 +48,25 @@ pub(super) async fn linked() -> (Agent, Agent) {
     (a, b)
 }
 
+/// Paired with `peer` alone, without limits.
+pub(super) fn settings(peer: AgentId, dial: Option<SocketAddr>) -> Settings {
+    Settings {
+        name: "agent".into(),
+        peers: vec![config::Peer {
+            name: "peer".into(),
+            id: peer,
+            address: dial.map(|addr| addr.to_string()),
+            max_file_size: None,
+        }],
+        retry: config::Retry {
+            first: Duration::from_millis(5),
+            max: Duration::from_millis(50),
+            give_up_after: None,
+        },
+        limits: config::Limits::default(),
+    }
+}
+
 pub(super) struct File {
     pub(super) id: TransferId,
     pub(super) source: Arc<Bytewise>,
@@ -112,34 +131,20 @@ impl Agent {
         dial: Option<SocketAddr>,
         timing: Timing,
     ) -> Agent {
-        let settings = Settings {
-            name: "agent".into(),
-            listen: Some("127.0.0.1:0".into()),
-            peers: vec![config::Peer {
-                name: "peer".into(),
-                id: peer.id(),
-                address: dial.map(|addr| addr.to_string()),
-                max_file_size: None,
-            }],
-            retry: config::Retry {
-                first: Duration::from_millis(5),
-                max: Duration::from_millis(50),
-                give_up_after: None,
-            },
-            limits: config::Limits::default(),
-        };
+        let settings = settings(peer.id(), dial);
         let sink = Store::new(identity);
         let (give, events) = mpsc::channel(4);
         let room: Arc<dyn Sink> = Arc::new(sink.clone());
+        let listener = bind("127.0.0.1:0").await.unwrap();
         let links = Links::start_with(
             settings,
+            Some(listener),
             identity.clone(),
             room,
             give,
             CancellationToken::new(),
             timing,
         );
-        let links = links.await.unwrap();
         let (identity, peer) = (identity.clone(), peer.id());
         Agent {
             identity,

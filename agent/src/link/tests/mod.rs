@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use dropwire_protocol::{TransferId, message::MAX_CHUNK};
 use tokio::net::TcpStream;
 
-use self::harness::{Agent, Relay, identities, linked, within};
+use self::harness::{Agent, Relay, identities, linked, settings, within};
 use super::*;
 use crate::identity::Identity;
 
@@ -70,6 +70,55 @@ async fn after_a_cut_comes_down_and_then_up_and_nothing_is_lost() {
         () = a.live() => {}
     }
     b.assert_lies_at(&a);
+}
+
+#[tokio::test]
+async fn another_limit_wakes_a_link_that_waits_for_its_turn() {
+    let [one, two] = identities();
+    let patient = Timing {
+        ping_after: Duration::from_secs(3600),
+        dead_after: Duration::from_secs(7200),
+        ..Timing::default()
+    };
+    let mut a = Agent::start_with(&one, &two, None, patient).await;
+    let mut b = Agent::start_with(&two, &one, Some(a.addr()), patient).await;
+    within(async { tokio::join!(a.up(), b.up()) }).await;
+    let mut terms = settings(a.id(), Some(a.addr()));
+    terms.limits.upload = Some(1); // a chunk takes days
+    b.links.apply(terms.clone()).await;
+    b.drop_files(1, 3 * MAX_CHUNK).await;
+    let waits = async {
+        while b.links.status()[0].sent_bytes < MAX_CHUNK as u64 {
+            tokio::task::yield_now().await;
+        }
+    };
+    within(waits).await;
+    terms.limits.upload = None;
+    b.links.apply(terms).await;
+    within(b.all_delivered()).await;
+    assert_eq!((b.ups, b.downs), (1, 0));
+}
+
+#[tokio::test]
+async fn who_is_paired_no_more_is_told_and_may_come_back() {
+    let (mut a, mut b) = linked().await;
+    let terms = settings(b.id(), None);
+    let nobody = Settings {
+        peers: Vec::new(),
+        ..terms.clone()
+    };
+    let leave = async { tokio::join!(a.links.apply(nobody), b.down()).1 };
+    let error = within(leave).await;
+    assert_eq!(error.as_deref(), Some("the peer is no longer paired with us"));
+    assert!(
+        matches!(a.events.try_recv(), Ok(LinkEvent::Down { .. })),
+        "told before it returns"
+    );
+    a.downs += 1;
+    assert!(a.links.status().is_empty());
+    a.links.apply(terms).await;
+    b.drop_files(1, 10).await;
+    within(async { tokio::join!(a.up(), b.all_delivered()) }).await;
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-use std::{fs, path::Path};
+use std::{ffi::OsString, fs, path::Path};
 
 use super::*;
 
@@ -32,6 +32,7 @@ impl Outbox {
             version: Version::of(&fs::metadata(self.at(path)).unwrap()),
             digest: hash.value(),
             after,
+            marker: None,
         }
     }
 
@@ -131,6 +132,89 @@ fn begun_again_from_leaving() {
         assert!(outbox.leaving_is_empty());
         assert_eq!(outbox.at(".dropwire/sent/sub/file").exists(), archived);
         assert_eq!(dispose(&disposal).unwrap(), Disposed::Gone);
+    }
+}
+
+/// As a crash leaves it between the syncs of a rename's two directories, or between link and unlink.
+#[cfg(unix)]
+mod under_two_names {
+    use super::*;
+
+    fn twice(outbox: &Outbox, from: &Path, to: &str) {
+        fs::create_dir_all(outbox.at(to).parent().unwrap()).unwrap();
+        fs::hard_link(from, outbox.at(to)).unwrap();
+    }
+
+    #[test]
+    fn its_path_and_leaving() {
+        for (after, archived) in [(AfterSend::Delete, false), (AfterSend::Archive, true)] {
+            let outbox = Outbox::new();
+            let disposal = outbox.delivered("sub/file", "bytes", after);
+            let leaving = outbox.in_leaving(&disposal);
+            twice(&outbox, &leaving, "sub/file");
+            assert_eq!(dispose(&disposal).unwrap(), Disposed::Done);
+            assert!(!outbox.at("sub/file").exists() && outbox.leaving_is_empty());
+            assert_eq!(outbox.at(".dropwire/sent/sub/file").exists(), archived);
+            assert_eq!(dispose(&disposal).unwrap(), Disposed::Gone);
+        }
+    }
+
+    #[test]
+    fn its_path_and_leaving_and_written_to_since() {
+        let outbox = Outbox::new();
+        let disposal = outbox.delivered("file", "bytes", AfterSend::Delete);
+        let leaving = outbox.in_leaving(&disposal);
+        twice(&outbox, &leaving, "file");
+        fs::write(outbox.at("file"), "newer").unwrap();
+        assert_ne!(dispose(&disposal).unwrap(), Disposed::Done);
+        assert_eq!(read(&outbox.at("file")), "newer");
+        assert!(outbox.leaving_is_empty());
+    }
+
+    #[test]
+    fn leaving_and_the_archive() {
+        for taken in [0, 1, 5] {
+            let outbox = Outbox::new();
+            let folder = outbox.at(".dropwire/sent/sub");
+            fs::create_dir_all(&folder).unwrap();
+            let archived = |n| folder.join(beside::numbered(OsStr::new("file.txt"), n));
+            (0..taken).for_each(|n| fs::write(archived(n), "older").unwrap());
+            let disposal = outbox.delivered("sub/file.txt", "bytes", AfterSend::Archive);
+            fs::hard_link(outbox.in_leaving(&disposal), archived(taken)).unwrap();
+            // Another of that name was archived behind it.
+            fs::write(archived(taken + 1), "younger").unwrap();
+            assert_eq!(dispose(&disposal).unwrap(), Disposed::Done);
+            assert!(outbox.leaving_is_empty());
+            assert_eq!(read(&archived(taken)), "bytes");
+            assert_eq!(fs::read_dir(&folder).unwrap().count() as u64, taken + 2);
+            assert_eq!(dispose(&disposal).unwrap(), Disposed::Gone);
+        }
+    }
+
+    #[test]
+    fn leaving_and_a_name_beside_its_path() {
+        let outbox = Outbox::new();
+        let disposal = outbox.delivered("file.txt", "old", AfterSend::Archive);
+        let leaving = outbox.in_leaving(&disposal);
+        fs::write(&leaving, "changed").unwrap();
+        fs::write(outbox.at("file.txt"), "taken").unwrap();
+        twice(&outbox, &leaving, "file (1).txt");
+        assert_eq!(dispose(&disposal).unwrap(), Disposed::Changed);
+        assert_eq!(read(&outbox.at("file (1).txt")), "changed");
+        assert!(outbox.leaving_is_empty() && !outbox.at("file (2).txt").exists());
+    }
+
+    /// Its own name in the archive is free: a link of the same file elsewhere is another drop's.
+    #[test]
+    fn a_link_of_it_elsewhere_is_another_drops() {
+        let outbox = Outbox::new();
+        let disposal = outbox.delivered("file", "bytes", AfterSend::Archive);
+        let leaving = outbox.in_leaving(&disposal);
+        twice(&outbox, &leaving, ".dropwire/sent/other");
+        twice(&outbox, &leaving, "other");
+        assert_eq!(dispose(&disposal).unwrap(), Disposed::Done);
+        assert_eq!(read(&outbox.at(".dropwire/sent/file")), "bytes");
+        assert!(outbox.at("other").exists());
     }
 }
 
@@ -290,6 +374,16 @@ mod order {
         });
         assert!(repeated.contains(&sync("sub")), "{repeated:#?}");
 
+        // What a kill left in `leaving` has left its path, but nobody synced that.
+        let disposal = outbox.delivered("sub/file", "bytes", AfterSend::Delete);
+        outbox.in_leaving(&disposal);
+        let begun_again = calls(&outbox, || {
+            assert_eq!(dispose(&disposal).unwrap(), Disposed::Done)
+        });
+        let removed = begun_again.iter().position(|c| *c == gone[0]).unwrap();
+        let synced = [sync(".dropwire/leaving"), sync("sub")];
+        assert!(begun_again[..removed].ends_with(&synced), "{begun_again:#?}");
+
         let disposal = outbox.delivered("sub/file", "bytes", AfterSend::Delete);
         fs::write(outbox.in_leaving(&disposal), "other").unwrap();
         let back = calls(&outbox, || {
@@ -349,8 +443,30 @@ fn numbers() {
         (".bashrc", 1, ".bashrc (1)".into()),
         (&long, 10, "é".repeat(123) + " (10).tar"),
     ] {
-        let got = numbered(OsStr::new(name), number);
+        let got = beside::numbered(OsStr::new(name), number);
         assert_eq!(got, OsString::from(expected), "{name}");
         assert!(got.len() <= 255);
+    }
+}
+
+#[test]
+fn a_marker_leaves_after_its_file() {
+    let outbox = Outbox::new();
+    for after in [AfterSend::Delete, AfterSend::Archive] {
+        let mut disposal = outbox.delivered("sub/x", "bytes", after);
+        disposal.marker = Some(".done".into());
+        fs::write(outbox.at("sub/x.done"), "").unwrap();
+        assert_eq!(dispose(&disposal).unwrap(), Disposed::Done);
+        assert_eq!(fs::read_dir(outbox.at("sub")).unwrap().count(), 0);
+        // A crash came before the marker left.
+        fs::write(outbox.at("sub/x.done"), "").unwrap();
+        assert_eq!(dispose(&disposal).unwrap(), Disposed::Gone);
+        assert_eq!(fs::read_dir(outbox.at("sub")).unwrap().count(), 0);
+        // Dropped again meanwhile: the marker is the new one's.
+        fs::write(outbox.at("sub/x"), "other bytes").unwrap();
+        fs::write(outbox.at("sub/x.done"), "").unwrap();
+        assert_eq!(dispose(&disposal).unwrap(), Disposed::Changed);
+        assert_eq!(fs::read_dir(outbox.at("sub")).unwrap().count(), 2);
+        fs::remove_dir_all(outbox.at("sub")).unwrap();
     }
 }

@@ -12,7 +12,7 @@ enum Op {
     Find { path: u8, version: i64, ctime: i64 },
     Deliver { id: usize, digest: u8 },
     Retry { id: usize },
-    Fail { id: usize },
+    GiveUp,
     Cancel { id: usize },
     Resend { id: usize },
     Recount { id: usize },
@@ -29,7 +29,7 @@ fn op() -> impl Strategy<Value = Op> {
         6 => (0..2u8, 0..3i64, 1..3i64).prop_map(|(path, version, ctime)| Op::Find { path, version, ctime }),
         8 => (id.clone(), prop_oneof![9 => Just(1u8), 1 => Just(2u8)]).prop_map(|(id, digest)| Op::Deliver { id, digest }),
         1 => id.clone().prop_map(|id| Op::Retry { id }),
-        2 => id.clone().prop_map(|id| Op::Fail { id }),
+        1 => Just(Op::GiveUp),
         2 => id.clone().prop_map(|id| Op::Cancel { id }),
         4 => id.clone().prop_map(|id| Op::Resend { id }),
         2 => id.clone().prop_map(|id| Op::Recount { id }),
@@ -127,6 +127,7 @@ impl Model {
         let delivered = d.jobs.iter().filter(|j| j.state == JobState::Delivered);
         let digests: BTreeSet<_> = delivered.map(|j| j.digest()).collect();
         if digests.len() > 1 {
+            d.ctime = 0; // none that a file has
             self.leave(drop);
         } else if d.keep || count(JobState::Delivered) < d.jobs.len() {
             d.state = DropState::Stays;
@@ -197,10 +198,13 @@ impl Pair {
                 let Some(id) = pick(id) else { return };
                 queue.retry(id, "no".into(), 5, 1).await.unwrap();
             }
-            Op::Fail { id } => {
-                let Some(id) = pick(id) else { return };
-                queue.fail(id, "never".into(), 1).await.unwrap();
-                self.end(id, JobState::Failed);
+            Op::GiveUp => {
+                let ended = queue.expire(Duration::ZERO, 1).await.unwrap();
+                let queued: Vec<_> = ids.into_iter().filter(|id| self.queued(*id).is_some()).collect();
+                assert_eq!(ended.len(), queued.len());
+                for id in queued {
+                    self.end(id, JobState::Failed);
+                }
             }
             Op::Cancel { id } => {
                 let Some(id) = pick(id) else { return };
@@ -292,11 +296,11 @@ impl Pair {
     }
 
     async fn dispose(&mut self, stays: bool) {
-        let Some(first) = self.queue.to_dispose(1).await.unwrap().pop() else {
+        let Some(first) = self.queue.to_dispose(DropId(0), 1).await.unwrap().pop() else {
             return;
         };
         let error = stays.then(|| "changed".to_string());
-        self.queue.disposed(first.drop, error, 1).await.unwrap();
+        self.queue.disposed(vec![(first.drop, error)], 1).await.unwrap();
         let drop = usize::try_from(first.drop.0 - 1).unwrap();
         let d = &self.model.drops[drop];
         assert!(!d.keep && d.jobs.iter().all(|j| j.state == JobState::Delivered));

@@ -56,8 +56,9 @@ async fn a_hundred_thousand_jobs_are_asked_a_few_at_a_time() {
         .collect();
     let ids = queue.enqueue(drops, 0).await.unwrap().queued;
     let busy: HashSet<_> = ids[..256].iter().copied().collect();
-    let due = queue.due(peer(1), Class::Small, 256, busy, 1).await.unwrap();
-    let due: Vec<_> = due.into_iter().map(|job| job.id).collect();
+    let small = Load { small: 256, large: 0 };
+    let todo = queue.todo(peer(1), small, busy, 1).await.unwrap();
+    let due: Vec<_> = todo.due.into_iter().map(|job| job.id).collect();
     assert_eq!(due, ids[256..512]);
     let known = (0..1000).map(|n| found(&format!("folder/{n}"), n)).collect();
     assert!(queue.unknown(known).await.unwrap().is_empty());

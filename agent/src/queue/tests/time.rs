@@ -1,6 +1,7 @@
 //! Restarts, jumping clocks, giving up and retention.
 
 use super::*;
+use crate::clock;
 
 const DAY_MS: i64 = 24 * 3600 * 1000;
 
@@ -10,26 +11,26 @@ async fn giving_up_and_keeping_count_running_time() {
     let queue = queue(folder.path()).await;
     let day = Duration::from_secs(24 * 3600);
     let first = enqueue(&queue, 1, AfterSend::Delete, &[1]).await.queued;
-    queue.advance(day * 4).await.unwrap();
+    clock::advance(&queue.db, day * 4).await.unwrap();
     let other = drop_of(found("b", 1), AfterSend::Delete, &[1]);
     let second = queue.enqueue(vec![other], 100).await.unwrap().queued;
     assert!(queue.expire(day * 5, 900 * DAY_MS).await.unwrap().is_empty());
     queue.retry(first[0], "it is full".into(), 2, 1).await.unwrap();
-    queue.advance(day).await.unwrap();
+    clock::advance(&queue.db, day).await.unwrap();
     assert_eq!(queue.expire(day * 5, 5).await.unwrap(), first);
     let text = "given up after 5days: it is full".to_string();
     assert_eq!(state(&queue, first[0]).await, (JobState::Failed, Some(text)));
 
     let drops = queue.delivered(vec![proof(second[0], 5)], 5).await.unwrap();
-    queue.disposed(drops[0], None, 6).await.unwrap();
-    queue.advance(KEPT * 2).await.unwrap();
+    queue.disposed(vec![(drops[0], None)], 6).await.unwrap();
+    clock::advance(&queue.db, KEPT * 2).await.unwrap();
     assert!(!queue.sweep().await.unwrap());
     assert!(
         queue.get(second[0]).await.unwrap().is_some(),
         "its peer still has to forget"
     );
     queue.forgotten(second.clone()).await.unwrap();
-    queue.advance(KEPT).await.unwrap();
+    clock::advance(&queue.db, KEPT).await.unwrap();
     queue.sweep().await.unwrap();
     assert_eq!(queue.get(second[0]).await.unwrap(), None);
     assert!(
@@ -37,6 +38,34 @@ async fn giving_up_and_keeping_count_running_time() {
         "its file lies there"
     );
     assert!(queue.peer_removed(vec![], 9).await.unwrap().is_empty());
+}
+
+/// Each `send` has an outbox of its own.
+#[tokio::test]
+async fn outboxes_without_drops_leave_nothing_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let queue = queue(folder.path()).await;
+    let mut ids = Vec::new();
+    for n in 0..3 {
+        let mut found = found("a", 1);
+        found.outbox = OutboxId([n; 16]);
+        let new = drop_of(found, AfterSend::Delete, &[1]);
+        ids.extend(queue.enqueue(vec![new], 1).await.unwrap().queued);
+    }
+    let proofs = ids.iter().map(|id| proof(*id, 5)).take(2).collect();
+    let drops = queue.delivered(proofs, 2).await.unwrap();
+    let ended = drops.into_iter().map(|drop| (drop, None)).collect();
+    queue.disposed(ended, 3).await.unwrap();
+    queue.forgotten(ids[..2].to_vec()).await.unwrap();
+    assert_eq!(queue.outboxes().await.unwrap().len(), 3);
+    clock::advance(&queue.db, KEPT).await.unwrap();
+    queue.sweep().await.unwrap();
+    let left = queue.outboxes().await.unwrap();
+    assert_eq!(left.into_iter().collect::<Vec<_>>(), [(OutboxId([2; 16]), true)]);
+    let counts = queue.counts().await.unwrap();
+    assert_eq!((counts.outboxes.len(), counts.peers[0].1.queued), (1, 1));
+    let delivered = counts.peers[0].1.delivered;
+    assert_eq!(delivered, 0, "not listed any more");
 }
 
 #[tokio::test]

@@ -1,0 +1,319 @@
+//! A new config for a running agent: what differs is changed, all else goes on, transfers too.
+//!
+//! Whatever can fail comes first and touches nothing: either the whole new config holds, or the old one.
+
+use std::{path::PathBuf, sync::Arc, sync::PoisonError};
+
+use dropwire_protocol::AgentId;
+use tracing::{info, warn};
+
+use super::{Agent, intake};
+use crate::{
+    clock::now_ms,
+    config::{self, Config},
+    db::DbError,
+    error::Fatal,
+    inbox, link,
+};
+
+/// What came of a new config.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reloaded {
+    /// It says what the old one said.
+    Unchanged,
+    /// It holds.
+    Holds,
+    /// The old one holds: for this, all of the agent has to start anew.
+    StartAnew(&'static str),
+}
+
+/// What has to be done for it.
+#[derive(PartialEq, Debug)]
+enum Plan {
+    Change(Changes),
+    /// What cannot be changed while the agent runs.
+    StartAnew(&'static str),
+}
+
+/// What differs, as far as something begins or ends; all else is just looked up anew.
+#[derive(Default, PartialEq, Debug)]
+struct Changes {
+    /// One that is different ends and begins anew.
+    outboxes_end: Vec<PathBuf>,
+    outboxes_begin: Vec<config::Outbox>,
+    peers_leave: Vec<AgentId>,
+    peers_come: Vec<config::Peer>,
+    /// Another place to listen on, or none from now on.
+    listen: Option<Option<String>>,
+}
+
+impl Agent {
+    /// What holds.
+    pub fn config(&self) -> Arc<Config> {
+        self.shared.config()
+    }
+
+    /// Why what is written in the config file does not hold, as `status` shows it.
+    pub fn config_error(&self) -> Option<String> {
+        self.shared.config_error()
+    }
+
+    /// Notes it; None: it holds.
+    pub fn set_config_error(&self, why: Option<String>) {
+        let error = self.shared.config_error.lock();
+        *error.unwrap_or_else(PoisonError::into_inner) = why;
+    }
+
+    /// Takes up a new config. An error, and also [`Reloaded::StartAnew`]: nothing has changed. One at a time.
+    ///
+    /// A link ends only when its peer is not in the config any more, whose jobs then fail. An outbox that is not in it
+    /// any more finds nothing new, but what it found is still delivered.
+    pub async fn reload(&self, new: Config) -> Result<Reloaded, Fatal> {
+        let old = self.shared.config();
+        if *old == new {
+            return Ok(Reloaded::Unchanged);
+        }
+        new.check_own_id(self.id())?;
+        let changes = match plan(&old, &new) {
+            Plan::Change(changes) => changes,
+            Plan::StartAnew(why) => return Ok(Reloaded::StartAnew(why)),
+        };
+        let listen = match &changes.listen {
+            Some(Some(address)) => Some(Some(link::bind(address).await?)),
+            Some(None) => Some(None),
+            None => None,
+        };
+        match self.change(Arc::new(new), &changes, listen).await {
+            Ok(()) => Ok(Reloaded::Holds),
+            Err(error) => {
+                warn!(%error, "the job list failed");
+                Ok(Reloaded::StartAnew("the job list failed"))
+            }
+        }
+    }
+
+    /// Fails only where the job list does; then only a new agent can go on.
+    async fn change(
+        &self,
+        new: Arc<Config>,
+        changes: &Changes,
+        listen: Option<Option<tokio::net::TcpListener>>,
+    ) -> Result<(), DbError> {
+        let shared = &self.shared;
+        intake::end(shared, &changes.outboxes_end).await;
+        *shared.config.write().unwrap_or_else(PoisonError::into_inner) = new.clone();
+        intake::begin(shared, &changes.outboxes_begin, &self.tasks, &self.cancel).await?;
+        for peer in &changes.peers_come {
+            shared.doors.open(shared, peer, &self.tasks, &self.cancel);
+        }
+        shared.links.apply(link_settings(&new)).await;
+        if let Some(listener) = listen {
+            shared.links.listen_on(listener);
+        }
+        shared.inbox.apply(&inbox_settings(&new));
+        for peer in &changes.peers_leave {
+            shared.doors.close(*peer).await;
+        }
+        let peers = new.peers.iter().map(|peer| peer.id).collect();
+        shared.queue.peer_removed(peers, now_ms()).await?;
+        shared.queue.pull_in(now_ms(), new.retry.max).await?;
+        shared.wake_all();
+        info!(
+            outboxes_begun = changes.outboxes_begin.len(),
+            outboxes_ended = changes.outboxes_end.len(),
+            peers_added = changes.peers_come.len(),
+            peers_removed = changes.peers_leave.len(),
+            "the new config holds"
+        );
+        Ok(())
+    }
+}
+
+/// What links need of the config.
+pub fn link_settings(config: &Config) -> link::Settings {
+    link::Settings {
+        name: config.name.clone(),
+        peers: config.peers.clone(),
+        retry: config.retry,
+        limits: config.limits,
+    }
+}
+
+/// What the inbox needs of it.
+pub fn inbox_settings(config: &Config) -> inbox::Settings {
+    inbox::Settings {
+        inbox: config.inbox.clone(),
+        peers: config.peers.clone(),
+    }
+}
+
+/// How an agent with the `old` config comes to run with the `new` one.
+fn plan(old: &Config, new: &Config) -> Plan {
+    let place = |config: &Config| {
+        config
+            .inbox
+            .as_ref()
+            .map(|inbox| (inbox.path.clone(), inbox.layout))
+    };
+    if place(old) != place(new) {
+        return Plan::StartAnew("the inbox is another");
+    }
+    if old.listen != new.listen && same_port(old.listen.as_deref(), new.listen.as_deref()) {
+        return Plan::StartAnew("the port to listen on is taken by this agent itself");
+    }
+    let stays = |peer: &AgentId, config: &Config| config.peers.iter().any(|p| p.id == *peer);
+    let missing_in = |config: &Config, outbox: &config::Outbox| !config.outboxes.contains(outbox);
+    Plan::Change(Changes {
+        outboxes_end: old
+            .outboxes
+            .iter()
+            .filter(|outbox| missing_in(new, outbox))
+            .map(|outbox| outbox.path.clone())
+            .collect(),
+        outboxes_begin: new
+            .outboxes
+            .iter()
+            .filter(|outbox| missing_in(old, outbox))
+            .cloned()
+            .collect(),
+        peers_leave: old
+            .peers
+            .iter()
+            .map(|peer| peer.id)
+            .filter(|peer| !stays(peer, new))
+            .collect(),
+        peers_come: new
+            .peers
+            .iter()
+            .filter(|peer| !stays(&peer.id, old))
+            .cloned()
+            .collect(),
+        listen: (old.listen != new.listen).then(|| new.listen.clone()),
+    })
+}
+
+/// The new address may be bound only once the old one is left.
+fn same_port(old: Option<&str>, new: Option<&str>) -> bool {
+    let port = |address: &str| -> Option<u16> { address.rsplit_once(':')?.1.parse().ok() };
+    let (old, new) = (old.and_then(port), new.and_then(port));
+    old.is_some_and(|port| port != 0) && old == new
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::id;
+
+    const BASE: &str = r#"
+        name = "a"
+        listen = "0.0.0.0:7420"
+        [[outbox]]
+        path = "/out"
+        to = ["one"]
+        [inbox]
+        path = "/in"
+        [[peer]]
+        name = "one"
+        id = "ID1"
+    "#;
+
+    fn config(text: &str) -> Config {
+        let with_ids = [1, 2].into_iter().fold(text.to_owned(), |text, n| {
+            text.replace(&format!("ID{n}"), &id::format(peer(n)))
+        });
+        config::parse(&with_ids, Path::new("config.toml"), None).unwrap()
+    }
+
+    fn peer(number: u8) -> AgentId {
+        AgentId([number; 32])
+    }
+
+    /// What begins and ends, in short.
+    fn told(plan: Plan) -> String {
+        let changes = match plan {
+            Plan::StartAnew(why) => return why.into(),
+            Plan::Change(changes) => changes,
+        };
+        let mut told = Vec::new();
+        told.extend(
+            changes
+                .outboxes_end
+                .iter()
+                .map(|path| format!("-{}", path.display())),
+        );
+        told.extend(
+            changes
+                .outboxes_begin
+                .iter()
+                .map(|o| format!("+{}", o.path.display())),
+        );
+        told.extend(changes.peers_leave.iter().map(|id| format!("-{}", id.0[0])));
+        told.extend(changes.peers_come.iter().map(|peer| format!("+{}", peer.name)));
+        told.extend(changes.listen.map(|listen| format!("listen {listen:?}")));
+        told.join(" ")
+    }
+
+    #[test]
+    fn table() {
+        let two = "[[peer]]\nname = \"two\"\nid = \"ID2\"\n";
+        let add = |more: &str| format!("{BASE}\n{more}");
+        let with = |from: &str, to: &str| {
+            assert!(BASE.contains(from));
+            BASE.replace(from, to)
+        };
+        let anew = "the inbox is another";
+        for (new, expected) in [
+            (add("# a remark"), ""),
+            (with("name = \"a\"", "name = \"b\""), ""),
+            (
+                with("name = \"one\"", "name = \"1\"").replace("to = [\"one\"]", "to = [\"1\"]"),
+                "",
+            ),
+            (add("address = \"host:1\"\nmax_file_size = \"1 B\""), ""),
+            (add("[limits]\nupload = \"1 MB/s\"\n[retry]\nmax = \"1h\""), ""),
+            (
+                with("\"/in\"", "\"/in\"\nmin_free = \"0 B\"\non_arrival = [\"x\"]"),
+                "",
+            ),
+            (add("[[outbox]]\npath = \"/more\""), "+/more"),
+            (with("\"/out\"", "\"/out\"\nquiet = \"1s\""), "-/out +/out"),
+            (with("\"/out\"", "\"/other\""), "-/out +/other"),
+            (
+                with(
+                    "        [[outbox]]\n        path = \"/out\"\n        to = [\"one\"]\n",
+                    "",
+                ),
+                "-/out",
+            ),
+            (add(two), "+two"),
+            (
+                add(two).replace("        to = [\"one\"]\n", ""),
+                "-/out +/out +two",
+            ),
+            (with("ID1", "ID2"), "-/out +/out -1 +one"),
+            (with("listen = \"0.0.0.0:7420\"\n", ""), "listen None"),
+            (with(":7420", ":7421"), "listen Some(\"0.0.0.0:7421\")"),
+            (
+                with("0.0.0.0:7420", "127.0.0.1:0"),
+                "listen Some(\"127.0.0.1:0\")",
+            ),
+            (
+                with("0.0.0.0", "127.0.0.1"),
+                "the port to listen on is taken by this agent itself",
+            ),
+            (with("\"/in\"", "\"/inbox\""), anew),
+            (with("\"/in\"", "\"/in\"\nlayout = \"by-peer\""), anew),
+            (with("        [inbox]\n        path = \"/in\"\n", ""), anew),
+        ] {
+            assert_eq!(told(plan(&config(BASE), &config(&new))), expected, "{new}");
+        }
+    }
+
+    #[test]
+    fn nothing_to_do_for_the_same() {
+        let same = plan(&config(BASE), &config(BASE));
+        assert_eq!(same, Plan::Change(Changes::default()));
+    }
+}

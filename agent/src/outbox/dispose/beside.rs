@@ -1,0 +1,89 @@
+//! A free name beside one that is taken, as the archive and a file that is given back need it.
+
+use std::{
+    ffi::{OsStr, OsString},
+    io,
+};
+
+use cap_std::fs::{Dir, Metadata};
+
+use crate::{confined, durable, fault};
+
+/// Gives the file `name` in `from` the name `wanted` in `to`, or that with the first number found free. One that has such
+/// a name already, because a crash cut this off, only loses the old one. Durable after a sync of `to`, then of `from`.
+pub(super) fn rename_beside(from: &Dir, name: &OsStr, to: &Dir, wanted: &OsStr) -> io::Result<()> {
+    let taken = |n: u64| to.symlink_metadata(numbered(wanted, n)).is_ok();
+    let mut number = 0;
+    if taken(0) {
+        // Doubling, then halving: as quick for the ten thousandth of a name as for the first.
+        let (mut low, mut high) = (0, 1);
+        while taken(high) {
+            (low, high) = (high, high.saturating_mul(2));
+        }
+        while high - low > 1 {
+            let middle = low + (high - low) / 2;
+            if taken(middle) {
+                low = middle
+            } else {
+                high = middle
+            }
+        }
+        number = high;
+    }
+    let file = from.symlink_metadata(name)?;
+    let is_it = |n: u64| {
+        let there = to.symlink_metadata(numbered(wanted, n));
+        there.is_ok_and(|there| same_file(&there, &file))
+    };
+    if has_further_names(&file) && (0..number).any(is_it) && !fault::mutant("S5-twice") {
+        return durable::unlink(from, name);
+    }
+    loop {
+        match durable::rename_noreplace(from, name, to, &numbered(wanted, number)) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => number += 1,
+            other => return other.map(drop),
+        }
+    }
+}
+
+/// `report.pdf`, 1 → `report (1).pdf`; 0 is the name itself. The stem is cut so that 255 bytes are enough.
+pub(super) fn numbered(name: &OsStr, number: u64) -> OsString {
+    const MOST: usize = 255;
+    if number == 0 {
+        return name.to_os_string();
+    }
+    let name = name.as_encoded_bytes();
+    let dot = name.iter().rposition(|b| *b == b'.').filter(|at| *at > 0);
+    let (stem, extension) = name.split_at(dot.unwrap_or(name.len()));
+    let suffix = [format!(" ({number})").as_bytes(), extension].concat();
+    let room = MOST.saturating_sub(suffix.len());
+    let mut cut = stem.len().min(room);
+    // Never through the middle of a UTF-8 character.
+    while cut > 0 && cut < stem.len() && stem.get(cut).is_some_and(|b| b & 0xc0 == 0x80) {
+        cut -= 1;
+    }
+    let bytes = [stem.get(..cut).unwrap_or_default(), &suffix].concat();
+    confined::os_str(&bytes).map_or_else(|_| OsString::from(format!("{number}")), OsStr::to_os_string)
+}
+
+/// Where the system says it: elsewhere false.
+#[cfg(unix)]
+pub(super) fn same_file(one: &Metadata, other: &Metadata) -> bool {
+    use cap_std::fs::MetadataExt;
+    (one.dev(), one.ino()) == (other.dev(), other.ino())
+}
+
+#[cfg(not(unix))]
+pub(super) fn same_file(_: &Metadata, _: &Metadata) -> bool {
+    false
+}
+
+#[cfg(unix)]
+fn has_further_names(file: &Metadata) -> bool {
+    cap_std::fs::MetadataExt::nlink(file) > 1
+}
+
+#[cfg(not(unix))]
+fn has_further_names(_: &Metadata) -> bool {
+    false
+}

@@ -1,0 +1,191 @@
+//! Which folders a scan need not list again, because they did not change since they were.
+//!
+//! A folder's own times change with the names in it, not with the bytes of its files. So a listing is left out only
+//! where events were shown to come and none was lost: they tell of what is written. What they fail to tell all the
+//! same is found by the listing that every folder gets once in [`Memory::TURNS`] scans, each in its own turn.
+
+use std::{
+    collections::HashMap,
+    hash::{DefaultHasher, Hash, Hasher},
+    io,
+    time::SystemTime,
+};
+
+use cap_fs_ext::MetadataExt;
+use cap_std::fs::Dir;
+
+use crate::version::Version;
+
+/// A folder as it was just before it was listed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Stamp {
+    device: u64,
+    version: Version,
+}
+
+impl Stamp {
+    pub(super) fn of(folder: &Dir) -> io::Result<Stamp> {
+        let meta = folder.dir_metadata()?;
+        Ok(Stamp {
+            device: meta.dev(),
+            version: Version::listed(&meta),
+        })
+    }
+}
+
+/// What scans of one outbox remember.
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    folders: HashMap<Vec<u8>, Listed>,
+    /// Names kept, of folders and of those in them.
+    names: usize,
+    cleared: u64,
+}
+
+#[derive(Debug)]
+struct Listed {
+    stamp: Stamp,
+    folders: Vec<Vec<u8>>,
+}
+
+impl Memory {
+    /// Every folder is listed once in so many scans.
+    pub(super) const TURNS: u64 = 6;
+    /// Most names that are kept; folders beyond are listed each time.
+    pub(super) const MOST: usize = 8192;
+
+    /// The folders in `path`, if its listing can be left out in this scan.
+    pub(super) fn unchanged(&self, path: &[u8], stamp: &Stamp, scan: u64) -> Option<Vec<Vec<u8>>> {
+        let listed = self.folders.get(path)?;
+        let its_turn = scan % Self::TURNS == turn(path);
+        (!its_turn && listed.stamp == *stamp).then(|| listed.folders.clone())
+    }
+
+    /// How often everything was forgotten.
+    pub(super) fn cleared(&self) -> u64 {
+        self.cleared
+    }
+
+    /// `path` was listed, at `now`, and all in it could be told. `stamp` was taken before, and `cleared` asked for: what
+    /// was forgotten since stays so. A change within one step of the file system's clock would not show, so a folder
+    /// that changed just now is not remembered.
+    pub(super) fn listed(
+        &mut self,
+        path: &[u8],
+        (stamp, cleared): (Stamp, u64),
+        now: SystemTime,
+        folders: Vec<Vec<u8>>,
+    ) {
+        self.forget(path);
+        let names = 1 + folders.len();
+        if cleared != self.cleared || stamp.version.is_fresh(now) || self.names + names > Self::MOST {
+            return;
+        }
+        self.names += names;
+        self.folders.insert(path.to_vec(), Listed { stamp, folders });
+    }
+
+    /// `path` is listed in the next scan.
+    pub(super) fn forget(&mut self, path: &[u8]) {
+        if let Some(listed) = self.folders.remove(path) {
+            self.names -= 1 + listed.folders.len();
+        }
+    }
+
+    /// Everything is listed in the next scan.
+    pub(super) fn clear(&mut self) {
+        *self = Memory {
+            cleared: self.cleared + 1,
+            ..Memory::default()
+        };
+    }
+}
+
+fn turn(path: &[u8]) -> u64 {
+    let mut hash = DefaultHasher::new();
+    path.hash(&mut hash);
+    hash.finish() % Memory::TURNS
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn stamp(mtime_ns: i64) -> Stamp {
+        let version = Version {
+            inode: 1,
+            birth_ns: 0,
+            size: 0,
+            mtime_ns,
+            ctime_ns: mtime_ns,
+        };
+        Stamp { device: 1, version }
+    }
+
+    fn now() -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(100)
+    }
+
+    fn skips(memory: &Memory, path: &[u8], stamp: &Stamp) -> usize {
+        let skipped = |scan: &u64| memory.unchanged(path, stamp, *scan).is_some();
+        (0..Memory::TURNS).filter(skipped).count()
+    }
+
+    #[test]
+    fn an_unchanged_folder_is_listed_in_its_turn_only() {
+        let mut memory = Memory::default();
+        assert_eq!(skips(&memory, b"a", &stamp(5)), 0);
+        memory.listed(b"a", (stamp(5), 0), now(), vec![b"sub".to_vec()]);
+        assert_eq!(skips(&memory, b"a", &stamp(5)), Memory::TURNS as usize - 1);
+        assert_eq!(skips(&memory, b"a", &stamp(6)), 0, "it changed");
+        let moved = Stamp {
+            device: 2,
+            ..stamp(5)
+        };
+        assert_eq!(skips(&memory, b"a", &moved), 0, "another disk is mounted there");
+        assert_eq!(skips(&memory, b"b", &stamp(5)), 0);
+        memory.forget(b"a");
+        assert_eq!((skips(&memory, b"a", &stamp(5)), memory.names), (0, 0));
+        let asked_before = memory.cleared();
+        memory.clear();
+        memory.listed(b"a", (stamp(5), asked_before), now(), vec![]);
+        assert_eq!(
+            skips(&memory, b"a", &stamp(5)),
+            0,
+            "forgotten while it was listed"
+        );
+    }
+
+    #[test]
+    fn what_changed_just_now_is_listed_again() {
+        let mut memory = Memory::default();
+        memory.listed(b"a", (stamp(99_999_999_999), 0), now(), vec![]);
+        assert_eq!(skips(&memory, b"a", &stamp(99_999_999_999)), 0);
+        // Whole seconds: a coarse clock.
+        memory.listed(b"a", (stamp(99_000_000_000), 0), now(), vec![]);
+        assert_eq!(skips(&memory, b"a", &stamp(99_000_000_000)), 0);
+    }
+
+    #[test]
+    fn what_is_kept_is_bounded() {
+        let mut memory = Memory::default();
+        for i in 0..Memory::MOST {
+            let name = i.to_string();
+            memory.listed(name.as_bytes(), (stamp(5), 0), now(), vec![b"sub".to_vec()]);
+        }
+        assert_eq!(memory.folders.len(), Memory::MOST / 2);
+        memory.listed(b"0", (stamp(6), 0), now(), vec![]);
+        assert_eq!(memory.names, Memory::MOST - 1);
+    }
+
+    #[test]
+    fn turns_are_spread() {
+        let mut counts = [0; Memory::TURNS as usize];
+        for i in 0..600 {
+            counts[turn(format!("folder {i}").as_bytes()) as usize] += 1;
+        }
+        assert!(counts.iter().all(|n| (50..150).contains(n)), "{counts:?}");
+    }
+}

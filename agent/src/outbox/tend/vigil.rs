@@ -1,0 +1,91 @@
+//! Watches the watch: tests it, notes where the system refuses it, and plans the scans accordingly.
+
+use std::{sync::Arc, time::Instant};
+
+use super::{POLL, Tending};
+use crate::{
+    config::Watch,
+    error::shown,
+    outbox::{
+        health::{Heard, LIMITED},
+        task::blocking,
+        watch::{self, Watcher},
+    },
+};
+
+impl Tending<'_> {
+    /// Probes the watch when a scan begins, and draws the conclusion when no event came.
+    pub(super) async fn test_watch(&mut self) {
+        let now = Instant::now();
+        let heard = self.task.shared.state().health.check(now);
+        self.take_to_heart(heard);
+        if !std::mem::take(&mut self.probe) {
+            return;
+        }
+        if self.watched.0.is_none() && self.task.shared.config.watch != Watch::Poll {
+            self.watched = self.task.watch(&self.place).await; // there may be room for one now
+        }
+        if !self.task.shared.state().health.may_probe() {
+            return;
+        }
+        // Begun before it is made: its event may be here first.
+        self.task.shared.state().health.probed(Instant::now());
+        let place = Arc::clone(&self.place);
+        let probed = blocking(move || watch::probe(&place.open()?)).await;
+        if !matches!(probed, Some(Ok(()))) {
+            self.task.shared.state().health.unprobed(); // read-only, say: nothing is concluded
+        }
+    }
+
+    pub(super) fn heard(&mut self, at: Instant) {
+        let heard = self.task.shared.state().health.heard(at);
+        self.take_to_heart(heard);
+    }
+
+    fn take_to_heart(&mut self, heard: Heard) {
+        let outbox = shown(&self.place.root);
+        match heard {
+            Heard::Same => return,
+            Heard::Again => {
+                self.probe = true;
+                return;
+            }
+            Heard::Lost => tracing::warn!(%outbox, "native events do not come: polled until they do"),
+            Heard::Back => tracing::info!(%outbox, "native events come again"),
+        }
+        // What happened before is not known from events.
+        self.scan_all();
+        self.plan_scan();
+    }
+
+    /// When the next scan is due by itself.
+    pub(super) fn plan_scan(&mut self) {
+        let rescan = self.task.shared.config.rescan;
+        let interval = match (self.task.shared.state().health.polls(), self.scans_begun) {
+            (true, _) => POLL.min(rescan),
+            // Several outboxes began together: from here on each has its own time.
+            (false, 0..=1) => rescan / 2 + rescan / 512 * u32::from(self.place.id.0[0]),
+            (false, _) => rescan,
+        };
+        self.scan_at = Instant::now() + interval;
+    }
+
+    pub(super) fn warn_of_limit(&mut self) {
+        if self.is_limited() && self.task.shared.state().health.limit(true) {
+            tracing::warn!(outbox = %shown(&self.place.root), "{LIMITED}");
+            self.plan_scan();
+        }
+    }
+
+    pub(super) fn is_limited(&self) -> bool {
+        self.watched.0.as_ref().is_some_and(|watcher| watcher.limited())
+    }
+}
+
+/// Waits for a probe's event.
+pub(super) async fn heard(watcher: Option<&Watcher>) -> Instant {
+    match watcher {
+        Some(watcher) => watcher.heard().await,
+        None => std::future::pending().await,
+    }
+}
