@@ -4,7 +4,7 @@ mod liar;
 
 use bytes::Bytes;
 use dropwire_protocol::{
-    Digest, Manifest, Message, Mtime, ReceiptBody, RemotePath, RunningDigest, TransferId,
+    Digest, Kind, Manifest, Message, Mtime, ReceiptBody, RemotePath, RunningDigest, TransferId,
     frame::FrameCodec,
     message::{Accept, ByeReason, Chunk, Committed, Decline, DeclineReason, Offer, Receipts, Settled},
 };
@@ -34,6 +34,7 @@ fn offer(number: u64, path: &[u8], size: u64) -> Offer {
             path: RemotePath::parse(path).expect("a path"),
             size,
             mtime: Mtime { seconds: 0, nanos: 0 },
+            kind: Kind::File,
         },
         eager: size <= 262_144,
         serial: number,

@@ -35,6 +35,7 @@ use crate::{
 };
 
 mod beside;
+mod folder;
 
 use beside::rename_beside;
 
@@ -100,9 +101,12 @@ pub fn dispose(disposal: &Disposal) -> Result<Disposed, DisposeError> {
 /// their syncs. Blocks for the disk. Safe to repeat after any answer and any crash; what it answers is durable.
 pub fn dispose_all(disposals: &[Disposal]) -> Vec<Result<Disposed, DisposeError>> {
     disposals
-        .chunk_by(|a, b| a.root == b.root && a.outbox == b.outbox)
+        .chunk_by(|a, b| a.root == b.root && a.outbox == b.outbox && a.version.folder == b.version.folder)
         .flat_map(|one_outbox| one_outbox.chunks(TOGETHER))
-        .flat_map(dispose_together)
+        .flat_map(|batch| match batch.first() {
+            Some(first) if first.version.folder => batch.iter().map(folder::dispose).collect(),
+            _ => dispose_together(batch),
+        })
         .collect()
 }
 
