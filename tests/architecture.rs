@@ -9,8 +9,8 @@ use std::{
 
 /// What every room may use. They may use each other too, as long as nothing above.
 const COMMON: &[&str] = &[
-    "backoff", "clock", "config", "confined", "db", "durable", "error", "fault", "id", "identity", "lease",
-    "mark", "version",
+    "backoff", "bundle", "clock", "config", "confined", "db", "durable", "error", "fault", "id", "identity",
+    "lease", "mark", "version",
 ];
 
 /// Rooms above those, and what they may import besides. `send` and `inbox` implement `link`'s two traits.
@@ -29,18 +29,20 @@ const ROOMS: &[(&str, &[&str])] = &[
 const NEVER: &[(&str, &[&str])] = &[
     (
         "control",
-        &["db", "durable", "identity", "confined", "lease", "config"],
+        &[
+            "bundle", "db", "durable", "identity", "confined", "lease", "config",
+        ],
     ),
-    ("link", &["db", "durable", "confined", "lease", "mark"]),
-    ("queue", &["durable", "confined", "lease", "mark"]),
+    ("link", &["bundle", "db", "durable", "confined", "lease", "mark"]),
+    ("queue", &["bundle", "durable", "confined", "lease", "mark"]),
     ("outbox", &["db", "identity"]),
     ("db", &["durable", "identity", "config"]),
     // But for `fault`, by which tests leave one of its steps out.
     (
         "durable",
         &[
-            "backoff", "clock", "config", "confined", "db", "error", "id", "identity", "lease", "mark",
-            "version",
+            "backoff", "bundle", "clock", "config", "confined", "db", "error", "id", "identity", "lease",
+            "mark", "version",
         ],
     ),
 ];

@@ -64,6 +64,26 @@ fn archived_files_lie_in_sent() {
 }
 
 #[test]
+fn a_folder_emptied_before_a_kill_goes_after_it() {
+    let mut pair = Pair::with(|laptop, _| laptop.settings.outbox.push("quiet = \"10m\"".into()));
+    fs::create_dir_all(pair.laptop.outbox.join("mine/empty")).expect("folders of my own");
+    let file = pair.laptop.drop_file("emptied/deep/file", b"bytes");
+    pair.laptop.delivers(1);
+    until("it left", || !file.exists());
+    pair.laptop.kill();
+    assert!(pair.laptop.outbox.join("emptied/deep").exists());
+    pair.laptop
+        .settings
+        .outbox
+        .retain(|line| !line.starts_with("quiet"));
+    pair.laptop.start();
+    until("its folders went", || {
+        !pair.laptop.outbox.join("emptied").exists()
+    });
+    assert!(pair.laptop.outbox.join("mine/empty").exists());
+}
+
+#[test]
 fn a_file_that_was_away_and_is_back_is_sent() {
     let mut pair = Pair::idle();
     pair.laptop.start();

@@ -25,6 +25,7 @@ mod settling;
 mod strangers;
 mod tree;
 mod watching;
+mod whole;
 mod wire;
 
 /// What the harness runs: the binary that cargo built for these tests.

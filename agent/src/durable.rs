@@ -111,18 +111,21 @@ pub fn create_private(dir: &Dir, name: &OsStr) -> io::Result<File> {
     Ok(dir.open_with(name, &options)?.into_std())
 }
 
+/// Makes a folder (0755 less the umask); `AlreadyExists` for anything that has the name. The name is durable only after
+/// [`sync_dir`] of `dir`.
+pub fn make_dir(dir: &Dir, name: &OsStr) -> io::Result<()> {
+    one_component(name)?;
+    #[allow(unused_mut)] // only Unix has modes
+    let mut builder = cap_std::fs::DirBuilder::new();
+    #[cfg(unix)]
+    cap_std::fs::DirBuilderExt::mode(&mut builder, 0o755);
+    dir.create_dir_with(name, &builder)
+}
+
 /// Opens a folder, made where it is missing (0755 less the umask), never through a symlink. The name is durable only
 /// after [`sync_dir`] of `dir`: sync it also when the folder was there, since whoever made it may have crashed.
 pub fn open_or_make_dir(dir: &Dir, name: &OsStr) -> io::Result<Dir> {
-    one_component(name)?;
-    let builder = {
-        #[allow(unused_mut)] // only Unix has modes
-        let mut builder = cap_std::fs::DirBuilder::new();
-        #[cfg(unix)]
-        cap_std::fs::DirBuilderExt::mode(&mut builder, 0o755);
-        builder
-    };
-    match dir.create_dir_with(name, &builder) {
+    match make_dir(dir, name) {
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(e),
         _ => dir.open_dir_nofollow(name),
     }

@@ -8,9 +8,10 @@
 //! | 1 | [`cli`]: commands, rendering, exit codes |
 //! | 2 | [`daemon`]: the only room that knows the others; wires, starts, stops |
 //! | 3 | [`outbox`] watch, scan, settle, dispose · [`queue`] job list, schedule · [`link`] TLS links and the pump · [`send`] a job as chunks · [`inbox`] partials, commit, naming, ledger · [`control`] the local socket |
-//! | 4 | [`config`] · [`identity`] · [`db`] · [`durable`] · [`mark`] · [`confined`] · [`lease`] · [`version`] · [`backoff`] · [`clock`] · [`fault`] · [`id`] · [`error`] |
+//! | 4 | [`config`] · [`identity`] · [`db`] · [`durable`] · [`mark`] · [`confined`] · [`lease`] · [`version`] · [`bundle`] · [`backoff`] · [`clock`] · [`fault`] · [`id`] · [`error`] |
 
 pub mod backoff;
+pub mod bundle;
 pub mod cli;
 pub mod clock;
 pub mod config;

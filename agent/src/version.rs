@@ -1,4 +1,4 @@
-//! The version of a file: what tells one drop from the next, without reading the bytes.
+//! The version of a file or a whole folder: what tells one drop from the next, without reading the bytes.
 
 use std::{
     fs::Metadata,
@@ -22,6 +22,9 @@ pub struct Version {
     pub mtime_ns: i64,
     /// Nanoseconds since 1970; not part of the identity.
     pub ctime_ns: i64,
+    /// A whole folder's ([`crate::bundle`]): then inode, birth and mtime hold a digest of what lies in it, `size` is its
+    /// stream's, and ctime the newest in it.
+    pub folder: bool,
 }
 
 impl Version {
@@ -45,7 +48,7 @@ impl Version {
 
     /// The same version, ctime aside?
     pub fn same_identity(&self, other: &Version) -> bool {
-        self.identity_bytes() == other.identity_bytes()
+        self.folder == other.folder && self.identity_bytes() == other.identity_bytes()
     }
 
     /// What goes into the transfer's id: everything but ctime, in a fixed layout.
@@ -87,6 +90,7 @@ impl Version {
             size,
             mtime_ns: modified.map_or(0, nanoseconds),
             ctime_ns: ctime.0.saturating_mul(1_000_000_000).saturating_add(ctime.1),
+            folder: false,
         }
     }
 
@@ -128,7 +132,7 @@ fn nanoseconds(time: SystemTime) -> i64 {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
 pub struct OutboxId(pub [u8; 16]);
 
-/// A version of a file found in an outbox.
+/// A version of a file, or of a whole folder, found in an outbox.
 #[derive(Clone, PartialEq, Eq, Debug, Hash)]
 pub struct Found {
     /// Which outbox, by its mark.
@@ -168,6 +172,7 @@ mod tests {
             size: 0,
             mtime_ns: 0,
             ctime_ns: ns,
+            folder: false,
         };
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(100);
         for (ctime_ns, fresh) in [

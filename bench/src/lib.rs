@@ -1,39 +1,37 @@
-//! What both measurements share: the tests' harness (so that agents are set up and paired in one way only) and the
-//! choice of the program that is measured. For Linux.
+//! dropwire beside its peers on the same work, in turns, on one machine: what a user waits for, what both sides spend on
+//! it, and how far the limit is. For Linux.
+//!
+//! ```text
+//!   works          what is done: drop, wait, and the figures that come of it
+//!   contestants    who does it: one file for each; all look the same from outside (Contestant, Session)
+//!   yardstick      the barest pair of programs that does the same: the limit
+//!   process        what runs, what it spent, and that it ends
+//!   sources        random bytes, made once; fresh pages taken before they count
+//!   arrivals       names as they appear in an inbox
+//!   meter          a line that counts and cuts
+//!   wide           a long line with loss, between two network namespaces
+//!   statistics, table    medians, ratios, and how they are shown
+//! ```
 
-#[path = "../../tests/harness/mod.rs"]
-pub mod harness;
+pub mod arrivals;
+pub mod contestants;
+pub mod meter;
+pub mod process;
+pub mod sources;
+pub mod statistics;
+pub mod table;
+pub mod wide;
+pub mod works;
+pub mod yardstick;
 
-use std::{path::PathBuf, sync::OnceLock};
+use std::io;
 
-static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-
-/// Settles which program is measured: `argument`, else a release build beside this one.
-///
-/// Ends the process with a mend when there is none.
-pub fn choose_program(argument: Option<String>) -> PathBuf {
-    let beside = || Some(std::env::current_exe().ok()?.parent()?.join("dropwire"));
-    let named = argument.map(PathBuf::from).or_else(beside).unwrap_or_default();
-    let Ok(found) = named.canonicalize() else {
-        eprintln!(
-            "no dropwire at {}: `cargo build --release` makes one",
-            named.display()
-        );
-        std::process::exit(2);
-    };
-    PROGRAM.get_or_init(|| found).clone()
+/// An error with a sentence of its own.
+pub fn failed(why: impl Into<String>) -> io::Error {
+    io::Error::other(why.into())
 }
 
-/// Two agents, connected, that log as little as they do at a user's.
-pub fn quiet_pair() -> harness::Pair {
-    let level = || ("RUST_LOG".to_owned(), "info".to_owned());
-    harness::Pair::with(|laptop, office| {
-        laptop.env.push(level());
-        office.env.push(level());
-    })
-}
-
-/// What the harness runs.
-fn program() -> PathBuf {
-    PROGRAM.get().cloned().unwrap_or_else(|| "dropwire".into())
+/// The error of something that took longer than it may.
+pub fn too_long(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, format!("took too long: {what}"))
 }

@@ -28,6 +28,9 @@ const DURABLE: Proof = Inside(&["durable::tests"]);
 const DB: Proof = Inside(&["db::tests"]);
 const RECEIPT: Proof = Inside(&["daemon::proof::tests"]);
 const SPOOL: Proof = Inside(&["outbox::spool::tests"]);
+const WHOLE: Proof = Inside(&["outbox::whole::tests"]);
+const UNPACK: Proof = Inside(&["inbox::unpack::tests"]);
+const LEAVES: Proof = Inside(&["outbox::dispose::folder::tests"]);
 
 /// Name, what is left out, and what shows that it is needed; in the order of a file's way.
 pub const MUTANTS: &[(&str, &str, Proof)] = &[
@@ -37,6 +40,8 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         "the one sync of many sources",
         Inside(&["outbox::look::tests"]),
     ),
+    ("S1-folder-each", "the syncs of all in a whole folder", WHOLE),
+    ("S1-folder-syncfs", "the one sync of a whole folder", WHOLE),
     ("S2-unknown", "a known version is not looked at again", QUEUE),
     ("S2-known", "a known version is not queued again", QUEUE),
     ("S2-supersede", "an older version of the path ends", QUEUE),
@@ -51,6 +56,12 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     ),
     ("S3-end", "version and lease after the last read", SEND),
     ("S3-path", "the path still leads to what was read", SEND),
+    (
+        "S3-folder-version",
+        "a whole folder's version before the first byte",
+        SEND,
+    ),
+    ("S3-folder-end", "the walk through it after the last", SEND),
     (
         "S3-prefix",
         "a resume begins with the digest of our own bytes",
@@ -98,6 +109,18 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     ("R4-reread", "a resumed prefix is read again", RESUME),
     ("R5-partial", "a large partial's sync", ORDER),
     ("R5-partial-dir", "the sync of its folder", ORDER),
+    ("R5-folder-file", "the sync of an unpacked file", UNPACK),
+    ("R5-folder-dir", "the sync of an unpacked folder", UNPACK),
+    (
+        "R5-folder-syncfs",
+        "the one sync of all that was unpacked",
+        UNPACK,
+    ),
+    (
+        "R5-folder-partial-dir",
+        "the sync of the folder that holds it",
+        UNPACK,
+    ),
     ("R5-small", "a small partial's sync", ORDER),
     ("R5-small-dir", "the sync of its folder", ORDER),
     ("R5-syncfs", "the one sync of many partials", ORDER),
@@ -198,6 +221,10 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         ),
     ),
     ("S5-again", "what was moved is what was looked at", DISPOSE),
+    ("S5-folder-version", "a whole folder's version", LEAVES),
+    ("S5-folder-digest", "its bytes", LEAVES),
+    ("S5-folder-again", "the walk through it in leaving", LEAVES),
+    ("S5-folder-gone", "its removal is decided durably", LEAVES),
     ("S5-both", "a crash left it under its path too", DISPOSE),
     ("S5-twice", "a crash left it in the archive too", DISPOSE),
     ("S5-last-lease", "the lease at the last moment", DISPOSE),

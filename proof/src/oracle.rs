@@ -2,16 +2,17 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
+    fs, io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use serde_json::Value;
 
 use crate::{
     harness::files,
-    scenario::Drop,
+    scenario::{Drop, WHOLE, tree_digest},
     world::{Home, Side},
 };
 
@@ -50,7 +51,12 @@ pub fn receipts_are_true(homes: &Homes, jobs: &[Value]) -> Vec<String> {
             text(&job["delivered_as"]),
             text(&job["sha256"]),
         );
-        match files::sha256(&inbox.join(place)) {
+        let path = inbox.join(place);
+        let there = match path.is_dir() {
+            true => tar_digest(&path),
+            false => files::sha256(&path),
+        };
+        match there {
             Ok(there) if there == digest => {}
             Ok(_) => found.push(format!(
                 "wrongly acknowledged: {place} ({name}) has other bytes than its receipt"
@@ -110,9 +116,9 @@ pub fn at_rest(
         return Err(format!("{} files lie in the outbox", lying.len()));
     }
     for folder in [sender.leaving(), receiver.partials()] {
-        let left = files::files_in(&folder);
-        if !left.is_empty() {
-            return Err(format!("{} files lie in {}", left.len(), folder.display()));
+        let left = fs::read_dir(&folder).into_iter().flatten().count();
+        if left > 0 {
+            return Err(format!("{left} files lie in {}", folder.display()));
         }
     }
     let came = files::list(&receiver.inbox).len();
@@ -191,8 +197,13 @@ fn torn_or_doubled(inbox: &Contents, drops: &[Drop], strangers: &[Drop], found: 
 /// What the sender still has to send, wherever it is on its way out.
 fn still_there(sender: &Home) -> Contents {
     let mut all = contents(&sender.outbox);
-    for path in files::files_in(&sender.leaving()) {
-        if let Ok(digest) = files::sha256(&path) {
+    for path in fs::read_dir(sender.leaving()).into_iter().flatten().flatten() {
+        let path = path.path();
+        let digest = match path.is_dir() {
+            true => Ok(folder_digest(&path)),
+            false => files::sha256(&path),
+        };
+        if let Ok(digest) = digest {
             all.entry(digest).or_insert((0, path.display().to_string())).0 += 1;
         }
     }
@@ -214,10 +225,60 @@ fn name_below(path: &Path, sender: &Home) -> String {
 
 fn contents(folder: &Path) -> Contents {
     let mut all = Contents::new();
+    let whole = |path: &Path| path.display().to_string().starts_with(WHOLE);
     for (path, digest) in files::digests(folder) {
-        all.entry(digest).or_insert((0, path.display().to_string())).0 += 1;
+        if !whole(&path) {
+            all.entry(digest).or_insert((0, path.display().to_string())).0 += 1;
+        }
+    }
+    // A folder that is one delivery is one thing: a part of it is other bytes.
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = PathBuf::from(entry.file_name());
+        if whole(&name) {
+            let digest = folder_digest(&entry.path());
+            all.entry(digest).or_insert((0, name.display().to_string())).0 += 1;
+        }
     }
     all
+}
+
+fn folder_digest(root: &Path) -> String {
+    fn collect(root: &Path, at: &Path, tree: &mut BTreeMap<PathBuf, Option<String>>) {
+        for entry in fs::read_dir(at).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let below = path.strip_prefix(root).unwrap_or(&path).to_path_buf();
+            if path.is_dir() {
+                tree.insert(below, None);
+                collect(root, &path, tree);
+            } else {
+                let digest = files::sha256(&path).unwrap_or_else(|e| format!("unreadable: {e}"));
+                tree.insert(below, Some(digest));
+            }
+        }
+    }
+    let mut tree = BTreeMap::new();
+    collect(root, root, &mut tree);
+    tree_digest(tree)
+}
+
+/// What the receipt of a whole folder names, by the command that PROTOCOL.md gives for it.
+fn tar_digest(folder: &Path) -> io::Result<String> {
+    let script = "set -e; cp -a \"$0\" copy; find copy -type d -exec touch -d @0 {} +
+        tar -C copy -c -b1 --format=gnu --sort=name --owner=0 --group=0 --numeric-owner \
+            --mode=a-x,u=rwX,go=rX --hard-dereference . | sha256sum | cut -d' ' -f1";
+    let temp = tempfile::tempdir()?;
+    let mut shell = Command::new("sh");
+    let ran = shell
+        .args(["-c", script])
+        .arg(folder)
+        .current_dir(temp.path())
+        .output()?;
+    match ran.status.success() {
+        true => Ok(String::from_utf8_lossy(&ran.stdout).trim().to_owned()),
+        false => Err(io::Error::other(
+            String::from_utf8_lossy(&ran.stderr).into_owned(),
+        )),
+    }
 }
 
 fn contents_of(drops: &[Drop]) -> Contents {

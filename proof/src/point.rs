@@ -104,6 +104,9 @@ pub fn run(
     let wire = scenario.breaks_the_wire().then(|| Arc::new(Proxy::start()));
     let homes = ground.homes(folder.path(), side)?;
     let mut world = World::make(&setup.keys, folder.path(), homes, &setup.address, wire)?;
+    if scenario.is_whole() {
+        world.deliver_whole()?;
+    }
     for stranger in scenario.strangers() {
         let path = world.home(Side::Receiver).inbox.join(&stranger.name);
         std::fs::write(path, &*stranger.bytes)?;
@@ -198,8 +201,11 @@ impl Run<'_> {
 
     fn drop_all(&self) -> io::Result<()> {
         self.drops.iter().try_for_each(|drop| {
-            self.world
-                .drop_file(&drop.name, &drop.bytes, self.ground.durable_drops())
+            let durable = self.ground.durable_drops();
+            match drop.inside.is_empty() {
+                true => self.world.drop_file(&drop.name, &drop.bytes, durable),
+                false => self.world.drop_folder(drop, durable),
+            }
         })
     }
 

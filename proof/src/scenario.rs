@@ -1,6 +1,10 @@
 //! What is dropped, and what else happens until everything is at rest.
 
-use std::sync::{Arc, LazyLock};
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, LazyLock},
+};
 
 use crate::harness::files::noise;
 
@@ -11,7 +15,7 @@ pub enum Scenario {
     Start,
     /// One small file, dropped while both run.
     Small,
-    /// Forty small files at once: an empty one, two of equal bytes, one in a folder.
+    /// Forty small files at once: an empty one, two of equal bytes, some in folders.
     Batch,
     /// One file of 48 MiB, with checkpoints.
     Large,
@@ -21,6 +25,8 @@ pub enum Scenario {
     Collision,
     /// What the start after a kill does: the kill was amid the renames of a batch.
     Recovery,
+    /// A whole folder as one delivery, with files, a subfolder and an empty folder in it.
+    Folder,
 }
 
 /// A file that is dropped.
@@ -30,8 +36,10 @@ pub struct Drop {
     pub name: String,
     /// Its bytes.
     pub bytes: Arc<Vec<u8>>,
-    /// Their digest.
+    /// Their digest; of a folder: [`tree_digest`].
     pub sha256: String,
+    /// What lies in it, if it is a folder; None: an empty folder.
+    pub inside: Vec<(&'static str, Option<Vec<u8>>)>,
 }
 
 impl Drop {
@@ -41,13 +49,33 @@ impl Drop {
             name: name.into(),
             sha256: crate::harness::files::sha256_of(&bytes),
             bytes: Arc::new(bytes),
+            inside: Vec::new(),
+        }
+    }
+
+    /// A folder that is one delivery.
+    pub fn folder(name: &str, inside: Vec<(&'static str, Option<Vec<u8>>)>) -> Drop {
+        let lines = inside.iter().map(|(path, bytes)| {
+            let digest = bytes.as_deref().map(crate::harness::files::sha256_of);
+            (PathBuf::from(path), digest)
+        });
+        Drop {
+            name: name.into(),
+            sha256: tree_digest(lines.collect()),
+            bytes: Arc::default(),
+            inside,
         }
     }
 }
 
+/// Over the paths in a folder and their files' digests (None: a folder).
+pub fn tree_digest(tree: BTreeMap<PathBuf, Option<String>>) -> String {
+    crate::harness::files::sha256_of(format!("{tree:?}").as_bytes())
+}
+
 impl Scenario {
     /// All, in the order in which they are proven.
-    pub const ALL: [Scenario; 7] = [
+    pub const ALL: [Scenario; 8] = [
         Scenario::Start,
         Scenario::Small,
         Scenario::Collision,
@@ -55,6 +83,7 @@ impl Scenario {
         Scenario::Recovery,
         Scenario::Large,
         Scenario::Resume,
+        Scenario::Folder,
     ];
 
     /// Its name on the command line.
@@ -67,6 +96,7 @@ impl Scenario {
             Scenario::Resume => "resume",
             Scenario::Collision => "collision",
             Scenario::Recovery => "recovery",
+            Scenario::Folder => "folder",
         }
     }
 
@@ -83,6 +113,16 @@ impl Scenario {
             Scenario::Recovery => small_files(6),
             Scenario::Large => vec![LARGE.clone()],
             Scenario::Resume => vec![RESUMED.clone()],
+            Scenario::Folder => vec![Drop::folder(
+                WHOLE,
+                vec![
+                    ("a", Some(noise(1, 3_000))),
+                    ("sub", None),
+                    ("sub/b", Some(noise(2, 300_000))),
+                    ("sub/empty", None),
+                    ("z", Some(Vec::new())),
+                ],
+            )],
         }
     }
 
@@ -92,6 +132,11 @@ impl Scenario {
             Scenario::Collision => vec![Drop::new(NAME, b"somebody else's".to_vec())],
             _ => Vec::new(),
         }
+    }
+
+    /// Are folders delivered whole?
+    pub fn is_whole(self) -> bool {
+        self == Scenario::Folder
     }
 
     /// Does the wire break in the middle?
@@ -106,11 +151,15 @@ fn small_files(count: u64) -> Vec<Drop> {
             0 => Drop::new("empty", Vec::new()),
             1 | 2 => Drop::new(format!("equal-{n}"), noise(2, 3_000)),
             3 => Drop::new("folder/inside", noise(3, 3_000)),
+            // Enough folders for one sync of them all.
+            6..=9 => Drop::new(format!("folder-{n}/inside"), noise(n, 3_000)),
             _ => Drop::new(format!("file-{n:02}"), noise(n, 2_000 + n as usize)),
         })
         .collect()
 }
 
+/// With this every folder's name begins that is delivered whole, and no other one's.
+pub const WHOLE: &str = "whole";
 /// The one file's name.
 const NAME: &str = "report.txt";
 

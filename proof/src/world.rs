@@ -328,6 +328,48 @@ impl World {
         Ok(())
     }
 
+    /// The same for a whole folder.
+    pub fn drop_folder(&self, folder: &crate::scenario::Drop, durable: bool) -> io::Result<()> {
+        let home = self.home(Side::Sender);
+        let aside = home.aside.join(&folder.name);
+        fs::create_dir_all(&aside)?;
+        let mut folders = vec![aside.clone(), home.aside.clone()];
+        for (path, bytes) in &folder.inside {
+            let path = aside.join(path);
+            match bytes {
+                None => {
+                    fs::create_dir(&path)?;
+                    folders.push(path);
+                }
+                Some(bytes) => {
+                    let mut file = File::create(&path)?;
+                    io::Write::write_all(&mut file, bytes)?;
+                    if durable {
+                        file.sync_all()?;
+                    }
+                }
+            }
+        }
+        for folder in folders.iter().filter(|_| durable) {
+            File::open(folder)?.sync_all()?;
+        }
+        fs::rename(&aside, home.outbox.join(&folder.name))?;
+        if durable {
+            File::open(&home.outbox)?.sync_all()?;
+        }
+        Ok(())
+    }
+
+    /// From its next start on the sender delivers folders whole.
+    pub fn deliver_whole(&self) -> io::Result<()> {
+        let config = self.config(Side::Sender);
+        let text = fs::read_to_string(&config)?;
+        fs::write(
+            &config,
+            text.replacen("quiet = ", "folder = \"whole\"\nquiet = ", 1),
+        )
+    }
+
     /// The sender's job list; None while it does not answer.
     pub fn jobs(&self) -> Option<Vec<Value>> {
         let ran = self.ask(Side::Sender, &["jobs", "--json"])?;

@@ -281,7 +281,7 @@ impl Conversation {
             )));
         }
         self.stage = Stage::Talking {
-            sender: Sender::new(hello.window, hello.max_open),
+            sender: Sender::new(hello.window, hello.max_open).speaking(version),
             receiver: Receiver::new(ours.window, ours.max_open, self.local.max_file_size),
         };
         self.ready = Some(Event::Ready { hello, version });

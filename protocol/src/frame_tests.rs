@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use proptest::{collection::vec, option, prelude::*};
 
 use super::*;
-use crate::{Manifest, Mtime, Receipt, RemotePath, message::*};
+use crate::{Kind, Manifest, Mtime, Receipt, RemotePath, message::*};
 
 fn id() -> impl Strategy<Value = TransferId> {
     any::<[u8; 16]>().prop_map(TransferId)
@@ -26,13 +26,15 @@ fn receipt() -> impl Strategy<Value = Receipt> {
 
 fn manifest() -> impl Strategy<Value = Manifest> {
     let path = vec(any::<u8>(), 1..60).prop_filter_map("no path", |bytes| RemotePath::parse(&bytes).ok());
-    (path, any::<u64>(), any::<i64>(), 0..1_000_000_000u32).prop_map(|(path, size, seconds, nanos)| {
-        Manifest {
+    let kind = proptest::sample::select(vec![Kind::File, Kind::Folder]);
+    (path, any::<u64>(), any::<i64>(), 0..1_000_000_000u32, kind).prop_map(
+        |(path, size, seconds, nanos, kind)| Manifest {
             path,
             size,
             mtime: Mtime { seconds, nanos },
-        }
-    })
+            kind,
+        },
+    )
 }
 
 fn reason() -> impl Strategy<Value = DeclineReason> {
@@ -47,6 +49,7 @@ fn reason() -> impl Strategy<Value = DeclineReason> {
         Withdrawn,
         Fenced,
         DiskError,
+        NoFolders,
     ])
 }
 

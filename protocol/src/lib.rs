@@ -20,6 +20,7 @@
 //!
 //! Both directions run over one link at the same time, each with many transfers open and interleaved.
 
+pub mod bundle;
 pub mod conversation;
 pub mod error;
 pub mod frame;
@@ -38,4 +39,4 @@ pub use frame::{Frame, FrameCodec, MAX_FRAME};
 pub use message::Message;
 pub use name::{PathError, RemotePath};
 pub use receipt::{AgentId, Receipt, ReceiptBody};
-pub use transfer::{Digest, Manifest, Mtime, RunningDigest, TransferId};
+pub use transfer::{Digest, Kind, Manifest, Mtime, RunningDigest, TransferId};

@@ -8,7 +8,9 @@ use crate::{Digest, Manifest, Receipt, TransferId};
 /// The versions this crate speaks.
 pub const VERSION_MIN: u16 = 1;
 /// See [`VERSION_MIN`].
-pub const VERSION_MAX: u16 = 1;
+pub const VERSION_MAX: u16 = 2;
+/// From this version on whole folders may be offered ([`crate::Kind::Folder`]).
+pub const VERSION_FOLDERS: u16 = 2;
 /// Most bytes of file in one [`Chunk`].
 pub const MAX_CHUNK: usize = 256 * 1024;
 /// A file up to this size may be offered `eager`: its one chunk and Done follow the offer at once.
@@ -127,7 +129,7 @@ pub struct Offer {
     /// What it carries.
     #[n(1)]
     pub manifest: Manifest,
-    /// Its chunk and Done follow without waiting for an Accept, as pass 0 from offset 0; size at most [`MAX_EAGER`].
+    /// Its chunk and Done follow without waiting for an Accept, as pass 0 from offset 0; a file of at most [`MAX_EAGER`].
     #[n(2)]
     pub eager: bool,
     /// Numbers the offers of this side on this link, rising. Answers carry it, so that one to an earlier offer of the
@@ -210,6 +212,9 @@ pub enum DeclineReason {
     /// Its disk failed.
     #[n(8)]
     DiskError,
+    /// It cannot take whole folders (since [`VERSION_FOLDERS`]).
+    #[n(9)]
+    NoFolders,
 }
 
 /// Already delivered under this id: the stored receipt. Answers an Offer (then the sender answers with [`Close`])

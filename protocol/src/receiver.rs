@@ -25,7 +25,7 @@ mod storage;
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::{
-    Digest, Error, Message, TransferId,
+    Digest, Error, Kind, Message, TransferId,
     frame::MAX_FRAME,
     message::{
         Accept, Ack, Chunk, Close, Committed, Decline, DeclineReason, Done, Forgotten, MAX_ASKED, MAX_BATCH,
@@ -185,6 +185,9 @@ impl Receiver {
         }
         if offer.eager && size > MAX_EAGER {
             return Err(Error::misplaced("Offer", id, "is too large to be eager"));
+        }
+        if offer.eager && offer.manifest.kind == Kind::Folder {
+            return Err(Error::misplaced("Offer", id, "is a folder, which is never eager"));
         }
         if self.transfers.len() >= self.max_open.saturating_mul(2) {
             return Err(Error::misplaced(

@@ -21,9 +21,10 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 
 use crate::{
-    Digest, Error, Manifest, Message, Receipt, RunningDigest, TransferId,
+    Digest, Error, Kind, Manifest, Message, Receipt, RunningDigest, TransferId,
     message::{
         Accept, Ack, Chunk, Close, Committed, DeclineReason, Done, MAX_CHUNK, MAX_EAGER, MAX_PASS, Offer,
+        VERSION_FOLDERS, VERSION_MAX,
     },
     questions::Questions,
 };
@@ -62,6 +63,8 @@ pub enum SenderEvent {
 
 /// The sending half of a link.
 pub struct Sender {
+    /// Of the protocol, as agreed on.
+    version: u16,
     window: u64,
     max_open: usize,
     next_serial: u64,
@@ -104,6 +107,7 @@ impl Sender {
     /// `window` and `max_open` are what the other side's Hello allows.
     pub fn new(window: u64, max_open: u32) -> Self {
         Sender {
+            version: VERSION_MAX,
             window,
             max_open: max_open as usize,
             next_serial: 0,
@@ -115,19 +119,34 @@ impl Sender {
         }
     }
 
+    /// On a link that agreed on this version; without it, the newest.
+    pub fn speaking(self, version: u16) -> Self {
+        Sender { version, ..self }
+    }
+
     /// Room for another offer?
     pub fn can_offer(&self) -> bool {
         self.open.len() < self.max_open
     }
 
-    /// Begins a transfer. With `eager` (taken for false above MAX_EAGER) a `Read` of pass 0 from offset 0 follows at once.
+    /// Begins a transfer. With `eager` (taken for false above MAX_EAGER, and for folders) a `Read` of pass 0 from offset
+    /// 0 follows at once. A folder that the other side's version does not know is [`SenderEvent::Declined`] here.
     /// False: already open, its withdrawal unanswered, or no room; nothing happened.
     pub fn offer(&mut self, id: TransferId, manifest: Manifest, eager: bool) -> bool {
         if !self.can_offer() || self.open.contains_key(&id) || self.questions.withdrawing(id) {
             return false;
         }
         let (serial, size) = (self.next_serial, manifest.size);
-        let eager = eager && size <= MAX_EAGER;
+        if manifest.kind == Kind::Folder && self.version < VERSION_FOLDERS {
+            self.events.push_back(SenderEvent::Declined {
+                id,
+                reason: DeclineReason::NoFolders,
+                text: "its dropwire is too old for whole folders".into(),
+                retry_after_ms: None,
+            });
+            return true;
+        }
+        let eager = eager && size <= MAX_EAGER && manifest.kind == Kind::File;
         self.next_serial += 1;
         self.control.push_back(Message::Offer(Offer {
             id,

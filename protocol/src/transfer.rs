@@ -33,19 +33,42 @@ pub struct Mtime {
     pub nanos: u32,
 }
 
-/// What an offer announces of a file; bound to the transfer's id for good at the first offer.
+/// What an offer announces of a file or folder; bound to the transfer's id for good at the first offer.
 #[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
 #[cbor(map)]
 pub struct Manifest {
-    /// Where the file lay below the sender's outbox.
+    /// Where it lay below the sender's outbox.
     #[n(0)]
     pub path: RemotePath,
-    /// Exact length in bytes.
+    /// Exact length of what is sent, in bytes.
     #[n(1)]
     pub size: u64,
-    /// Kept by the receiver's file.
+    /// Kept by the receiver's file; of no meaning for a folder.
     #[n(2)]
     pub mtime: Mtime,
+    /// What the bytes are; since version 2 of the protocol.
+    #[n(3)]
+    #[cbor(default, skip_if = "Kind::is_file")]
+    pub kind: Kind,
+}
+
+/// What a transfer's bytes are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Encode, Decode)]
+#[cbor(index_only)]
+pub enum Kind {
+    /// One file's.
+    #[default]
+    #[n(0)]
+    File,
+    /// A whole folder's, as [`crate::bundle`] writes it; never offered eager.
+    #[n(1)]
+    Folder,
+}
+
+impl Kind {
+    fn is_file(&self) -> bool {
+        *self == Kind::File
+    }
 }
 
 /// A SHA-256 that tells its value at any offset, and whose state can be put away and taken up again.

@@ -4,7 +4,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
 use dropwire_protocol::{
-    Conversation, Digest, Error, Event, Local, Manifest, Message, Mtime, Receipt, RemotePath, TransferId,
+    Conversation, Digest, Error, Event, Kind, Local, Manifest, Message, Mtime, Receipt, RemotePath,
+    TransferId,
     message::*,
     receiver::{Command, Opening, Outcome, Receiver},
     sender::{Sender, SenderEvent},
@@ -26,6 +27,7 @@ fn manifest(size: u64) -> Manifest {
         path: RemotePath::parse(b"file").expect("a path"),
         size,
         mtime: Mtime { seconds: 0, nanos: 0 },
+        kind: Kind::File,
     }
 }
 
@@ -400,11 +402,12 @@ fn receipts_that_do_not_fit_in_one_frame_go_in_several() {
 #[test]
 fn versions() {
     for (min, max, fits) in [
-        (1, 1, true),
-        (0, 7, true),
-        (1, 9, true),
-        (2, 9, false),
-        (0, 0, false),
+        (1, 1, Some(1)),
+        (0, 7, Some(2)),
+        (1, 9, Some(2)),
+        (2, 9, Some(2)),
+        (3, 9, None),
+        (0, 0, None),
     ] {
         let mut conversation = Conversation::new(local(), Duration::ZERO);
         let hello = Hello {
@@ -414,10 +417,10 @@ fn versions() {
         };
         let result = conversation.receive(Message::Hello(hello), Duration::ZERO);
         let last = std::iter::from_fn(|| conversation.poll_message()).last();
-        if fits {
-            assert!(
-                result.is_ok() && matches!(conversation.poll_event(), Some(Event::Ready { version: 1, .. }))
-            );
+        if let Some(fits) = fits {
+            assert!(result.is_ok());
+            let ready = conversation.poll_event();
+            assert!(matches!(ready, Some(Event::Ready { version, .. }) if version == fits));
         } else {
             assert!(matches!(result, Err(Error::Incompatible { .. })));
             assert!(matches!(

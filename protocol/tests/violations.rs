@@ -2,10 +2,10 @@
 
 use bytes::Bytes;
 use dropwire_protocol::{
-    Digest, Error, Manifest, Message, Mtime, Receipt, RemotePath, TransferId,
+    Digest, Error, Kind, Manifest, Message, Mtime, Receipt, RemotePath, TransferId,
     message::*,
     receiver::{Opening, Outcome, Receiver},
-    sender::Sender,
+    sender::{Sender, SenderEvent},
 };
 
 const ID: TransferId = TransferId([7; 16]);
@@ -17,6 +17,7 @@ fn manifest(size: u64) -> Manifest {
         path: RemotePath::parse(b"file").expect("a path"),
         size,
         mtime: Mtime { seconds: 0, nanos: 0 },
+        kind: Kind::File,
     }
 }
 
@@ -355,6 +356,40 @@ fn a_sender_refuses() {
         let refusal = result.expect_err(why);
         assert!(refusal.contains(why), "{refusal}, not {why}");
     }
+}
+
+#[test]
+fn a_folder_is_offered_only_to_who_knows_folders_and_never_eager() {
+    let folder = || Manifest {
+        kind: Kind::Folder,
+        ..manifest(10)
+    };
+    let mut old = Sender::new(MIN_WINDOW, 1).speaking(1);
+    assert!(old.offer(ID, folder(), true));
+    let declined = old.poll_event();
+    let reason = DeclineReason::NoFolders;
+    assert!(matches!(declined, Some(SenderEvent::Declined { id: ID, reason: r, .. }) if r == reason));
+    assert!(old.poll_message().is_none() && old.can_offer());
+
+    let mut new = Sender::new(MIN_WINDOW, 1).speaking(VERSION_FOLDERS);
+    assert!(new.offer(ID, folder(), true));
+    let Some(Message::Offer(offer)) = new.poll_message() else {
+        panic!("an offer")
+    };
+    assert!(!offer.eager && offer.manifest.kind == Kind::Folder && new.poll_event().is_none());
+
+    let mut receiver = Receiver::new(MIN_WINDOW, 1, None);
+    let eager = Message::Offer(Offer { eager: true, ..offer });
+    let refusal = receiver.receive(eager).expect_err("a violation").to_string();
+    assert!(refusal.contains("never eager"), "{refusal}");
+}
+
+/// As version 1 wrote it, so that its readers and ours understand each other.
+#[test]
+fn a_file_s_manifest_is_written_without_its_kind() {
+    let bytes = minicbor::to_vec(manifest(10)).unwrap();
+    assert_eq!(bytes[0], 0xa3, "a map of three");
+    assert_eq!(minicbor::decode::<Manifest>(&bytes).unwrap(), manifest(10));
 }
 
 #[test]

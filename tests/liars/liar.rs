@@ -10,7 +10,7 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
     runtime::Runtime,
-    time::timeout,
+    time::{Instant, timeout, timeout_at},
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::codec::{Decoder as _, Encoder as _};
@@ -108,6 +108,8 @@ impl Liar {
     /// What the other side says next, its Pings answered; None once it has closed the link.
     #[track_caller]
     pub fn hears(&mut self) -> Option<Message> {
+        // Pings alone are no talk.
+        let by = Instant::now() + PATIENCE;
         loop {
             match self.codec.decode(&mut self.heard).expect("an honest peer") {
                 Some(Message::Ping(Ping { number })) => self.say(Message::Pong(Ping { number })),
@@ -116,7 +118,7 @@ impl Liar {
                     let read = self.stream.read_buf(&mut self.heard);
                     let read = self
                         .runtime
-                        .block_on(async { timeout(PATIENCE, read).await.expect("the other side talks") });
+                        .block_on(async { timeout_at(by, read).await.expect("the other side talks") });
                     if !matches!(read, Ok(1..)) {
                         return None;
                     }

@@ -4,9 +4,9 @@ mod liar;
 
 use bytes::Bytes;
 use dropwire_protocol::{
-    Digest, Manifest, Message, Mtime, ReceiptBody, RemotePath, RunningDigest, TransferId,
+    Digest, Kind, Manifest, Message, Mtime, ReceiptBody, RemotePath, RunningDigest, TransferId,
     frame::FrameCodec,
-    message::{ByeReason, Chunk, Committed, Decline, DeclineReason, Offer, Receipts, Settled},
+    message::{Accept, ByeReason, Chunk, Committed, Decline, DeclineReason, Offer, Receipts, Settled},
 };
 use tokio_util::codec::Encoder as _;
 
@@ -34,6 +34,7 @@ fn offer(number: u64, path: &[u8], size: u64) -> Offer {
             path: RemotePath::parse(path).expect("a path"),
             size,
             mtime: Mtime { seconds: 0, nanos: 0 },
+            kind: Kind::File,
         },
         eager: size <= 262_144,
         serial: number,
@@ -115,6 +116,15 @@ fn a_receipt_that_proves_something_else_proves_nothing() {
         if settled {
             let serial = Some(serial);
             return liar.say(Message::Settled(Settled { id, receipt, serial }));
+        }
+        if !offer.eager {
+            liar.say(Message::Accept(Accept {
+                id,
+                pass: 0,
+                offset: 0,
+                digest: digest(b""),
+                serial,
+            }));
         }
         while !matches!(liar.hears().expect("Done"), Message::Done(done) if done.id == id) {}
         liar.say(Message::Receipts(Receipts {

@@ -5,7 +5,7 @@ use std::{ops::Range, path::Path, time::Duration};
 use toml::Spanned;
 
 use super::{
-    AfterSend, Config, Inbox, Layout, Limits, Outbox, Ready, Retry, Watch, address,
+    AfterSend, Config, Folder, Inbox, Layout, Limits, Outbox, Ready, Retry, Watch, address,
     effective::quoted,
     explain::nearest,
     fault::{Fault, Faults},
@@ -104,6 +104,7 @@ fn outbox(
         ignore,
         watch: raw.watch.unwrap_or(Watch::Auto),
         rescan: time(raw.rescan, Duration::from_secs(600)),
+        folder: raw.folder.unwrap_or(Folder::Files),
     })
 }
 

@@ -4,7 +4,7 @@ use std::{fmt::Write as _, path::Path, time::Duration};
 
 use dropwire_protocol::name::is_unseen;
 
-use super::{AfterSend, Config, Inbox, Layout, Outbox, Peer, Retry, Watch, units};
+use super::{AfterSend, Config, Folder, Inbox, Layout, Outbox, Peer, Retry, Watch, units};
 use crate::id;
 
 /// The config as TOML with every key that holds, in the order of the example.
@@ -48,6 +48,7 @@ fn write_outbox(out: &mut Lines, outbox: &Outbox, peers: &[Peer]) {
     out.key("ignore", list(outbox.ignore.iter().map(String::as_str)));
     out.key("watch", quoted(watch(outbox.watch)));
     out.key("rescan", duration(outbox.rescan));
+    out.key("folder", quoted(folder_is(outbox.folder)));
 }
 
 fn write_inbox(out: &mut Lines, inbox: &Inbox) {
@@ -144,6 +145,13 @@ fn after_send(value: AfterSend) -> &'static str {
         AfterSend::Archive => "archive",
         AfterSend::Delete => "delete",
         AfterSend::Keep => "keep",
+    }
+}
+
+fn folder_is(value: Folder) -> &'static str {
+    match value {
+        Folder::Files => "files",
+        Folder::Whole => "whole",
     }
 }
 

@@ -68,6 +68,8 @@ pub struct Outbox {
     pub watch: Watch,
     /// Time between full scans.
     pub rescan: Duration,
+    /// What a top-level folder in it is.
+    pub folder: Folder,
 }
 
 /// What becomes of a file once every peer has it.
@@ -80,6 +82,16 @@ pub enum AfterSend {
     Delete,
     /// Stays.
     Keep,
+}
+
+/// What a top-level folder in an outbox is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Folder {
+    /// So many files, each a delivery of its own, with its path.
+    Files,
+    /// One delivery, that arrives at once and complete.
+    Whole,
 }
 
 /// What makes a file ready.

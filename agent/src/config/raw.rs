@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Deserializer, de};
 use toml::Spanned;
 
-use super::{AfterSend, Layout, Ready, Watch};
+use super::{AfterSend, Folder, Layout, Ready, Watch};
 
 /// The whole file.
 #[derive(Deserialize)]
@@ -41,6 +41,7 @@ pub(super) struct RawOutbox {
     pub ignore: Vec<Spanned<String>>,
     pub watch: Option<Watch>,
     pub rescan: Option<Spanned<Quantity>>,
+    pub folder: Option<Folder>,
 }
 
 /// `[inbox]`

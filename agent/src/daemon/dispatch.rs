@@ -188,7 +188,7 @@ impl Dispatcher {
     }
 
     async fn offer(&mut self, job: Job) -> Result<(), DbError> {
-        let class = Class::of(job.found.version.size);
+        let class = Class::of(&job.found.version);
         let source = Arc::new(self.source(&job, class).await?);
         let progress = Arc::new(AtomicU64::new(0));
         let outgoing = Outgoing {
@@ -424,7 +424,8 @@ impl Dispatcher {
             | R::Busy
             | R::BadName
             | R::Fenced
-            | R::DiskError => {
+            | R::DiskError
+            | R::NoFolders => {
                 let text = dropwire_protocol::name::escape(text.as_bytes());
                 let error = format!("{} declined: {text}", self.peer.name);
                 self.retry(&job, error, retry_after_ms.map(Duration::from_millis))

@@ -235,6 +235,7 @@ mod tests {
             size: 0,
             mtime_ns: 0,
             ctime_ns: 0,
+            folder: false,
         };
         Job {
             id: TransferId([u8::try_from(n).unwrap(); 16]),

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use dropwire_protocol::AgentId;
+use dropwire_protocol::{AgentId, RemotePath};
 use tokio::{sync::mpsc, task::JoinHandle};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
@@ -193,6 +193,23 @@ impl Known for InQueue {
             let ask = || self.shared.queue.unknown(found.clone());
             let unknown = persistently(&self.cancel, FIRST_WAIT, ask).await;
             unknown.unwrap_or_default() // the next scan asks again
+        })
+    }
+
+    fn emptied(
+        &self,
+        outbox: OutboxId,
+        folders: Vec<RemotePath>,
+    ) -> Pin<Box<dyn Future<Output = Vec<RemotePath>> + Send + '_>> {
+        Box::pin(async move {
+            self.shared
+                .queue
+                .emptied(outbox, folders)
+                .await
+                .unwrap_or_else(|error| {
+                    warn!(%error, "the job list failed");
+                    Vec::new() // the next scan asks again
+                })
         })
     }
 }

@@ -169,12 +169,16 @@ impl control::Agent for Office {
     async fn why(&self, query: WhyQuery) -> Result<WhyReport, Fatal> {
         let ids = match &query {
             WhyQuery::Job(prefix) => vec![selection::one_job(&self.shared, prefix).await?],
-            WhyQuery::File(path) => self
-                .shared
-                .queue
-                .by_path(&path.0)
-                .await
-                .map_err(|e| job_list(&e))?,
+            WhyQuery::File(path) => {
+                let queue = &self.shared.queue;
+                let ids = queue.by_path(&path.0).await.map_err(|e| job_list(&e))?;
+                // A file may go as a part of its folder.
+                let folder = self.shared.outboxes().iter().find_map(|o| o.folder_of(&path.0));
+                match folder.filter(|_| ids.is_empty()) {
+                    Some(folder) => queue.by_path(&folder).await.map_err(|e| job_list(&e))?,
+                    None => ids,
+                }
+            }
         };
         let mut jobs = Vec::new();
         let mut history = Vec::new();

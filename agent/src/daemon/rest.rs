@@ -19,7 +19,7 @@ use tracing::{debug, info, warn};
 
 use super::{Shared, blocking};
 use crate::{
-    confined,
+    bundle, confined,
     db::DbError,
     fault, mark,
     outbox::spool,
@@ -199,10 +199,19 @@ pub fn lies(root: &Path, found: &Found) -> Lies {
             return Ok(Lies::Unknown);
         }
         let path = &found.path;
-        let version = confined::parent(&root, path).and_then(|folder| {
-            let meta = folder.symlink_metadata(confined::os_str(path.file_name())?)?;
-            Ok(Version::listed(&meta))
-        });
+        let version = if found.version.folder {
+            confined::open_folder(&root, path).and_then(|folder| {
+                let listing = bundle::list_quickly(&folder);
+                listing
+                    .map(|l| l.version())
+                    .map_err(|e| io::Error::other(format!("{e:?}")))
+            })
+        } else {
+            confined::parent(&root, path).and_then(|folder| {
+                let meta = folder.symlink_metadata(confined::os_str(path.file_name())?)?;
+                Ok(Version::listed(&meta))
+            })
+        };
         match version {
             Ok(now) if now.same_identity(&found.version) => Ok(Lies::There(now)),
             Ok(_) => Ok(Lies::Missing),

@@ -269,6 +269,7 @@ mod tests {
             size: 3,
             mtime_ns: 4,
             ctime_ns: 5,
+            folder: false,
         }
     }
 

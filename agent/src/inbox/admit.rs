@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use dropwire_protocol::{Manifest, message::DeclineReason};
+use dropwire_protocol::{Kind, Manifest, message::DeclineReason};
 
 use super::{
     Shared,
@@ -13,7 +13,7 @@ use super::{
     site::Site,
     space::{self, Reservation},
 };
-use crate::{db::DbError, fault};
+use crate::{db::DbError, durable::How, fault};
 
 /// Milliseconds after which a full disk is asked again.
 const FULL_MS: u64 = 60_000;
@@ -41,10 +41,12 @@ pub fn admit(
             None,
         ));
     }
-    let bound =
-        bound.filter(|b| fault::mutant("R1-bound") || b.path == manifest.path && b.size == manifest.size);
+    let bound = bound.filter(|b| {
+        let same = (&b.path, b.size, b.kind) == (&manifest.path, manifest.size, manifest.kind);
+        same || fault::mutant("R1-bound")
+    });
     let Some(bound) = bound else {
-        let text = "this id was offered before with another path or size";
+        let text = "this id was offered before with another path, size or kind";
         return Err(Answer::refused(DeclineReason::Conflict, text, None));
     };
     match state {
@@ -70,6 +72,23 @@ pub fn enter_of(shared: &Shared, mark: Option<[u8; 16]>) -> Result<Arc<Site>, An
     }
     let text = "it is being placed in another inbox folder, which is not here";
     Err(Answer::refused(DeclineReason::InboxUnavailable, text, None))
+}
+
+/// Bytes that a transfer takes at least before it is placed: a whole folder's lie there twice, as a stream and unpacked.
+pub fn needed(manifest: &Manifest) -> u64 {
+    match manifest.kind {
+        Kind::File => manifest.size,
+        Kind::Folder => manifest.size.saturating_mul(2),
+    }
+}
+
+/// A folder can only be renamed to its place, and never in place of another.
+pub fn takes(site: &Site, kind: Kind) -> Result<(), Answer> {
+    if kind == Kind::File || site.how == How::Renamed {
+        return Ok(());
+    }
+    let text = "the file system of the inbox cannot name a whole folder without replacing another";
+    Err(Answer::refused(DeclineReason::NoFolders, text, None))
 }
 
 /// Promises room for `bytes` more.

@@ -17,7 +17,7 @@ use std::{
 
 use cap_fs_ext::MetadataExt;
 use cap_std::fs::{Dir, Metadata};
-use dropwire_protocol::{Digest, Manifest, Receipt, ReceiptBody, message::DeclineReason};
+use dropwire_protocol::{Digest, Kind, Manifest, Receipt, ReceiptBody, message::DeclineReason};
 
 use super::{
     Shared,
@@ -125,6 +125,7 @@ fn place_some(shared: &Arc<Shared>, site: &Site, waiting: &mut impl Iterator<Ite
     shared.note_certain(&keys);
     for (file, intent) in &placed {
         shared.delivered(site, file.claim.key(), &intent.placing.place, file.manifest.size);
+        partial::remove_stream(site, file.claim.key(), file.manifest.kind);
         file.reply.end(Answer::Committed(intent.placing.receipt.clone()));
     }
     if !fault::mutant("R9") {
@@ -145,9 +146,9 @@ pub fn resolve(
         return Ok(placing.receipt);
     }
     let unknown = |e: io::Error| Answer::io("looking for the partial", &e);
-    let found = partial::look(site, key).map_err(unknown)?;
+    let found = partial::look(site, key, manifest.kind).map_err(unknown)?;
     let placing = match found {
-        Some(meta) if is_linked(site, &placing, &meta).map_err(unknown)? => {
+        Some(meta) if is_linked(site, manifest.kind, &placing, &meta).map_err(unknown)? => {
             // As when it was linked: the name that stays is durable before the other goes.
             let folders = place::existing_folders(site, &placing.place).map_err(unknown)?;
             fault::step("rule-link", || make_certain(shared, site, &folders))?;
@@ -177,6 +178,7 @@ pub fn resolve(
     if shared.db.call_blocking(move |tx| ledger::deliver(tx, key, now))? {
         shared.delivered(site, key, &placing.place, manifest.size);
     }
+    partial::remove_stream(site, key, manifest.kind);
     Ok(placing.receipt)
 }
 
@@ -224,7 +226,7 @@ fn intend(
     let top = shared.top(key.0);
     let place = shared
         .places
-        .choose(site, key.0, top.as_deref(), &manifest.path, opened)?;
+        .choose(site, key.0, top.as_deref(), &manifest.path, manifest.kind, opened)?;
     let receipt = (shared.sign)(&ReceiptBody {
         transfer: key.1,
         sender: key.0,
@@ -287,7 +289,7 @@ fn name(
     mut intent: Intent,
     discard: bool,
 ) -> Result<Intent, Answer> {
-    let from = partial::file_name(key);
+    let from = partial::staged_name(key, manifest.kind);
     for _ in 0..TRIES {
         if intent.placing.how == How::Linked {
             // The old name goes before R8: by then the way to the new one has to be durable.
@@ -316,11 +318,23 @@ fn name(
                     write_down(shared, site, vec![row(key, manifest, &intent)])
                 })?;
             }
-            Err(e) => return Err(take_back(shared, site, key, &intent.placing, discard, &e)),
+            Err(e) => {
+                let kind = manifest.kind;
+                return Err(take_back(shared, site, key, kind, &intent.placing, discard, &e));
+            }
         }
     }
     let busy = io::Error::other("other programs keep taking the names that were free");
-    Err(take_back(shared, site, key, &intent.placing, discard, &busy))
+    let kind = manifest.kind;
+    Err(take_back(
+        shared,
+        site,
+        key,
+        kind,
+        &intent.placing,
+        discard,
+        &busy,
+    ))
 }
 
 /// R7 failed. Only where the partial surely lies where it was is the row taken back; else the rule decides later.
@@ -328,12 +342,13 @@ fn take_back(
     shared: &Shared,
     site: &Site,
     key: Key,
+    kind: Kind,
     placing: &Placing,
     discard: bool,
     error: &io::Error,
 ) -> Answer {
-    let linked = match partial::look(site, key) {
-        Ok(Some(meta)) => is_linked(site, placing, &meta).ok(),
+    let linked = match partial::look(site, key, kind) {
+        Ok(Some(meta)) => is_linked(site, kind, placing, &meta).ok(),
         _ => None,
     };
     if linked == Some(true) && !fault::mutant("R7-link-hold") {
@@ -397,7 +412,10 @@ pub fn make_certain<'a>(
 
 /// Placed, with the partial's name still to go? By link; or renamed on a file system (btrfs) where a power cut between
 /// the two directories' syncs leaves the file under both names.
-fn is_linked(site: &Site, placing: &Placing, partial: &Metadata) -> io::Result<bool> {
+fn is_linked(site: &Site, kind: Kind, placing: &Placing, partial: &Metadata) -> io::Result<bool> {
+    if kind == Kind::Folder {
+        return Ok(false); // one name is all that a folder can have
+    }
     if placing.how == How::Linked && partial.nlink() > 1 {
         return Ok(true);
     }
@@ -422,6 +440,10 @@ fn is_ours(
     placing: &Placing,
     meta: &Metadata,
 ) -> io::Result<bool> {
+    if manifest.kind == Kind::Folder {
+        // Anything else that lies there is of no use: the stream goes again.
+        return Ok(meta.is_dir() && partial::is_inode(meta, placing.inode));
+    }
     if !meta.is_file() || meta.len() != manifest.size {
         return Ok(false);
     }

@@ -12,7 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use dropwire_protocol::{
-    AgentId, Digest, Manifest, RunningDigest, TransferId,
+    AgentId, Digest, Kind, Manifest, RunningDigest, TransferId,
     message::{DeclineReason, MAX_EAGER},
     receiver::{Command, Opening, Outcome},
 };
@@ -118,7 +118,7 @@ impl Desk {
                     opening,
                 };
                 self.release(id);
-                if manifest.size <= MAX_EAGER {
+                if manifest.size <= MAX_EAGER && manifest.kind == Kind::File {
                     self.open_small(manifest, reply);
                 } else {
                     self.open_large(manifest, reply);

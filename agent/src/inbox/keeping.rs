@@ -13,7 +13,7 @@
 
 use std::time::Duration;
 
-use dropwire_protocol::{AgentId, message::DeclineReason};
+use dropwire_protocol::{AgentId, Kind, message::DeclineReason};
 
 use super::{
     Inbox, Shared,
@@ -145,9 +145,9 @@ pub fn drop_partial(shared: &Shared, claim: &Claim) -> Result<(), DbError> {
     Ok(())
 }
 
-/// Bytes; none where nothing is seen.
+/// Bytes received; none where nothing is seen.
 fn length(site: &Site, key: Key) -> u64 {
-    partial::look(site, key)
+    partial::look(site, key, Kind::File)
         .ok()
         .flatten()
         .map_or(0, |meta| meta.len())

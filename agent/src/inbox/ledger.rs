@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use dropwire_protocol::{AgentId, Digest, Manifest, Mtime, Receipt, RemotePath, TransferId};
+use dropwire_protocol::{AgentId, Digest, Kind, Manifest, Mtime, Receipt, RemotePath, TransferId};
 use rusqlite::{Connection, OptionalExtension, Result, Row, params, types::Type};
 
 use super::claims::Key;
@@ -21,6 +21,7 @@ CREATE TABLE inbox_transfer (
     size INTEGER,
     mtime_s INTEGER,
     mtime_ns INTEGER,
+    folder INTEGER NOT NULL DEFAULT 0, -- a whole one
     mark BLOB,                  -- of the inbox in which its partial lies
     place BLOB,                 -- below the inbox; from placing on, as are the next three
     inode INTEGER,
@@ -105,7 +106,7 @@ pub struct Checkpoint {
 
 /// The row of a transfer.
 pub fn look(db: &Connection, key: Key) -> Result<Option<Known>> {
-    db.prepare_cached("SELECT path, size, mtime_s, mtime_ns, mark, state, place, inode, how, receipt FROM inbox_transfer WHERE sender = ?1 AND id = ?2")?
+    db.prepare_cached("SELECT path, size, mtime_s, mtime_ns, mark, state, place, inode, how, receipt, folder FROM inbox_transfer WHERE sender = ?1 AND id = ?2")?
         .query_row(params![key.0.0, key.1.0], known)
         .optional()
 }
@@ -115,8 +116,8 @@ pub fn begin(db: &Connection, key: Key, manifest: &Manifest, mark: [u8; 16], now
     cut_checkpoints(db, key, 0)?;
     db.prepare_cached(
         "INSERT OR REPLACE INTO inbox_transfer
-             (sender, id, state, path, size, mtime_s, mtime_ns, mark, changed_ms, idle_since)
-         VALUES (?1, ?2, 0, ?3, ?4, ?5, ?6, ?7, ?8, (SELECT ms FROM running))",
+             (sender, id, state, path, size, mtime_s, mtime_ns, mark, changed_ms, folder, idle_since)
+         VALUES (?1, ?2, 0, ?3, ?4, ?5, ?6, ?7, ?8, ?9, (SELECT ms FROM running))",
     )?
     .execute(params![
         key.0.0,
@@ -126,7 +127,8 @@ pub fn begin(db: &Connection, key: Key, manifest: &Manifest, mark: [u8; 16], now
         manifest.mtime.seconds,
         manifest.mtime.nanos,
         mark,
-        now_ms
+        now_ms,
+        manifest.kind == Kind::Folder
     ])?;
     Ok(())
 }
@@ -186,8 +188,8 @@ pub fn place(
     now_ms: i64,
 ) -> Result<()> {
     let changed = db.prepare_cached(
-        "INSERT INTO inbox_transfer (sender, id, state, path, size, mtime_s, mtime_ns, mark, place, inode, how, receipt, changed_ms)
-         VALUES (?1, ?2, 1, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)
+        "INSERT INTO inbox_transfer (sender, id, state, path, size, mtime_s, mtime_ns, mark, place, inode, how, receipt, changed_ms, folder)
+         VALUES (?1, ?2, 1, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)
          ON CONFLICT (sender, id) DO UPDATE SET state = 1, place = excluded.place, inode = excluded.inode,
              how = excluded.how, receipt = excluded.receipt, mark = excluded.mark, changed_ms = excluded.changed_ms,
              idle_since = NULL
@@ -205,7 +207,8 @@ pub fn place(
         placing.inode as i64,
         i64::from(placing.how == How::Linked),
         encode(&placing.receipt)?,
-        now_ms
+        now_ms,
+        manifest.kind == Kind::Folder
     ])?;
     match changed {
         1 => Ok(()),
@@ -392,6 +395,10 @@ fn known(row: &Row<'_>) -> Result<Known> {
             mtime: Mtime {
                 seconds: row.get(2)?,
                 nanos: row.get(3)?,
+            },
+            kind: match row.get(10)? {
+                true => Kind::Folder,
+                false => Kind::File,
             },
         }),
     };

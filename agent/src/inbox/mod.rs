@@ -61,6 +61,7 @@ mod site;
 mod space;
 #[cfg(test)]
 mod tests;
+mod unpack;
 mod writer;
 
 pub use ledger::SCHEMA_1;

@@ -15,7 +15,7 @@ use std::{
 use cap_fs_ext::{FollowSymlinks, MetadataExt, OpenOptionsFollowExt};
 use cap_std::fs::{Metadata, OpenOptions};
 use data_encoding::HEXLOWER;
-use dropwire_protocol::{Mtime, RunningDigest};
+use dropwire_protocol::{Kind, Mtime, RunningDigest};
 
 use super::{claims::Key, ledger::Checkpoint, site::Site};
 use crate::{durable, fault, id};
@@ -26,6 +26,21 @@ const READ: usize = 256 * 1024;
 /// The partial's name: sender and transfer.
 pub fn file_name(key: Key) -> OsString {
     format!("{}-{}", HEXLOWER.encode(&key.0.0), HEXLOWER.encode(&key.1.0)).into()
+}
+
+/// Where a whole folder is unpacked: the folder that gets the final name.
+pub fn folder_name(key: Key) -> OsString {
+    let mut name = file_name(key);
+    name.push(".d");
+    name
+}
+
+/// What gets the final name.
+pub fn staged_name(key: Key, kind: Kind) -> OsString {
+    match kind {
+        Kind::File => file_name(key),
+        Kind::Folder => folder_name(key),
+    }
 }
 
 /// A new, empty partial, exclusive and private; what an earlier run left under the name goes. The caller knows by
@@ -90,9 +105,9 @@ pub fn resume(site: &Site, key: Key, checkpoints: Vec<Checkpoint>) -> io::Result
     }))
 }
 
-/// What stands under the partial's name; None: nothing.
-pub fn look(site: &Site, key: Key) -> io::Result<Option<Metadata>> {
-    match site.partials.symlink_metadata(file_name(key)) {
+/// What is there to get the final name; None: nothing.
+pub fn look(site: &Site, key: Key, kind: Kind) -> io::Result<Option<Metadata>> {
+    match site.partials.symlink_metadata(staged_name(key, kind)) {
         Ok(meta) => Ok(Some(meta)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e),
@@ -101,7 +116,8 @@ pub fn look(site: &Site, key: Key) -> io::Result<Option<Metadata>> {
 
 /// Removes a partial whose row is not *placing*. Not synced: come back after a crash, it is litter.
 pub fn remove(site: &Site, key: Key) {
-    match durable::unlink(&site.partials, &file_name(key)) {
+    let folder = remove_folder(site, key);
+    match folder.and(durable::unlink(&site.partials, &file_name(key))) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             let (peer, job) = key;
             tracing::warn!(peer = %id::format(peer), %job, %error, "a partial could not be removed");
@@ -110,12 +126,32 @@ pub fn remove(site: &Site, key: Key) {
     }
 }
 
+/// Removes what a whole folder was unpacked to, as far as that came; only while its row is not *placing*.
+pub fn remove_folder(site: &Site, key: Key) -> io::Result<()> {
+    match site.partials.remove_dir_all(folder_name(key)) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// Removes a placed folder's stream, which is of no use any more. Not synced: come back after a crash, it is litter.
+pub fn remove_stream(site: &Site, key: Key, kind: Kind) {
+    if kind == Kind::Folder {
+        let _ = durable::unlink(&site.partials, &file_name(key)); // else the next start does
+    }
+}
+
 /// Removes what lies among the partials and is none of `wanted`.
 pub fn remove_others(site: &Site, wanted: impl Fn(&OsStr) -> bool) -> io::Result<()> {
     for entry in site.partials.entries()? {
-        let name = entry?.file_name();
-        if !wanted(&name) {
-            durable::unlink(&site.partials, &name)?;
+        let entry = entry?;
+        let name = entry.file_name();
+        if wanted(&name) {
+            continue;
+        }
+        match entry.file_type()?.is_dir() {
+            true => site.partials.remove_dir_all(&name)?,
+            false => durable::unlink(&site.partials, &name)?,
         }
     }
     Ok(())
@@ -345,7 +381,7 @@ mod tests {
         assert_eq!(create(&site, key).unwrap().metadata().unwrap().len(), 0);
         assert!(open(&site, key).unwrap().is_some());
         remove_others(&site, |_| false).unwrap();
-        assert!(look(&site, key).unwrap().is_none());
+        assert!(look(&site, key, Kind::File).unwrap().is_none());
     }
 
     #[cfg(unix)]

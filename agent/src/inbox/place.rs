@@ -10,7 +10,7 @@ use std::{
 
 use cap_fs_ext::DirExt;
 use cap_std::fs::Dir;
-use dropwire_protocol::{AgentId, RemotePath};
+use dropwire_protocol::{AgentId, Kind, RemotePath};
 use lru::LruCache;
 
 use super::{
@@ -80,7 +80,7 @@ impl Places {
         })
     }
 
-    /// A free place for the file that `sender` calls `path`, below the folder `top` of the inbox if one is given.
+    /// A free place for what `sender` calls `path`, below the folder `top` of the inbox if one is given.
     /// Makes the folders on the way; they are durable once each of [`Place::folders`] is synced.
     pub fn choose(
         self: &Arc<Self>,
@@ -88,6 +88,7 @@ impl Places {
         sender: AgentId,
         top: Option<&str>,
         path: &RemotePath,
+        kind: Kind,
         opened: &mut Opened,
     ) -> Result<Place, PlaceError> {
         let root = reuse(opened, &[], || site.root.try_clone())?;
@@ -108,7 +109,7 @@ impl Places {
             self.descend(site, sender, &mut walk, &folder, above[depth])?;
         }
         let wanted = naming::mapped(file, Rules::HERE);
-        let (path, name) = self.free_name(&walk, &wanted)?;
+        let (path, name) = self.free_name(&walk, &wanted, kind)?;
         Ok(Place {
             path,
             folders: walk.folders,
@@ -164,11 +165,20 @@ impl Places {
         Ok(())
     }
 
-    fn free_name(&self, walk: &Walk<'_>, wanted: &[u8]) -> Result<(RemotePath, OsString), PlaceError> {
+    fn free_name(
+        &self,
+        walk: &Walk<'_>,
+        wanted: &[u8],
+        kind: Kind,
+    ) -> Result<(RemotePath, OsString), PlaceError> {
+        let numbered = match kind {
+            Kind::File => naming::numbered,
+            Kind::Folder => naming::numbered_folder,
+        };
         let (folder, dir) = walk.last()?;
         let mut inner = self.lock();
         let is_taken = |inner: &Inner, n: u64| -> io::Result<bool> {
-            let name = naming::numbered(wanted, n);
+            let name = numbered(wanted, n);
             if inner.given.contains(&joined(folder, &name)) {
                 return Ok(true);
             }
@@ -189,7 +199,7 @@ impl Places {
         } else {
             0
         };
-        let name = naming::numbered(wanted, number);
+        let name = numbered(wanted, number);
         let full = joined(folder, &name);
         let path = RemotePath::parse(&full).map_err(|e| PlaceError::BadName(e.to_string()))?;
         inner.next.put(counted, number + 1);
@@ -304,7 +314,9 @@ mod tests {
 
     fn put(places: &Arc<Places>, site: &Site, who: AgentId, path: &str) -> String {
         let path = RemotePath::parse(path.as_bytes()).unwrap();
-        let place = places.choose(site, who, None, &path, &mut Opened::new()).unwrap();
+        let place = places
+            .choose(site, who, None, &path, Kind::File, &mut Opened::new())
+            .unwrap();
         place.parent().unwrap().write(&place.name, b"x").unwrap();
         String::from_utf8(place.path.as_bytes().to_vec()).unwrap()
     }
@@ -352,7 +364,7 @@ mod tests {
         let chosen: Vec<Place> = (0..8)
             .map(|_| {
                 places
-                    .choose(&site, ANA, None, &path, &mut Opened::new())
+                    .choose(&site, ANA, None, &path, Kind::File, &mut Opened::new())
                     .unwrap()
             })
             .collect();
@@ -361,7 +373,7 @@ mod tests {
         drop(chosen);
         assert_eq!(
             places
-                .choose(&site, ANA, None, &path, &mut Opened::new())
+                .choose(&site, ANA, None, &path, Kind::File, &mut Opened::new())
                 .unwrap()
                 .name,
             "x"
@@ -379,7 +391,7 @@ mod tests {
         assert_eq!(put(&places, &site, BOB, "sub/y"), "sub/y", "only for that sender");
         let path = RemotePath::parse(b"sub/z").unwrap();
         let kept = places
-            .choose(&site, ANA, None, &path, &mut Opened::new())
+            .choose(&site, ANA, None, &path, Kind::File, &mut Opened::new())
             .unwrap()
             .aliases
             .clone();
@@ -405,7 +417,7 @@ mod tests {
         let places = Places::new(Vec::new());
         let path = RemotePath::parse(b"a/b").unwrap();
         let place = places
-            .choose(&site, ANA, Some("office"), &path, &mut Opened::new())
+            .choose(&site, ANA, Some("office"), &path, Kind::File, &mut Opened::new())
             .unwrap();
         assert_eq!(place.path.as_bytes(), b"office/a/b");
         assert_eq!(place.folders.len(), 3);
@@ -420,7 +432,9 @@ mod tests {
             .iter()
             .map(|path| {
                 let path = RemotePath::parse(path.as_bytes()).unwrap();
-                places.choose(&site, ANA, None, &path, &mut opened).unwrap()
+                places
+                    .choose(&site, ANA, None, &path, Kind::File, &mut opened)
+                    .unwrap()
             })
             .collect();
         assert_eq!(opened.len(), 3, "the inbox, a, a/b");
@@ -433,7 +447,14 @@ mod tests {
         let (_temp, site) = site();
         let places = Places::new(Vec::new());
         let path = RemotePath::parse(b"x").unwrap();
-        let bad = places.choose(&site, ANA, Some(".dropwire"), &path, &mut Opened::new());
+        let bad = places.choose(
+            &site,
+            ANA,
+            Some(".dropwire"),
+            &path,
+            Kind::File,
+            &mut Opened::new(),
+        );
         assert!(matches!(bad.map(drop), Err(PlaceError::BadName(_))));
     }
 }

@@ -80,7 +80,8 @@ fn remove_litter(shared: &Shared, site: &Site) -> Result<(), Trouble> {
         .db
         .call_blocking(move |tx| ledger::all_partials(tx, mark))
         .map_err(broken)?;
-    let wanted: HashSet<OsString> = keys.into_iter().map(partial::file_name).collect();
+    let names = |key| [partial::file_name(key), partial::folder_name(key)];
+    let wanted: HashSet<OsString> = keys.into_iter().flat_map(names).collect();
     if let Err(error) = partial::remove_others(site, |name| wanted.contains(name)) {
         tracing::warn!(%error, "old partials could not be removed");
     }

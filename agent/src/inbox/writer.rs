@@ -16,7 +16,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use dropwire_protocol::{Digest, Manifest, RunningDigest, message::DeclineReason};
+use dropwire_protocol::{Digest, Kind, Manifest, RunningDigest, message::DeclineReason};
 
 use super::{
     Shared, admit,
@@ -29,6 +29,7 @@ use super::{
     reply::{Answer, Reply},
     site::Site,
     space::Reservation,
+    unpack,
 };
 use crate::{clock::now_ms, durable, fault, id};
 
@@ -135,6 +136,7 @@ impl<'a> Writer<'a> {
         let (known, checkpoints) = admit::look(shared, key)?;
         let unknown = known.is_none();
         let (site, resume) = admit::admit(shared, key, &manifest, known)?;
+        admit::takes(&site, manifest.kind)?;
         let opening = |e: io::Error| Answer::io("opening the partial", &e);
         let resumed = if resume {
             partial::resume(&site, key, checkpoints).map_err(opening)?
@@ -152,7 +154,7 @@ impl<'a> Writer<'a> {
         } else if unknown {
             keeping::make_way(shared, &site, key.0, Bounds::of(&site)?)?;
         }
-        let reservation = admit::reserve(shared, &site, manifest.size.saturating_sub(held))?;
+        let reservation = admit::reserve(shared, &site, admit::needed(&manifest).saturating_sub(held))?;
         let (file, digest, reread) = match resumed {
             Some(resumed) => {
                 let wake = wake.clone();
@@ -381,7 +383,8 @@ impl<'a> Writer<'a> {
             reread.cancel();
         }
         if !matches!(end, End::Said { keep: false, .. })
-            && !self.finishing
+            // Unpacking takes its time: a crash in it must not cost the stream.
+            && (!self.finishing || self.manifest.kind == Kind::Folder)
             && self.digest.length() > self.asked
         {
             self.checkpoint(true);
@@ -413,29 +416,61 @@ impl<'a> Writer<'a> {
 
     /// R5, then the rest.
     fn commit(self, reply: Reply) {
+        if self.manifest.kind == Kind::Folder {
+            return self.commit_folder(reply);
+        }
         partial::dress(&self.file, self.site.mode, self.manifest.mtime);
         let durable = fault::step("R5-partial", || durable::sync_file(&self.file))
             .and_then(|()| fault::step("R5-partial-dir", || durable::sync_dir(&self.site.partials)))
             .and_then(|()| partial::inode(&self.file));
         match durable {
-            Ok(inode) => {
-                let ready = Ready {
-                    manifest: self.manifest,
-                    digest: self.digest.value(),
-                    inode,
-                    keep: true,
-                    reply,
-                    claim: self.claim,
-                    reservation: self.reservation,
-                };
-                commit::place_all(self.shared, &self.site, vec![ready]);
-            }
+            Ok(inode) => self.place(inode, reply),
             Err(e) => {
                 if self.give_up() {
                     reply.end(Answer::disk("syncing the file", &e));
                 }
             }
         }
+    }
+
+    /// The same for a whole folder, which is unpacked first.
+    fn commit_folder(self, reply: Reply) {
+        let stop = || self.claim.fenced() || self.shared.cancel.is_cancelled();
+        let unpacked = unpack::survey(&self.file).and_then(|need| {
+            let more = need.saturating_sub(self.manifest.size);
+            let reservation =
+                admit::reserve(self.shared, &self.site, more).map_err(unpack::Failure::NotNow)?;
+            let (key, digest) = (self.claim.key(), self.digest.value());
+            let inode = unpack::unpack(&self.site, key, &self.file, digest, &stop)?;
+            Ok((inode, reservation))
+        });
+        match unpacked {
+            Ok((inode, _reservation)) => self.place(inode, reply),
+            Err(unpack::Failure::NotNow(answer)) => reply.end(answer),
+            Err(unpack::Failure::Stopped) => {
+                let text = "a newer link carries this transfer, or the agent stops";
+                reply.end(Answer::refused(DeclineReason::Fenced, text, None));
+            }
+            Err(unpack::Failure::Useless(answer)) => {
+                if self.give_up() {
+                    reply.end(answer);
+                }
+            }
+        }
+    }
+
+    /// R6 and on.
+    fn place(self, inode: u64, reply: Reply) {
+        let ready = Ready {
+            manifest: self.manifest,
+            digest: self.digest.value(),
+            inode,
+            keep: true,
+            reply,
+            claim: self.claim,
+            reservation: self.reservation,
+        };
+        commit::place_all(self.shared, &self.site, vec![ready]);
     }
 
     /// The partial is not to be trusted: it starts over. False if the ledger could not be written, and nothing may

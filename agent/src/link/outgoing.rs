@@ -213,7 +213,7 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     use bytes::Bytes;
-    use dropwire_protocol::{Manifest, Mtime, RemotePath, sender::SenderEvent};
+    use dropwire_protocol::{Kind, Manifest, Mtime, RemotePath, sender::SenderEvent};
 
     use super::*;
     use crate::link::Source;
@@ -271,6 +271,7 @@ mod tests {
                 path,
                 size,
                 mtime: Mtime { seconds: 0, nanos: 0 },
+                kind: Kind::File,
             };
             let source = Arc::new(ByHand::default());
             assert!(self.sender.offer(id, manifest.clone(), size <= MAX_EAGER));

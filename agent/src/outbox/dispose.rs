@@ -34,6 +34,7 @@ use crate::{
 
 mod beside;
 mod check;
+mod folder;
 mod touched;
 
 use beside::rename_beside;
@@ -98,8 +99,11 @@ pub fn dispose(disposal: &Disposal) -> Result<Disposed, DisposeError> {
 /// their syncs. Blocks for the disk. Safe to repeat after any answer and any crash; what it answers is durable.
 pub fn dispose_all(disposals: &[Disposal]) -> Vec<Result<Disposed, DisposeError>> {
     disposals
-        .chunk_by(|a, b| a.root == b.root && a.outbox == b.outbox)
-        .flat_map(dispose_in_one_outbox)
+        .chunk_by(|a, b| a.root == b.root && a.outbox == b.outbox && a.version.folder == b.version.folder)
+        .flat_map(|batch| match batch.first() {
+            Some(first) if first.version.folder => batch.iter().map(folder::dispose).collect(),
+            _ => dispose_in_one_outbox(batch),
+        })
         .collect()
 }
 
@@ -128,11 +132,7 @@ fn dispose_together(steps: &mut Steps, batch: &[Disposal]) -> Vec<Result<Dispose
         .iter()
         .map(|what| {
             let staged = steps.stage(what)?;
-            if let Stage::Leaving {
-                checked: Checked::Delivered(_),
-                ..
-            } = &staged
-            {
+            if what.after == AfterSend::Archive && staged.leaves() {
                 steps.make_place(what)?;
             }
             Ok(staged)
@@ -184,6 +184,17 @@ enum Stage {
     Gone,
     /// In `leaving`.
     Leaving { file: File, checked: Checked },
+}
+
+impl Stage {
+    /// As far as is known.
+    fn leaves(&self) -> bool {
+        let checked = match self {
+            Stage::Leaving { checked, .. } => checked,
+            Stage::Stays(_) | Stage::Gone => return false,
+        };
+        matches!(checked, Checked::Delivered(_))
+    }
 }
 
 impl Steps {
@@ -297,6 +308,10 @@ impl Steps {
     /// The new names first: cut in between, a file has two names, never none.
     fn sync_staged(&mut self) -> io::Result<()> {
         self.sync_leaving()?;
+        self.sync_touched()
+    }
+
+    fn sync_touched(&mut self) -> io::Result<()> {
         self.touched.sync(self.anchor.as_ref())
     }
 
@@ -337,7 +352,7 @@ impl Steps {
     /// The folder of the archive that it goes to, made where it is missing; durable after [`Steps::sync_staged`].
     fn make_place(&mut self, what: &Disposal) -> Result<(), DisposeError> {
         let place = (Area::Sent, what.path.parent());
-        if what.after != AfterSend::Archive || self.archived.get(&place).is_some() {
+        if self.archived.get(&place).is_some() {
             return Ok(());
         }
         let mut make = || -> io::Result<Dir> {

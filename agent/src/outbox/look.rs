@@ -25,6 +25,13 @@ pub(super) enum Seen {
     File { sight: Sight, file: Option<File> },
     /// A folder: to be scanned.
     Folder,
+    /// A folder that is one delivery; paths in it that are left out, and why.
+    Whole {
+        sight: Sight,
+        left_out: Vec<(RemotePath, &'static str)>,
+    },
+    /// A folder that is kept back by this; `why` in few words.
+    Held { why: &'static str, reason: String },
     /// Nothing (any more).
     Nothing,
     /// It cannot be sent, for this reason: no regular file, or unreadable.

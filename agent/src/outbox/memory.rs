@@ -120,6 +120,7 @@ mod tests {
             size: 0,
             mtime_ns,
             ctime_ns: mtime_ns,
+            folder: false,
         };
         Stamp { device: 1, version }
     }

@@ -23,6 +23,7 @@ pub mod spool;
 mod task;
 mod tend;
 mod watch;
+mod whole;
 
 use std::{
     collections::BTreeMap,
@@ -42,7 +43,8 @@ use tokio_util::sync::CancellationToken;
 
 use self::{health::Health, ignore::Ignore, settle::Settle};
 use crate::{
-    config, confined,
+    config::{self, Folder},
+    confined,
     version::{Found, OutboxId},
 };
 
@@ -50,6 +52,13 @@ use crate::{
 pub trait Known: Send + Sync {
     /// Those of `found` (at most 1,000) that have no job for this version yet.
     fn unknown(&self, found: Vec<Found>) -> Pin<Box<dyn Future<Output = Vec<Found>> + Send + '_>>;
+
+    /// Those of `folders` (at most 1,000) out of which, or out of folders in them, something was delivered and left.
+    fn emptied(
+        &self,
+        outbox: OutboxId,
+        folders: Vec<RemotePath>,
+    ) -> Pin<Box<dyn Future<Output = Vec<RemotePath>> + Send + '_>>;
 }
 
 /// What an outbox tells the daemon.
@@ -196,7 +205,11 @@ impl Outbox {
         if let Some(problem) = state.problems.listed.get(below.as_bytes()) {
             return Some(format!("not sent: {}", problem.reason));
         }
-        if let Some((why, waited)) = state.settle.why(&below, Instant::now()) {
+        let unit = self.shared.delivery_of(&below).unwrap_or(below);
+        if let Some(problem) = state.problems.listed.get(unit.as_bytes()) {
+            return Some(format!("not sent: {}", problem.reason));
+        }
+        if let Some((why, waited)) = state.settle.why(&unit, Instant::now()) {
             return Some(format!("waits to settle, for {} s now: {why}", waited.as_secs()));
         }
         drop(state);
@@ -211,6 +224,13 @@ impl Outbox {
             let name = confined::bytes(marker.file_name().unwrap_or_default()).unwrap_or_default();
             format!("waits for its marker {}", dropwire_protocol::name::escape(name))
         })
+    }
+
+    /// The folder that is one delivery and holds `path` (absolute); None: `path` goes by itself, or lies elsewhere.
+    pub fn folder_of(&self, path: &Path) -> Option<PathBuf> {
+        let root = &self.shared.config.path;
+        let folder = self.shared.delivery_of(&confined::below(root, path).ok()?)?;
+        Some(confined::join(root, &folder))
     }
 
     /// Looks at `path` again soon.
@@ -271,6 +291,20 @@ struct Problem {
 }
 
 impl Shared {
+    /// Is a top-level folder one delivery here?
+    fn is_whole(&self) -> bool {
+        self.config.folder == Folder::Whole
+    }
+
+    /// The top-level folder by which `path` goes; None: by itself.
+    fn delivery_of(&self, path: &RemotePath) -> Option<RemotePath> {
+        let within = self.is_whole() && path.parent().is_some();
+        path.components()
+            .next()
+            .filter(|_| within)
+            .and_then(|top| RemotePath::parse(top).ok())
+    }
+
     /// Locked only for moments, never across a wait.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)

@@ -15,6 +15,7 @@ use super::{
     ignore::Ignore,
     look, marker,
     memory::{Memory, Stamp},
+    whole,
 };
 use crate::{
     confined,
@@ -31,6 +32,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub(super) enum Report {
     /// Regular files that no pattern ignores, with the version in the listing.
     Files(Vec<Found>),
+    /// Folders in which nothing lies.
+    Empty(Vec<RemotePath>),
     /// What has this path (below the outbox; empty: itself) cannot be sent, for this reason.
     Problem(Vec<u8>, String),
 }
@@ -44,6 +47,10 @@ pub(super) struct Walk<'a> {
     pub(super) ignore: &'a Ignore,
     /// What a marker's name adds to its file's; markers are not reported.
     pub(super) marker: Option<&'a str>,
+    /// Top-level folders are deliveries: each is one find.
+    pub(super) whole: bool,
+    /// What lies in them is watched, too.
+    pub(super) watch_inside: bool,
     /// Called with each folder before it is read, so that nothing made in it later goes unseen.
     pub(super) watch: &'a dyn Fn(&Path),
     /// Takes reports; false ends the walk.
@@ -61,6 +68,8 @@ struct Stand {
     /// Below the outbox.
     path: Vec<u8>,
     batch: Vec<Found>,
+    /// Empty folders that were not told of yet.
+    empty: Vec<RemotePath>,
     /// When the last batch had been handed over.
     since: Instant,
     /// In the folder just walked, something could not be told, or not be sent.
@@ -76,6 +85,7 @@ impl Walk<'_> {
         let mut stand = Stand {
             path: from.map_or_else(Vec::new, |from| from.as_bytes().to_vec()),
             batch: Vec::with_capacity(BATCH),
+            empty: Vec::new(),
             since: Instant::now(),
             troubled: false,
         };
@@ -84,12 +94,16 @@ impl Walk<'_> {
             None => outbox.try_clone(),
         };
         let walked = self.enter(dir, &mut stand, 0);
-        walked.and_then(|()| self.flush(&mut stand)).is_ok()
+        walked
+            .and_then(|()| self.flush(&mut stand))
+            .and_then(|()| self.tell_empty(&mut stand))
+            .is_ok()
     }
 
     /// Walks a folder, if it could be opened.
     fn enter(&self, dir: io::Result<Dir>, stand: &mut Stand, depth: usize) -> Result<(), Ended> {
         match dir {
+            Ok(dir) if self.whole && !stand.path.is_empty() => self.whole_folder(&dir, stand),
             Ok(dir) => self.folder(&dir, stand, depth),
             Err(e) if confined::is_absent(&e) => Ok(()),
             Err(e) => self.problem(stand, format!("it cannot be read: {e}")),
@@ -136,7 +150,9 @@ impl Walk<'_> {
                 return Ok(folders);
             }
         };
+        let mut empty = true;
         for entry in entries {
+            empty = false;
             let entry = match entry {
                 Ok(entry) => entry,
                 Err(e) => {
@@ -156,7 +172,55 @@ impl Walk<'_> {
                 folders.push(bytes.to_vec());
             }
         }
+        if let Ok(path) = RemotePath::parse(&stand.path)
+            && empty
+        {
+            stand.empty.push(path);
+            if stand.empty.len() >= BATCH {
+                self.tell_empty(stand)?;
+            }
+        }
         Ok(folders)
+    }
+
+    fn tell_empty(&self, stand: &mut Stand) -> Result<(), Ended> {
+        let empty = std::mem::take(&mut stand.empty);
+        if empty.is_empty() || (self.report)(Report::Empty(empty)) {
+            Ok(())
+        } else {
+            Err(Ended)
+        }
+    }
+
+    /// One find, whatever lies in it. (Only ever at the top.)
+    fn whole_folder(&self, dir: &Dir, stand: &mut Stand) -> Result<(), Ended> {
+        let path = match RemotePath::parse(&stand.path) {
+            Ok(path) => path,
+            Err(e) => return self.problem(stand, e.to_string()),
+        };
+        let place = confined::join(self.root, &path);
+        if self.watch_inside {
+            (self.watch)(&place);
+        }
+        let (version, left_out) = whole::listed(dir, &mut |below| {
+            if self.watch_inside {
+                (self.watch)(&confined::join(&place, below));
+            }
+        });
+        for (below, what) in left_out {
+            self.step(stand, below.as_bytes(), |walk, stand| {
+                walk.problem(stand, whole::left_out(what))
+            })?;
+        }
+        stand.batch.push(Found {
+            outbox: self.outbox,
+            path,
+            version,
+        });
+        if stand.batch.len() >= BATCH {
+            self.flush(stand)?;
+        }
+        Ok(())
     }
 
     /// Goes to `name` in the folder where it stands, and back.
@@ -281,6 +345,8 @@ mod tests {
             root,
             ignore: &Ignore::new(&[]).unwrap(),
             marker: None,
+            whole: false,
+            watch_inside: false,
             watch: &|path| {
                 let below = path.strip_prefix(root).unwrap();
                 watched.borrow_mut().push(below.to_string_lossy().into_owned());
@@ -293,6 +359,7 @@ mod tests {
                             .borrow_mut()
                             .extend(found.iter().map(|f| f.path.to_string()));
                     }
+                    Report::Empty(_) => {}
                     Report::Problem(path, _) => problems.borrow_mut().push(String::from_utf8(path).unwrap()),
                 }
                 true

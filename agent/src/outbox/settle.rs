@@ -20,6 +20,8 @@ pub(super) enum Sight {
     },
     /// Somebody has it open for writing.
     Writer,
+    /// Something keeps it back that may take long: asked ever more rarely.
+    Held { why: &'static str },
     /// Nothing to send there (any more).
     Nothing,
 }
@@ -68,6 +70,8 @@ struct Waiting {
 impl Settle {
     /// Most files that are waited for; further ones are found again by a scan.
     pub(super) const MOST: usize = 16 * 1024;
+    /// Between looks at what is held back.
+    const RAREST: Duration = Duration::from_secs(60);
     /// Before the second look; then doubled.
     const SHORTEST: Duration = Duration::from_millis(1);
 
@@ -130,6 +134,12 @@ impl Settle {
                 waiting.seen = None;
                 waiting.why = "a program has it open for writing";
                 waiting.interval
+            }
+            Sight::Held { why } => {
+                waiting.seen = None;
+                waiting.why = why;
+                let eighth = now.saturating_duration_since(waiting.since) / 8;
+                waiting.interval.max(eighth).min(Self::RAREST.max(self.longest))
             }
             Sight::Still { version, rest, why } => {
                 let since = match waiting.seen {
@@ -213,6 +223,7 @@ mod tests {
             size: 1,
             mtime_ns: 0,
             ctime_ns,
+            folder: false,
         };
         let why = "it rests";
         Sight::Still { version, rest, why }
@@ -249,6 +260,20 @@ mod tests {
         assert!(settle.due(now, 10).is_empty());
         settle.notice(path.clone(), Urgency::Now, now);
         assert_eq!(settle.due(now, 10), [path]);
+    }
+
+    #[test]
+    fn what_is_held_back_is_asked_ever_more_rarely_but_at_least_once_a_minute() {
+        let (mut settle, mut clock, path) = start();
+        let mut gaps = Vec::new();
+        for _ in 0..80 {
+            settle.looked(&path, Sight::Held { why: "held" }, clock.0);
+            let next = settle.next().unwrap();
+            gaps.push(next - clock.0);
+            clock.0 = next;
+        }
+        assert!(gaps.is_sorted() && gaps[0] < QUIET);
+        assert_eq!(gaps.last(), Some(&Duration::from_secs(60)));
     }
 
     #[test]

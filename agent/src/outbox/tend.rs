@@ -24,8 +24,9 @@ use super::{
     settle::{Settle, Sight, Urgency, Verdict},
     task::{Task, Watched, blocking},
     watch::{Hint, Went},
+    whole,
 };
-use crate::{confined, mark, version::Found};
+use crate::{config::AfterSend, confined, mark, version::Found};
 
 /// Time between scans where native events do not tell everything.
 const POLL: Duration = Duration::from_secs(5);
@@ -215,6 +216,11 @@ impl<'a> Tending<'a> {
         if shared.ignore.as_ref().is_some_and(|i| i.matched(&path).is_some()) {
             return;
         }
+        let (path, urgency) = match shared.delivery_of(&path) {
+            // What goes on inside a folder that is waited for changes nothing about when to look at it.
+            Some(folder) => (folder, Urgency::Calm),
+            None => (path, urgency),
+        };
         if !shared.state().settle.notice(path, urgency, Instant::now()) {
             self.overflowed = true;
         }
@@ -237,6 +243,11 @@ impl<'a> Tending<'a> {
             Scanned::Report(Report::Files(found)) => {
                 for found in self.task.known.unknown(found).await {
                     self.notice(found.path, Urgency::Calm);
+                }
+            }
+            Scanned::Report(Report::Empty(folders)) => {
+                for folder in self.task.known.emptied(self.place.id, folders).await {
+                    self.command(Command::Emptied(folder));
                 }
             }
             Scanned::Report(Report::Problem(path, reason)) => self.problem(path, reason),
@@ -322,6 +333,9 @@ impl<'a> Tending<'a> {
                     root: &place.root,
                     ignore,
                     marker: shared.config.marker.as_deref(),
+                    whole: shared.is_whole(),
+                    // One that leaves would take its watches along to where it is archived.
+                    watch_inside: shared.config.after_send == AfterSend::Keep,
                     watch: &|folder| {
                         if let Some(watcher) = &watcher {
                             watcher.folder(folder);
@@ -348,7 +362,7 @@ impl<'a> Tending<'a> {
         if paths.is_empty() {
             return Ok(());
         }
-        let place = Arc::clone(&self.place);
+        let (place, shared) = (Arc::clone(&self.place), Arc::clone(&self.task.shared));
         let rules = {
             let config = &self.task.shared.config;
             let (quiet, marker) = (config.quiet, config.marker.clone());
@@ -356,7 +370,12 @@ impl<'a> Tending<'a> {
         };
         let looked = blocking(move || {
             let dir = place.open().ok()?;
-            let look = |path| (look::look(&dir, &path, &rules), path);
+            let look = |path| match (look::look(&dir, &path, &rules), &shared.ignore) {
+                (Seen::Folder, Some(ignore)) if shared.is_whole() => {
+                    (whole::look(&dir, &path, &rules, ignore), path)
+                }
+                (seen, _) => (seen, path),
+            };
             Some(paths.into_iter().map(look).collect::<Vec<_>>())
         });
         let Some(seen) = looked.await.flatten() else {
@@ -365,7 +384,7 @@ impl<'a> Tending<'a> {
             self.scan_all();
             return Ok(());
         };
-        let ready: Vec<(Found, File)> = seen
+        let ready: Vec<(Found, Option<File>)> = seen
             .into_iter()
             .filter_map(|(seen, path)| self.seen(path, seen))
             .collect();
@@ -377,11 +396,15 @@ impl<'a> Tending<'a> {
             .known
             .unknown(ready.iter().map(|(found, _)| found.clone()).collect());
         let unknown: HashSet<Found> = unknown.await.into_iter().collect();
-        let (found, files): (Vec<Found>, Vec<File>) = ready
+        let (folders, files): (Vec<_>, Vec<_>) = ready
             .into_iter()
             .filter(|(found, _)| unknown.contains(found))
-            .unzip();
-        let found = self.sync(found, files).await;
+            .partition(|(found, _)| found.version.folder);
+        let folders = self.sync_folders(folders.into_iter().map(|(found, _)| found).collect());
+        let mut found = folders.await;
+        let files = files.into_iter().filter_map(|(found, file)| Some((found, file?)));
+        let (files_found, files) = files.unzip();
+        found.extend(self.sync(files_found, files).await);
         if found.is_empty() {
             return Ok(());
         }
@@ -390,7 +413,7 @@ impl<'a> Tending<'a> {
         told.map_err(|_| Deaf)
     }
 
-    fn seen(&mut self, path: RemotePath, seen: Seen) -> Option<(Found, File)> {
+    fn seen(&mut self, path: RemotePath, seen: Seen) -> Option<(Found, Option<File>)> {
         let now = Instant::now();
         let shared = Arc::clone(&self.task.shared);
         let looked = |sight| {
@@ -417,33 +440,77 @@ impl<'a> Tending<'a> {
                 self.problem(path.as_bytes().to_vec(), reason);
                 None
             }
-            Seen::File { sight, file } => match (looked(sight), sight, file) {
-                (Verdict::Ready, Sight::Still { version, .. }, Some(file)) => {
-                    let outbox = self.place.id;
-                    Some((
-                        Found {
-                            outbox,
-                            path,
-                            version,
-                        },
-                        file,
-                    ))
+            Seen::Held { why, reason } => {
+                shared.state().settle.looked(&path, Sight::Held { why }, now);
+                self.problem(path.as_bytes().to_vec(), reason);
+                None
+            }
+            Seen::Whole { sight, left_out } => {
+                let verdict = looked(sight);
+                if verdict == Verdict::Ready {
+                    for (below, what) in left_out {
+                        let below = [path.as_bytes(), b"/", below.as_bytes()].concat();
+                        self.problem(below, whole::left_out(what));
+                    }
+                    if shared.config.after_send == AfterSend::Keep {
+                        self.folders.insert(path.clone()); // to be watched
+                    }
                 }
-                (Verdict::Restless, ..) => {
-                    let why = shared.state().settle.why(&path, now).map_or("", |(why, _)| why);
-                    tracing::warn!(%path, why, "has not settled for longer than max_wait");
-                    None
-                }
-                _ => None,
-            },
+                self.decided(path, verdict, sight, None, now)
+            }
+            Seen::File { sight, file } => {
+                let verdict = looked(sight);
+                self.decided(path, verdict, sight, file, now)
+            }
         }
     }
 
-    /// S1's sync; those that fail are reported, and tried again at the next scan.
-    async fn sync(&mut self, found: Vec<Found>, files: Vec<File>) -> Vec<Found> {
-        let synced = blocking(move || look::sync(&files)).await.unwrap_or_default();
-        let mut done = Vec::with_capacity(found.len());
-        for (found, synced) in found.into_iter().zip(synced) {
+    fn decided(
+        &self,
+        path: RemotePath,
+        verdict: Verdict,
+        sight: Sight,
+        file: Option<File>,
+        now: Instant,
+    ) -> Option<(Found, Option<File>)> {
+        match (verdict, sight) {
+            (Verdict::Ready, Sight::Still { version, .. }) => {
+                let outbox = self.place.id;
+                Some((
+                    Found {
+                        outbox,
+                        path,
+                        version,
+                    },
+                    file,
+                ))
+            }
+            (Verdict::Restless, _) => {
+                let state = self.task.shared.state();
+                let why = state.settle.why(&path, now).map_or("", |(why, _)| why);
+                tracing::warn!(%path, why, "has not settled for longer than max_wait");
+                None
+            }
+            _ => None,
+        }
+    }
+
+    /// S1's sync of whole folders.
+    async fn sync_folders(&self, found: Vec<Found>) -> Vec<Found> {
+        if found.is_empty() {
+            return found;
+        }
+        let place = Arc::clone(&self.place);
+        let synced = blocking(move || {
+            let synced = |found: &Found| whole::sync(&place.open()?, &found.path);
+            found.into_iter().map(|found| (synced(&found), found)).collect()
+        });
+        self.durable(synced.await.unwrap_or_default())
+    }
+
+    fn durable(&self, synced: Vec<(std::io::Result<()>, Found)>) -> Vec<Found> {
+        let mut done = Vec::with_capacity(synced.len());
+        for (synced, found) in synced {
             match synced {
                 Ok(()) => done.push(found),
                 Err(e) => self.problem(
@@ -453,6 +520,12 @@ impl<'a> Tending<'a> {
             }
         }
         done
+    }
+
+    /// S1's sync; those that fail are reported, and tried again at the next scan.
+    async fn sync(&mut self, found: Vec<Found>, files: Vec<File>) -> Vec<Found> {
+        let synced = blocking(move || look::sync(&files)).await.unwrap_or_default();
+        self.durable(synced.into_iter().zip(found).collect())
     }
 
     /// `path` is below the outbox. One that is not listed yet is said in the log.

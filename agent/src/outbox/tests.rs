@@ -23,6 +23,16 @@ impl Known for List {
         let unknown = found.into_iter().filter(is_new).collect();
         Box::pin(async { unknown })
     }
+
+    /// What is called so once held what was delivered.
+    fn emptied(
+        &self,
+        _: OutboxId,
+        folders: Vec<RemotePath>,
+    ) -> Pin<Box<dyn Future<Output = Vec<RemotePath>> + Send + '_>> {
+        let emptied = |folder: &RemotePath| folder.file_name() == b"emptied";
+        Box::pin(async move { folders.into_iter().filter(emptied).collect() })
+    }
 }
 
 struct Running {
@@ -49,6 +59,7 @@ fn config(path: PathBuf) -> config::Outbox {
         max_wait: Duration::from_secs(600),
         ignore: Vec::new(),
         watch: Watch::Auto,
+        folder: config::Folder::Files,
         rescan: Duration::from_secs(3600),
     }
 }
@@ -402,6 +413,21 @@ async fn folders_that_a_disposal_emptied_go() {
     running.outbox.emptied(found[0].path.parent().unwrap());
     running.until("gone", |_| !running.at("a").exists()).await;
     assert!(running.at("").exists());
+}
+
+/// By an agent that ended before they had rested.
+#[tokio::test(flavor = "multi_thread")]
+async fn folders_emptied_before_the_start_go_and_other_empty_ones_stay() {
+    let prepare = |root: &Path| {
+        fs::create_dir_all(root.join("a/emptied")).unwrap();
+        fs::create_dir_all(root.join("b/mine")).unwrap();
+        fs::create_dir_all(root.join("c/emptied")).unwrap();
+        fs::write(root.join("c/emptied/file"), "refilled").unwrap();
+    };
+    let mut running = run(prepare, |_| {}).await;
+    running.settles(&["c/emptied/file"]).await;
+    running.until("gone", |_| !running.at("a").exists()).await;
+    assert!(running.at("b/mine").exists() && running.at("c/emptied/file").exists());
 }
 
 #[tokio::test(flavor = "multi_thread")]

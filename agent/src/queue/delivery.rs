@@ -37,12 +37,12 @@ impl Queue {
                 .query_map([after.0, clamp(limit)], |row| {
                     let (found, root) = found_of(row)?;
                     Ok(Disposal {
-                        drop: DropId(row.get(8)?),
-                        name: row.get(11)?,
+                        drop: DropId(row.get(9)?),
+                        name: row.get(12)?,
                         root,
                         found,
-                        digest: dropwire_protocol::Digest(row.get(9)?),
-                        after_send: row.get(10)?,
+                        digest: dropwire_protocol::Digest(row.get(10)?),
+                        after_send: row.get(11)?,
                     })
                 })?
                 .collect()
@@ -145,7 +145,7 @@ impl Queue {
 
 /// What [`found_of`] reads, then the drop's id and the digest of what was delivered.
 const DROP_COLUMNS: &str =
-    "o.mark, o.root, d.path, d.inode, d.birth_ns, d.size, d.mtime_ns, d.ctime_ns, d.id,
+    "o.mark, o.root, d.path, d.inode, d.birth_ns, d.size, d.mtime_ns, d.ctime_ns, d.folder, d.id,
     (SELECT sha256 FROM jobs WHERE drop_id = d.id AND sha256 IS NOT NULL LIMIT 1)";
 
 pub(super) fn to_dispose_sql() -> String {
@@ -181,12 +181,12 @@ pub(super) fn to_tell(db: &Connection, peer: AgentId, step: Step) -> Result<Vec<
 fn resting_of(row: &Row<'_>) -> Result<Resting> {
     let (found, root) = found_of(row)?;
     Ok(Resting {
-        drop: DropId(row.get(8)?),
+        drop: DropId(row.get(9)?),
         root,
         found,
-        digest: row.get::<_, Option<[u8; 32]>>(9)?.map(dropwire_protocol::Digest),
+        digest: row.get::<_, Option<[u8; 32]>>(10)?.map(dropwire_protocol::Digest),
         missed: row
-            .get::<_, Option<i64>>(10)?
+            .get::<_, Option<i64>>(11)?
             .map(|ms| Duration::from_millis(ms.max(0).unsigned_abs())),
     })
 }

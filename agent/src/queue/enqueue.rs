@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use dropwire_protocol::TransferId;
+use dropwire_protocol::{RemotePath, TransferId};
 use rusqlite::{Connection, OptionalExtension, Result, params};
 
 use super::{Class, DropId, Enqueued, NewDrop, Queue, change, job::path_bytes, schema::DropState};
@@ -26,6 +26,26 @@ impl Queue {
         self.each(found, |db, _, found, unknown| {
             if past(db, found)?.is_new(&found.version) || fault::mutant("S2-unknown") {
                 unknown.push(found.clone());
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Those of `folders` out of which, or out of folders in them, something was delivered and left.
+    pub async fn emptied(
+        &self,
+        outbox: OutboxId,
+        folders: Vec<RemotePath>,
+    ) -> Result<Vec<RemotePath>, DbError> {
+        self.each(folders, move |db, _, folder, emptied| {
+            // All paths in it: from `folder/` to `folder0`, which is the next byte.
+            let (from, to) = (
+                [folder.as_bytes(), b"/"].concat(),
+                [folder.as_bytes(), b"0"].concat(),
+            );
+            if db.prepare_cached(EMPTIED)?.exists(params![outbox.0, from, to])? {
+                emptied.push(folder.clone());
             }
             Ok(())
         })
@@ -89,7 +109,7 @@ fn enqueue_one(db: &Connection, identity: &Identity, new: &NewDrop, now_ms: i64)
     peers.dedup();
     for peer in peers {
         let id = identity.transfer_id(peer, outbox.0, path.as_bytes(), version, past.next_counter);
-        let large = Class::of(version.size) == Class::Large;
+        let large = Class::of(version) == Class::Large;
         insert.execute(params![
             drop.0,
             peer.0,
@@ -132,6 +152,11 @@ pub(super) const PAST: &str = "
     WHERE d.outbox = (SELECT id FROM outboxes WHERE mark = ?1) AND d.path = ?2 AND d.mtime_ns = ?3
       AND d.inode = ?4 AND d.birth_ns = ?5 AND d.size = ?6
     ORDER BY d.counter DESC LIMIT 1";
+
+pub(super) const EMPTIED: &str = "
+    SELECT 1 FROM drops d
+    WHERE d.outbox = (SELECT id FROM outboxes WHERE mark = ?1) AND d.path > ?2 AND d.path < ?3 AND d.state = 3
+      AND EXISTS (SELECT 1 FROM jobs WHERE drop_id = d.id AND state = 1)";
 
 pub(super) const LYING: &str = "SELECT id FROM drops WHERE outbox = ? AND path = ? AND state < 2";
 
@@ -184,8 +209,9 @@ fn outbox_row(db: &Connection, new: &NewDrop) -> Result<i64> {
 fn insert_drop(db: &Connection, outbox: i64, new: &NewDrop, counter: u64) -> Result<DropId> {
     let Found { path, version, .. } = &new.found;
     db.prepare_cached(
-        "INSERT INTO drops (outbox, path, mtime_ns, inode, birth_ns, size, counter, ctime_ns, origin, after_send, state)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)",
+        "INSERT INTO drops (outbox, path, mtime_ns, inode, birth_ns, size, counter, ctime_ns, origin, after_send, state,
+                            folder)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?)",
     )?
     .execute(params![
         outbox,
@@ -198,6 +224,7 @@ fn insert_drop(db: &Connection, outbox: i64, new: &NewDrop, counter: u64) -> Res
         version.ctime_ns,
         new.origin.as_deref().map(path_bytes),
         new.after_send,
+        version.folder,
     ])?;
     Ok(DropId(db.last_insert_rowid()))
 }

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use dropwire_protocol::{AgentId, Digest, Manifest, RemotePath, TransferId, message::MAX_EAGER};
+use dropwire_protocol::{AgentId, Digest, Kind, Manifest, Mtime, RemotePath, TransferId, message::MAX_EAGER};
 use rusqlite::{Row, types::Type};
 
 use crate::{
@@ -57,16 +57,16 @@ pub enum JobState {
 /// Small files go many at a time and must not wait behind a large one.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Class {
-    /// At most [`MAX_EAGER`] bytes.
+    /// A file of at most [`MAX_EAGER`] bytes.
     Small,
-    /// More.
+    /// More, or a whole folder.
     Large,
 }
 
 impl Class {
-    /// Of a file of `size` bytes.
-    pub fn of(size: u64) -> Class {
-        if size <= MAX_EAGER {
+    /// Of what has this version.
+    pub fn of(version: &Version) -> Class {
+        if version.size <= MAX_EAGER && !version.folder {
             Class::Small
         } else {
             Class::Large
@@ -114,10 +114,15 @@ pub struct Job {
 impl Job {
     /// What the offer says.
     pub fn manifest(&self) -> Manifest {
+        let (kind, mtime) = match self.found.version.folder {
+            true => (Kind::Folder, Mtime { seconds: 0, nanos: 0 }),
+            false => (Kind::File, self.found.version.mtime()),
+        };
         Manifest {
             path: self.found.path.clone(),
             size: self.found.version.size,
-            mtime: self.found.version.mtime(),
+            mtime,
+            kind,
         }
     }
 
@@ -242,7 +247,7 @@ pub struct PeerCounts {
 
 /// The columns that [`job_of`] reads, from [`JOB_TABLES`].
 pub(super) const JOB_COLUMNS: &str = "o.mark, o.root, d.path, d.inode, d.birth_ns, d.size, d.mtime_ns, d.ctime_ns, \
-    j.id, j.transfer, j.drop_id, j.peer, d.origin, d.after_send, j.state, j.attempts, j.next_attempt_ms, j.error, \
+    d.folder, j.id, j.transfer, j.drop_id, j.peer, d.origin, d.after_send, j.state, j.attempts, j.next_attempt_ms, j.error, \
     j.queued_ms, j.ended_ms, j.delivered_ms, j.delivered_as, j.sha256";
 
 /// A job with its drop and outbox; jobs come first whatever the planner thinks of it.
@@ -252,31 +257,31 @@ pub(super) const JOB_TABLES: &str =
 /// Reads [`JOB_COLUMNS`].
 pub(super) fn job_of(row: &Row<'_>) -> rusqlite::Result<JobRow> {
     let (found, root) = found_of(row)?;
-    let delivered_as: Option<Vec<u8>> = row.get(21)?;
+    let delivered_as: Option<Vec<u8>> = row.get(22)?;
     Ok(JobRow {
-        cursor: row.get(8)?,
+        cursor: row.get(9)?,
         job: Job {
-            id: TransferId(row.get(9)?),
-            drop: DropId(row.get(10)?),
-            peer: AgentId(row.get(11)?),
+            id: TransferId(row.get(10)?),
+            drop: DropId(row.get(11)?),
+            peer: AgentId(row.get(12)?),
             found,
             root,
-            origin: row.get::<_, Option<Vec<u8>>>(12)?.as_deref().map(path_of),
-            after_send: row.get(13)?,
-            state: row.get(14)?,
-            attempts: row.get(15)?,
-            next_attempt_ms: row.get(16)?,
-            error: row.get(17)?,
-            queued_ms: row.get(18)?,
-            ended_ms: row.get(19)?,
-            delivered_ms: row.get(20)?,
-            delivered_as: delivered_as.map(|bytes| remote_path(21, &bytes)).transpose()?,
-            sha256: row.get::<_, Option<[u8; 32]>>(22)?.map(Digest),
+            origin: row.get::<_, Option<Vec<u8>>>(13)?.as_deref().map(path_of),
+            after_send: row.get(14)?,
+            state: row.get(15)?,
+            attempts: row.get(16)?,
+            next_attempt_ms: row.get(17)?,
+            error: row.get(18)?,
+            queued_ms: row.get(19)?,
+            ended_ms: row.get(20)?,
+            delivered_ms: row.get(21)?,
+            delivered_as: delivered_as.map(|bytes| remote_path(22, &bytes)).transpose()?,
+            sha256: row.get::<_, Option<[u8; 32]>>(23)?.map(Digest),
         },
     })
 }
 
-/// Reads the first eight of [`JOB_COLUMNS`]: what was found, and the outbox's root.
+/// Reads the first nine of [`JOB_COLUMNS`]: what was found, and the outbox's root.
 pub(super) fn found_of(row: &Row<'_>) -> rusqlite::Result<(Found, PathBuf)> {
     let found = Found {
         outbox: OutboxId(row.get(0)?),
@@ -287,6 +292,7 @@ pub(super) fn found_of(row: &Row<'_>) -> rusqlite::Result<(Found, PathBuf)> {
             size: row.get::<_, i64>(5)?.cast_unsigned(),
             mtime_ns: row.get(6)?,
             ctime_ns: row.get(7)?,
+            folder: row.get(8)?,
         },
     };
     Ok((found, path_of(&row.get::<_, Vec<u8>>(1)?)))

@@ -45,6 +45,7 @@ CREATE TABLE drops (
     origin BLOB,
     after_send INTEGER NOT NULL,
     state INTEGER NOT NULL,
+    folder INTEGER NOT NULL,
     problem TEXT,
     left_running_ms INTEGER,
     UNIQUE (outbox, path, mtime_ns, inode, birth_ns, size, counter)

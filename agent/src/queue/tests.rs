@@ -42,6 +42,7 @@ pub(super) fn found(path: &str, mtime_ns: i64) -> Found {
         size: 10,
         mtime_ns,
         ctime_ns: mtime_ns,
+        folder: false,
     };
     Found {
         outbox: OUTBOX,
@@ -336,6 +337,25 @@ async fn different_bytes_of_one_version_dispose_of_nothing() {
             "what lies there is a new drop"
         );
     }
+}
+
+#[tokio::test]
+async fn what_emptied_a_folder_is_known() {
+    let folder = tempfile::tempdir().unwrap();
+    let queue = queue(folder.path()).await;
+    let path = |path: &str| RemotePath::parse(path.as_bytes()).unwrap();
+    let folders = || ["a", "a/b", "a/b/c", "a/b-", "other"].map(path).to_vec();
+    let drop = |path| drop_of(found(path, 1), AfterSend::Delete, &[1]);
+    let ids = queue
+        .enqueue(["a/b/c", "other/x"].map(drop).to_vec(), 1)
+        .await
+        .unwrap()
+        .queued;
+    let emptied = async || queue.emptied(OUTBOX, folders()).await.unwrap();
+    let left = queue.delivered(vec![proof(ids[0], 5)], 5).await.unwrap();
+    assert_eq!(emptied().await, [], "it lies there still");
+    queue.disposed(vec![(left[0], None)], 6).await.unwrap();
+    assert_eq!(emptied().await, [path("a"), path("a/b")]);
 }
 
 #[tokio::test]

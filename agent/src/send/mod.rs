@@ -1,9 +1,10 @@
-//! A job as chunks: reads one version of a file, hashes it once, never a mix.
+//! A job as chunks: reads one version of a file or of a whole folder, hashes it once, never a mix.
 //!
 //! A small file is read as a whole by one of a few workers and only then fed to the link; a larger one has a thread
 //! of its own. So a stalled transfer holds up no other, and a thousand small ones need no thousand threads.
 
 mod checkpoints;
+mod folder;
 mod pass;
 
 use std::{
@@ -18,7 +19,8 @@ use tokio::sync::{Semaphore, mpsc};
 
 use self::{
     checkpoints::Checkpoints,
-    pass::{Ended, Pass},
+    folder::FolderPass,
+    pass::{Ended, Pass, Take},
 };
 use crate::{
     fault,
@@ -36,6 +38,51 @@ pub struct FileSource {
 
 /// Takes a large file's checkpoints as bytes while it is read; must not block.
 pub type Keep = Box<dyn Fn(Vec<u8>) + Send + Sync>;
+
+/// A pass over what there is: a file, or a whole folder.
+enum AnyPass<'a> {
+    File(Pass<'a>),
+    Folder(FolderPass<'a>),
+}
+
+impl<'a> AnyPass<'a> {
+    fn begin(root: &Path, found: &'a Found) -> Result<Self, Voided> {
+        match found.version.folder {
+            true => FolderPass::begin(root, found).map(AnyPass::Folder),
+            false => Pass::begin(root, found).map(AnyPass::File),
+        }
+    }
+
+    /// As the version has it.
+    fn ctime_ns(&self) -> i64 {
+        match self {
+            AnyPass::File(pass) => pass.ctime_ns(),
+            AnyPass::Folder(pass) => pass.ctime_ns(),
+        }
+    }
+
+    /// The witness with which a state of the hash may be kept for a later pass.
+    fn witness(&self) -> i64 {
+        match self {
+            AnyPass::File(pass) => pass.ctime_ns(),
+            AnyPass::Folder(pass) => pass.witness(),
+        }
+    }
+
+    fn read(&self, hash: &mut RunningDigest, end: u64, take: &mut Take<'_>) -> Result<(), Ended> {
+        match self {
+            AnyPass::File(pass) => pass.read(hash, end, take),
+            AnyPass::Folder(pass) => pass.read(hash, end, take),
+        }
+    }
+
+    fn check(&self) -> Result<(), Voided> {
+        match self {
+            AnyPass::File(pass) => pass.check(),
+            AnyPass::Folder(pass) => pass.check(),
+        }
+    }
+}
 
 /// What is read.
 struct Subject {
@@ -79,7 +126,7 @@ impl FileSource {
 impl Source for FileSource {
     fn read(&self, offset: u64, digest: Digest, out: mpsc::Sender<Piece>) {
         let subject = Arc::clone(&self.subject);
-        if subject.found.version.size <= MAX_EAGER {
+        if subject.found.version.size <= MAX_EAGER && !subject.found.version.folder {
             tokio::spawn(read_small(subject, offset, digest, out));
             return;
         }
@@ -95,10 +142,10 @@ impl Source for FileSource {
     }
 }
 
-/// The file's digest, read under the same checks as when it is sent, and the ctime that witnesses it. Blocks for as
+/// Its digest, read under the same checks as when it is sent, and the ctime that witnesses it. Blocks for as
 /// long as that takes, or until `stopped`: then it is [`Voided::Unreadable`].
 pub fn digest_of(root: &Path, found: &Found, stopped: &dyn Fn() -> bool) -> Result<(Digest, i64), Voided> {
-    let pass = Pass::begin(root, found)?;
+    let pass = AnyPass::begin(root, found)?;
     let mut hash = Default::default();
     match pass.read(&mut hash, found.version.size, &mut |_, _, _| !stopped()) {
         Ok(()) => {}
@@ -171,17 +218,17 @@ impl Subject {
         if offset > size {
             return Err(Ended::Void(Voided::PrefixDiffers));
         }
-        let pass = Pass::begin(root, found)?;
-        let mut hash = self.checkpoints().best(pass.ctime_ns(), offset);
+        let pass = AnyPass::begin(root, found)?;
+        let mut hash = self.checkpoints().best(pass.witness(), offset);
         pass.read(&mut hash, offset, &mut |_, _, hash| {
-            self.note(pass.ctime_ns(), hash);
+            self.note(pass.witness(), hash);
             !stopped()
         })?;
         if offset > 0 && hash.value() != digest && !fault::mutant("S3-prefix") {
             return Err(Ended::Void(Voided::PrefixDiffers));
         }
         pass.read(&mut hash, size, &mut |offset, bytes, hash| {
-            self.note(pass.ctime_ns(), hash);
+            self.note(pass.witness(), hash);
             let mut bytes = bytes.to_vec();
             fault::bad_read(offset, &mut bytes);
             let bytes = Bytes::from(bytes);

@@ -140,7 +140,7 @@ fn open(root: &Dir, path: &RemotePath) -> io::Result<File> {
 }
 
 /// Missing counts as gone only in a folder that is still the outbox: an unmounted one says nothing of its files.
-fn void_of(root: &Dir, outbox: OutboxId, error: &io::Error) -> Voided {
+pub(super) fn void_of(root: &Dir, outbox: OutboxId, error: &io::Error) -> Voided {
     if error.kind() == io::ErrorKind::WouldBlock {
         return Voided::Writer; // somebody holds a write lease
     }

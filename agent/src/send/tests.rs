@@ -307,3 +307,79 @@ async fn checkpoints_are_handed_out_while_a_large_file_is_read() {
         16 << 20
     );
 }
+
+impl Outbox {
+    /// A folder with a small file and then a large one.
+    fn folder(&self) -> (RemotePath, Version) {
+        fs::create_dir_all(self.root().join("batch/sub")).unwrap();
+        fs::write(self.root().join("batch/a"), "small").unwrap();
+        fs::write(self.root().join("batch/sub/b"), pattern(20 * MAX_CHUNK)).unwrap();
+        let folder = confined::root(&self.root().join("batch")).unwrap();
+        let version = crate::bundle::list_quickly(&folder).unwrap().version();
+        (RemotePath::parse(b"batch").unwrap(), version)
+    }
+}
+
+/// Again while it was written to a moment ago.
+async fn rested_pass(source: &FileSource, before: &[u8]) -> (Vec<u8>, Result<Digest, Voided>) {
+    loop {
+        match pass(source, before.len() as u64, before).await {
+            (_, Err(Voided::Writer)) => tokio::task::yield_now().await,
+            other => return other,
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_whole_folder_is_sent_from_any_offset_under_one_digest() {
+    let outbox = Outbox::new();
+    let (path, version) = outbox.folder();
+    let source = outbox.source(&path, version);
+    let (all, end) = rested_pass(&source, b"").await;
+    assert_eq!((all.len() as u64, end), (version.size, Ok(digest(&all))));
+    for offset in [1, 511, 2000, 3 * MAX_CHUNK + 7, all.len()] {
+        let (rest, end) = rested_pass(&source, &all[..offset]).await;
+        assert!(rest == all[offset..], "{offset}");
+        assert_eq!(end, Ok(digest(&all)));
+    }
+    assert_eq!(
+        rested_pass(&source, b"other bytes").await.1,
+        Err(Voided::PrefixDiffers)
+    );
+    let read = digest_of(outbox.root(), &outbox.found(&path, version), &|| false);
+    assert_eq!(read, Ok((digest(&all), version.ctime_ns)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_version_of_a_folder_is_not_sent() {
+    let outbox = Outbox::new();
+    let (path, version) = outbox.folder();
+    fs::rename(outbox.root().join("batch/a"), outbox.root().join("batch/c")).unwrap();
+    let source = outbox.source(&path, version);
+    assert_eq!(rested_pass(&source, b"").await, (vec![], Err(Voided::Changed)));
+    fs::rename(outbox.root().join("batch"), outbox.root().join("elsewhere")).unwrap();
+    assert_eq!(rested_pass(&source, b"").await, (vec![], Err(Voided::Gone)));
+}
+
+/// Nobody holds a lease on it any more, and its size is the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_written_to_a_file_that_was_read_already_voids_the_pass() {
+    let outbox = Outbox::new();
+    let (path, version) = outbox.folder();
+    let source = outbox.source(&path, version);
+    let (sender, mut pieces) = mpsc::channel(1);
+    assert!(rested_pass(&source, b"").await.1.is_ok());
+    source.read(0, digest(b""), sender);
+    assert!(matches!(pieces.recv().await, Some(Piece::Chunk { .. })));
+    let small = outbox.root().join("batch/a");
+    let mtime = fs::metadata(&small).unwrap().modified().unwrap();
+    fs::write(&small, "other").unwrap();
+    let file = fs::File::options().write(true).open(&small).unwrap();
+    file.set_modified(mtime).unwrap();
+    drop(file);
+    let mut last = None;
+    while let Some(piece) = pieces.recv().await {
+        last = Some(piece);
+    }
+    assert!(matches!(last, Some(Piece::Void(Voided::Changed))), "{last:?}");
+}

@@ -99,6 +99,8 @@ fn prove(mut options: Options) -> io::Result<u64> {
     }
     if options.scenario.is_empty() {
         options.scenario = Scenario::ALL.to_vec();
+        // What is left of a folder that nobody synced is told file by file.
+        options.scenario.retain(|s| !(options.unsynced && s.is_whole()));
     }
     let elsewhere: &[bool] = match options.job_list {
         JobList::Same => &[false],

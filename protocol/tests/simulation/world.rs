@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use dropwire_protocol::{
-    Conversation, Error, Event, FrameCodec, Local, Manifest, Mtime, Receipt, RemotePath, RunningDigest,
+    Conversation, Error, Event, FrameCodec, Kind, Local, Manifest, Mtime, Receipt, RemotePath, RunningDigest,
     TransferId,
     message::{DeclineReason, Hello, MAX_CHUNK, MAX_EAGER},
     sender::SenderEvent,
@@ -83,6 +83,7 @@ impl World {
                         seconds: -1,
                         nanos: 7,
                     },
+                    kind: Kind::File,
                 },
                 eager: *eager && *size as u64 <= MAX_EAGER,
                 state: JobState::Waiting(Duration::ZERO),

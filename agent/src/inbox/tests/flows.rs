@@ -335,6 +335,7 @@ async fn no_inbox_takes_nothing() {
         commands,
         outcomes,
         openings: 0,
+        kind: Kind::File,
     };
     assert_eq!(refused(&link.opened(id(1), "f", 1).await.1), InboxUnavailable);
     assert_eq!((inbox.status().path, inbox.status().held), (None, None));

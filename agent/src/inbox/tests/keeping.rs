@@ -44,7 +44,9 @@ async fn left(rig: &Rig, count: u16) -> Vec<u16> {
     let mut left = Vec::new();
     for n in 0..count {
         let row = rig.row(ANA, numbered(n)).await.is_some();
-        let file = partial::look(&site(rig), (ANA, numbered(n))).unwrap().is_some();
+        let file = partial::look(&site(rig), (ANA, numbered(n)), Kind::File)
+            .unwrap()
+            .is_some();
         assert_eq!(row, file, "{n}");
         if row {
             left.push(n);

@@ -6,6 +6,7 @@ mod keeping;
 mod order;
 mod recovery;
 mod resume;
+mod whole;
 
 use std::{
     path::{Path, PathBuf},
@@ -15,7 +16,7 @@ use std::{
 
 use bytes::Bytes;
 use dropwire_protocol::{
-    AgentId, Digest, Manifest, Mtime, Receipt, ReceiptBody, RemotePath, RunningDigest, TransferId,
+    AgentId, Digest, Kind, Manifest, Mtime, Receipt, ReceiptBody, RemotePath, RunningDigest, TransferId,
     receiver::{Command, Opening, Outcome},
 };
 use rusqlite_migration::{M, Migrations};
@@ -85,6 +86,7 @@ impl Rig {
             commands,
             outcomes,
             openings: 0,
+            kind: Kind::File,
         }
     }
 
@@ -157,6 +159,8 @@ struct Link {
     commands: mpsc::Sender<Command>,
     outcomes: mpsc::Receiver<Outcome>,
     openings: u64,
+    /// Of what it offers.
+    kind: Kind,
 }
 
 impl Link {
@@ -199,7 +203,10 @@ impl Link {
     async fn open(&mut self, id: TransferId, path: &str, size: u64) -> Opening {
         self.openings += 1;
         let opening = Opening(self.openings);
-        let manifest = manifest(path, size);
+        let manifest = Manifest {
+            kind: self.kind,
+            ..manifest(path, size)
+        };
         self.command(Command::Open {
             id,
             opening,
@@ -280,6 +287,7 @@ fn manifest(path: &str, size: u64) -> Manifest {
             seconds: 1_600_000_000,
             nanos: 5,
         },
+        kind: Kind::File,
     }
 }
 

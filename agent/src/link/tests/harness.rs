@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use dropwire_protocol::{
-    AgentId, Digest, Manifest, Mtime, Receipt, ReceiptBody, RemotePath, RunningDigest, TransferId,
+    AgentId, Digest, Kind, Manifest, Mtime, Receipt, ReceiptBody, RemotePath, RunningDigest, TransferId,
     message::MAX_CHUNK,
     receiver::{Command, Opening, Outcome},
 };
@@ -94,6 +94,7 @@ impl File {
             path: RemotePath::parse(format!("file {}", self.id).as_bytes()).unwrap(),
             size: self.source.bytes.len() as u64,
             mtime: Mtime { seconds: 0, nanos: 0 },
+            kind: Kind::File,
         };
         Outgoing {
             id: self.id,

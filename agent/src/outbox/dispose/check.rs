@@ -14,7 +14,7 @@ use crate::{
 
 /// Below this size the bytes are always compared: on some systems two writes within one step of the file system's
 /// clock show as one, and a small file may be read, sent and written again within a step.
-const COMPARED_BELOW: u64 = 16 << 20;
+pub(super) const COMPARED_BELOW: u64 = 16 << 20;
 
 /// What the checks say of an open file.
 pub(super) enum Checked {

@@ -16,6 +16,7 @@ async fn hot_statements_follow_an_index() {
         attempts::OLD,
         enqueue::PAST,
         enqueue::LYING,
+        enqueue::EMPTIED,
         list::OLDEST,
         delivery::TO_TELL,
         &delivery::to_dispose_sql(),

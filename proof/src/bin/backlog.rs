@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dropwire_bench::{
+use dropwire_proof::{
     choose_program,
     harness::{Agent, Pair, files},
 };
@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(300);
 
 fn main() -> io::Result<()> {
     let mut arguments = std::env::args().skip(1);
-    let program = choose_program(arguments.next());
+    let program = choose_program(arguments.next().map(Into::into)).map_err(io::Error::other)?;
     let count: usize = arguments.next().and_then(|n| n.parse().ok()).unwrap_or(200_000);
     println!("{} with {count} files of {SIZE} bytes", program.display());
     let mut pair = Pair::idle();

@@ -1,0 +1,239 @@
+//! The end of R4 and R5 for a whole folder: its stream, received like any large file, becomes a folder beside it.
+//!
+//! Nobody sees that folder before it gets its name, and it gets that only once everything in it is durable. A crash
+//! before R6 leaves the row *receiving* with the whole stream: the folder is removed and made again.
+
+use std::{
+    fs::File,
+    io::{self, BufReader, Read, Seek, SeekFrom, Write},
+};
+
+use cap_fs_ext::DirExt;
+use cap_std::fs::Dir;
+use dropwire_protocol::{
+    Digest, Mtime, RunningDigest,
+    bundle::{BundleError, Entry, Node, Reader},
+    message::DeclineReason,
+};
+
+use super::{
+    claims::Key,
+    naming::{self, Rules},
+    partial,
+    place::os_name,
+    reply::Answer,
+    site::Site,
+};
+use crate::{durable, fault};
+
+/// Bytes copied at once.
+const COPY: usize = 256 * 1024;
+/// What a file system takes at least for an entry, and rounds a file's bytes up to.
+const PAGE: u64 = 4096;
+
+/// Why there is no folder.
+pub enum Failure {
+    /// The stream is good and is kept for the next try.
+    NotNow(Answer),
+    /// The stream is not what it has to be, or the disk failed: it starts over.
+    Useless(Answer),
+    /// The caller said to stop.
+    Stopped,
+}
+
+/// What the folder will take on the disk, once the whole stream is known to be one that may be unpacked.
+pub fn survey(stream: &File) -> Result<u64, Failure> {
+    let mut reader = Reader::new(BufReader::new(rewound(stream)?));
+    let mut need = 0u64;
+    while let Some(entry) = reader.next().map_err(refusal)? {
+        let size = match entry.node {
+            Node::Folder => 0,
+            Node::File { size, .. } => size,
+        };
+        need = need
+            .saturating_add(PAGE)
+            .saturating_add(size.next_multiple_of(PAGE));
+        reader.skip().map_err(|e| refusal(BundleError::Short(e)))?;
+    }
+    Ok(need)
+}
+
+/// Makes the folder, durably (R5), and gives its inode. `digest` is what the stream was verified to have: it is read
+/// back here, and what was read counts.
+pub fn unpack(
+    site: &Site,
+    key: Key,
+    stream: &File,
+    digest: Digest,
+    stop: &dyn Fn() -> bool,
+) -> Result<u64, Failure> {
+    let disk = |doing, e: &io::Error| match Answer::disk(doing, e) {
+        Answer::Refused(refusal) if refusal.reason == DeclineReason::NoSpace => {
+            Failure::NotNow(Answer::Refused(refusal))
+        }
+        answer => Failure::Useless(answer),
+    };
+    let making = |e: io::Error| disk("making the folder", &e);
+    partial::remove_folder(site, key).map_err(making)?;
+    // Before the first write: a later error of any of them is told by it.
+    let anchor = site.syncfs.then(|| site.anchor()).transpose().map_err(making)?;
+    let top = make_dir(&site.partials, &partial::folder_name(key)).map_err(making)?;
+    let mut unpacking = Unpacking {
+        site,
+        each: anchor.is_none(),
+        open: Vec::new(),
+        buffer: vec![0; COPY],
+    };
+    let hashing = Hashing {
+        inner: rewound(stream)?,
+        hash: RunningDigest::default(),
+    };
+    let mut reader = Reader::new(BufReader::with_capacity(COPY, hashing));
+    let mut first = Some(top);
+    while let Some(entry) = reader.next().map_err(refusal)? {
+        if stop() {
+            return Err(Failure::Stopped);
+        }
+        match first.take() {
+            Some(top) => unpacking.open.push(top),
+            None => unpacking.entry(&entry, &mut reader)?,
+        }
+    }
+    if reader.into_inner().into_inner().hash.value() != digest {
+        let error = io::Error::other("what was written reads back otherwise");
+        return Err(disk("reading the stream", &error));
+    }
+    let inode = unpacking.finish().map_err(|e| disk("syncing the folder", &e))?;
+    match anchor {
+        Some(anchor) => fault::step("R5-folder-syncfs", || durable::sync_filesystem(&anchor)),
+        None => Ok(()),
+    }
+    .and_then(|()| fault::step("R5-folder-partial-dir", || durable::sync_dir(&site.partials)))
+    .map_err(|e| disk("syncing the folder", &e))?;
+    Ok(inode)
+}
+
+struct Unpacking<'a> {
+    site: &'a Site,
+    /// Each file and folder is synced by itself.
+    each: bool,
+    /// The folders that the last entry lay in, the unpacked one first.
+    open: Vec<Dir>,
+    buffer: Vec<u8>,
+}
+
+impl Unpacking<'_> {
+    /// The reader has made sure that its folder came before.
+    fn entry(&mut self, entry: &Entry, content: &mut impl Read) -> Result<(), Failure> {
+        let Some(path) = &entry.path else {
+            return Err(refusal(BundleError::Order));
+        };
+        let failed = |e: io::Error| match e.kind() {
+            io::ErrorKind::AlreadyExists | io::ErrorKind::InvalidFilename | io::ErrorKind::InvalidInput => {
+                let text = format!("{path} in it has a name that cannot be had here, or twice: {e}");
+                Failure::Useless(Answer::refused(DeclineReason::BadName, text, None))
+            }
+            _ => match Answer::io("making the folder", &e) {
+                Answer::Refused(r) if r.reason == DeclineReason::NoSpace => {
+                    Failure::NotNow(Answer::Refused(r))
+                }
+                answer => Failure::Useless(answer),
+            },
+        };
+        self.leave(path.components().count()).map_err(failed)?;
+        let parent = self.open.last().ok_or_else(|| refusal(BundleError::Order))?;
+        let name = os_name(&naming::mapped(path.file_name(), Rules::HERE));
+        match entry.node {
+            Node::Folder => {
+                let made = make_dir(parent, &name).map_err(failed)?;
+                self.open.push(made);
+            }
+            Node::File { mtime, .. } => {
+                let mut file = durable::create_private(parent, &name).map_err(failed)?;
+                self.copy(content, &mut file).map_err(failed)?;
+                let mtime = Mtime {
+                    seconds: mtime,
+                    nanos: 0,
+                };
+                partial::dress(&file, self.site.mode, mtime);
+                if self.each {
+                    fault::step("R5-folder-file", || durable::sync_file(&file)).map_err(failed)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn copy(&mut self, content: &mut impl Read, file: &mut File) -> io::Result<()> {
+        loop {
+            let read = content.read(&mut self.buffer)?;
+            if read == 0 {
+                return Ok(());
+            }
+            file.write_all(self.buffer.get(..read).unwrap_or_default())?;
+        }
+    }
+
+    /// Folders below `depth` are complete.
+    fn leave(&mut self, depth: usize) -> io::Result<()> {
+        while self.open.len() > depth {
+            if let Some(done) = self.open.pop().filter(|_| self.each) {
+                fault::step("R5-folder-dir", || durable::sync_dir(&done))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> io::Result<u64> {
+        let top = self.open.first().ok_or(io::ErrorKind::NotFound)?;
+        let inode = cap_fs_ext::MetadataExt::ino(&top.dir_metadata()?);
+        self.leave(0)?;
+        Ok(inode)
+    }
+}
+
+/// Hashes what is read.
+struct Hashing<R> {
+    inner: R,
+    hash: RunningDigest,
+}
+
+impl<R: Read> Read for Hashing<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(buffer)?;
+        self.hash.update(buffer.get(..read).unwrap_or_default());
+        Ok(read)
+    }
+}
+
+/// A new folder, which only we made.
+fn make_dir(parent: &Dir, name: &std::ffi::OsStr) -> io::Result<Dir> {
+    durable::make_dir(parent, name)?;
+    parent.open_dir_nofollow(name)
+}
+
+fn rewound(stream: &File) -> Result<&File, Failure> {
+    let mut file = stream;
+    match file.seek(SeekFrom::Start(0)) {
+        Ok(_) => Ok(stream),
+        Err(e) => Err(Failure::NotNow(Answer::io("reading the stream", &e))),
+    }
+}
+
+fn refusal(error: BundleError) -> Failure {
+    let (reason, keep) = match &error {
+        BundleError::Name(_) => (DeclineReason::BadName, false),
+        BundleError::Short(e) if e.kind() != io::ErrorKind::UnexpectedEof => (DeclineReason::DiskError, true),
+        _ => (DeclineReason::Conflict, false),
+    };
+    let answer = Answer::refused(reason, format!("the folder cannot be unpacked: {error}"), None);
+    if keep {
+        Failure::NotNow(answer)
+    } else {
+        Failure::Useless(answer)
+    }
+}
+
+#[cfg(test)]
+#[path = "tests/unpack.rs"]
+mod tests;

@@ -1,0 +1,217 @@
+//! A delivered folder leaves as one (S5): renamed into `leaving`, walked again there, and then moved on or removed.
+//!
+//! | on disk | found by the next call |
+//! |---|---|
+//! | under its path | the same checks again |
+//! | in `leaving/<name>` | the same checks there, with the bytes' digest |
+//! | in `leaving/<name>.gone` | decided: whatever is left of it is removed |
+//!
+//! One that holds what was left out of its delivery is archived even where delivered ones are deleted: nothing is
+//! removed that did not arrive.
+
+use std::{
+    ffi::{OsStr, OsString},
+    io,
+    time::SystemTime,
+};
+
+use cap_fs_ext::DirExt;
+use cap_std::fs::Dir;
+
+use super::{
+    Area, Disposal, DisposeError, Disposed, Steps,
+    beside::rename_beside,
+    check::{COMPARED_BELOW, Compare},
+    copy_of,
+};
+use crate::{
+    bundle::{self, Listing, Trouble},
+    config::AfterSend,
+    confined, durable,
+    error::shown,
+    fault,
+};
+
+/// See [`super::dispose_all`].
+pub(super) fn dispose(what: &Disposal) -> Result<Disposed, DisposeError> {
+    if what.after == AfterSend::Keep {
+        return Ok(Disposed::Done);
+    }
+    let mut steps = Steps::begin(what).map_err(|reason| DisposeError::Held(shown(&what.root), reason))?;
+    let answer = disposed(&mut steps, what)?;
+    if what.marker.is_none() || !matches!(answer, Disposed::Done | Disposed::Gone) {
+        return Ok(answer);
+    }
+    let answer = steps.unmark(what, answer)?;
+    steps.sync_left().map_err(|e| what.failed("the syncing", e))?;
+    Ok(answer)
+}
+
+/// The folder itself; its marker, if it has one, goes after it.
+fn disposed(steps: &mut Steps, what: &Disposal) -> Result<Disposed, DisposeError> {
+    let (name, gone) = (OsStr::new(&what.name), gone(what));
+    let failed = |e: io::Error| what.failed("the disposal", e);
+    if open(&steps.leaving, &gone).map_err(failed)?.is_some() {
+        return remove(steps, what);
+    }
+    // A crash, or an error, left it there: the bytes decide.
+    if let Some(folder) = open(&steps.leaving, name).map_err(failed)? {
+        steps.touch(what)?; // that it left its path may not be durable yet
+        steps.sync_staged().map_err(|e| what.failed("the syncing", e))?;
+        let checked = check(what, &folder, &Compare::Always)?;
+        return leave(steps, what, checked);
+    }
+    let parent = match confined::parent(&steps.outbox, &what.path) {
+        Ok(parent) => parent,
+        Err(e) if confined::is_absent(&e) => return absent(steps, what),
+        Err(e) => return Err(failed(e)),
+    };
+    let at = confined::os_str(what.path.file_name()).map_err(failed)?;
+    let Some(folder) = open(&parent, at).map_err(failed)? else {
+        return absent(steps, what);
+    };
+    let before = match check(what, &folder, &Compare::IfTouched)? {
+        Ok(listing) => listing,
+        Err(answer) => return Ok(answer),
+    };
+    drop(folder);
+    match durable::rename_noreplace(&parent, at, &steps.leaving, name) {
+        Ok(_) => {}
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return absent(steps, what),
+        Err(e) => return Err(failed(e)),
+    }
+    steps.touched.add((Area::Outbox, what.path.parent()), parent);
+    steps.sync_staged().map_err(|e| what.failed("the syncing", e))?;
+    // What was moved is what was checked, and nobody came in between.
+    let after = match open(&steps.leaving, name).map_err(failed)? {
+        Some(folder) => list(what, &folder)?,
+        None => Err(Disposed::Changed),
+    };
+    let checked = after.and_then(|after| {
+        if after.is_undisturbed(&before) || fault::mutant("S5-folder-again") {
+            Ok(after)
+        } else {
+            Err(Disposed::Changed)
+        }
+    });
+    leave(steps, what, checked)
+}
+
+/// What the checks say: what was delivered lies there, and nobody writes; or what follows from it.
+type Checked = Result<Listing, Disposed>;
+
+fn check(what: &Disposal, folder: &Dir, compare: &Compare) -> Result<Checked, DisposeError> {
+    let listing = match list(what, folder)? {
+        Ok(listing) => listing,
+        Err(answer) => return Ok(Err(answer)),
+    };
+    let version = listing.version();
+    if matches!(compare, Compare::IfTouched) && version.is_fresh(SystemTime::now()) {
+        return Ok(Err(Disposed::Busy)); // a write within the clock's step would not show
+    }
+    if !version.same_identity(&what.version) && !fault::mutant("S5-folder-version") {
+        return Ok(Err(Disposed::Changed));
+    }
+    let touched = version.ctime_ns != what.version.ctime_ns;
+    let must = matches!(compare, Compare::Always) || touched || version.size < COMPARED_BELOW;
+    if must && !fault::mutant("S5-folder-digest") {
+        let digest = match bundle::digest(folder, version.size) {
+            Ok(digest) => digest,
+            Err(trouble) => return Ok(Err(answer_to(what, trouble)?)),
+        };
+        match list(what, folder)? {
+            Ok(again) if again.is_undisturbed(&listing) => {}
+            _ => return Ok(Err(Disposed::Busy)),
+        }
+        if digest != what.digest {
+            return Ok(Err(Disposed::OtherBytes));
+        }
+    }
+    Ok(Ok(listing))
+}
+
+fn list(what: &Disposal, folder: &Dir) -> Result<Checked, DisposeError> {
+    match bundle::list(folder, true, &mut |_| Ok(())) {
+        Ok(listing) => Ok(Ok(listing)),
+        Err(trouble) => answer_to(what, trouble).map(Err),
+    }
+}
+
+/// What cannot be read says nothing of its version: it is tried again.
+fn answer_to(what: &Disposal, trouble: Trouble) -> Result<Disposed, DisposeError> {
+    match trouble {
+        Trouble::Writer(_) | Trouble::Changed => Ok(Disposed::Busy),
+        Trouble::Held(why) => Err(what.failed("the looking through", io::Error::other(why))),
+    }
+}
+
+/// From `leaving` to where it goes: on, if it is what was delivered, else back.
+fn leave(steps: &mut Steps, what: &Disposal, checked: Checked) -> Result<Disposed, DisposeError> {
+    let listing = match checked {
+        Ok(listing) => listing,
+        Err(answer) => return steps.give_back(what, answer),
+    };
+    let name = OsStr::new(&what.name);
+    if what.after == AfterSend::Delete && listing.left_out.is_empty() {
+        let decided = durable::rename_noreplace(&steps.leaving, name, &steps.leaving, &gone(what));
+        decided.map_err(|e| what.failed("the disposal", e))?;
+        fault::step("S5-folder-gone", || durable::sync_dir(&steps.leaving))
+            .map_err(|e| what.failed("the syncing", e))?;
+        return remove(steps, what);
+    }
+    if what.after == AfterSend::Delete {
+        tracing::warn!(path = %what.path, "archived, not deleted: it holds what was left out of its delivery");
+    }
+    steps.make_place(what)?;
+    steps.sync_touched().map_err(|e| what.failed("the syncing", e))?;
+    steps.archive(what).map_err(|e| what.failed("the disposal", e))?;
+    steps
+        .sync_left()
+        .map_err(|e| what.failed("the syncing", copy_of(&e)))?;
+    Ok(Disposed::Done)
+}
+
+/// Durably gone; what somebody put into it at the last moment stays, under its old name or the next free one.
+fn remove(steps: &Steps, what: &Disposal) -> Result<Disposed, DisposeError> {
+    let gone = gone(what);
+    let answer = match steps.leaving.remove_dir_all(&gone) {
+        Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => {
+            let back = || {
+                let wanted = confined::os_str(what.path.file_name())?;
+                rename_beside(&steps.leaving, &gone, &steps.outbox, wanted)?;
+                durable::sync_dir(&steps.outbox)
+            };
+            back().map_err(|e| what.failed("the giving back", e))?;
+            Disposed::Changed
+        }
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(what.failed("the removal", e)),
+        _ => Disposed::Done,
+    };
+    steps.sync_leaving().map_err(|e| what.failed("the syncing", e))?;
+    Ok(answer)
+}
+
+/// Nowhere: made durable.
+fn absent(steps: &mut Steps, what: &Disposal) -> Result<Disposed, DisposeError> {
+    steps.gone(what)?;
+    steps.sync_staged().map_err(|e| what.failed("the syncing", e))?;
+    Ok(Disposed::Gone)
+}
+
+/// Where it lies once its removal is decided.
+fn gone(what: &Disposal) -> OsString {
+    format!("{}.gone", what.name).into()
+}
+
+/// None: nothing, or no folder, has that name.
+fn open(folder: &Dir, name: &OsStr) -> io::Result<Option<Dir>> {
+    match folder.open_dir_nofollow(name) {
+        Ok(dir) => Ok(Some(dir)),
+        Err(e) if confined::is_absent(&e) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+#[cfg(test)]
+#[path = "folder_tests.rs"]
+mod tests;

@@ -1,0 +1,225 @@
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use super::*;
+use crate::{mark, version::OutboxId};
+
+struct Outbox {
+    temp: tempfile::TempDir,
+    id: OutboxId,
+}
+
+impl Outbox {
+    fn new() -> Self {
+        let temp = tempfile::tempdir().unwrap();
+        let id = OutboxId(mark::create(&confined::root(temp.path()).unwrap()).unwrap());
+        Outbox { temp, id }
+    }
+
+    fn at(&self, path: &str) -> PathBuf {
+        self.temp.path().join(path)
+    }
+
+    /// `batch` with some files and an empty folder, and what disposes of it.
+    fn delivered(&self, after: AfterSend) -> Disposal {
+        fs::create_dir_all(self.at("batch/sub/empty")).unwrap();
+        fs::write(self.at("batch/a"), "a").unwrap();
+        fs::write(self.at("batch/sub/b"), "b").unwrap();
+        let folder = confined::root(&self.at("batch")).unwrap();
+        let version = bundle::list_quickly(&folder).unwrap().version();
+        Disposal {
+            name: "00112233445566778899aabbccddeeff".into(),
+            outbox: self.id,
+            root: self.temp.path().to_path_buf(),
+            path: dropwire_protocol::RemotePath::parse(b"batch").unwrap(),
+            digest: bundle::digest(&folder, version.size).unwrap(),
+            version,
+            marker: None,
+            after,
+        }
+    }
+
+    /// Again while it says busy: what was made just now is fresh.
+    fn dispose(&self, what: &Disposal) -> Disposed {
+        loop {
+            match dispose(what).unwrap() {
+                Disposed::Busy => std::thread::yield_now(),
+                other => return other,
+            }
+        }
+    }
+
+    fn in_leaving(&self, what: &Disposal, name: &str) -> PathBuf {
+        fs::create_dir_all(self.at(".dropwire/leaving")).unwrap();
+        let leaving = self.at(".dropwire/leaving").join(name);
+        fs::rename(confined::join(self.temp.path(), &what.path), &leaving).unwrap();
+        leaving
+    }
+
+    fn leaving_is_empty(&self) -> bool {
+        fs::read_dir(self.at(".dropwire/leaving")).unwrap().count() == 0
+    }
+}
+
+#[test]
+fn a_delivered_folder_is_archived_whole_under_a_free_name() {
+    let outbox = Outbox::new();
+    for name in ["batch", "batch (1)"] {
+        let what = outbox.delivered(AfterSend::Archive);
+        assert_eq!(outbox.dispose(&what), Disposed::Done);
+        assert!(!outbox.at("batch").exists() && outbox.leaving_is_empty());
+        let sent = outbox.at(".dropwire/sent").join(name);
+        assert_eq!(fs::read(sent.join("sub/b")).unwrap(), b"b");
+        assert!(sent.join("sub/empty").is_dir());
+        assert_eq!(outbox.dispose(&what), Disposed::Gone, "and again");
+    }
+}
+
+#[test]
+fn a_delivered_folder_is_removed_also_after_a_crash_in_between() {
+    let outbox = Outbox::new();
+    let what = outbox.delivered(AfterSend::Delete);
+    assert_eq!(outbox.dispose(&what), Disposed::Done);
+    assert!(!outbox.at("batch").exists() && outbox.leaving_is_empty());
+
+    let what = outbox.delivered(AfterSend::Delete);
+    outbox.in_leaving(&what, &what.name);
+    assert_eq!(outbox.dispose(&what), Disposed::Done);
+    assert!(outbox.leaving_is_empty());
+
+    // Half removed: that is no new version, and must not come back.
+    let what = outbox.delivered(AfterSend::Delete);
+    let half = outbox.in_leaving(&what, &format!("{}.gone", what.name));
+    fs::remove_file(half.join("a")).unwrap();
+    assert_eq!(outbox.dispose(&what), Disposed::Done);
+    assert!(!outbox.at("batch").exists() && outbox.leaving_is_empty());
+}
+
+/// An error of the disk, say: it is no other version by that.
+#[test]
+fn what_cannot_be_read_is_tried_again() {
+    let outbox = Outbox::new();
+    let what = outbox.delivered(AfterSend::Archive);
+    let tried = || loop {
+        match dispose(&what) {
+            Ok(Disposed::Busy) => std::thread::yield_now(),
+            other => return other,
+        }
+    };
+    let strange = outbox.at("batch/sub/.dropwire");
+    fs::create_dir(&strange).unwrap();
+    assert!(matches!(tried(), Err(DisposeError::Disk(..))));
+    fs::remove_dir(&strange).unwrap();
+    outbox.in_leaving(&what, &what.name);
+    let strange = outbox.at(".dropwire/leaving").join(&what.name).join(".dropwire");
+    fs::create_dir(&strange).unwrap();
+    assert!(matches!(tried(), Err(DisposeError::Disk(..))));
+    fs::remove_dir(&strange).unwrap();
+    assert_eq!(outbox.dispose(&what), Disposed::Done);
+}
+
+#[test]
+fn its_marker_leaves_after_it() {
+    let outbox = Outbox::new();
+    for after in [AfterSend::Archive, AfterSend::Delete] {
+        let mut what = outbox.delivered(after);
+        what.marker = Some(".done".into());
+        fs::write(outbox.at("batch.done"), "").unwrap();
+        assert_eq!(outbox.dispose(&what), Disposed::Done);
+        assert!(!outbox.at("batch").exists() && !outbox.at("batch.done").exists());
+        // A crash came before the marker left.
+        fs::write(outbox.at("batch.done"), "").unwrap();
+        assert_eq!(outbox.dispose(&what), Disposed::Gone);
+        assert!(!outbox.at("batch.done").exists() && outbox.leaving_is_empty());
+    }
+}
+
+#[test]
+fn what_was_changed_stays_or_comes_back() {
+    let outbox = Outbox::new();
+    let what = outbox.delivered(AfterSend::Delete);
+    fs::write(outbox.at("batch/sub/new"), "new").unwrap();
+    assert_eq!(outbox.dispose(&what), Disposed::Changed);
+    assert_eq!(fs::read(outbox.at("batch/sub/new")).unwrap(), b"new");
+    fs::remove_file(outbox.at("batch/sub/new")).unwrap();
+    assert_eq!(outbox.dispose(&what), Disposed::Done, "what was delivered, again");
+
+    let what = outbox.delivered(AfterSend::Delete);
+    let leaving = outbox.in_leaving(&what, &what.name);
+    fs::write(leaving.join("a"), "longer").unwrap();
+    fs::create_dir(outbox.at("batch")).unwrap(); // its name was taken meanwhile
+    assert_eq!(outbox.dispose(&what), Disposed::Changed);
+    assert_eq!(fs::read(outbox.at("batch (1)/a")).unwrap(), b"longer");
+    assert!(outbox.leaving_is_empty());
+}
+
+#[test]
+fn the_same_version_with_other_bytes_is_told() {
+    let outbox = Outbox::new();
+    let mut what = outbox.delivered(AfterSend::Delete);
+    what.digest = dropwire_protocol::Digest([7; 32]);
+    assert_eq!(outbox.dispose(&what), Disposed::OtherBytes);
+    outbox.in_leaving(&what, &what.name);
+    assert_eq!(outbox.dispose(&what), Disposed::OtherBytes);
+    assert!(outbox.at("batch/sub/b").exists());
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_writer_inside_holds_it_and_what_was_left_out_is_never_removed() {
+    let outbox = Outbox::new();
+    let what = outbox.delivered(AfterSend::Delete);
+    let writer = fs::File::options()
+        .write(true)
+        .open(outbox.at("batch/sub/b"))
+        .unwrap();
+    assert_eq!(dispose(&what).unwrap(), Disposed::Busy);
+    assert!(outbox.at("batch/sub/b").exists());
+    drop(writer);
+    std::os::unix::fs::symlink("/etc", outbox.at("batch/link")).unwrap();
+    assert_eq!(outbox.dispose(&what), Disposed::Done);
+    assert!(outbox.at(".dropwire/sent/batch/link").is_symlink());
+    assert!(!outbox.at("batch").exists());
+}
+
+#[cfg(target_os = "linux")]
+mod order {
+    use super::*;
+    use crate::durable::trace::{self, Call};
+
+    fn leaving(what: &Disposal) -> PathBuf {
+        Path::new(".dropwire/leaving").join(&what.name)
+    }
+
+    #[test]
+    fn what_comes_at_the_last_moment_is_given_back_with_it() {
+        let outbox = Outbox::new();
+        let what = outbox.delivered(AfterSend::Delete);
+        let late = outbox.at("batch/late");
+        let renamed = Call::Name("batch".into(), leaving(&what));
+        trace::before(outbox.temp.path(), renamed, move || fs::write(late, "late"));
+        assert_eq!(outbox.dispose(&what), Disposed::Changed);
+        assert_eq!(fs::read(outbox.at("batch/late")).unwrap(), b"late");
+        assert!(outbox.leaving_is_empty());
+    }
+
+    #[test]
+    fn it_has_left_durably_before_its_removal_is_decided_and_that_is_durable_before_it_begins() {
+        let outbox = Outbox::new();
+        let what = outbox.delivered(AfterSend::Delete);
+        assert_eq!(outbox.dispose(&what), Disposed::Done);
+        let calls = trace::of(outbox.temp.path());
+        let gone = leaving(&what).with_extension("gone");
+        let at = |wanted: Call| calls.iter().position(|c| *c == wanted).expect("a call");
+        let left = at(Call::Name("batch".into(), leaving(&what)));
+        let decided = at(Call::Name(leaving(&what), gone));
+        let syncs = |calls: &[Call], path: &str| calls.iter().filter(|c| **c == trace::sync(path)).count();
+        for folder in ["", ".dropwire/leaving"] {
+            assert!(syncs(&calls[left..decided], folder) > 0, "{calls:#?}");
+        }
+        // Once before the removal, once after.
+        assert_eq!(syncs(&calls[decided..], ".dropwire/leaving"), 2, "{calls:#?}");
+    }
+}
