@@ -18,7 +18,9 @@
 //! meantime, under the next free one beside it (`report (1).pdf`). It was never sent, so it is a new drop there:
 //! nothing is lost and nothing sent twice.
 
-use std::{collections::HashMap, ffi::OsStr, fs::File, io, path::PathBuf, time::SystemTime};
+use std::{
+    cell::OnceCell, collections::HashMap, ffi::OsStr, fs::File, io, mem, path::PathBuf, time::SystemTime,
+};
 
 use cap_std::fs::Dir;
 use dropwire_protocol::{Digest, RemotePath, RunningDigest};
@@ -86,6 +88,10 @@ pub enum DisposeError {
     /// The outbox is not there, or without its mark: nothing is concluded from what is missing in it.
     #[error("the outbox {0} is held: {1}")]
     Held(String, String),
+    /// A folder in the outbox could not be synced. The system tells of such a loss once, so it is not to be asked again:
+    /// nothing may leave this outbox until the agent starts anew.
+    #[error("nothing leaves the outbox {0} until a restart: a folder in it could not be synced: {1}")]
+    Unsynced(String, String),
     /// The disk or permissions.
     #[error("{0} of {1}: {2}")]
     Disk(&'static str, RemotePath, #[source] io::Error),
@@ -125,7 +131,10 @@ fn dispose_together(batch: &[Disposal]) -> Vec<Result<Disposed, DisposeError>> {
             return batch.iter().map(held).collect();
         }
     };
-    let staged: Vec<_> = batch.iter().map(|what| steps.stage(what)).collect();
+    let staged: Vec<_> = batch
+        .iter()
+        .map(|what| steps.trusted().and_then(|()| steps.stage(what)))
+        .collect();
     let synced = steps.sync_staged();
     let ended: Vec<_> = batch
         .iter()
@@ -144,15 +153,18 @@ fn dispose_together(batch: &[Disposal]) -> Vec<Result<Disposed, DisposeError>> {
     batch
         .iter()
         .zip(ended)
-        .map(|(what, ended)| match (ended?, &synced) {
-            (Disposed::Done | Disposed::Gone, Err(e)) => Err(what.failed("the syncing", copy_of(e))),
-            (answer, _) => Ok(answer),
+        .map(|(what, ended)| match (ended, &synced) {
+            (Ok(Disposed::Done | Disposed::Gone), Err(e)) => Err(what.failed("the syncing", copy_of(e))),
+            (ended, _) => ended,
         })
+        .map(|ended| ended.map_err(|error| steps.judged(error)))
         .collect()
 }
 
 /// The folders that disposals in one outbox work in.
 struct Steps {
+    /// For people.
+    root: String,
     outbox: Dir,
     own: Dir,
     leaving: Dir,
@@ -160,6 +172,8 @@ struct Steps {
     touched: HashMap<Option<RemotePath>, Dir>,
     /// The same, in the archive.
     archived: HashMap<Option<RemotePath>, Dir>,
+    /// Why the first sync failed that did.
+    unsynced: OnceCell<String>,
 }
 
 /// Where a file stands before the first sync.
@@ -194,18 +208,44 @@ impl Steps {
         let open = || {
             let own = mark::folder(&outbox)?;
             let leaving = durable::open_or_make_dir(&own, OsStr::new("leaving"))?;
-            fault::step("S5-own-dir", || durable::sync_dir(&own))?;
             Ok((own, leaving))
         };
         let (own, leaving) =
             open().map_err(|e: io::Error| format!("`.dropwire` in it cannot be used: {e}"))?;
-        Ok(Steps {
+        let steps = Steps {
+            root: shown(&first.root),
             outbox,
             own,
             leaving,
             touched: HashMap::new(),
             archived: HashMap::new(),
+            unsynced: OnceCell::new(),
+        };
+        let _ = fault::step("S5-own-dir", || steps.sync(&steps.own)); // else nothing more is done
+        Ok(steps)
+    }
+
+    /// Every sync of a folder. After one that failed none is tried: the system would say that all is well.
+    fn sync(&self, folder: &Dir) -> io::Result<()> {
+        if let Some(reason) = self.unsynced.get() {
+            return Err(io::Error::other(reason.clone()));
+        }
+        durable::sync_dir(folder).inspect_err(|error| {
+            let _ = self.unsynced.set(error.to_string());
         })
+    }
+
+    /// Did all syncs do what was asked?
+    fn trusted(&self) -> Result<(), DisposeError> {
+        match self.unsynced.get() {
+            None => Ok(()),
+            Some(reason) => Err(DisposeError::Unsynced(self.root.clone(), reason.clone())),
+        }
+    }
+
+    /// What is to be made of a failure: behind a sync that failed it is that.
+    fn judged(&self, error: DisposeError) -> DisposeError {
+        self.trusted().err().unwrap_or(error)
     }
 
     /// Up to the rename into `leaving`, not yet durable.
@@ -300,12 +340,13 @@ impl Steps {
     }
 
     fn sync_leaving(&self) -> io::Result<()> {
-        fault::step("S5-leaving-dir", || durable::sync_dir(&self.leaving))
+        fault::step("S5-leaving-dir", || self.sync(&self.leaving))
     }
 
     fn sync_others(&mut self) -> io::Result<()> {
-        for (_, folder) in self.archived.drain().chain(self.touched.drain()) {
-            fault::step("S5-dirs", || durable::sync_dir(&folder))?;
+        let (archived, touched) = (mem::take(&mut self.archived), mem::take(&mut self.touched));
+        for folder in archived.values().chain(touched.values()) {
+            fault::step("S5-dirs", || self.sync(folder))?;
         }
         Ok(())
     }
@@ -336,9 +377,9 @@ impl Steps {
         let place = what.path.parent();
         if !self.archived.contains_key(&place) {
             let sent = durable::open_or_make_dir(&self.own, OsStr::new("sent"))?;
-            fault::step("S5-sent-dir", || durable::sync_dir(&self.own))?;
-            self.archived
-                .insert(place.clone(), make_folders(&sent, &what.path)?);
+            fault::step("S5-sent-dir", || self.sync(&self.own))?;
+            let folder = self.make_folders(&sent, &what.path)?;
+            self.archived.insert(place.clone(), folder);
         }
         let Some(folder) = self.archived.get(&place) else {
             return Ok(()); // not reached: it was put there just now
@@ -371,7 +412,7 @@ impl Steps {
     /// busy waits in `leaving` where its name is taken: it may still be what was delivered.
     fn give_back(&self, what: &Disposal, answer: Disposed) -> Result<Disposed, DisposeError> {
         let back = || {
-            let folder = make_folders(&self.outbox, &what.path)?;
+            let folder = self.make_folders(&self.outbox, &what.path)?;
             let (name, old) = (OsStr::new(&what.name), confined::os_str(what.path.file_name())?);
             let answer = match durable::rename_noreplace(&self.leaving, name, &folder, old) {
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists && answer == Disposed::Busy => answer,
@@ -381,11 +422,24 @@ impl Steps {
                 }
                 other => other.map(|_| answer)?,
             };
-            fault::step("S5-back-dir", || durable::sync_dir(&folder))?;
-            fault::step("S5-back-leaving-dir", || durable::sync_dir(&self.leaving))?;
+            fault::step("S5-back-dir", || self.sync(&folder))?;
+            fault::step("S5-back-leaving-dir", || self.sync(&self.leaving))?;
             Ok(answer)
         };
         back().map_err(|e| what.failed("the giving back", e))
+    }
+
+    /// The folders on the way to `path` below `root`, made where they are missing, each name durable.
+    fn make_folders(&self, root: &Dir, path: &RemotePath) -> io::Result<Dir> {
+        let mut dir = root.try_clone()?;
+        if let Some(folder) = path.parent() {
+            for component in folder.components() {
+                let below = durable::open_or_make_dir(&dir, confined::os_str(component)?)?;
+                fault::step("S5-folders", || self.sync(&dir))?;
+                dir = below;
+            }
+        }
+        Ok(dir)
     }
 }
 
@@ -480,19 +534,6 @@ fn digest(mut file: &File) -> io::Result<Digest> {
             Err(e) => return Err(e),
         }
     }
-}
-
-/// The folders on the way to `path` below `root`, made where they are missing, each name durable.
-fn make_folders(root: &Dir, path: &RemotePath) -> io::Result<Dir> {
-    let mut dir = root.try_clone()?;
-    if let Some(folder) = path.parent() {
-        for component in folder.components() {
-            let below = durable::open_or_make_dir(&dir, confined::os_str(component)?)?;
-            fault::step("S5-folders", || durable::sync_dir(&dir))?;
-            dir = below;
-        }
-    }
-    Ok(dir)
 }
 
 #[cfg(test)]

@@ -35,13 +35,16 @@ pub(super) fn dispose(what: &Disposal) -> Result<Disposed, DisposeError> {
         return Ok(Disposed::Done);
     }
     let mut steps = Steps::begin(what).map_err(|reason| DisposeError::Held(shown(&what.root), reason))?;
-    let answer = disposed(&mut steps, what)?;
-    if what.marker.is_none() || !matches!(answer, Disposed::Done | Disposed::Gone) {
-        return Ok(answer);
-    }
-    let answer = steps.unmark(what, answer)?;
-    steps.sync_left().map_err(|e| what.failed("the syncing", e))?;
-    Ok(answer)
+    steps.trusted()?;
+    let answer = disposed(&mut steps, what).and_then(|answer| {
+        if what.marker.is_none() || !matches!(answer, Disposed::Done | Disposed::Gone) {
+            return Ok(answer);
+        }
+        let answer = steps.unmark(what, answer)?;
+        steps.sync_left().map_err(|e| what.failed("the syncing", e))?;
+        Ok(answer)
+    });
+    answer.map_err(|error| steps.judged(error))
 }
 
 /// The folder itself; its marker, if it has one, goes after it.
@@ -152,7 +155,7 @@ fn leave(steps: &mut Steps, what: &Disposal, checked: Checked) -> Result<Dispose
     if what.after == AfterSend::Delete && listing.left_out.is_empty() {
         let decided = durable::rename_noreplace(&steps.leaving, name, &steps.leaving, &gone(what));
         decided.map_err(|e| what.failed("the disposal", e))?;
-        fault::step("S5-folder-gone", || durable::sync_dir(&steps.leaving))
+        fault::step("S5-folder-gone", || steps.sync(&steps.leaving))
             .map_err(|e| what.failed("the syncing", e))?;
         return remove(steps, what);
     }
@@ -174,7 +177,7 @@ fn remove(steps: &Steps, what: &Disposal) -> Result<Disposed, DisposeError> {
             let back = || {
                 let wanted = confined::os_str(what.path.file_name())?;
                 rename_beside(&steps.leaving, &gone, &steps.outbox, wanted)?;
-                durable::sync_dir(&steps.outbox)
+                steps.sync(&steps.outbox)
             };
             back().map_err(|e| what.failed("the giving back", e))?;
             Disposed::Changed

@@ -401,6 +401,25 @@ mod order {
     }
 
     #[test]
+    fn a_folder_whose_sync_failed_is_not_asked_again() {
+        for at in [".dropwire", ".dropwire/leaving", "sub", ".dropwire/sent/sub"] {
+            let outbox = Outbox::new();
+            let disposal = outbox.delivered("sub/file", "bytes", AfterSend::Archive);
+            let mut beside = outbox.delivered("sub/beside", "bytes", AfterSend::Archive);
+            beside.name = "11112233445566778899aabbccddeeff".into();
+            trace::before(outbox.temp.path(), sync(at), trace::disk_error);
+            let answers = dispose_all(&[disposal, beside]);
+            let unsynced = |answer: &_| matches!(answer, Err(DisposeError::Unsynced(..)));
+            assert!(answers.iter().all(unsynced), "{at}: {answers:?}");
+            assert_eq!(
+                trace::of(outbox.temp.path()).last(),
+                Some(&sync(at)),
+                "nothing after it"
+            );
+        }
+    }
+
+    #[test]
     fn what_is_swapped_in_at_the_last_moment_is_given_back() {
         let outbox = Outbox::new();
         let disposal = outbox.delivered("file", "bytes", AfterSend::Delete);
