@@ -35,7 +35,7 @@ const MOST_HELD: usize = 65_536;
 pub async fn run(shared: Arc<Shared>, cancel: CancellationToken) {
     let mut held = Held::default();
     loop {
-        if let Err(error) = pass(&shared, &mut held).await {
+        if let Err(error) = pass(&shared, &mut held, &cancel).await {
             warn!(%error, "the job list failed");
             held.try_again(false);
         }
@@ -93,11 +93,11 @@ impl Held {
 }
 
 /// All that may leave and is not held.
-async fn pass(shared: &Arc<Shared>, held: &mut Held) -> Result<(), DbError> {
+async fn pass(shared: &Arc<Shared>, held: &mut Held, cancel: &CancellationToken) -> Result<(), DbError> {
     let mut after = DropId(0);
     let mut some_left = false;
     let mut some_held = false;
-    loop {
+    while !cancel.is_cancelled() {
         let mut batch = shared.queue.to_dispose(after, BATCH).await?;
         let Some(last) = batch.last() else { break };
         after = last.drop;
@@ -106,7 +106,8 @@ async fn pass(shared: &Arc<Shared>, held: &mut Held) -> Result<(), DbError> {
         batch.retain(|d| !held.drops.contains(&d.drop));
         some_held |= batch.len() < found;
         let plans: Vec<_> = batch.iter().map(|d| plan(shared, d)).collect();
-        let outcomes = blocking(move || dispose::dispose_all(&plans)).await;
+        let cancel = cancel.clone();
+        let outcomes = blocking(move || dispose::dispose_all(&plans, &|| cancel.is_cancelled())).await;
         // It panicked: each of them is tried again.
         let outcomes = outcomes.unwrap_or_else(|_| batch.iter().map(|_| Ok(Disposed::Busy)).collect());
         let ended = ended(shared, batch, outcomes, held).await?;
@@ -160,6 +161,7 @@ async fn ended(
                 waiting += 1;
                 held.add(disposal.drop);
             }
+            Err(DisposeError::Stopped) => {}
             Err(error @ DisposeError::Unsynced(..)) => {
                 if held.roots.insert(disposal.root) {
                     error!(%error);

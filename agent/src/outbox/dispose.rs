@@ -1,6 +1,6 @@
 //! What becomes of a delivered file (S5): it leaves by way of `.dropwire/leaving`, where nobody writes to it unseen.
 //!
-//! Each step may be the last before a crash; [`dispose`] is then called again and goes on from what it finds:
+//! Each step may be the last before a crash; [`dispose_all`] is then called again and goes on from what it finds:
 //!
 //! | on disk | found by the next call |
 //! |---|---|
@@ -92,26 +92,29 @@ pub enum DisposeError {
     /// nothing may leave this outbox until the agent starts anew.
     #[error("nothing leaves the outbox {0} until a restart: a folder in it could not be synced: {1}")]
     Unsynced(String, String),
+    /// It was told to stop; to be tried again.
+    #[error("stopped")]
+    Stopped,
     /// The disk or permissions.
     #[error("{0} of {1}: {2}")]
     Disk(&'static str, RemotePath, #[source] io::Error),
 }
 
-/// Disposes of one delivered file; see [`dispose_all`].
-pub fn dispose(disposal: &Disposal) -> Result<Disposed, DisposeError> {
-    let mut answers = dispose_all(std::slice::from_ref(disposal));
-    answers.pop().unwrap_or(Ok(Disposed::Busy)) // there is one for each
-}
-
 /// Disposes of delivered files; an answer for each, in their order. Those of one outbox that follow each other share
-/// their syncs. Blocks for the disk. Safe to repeat after any answer and any crash; what it answers is durable.
-pub fn dispose_all(disposals: &[Disposal]) -> Vec<Result<Disposed, DisposeError>> {
+/// their syncs. Blocks for the disk; once `stopped` says so, what is begun is ended and no more is read. Safe to repeat
+/// after any answer and any crash; what it answers is durable.
+pub fn dispose_all(
+    disposals: &[Disposal],
+    stopped: &dyn Fn() -> bool,
+) -> Vec<Result<Disposed, DisposeError>> {
     disposals
         .chunk_by(|a, b| a.root == b.root && a.outbox == b.outbox && a.version.folder == b.version.folder)
         .flat_map(|one_outbox| one_outbox.chunks(TOGETHER))
         .flat_map(|batch| match batch.first() {
-            Some(first) if first.version.folder => batch.iter().map(folder::dispose).collect(),
-            _ => dispose_together(batch),
+            Some(first) if first.version.folder => {
+                batch.iter().map(|what| folder::dispose(what, stopped)).collect()
+            }
+            _ => dispose_together(batch, stopped),
         })
         .collect()
 }
@@ -119,11 +122,11 @@ pub fn dispose_all(disposals: &[Disposal]) -> Vec<Result<Disposed, DisposeError>
 /// How many share their syncs; each holds up to three descriptors meanwhile.
 const TOGETHER: usize = 64;
 
-fn dispose_together(batch: &[Disposal]) -> Vec<Result<Disposed, DisposeError>> {
+fn dispose_together(batch: &[Disposal], stopped: &dyn Fn() -> bool) -> Vec<Result<Disposed, DisposeError>> {
     let Some(first) = batch.first() else {
         return Vec::new();
     };
-    let mut steps = match Steps::begin(first) {
+    let mut steps = match Steps::begin(first, stopped) {
         Ok(steps) => steps,
         Err(reason) => {
             let root = shown(&first.root);
@@ -162,7 +165,9 @@ fn dispose_together(batch: &[Disposal]) -> Vec<Result<Disposed, DisposeError>> {
 }
 
 /// The folders that disposals in one outbox work in.
-struct Steps {
+struct Steps<'a> {
+    /// Is no more to be begun?
+    stopped: &'a dyn Fn() -> bool,
     /// For people.
     root: String,
     outbox: Dir,
@@ -194,9 +199,9 @@ enum Checked {
     Not(Disposed),
 }
 
-impl Steps {
+impl<'a> Steps<'a> {
     /// The error is the reason why the outbox is held.
-    fn begin(first: &Disposal) -> Result<Self, String> {
+    fn begin(first: &Disposal, stopped: &'a dyn Fn() -> bool) -> Result<Self, String> {
         let outbox = confined::root(&first.root).map_err(|e| e.to_string())?;
         match mark::read(&outbox) {
             Ok(Some(id)) if OutboxId(id) == first.outbox => {}
@@ -213,6 +218,7 @@ impl Steps {
         let (own, leaving) =
             open().map_err(|e: io::Error| format!("`.dropwire` in it cannot be used: {e}"))?;
         let steps = Steps {
+            stopped,
             root: shown(&first.root),
             outbox,
             own,
@@ -266,7 +272,7 @@ impl Steps {
             let both = folder.as_ref().map(|folder| self.under_both(name, folder, at));
             if !both.transpose().map_err(failed)?.unwrap_or(false) {
                 self.touch(what)?; // that it left there may not be durable yet
-                let checked = what.check(&file, Compare::Always)?;
+                let checked = what.check(&file, Compare::Always, self.stopped)?;
                 return Ok(Stage::Leaving { file, checked });
             }
             durable::unlink(&self.leaving, name).map_err(failed)?;
@@ -277,7 +283,7 @@ impl Steps {
         let Some(file) = what.open(&folder, at)? else {
             return self.gone(what);
         };
-        let lease = match what.check(&file, Compare::IfTouched)? {
+        let lease = match what.check(&file, Compare::IfTouched, self.stopped)? {
             Checked::Delivered(lease) => lease,
             Checked::Not(answer) => return Ok(Stage::Stays(answer)),
         };
@@ -453,7 +459,15 @@ impl Disposal {
         }
     }
 
-    fn check(&self, file: &File, compare: Compare) -> Result<Checked, DisposeError> {
+    fn check(
+        &self,
+        file: &File,
+        compare: Compare,
+        stopped: &dyn Fn() -> bool,
+    ) -> Result<Checked, DisposeError> {
+        if stopped() {
+            return Err(DisposeError::Stopped);
+        }
         let lease = match Lease::take(file) {
             Asked::Lease(lease) => Some(lease),
             Asked::Writer if fault::mutant("S5-writer") => None,
@@ -469,11 +483,11 @@ impl Disposal {
         }
         let touched = version.ctime_ns != self.version.ctime_ns;
         let must = matches!(compare, Compare::Always) || touched || version.size < COMPARED_BELOW;
-        if must
-            && !fault::mutant("S5-digest")
-            && digest(file).map_err(|e| self.failed("the reading", e))? != self.digest
-        {
-            return Ok(Checked::Not(Disposed::OtherBytes));
+        if must && !fault::mutant("S5-digest") {
+            let digest = digest(file, stopped).map_err(|e| self.failed("the reading", e))?;
+            if digest.ok_or(DisposeError::Stopped)? != self.digest {
+                return Ok(Checked::Not(Disposed::OtherBytes));
+            }
         }
         Ok(match &lease {
             Some(broken) if !broken.whole() && !fault::mutant("S5-lease") => Checked::Not(Disposed::Busy),
@@ -523,17 +537,19 @@ fn copy_of(error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), error.to_string())
 }
 
-fn digest(mut file: &File) -> io::Result<Digest> {
+/// None: stopped.
+fn digest(mut file: &File, stopped: &dyn Fn() -> bool) -> io::Result<Option<Digest>> {
     io::Seek::rewind(&mut file)?;
     let (mut hash, mut buffer) = (RunningDigest::default(), vec![0; 256 * 1024]);
-    loop {
+    while !stopped() {
         match io::Read::read(&mut file, &mut buffer) {
-            Ok(0) => return Ok(hash.value()),
+            Ok(0) => return Ok(Some(hash.value())),
             Ok(length) => hash.update(buffer.get(..length).unwrap_or_default()),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return Err(e),
         }
     }
+    Ok(None)
 }
 
 #[cfg(test)]
