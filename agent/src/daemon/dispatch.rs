@@ -219,7 +219,7 @@ impl Dispatcher {
     /// of the agent too, may lie across or be declined again: asking costs a round trip, and no bytes.
     fn is_first_offer(&mut self, job: &Job) -> bool {
         let offered_on_a_lost_link = self.unanswered.remove(&job.id);
-        !offered_on_a_lost_link && job.attempts == 0 && job.queued_ms >= self.shared.started_ms
+        !offered_on_a_lost_link && job.attempts == 0 && self.shared.queue.is_of_this_run(job)
     }
 
     async fn source(&self, job: &Job, class: Class) -> Result<FileSource, DbError> {
