@@ -1,6 +1,6 @@
 //! What becomes of a delivered file (S5): it leaves by way of `.dropwire/leaving`, where nobody writes to it unseen.
 //!
-//! Each step may be the last before a crash; [`dispose`] is then called again and goes on from what it finds:
+//! Each step may be the last before a crash; [`dispose_all`] is then called again and goes on from what it finds:
 //!
 //! | on disk | found by the next call |
 //! |---|---|
@@ -18,7 +18,7 @@
 //! meantime, under the next free one beside it (`report (1).pdf`). It was never sent, so it is a new drop there:
 //! nothing is lost and nothing sent twice.
 
-use std::{ffi::OsStr, fs::File, io, path::PathBuf};
+use std::{cell::OnceCell, ffi::OsStr, fs::File, io, mem, path::PathBuf};
 
 use cap_std::fs::Dir;
 use dropwire_protocol::{Digest, RemotePath};
@@ -84,25 +84,32 @@ pub enum DisposeError {
     /// The outbox is not there, or without its mark: nothing is concluded from what is missing in it.
     #[error("the outbox {0} is held: {1}")]
     Held(String, String),
+    /// A folder in the outbox could not be synced. The system tells of such a loss once, so it is not to be asked again:
+    /// nothing may leave this outbox until the agent starts anew.
+    #[error("nothing leaves the outbox {0} until a restart: a folder in it could not be synced: {1}")]
+    Unsynced(String, String),
+    /// It was told to stop; to be tried again.
+    #[error("stopped")]
+    Stopped,
     /// The disk or permissions.
     #[error("{0} of {1}: {2}")]
     Disk(&'static str, RemotePath, #[source] io::Error),
 }
 
-/// Disposes of one delivered file; see [`dispose_all`].
-pub fn dispose(disposal: &Disposal) -> Result<Disposed, DisposeError> {
-    let mut answers = dispose_all(std::slice::from_ref(disposal));
-    answers.pop().unwrap_or(Ok(Disposed::Busy)) // there is one for each
-}
-
 /// Disposes of delivered files; an answer for each, in their order. Those of one outbox that follow each other share
-/// their syncs. Blocks for the disk. Safe to repeat after any answer and any crash; what it answers is durable.
-pub fn dispose_all(disposals: &[Disposal]) -> Vec<Result<Disposed, DisposeError>> {
+/// their syncs. Blocks for the disk; once `stopped` says so, what is begun is ended and no more is read. Safe to repeat
+/// after any answer and any crash; what it answers is durable.
+pub fn dispose_all(
+    disposals: &[Disposal],
+    stopped: &dyn Fn() -> bool,
+) -> Vec<Result<Disposed, DisposeError>> {
     disposals
         .chunk_by(|a, b| a.root == b.root && a.outbox == b.outbox && a.version.folder == b.version.folder)
         .flat_map(|batch| match batch.first() {
-            Some(first) if first.version.folder => batch.iter().map(folder::dispose).collect(),
-            _ => dispose_in_one_outbox(batch),
+            Some(first) if first.version.folder => {
+                batch.iter().map(|what| folder::dispose(what, stopped)).collect()
+            }
+            _ => dispose_in_one_outbox(batch, stopped),
         })
         .collect()
 }
@@ -110,11 +117,14 @@ pub fn dispose_all(disposals: &[Disposal]) -> Vec<Result<Disposed, DisposeError>
 /// How many share their syncs; each holds two descriptors meanwhile, and its folders two.
 const TOGETHER: usize = 128;
 
-fn dispose_in_one_outbox(disposals: &[Disposal]) -> Vec<Result<Disposed, DisposeError>> {
+fn dispose_in_one_outbox(
+    disposals: &[Disposal],
+    stopped: &dyn Fn() -> bool,
+) -> Vec<Result<Disposed, DisposeError>> {
     let Some(first) = disposals.first() else {
         return Vec::new();
     };
-    match Steps::begin(first) {
+    match Steps::begin(first, stopped) {
         Ok(mut steps) => disposals
             .chunks(TOGETHER)
             .flat_map(|batch| dispose_together(&mut steps, batch))
@@ -127,10 +137,11 @@ fn dispose_in_one_outbox(disposals: &[Disposal]) -> Vec<Result<Disposed, Dispose
     }
 }
 
-fn dispose_together(steps: &mut Steps, batch: &[Disposal]) -> Vec<Result<Disposed, DisposeError>> {
+fn dispose_together(steps: &mut Steps<'_>, batch: &[Disposal]) -> Vec<Result<Disposed, DisposeError>> {
     let staged: Vec<_> = batch
         .iter()
         .map(|what| {
+            steps.trusted()?;
             let staged = steps.stage(what)?;
             if what.after == AfterSend::Archive && staged.leaves() {
                 steps.make_place(what)?;
@@ -156,15 +167,20 @@ fn dispose_together(steps: &mut Steps, batch: &[Disposal]) -> Vec<Result<Dispose
     batch
         .iter()
         .zip(ended)
-        .map(|(what, ended)| match (ended?, &synced) {
-            (Disposed::Done | Disposed::Gone, Err(e)) => Err(what.failed("the syncing", copy_of(e))),
-            (answer, _) => Ok(answer),
+        .map(|(what, ended)| match (ended, &synced) {
+            (Ok(Disposed::Done | Disposed::Gone), Err(e)) => Err(what.failed("the syncing", copy_of(e))),
+            (ended, _) => ended,
         })
+        .map(|ended| ended.map_err(|error| steps.judged(error)))
         .collect()
 }
 
 /// The folders that disposals in one outbox work in.
-struct Steps {
+struct Steps<'a> {
+    /// Is no more to be begun?
+    stopped: &'a dyn Fn() -> bool,
+    /// For people.
+    root: String,
     outbox: Dir,
     own: Dir,
     leaving: Dir,
@@ -174,6 +190,8 @@ struct Steps {
     touched: Touched,
     /// Files are moved there.
     archived: Touched,
+    /// Why the first sync failed that did.
+    unsynced: OnceCell<String>,
 }
 
 /// Where a file stands before the first sync.
@@ -197,9 +215,9 @@ impl Stage {
     }
 }
 
-impl Steps {
+impl<'a> Steps<'a> {
     /// The error is the reason why the outbox is held.
-    fn begin(first: &Disposal) -> Result<Self, String> {
+    fn begin(first: &Disposal, stopped: &'a dyn Fn() -> bool) -> Result<Self, String> {
         let outbox = confined::root(&first.root).map_err(|e| e.to_string())?;
         match mark::read(&outbox) {
             Ok(Some(id)) if OutboxId(id) == first.outbox => {}
@@ -211,19 +229,50 @@ impl Steps {
         let open = || {
             let own = mark::folder(&outbox)?;
             let leaving = durable::open_or_make_dir(&own, OsStr::new("leaving"))?;
-            fault::step("S5-own-dir", || durable::sync_dir(&own))?;
             Ok((own, leaving))
         };
         let (own, leaving) =
             open().map_err(|e: io::Error| format!("`.dropwire` in it cannot be used: {e}"))?;
-        Ok(Steps {
+        let steps = Steps {
+            stopped,
+            root: shown(&first.root),
             outbox,
             own,
             anchor: durable::anchor(&leaving).ok().filter(durable::supports_syncfs),
             leaving,
             touched: Touched::default(),
             archived: Touched::default(),
+            unsynced: OnceCell::new(),
+        };
+        let _ = fault::step("S5-own-dir", || steps.sync(&steps.own)); // else nothing more is done
+        Ok(steps)
+    }
+
+    /// Every sync of a folder. After one that failed none is tried: the system would say that all is well.
+    fn sync(&self, folder: &Dir) -> io::Result<()> {
+        self.synced(|| durable::sync_dir(folder))
+    }
+
+    fn synced(&self, sync: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        if let Some(reason) = self.unsynced.get() {
+            return Err(io::Error::other(reason.clone()));
+        }
+        sync().inspect_err(|error| {
+            let _ = self.unsynced.set(error.to_string());
         })
+    }
+
+    /// Did all syncs do what was asked?
+    fn trusted(&self) -> Result<(), DisposeError> {
+        match self.unsynced.get() {
+            None => Ok(()),
+            Some(reason) => Err(DisposeError::Unsynced(self.root.clone(), reason.clone())),
+        }
+    }
+
+    /// What is to be made of a failure: behind a sync that failed it is that.
+    fn judged(&self, error: DisposeError) -> DisposeError {
+        self.trusted().err().unwrap_or(error)
     }
 
     /// Up to the rename into `leaving`, not yet durable.
@@ -244,7 +293,7 @@ impl Steps {
             let both = folder.as_ref().map(|folder| self.under_both(name, folder, at));
             if !both.transpose().map_err(failed)?.unwrap_or(false) {
                 self.touch(what)?; // that it left there may not be durable yet
-                let checked = what.check(&file, Compare::Always)?;
+                let checked = what.check(&file, Compare::Always, self.stopped)?;
                 return Ok(Stage::Leaving { file, checked });
             }
             durable::unlink(&self.leaving, name).map_err(failed)?;
@@ -255,7 +304,7 @@ impl Steps {
         let Some(file) = what.open(&folder, at)? else {
             return self.gone(what);
         };
-        let lease = match what.check(&file, Compare::IfTouched)? {
+        let lease = match what.check(&file, Compare::IfTouched, self.stopped)? {
             Checked::Delivered(lease) => lease,
             Checked::Not(answer) => return Ok(Stage::Stays(answer)),
         };
@@ -311,20 +360,21 @@ impl Steps {
         self.sync_touched()
     }
 
-    fn sync_touched(&mut self) -> io::Result<()> {
-        self.touched.sync(self.anchor.as_ref())
-    }
-
     /// After Ok, what was moved out of `leaving`, on or back, survives a power cut; the new names first again.
     fn sync_left(&mut self) -> io::Result<()> {
-        let anchor = self.anchor.as_ref();
-        let (archived, touched) = (self.archived.sync(anchor), self.touched.sync(anchor));
-        archived.and(touched)?;
+        let archived = mem::take(&mut self.archived);
+        let archived = self.synced(|| archived.sync(self.anchor.as_ref()));
+        archived.and(self.sync_touched())?;
         self.sync_leaving()
     }
 
+    fn sync_touched(&mut self) -> io::Result<()> {
+        let touched = mem::take(&mut self.touched);
+        self.synced(|| touched.sync(self.anchor.as_ref()))
+    }
+
     fn sync_leaving(&self) -> io::Result<()> {
-        fault::step("S5-leaving-dir", || durable::sync_dir(&self.leaving))
+        fault::step("S5-leaving-dir", || self.sync(&self.leaving))
     }
 
     /// From `leaving` to where it goes: on, if it is what was delivered, else back.
@@ -407,7 +457,7 @@ impl Steps {
     /// busy waits in `leaving` where its name is taken: it may still be what was delivered.
     fn give_back(&self, what: &Disposal, answer: Disposed) -> Result<Disposed, DisposeError> {
         let back = || {
-            let folder = make_folders(&self.outbox, &what.path)?;
+            let folder = self.make_folders(&self.outbox, &what.path)?;
             let (name, old) = (OsStr::new(&what.name), confined::os_str(what.path.file_name())?);
             let answer = match durable::rename_noreplace(&self.leaving, name, &folder, old) {
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists && answer == Disposed::Busy => answer,
@@ -417,11 +467,24 @@ impl Steps {
                 }
                 other => other.map(|_| answer)?,
             };
-            fault::step("S5-back-dir", || durable::sync_dir(&folder))?;
-            fault::step("S5-back-leaving-dir", || durable::sync_dir(&self.leaving))?;
+            fault::step("S5-back-dir", || self.sync(&folder))?;
+            fault::step("S5-back-leaving-dir", || self.sync(&self.leaving))?;
             Ok(answer)
         };
         back().map_err(|e| what.failed("the giving back", e))
+    }
+
+    /// The folders on the way to `path` below `root`, made where they are missing, each name durable.
+    fn make_folders(&self, root: &Dir, path: &RemotePath) -> io::Result<Dir> {
+        let mut dir = root.try_clone()?;
+        if let Some(folder) = path.parent() {
+            for component in folder.components() {
+                let below = durable::open_or_make_dir(&dir, confined::os_str(component)?)?;
+                fault::step("S5-folders", || self.sync(&dir))?;
+                dir = below;
+            }
+        }
+        Ok(dir)
     }
 }
 
@@ -443,19 +506,6 @@ impl Disposal {
 /// For each of those that share a failed step.
 fn copy_of(error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), error.to_string())
-}
-
-/// The folders on the way to `path` below `root`, made where they are missing, each name durable.
-fn make_folders(root: &Dir, path: &RemotePath) -> io::Result<Dir> {
-    let mut dir = root.try_clone()?;
-    if let Some(folder) = path.parent() {
-        for component in folder.components() {
-            let below = durable::open_or_make_dir(&dir, confined::os_str(component)?)?;
-            fault::step("S5-folders", || durable::sync_dir(&dir))?;
-            dir = below;
-        }
-    }
-    Ok(dir)
 }
 
 #[cfg(test)]

@@ -32,7 +32,15 @@ pub(super) enum Compare {
 }
 
 impl Disposal {
-    pub(super) fn check(&self, file: &File, compare: Compare) -> Result<Checked, DisposeError> {
+    pub(super) fn check(
+        &self,
+        file: &File,
+        compare: Compare,
+        stopped: &dyn Fn() -> bool,
+    ) -> Result<Checked, DisposeError> {
+        if stopped() {
+            return Err(DisposeError::Stopped);
+        }
         let lease = match Lease::take(file) {
             Asked::Lease(lease) => Some(lease),
             Asked::Writer if fault::mutant("S5-writer") => None,
@@ -48,11 +56,11 @@ impl Disposal {
         }
         let touched = version.ctime_ns != self.version.ctime_ns;
         let must = matches!(compare, Compare::Always) || touched || version.size < COMPARED_BELOW;
-        if must
-            && !fault::mutant("S5-digest")
-            && digest(file).map_err(|e| self.failed("the reading", e))? != self.digest
-        {
-            return Ok(Checked::Not(Disposed::OtherBytes));
+        if must && !fault::mutant("S5-digest") {
+            let digest = digest(file, stopped).map_err(|e| self.failed("the reading", e))?;
+            if digest.ok_or(DisposeError::Stopped)? != self.digest {
+                return Ok(Checked::Not(Disposed::OtherBytes));
+            }
         }
         Ok(match &lease {
             Some(broken) if !broken.whole() && !fault::mutant("S5-lease") => Checked::Not(Disposed::Busy),
@@ -91,15 +99,17 @@ impl Disposal {
     }
 }
 
-fn digest(mut file: &File) -> io::Result<Digest> {
+/// None: stopped.
+fn digest(mut file: &File, stopped: &dyn Fn() -> bool) -> io::Result<Option<Digest>> {
     io::Seek::rewind(&mut file)?;
     let (mut hash, mut buffer) = (RunningDigest::default(), vec![0; 256 * 1024]);
-    loop {
+    while !stopped() {
         match io::Read::read(&mut file, &mut buffer) {
-            Ok(0) => return Ok(hash.value()),
+            Ok(0) => return Ok(Some(hash.value())),
             Ok(length) => hash.update(buffer.get(..length).unwrap_or_default()),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return Err(e),
         }
     }
+    Ok(None)
 }

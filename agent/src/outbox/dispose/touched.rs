@@ -40,11 +40,11 @@ impl Touched {
     }
 
     /// After Ok, the changes survive a power cut. `anchor`: see [`durable::sync_filesystem`]; None where there is no
-    /// trusted one. Whatever comes of it, no folder is known any more.
-    pub(super) fn sync(&mut self, anchor: Option<&File>) -> io::Result<()> {
-        let folders = std::mem::take(&mut self.0);
+    /// trusted one.
+    pub(super) fn sync(self, anchor: Option<&File>) -> io::Result<()> {
+        let folders = self.0;
         if let Some(anchor) = anchor.filter(|_| folders.len() > SYNC_EACH)
-            && on_its_file_system(anchor, &folders)?
+            && on_its_file_system(anchor, &folders).unwrap_or(false)
         {
             return fault::step("S5-syncfs", || durable::sync_filesystem(anchor));
         }
