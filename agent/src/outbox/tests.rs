@@ -107,9 +107,15 @@ impl Running {
     }
 
     async fn marked(&mut self) -> OutboxId {
-        match self.event().await {
-            OutboxEvent::Marked { id, .. } => id,
-            other => panic!("{other:?}"),
+        loop {
+            match self.event().await {
+                OutboxEvent::Marked { id, .. } => return id,
+                // The same one may come again.
+                OutboxEvent::Settled { found, .. } => {
+                    let known = self.list.0.lock().unwrap();
+                    assert!(found.iter().all(|found| known.contains(found)), "{found:?}");
+                }
+            }
         }
     }
 
