@@ -18,32 +18,26 @@
 //! meantime, under the next free one beside it (`report (1).pdf`). It was never sent, so it is a new drop there:
 //! nothing is lost and nothing sent twice.
 
-use std::{
-    cell::OnceCell, collections::HashMap, ffi::OsStr, fs::File, io, mem, path::PathBuf, time::SystemTime,
-};
+use std::{cell::OnceCell, collections::HashMap, ffi::OsStr, fs::File, io, mem, path::PathBuf};
 
 use cap_std::fs::Dir;
-use dropwire_protocol::{Digest, RemotePath, RunningDigest};
+use dropwire_protocol::{Digest, RemotePath};
 
 use crate::{
     config::AfterSend,
     confined, durable,
     error::shown,
-    fault,
-    lease::{Asked, Lease},
-    mark,
+    fault, mark,
     outbox::marker,
     version::{OutboxId, Version},
 };
 
 mod beside;
+mod check;
 mod folder;
 
 use beside::rename_beside;
-
-/// Below this size the bytes are always compared: on some systems two writes within one step of the file system's
-/// clock show as one, and a small file may be read, sent and written again within a step.
-const COMPARED_BELOW: u64 = 16 << 20;
+use check::{COMPARED_BELOW, Checked, Compare};
 
 /// A delivered file that has to leave.
 #[derive(Clone, Debug)]
@@ -189,14 +183,6 @@ enum Stage {
     Gone,
     /// In `leaving`.
     Leaving { file: File, checked: Checked },
-}
-
-/// What the checks say of an open file.
-enum Checked {
-    /// The delivered version, and nobody writes.
-    Delivered(Option<Lease>),
-    /// Why not.
-    Not(Disposed),
 }
 
 impl<'a> Steps<'a> {
@@ -450,106 +436,14 @@ impl<'a> Steps<'a> {
 }
 
 impl Disposal {
-    /// None: nothing, or no regular file, has that name.
-    fn open(&self, folder: &Dir, name: &OsStr) -> Result<Option<File>, DisposeError> {
-        match confined::open_file(folder, name) {
-            Ok(file) => Ok(Some(file)),
-            Err(e) if confined::is_absent(&e) => Ok(None),
-            Err(e) => Err(self.failed("the opening", e)),
-        }
-    }
-
-    fn check(
-        &self,
-        file: &File,
-        compare: Compare,
-        stopped: &dyn Fn() -> bool,
-    ) -> Result<Checked, DisposeError> {
-        if stopped() {
-            return Err(DisposeError::Stopped);
-        }
-        let lease = match Lease::take(file) {
-            Asked::Lease(lease) => Some(lease),
-            Asked::Writer if fault::mutant("S5-writer") => None,
-            Asked::Writer => return Ok(Checked::Not(Disposed::Busy)),
-            Asked::Unsupported => None,
-        };
-        let version = self.version(file)?;
-        if lease.is_none() && version.is_fresh(SystemTime::now()) && matches!(compare, Compare::IfTouched) {
-            return Ok(Checked::Not(Disposed::Busy)); // a write within the clock's step would not show
-        }
-        if !version.same_identity(&self.version) && !fault::mutant("S5-version") {
-            return Ok(Checked::Not(Disposed::Changed));
-        }
-        let touched = version.ctime_ns != self.version.ctime_ns;
-        let must = matches!(compare, Compare::Always) || touched || version.size < COMPARED_BELOW;
-        if must && !fault::mutant("S5-digest") {
-            let digest = digest(file, stopped).map_err(|e| self.failed("the reading", e))?;
-            if digest.ok_or(DisposeError::Stopped)? != self.digest {
-                return Ok(Checked::Not(Disposed::OtherBytes));
-            }
-        }
-        Ok(match &lease {
-            Some(broken) if !broken.whole() && !fault::mutant("S5-lease") => Checked::Not(Disposed::Busy),
-            None if self.version(file)? != version => Checked::Not(Disposed::Busy),
-            _ => Checked::Delivered(lease),
-        })
-    }
-
-    /// After the rename: what was moved is the file that was checked, and nobody came in between.
-    fn check_again(&self, file: &File, lease: Option<Lease>, leaving: &Dir) -> Result<Checked, DisposeError> {
-        let version = self.version(file)?;
-        let moved = match self.open(leaving, OsStr::new(&self.name))? {
-            Some(moved) => self.version(&moved)?.inode,
-            None => return Ok(Checked::Not(Disposed::Changed)),
-        };
-        Ok(
-            if (moved != version.inode || !version.same_identity(&self.version)) && !fault::mutant("S5-again")
-            {
-                Checked::Not(Disposed::Changed)
-            } else if lease.as_ref().is_none_or(Lease::whole) {
-                Checked::Delivered(lease)
-            } else {
-                Checked::Not(Disposed::Busy)
-            },
-        )
-    }
-
-    fn version(&self, file: &File) -> Result<Version, DisposeError> {
-        let meta = file.metadata().map_err(|e| self.failed("the reading", e))?;
-        Ok(Version::of(&meta))
-    }
-
     fn failed(&self, doing: &'static str, error: io::Error) -> DisposeError {
         DisposeError::Disk(doing, self.path.clone(), error)
     }
 }
 
-/// When the bytes are compared with what was delivered.
-enum Compare {
-    /// The inode was touched since, or the file is small.
-    IfTouched,
-    Always,
-}
-
 /// For each of those that share a failed step.
 fn copy_of(error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), error.to_string())
-}
-
-/// None: stopped.
-fn digest(mut file: &File, stopped: &dyn Fn() -> bool) -> io::Result<Option<Digest>> {
-    io::Seek::rewind(&mut file)?;
-    let (mut hash, mut buffer) = (RunningDigest::default(), vec![0; 256 * 1024]);
-    while !stopped() {
-        match io::Read::read(&mut file, &mut buffer) {
-            Ok(0) => return Ok(Some(hash.value())),
-            Ok(length) => hash.update(buffer.get(..length).unwrap_or_default()),
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(None)
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 use std::{ffi::OsString, fs, path::Path};
 
+use dropwire_protocol::RunningDigest;
+
 use super::*;
 
 struct Outbox {

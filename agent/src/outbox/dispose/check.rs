@@ -1,0 +1,124 @@
+//! Is a file still the version that was delivered, and does nobody write to it?
+
+use std::{ffi::OsStr, fs::File, io, time::SystemTime};
+
+use cap_std::fs::Dir;
+use dropwire_protocol::{Digest, RunningDigest};
+
+use super::{Disposal, DisposeError, Disposed};
+use crate::{
+    confined, fault,
+    lease::{Asked, Lease},
+    version::Version,
+};
+
+/// Below this size the bytes are always compared: on some systems two writes within one step of the file system's
+/// clock show as one, and a small file may be read, sent and written again within a step.
+pub(super) const COMPARED_BELOW: u64 = 16 << 20;
+
+/// What the checks say of an open file.
+pub(super) enum Checked {
+    /// The delivered version, and nobody writes.
+    Delivered(Option<Lease>),
+    /// Why not.
+    Not(Disposed),
+}
+
+/// When the bytes are compared with what was delivered.
+pub(super) enum Compare {
+    /// The inode was touched since, or the file is small.
+    IfTouched,
+    Always,
+}
+
+impl Disposal {
+    /// None: nothing, or no regular file, has that name.
+    pub(super) fn open(&self, folder: &Dir, name: &OsStr) -> Result<Option<File>, DisposeError> {
+        match confined::open_file(folder, name) {
+            Ok(file) => Ok(Some(file)),
+            Err(e) if confined::is_absent(&e) => Ok(None),
+            Err(e) => Err(self.failed("the opening", e)),
+        }
+    }
+
+    pub(super) fn check(
+        &self,
+        file: &File,
+        compare: Compare,
+        stopped: &dyn Fn() -> bool,
+    ) -> Result<Checked, DisposeError> {
+        if stopped() {
+            return Err(DisposeError::Stopped);
+        }
+        let lease = match Lease::take(file) {
+            Asked::Lease(lease) => Some(lease),
+            Asked::Writer if fault::mutant("S5-writer") => None,
+            Asked::Writer => return Ok(Checked::Not(Disposed::Busy)),
+            Asked::Unsupported => None,
+        };
+        let version = self.version(file)?;
+        if lease.is_none() && version.is_fresh(SystemTime::now()) && matches!(compare, Compare::IfTouched) {
+            return Ok(Checked::Not(Disposed::Busy)); // a write within the clock's step would not show
+        }
+        if !version.same_identity(&self.version) && !fault::mutant("S5-version") {
+            return Ok(Checked::Not(Disposed::Changed));
+        }
+        let touched = version.ctime_ns != self.version.ctime_ns;
+        let must = matches!(compare, Compare::Always) || touched || version.size < COMPARED_BELOW;
+        if must && !fault::mutant("S5-digest") {
+            let digest = digest(file, stopped).map_err(|e| self.failed("the reading", e))?;
+            if digest.ok_or(DisposeError::Stopped)? != self.digest {
+                return Ok(Checked::Not(Disposed::OtherBytes));
+            }
+        }
+        Ok(match &lease {
+            Some(broken) if !broken.whole() && !fault::mutant("S5-lease") => Checked::Not(Disposed::Busy),
+            None if self.version(file)? != version => Checked::Not(Disposed::Busy),
+            _ => Checked::Delivered(lease),
+        })
+    }
+
+    /// After the rename: what was moved is the file that was checked, and nobody came in between.
+    pub(super) fn check_again(
+        &self,
+        file: &File,
+        lease: Option<Lease>,
+        leaving: &Dir,
+    ) -> Result<Checked, DisposeError> {
+        let version = self.version(file)?;
+        let moved = match self.open(leaving, OsStr::new(&self.name))? {
+            Some(moved) => self.version(&moved)?.inode,
+            None => return Ok(Checked::Not(Disposed::Changed)),
+        };
+        Ok(
+            if (moved != version.inode || !version.same_identity(&self.version)) && !fault::mutant("S5-again")
+            {
+                Checked::Not(Disposed::Changed)
+            } else if lease.as_ref().is_none_or(Lease::whole) {
+                Checked::Delivered(lease)
+            } else {
+                Checked::Not(Disposed::Busy)
+            },
+        )
+    }
+
+    pub(super) fn version(&self, file: &File) -> Result<Version, DisposeError> {
+        let meta = file.metadata().map_err(|e| self.failed("the reading", e))?;
+        Ok(Version::of(&meta))
+    }
+}
+
+/// None: stopped.
+fn digest(mut file: &File, stopped: &dyn Fn() -> bool) -> io::Result<Option<Digest>> {
+    io::Seek::rewind(&mut file)?;
+    let (mut hash, mut buffer) = (RunningDigest::default(), vec![0; 256 * 1024]);
+    while !stopped() {
+        match io::Read::read(&mut file, &mut buffer) {
+            Ok(0) => return Ok(Some(hash.value())),
+            Ok(length) => hash.update(buffer.get(..length).unwrap_or_default()),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(None)
+}
