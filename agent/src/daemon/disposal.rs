@@ -145,6 +145,14 @@ async fn ended(
                 noted.push((disposal.drop, None));
                 gone.push(disposal);
             }
+            // It may become what was delivered again, when an editor's swap file goes, say; a newer version that was
+            // delivered and left ends it, too.
+            Ok(Disposed::Changed) if disposal.found.version.folder => {
+                debug!(%path, "changed since it was delivered: looked at, and tried again");
+                waiting += 1;
+                held.add(disposal.drop);
+                changed.push(disposal);
+            }
             Ok(Disposed::Changed) => {
                 info!(%path, "changed since it was delivered: stays, and is looked at as a new drop");
                 noted.push((disposal.drop, Some("changed since it was delivered".to_owned())));

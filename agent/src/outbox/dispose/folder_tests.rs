@@ -143,7 +143,8 @@ fn what_was_changed_stays_or_comes_back() {
     fs::write(outbox.at("batch/sub/new"), "new").unwrap();
     assert_eq!(outbox.dispose(&what), Disposed::Changed);
     assert_eq!(fs::read(outbox.at("batch/sub/new")).unwrap(), b"new");
-    fs::remove_dir_all(outbox.at("batch")).unwrap();
+    fs::remove_file(outbox.at("batch/sub/new")).unwrap();
+    assert_eq!(outbox.dispose(&what), Disposed::Done, "what was delivered, again");
 
     let what = outbox.delivered(AfterSend::Delete);
     let leaving = outbox.in_leaving(&what, &what.name);
