@@ -1,7 +1,8 @@
 //! Files that stay in their outboxes for good (kept, failed, cancelled) are looked after now and then.
 //!
-//! - One that was missed for [`KEPT`] has left: its peers may forget it, and seen again it is a new drop. Until then
-//!   it may come back (a folder that is moved, an editor that sets a file aside), and stays what it was.
+//! - One that was missed for [`KEPT`] has left: its peers may forget it, and seen again it is a new drop, whatever its
+//!   ctime. Until then it may come back (a folder that is moved, an editor that sets a file aside), and stays what it
+//!   was.
 //! - One whose ctime alone is another has its bytes compared with what was delivered: equal ones are the same drop
 //!   under a new witness, others are a new drop. Where nothing was delivered there is nothing to compare with:
 //!   whatever lies there is read when it is sent.

@@ -131,9 +131,9 @@ pub fn bound_tombstones(shared: &Shared, peer: AgentId, before: u64) -> Result<(
         .call_blocking(move |tx| ledger::drop_tombstones(tx, peer, MAX_TOMBSTONES))
 }
 
-/// Drops a claimed partial. First the row, durably, then the file; nothing, if it is not *receiving* any more: it was finished since the rows were
-/// read, and where it is *placing*, the file is all there is. One that lies in another inbox is litter there, and goes
-/// when that is opened.
+/// Drops a claimed partial: first the row, durably, then the file. Nothing if it is not *receiving* any more: it was
+/// finished since the rows were read, and where it is *placing*, the file is all there is. One in an inbox that is held
+/// goes when that is opened.
 pub fn drop_partial(shared: &Shared, claim: &Claim) -> Result<(), DbError> {
     let key = claim.key();
     let dropped = shared
