@@ -194,7 +194,14 @@ impl Outbox {
             return Some(format!("ignored: matches {pattern}"));
         }
         let suffix = self.shared.config.marker.as_deref();
-        if let Some(file) = suffix.and_then(|suffix| marker::stem(below.file_name(), suffix)) {
+        let meta = std::fs::symlink_metadata(path).ok();
+        if let Some(file) = suffix.and_then(|suffix| marker::stem(below.file_name(), suffix))
+            && self.shared.delivery_of(&below).is_none()
+            && !meta.as_ref().is_some_and(std::fs::Metadata::is_dir)
+        {
+            if meta.is_some_and(|meta| meta.len() > 0) {
+                return Some(format!("not sent: {}", marker::HAS_BYTES));
+            }
             let file = dropwire_protocol::name::escape(file);
             return Some(format!("never sent: it is the marker of {file}"));
         }
@@ -214,15 +221,17 @@ impl Outbox {
         }
         drop(state);
         // Not seen yet, or one of too many.
-        let meta = std::fs::symlink_metadata(path).ok()?;
+        let meta = meta?;
         if !meta.is_file() {
             return (!meta.is_dir()).then(|| "not sent: it is not a regular file".into());
         }
         let marker = std::ffi::OsString::from_iter([path.as_os_str(), suffix?.as_ref()]);
-        let marker = Path::new(&marker);
-        (!marker.is_file()).then(|| {
-            let name = confined::bytes(marker.file_name().unwrap_or_default()).unwrap_or_default();
-            format!("waits for its marker {}", dropwire_protocol::name::escape(name))
+        let there = std::fs::symlink_metadata(marker).is_ok_and(|m| m.is_file() && m.len() == 0);
+        (!there).then(|| {
+            format!(
+                "not sent: {}",
+                marker::missing(unit.file_name(), suffix.unwrap_or_default())
+            )
         })
     }
 

@@ -271,6 +271,9 @@ impl Walk<'_> {
             .marker
             .is_some_and(|suffix| marker::stem(name, suffix).is_some())
         {
+            if entry.metadata().is_ok_and(|meta| !marker::is_one(&meta)) {
+                self.problem(stand, marker::HAS_BYTES.into())?;
+            }
             return Ok(false);
         }
         match (RemotePath::parse(&stand.path), entry.metadata()) {

@@ -435,6 +435,11 @@ impl<'a> Tending<'a> {
                 }
                 None
             }
+            Seen::Unmarked(reason) => {
+                shared.state().settle.looked(&path, Sight::Nothing, now);
+                self.list(path.as_bytes().to_vec(), reason, || {});
+                None
+            }
             Seen::Refused(reason) => {
                 shared.state().settle.looked(&path, Sight::Nothing, now);
                 self.problem(path.as_bytes().to_vec(), reason);
@@ -530,6 +535,17 @@ impl<'a> Tending<'a> {
 
     /// `path` is below the outbox. One that is not listed yet is said in the log.
     fn problem(&self, path: Vec<u8>, reason: String) {
+        let said = reason.clone();
+        let shown = escape(&path);
+        self.list(
+            path,
+            reason,
+            || tracing::warn!(path = %shown, reason = %said, "not sent"),
+        );
+    }
+
+    /// Lists it as not sent; `new`: for the first time.
+    fn list(&self, path: Vec<u8>, reason: String, new: impl FnOnce()) {
         let folder = path.iter().rposition(|b| *b == b'/').unwrap_or(0);
         self.memory().forget(path.get(..folder).unwrap_or_default()); // tried again at the next scan
         let problems = &mut self.task.shared.state().problems;
@@ -540,7 +556,7 @@ impl<'a> Tending<'a> {
             return;
         }
         if is_new {
-            tracing::warn!(path = %escape(&path), %reason, "not sent");
+            new();
         }
         let scan = self.scans_begun;
         problems.listed.insert(path, Problem { reason, scan });

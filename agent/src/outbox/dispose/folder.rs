@@ -27,6 +27,7 @@ use crate::{
     confined, durable,
     error::shown,
     fault,
+    outbox::marker,
 };
 
 /// See [`super::dispose_all`].
@@ -36,15 +37,14 @@ pub(super) fn dispose(what: &Disposal) -> Result<Disposed, DisposeError> {
     }
     let mut steps = Steps::begin(what).map_err(|reason| DisposeError::Held(shown(&what.root), reason))?;
     let answer = disposed(&mut steps, what)?;
-    if what.marker.is_none() || !matches!(answer, Disposed::Done | Disposed::Gone) {
-        return Ok(answer);
-    }
     let answer = steps.unmark(what, answer)?;
-    steps.sync_left().map_err(|e| what.failed("the syncing", e))?;
+    if what.marker.is_some() {
+        steps.sync_left().map_err(|e| what.failed("the syncing", e))?;
+    }
     Ok(answer)
 }
 
-/// The folder itself; its marker, if it has one, goes after it.
+/// The folder itself, and its marker taken along.
 fn disposed(steps: &mut Steps, what: &Disposal) -> Result<Disposed, DisposeError> {
     let (name, gone) = (OsStr::new(&what.name), gone(what));
     let failed = |e: io::Error| what.failed("the disposal", e);
@@ -72,6 +72,7 @@ fn disposed(steps: &mut Steps, what: &Disposal) -> Result<Disposed, DisposeError
         Err(answer) => return Ok(answer),
     };
     drop(folder);
+    marker::take(&parent, &steps.leaving, what).map_err(failed)?;
     match durable::rename_noreplace(&parent, at, &steps.leaving, name) {
         Ok(_) => {}
         Err(e) if e.kind() == io::ErrorKind::NotFound => return absent(steps, what),
