@@ -50,15 +50,16 @@ use crate::{
 
 /// Tells which found files are already in the job list.
 pub trait Known: Send + Sync {
-    /// Those of `found` (at most 1,000) that have no job for this version yet.
-    fn unknown(&self, found: Vec<Found>) -> Pin<Box<dyn Future<Output = Vec<Found>> + Send + '_>>;
+    /// Those of `found` (at most 1,000) that have no job for this version yet. None: it cannot be told now.
+    fn unknown(&self, found: Vec<Found>) -> Pin<Box<dyn Future<Output = Option<Vec<Found>>> + Send + '_>>;
 
     /// Those of `folders` (at most 1,000) out of which, or out of folders in them, something was delivered and left.
+    /// None: it cannot be told now.
     fn emptied(
         &self,
         outbox: OutboxId,
         folders: Vec<RemotePath>,
-    ) -> Pin<Box<dyn Future<Output = Vec<RemotePath>> + Send + '_>>;
+    ) -> Pin<Box<dyn Future<Output = Option<Vec<RemotePath>>> + Send + '_>>;
 }
 
 /// What an outbox tells the daemon.
@@ -254,6 +255,12 @@ impl Outbox {
         }
     }
 
+    /// Scans everything again soon: what was found is not queued.
+    pub fn find_again(&self) {
+        self.shared.missed.store(true, Ordering::Release); // seen before the task waits again
+        let _ = self.commands.try_send(Command::Scan); // wakes it; one that is busy needs no waking
+    }
+
     fn command(&self, command: Command) {
         if self.commands.try_send(command).is_err() {
             self.shared.missed.store(true, Ordering::Release); // the task is busy; it scans then
@@ -266,6 +273,8 @@ impl Outbox {
 enum Command {
     Recheck(RemotePath),
     Emptied(RemotePath),
+    /// Something was missed.
+    Scan,
 }
 
 /// Between handle and task.
