@@ -259,6 +259,11 @@ fn an_edit_counts_however_it_is_made() {
     is_called("v1");
     link("v2", &laptop.root.join("..data"));
     is_called("v2");
+    // Asked for, also where a program keeps it open.
+    let mut open = fs::File::create(config).expect("the config");
+    std::io::Write::write_all(&mut open, with("held").as_bytes()).expect("written");
+    laptop.signal(rustix::process::Signal::HUP);
+    is_called("held");
 }
 
 #[test]

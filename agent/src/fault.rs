@@ -61,21 +61,19 @@ pub const fn deaf() -> bool {
     false
 }
 
-/// Is the system to refuse to watch this folder just now?
+/// Is the system to refuse to watch any folder just now?
 #[cfg(debug_assertions)]
-pub fn refuses_watch(folder: &std::path::Path) -> bool {
+pub fn refuses_watch() -> bool {
     static WHILE: std::sync::LazyLock<Option<String>> = std::sync::LazyLock::new(|| asked("no-watch@"));
-    WHILE.as_deref().is_some_and(|path| {
-        std::fs::exists(path).unwrap_or(false)
-            && !folder.join(crate::mark::FOLDER).exists()
-            && !folder.ends_with(crate::mark::FOLDER)
-    })
+    WHILE
+        .as_deref()
+        .is_some_and(|path| std::fs::exists(path).unwrap_or(false))
 }
 
 /// Never in a release build.
 #[cfg(not(debug_assertions))]
 #[inline]
-pub const fn refuses_watch(_: &std::path::Path) -> bool {
+pub const fn refuses_watch() -> bool {
     false
 }
 

@@ -96,9 +96,7 @@ async fn serve(config: Config, places: Places<'_>) -> Result<(), Fatal> {
             }
             signal = signals.next() => {
                 if signal == Asked::Stop {
-                    info!("stopping");
-                    notify(&[NotifyState::Stopping]);
-                    agent.stop().await;
+                    stop(agent).await;
                     return Ok(());
                 }
                 asked = true;
@@ -108,7 +106,7 @@ async fn serve(config: Config, places: Places<'_>) -> Result<(), Fatal> {
             () = edits.next() => {}
         }
         edits.renew().await; // before it is read: what is written later is told
-        let Some(read) = reread(&places, &agent).await else {
+        let Some(read) = reread(&places, &agent, asked).await else {
             info!("the config file is being written: it is read when that is over");
             continue;
         };
@@ -121,9 +119,18 @@ async fn serve(config: Config, places: Places<'_>) -> Result<(), Fatal> {
         if let Ok(now) = NotifyState::monotonic_usec_now() {
             notify(&[NotifyState::Reloading, now]);
         }
-        agent = reload(agent, read, &places).await?;
+        agent = match reload(agent, read, &places, &mut signals).await? {
+            Some(agent) => agent,
+            None => return Ok(()),
+        };
         notify(&[NotifyState::Ready]);
     }
+}
+
+async fn stop(agent: Agent) {
+    info!("stopping");
+    notify(&[NotifyState::Stopping]);
+    agent.stop().await;
 }
 
 /// What the last reading came to.
@@ -134,10 +141,14 @@ fn known(agent: &Agent) -> Result<Config, String> {
     }
 }
 
-/// The config as it is written now, if it is right; None while it is being written.
-async fn reread(places: &Places<'_>, agent: &Agent) -> Option<Result<Config, Fatal>> {
+/// The config as it is written now, if it is right; None while it is being written. Where somebody `asked` for it, it
+/// is read whoever has it open: that may be a program which never closes it.
+async fn reread(places: &Places<'_>, agent: &Agent, asked: bool) -> Option<Result<Config, Fatal>> {
     let (paths, flags, old) = (places.paths.clone(), places.flags.clone(), agent.config());
-    let read = move || config::undisturbed(&paths.config, || read_over(&old, &paths, &flags));
+    let read = move || match asked {
+        true => Some(read_over(&old, &paths, &flags)),
+        false => config::undisturbed(&paths.config, || read_over(&old, &paths, &flags)),
+    };
     let failed = |join| Fatal::new(Exit::Failed, format_args!("cannot read the config: {join}"));
     match tokio::task::spawn_blocking(read).await {
         Ok(read) => read,
@@ -165,27 +176,48 @@ fn read_over(old: &Config, paths: &Paths, flags: &Flags) -> Result<Config, Fatal
     Ok(config)
 }
 
-/// Takes up what was read. If that cannot be, the config stays as it was, and log and status say why.
-async fn reload(mut agent: Agent, read: Result<Config, Fatal>, places: &Places<'_>) -> Result<Agent, Fatal> {
+/// Takes up what was read. If that cannot be, the config stays as it was, and log and status say why. None: it was
+/// asked to stop meanwhile, and did.
+async fn reload(
+    mut agent: Agent,
+    read: Result<Config, Fatal>,
+    places: &Places<'_>,
+    signals: &mut Signals,
+) -> Result<Option<Agent>, Fatal> {
+    let old = agent.config();
     let reloaded = match read {
         Err(fatal) => Err(fatal),
-        Ok(new) => match agent.reload(new.clone()).await {
-            Ok(Reloaded::StartAnew(why)) => {
-                info!(why, "starts anew inside this process");
-                let started;
-                (agent, started) = restart(agent, new, places.paths).await?;
-                started
+        Ok(new) if new == *old => {
+            info!("the config is unchanged");
+            Ok(Reloaded::Holds)
+        }
+        Ok(new) => {
+            let taken_up = tokio::select! {
+                taken_up = agent.reload(new.clone()) => taken_up,
+                () = signals.stop() => {
+                    stop(agent).await;
+                    return Ok(None);
+                }
+            };
+            match taken_up {
+                Ok(Reloaded::StartAnew(why)) => {
+                    info!(why, "starts anew inside this process");
+                    let old = Config::clone(&old);
+                    let Some((started, how)) = restart(agent, old, new, places.paths, signals).await? else {
+                        return Ok(None);
+                    };
+                    agent = started;
+                    how
+                }
+                taken_up => taken_up,
             }
-            reloaded => reloaded,
-        },
+        }
     };
-    match &reloaded {
-        Ok(Reloaded::Unchanged) => info!("the config is unchanged"),
-        Ok(_) => {} // told already
-        Err(fatal) => warn!(mend = fatal.mend, "the config stays as it was: {fatal}"),
+    if let Err(fatal) = &reloaded {
+        warn!(mend = fatal.mend, "the config stays as it was: {fatal}");
     }
     agent.set_config_error(reloaded.as_ref().err().map(told));
-    Ok(agent)
+    Ok(Some(agent))
 }
 
 /// As `status` shows it.
@@ -196,14 +228,15 @@ fn told(fatal: &Fatal) -> String {
     }
 }
 
-/// Ends the agent and starts it with the `new` config; transfers under way resume. Where it cannot start so, the old
-/// config holds on.
+/// Ends the agent and starts it with the `new` config; transfers under way resume. Where it cannot start so, the `old`
+/// config holds on. None: it was asked to stop meanwhile.
 async fn restart(
     agent: Agent,
+    old: Config,
     new: Config,
     paths: &Paths,
-) -> Result<(Agent, Result<Reloaded, Fatal>), Fatal> {
-    let old = Config::clone(&agent.config());
+    signals: &mut Signals,
+) -> Result<Option<(Agent, Result<Reloaded, Fatal>)>, Fatal> {
     if !agent.stop().await {
         return Err(Fatal::new(
             Exit::Failed,
@@ -211,12 +244,21 @@ async fn restart(
         )
         .mend("start the agent again (a service manager does that by itself); nothing is lost"));
     }
-    match Agent::start(new, paths).await {
-        Ok(agent) => {
-            info!("the new config holds, in a new agent");
-            Ok((agent, Ok(Reloaded::Holds)))
+    let start = async {
+        match Agent::start(new, paths).await {
+            Ok(agent) => {
+                info!("the new config holds, in a new agent");
+                Ok((agent, Ok(Reloaded::Holds)))
+            }
+            Err(fatal) => Ok((Agent::start(old, paths).await?, Err(fatal))),
         }
-        Err(fatal) => Ok((Agent::start(old, paths).await?, Err(fatal))),
+    };
+    tokio::select! {
+        started = start => started.map(Some),
+        () = signals.stop() => {
+            info!("stopping");
+            Ok(None)
+        }
     }
 }
 

@@ -39,6 +39,14 @@ impl Signals {
             _ = self.hangup.recv() => Asked::Reload,
         }
     }
+
+    /// The next one that asks to stop; others wait meanwhile. Safe to cancel.
+    pub async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
 
 /// Catches Ctrl-C from its making on.
@@ -58,14 +66,12 @@ impl Signals {
 
     /// The next one; safe to cancel.
     pub async fn next(&mut self) -> Asked {
-        self.ctrl_c.recv().await;
+        self.stop().await;
         Asked::Stop
     }
-}
 
-impl Signals {
-    /// The next one that asks to stop.
+    /// The next one that asks to stop. Safe to cancel.
     pub async fn stop(&mut self) {
-        while self.next().await != Asked::Stop {}
+        self.ctrl_c.recv().await;
     }
 }

@@ -66,6 +66,7 @@ impl Dispatcher {
         mut events: mpsc::Receiver<LinkEvent>,
         cancel: CancellationToken,
     ) {
+        let _ended = cancel.clone().drop_guard(); // nobody waits for what is being read again
         let wake = shared.wake(peer.id);
         let mut this = Dispatcher {
             shared,

@@ -35,7 +35,7 @@ impl Doors {
             shared.clone(),
             peer.clone(),
             inbox,
-            cancel.clone(),
+            cancel.child_token(), // which it cancels itself when it ends
         ));
         self.lock().insert(peer.id, Door { events, dispatcher });
     }

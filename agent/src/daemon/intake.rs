@@ -89,8 +89,7 @@ async fn take_in(
     cancel: CancellationToken,
 ) {
     while let Some(event) = events.recv().await {
-        // Given up: the files lie in the outbox, and the next scan finds them.
-        persistently(&cancel, FIRST_WAIT, || async {
+        let queued = persistently(&cancel, FIRST_WAIT, || async {
             match event.clone() {
                 OutboxEvent::Marked { root, id } => found(&shared, root, id).await,
                 OutboxEvent::Settled { root, found } => {
@@ -106,6 +105,16 @@ async fn take_in(
             }
         })
         .await;
+        if queued.is_none() {
+            // The files lie in the outbox.
+            for running in shared
+                .outboxes()
+                .iter()
+                .filter(|running| running.status().path == outbox.path)
+            {
+                running.find_again();
+            }
+        }
     }
 }
 
@@ -188,11 +197,10 @@ struct InQueue {
 }
 
 impl Known for InQueue {
-    fn unknown(&self, found: Vec<Found>) -> Pin<Box<dyn Future<Output = Vec<Found>> + Send + '_>> {
+    fn unknown(&self, found: Vec<Found>) -> Pin<Box<dyn Future<Output = Option<Vec<Found>>> + Send + '_>> {
         Box::pin(async move {
             let ask = || self.shared.queue.unknown(found.clone());
-            let unknown = persistently(&self.cancel, FIRST_WAIT, ask).await;
-            unknown.unwrap_or_default() // the next scan asks again
+            persistently(&self.cancel, FIRST_WAIT, ask).await
         })
     }
 
@@ -200,16 +208,12 @@ impl Known for InQueue {
         &self,
         outbox: OutboxId,
         folders: Vec<RemotePath>,
-    ) -> Pin<Box<dyn Future<Output = Vec<RemotePath>> + Send + '_>> {
+    ) -> Pin<Box<dyn Future<Output = Option<Vec<RemotePath>>> + Send + '_>> {
         Box::pin(async move {
-            self.shared
-                .queue
-                .emptied(outbox, folders)
-                .await
-                .unwrap_or_else(|error| {
-                    warn!(%error, "the job list failed");
-                    Vec::new() // the next scan asks again
-                })
+            let emptied = self.shared.queue.emptied(outbox, folders).await;
+            emptied
+                .inspect_err(|error| warn!(%error, "the job list failed"))
+                .ok()
         })
     }
 }

@@ -19,8 +19,6 @@ use crate::{
 /// What came of a new config.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Reloaded {
-    /// It says what the old one said.
-    Unchanged,
     /// It holds.
     Holds,
     /// The old one holds: for this, all of the agent has to start anew.
@@ -70,9 +68,6 @@ impl Agent {
     /// any more finds nothing new, but what it found is still delivered.
     pub async fn reload(&self, new: Config) -> Result<Reloaded, Fatal> {
         let old = self.shared.config();
-        if *old == new {
-            return Ok(Reloaded::Unchanged);
-        }
         new.check_own_id(self.id())?;
         let changes = match plan(&old, &new) {
             Plan::Change(changes) => changes,

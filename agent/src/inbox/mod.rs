@@ -21,6 +21,7 @@ use std::{
         mpsc::SyncSender,
     },
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use dropwire_protocol::{
@@ -70,6 +71,8 @@ pub use ledger::SCHEMA_1;
 const COMMANDS: usize = 64;
 /// Outcomes of one link that wait; a live link never lets it come near (see `reply::Outcomes`).
 const OUTCOMES: usize = 8192;
+/// How long a start waits for the first look at the inbox's folder.
+const FIRST_LOOK: Duration = Duration::from_secs(5);
 /// Arrivals that wait for a slow listener.
 const ARRIVALS: usize = 1024;
 
@@ -215,13 +218,15 @@ impl Inbox {
             let shared = shared.clone();
             move || shared.enter().map(drop)
         });
-        match first_look.await {
-            Ok(Err(trouble)) if trouble.hopeless => {
+        match tokio::time::timeout(FIRST_LOOK, first_look).await {
+            Ok(Ok(Err(trouble))) if trouble.hopeless => {
                 return Err(Fatal::new(Exit::Config, trouble.reason)
                     .mend("choose an inbox whose folder lies wholly on one file system"));
             }
-            Ok(_) => {}
-            Err(e) => return Err(Fatal::new(Exit::Failed, format_args!("opening the inbox: {e}"))),
+            Ok(Ok(_)) => {}
+            Ok(Err(e)) => return Err(Fatal::new(Exit::Failed, format_args!("opening the inbox: {e}"))),
+            // It goes on by itself; what sends need not wait for it.
+            Err(_) => tracing::warn!("the inbox is held: {}", site::NO_LOOK),
         }
         let (batch, waiting) = batch::queue();
         let thread = thread::Builder::new().name("inbox-small".into()).spawn({

@@ -23,6 +23,8 @@ use crate::{
 const PARTIALS: &str = "partial";
 const PROBE: &str = "probe";
 const PROBED: &str = "probed";
+/// Said as long as nothing is known of it.
+pub const NO_LOOK: &str = "the first look at it is not over yet (does its disk answer?)";
 
 /// An inbox folder that is there.
 pub struct Site {
@@ -149,7 +151,7 @@ impl Gate {
         Gate {
             path,
             entering: Mutex::new(()),
-            state: Mutex::new(State::Held("the inbox was not looked at yet".into())),
+            state: Mutex::new(State::Held(NO_LOOK.into())),
         }
     }
 

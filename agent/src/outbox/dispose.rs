@@ -9,6 +9,7 @@
 //! | under both | the name in `leaving` goes, and it is begun again from the path |
 //! | in `leaving` and the archive, or given back beside its path | only the name in `leaving` goes |
 //! | in none | both directories synced, then gone |
+//! | its marker in `leaving/<name>.marker` | goes with it, or back with it |
 //!
 //! Two names are left where a crash came between the syncs of a rename's two directories (btrfs), or between link and
 //! unlink where nothing else can name a file without replacing. The new name is always the first to be durable, and no
@@ -32,7 +33,7 @@ use crate::{
     version::{OutboxId, Version},
 };
 
-mod beside;
+pub(super) mod beside;
 mod check;
 mod folder;
 mod touched;
@@ -154,13 +155,13 @@ fn dispose_together(steps: &mut Steps<'_>, batch: &[Disposal]) -> Vec<Result<Dis
         .iter()
         .zip(staged)
         .map(|(what, staged)| match (staged?, &synced) {
-            (Stage::Stays(answer), _) => Ok(answer),
+            (Stage::Stays(answer), _) => steps.unmark(what, answer),
             (_, Err(e)) => Err(what.failed("the syncing", copy_of(e))),
             (Stage::Gone, Ok(())) => steps.unmark(what, Disposed::Gone),
-            (Stage::Leaving { file, checked }, Ok(())) => match steps.leave(what, &file, checked)? {
-                Disposed::Done => steps.unmark(what, Disposed::Done),
-                answer => Ok(answer),
-            },
+            (Stage::Leaving { file, checked }, Ok(())) => {
+                let answer = steps.leave(what, &file, checked)?;
+                steps.unmark(what, answer)
+            }
         })
         .collect();
     let synced = steps.sync_left();
@@ -308,6 +309,7 @@ impl<'a> Steps<'a> {
             Checked::Delivered(lease) => lease,
             Checked::Not(answer) => return Ok(Stage::Stays(answer)),
         };
+        marker::take(&folder, &self.leaving, what).map_err(failed)?;
         match durable::rename_noreplace(&folder, at, &self.leaving, name) {
             Ok(_) => {}
             Err(e) if e.kind() == io::ErrorKind::NotFound => return self.gone(what),
@@ -433,24 +435,14 @@ impl<'a> Steps<'a> {
         rename_beside(&self.leaving, OsStr::new(&what.name), folder, name)
     }
 
-    /// The marker goes after its file: gone on with after a crash, as the job list still knows the disposal.
-    fn unmark(&mut self, what: &Disposal, answer: Disposed) -> Result<Disposed, DisposeError> {
-        let Some(suffix) = &what.marker else {
-            return Ok(answer);
-        };
-        let removed = match confined::parent(&self.outbox, &what.path) {
-            Ok(folder) => {
-                let removed = marker::remove(&folder, &self.leaving, &what.path, &what.name, suffix);
-                self.touched.add((Area::Outbox, what.path.parent()), folder);
-                removed
-            }
-            Err(e) if confined::is_absent(&e) => Ok(()),
-            Err(e) => Err(e),
-        };
-        match removed {
-            Ok(()) => Ok(answer),
-            Err(e) => Err(what.failed("the removing of the marker", e)),
-        }
+    /// The marker goes with its file, or back with it.
+    fn unmark(&self, what: &Disposal, answer: Disposed) -> Result<Disposed, DisposeError> {
+        let left = matches!(answer, Disposed::Done | Disposed::Gone);
+        marker::end(&self.leaving, what, left, || {
+            self.make_folders(&self.outbox, &what.path)
+        })
+        .map(|()| answer)
+        .map_err(|e| what.failed("the moving of its marker", e))
     }
 
     /// Its old name, or the next free one beside it; its folders are made again where they are gone. One that is only

@@ -15,8 +15,10 @@ pub(super) struct Health {
     /// The system refused to watch further folders.
     limited: bool,
     deaf: bool,
-    /// When the probe was made whose event is waited for.
+    /// When the probe was begun whose event is waited for.
     probed: Option<Instant>,
+    /// When its event has to be there; None: it is not made yet.
+    due: Option<Instant>,
     missed: u32,
     latency: Option<Duration>,
 }
@@ -48,6 +50,7 @@ impl Health {
             limited: false,
             deaf: false,
             probed: None,
+            due: None,
             missed: 0,
             latency: None,
         }
@@ -56,8 +59,6 @@ impl Health {
     /// A watch begins, or there is none for a reason.
     pub(super) fn begin(&mut self, watch: Result<(), String>) {
         *self = Health {
-            wanted: self.wanted,
-            deadline: self.deadline,
             absent: watch.err(),
             ..Health::new(self.wanted, self.deadline)
         };
@@ -80,9 +81,14 @@ impl Health {
         self.probed = Some(at);
     }
 
+    /// It is made, at `at`: a busy disk may have taken long, which says nothing of events.
+    pub(super) fn made(&mut self, at: Instant) {
+        self.due = self.probed.map(|_| at + self.deadline);
+    }
+
     /// The probe could not be made.
     pub(super) fn unprobed(&mut self) {
-        self.probed = None;
+        (self.probed, self.due) = (None, None);
     }
 
     /// A probe's event came, at `at`.
@@ -90,6 +96,7 @@ impl Health {
         if let Some(probed) = self.probed.take() {
             self.latency = Some(at.saturating_duration_since(probed));
         }
+        self.due = None;
         self.missed = 0;
         match std::mem::take(&mut self.deaf) {
             true => Heard::Back,
@@ -99,7 +106,7 @@ impl Health {
 
     /// When something is to be concluded from the silence.
     pub(super) fn overdue_at(&self) -> Option<Instant> {
-        self.probed.map(|at| at + self.deadline)
+        self.due
     }
 
     /// Looks whether a probe is overdue.
@@ -107,7 +114,7 @@ impl Health {
         if self.overdue_at().is_none_or(|at| now < at) {
             return Heard::Same;
         }
-        self.probed = None;
+        self.unprobed();
         self.missed = self.missed.saturating_add(1);
         if self.deaf {
             return Heard::Same;
@@ -171,22 +178,28 @@ mod tests {
         start + Duration::from_secs(seconds)
     }
 
+    fn probe(health: &mut Health, at: Instant) {
+        health.probed(at);
+        health.made(at);
+    }
+
     #[test]
     fn one_late_event_is_asked_for_again_two_mean_polling_and_one_that_comes_ends_it() {
         let (mut health, start) = health(Watch::Auto);
         assert!(health.may_probe() && !health.is_proven() && !health.polls());
         health.probed(start);
-        assert!(!health.may_probe());
+        assert!(!health.may_probe() && health.overdue_at().is_none());
+        health.made(start);
         assert_eq!(health.overdue_at(), Some(after(start, 5)));
         assert_eq!(health.check(after(start, 4)), Heard::Same);
         assert_eq!(health.check(after(start, 5)), Heard::Again);
-        health.probed(after(start, 5));
+        probe(&mut health, after(start, 5));
         assert!(!health.polls());
         assert_eq!(health.check(after(start, 10)), Heard::Lost);
         assert!(health.polls() && health.reason().is_some() && health.name() == "poll");
-        health.probed(after(start, 600));
+        probe(&mut health, after(start, 600));
         assert_eq!(health.check(after(start, 605)), Heard::Same, "said already");
-        health.probed(after(start, 1200));
+        probe(&mut health, after(start, 1200));
         assert_eq!(health.heard(after(start, 1201)), Heard::Back);
         assert!(!health.polls() && health.is_proven() && health.reason().is_none());
         assert_eq!(health.latency(), Some(Duration::from_secs(1)));
@@ -196,11 +209,23 @@ mod tests {
     #[test]
     fn an_event_after_all_begins_the_count_anew() {
         let (mut health, start) = health(Watch::Auto);
-        health.probed(start);
+        probe(&mut health, start);
         assert_eq!(health.check(after(start, 5)), Heard::Again);
         assert_eq!(health.heard(after(start, 6)), Heard::Same);
-        health.probed(after(start, 7));
+        probe(&mut health, after(start, 7));
         assert_eq!(health.check(after(start, 12)), Heard::Again);
+    }
+
+    #[test]
+    fn a_probe_that_took_long_to_make_is_not_overdue() {
+        let (mut health, start) = health(Watch::Auto);
+        health.probed(start);
+        assert_eq!(health.check(after(start, 60)), Heard::Same);
+        health.made(after(start, 60));
+        assert_eq!(health.check(after(start, 64)), Heard::Same);
+        assert_eq!(health.heard(after(start, 64)), Heard::Same);
+        assert_eq!(health.latency(), Some(Duration::from_secs(64)), "as it was");
+        assert!(health.may_probe() && health.overdue_at().is_none());
     }
 
     #[test]
@@ -227,7 +252,7 @@ mod tests {
         for (rescan, deadline) in [(50, 1000), (2000, 2000), (600_000, 5000)] {
             let mut health = Health::new(Watch::Auto, Duration::from_millis(rescan));
             health.begin(Ok(()));
-            health.probed(now);
+            probe(&mut health, now);
             assert_eq!(health.overdue_at(), Some(now + Duration::from_millis(deadline)));
         }
     }

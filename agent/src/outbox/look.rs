@@ -32,6 +32,8 @@ pub(super) enum Seen {
     },
     /// A folder that is kept back by this; `why` in few words.
     Held { why: &'static str, reason: String },
+    /// It waits for its marker; the reason says so. The marker's coming is an event, and scans look again.
+    Unmarked(String),
     /// Nothing (any more).
     Nothing,
     /// It cannot be sent, for this reason: no regular file, or unreadable.
@@ -62,7 +64,8 @@ pub(super) fn look(root: &Dir, path: &RemotePath, rules: &Rules) -> Seen {
 fn try_look(root: &Dir, path: &RemotePath, rules: &Rules) -> io::Result<Seen> {
     let folder = confined::parent(root, path)?;
     let name = confined::os_str(path.file_name())?;
-    let kind = folder.symlink_metadata(name)?.file_type();
+    let meta = folder.symlink_metadata(name)?;
+    let kind = meta.file_type();
     if kind.is_dir() {
         return Ok(Seen::Folder);
     }
@@ -71,9 +74,14 @@ fn try_look(root: &Dir, path: &RemotePath, rules: &Rules) -> io::Result<Seen> {
     }
     if let Some(suffix) = &rules.marker {
         let name = path.file_name();
-        // Its marker's coming is an event, and scans look again: nothing has to be waited for here.
-        if marker::stem(name, suffix).is_some() || !marker::is_there(&folder, name, suffix) {
-            return Ok(Seen::Nothing);
+        if marker::stem(name, suffix).is_some() {
+            return Ok(match marker::is_one(&meta) {
+                true => Seen::Nothing,
+                false => Seen::Refused(marker::HAS_BYTES.into()),
+            });
+        }
+        if !marker::is_there(&folder, name, suffix) {
+            return Ok(Seen::Unmarked(marker::missing(name, suffix)));
         }
     }
     let file = confined::open_file(&folder, name)?;
@@ -257,12 +265,14 @@ mod tests {
         let at = |path: &str| look(&dir, &RemotePath::parse(path.as_bytes()).unwrap(), &rules);
         fs::create_dir(temp.path().join("sub.ok")).unwrap();
         fs::write(temp.path().join("file"), "").unwrap();
-        assert!(matches!(at("file"), Seen::Nothing));
+        assert!(matches!(at("file"), Seen::Unmarked(why) if why.ends_with("file.ok")));
         let writer = File::create(temp.path().join("file.ok")).unwrap();
         assert_eq!(rest_of(at("file")), Duration::ZERO, "empty ones too");
         drop(writer);
         assert!(matches!(at("file.ok"), Seen::Nothing));
         assert!(matches!(at("sub.ok"), Seen::Folder));
+        fs::write(temp.path().join("other.ok"), "bytes").unwrap();
+        assert!(matches!(at("other.ok"), Seen::Refused(why) if why.contains("not empty")));
         let _writer = File::options()
             .append(true)
             .open(temp.path().join("file"))

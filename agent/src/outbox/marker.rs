@@ -1,12 +1,13 @@
 //! Markers: where `ready = "marker"`, a file is only complete once an empty one beside it, `report.pdf.done` say, tells
-//! so. A marker is never sent itself, and leaves with its file.
+//! so. A marker is never sent itself, and leaves with its file. A file of such a name that holds bytes is no marker:
+//! nothing is removed that was not sent.
 
 use std::{ffi::OsString, io};
 
-use cap_std::fs::Dir;
-use dropwire_protocol::RemotePath;
+use cap_std::fs::{Dir, Metadata};
 
-use crate::{confined, durable, fault};
+use super::dispose::{Disposal, beside::rename_beside};
+use crate::{confined, durable, fault, version::Version};
 
 /// The file whose marker has the name `name`; None if that is no marker's name.
 pub(super) fn stem<'a>(name: &'a [u8], suffix: &str) -> Option<&'a [u8]> {
@@ -14,61 +15,121 @@ pub(super) fn stem<'a>(name: &'a [u8], suffix: &str) -> Option<&'a [u8]> {
         .filter(|stem| !stem.is_empty())
 }
 
-/// Whether the file `name` in `folder` has its marker.
-pub(super) fn is_there(folder: &Dir, name: &[u8], suffix: &str) -> bool {
-    let marker = [name, suffix.as_bytes()].concat();
-    confined::os_str(&marker)
-        .and_then(|marker| folder.symlink_metadata(marker))
-        .is_ok_and(|meta| meta.is_file())
+/// Why a file that has a marker's name, and bytes, stays where it is.
+pub(super) const HAS_BYTES: &str = "it has a marker's name, but is not empty: neither a marker nor sent";
+
+/// Whether what has a marker's name is one.
+pub(super) fn is_one(meta: &Metadata) -> bool {
+    meta.is_file() && meta.len() == 0
 }
 
-/// Removes the marker of the file that left from `path`, whose name in `leaving` was `name`.
-///
-/// It goes by way of `leaving` too: where a new file has the path by now, the marker may be that one's, and is given
-/// back; looked at first and removed then, it might come in between and the new file wait for its marker for ever.
-/// Cut short at any point, it is gone on with by the next call. Durable once `folder` and `leaving` are synced; what is
-/// given back is durable on return.
-pub(super) fn remove(
-    folder: &Dir,
+/// Whether the file `name` in `folder` has its marker.
+pub(super) fn is_there(folder: &Dir, name: &[u8], suffix: &str) -> bool {
+    let marker = name_of(name, suffix);
+    let meta = confined::os_str(&marker).and_then(|marker| folder.symlink_metadata(marker));
+    meta.is_ok_and(|meta| is_one(&meta))
+}
+
+/// What the file `name` waits for.
+pub(super) fn missing(name: &[u8], suffix: &str) -> String {
+    let marker = dropwire_protocol::name::escape(&name_of(name, suffix));
+    format!("it waits for its marker {marker}")
+}
+
+fn name_of(name: &[u8], suffix: &str) -> Vec<u8> {
+    [name, suffix.as_bytes()].concat()
+}
+
+/// Its name in `leaving`.
+fn held(what: &Disposal) -> OsString {
+    format!("{}.marker", what.name).into()
+}
+
+/// Takes the marker along into `leaving`; to be called before its file goes there from `folder`. Left for after that,
+/// it would mark the next file of that name, however unfinished. Durable with the file's own rename; after a crash in
+/// between, called again, or [`end`], goes on.
+pub(super) fn take(folder: &Dir, leaving: &Dir, what: &Disposal) -> io::Result<()> {
+    let Some(suffix) = what.marker.as_deref() else {
+        return Ok(());
+    };
+    if !is_there(folder, what.path.file_name(), suffix) {
+        return Ok(());
+    }
+    let marker = name_of(what.path.file_name(), suffix);
+    let (marker, held) = (confined::os_str(&marker)?, held(what));
+    let rename = || durable::rename_noreplace(folder, marker, leaving, &held);
+    let taken = match rename() {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+            discard(folder, leaving, what)?; // of the time before a crash; this one may be newer
+            rename()
+        }
+        other => other,
+    };
+    match taken {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// Ends what [`take`] began. With a file that `left` its marker goes for good; durable once `leaving` is synced. With
+/// one that is back, or did not go, it goes back, durably; but not to another file, which needs a marker of its own.
+/// It waits while its file waits in `leaving`. `folder` opens what it was taken from.
+pub(super) fn end(
     leaving: &Dir,
-    path: &RemotePath,
-    name: &str,
-    suffix: &str,
+    what: &Disposal,
+    left: bool,
+    folder: impl FnOnce() -> io::Result<Dir>,
 ) -> io::Result<()> {
-    let file = confined::os_str(path.file_name())?;
-    let marker = [path.file_name(), suffix.as_bytes()].concat();
-    let marker = confined::os_str(&marker)?;
-    let held = OsString::from(format!("{name}.marker"));
-    if leaving.symlink_metadata(&held).is_err() {
-        match folder.symlink_metadata(marker) {
-            Ok(meta) if meta.is_file() => {}
-            Ok(_) => return Ok(()), // a folder, say: not ours to remove
-            Err(e) if confined::is_absent(&e) => return Ok(()),
-            Err(e) => return Err(e),
-        }
-        match durable::rename_noreplace(folder, marker, leaving, &held) {
-            Ok(_) => {}
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(e) => return Err(e),
-        }
-    }
-    if folder.symlink_metadata(file).is_err() {
-        return durable::unlink(leaving, &held);
-    }
-    match durable::rename_noreplace(leaving, &held, folder, marker) {
+    let held = held(what);
+    match leaving.symlink_metadata(&held) {
+        Ok(meta) if left && is_one(&meta) => return durable::unlink(leaving, &held),
         Ok(_) => {}
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => durable::unlink(leaving, &held)?,
+        Err(e) if confined::is_absent(&e) => return Ok(()),
         Err(e) => return Err(e),
     }
-    fault::step("S5-marker-dir", || durable::sync_dir(folder))?;
+    if !left && leaving.symlink_metadata(&what.name).is_ok() {
+        return Ok(());
+    }
+    let folder = folder()?;
+    let file = folder.symlink_metadata(confined::os_str(what.path.file_name())?);
+    let is_its_own = file.is_ok_and(|file| {
+        let there = Version::listed(&file);
+        (there.inode, there.birth_ns) == (what.version.inode, what.version.birth_ns)
+    });
+    let marker = name_of(what.path.file_name(), suffix(what));
+    let back = || durable::rename_noreplace(leaving, &held, &folder, confined::os_str(&marker)?);
+    match (!left && is_its_own && what.marker.is_some()).then(back) {
+        Some(Ok(_)) => {}
+        Some(Err(e)) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+        _ => discard(&folder, leaving, what)?,
+    }
+    fault::step("S5-marker-dir", || durable::sync_dir(&folder))?;
     fault::step("S5-marker-leaving-dir", || durable::sync_dir(leaving))
+}
+
+/// Removes it from `leaving`. Should it have got bytes meanwhile, it goes back, or beside.
+fn discard(folder: &Dir, leaving: &Dir, what: &Disposal) -> io::Result<()> {
+    let held = held(what);
+    if is_one(&leaving.symlink_metadata(&held)?) {
+        return durable::unlink(leaving, &held);
+    }
+    let marker = name_of(what.path.file_name(), suffix(what));
+    rename_beside(leaving, &held, folder, confined::os_str(&marker)?)
+}
+
+/// The config may know no marker any more.
+fn suffix(what: &Disposal) -> &str {
+    what.marker.as_deref().unwrap_or(".marker")
 }
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::{fs, path::Path};
+
+    use dropwire_protocol::RemotePath;
 
     use super::*;
+    use crate::{config::AfterSend, version::OutboxId};
 
     #[test]
     fn names() {
@@ -87,71 +148,157 @@ mod tests {
         }
     }
 
-    /// The outbox's folder and `leaving`.
-    fn folders() -> (tempfile::TempDir, Dir, Dir) {
-        let temp = tempfile::tempdir().unwrap();
-        fs::create_dir(temp.path().join("leaving")).unwrap();
-        let (folder, leaving) = (temp.path(), temp.path().join("leaving"));
-        let (folder, leaving) = (confined::root(folder).unwrap(), confined::root(&leaving).unwrap());
-        (temp, folder, leaving)
+    /// A folder with the file `x`, whose name in the folder `leaving` in it is `name`.
+    struct Outbox {
+        temp: tempfile::TempDir,
+        folder: Dir,
+        leaving: Dir,
+        what: Disposal,
     }
 
-    fn names_in(dir: &Dir) -> Vec<String> {
-        let names = dir
-            .entries()
-            .unwrap()
-            .map(|e| e.unwrap().file_name().into_string().unwrap());
-        let mut names: Vec<_> = names.filter(|name| name != "leaving").collect();
-        names.sort();
-        names
-    }
-
-    #[test]
-    fn a_marker_goes_with_its_file_but_not_with_the_next_one() {
-        let (temp, folder, leaving) = folders();
-        let path = RemotePath::parse(b"x").unwrap();
-        let remove = || remove(&folder, &leaving, &path, "name", ".done").unwrap();
-        remove();
-        folder.write("x.done", "").unwrap();
-        assert!(is_there(&folder, b"x", ".done"));
-        remove();
-        assert!(names_in(&folder).is_empty());
-        folder.write("x.done", "").unwrap();
-        folder.write("x", "the next one").unwrap();
-        remove();
-        assert_eq!(names_in(&folder), ["x", "x.done"]);
-        assert!(names_in(&leaving).is_empty());
-        #[cfg(target_os = "linux")]
-        {
-            let calls = durable::trace::of(temp.path());
-            let given_back = [durable::trace::sync(""), durable::trace::sync("leaving")];
-            assert!(calls.ends_with(&given_back), "{calls:#?}");
+    impl Outbox {
+        fn new() -> Self {
+            let temp = tempfile::tempdir().unwrap();
+            fs::create_dir(temp.path().join("leaving")).unwrap();
+            let open = |path: &Path| confined::root(path).unwrap();
+            let (folder, leaving) = (open(temp.path()), open(&temp.path().join("leaving")));
+            folder.write("x", "bytes").unwrap();
+            let what = Disposal {
+                name: "name".into(),
+                outbox: OutboxId([0; 16]),
+                root: temp.path().into(),
+                path: RemotePath::parse(b"x").unwrap(),
+                version: Version::listed(&folder.symlink_metadata("x").unwrap()),
+                digest: dropwire_protocol::RunningDigest::default().value(),
+                after: AfterSend::Delete,
+                marker: Some(".done".into()),
+            };
+            Outbox {
+                temp,
+                folder,
+                leaving,
+                what,
+            }
         }
-        #[cfg(not(target_os = "linux"))]
-        drop(temp);
-        folder.remove_file("x").unwrap();
-        folder.remove_file("x.done").unwrap();
-        folder.create_dir("x.done").unwrap();
-        assert!(!is_there(&folder, b"x", ".done"));
-        remove();
-        assert_eq!(names_in(&folder), ["x.done"]);
+
+        fn take(&self) {
+            take(&self.folder, &self.leaving, &self.what).unwrap();
+        }
+
+        fn end(&self, left: bool) {
+            end(&self.leaving, &self.what, left, || self.folder.try_clone()).unwrap();
+        }
+
+        /// What lies in both.
+        fn names(&self) -> Vec<String> {
+            let names_in = |dir: &Dir, prefix: &str| -> Vec<String> {
+                let names = dir.entries().unwrap();
+                let names = names.map(|e| e.unwrap().file_name().into_string().unwrap());
+                names.map(|name| format!("{prefix}{name}")).collect()
+            };
+            let mut names = names_in(&self.folder, "");
+            names.extend(names_in(&self.leaving, "leaving/"));
+            names.retain(|name| name != "leaving");
+            names.sort();
+            names
+        }
     }
 
     #[test]
-    fn what_a_crash_left_is_gone_on_with() {
-        let (_temp, folder, leaving) = folders();
-        let path = RemotePath::parse(b"x").unwrap();
-        let remove = || remove(&folder, &leaving, &path, "name", ".done").unwrap();
-        leaving.write("name.marker", "").unwrap();
-        remove();
-        assert!(names_in(&leaving).is_empty());
-        leaving.write("name.marker", "").unwrap();
-        folder.write("x", "the next one").unwrap();
-        remove();
-        assert_eq!(names_in(&folder), ["x", "x.done"]);
-        leaving.write("name.marker", "").unwrap();
-        remove();
-        assert_eq!(names_in(&folder), ["x", "x.done"], "it has its own already");
-        assert!(names_in(&leaving).is_empty());
+    fn a_marker_goes_with_its_file_or_back_with_it() {
+        let outbox = Outbox::new();
+        outbox.take();
+        outbox.end(true);
+        assert_eq!(outbox.names(), ["x"], "it has none");
+        for again in 0..2 {
+            outbox.folder.write("x.done", "").unwrap();
+            assert!(is_there(&outbox.folder, b"x", ".done"));
+            outbox.take();
+            for _ in 0..again {
+                outbox.take(); // after a crash
+            }
+            assert_eq!(outbox.names(), ["leaving/name.marker", "x"]);
+            outbox.end(false);
+            outbox.end(false);
+            assert_eq!(outbox.names(), ["x", "x.done"]);
+            #[cfg(target_os = "linux")]
+            {
+                let calls = durable::trace::of(outbox.temp.path());
+                let given_back = [durable::trace::sync(""), durable::trace::sync("leaving")];
+                assert!(calls.ends_with(&given_back), "{calls:#?}");
+            }
+            outbox.take();
+            outbox.end(true);
+            assert_eq!(outbox.names(), ["x"]);
+        }
+        drop(outbox.temp);
+    }
+
+    #[test]
+    fn one_that_lies_under_both_names_after_a_crash_is_one() {
+        let outbox = Outbox::new();
+        for left in [true, false] {
+            outbox.folder.write("x.done", "").unwrap();
+            outbox.leaving.write("name.marker", "").unwrap();
+            outbox.take();
+            assert_eq!(outbox.names(), ["leaving/name.marker", "x"]);
+            outbox.folder.write("x.done", "").unwrap();
+            outbox.end(left);
+            assert_eq!(outbox.names(), ["x", "x.done"]);
+        }
+    }
+
+    #[test]
+    fn it_never_marks_another_file() {
+        let outbox = Outbox::new();
+        outbox.folder.write("x.done", "").unwrap();
+        outbox.take();
+        outbox.folder.rename("x", &outbox.leaving, "name").unwrap(); // so the next x is another inode
+        outbox.folder.write("x", "unfinished").unwrap();
+        outbox.end(false);
+        assert_eq!(
+            outbox.names(),
+            ["leaving/name", "leaving/name.marker", "x"],
+            "its file waits"
+        );
+        outbox.leaving.rename("name", &outbox.folder, "x (1)").unwrap();
+        outbox.end(false);
+        assert_eq!(outbox.names(), ["x", "x (1)"]);
+    }
+
+    #[test]
+    fn what_holds_bytes_is_no_marker_and_stays() {
+        let mut outbox = Outbox::new();
+        outbox.folder.write("x.done", "not a marker").unwrap();
+        assert!(!is_there(&outbox.folder, b"x", ".done"));
+        outbox.take();
+        outbox.end(true);
+        assert_eq!(outbox.names(), ["x", "x.done"]);
+        // Written to while it left.
+        outbox.leaving.write("name.marker", "late bytes").unwrap();
+        outbox.end(true);
+        assert_eq!(outbox.names(), ["x", "x (1).done", "x.done"]);
+        outbox.folder.remove_file("x.done").unwrap();
+        outbox.folder.create_dir("x.done").unwrap();
+        assert!(!is_there(&outbox.folder, b"x", ".done"));
+        outbox.take();
+        assert_eq!(outbox.names(), ["x", "x (1).done", "x.done"]);
+        // A marker's name would be too long.
+        outbox.what.path = RemotePath::parse("n".repeat(252).as_bytes()).unwrap();
+        outbox.take();
+        outbox.end(true);
+    }
+
+    #[test]
+    fn one_taken_before_the_config_gave_markers_up_does_not_stay() {
+        let mut outbox = Outbox::new();
+        for left in [true, false] {
+            outbox.what.marker = Some(".done".into());
+            outbox.folder.write("x.done", "").unwrap();
+            outbox.take();
+            outbox.what.marker = None;
+            outbox.end(left);
+            assert_eq!(outbox.names(), ["x"]);
+        }
     }
 }

@@ -66,7 +66,7 @@ impl Memory {
         self.cleared
     }
 
-    /// `path` was listed, at `now`, and all in it could be told. `stamp` was taken before, and `cleared` asked for: what
+    /// `path` was listed from `now` on, and all in it could be told. `stamp` was taken before, and `cleared` asked for: what
     /// was forgotten since stays so. A change within one step of the file system's clock would not show, so a folder
     /// that changed just now is not remembered.
     pub(super) fn listed(

@@ -50,15 +50,16 @@ use crate::{
 
 /// Tells which found files are already in the job list.
 pub trait Known: Send + Sync {
-    /// Those of `found` (at most 1,000) that have no job for this version yet.
-    fn unknown(&self, found: Vec<Found>) -> Pin<Box<dyn Future<Output = Vec<Found>> + Send + '_>>;
+    /// Those of `found` (at most 1,000) that have no job for this version yet. None: it cannot be told now.
+    fn unknown(&self, found: Vec<Found>) -> Pin<Box<dyn Future<Output = Option<Vec<Found>>> + Send + '_>>;
 
     /// Those of `folders` (at most 1,000) out of which, or out of folders in them, something was delivered and left.
+    /// None: it cannot be told now.
     fn emptied(
         &self,
         outbox: OutboxId,
         folders: Vec<RemotePath>,
-    ) -> Pin<Box<dyn Future<Output = Vec<RemotePath>> + Send + '_>>;
+    ) -> Pin<Box<dyn Future<Output = Option<Vec<RemotePath>>> + Send + '_>>;
 }
 
 /// What an outbox tells the daemon.
@@ -194,7 +195,14 @@ impl Outbox {
             return Some(format!("ignored: matches {pattern}"));
         }
         let suffix = self.shared.config.marker.as_deref();
-        if let Some(file) = suffix.and_then(|suffix| marker::stem(below.file_name(), suffix)) {
+        let meta = std::fs::symlink_metadata(path).ok();
+        if let Some(file) = suffix.and_then(|suffix| marker::stem(below.file_name(), suffix))
+            && self.shared.delivery_of(&below).is_none()
+            && !meta.as_ref().is_some_and(std::fs::Metadata::is_dir)
+        {
+            if meta.is_some_and(|meta| meta.len() > 0) {
+                return Some(format!("not sent: {}", marker::HAS_BYTES));
+            }
             let file = dropwire_protocol::name::escape(file);
             return Some(format!("never sent: it is the marker of {file}"));
         }
@@ -214,15 +222,17 @@ impl Outbox {
         }
         drop(state);
         // Not seen yet, or one of too many.
-        let meta = std::fs::symlink_metadata(path).ok()?;
+        let meta = meta?;
         if !meta.is_file() {
             return (!meta.is_dir()).then(|| "not sent: it is not a regular file".into());
         }
         let marker = std::ffi::OsString::from_iter([path.as_os_str(), suffix?.as_ref()]);
-        let marker = Path::new(&marker);
-        (!marker.is_file()).then(|| {
-            let name = confined::bytes(marker.file_name().unwrap_or_default()).unwrap_or_default();
-            format!("waits for its marker {}", dropwire_protocol::name::escape(name))
+        let there = std::fs::symlink_metadata(marker).is_ok_and(|m| m.is_file() && m.len() == 0);
+        (!there).then(|| {
+            format!(
+                "not sent: {}",
+                marker::missing(unit.file_name(), suffix.unwrap_or_default())
+            )
         })
     }
 
@@ -243,6 +253,12 @@ impl Outbox {
         self.command(Command::Emptied(folder));
     }
 
+    /// Scans everything again soon: what was found is not queued.
+    pub fn find_again(&self) {
+        self.shared.missed.store(true, Ordering::Release); // seen before the task waits again
+        let _ = self.commands.try_send(Command::Scan); // wakes it; one that is busy needs no waking
+    }
+
     fn command(&self, command: Command) {
         if self.commands.try_send(command).is_err() {
             self.shared.missed.store(true, Ordering::Release); // the task is busy; it scans then
@@ -255,6 +271,8 @@ impl Outbox {
 enum Command {
     Recheck(RemotePath),
     Emptied(RemotePath),
+    /// Something was missed.
+    Scan,
 }
 
 /// Between handle and task.

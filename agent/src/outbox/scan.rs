@@ -113,8 +113,9 @@ impl Walk<'_> {
     fn folder(&self, dir: &Dir, stand: &mut Stand, depth: usize) -> Result<(), Ended> {
         let place = confined::os_str(&stand.path).map(|below| self.root.join(below));
         (self.watch)(place.as_deref().unwrap_or(self.root));
-        // Taken before the listing: what comes in meanwhile changes it.
+        // Taken before the listing: what comes in meanwhile changes it, unless it is fresh.
         let stamp = Stamp::of(dir).ok().map(|stamp| (stamp, self.memory().cleared()));
+        let begun = SystemTime::now();
         if let (Some((stamp, _)), Some(scan)) = (&stamp, self.leave_out) {
             let unchanged = self.memory().unchanged(&stand.path, stamp, scan);
             if let Some(folders) = unchanged {
@@ -130,10 +131,7 @@ impl Walk<'_> {
         let troubled_above = std::mem::take(&mut stand.troubled);
         let folders = self.list(dir, stand, depth)?;
         match stamp {
-            Some(stamp) if !stand.troubled => {
-                self.memory()
-                    .listed(&stand.path, stamp, SystemTime::now(), folders)
-            }
+            Some(stamp) if !stand.troubled => self.memory().listed(&stand.path, stamp, begun, folders),
             _ => self.memory().forget(&stand.path),
         }
         stand.troubled = troubled_above;
@@ -271,6 +269,9 @@ impl Walk<'_> {
             .marker
             .is_some_and(|suffix| marker::stem(name, suffix).is_some())
         {
+            if entry.metadata().is_ok_and(|meta| !marker::is_one(&meta)) {
+                self.problem(stand, marker::HAS_BYTES.into())?;
+            }
             return Ok(false);
         }
         match (RemotePath::parse(&stand.path), entry.metadata()) {

@@ -229,6 +229,7 @@ impl<'a> Tending<'a> {
     fn command(&mut self, command: Command) {
         match command {
             Command::Recheck(path) => self.notice(path, Urgency::Now),
+            Command::Scan => {} // it is seen to before the next wait
             Command::Emptied(folder) => {
                 if self.emptied.len() < LISTED {
                     self.emptied
@@ -241,12 +242,16 @@ impl<'a> Tending<'a> {
     async fn scanned(&mut self, scanned: Scanned) {
         match scanned {
             Scanned::Report(Report::Files(found)) => {
-                for found in self.task.known.unknown(found).await {
+                for found in self.unknown(found).await {
                     self.notice(found.path, Urgency::Calm);
                 }
             }
             Scanned::Report(Report::Empty(folders)) => {
-                for folder in self.task.known.emptied(self.place.id, folders).await {
+                let emptied = self.task.known.emptied(self.place.id, folders).await;
+                if emptied.is_none() {
+                    self.task.shared.missed.store(true, Ordering::Release);
+                }
+                for folder in emptied.unwrap_or_default() {
                     self.command(Command::Emptied(folder));
                 }
             }
@@ -261,6 +266,12 @@ impl<'a> Tending<'a> {
                     .problems
                     .listed
                     .retain(|_, problem| problem.scan >= scan.saturating_sub(1));
+                // They are tried again at the next scan, and listed again; this one may have remembered them.
+                let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+                for path in state.problems.listed.keys() {
+                    memory.forget(folder_of(path));
+                }
+                drop(memory);
                 let polled = state.health.polls();
                 state.health.limit(limited);
                 let changed = polled != state.health.polls();
@@ -322,7 +333,12 @@ impl<'a> Tending<'a> {
     fn scan(&self, folders: Vec<Option<RemotePath>>, end: fn() -> Scanned) {
         let (place, shared) = (Arc::clone(&self.place), Arc::clone(&self.task.shared));
         let (watcher, scans) = (self.watched.0.clone(), self.scans.clone());
-        let (memory, scan) = (Arc::clone(&self.memory), self.scans_begun);
+        // What is listed unwatched is not remembered: it has to be listed again once it is watched.
+        let memory = match &watcher {
+            Some(_) => Arc::clone(&self.memory),
+            None => Arc::default(),
+        };
+        let scan = self.scans_begun;
         // Where it is polled, listings are all there is to tell of writes; and a folder that came just now may have been
         // elsewhere, unwatched, as it was.
         let leave_out = shared.state().health.is_proven() && folders.iter().all(Option::is_none);
@@ -391,10 +407,7 @@ impl<'a> Tending<'a> {
         if ready.is_empty() {
             return Ok(());
         }
-        let unknown = self
-            .task
-            .known
-            .unknown(ready.iter().map(|(found, _)| found.clone()).collect());
+        let unknown = self.unknown(ready.iter().map(|(found, _)| found.clone()).collect());
         let unknown: HashSet<Found> = unknown.await.into_iter().collect();
         let (folders, files): (Vec<_>, Vec<_>) = ready
             .into_iter()
@@ -411,6 +424,15 @@ impl<'a> Tending<'a> {
         let root = self.task.shared.config.path.clone();
         let told = self.task.events.send(OutboxEvent::Settled { root, found }).await;
         told.map_err(|_| Deaf)
+    }
+
+    /// Those that have no job yet. Where that cannot be told, a scan of everything finds them again.
+    async fn unknown(&self, found: Vec<Found>) -> Vec<Found> {
+        let unknown = self.task.known.unknown(found).await;
+        if unknown.is_none() {
+            self.task.shared.missed.store(true, Ordering::Release);
+        }
+        unknown.unwrap_or_default()
     }
 
     fn seen(&mut self, path: RemotePath, seen: Seen) -> Option<(Found, Option<File>)> {
@@ -433,6 +455,11 @@ impl<'a> Tending<'a> {
                 } else {
                     self.scan_all();
                 }
+                None
+            }
+            Seen::Unmarked(reason) => {
+                shared.state().settle.looked(&path, Sight::Nothing, now);
+                self.list(path.as_bytes().to_vec(), reason, || {});
                 None
             }
             Seen::Refused(reason) => {
@@ -530,8 +557,18 @@ impl<'a> Tending<'a> {
 
     /// `path` is below the outbox. One that is not listed yet is said in the log.
     fn problem(&self, path: Vec<u8>, reason: String) {
-        let folder = path.iter().rposition(|b| *b == b'/').unwrap_or(0);
-        self.memory().forget(path.get(..folder).unwrap_or_default()); // tried again at the next scan
+        let said = reason.clone();
+        let shown = escape(&path);
+        self.list(
+            path,
+            reason,
+            || tracing::warn!(path = %shown, reason = %said, "not sent"),
+        );
+    }
+
+    /// Lists it as not sent; `new`: for the first time.
+    fn list(&self, path: Vec<u8>, reason: String, new: impl FnOnce()) {
+        self.memory().forget(folder_of(&path)); // tried again at the next scan
         let problems = &mut self.task.shared.state().problems;
         let known = problems.listed.get(&path);
         let is_new = known.is_none_or(|known| known.reason != reason);
@@ -540,7 +577,7 @@ impl<'a> Tending<'a> {
             return;
         }
         if is_new {
-            tracing::warn!(path = %escape(&path), %reason, "not sent");
+            new();
         }
         let scan = self.scans_begun;
         problems.listed.insert(path, Problem { reason, scan });
@@ -559,4 +596,10 @@ impl<'a> Tending<'a> {
             self.emptied.insert(next, Instant::now() + quiet);
         }
     }
+}
+
+/// In which `path` lies; empty: the outbox itself.
+fn folder_of(path: &[u8]) -> &[u8] {
+    let end = path.iter().rposition(|b| *b == b'/').unwrap_or(0);
+    path.get(..end).unwrap_or_default()
 }

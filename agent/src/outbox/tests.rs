@@ -1,6 +1,6 @@
 //! A running outbox on a real folder. Every wait is for an event, with a generous deadline.
 
-use std::{collections::HashSet, fs, time::Duration};
+use std::{collections::HashSet, fs, sync::atomic::AtomicU32, time::Duration};
 
 use super::*;
 use crate::config::{AfterSend, Watch};
@@ -9,19 +9,29 @@ const DEADLINE: Duration = Duration::from_secs(20);
 
 /// A job list: what was settled once is known from then on.
 #[derive(Default)]
-struct List(Mutex<HashSet<Found>>);
+struct List {
+    known: Mutex<HashSet<Found>>,
+    /// So many questions are not answered.
+    fails: AtomicU32,
+}
 
 impl Known for List {
-    fn unknown(&self, found: Vec<Found>) -> Pin<Box<dyn Future<Output = Vec<Found>> + Send + '_>> {
+    fn unknown(&self, found: Vec<Found>) -> Pin<Box<dyn Future<Output = Option<Vec<Found>>> + Send + '_>> {
         assert!(found.len() <= 1000);
-        let known = self.0.lock().unwrap();
+        let failed = self
+            .fails
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
+        if failed.is_ok() {
+            return Box::pin(async { None });
+        }
+        let known = self.known.lock().unwrap();
         let is_new = |found: &Found| {
             !known
                 .iter()
                 .any(|k| k.path == found.path && k.version.same_identity(&found.version))
         };
         let unknown = found.into_iter().filter(is_new).collect();
-        Box::pin(async { unknown })
+        Box::pin(async { Some(unknown) })
     }
 
     /// What is called so once held what was delivered.
@@ -29,9 +39,9 @@ impl Known for List {
         &self,
         _: OutboxId,
         folders: Vec<RemotePath>,
-    ) -> Pin<Box<dyn Future<Output = Vec<RemotePath>> + Send + '_>> {
+    ) -> Pin<Box<dyn Future<Output = Option<Vec<RemotePath>>> + Send + '_>> {
         let emptied = |folder: &RemotePath| folder.file_name() == b"emptied";
-        Box::pin(async move { folders.into_iter().filter(emptied).collect() })
+        Box::pin(async move { Some(folders.into_iter().filter(emptied).collect()) })
     }
 }
 
@@ -112,7 +122,7 @@ impl Running {
                 OutboxEvent::Marked { id, .. } => return id,
                 // The same one may come again.
                 OutboxEvent::Settled { found, .. } => {
-                    let known = self.list.0.lock().unwrap();
+                    let known = self.list.known.lock().unwrap();
                     assert!(found.iter().all(|found| known.contains(found)), "{found:?}");
                 }
             }
@@ -127,7 +137,7 @@ impl Running {
                 panic!("marked again")
             };
             for found in found {
-                if !self.list.0.lock().unwrap().insert(found.clone()) {
+                if !self.list.known.lock().unwrap().insert(found.clone()) {
                     continue; // the same one may come again
                 }
                 let path = found.path.to_string();
@@ -165,6 +175,44 @@ async fn written_and_moved_in_files_settle() {
     fs::write(running.at("atomic.tmp"), "saved").unwrap();
     fs::rename(running.at("atomic.tmp"), running.at("atomic")).unwrap();
     running.settles(&["atomic"]).await;
+}
+
+/// No scan comes by itself for an hour, and the folder does not change.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_could_not_be_queued_is_found_again() {
+    let mut running = run_watched().await;
+    running.list.fails.store(1, Ordering::Relaxed);
+    fs::write(running.at("file"), "bytes").unwrap();
+    running.settles(&["file"]).await;
+    // As if the job list had lost it.
+    running.list.known.lock().unwrap().clear();
+    running.outbox.find_again();
+    running.settles(&["file", "first"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_without_a_marker_are_listed_until_it_comes() {
+    let mut running = run(
+        |root| {
+            fs::write(root.join("early"), "bytes").unwrap();
+            fs::write(root.join("bytes.done"), "bytes").unwrap();
+        },
+        |config| {
+            config.marker = Some(".done".into());
+            config.rescan = Duration::from_millis(50);
+        },
+    )
+    .await;
+    let listed = |outbox: &Outbox| outbox.status().not_sent_count == 2;
+    running.until("listed", listed).await;
+    let why = running.outbox.why(&running.at("early")).unwrap();
+    assert!(why.ends_with("waits for its marker early.done"), "{why}");
+    let why = running.outbox.why(&running.at("bytes.done")).unwrap();
+    assert!(why.contains("not empty"), "{why}");
+    fs::write(running.at("early.done"), "").unwrap();
+    running.settles(&["early"]).await;
+    let listed = |outbox: &Outbox| outbox.status().not_sent_count == 1;
+    running.until("one is left", listed).await;
 }
 
 fn version(path: &Path) -> crate::version::Version {

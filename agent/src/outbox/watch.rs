@@ -65,7 +65,6 @@ impl Watcher {
         let heard = Arc::new(Heard::default());
         let own = root.join(mark::FOLDER);
         let probe = own.join(PROBE);
-        let own_folder = own.clone();
         let handler = {
             let (limited, heard) = (Arc::clone(&limited), Arc::clone(&heard));
             move |event: notify::Result<Event>| match event {
@@ -99,15 +98,20 @@ impl Watcher {
             heard,
         };
         watcher.folder(root);
-        watcher.folder(&own_folder);
         Ok(watcher)
+    }
+
+    /// Watches the outbox's own folder too, where [`probe`] works; to be asked for before each probe, as the system may
+    /// have refused it, or dropped it with the folder.
+    pub(super) fn own_folder(&self, root: &Path) {
+        self.folder(&root.join(mark::FOLDER));
     }
 
     /// Watches this folder too; to be called before it is read. Not while handling a hint on the watcher's thread.
     pub(super) fn folder(&self, path: &Path) {
         if FOLDER_BY_FOLDER {
             let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-            let watched = match fault::refuses_watch(path) {
+            let watched = match fault::refuses_watch() {
                 true => Err(notify::Error::new(notify::ErrorKind::MaxFilesWatch)),
                 false => inner.watch(path, RecursiveMode::NonRecursive),
             };
@@ -131,16 +135,16 @@ impl Watcher {
     pub(super) async fn heard(&self) -> Instant {
         loop {
             self.heard.news.notified().await;
-            let at = self
-                .heard
-                .at
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .take();
-            if let Some(at) = at {
+            if let Some(at) = self.take_heard() {
                 return at;
             }
         }
+    }
+
+    /// When a probe's event came, if one did that was not told yet.
+    pub(super) fn take_heard(&self) -> Option<Instant> {
+        let at = &self.heard.at;
+        at.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
@@ -162,8 +166,8 @@ const PROBE: &str = "probe";
 pub(super) fn tells_all(dir: &Dir) -> bool {
     #[cfg(target_os = "linux")]
     {
-        // NFS, SMB (three generations), 9p, FUSE, AFS, Ceph, Lustre
-        const REMOTE: [u64; 9] = [
+        // NFS, SMB (three generations), 9p, FUSE, AFS, Ceph, Lustre, VirtualBox, GFS2, OCFS2
+        const REMOTE: [u64; 12] = [
             0x6969,
             0x517b,
             0xff53_4d42,
@@ -173,6 +177,9 @@ pub(super) fn tells_all(dir: &Dir) -> bool {
             0x5346_414f,
             0x00c3_6400,
             0x0bd0_0bd0,
+            0x786f_4256,
+            0x0116_1970,
+            0x7461_636f,
         ];
         rustix::fs::fstatfs(dir).map_or(true, |s| !REMOTE.contains(&(s.f_type as u64 & 0xffff_ffff)))
     }
@@ -259,7 +266,12 @@ mod tests {
         std::fs::create_dir(root.join(mark::FOLDER)).unwrap();
         let (hints_in, mut hints) = mpsc::channel(16);
         let watcher = Watcher::start(&root, hints_in, Arc::default()).unwrap();
-        for _ in 0..2 {
+        for again in [false, true] {
+            if again {
+                std::fs::remove_dir_all(root.join(mark::FOLDER)).unwrap(); // and its watch with it
+                std::fs::create_dir(root.join(mark::FOLDER)).unwrap();
+            }
+            watcher.own_folder(&root);
             let begun = Instant::now();
             probe(&dir).unwrap();
             let deadline = std::time::Duration::from_secs(20);

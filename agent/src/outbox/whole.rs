@@ -29,8 +29,9 @@ use crate::{
 pub(super) fn look(root: &Dir, path: &RemotePath, rules: &Rules, ignore: &Ignore) -> Seen {
     let quiet = match &rules.marker {
         None => rules.quiet,
-        // Its coming is an event, and scans look again: nothing has to be waited for here.
-        Some(suffix) if !marker::is_there(root, path.file_name(), suffix) => return Seen::Nothing,
+        Some(suffix) if !marker::is_there(root, path.file_name(), suffix) => {
+            return Seen::Unmarked(marker::missing(path.file_name(), suffix));
+        }
         Some(_) => Duration::ZERO,
     };
     let folder = match confined::open_folder(root, path) {

@@ -11,7 +11,7 @@ use crate::{confined, durable, fault};
 
 /// Gives the file `name` in `from` the name `wanted` in `to`, or that with the first number found free. One that has such
 /// a name already, because a crash cut this off, only loses the old one. Durable after a sync of `to`, then of `from`.
-pub(super) fn rename_beside(from: &Dir, name: &OsStr, to: &Dir, wanted: &OsStr) -> io::Result<()> {
+pub(in crate::outbox) fn rename_beside(from: &Dir, name: &OsStr, to: &Dir, wanted: &OsStr) -> io::Result<()> {
     let taken = |n: u64| to.symlink_metadata(numbered(wanted, n)).is_ok();
     let mut number = 0;
     if taken(0) {

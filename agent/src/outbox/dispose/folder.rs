@@ -30,6 +30,7 @@ use crate::{
     confined, durable,
     error::shown,
     fault,
+    outbox::marker,
 };
 
 /// See [`super::dispose_all`].
@@ -41,17 +42,16 @@ pub(super) fn dispose(what: &Disposal, stopped: &dyn Fn() -> bool) -> Result<Dis
         Steps::begin(what, stopped).map_err(|reason| DisposeError::Held(shown(&what.root), reason))?;
     steps.trusted()?;
     let answer = disposed(&mut steps, what).and_then(|answer| {
-        if what.marker.is_none() || !matches!(answer, Disposed::Done | Disposed::Gone) {
-            return Ok(answer);
-        }
         let answer = steps.unmark(what, answer)?;
-        steps.sync_left().map_err(|e| what.failed("the syncing", e))?;
+        if what.marker.is_some() {
+            steps.sync_left().map_err(|e| what.failed("the syncing", e))?;
+        }
         Ok(answer)
     });
     answer.map_err(|error| steps.judged(error))
 }
 
-/// The folder itself; its marker, if it has one, goes after it.
+/// The folder itself, and its marker taken along.
 fn disposed(steps: &mut Steps<'_>, what: &Disposal) -> Result<Disposed, DisposeError> {
     let (name, gone) = (OsStr::new(&what.name), gone(what));
     let failed = |e: io::Error| what.failed("the disposal", e);
@@ -79,6 +79,7 @@ fn disposed(steps: &mut Steps<'_>, what: &Disposal) -> Result<Disposed, DisposeE
         Err(answer) => return Ok(answer),
     };
     drop(folder);
+    marker::take(&parent, &steps.leaving, what).map_err(failed)?;
     match durable::rename_noreplace(&parent, at, &steps.leaving, name) {
         Ok(_) => {}
         Err(e) if e.kind() == io::ErrorKind::NotFound => return absent(steps, what),

@@ -530,23 +530,77 @@ fn numbers() {
 }
 
 #[test]
-fn a_marker_leaves_after_its_file() {
+fn a_marker_leaves_with_its_file() {
     let outbox = Outbox::new();
     for after in [AfterSend::Delete, AfterSend::Archive] {
         let mut disposal = outbox.delivered("sub/x", "bytes", after);
         disposal.marker = Some(".done".into());
+        let held = outbox
+            .at(".dropwire/leaving")
+            .join(format!("{}.marker", disposal.name));
+        fs::write(outbox.at("other"), "other bytes").unwrap();
         fs::write(outbox.at("sub/x.done"), "").unwrap();
         assert_eq!(dispose(&disposal).unwrap(), Disposed::Done);
         assert_eq!(fs::read_dir(outbox.at("sub")).unwrap().count(), 0);
-        // A crash came before the marker left.
-        fs::write(outbox.at("sub/x.done"), "").unwrap();
+        assert!(!held.exists());
+        // A crash came after the file had left, and before its marker was removed.
+        fs::write(&held, "").unwrap();
         assert_eq!(dispose(&disposal).unwrap(), Disposed::Gone);
-        assert_eq!(fs::read_dir(outbox.at("sub")).unwrap().count(), 0);
-        // Dropped again meanwhile: the marker is the new one's.
-        fs::write(outbox.at("sub/x"), "other bytes").unwrap();
-        fs::write(outbox.at("sub/x.done"), "").unwrap();
+        assert!(!held.exists());
+        // Another file has the path, written before its marker was taken: it is not complete by that one.
+        fs::write(&held, "").unwrap();
+        fs::rename(outbox.at("other"), outbox.at("sub/x")).unwrap();
         assert_eq!(dispose(&disposal).unwrap(), Disposed::Changed);
-        assert_eq!(fs::read_dir(outbox.at("sub")).unwrap().count(), 2);
+        assert_eq!(fs::read_dir(outbox.at("sub")).unwrap().count(), 1);
+        assert!(!held.exists());
         fs::remove_dir_all(outbox.at("sub")).unwrap();
     }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_marker_goes_before_its_file() {
+    use crate::durable::trace::{self, Call};
+    let outbox = Outbox::new();
+    let mut disposal = outbox.delivered("x", "bytes", AfterSend::Delete);
+    disposal.marker = Some(".done".into());
+    fs::write(outbox.at("x.done"), "").unwrap();
+    assert_eq!(dispose(&disposal).unwrap(), Disposed::Done);
+    let calls = trace::of(outbox.temp.path());
+    let moved = |from: &str| {
+        let from = Path::new(from);
+        calls
+            .iter()
+            .position(|call| matches!(call, Call::Name(was, _) if was == from))
+            .unwrap()
+    };
+    assert!(moved("x.done") < moved("x"), "{calls:#?}");
+    let unlinked = |call: &Call| matches!(call, Call::Unlink(path) if path.extension().is_some());
+    let removed = calls.iter().position(unlinked).unwrap();
+    assert!(
+        calls
+            .iter()
+            .skip(removed)
+            .any(|c| *c == trace::sync(".dropwire/leaving")),
+        "{calls:#?}"
+    );
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn what_a_writer_has_keeps_its_marker() {
+    let outbox = Outbox::new();
+    let mut disposal = outbox.delivered("x", "bytes", AfterSend::Delete);
+    disposal.marker = Some(".done".into());
+    let held = outbox
+        .at(".dropwire/leaving")
+        .join(format!("{}.marker", disposal.name));
+    fs::create_dir_all(outbox.at(".dropwire/leaving")).unwrap();
+    fs::write(&held, "").unwrap(); // a crash came between the two renames
+    let writer = fs::File::options().append(true).open(outbox.at("x")).unwrap();
+    assert_eq!(dispose(&disposal).unwrap(), Disposed::Busy);
+    assert!(outbox.at("x.done").exists() && !held.exists());
+    drop(writer);
+    assert_eq!(dispose(&disposal).unwrap(), Disposed::Done);
+    assert!(!outbox.at("x").exists() && !outbox.at("x.done").exists() && !held.exists());
 }

@@ -16,24 +16,36 @@ use crate::{
 impl Tending<'_> {
     /// Probes the watch when a scan begins, and draws the conclusion when no event came.
     pub(super) async fn test_watch(&mut self) {
-        let now = Instant::now();
-        let heard = self.task.shared.state().health.check(now);
+        // What came while all were busy is no silence.
+        if let Some(at) = self.watched.0.as_ref().and_then(|watcher| watcher.take_heard()) {
+            self.heard(at);
+        }
+        let heard = self.task.shared.state().health.check(Instant::now());
         self.take_to_heart(heard);
         if !std::mem::take(&mut self.probe) {
             return;
         }
         if self.watched.0.is_none() && self.task.shared.config.watch != Watch::Poll {
             self.watched = self.task.watch(&self.place).await; // there may be room for one now
+            self.scan_wanted |= self.watched.0.is_some(); // which watches the folders
         }
         if !self.task.shared.state().health.may_probe() {
             return;
         }
         // Begun before it is made: its event may be here first.
         self.task.shared.state().health.probed(Instant::now());
-        let place = Arc::clone(&self.place);
-        let probed = blocking(move || watch::probe(&place.open()?)).await;
-        if !matches!(probed, Some(Ok(()))) {
-            self.task.shared.state().health.unprobed(); // read-only, say: nothing is concluded
+        let (place, watcher) = (Arc::clone(&self.place), self.watched.0.clone());
+        let probed = blocking(move || {
+            if let Some(watcher) = watcher {
+                watcher.own_folder(&place.root);
+            }
+            watch::probe(&place.open()?)
+        });
+        let made = matches!(probed.await, Some(Ok(())));
+        let health = &mut self.task.shared.state().health;
+        match made {
+            true => health.made(Instant::now()),
+            false => health.unprobed(), // read-only, say: nothing is concluded
         }
     }
 
