@@ -308,3 +308,28 @@ fn a_folder_waits_for_its_marker() {
     until("both left", || !dropped.exists() && !marker.exists());
     pair.laptop.delivers(2);
 }
+
+/// An editor's, say: what was delivered leaves once it is that again.
+#[test]
+fn a_swap_file_that_comes_and_goes_makes_no_second_delivery() {
+    let pair = pair("archive");
+    let folder = made(&pair.laptop, "edited", 3, 200 << 10);
+    let expected = content(&folder);
+    pair.wire.set(Toward::Listener, Fault::Stall(100 << 10));
+    let dropped = drop_folder(&pair.laptop, &folder);
+    until("the transfer hangs", || pair.wire.fired(Toward::Listener) == 1);
+    pair.wire.set(Toward::Dialler, Fault::Stall(0)); // the receipt has to wait
+    pair.wire.set(Toward::Listener, Fault::None);
+    arrives(&pair.office, "edited", &expected);
+    let swap = dropped.join(".file 0.swp");
+    fs::write(&swap, b"open in an editor").expect("a swap file");
+    pair.wire.set(Toward::Dialler, Fault::None);
+    pair.laptop.delivers(1);
+    until("it is kept back", || {
+        pair.laptop.log_text().contains("changed since it was delivered")
+    });
+    fs::remove_file(&swap).expect("the editor ends");
+    until("it left", || !dropped.exists());
+    pair.laptop.delivers(1);
+    assert!(!pair.office.inbox.join("edited (1)").exists());
+}

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Why reading ended early.
-#[derive(Debug)]
+#[derive(PartialEq, Debug)]
 pub enum Halt {
     /// The folder cannot be read as one version.
     Trouble(Trouble),
@@ -49,17 +49,13 @@ pub fn read(folder: &Dir, from: u64, to: u64, take: &mut dyn FnMut(&[u8]) -> boo
 }
 
 /// Of the whole stream.
-pub fn digest(folder: &Dir, size: u64) -> Result<Digest, Trouble> {
+pub fn digest(folder: &Dir, size: u64, stopped: &dyn Fn() -> bool) -> Result<Digest, Halt> {
     let mut hash = RunningDigest::default();
-    let read = read(folder, 0, size, &mut |bytes| {
+    read(folder, 0, size, &mut |bytes| {
         hash.update(bytes);
-        true
-    });
-    match read {
-        Ok(()) => Ok(hash.value()),
-        Err(Halt::Trouble(trouble)) => Err(trouble),
-        Err(Halt::Stopped) => Err(Trouble::Changed), // nobody stops this one
-    }
+        !stopped()
+    })?;
+    Ok(hash.value())
 }
 
 /// Why the walk ends early.

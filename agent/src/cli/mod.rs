@@ -129,7 +129,7 @@ fn load(paths: &Paths) -> Result<Config, Fatal> {
 }
 
 /// Two versions, as they change apart from each other.
-const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (protocol 1)");
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (protocol 2)");
 
 #[cfg(test)]
 mod tests {

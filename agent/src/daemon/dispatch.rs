@@ -170,7 +170,7 @@ impl Dispatcher {
             .iter_mut()
             .filter_map(|(id, flight)| match flight {
                 Flight::Offered { moved, .. } => moved.is_stalled(now).then_some(*id),
-                Flight::Rereading | Flight::Withdrawing { .. } => None,
+                Flight::Rereading { .. } | Flight::Withdrawing { .. } => None,
             })
             .collect();
         for id in stalled {
@@ -184,7 +184,7 @@ impl Dispatcher {
     }
 
     fn in_flight(&self, wanted: Class) -> usize {
-        let of_class = |f: &&Flight| matches!(f, Flight::Offered { class, .. } if *class == wanted);
+        let of_class = |f: &&Flight| f.class() == Some(wanted);
         self.flights.values().filter(of_class).count()
     }
 
@@ -220,7 +220,7 @@ impl Dispatcher {
     /// of the agent too, may lie across or be declined again: asking costs a round trip, and no bytes.
     fn is_first_offer(&mut self, job: &Job) -> bool {
         let offered_on_a_lost_link = self.unanswered.remove(&job.id);
-        !offered_on_a_lost_link && job.attempts == 0 && job.queued_ms >= self.shared.started_ms
+        !offered_on_a_lost_link && job.attempts == 0 && self.shared.queue.is_of_this_run(job)
     }
 
     async fn source(&self, job: &Job, class: Class) -> Result<FileSource, DbError> {
@@ -316,7 +316,7 @@ impl Dispatcher {
                         None => self.shared.queue.withdrawn(vec![id], now_ms()).await?, // no job wants to know
                     }
                 }
-                Some(Flight::Rereading) | None => {}
+                Some(Flight::Rereading { .. }) | None => {}
             },
             LinkEvent::Declined {
                 id,
@@ -366,7 +366,8 @@ impl Dispatcher {
             Ok(body) => body,
             Err(why) => return self.retry(&job, format!("receipt ignored: {why}"), None).await,
         };
-        self.flights.insert(job.id, Flight::Rereading);
+        let class = Class::of(&job.found.version);
+        self.flights.insert(job.id, Flight::Rereading { class });
         let cancel = self.cancel.clone();
         self.rereading.spawn_blocking(move || {
             let digest = send::digest_of(&job.root, &job.found, &|| cancel.is_cancelled());
@@ -496,8 +497,15 @@ impl Dispatcher {
         if self.unanswered.len() > MOST_UNANSWERED {
             self.unanswered.clear(); // jobs that ended otherwise; at worst some bytes go once more
         }
+        // What is being read again is not offered once more before that ends: a large file would be read anew with
+        // every link.
+        let (reading, flights) = std::mem::take(&mut self.flights)
+            .into_iter()
+            .partition(|(_, flight)| flight.outlives_link());
+        self.flights = flights;
         self.unanswered.extend(self.flights.keys());
         self.land_all();
+        self.flights = reading;
     }
 
     fn land(&mut self, id: TransferId) -> Option<Flight> {

@@ -2,20 +2,21 @@
 
 use std::{
     collections::{BTreeSet, HashSet},
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::{Shared, blocking};
 use crate::{
     clock::now_ms,
     db::DbError,
     outbox::{
-        dispose::{self, Disposed},
+        dispose::{self, DisposeError, Disposed},
         spool,
     },
     queue::{self, DropId},
@@ -34,7 +35,7 @@ const MOST_HELD: usize = 65_536;
 pub async fn run(shared: Arc<Shared>, cancel: CancellationToken) {
     let mut held = Held::default();
     loop {
-        if let Err(error) = pass(&shared, &mut held).await {
+        if let Err(error) = pass(&shared, &mut held, &cancel).await {
             warn!(%error, "the job list failed");
             held.try_again(false);
         }
@@ -56,6 +57,8 @@ pub async fn run(shared: Arc<Shared>, cancel: CancellationToken) {
 #[derive(Default)]
 struct Held {
     drops: HashSet<DropId>,
+    /// Of outboxes whose disk lost what it was told to keep; until the agent starts anew.
+    roots: HashSet<PathBuf>,
     wait: Duration,
     again_at: Option<Instant>,
 }
@@ -82,24 +85,29 @@ impl Held {
     }
 
     fn rest(&mut self) {
-        *self = Held::default();
+        *self = Held {
+            roots: std::mem::take(&mut self.roots),
+            ..Held::default()
+        };
     }
 }
 
 /// All that may leave and is not held.
-async fn pass(shared: &Arc<Shared>, held: &mut Held) -> Result<(), DbError> {
+async fn pass(shared: &Arc<Shared>, held: &mut Held, cancel: &CancellationToken) -> Result<(), DbError> {
     let mut after = DropId(0);
     let mut some_left = false;
     let mut some_held = false;
-    loop {
+    while !cancel.is_cancelled() {
         let mut batch = shared.queue.to_dispose(after, BATCH).await?;
         let Some(last) = batch.last() else { break };
         after = last.drop;
+        batch.retain(|d| !held.roots.contains(&d.root));
         let found = batch.len();
         batch.retain(|d| !held.drops.contains(&d.drop));
         some_held |= batch.len() < found;
         let plans: Vec<_> = batch.iter().map(|d| plan(shared, d)).collect();
-        let outcomes = blocking(move || dispose::dispose_all(&plans)).await;
+        let cancel = cancel.clone();
+        let outcomes = blocking(move || dispose::dispose_all(&plans, &|| cancel.is_cancelled())).await;
         // It panicked: each of them is tried again.
         let outcomes = outcomes.unwrap_or_else(|_| batch.iter().map(|_| Ok(Disposed::Busy)).collect());
         let ended = ended(shared, batch, outcomes, held).await?;
@@ -123,7 +131,7 @@ struct Ended {
 async fn ended(
     shared: &Arc<Shared>,
     batch: Vec<queue::Disposal>,
-    outcomes: Vec<Result<Disposed, dispose::DisposeError>>,
+    outcomes: Vec<Result<Disposed, DisposeError>>,
     held: &mut Held,
 ) -> Result<Ended, DbError> {
     let (mut noted, mut gone, mut changed) = (Vec::new(), Vec::new(), Vec::new());
@@ -136,6 +144,14 @@ async fn ended(
                 debug!(%path, "left the outbox");
                 noted.push((disposal.drop, None));
                 gone.push(disposal);
+            }
+            // It may become what was delivered again, when an editor's swap file goes, say; a newer version that was
+            // delivered and left ends it, too.
+            Ok(Disposed::Changed) if disposal.found.version.folder => {
+                debug!(%path, "changed since it was delivered: looked at, and tried again");
+                waiting += 1;
+                held.add(disposal.drop);
+                changed.push(disposal);
             }
             Ok(Disposed::Changed) => {
                 info!(%path, "changed since it was delivered: stays, and is looked at as a new drop");
@@ -152,6 +168,12 @@ async fn ended(
                 debug!(%path, "delivered, but a program has it open for writing");
                 waiting += 1;
                 held.add(disposal.drop);
+            }
+            Err(DisposeError::Stopped) => {}
+            Err(error @ DisposeError::Unsynced(..)) => {
+                if held.roots.insert(disposal.root) {
+                    error!(%error);
+                }
             }
             Err(error) => {
                 warn!(%path, %error, "delivered, but it cannot leave the outbox yet");
@@ -223,7 +245,9 @@ mod tests {
         }
         assert_eq!(waits, [5, 10, 20, 40, 60, 5, 10]);
         held.add(DropId(1));
+        held.roots.insert("/outbox".into());
         held.rest();
         assert!(held.drops.is_empty() && held.again_at.is_none());
+        assert_eq!(held.roots.len(), 1, "only a restart takes up an outbox again");
     }
 }

@@ -238,6 +238,7 @@ mod tests {
             folder: false,
         };
         Job {
+            row: 0,
             id: TransferId([u8::try_from(n).unwrap(); 16]),
             drop: DropId(drop),
             peer: AgentId([0; 32]),

@@ -30,10 +30,25 @@ pub enum Flight {
         class: Class,
         moved: Moved,
     },
-    /// Settled; the file is being read again.
-    Rereading,
+    /// Settled; the file is being read again, whether the link lasts or not.
+    Rereading { class: Class },
     /// Withdrawn; `job` is there if its own end depends on the answer (the file is gone).
     Withdrawing { job: Option<Box<Job>> },
+}
+
+impl Flight {
+    /// Whose room it takes.
+    pub fn class(&self) -> Option<Class> {
+        match self {
+            Flight::Offered { class, .. } | Flight::Rereading { class } => Some(*class),
+            Flight::Withdrawing { .. } => None,
+        }
+    }
+
+    /// Does it go on without the link?
+    pub fn outlives_link(&self) -> bool {
+        matches!(self, Flight::Rereading { .. })
+    }
 }
 
 /// How far a transfer was when it last went on, and when that was.
@@ -89,6 +104,14 @@ pub fn voided_text(why: &Voided) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_read_again_takes_room_and_outlives_the_link() {
+        let rereading = Flight::Rereading { class: Class::Large };
+        assert!(rereading.class() == Some(Class::Large) && rereading.outlives_link());
+        let withdrawing = Flight::Withdrawing { job: None };
+        assert!(withdrawing.class().is_none() && !withdrawing.outlives_link());
+    }
 
     #[test]
     fn a_transfer_is_stalled_when_nothing_moves_for_long() {

@@ -80,8 +80,6 @@ struct Shared {
     /// Why what is written in the file does not hold.
     config_error: Mutex<Option<String>>,
     started: Instant,
-    /// The same by the wall clock: what was queued before may have been offered by an earlier run.
-    started_ms: i64,
     state_dir: PathBuf,
     identity: Arc<Identity>,
     db: Db,
@@ -148,7 +146,6 @@ impl Agent {
             config: RwLock::new(config.clone()),
             config_error: Mutex::default(),
             started: Instant::now(),
-            started_ms: now_ms(),
             state_dir: paths.state_dir.clone(),
             identity,
             db: state.db.clone(),
@@ -329,6 +326,10 @@ async fn keep_house(shared: Arc<Shared>, cancel: CancellationToken) {
         }
         // What ended is withdrawn, what was pulled in is due.
         shared.wake_all();
+    }
+    // An agent that is started for an hour each day ages too.
+    if let Err(error) = clock::advance(&shared.db, ran_since.elapsed()).await {
+        warn!(%error, "the job list failed");
     }
 }
 

@@ -8,6 +8,7 @@ use std::{
 };
 
 use dropwire_protocol::AgentId;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     Shared, blocking, explain,
@@ -238,12 +239,20 @@ impl control::Agent for Office {
                 );
             }
         }
-        let spooled = blocking(move || spool::take(&spool, &paths))
-            .await?
-            .map_err(|e| not_taken(&e))?;
-        let jobs = intake::take_spooled(&self.shared, spooled, &peers)
+        // Whoever asked may go before the answer; what is begun for them is ended all the same.
+        let asked = CancellationToken::new();
+        let gone = asked.clone();
+        let _asked = asked.drop_guard();
+        let shared = self.shared.clone();
+        let sending = tokio::spawn(async move {
+            let spooled = blocking(move || take(&spool, &paths, &gone)).await??;
+            intake::take_spooled(&shared, spooled, &peers)
+                .await
+                .map_err(|e| job_list(&e))
+        });
+        let jobs = sending
             .await
-            .map_err(|e| job_list(&e))?;
+            .map_err(|e| Fatal::new(Exit::Failed, format_args!("a task failed: {e}")))??;
         Ok(SendReply {
             jobs: jobs.iter().map(ToString::to_string).collect(),
         })
@@ -367,6 +376,17 @@ fn on_disk(state: JobState) -> queue::JobState {
     }
 }
 
+/// Copies what is to be sent. Where whoever asked has `gone` meanwhile, without knowing whether it was taken, nothing
+/// is: it is not sent behind their back.
+fn take(spool: &Path, paths: &[PathBuf], gone: &CancellationToken) -> Result<spool::Spooled, Fatal> {
+    let spooled = spool::take(spool, paths).map_err(|e| not_taken(&e))?;
+    if !gone.is_cancelled() {
+        return Ok(spooled);
+    }
+    spool::discard(&spooled.root).map_err(|e| Fatal::io("removing what nobody waits for", &e))?;
+    Err(Fatal::new(Exit::Failed, "nobody waits for it any more"))
+}
+
 /// The disk is to blame only for what is left when the file itself is not.
 fn not_taken(error: &spool::SpoolError) -> Fatal {
     let fatal = Fatal::io(format_args!("cannot take {}", error.path), &error.source);
@@ -382,5 +402,23 @@ fn not_taken(error: &spool::SpoolError) -> Fatal {
         }
         .mend("try again once it is closed"),
         _ => fatal,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_send_that_was_broken_off_leaves_nothing() {
+        let temp = tempfile::tempdir().unwrap();
+        let (spool, file) = (temp.path().join("spool"), temp.path().join("file"));
+        std::fs::write(&file, "bytes").unwrap();
+        let gone = CancellationToken::new();
+        let taken = take(&spool, std::slice::from_ref(&file), &gone).unwrap();
+        assert!(taken.root.join("file").exists());
+        gone.cancel();
+        assert!(take(&spool, &[file], &gone).is_err());
+        assert_eq!(std::fs::read_dir(&spool).unwrap().count(), 1);
     }
 }

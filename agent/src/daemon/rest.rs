@@ -8,6 +8,7 @@
 //! - A copy that `send` took and whose jobs ended otherwise waits for a retry for [`KEPT`], and is removed.
 
 use std::{
+    collections::HashSet,
     io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -79,17 +80,31 @@ async fn look_after(queue: &Queue, spool: &Path) -> Result<(), DbError> {
             }
         }
         queue.seen(there, missed).await?;
-        // First on disk, so that nobody asks for a retry of what is being removed.
-        queue
-            .left(left.iter().map(|(resting, _)| resting.drop).collect())
-            .await?;
-        for (Resting { root, found, .. }, lies) in left {
-            debug!(path = %found.path, "the version that stayed is not there any more");
-            if matches!(lies, Lies::Spooled) {
-                let discard = move || spool::discard_copy(&root, &found.path);
-                if let Ok(Err(error)) = blocking(discard).await {
-                    warn!(%error, "a sent copy stays until the next start");
-                }
+        let_go(queue, left).await?;
+    }
+    Ok(())
+}
+
+/// They were missed for long: none of them can be retried after that, and a copy of ours is removed.
+async fn let_go(queue: &Queue, missed: Vec<(Resting, Lies)>) -> Result<(), DbError> {
+    // First on disk: what was retried since it was looked at is to be sent, and nobody retries what is being removed.
+    let left = queue.left(missed.iter().map(|(resting, _)| resting.drop).collect());
+    let left: HashSet<DropId> = left.await?.into_iter().collect();
+    for (
+        Resting {
+            drop, root, found, ..
+        },
+        lies,
+    ) in missed
+    {
+        if !left.contains(&drop) {
+            continue;
+        }
+        debug!(path = %found.path, "the version that stayed is not there any more");
+        if matches!(lies, Lies::Spooled) {
+            let discard = move || spool::discard_copy(&root, &found.path);
+            if let Ok(Err(error)) = blocking(discard).await {
+                warn!(%error, "a sent copy stays until the next start");
             }
         }
     }
@@ -276,18 +291,26 @@ mod tests {
 
         /// As it lies there now.
         fn found(&self) -> Found {
-            let file = fs::File::open(self.root().join("file")).unwrap();
+            self.found_as("file")
+        }
+
+        fn found_as(&self, name: &str) -> Found {
+            let file = fs::File::open(self.root().join(name)).unwrap();
             Found {
                 outbox: self.outbox,
-                path: RemotePath::parse(b"file").unwrap(),
+                path: RemotePath::parse(name.as_bytes()).unwrap(),
                 version: Version::of(&file.metadata().unwrap()),
             }
         }
 
         /// A kept file, delivered.
         async fn kept(&self, bytes: &[u8]) -> Found {
-            fs::write(self.root().join("file"), bytes).unwrap();
-            let found = self.found();
+            self.kept_as("file", bytes).await
+        }
+
+        async fn kept_as(&self, name: &str, bytes: &[u8]) -> Found {
+            fs::write(self.root().join(name), bytes).unwrap();
+            let found = self.found_as(name);
             let id = self.enqueue(found.clone(), self.root(), AfterSend::Keep).await;
             let proof = Proof {
                 id,
@@ -419,6 +442,21 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_folder_that_returns_after_long_is_new_although_no_ctime_in_it_changed() {
+        let world = World::new().await;
+        let (inside, outside) = (world.root().join("folder"), world.temp.path().join("folder"));
+        fs::create_dir(&inside).unwrap();
+        let found = world.kept_as("folder/file", b"bytes").await;
+        fs::rename(&inside, &outside).unwrap();
+        world.look_after().await;
+        clock::advance(&world.db, KEPT).await.unwrap();
+        world.look_after().await;
+        fs::rename(&outside, &inside).unwrap();
+        assert_eq!(world.found_as("folder/file"), found);
+        assert_eq!(world.queue.unknown(vec![found.clone()]).await.unwrap(), [found]);
+    }
+
+    #[tokio::test]
     async fn an_outbox_that_is_away_says_nothing_of_its_files() {
         let world = World::new().await;
         world.kept(b"bytes").await;
@@ -439,7 +477,13 @@ mod tests {
         world.look_after().await;
         clock::advance(&world.db, KEPT / 2).await.unwrap();
         world.look_after().await;
+        let seen = (world.resting().await.remove(0), Lies::Spooled);
         let id = world.queue.resend(vec![id], 3).await.unwrap()[0];
+        let_go(&world.queue, vec![seen]).await.unwrap();
+        assert!(
+            taken.root.join("by hand").exists(),
+            "retried since it was looked at"
+        );
         clock::advance(&world.db, KEPT).await.unwrap();
         world.look_after().await;
         assert!(taken.root.join("by hand").exists(), "it is to be sent");

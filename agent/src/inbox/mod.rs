@@ -17,7 +17,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
         mpsc::SyncSender,
     },
     thread::{self, JoinHandle},
@@ -151,8 +151,6 @@ struct Shared {
     bytes: AtomicU64,
     /// Large transfers that are open.
     large: AtomicUsize,
-    /// The litter of earlier runs is gone.
-    cleared: AtomicBool,
     arrivals: broadcast::Sender<Arrival>,
     runtime: Handle,
     /// Placed for certain in this run, while their rows are on their way to *delivered*.
@@ -210,7 +208,6 @@ impl Inbox {
             files: files.into(),
             bytes: bytes.into(),
             large: AtomicUsize::new(0),
-            cleared: AtomicBool::new(false),
             arrivals: broadcast::Sender::new(ARRIVALS),
             runtime: Handle::current(),
             certain: Mutex::default(),

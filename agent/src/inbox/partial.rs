@@ -15,7 +15,7 @@ use std::{
 use cap_fs_ext::{FollowSymlinks, MetadataExt, OpenOptionsFollowExt};
 use cap_std::fs::{Metadata, OpenOptions};
 use data_encoding::HEXLOWER;
-use dropwire_protocol::{Kind, Mtime, RunningDigest};
+use dropwire_protocol::{AgentId, Kind, Mtime, RunningDigest, TransferId};
 
 use super::{claims::Key, ledger::Checkpoint, site::Site};
 use crate::{durable, fault, id};
@@ -141,20 +141,27 @@ pub fn remove_stream(site: &Site, key: Key, kind: Kind) {
     }
 }
 
-/// Removes what lies among the partials and is none of `wanted`.
-pub fn remove_others(site: &Site, wanted: impl Fn(&OsStr) -> bool) -> io::Result<()> {
-    for entry in site.partials.entries()? {
-        let entry = entry?;
-        let name = entry.file_name();
-        if wanted(&name) {
-            continue;
-        }
-        match entry.file_type()?.is_dir() {
-            true => site.partials.remove_dir_all(&name)?,
-            false => durable::unlink(&site.partials, &name)?,
-        }
+/// What lies among the partials.
+pub fn names(site: &Site) -> io::Result<Vec<OsString>> {
+    let entries = site.partials.entries()?;
+    entries.map(|entry| Ok(entry?.file_name())).collect()
+}
+
+/// Whose partial, stream or unpacked folder has this name; None: nobody's.
+pub fn key_of(name: &OsStr) -> Option<Key> {
+    let name = name.to_str()?;
+    let (peer, job) = name.strip_suffix(".d").unwrap_or(name).split_once('-')?;
+    let bytes = |hex: &str| HEXLOWER.decode(hex.as_bytes()).ok();
+    let (peer, job) = (bytes(peer)?.try_into().ok()?, bytes(job)?.try_into().ok()?);
+    Some((AgentId(peer), TransferId(job)))
+}
+
+/// Removes what has this name among the partials, whatever it is.
+pub fn remove_any(site: &Site, name: &OsStr) -> io::Result<()> {
+    match site.partials.symlink_metadata(name)?.is_dir() {
+        true => site.partials.remove_dir_all(name),
+        false => durable::unlink(&site.partials, name),
     }
-    Ok(())
 }
 
 /// The first half of R5: the file's permissions and times become those it will be seen with. Failing at that is no
@@ -380,7 +387,14 @@ mod tests {
         write_at(&create(&site, key).unwrap(), 0, b"old").unwrap();
         assert_eq!(create(&site, key).unwrap().metadata().unwrap().len(), 0);
         assert!(open(&site, key).unwrap().is_some());
-        remove_others(&site, |_| false).unwrap();
+        assert_eq!(names(&site).unwrap(), [file_name(key)]);
+        for name in [file_name(key), folder_name(key)] {
+            assert_eq!(key_of(&name), Some(key));
+        }
+        for name in ["", "-", "litter", "00-00", "00-00.d"] {
+            assert_eq!(key_of(OsStr::new(name)), None, "{name}");
+        }
+        remove_any(&site, &file_name(key)).unwrap();
         assert!(look(&site, key, Kind::File).unwrap().is_none());
     }
 

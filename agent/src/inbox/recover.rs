@@ -1,10 +1,14 @@
 //! What a crash left, cleared up when the inbox is opened: rows *placing* are finished, litter is removed.
 
-use std::{collections::HashSet, ffi::OsString, path::Path, sync::atomic::Ordering};
+use std::{
+    collections::{HashMap, HashSet},
+    ffi::OsString,
+    path::Path,
+};
 
 use super::{
     Shared, admit,
-    claims::Key,
+    claims::{Claim, Key},
     commit, ledger,
     ledger::{Known, State},
     partial,
@@ -33,9 +37,7 @@ pub fn open(shared: &Shared, path: &Path) -> Result<Site, Trouble> {
             .map_err(broken)?;
     }
     finish_placing(shared, &site)?;
-    if !shared.cleared.swap(true, Ordering::Relaxed) {
-        remove_litter(shared, &site)?; // only before the first partial of this run
-    }
+    remove_litter(shared, &site)?;
     Ok(site)
 }
 
@@ -73,17 +75,35 @@ fn finish_placing(shared: &Shared, site: &Site) -> Result<(), Trouble> {
     Ok(())
 }
 
-/// Partials without a row that could still use them.
+/// Partials without a row that could still use them, left by an earlier run or while the inbox was held. What is worked
+/// on is left alone.
 fn remove_litter(shared: &Shared, site: &Site) -> Result<(), Trouble> {
+    let names = partial::names(site).unwrap_or_else(|error| {
+        tracing::warn!(%error, "old partials could not be looked for");
+        Vec::new()
+    });
+    // Claimed before the rows are read: so none of them can come to need its partial until that is gone.
+    let mut claims: HashMap<Key, Option<Claim>> = HashMap::new();
+    let unclaimed = |name: &OsString| match partial::key_of(name) {
+        Some(key) => claims
+            .entry(key)
+            .or_insert_with(|| shared.claims.try_take(key))
+            .is_some(),
+        None => true,
+    };
+    let mut litter: Vec<OsString> = names.into_iter().filter(unclaimed).collect();
     let mark = site.mark;
-    let keys: Vec<Key> = shared
+    let keys: HashSet<Key> = shared
         .db
         .call_blocking(move |tx| ledger::all_partials(tx, mark))
-        .map_err(broken)?;
-    let names = |key| [partial::file_name(key), partial::folder_name(key)];
-    let wanted: HashSet<OsString> = keys.into_iter().flat_map(names).collect();
-    if let Err(error) = partial::remove_others(site, |name| wanted.contains(name)) {
-        tracing::warn!(%error, "old partials could not be removed");
+        .map_err(broken)?
+        .into_iter()
+        .collect();
+    litter.retain(|name| partial::key_of(name).is_none_or(|key| !keys.contains(&key)));
+    for name in litter {
+        if let Err(error) = partial::remove_any(site, &name) {
+            tracing::warn!(%error, "an old partial could not be removed");
+        }
     }
     Ok(())
 }

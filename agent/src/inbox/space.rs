@@ -102,6 +102,13 @@ impl Reservation {
         }
     }
 
+    /// So many bytes on the disk are about to be free again: they stay promised, as they come once more.
+    pub fn returned(&mut self, bytes: u64) {
+        if let Some(promise) = self.space.lock().open.get_mut(&self.number) {
+            promise.bytes = promise.bytes.saturating_add(bytes);
+        }
+    }
+
     /// Was the room given to others, as no byte came for [`PATIENCE`]?
     pub fn has_lapsed(&self, now: Instant) -> bool {
         let promises = self.space.lock();
@@ -216,6 +223,16 @@ mod tests {
         drop(large);
         assert_eq!(small(late), Err(99));
         assert!(!again.has_lapsed(late));
+    }
+
+    #[test]
+    fn room_that_is_returned_stays_promised_or_is_asked_for_again() {
+        let (space, start) = (Space::new(0), Instant::now());
+        let mut cut = space.reserve(5, 10, start).unwrap();
+        cut.used(5, start);
+        cut.returned(3);
+        assert_eq!(space.reserve(8, 10, start).err(), Some(1));
+        assert!(!cut.has_lapsed(start) && cut.has_lapsed(start + PATIENCE));
     }
 
     #[test]

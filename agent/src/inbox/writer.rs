@@ -301,6 +301,8 @@ impl<'a> Writer<'a> {
             .call_blocking(move |tx| ledger::cut_checkpoints(tx, key, length));
         cut.map_err(Answer::from)?;
         let cutting = |e: io::Error| Answer::io("cutting the partial", &e);
+        self.reservation
+            .returned(self.digest.length().saturating_sub(length));
         self.file.set_len(length).map_err(cutting)?;
         (self.told, self.asked, self.digest) = (length, length, good);
         self.start_checkpointer().map_err(cutting)?;

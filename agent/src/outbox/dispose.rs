@@ -1,6 +1,6 @@
 //! What becomes of a delivered file (S5): it leaves by way of `.dropwire/leaving`, where nobody writes to it unseen.
 //!
-//! Each step may be the last before a crash; [`dispose`] is then called again and goes on from what it finds:
+//! Each step may be the last before a crash; [`dispose_all`] is then called again and goes on from what it finds:
 //!
 //! | on disk | found by the next call |
 //! |---|---|
@@ -19,7 +19,9 @@
 //! meantime, under the next free one beside it (`report (1).pdf`). It was never sent, so it is a new drop there:
 //! nothing is lost and nothing sent twice.
 
-use std::{collections::HashMap, ffi::OsStr, fs::File, io, path::PathBuf, time::SystemTime};
+use std::{
+    cell::OnceCell, collections::HashMap, ffi::OsStr, fs::File, io, mem, path::PathBuf, time::SystemTime,
+};
 
 use cap_std::fs::Dir;
 use dropwire_protocol::{Digest, RemotePath, RunningDigest};
@@ -87,26 +89,33 @@ pub enum DisposeError {
     /// The outbox is not there, or without its mark: nothing is concluded from what is missing in it.
     #[error("the outbox {0} is held: {1}")]
     Held(String, String),
+    /// A folder in the outbox could not be synced. The system tells of such a loss once, so it is not to be asked again:
+    /// nothing may leave this outbox until the agent starts anew.
+    #[error("nothing leaves the outbox {0} until a restart: a folder in it could not be synced: {1}")]
+    Unsynced(String, String),
+    /// It was told to stop; to be tried again.
+    #[error("stopped")]
+    Stopped,
     /// The disk or permissions.
     #[error("{0} of {1}: {2}")]
     Disk(&'static str, RemotePath, #[source] io::Error),
 }
 
-/// Disposes of one delivered file; see [`dispose_all`].
-pub fn dispose(disposal: &Disposal) -> Result<Disposed, DisposeError> {
-    let mut answers = dispose_all(std::slice::from_ref(disposal));
-    answers.pop().unwrap_or(Ok(Disposed::Busy)) // there is one for each
-}
-
 /// Disposes of delivered files; an answer for each, in their order. Those of one outbox that follow each other share
-/// their syncs. Blocks for the disk. Safe to repeat after any answer and any crash; what it answers is durable.
-pub fn dispose_all(disposals: &[Disposal]) -> Vec<Result<Disposed, DisposeError>> {
+/// their syncs. Blocks for the disk; once `stopped` says so, what is begun is ended and no more is read. Safe to repeat
+/// after any answer and any crash; what it answers is durable.
+pub fn dispose_all(
+    disposals: &[Disposal],
+    stopped: &dyn Fn() -> bool,
+) -> Vec<Result<Disposed, DisposeError>> {
     disposals
         .chunk_by(|a, b| a.root == b.root && a.outbox == b.outbox && a.version.folder == b.version.folder)
         .flat_map(|one_outbox| one_outbox.chunks(TOGETHER))
         .flat_map(|batch| match batch.first() {
-            Some(first) if first.version.folder => batch.iter().map(folder::dispose).collect(),
-            _ => dispose_together(batch),
+            Some(first) if first.version.folder => {
+                batch.iter().map(|what| folder::dispose(what, stopped)).collect()
+            }
+            _ => dispose_together(batch, stopped),
         })
         .collect()
 }
@@ -114,11 +123,11 @@ pub fn dispose_all(disposals: &[Disposal]) -> Vec<Result<Disposed, DisposeError>
 /// How many share their syncs; each holds up to three descriptors meanwhile.
 const TOGETHER: usize = 64;
 
-fn dispose_together(batch: &[Disposal]) -> Vec<Result<Disposed, DisposeError>> {
+fn dispose_together(batch: &[Disposal], stopped: &dyn Fn() -> bool) -> Vec<Result<Disposed, DisposeError>> {
     let Some(first) = batch.first() else {
         return Vec::new();
     };
-    let mut steps = match Steps::begin(first) {
+    let mut steps = match Steps::begin(first, stopped) {
         Ok(steps) => steps,
         Err(reason) => {
             let root = shown(&first.root);
@@ -126,7 +135,10 @@ fn dispose_together(batch: &[Disposal]) -> Vec<Result<Disposed, DisposeError>> {
             return batch.iter().map(held).collect();
         }
     };
-    let staged: Vec<_> = batch.iter().map(|what| steps.stage(what)).collect();
+    let staged: Vec<_> = batch
+        .iter()
+        .map(|what| steps.trusted().and_then(|()| steps.stage(what)))
+        .collect();
     let synced = steps.sync_staged();
     let ended: Vec<_> = batch
         .iter()
@@ -145,15 +157,20 @@ fn dispose_together(batch: &[Disposal]) -> Vec<Result<Disposed, DisposeError>> {
     batch
         .iter()
         .zip(ended)
-        .map(|(what, ended)| match (ended?, &synced) {
-            (Disposed::Done | Disposed::Gone, Err(e)) => Err(what.failed("the syncing", copy_of(e))),
-            (answer, _) => Ok(answer),
+        .map(|(what, ended)| match (ended, &synced) {
+            (Ok(Disposed::Done | Disposed::Gone), Err(e)) => Err(what.failed("the syncing", copy_of(e))),
+            (ended, _) => ended,
         })
+        .map(|ended| ended.map_err(|error| steps.judged(error)))
         .collect()
 }
 
 /// The folders that disposals in one outbox work in.
-struct Steps {
+struct Steps<'a> {
+    /// Is no more to be begun?
+    stopped: &'a dyn Fn() -> bool,
+    /// For people.
+    root: String,
     outbox: Dir,
     own: Dir,
     leaving: Dir,
@@ -161,6 +178,8 @@ struct Steps {
     touched: HashMap<Option<RemotePath>, Dir>,
     /// The same, in the archive.
     archived: HashMap<Option<RemotePath>, Dir>,
+    /// Why the first sync failed that did.
+    unsynced: OnceCell<String>,
 }
 
 /// Where a file stands before the first sync.
@@ -181,9 +200,9 @@ enum Checked {
     Not(Disposed),
 }
 
-impl Steps {
+impl<'a> Steps<'a> {
     /// The error is the reason why the outbox is held.
-    fn begin(first: &Disposal) -> Result<Self, String> {
+    fn begin(first: &Disposal, stopped: &'a dyn Fn() -> bool) -> Result<Self, String> {
         let outbox = confined::root(&first.root).map_err(|e| e.to_string())?;
         match mark::read(&outbox) {
             Ok(Some(id)) if OutboxId(id) == first.outbox => {}
@@ -195,18 +214,45 @@ impl Steps {
         let open = || {
             let own = mark::folder(&outbox)?;
             let leaving = durable::open_or_make_dir(&own, OsStr::new("leaving"))?;
-            fault::step("S5-own-dir", || durable::sync_dir(&own))?;
             Ok((own, leaving))
         };
         let (own, leaving) =
             open().map_err(|e: io::Error| format!("`.dropwire` in it cannot be used: {e}"))?;
-        Ok(Steps {
+        let steps = Steps {
+            stopped,
+            root: shown(&first.root),
             outbox,
             own,
             leaving,
             touched: HashMap::new(),
             archived: HashMap::new(),
+            unsynced: OnceCell::new(),
+        };
+        let _ = fault::step("S5-own-dir", || steps.sync(&steps.own)); // else nothing more is done
+        Ok(steps)
+    }
+
+    /// Every sync of a folder. After one that failed none is tried: the system would say that all is well.
+    fn sync(&self, folder: &Dir) -> io::Result<()> {
+        if let Some(reason) = self.unsynced.get() {
+            return Err(io::Error::other(reason.clone()));
+        }
+        durable::sync_dir(folder).inspect_err(|error| {
+            let _ = self.unsynced.set(error.to_string());
         })
+    }
+
+    /// Did all syncs do what was asked?
+    fn trusted(&self) -> Result<(), DisposeError> {
+        match self.unsynced.get() {
+            None => Ok(()),
+            Some(reason) => Err(DisposeError::Unsynced(self.root.clone(), reason.clone())),
+        }
+    }
+
+    /// What is to be made of a failure: behind a sync that failed it is that.
+    fn judged(&self, error: DisposeError) -> DisposeError {
+        self.trusted().err().unwrap_or(error)
     }
 
     /// Up to the rename into `leaving`, not yet durable.
@@ -227,7 +273,7 @@ impl Steps {
             let both = folder.as_ref().map(|folder| self.under_both(name, folder, at));
             if !both.transpose().map_err(failed)?.unwrap_or(false) {
                 self.touch(what)?; // that it left there may not be durable yet
-                let checked = what.check(&file, Compare::Always)?;
+                let checked = what.check(&file, Compare::Always, self.stopped)?;
                 return Ok(Stage::Leaving { file, checked });
             }
             durable::unlink(&self.leaving, name).map_err(failed)?;
@@ -238,7 +284,7 @@ impl Steps {
         let Some(file) = what.open(&folder, at)? else {
             return self.gone(what);
         };
-        let lease = match what.check(&file, Compare::IfTouched)? {
+        let lease = match what.check(&file, Compare::IfTouched, self.stopped)? {
             Checked::Delivered(lease) => lease,
             Checked::Not(answer) => return Ok(Stage::Stays(answer)),
         };
@@ -302,12 +348,13 @@ impl Steps {
     }
 
     fn sync_leaving(&self) -> io::Result<()> {
-        fault::step("S5-leaving-dir", || durable::sync_dir(&self.leaving))
+        fault::step("S5-leaving-dir", || self.sync(&self.leaving))
     }
 
     fn sync_others(&mut self) -> io::Result<()> {
-        for (_, folder) in self.archived.drain().chain(self.touched.drain()) {
-            fault::step("S5-dirs", || durable::sync_dir(&folder))?;
+        let (archived, touched) = (mem::take(&mut self.archived), mem::take(&mut self.touched));
+        for folder in archived.values().chain(touched.values()) {
+            fault::step("S5-dirs", || self.sync(folder))?;
         }
         Ok(())
     }
@@ -338,9 +385,9 @@ impl Steps {
         let place = what.path.parent();
         if !self.archived.contains_key(&place) {
             let sent = durable::open_or_make_dir(&self.own, OsStr::new("sent"))?;
-            fault::step("S5-sent-dir", || durable::sync_dir(&self.own))?;
-            self.archived
-                .insert(place.clone(), make_folders(&sent, &what.path)?);
+            fault::step("S5-sent-dir", || self.sync(&self.own))?;
+            let folder = self.make_folders(&sent, &what.path)?;
+            self.archived.insert(place.clone(), folder);
         }
         let Some(folder) = self.archived.get(&place) else {
             return Ok(()); // not reached: it was put there just now
@@ -352,18 +399,17 @@ impl Steps {
     /// The marker goes with its file, or back with it.
     fn unmark(&self, what: &Disposal, answer: Disposed) -> Result<Disposed, DisposeError> {
         let left = matches!(answer, Disposed::Done | Disposed::Gone);
-        marker::end(&self.leaving, what, left, || {
-            make_folders(&self.outbox, &what.path)
-        })
-        .map(|()| answer)
-        .map_err(|e| what.failed("the moving of its marker", e))
+        let folder = || self.make_folders(&self.outbox, &what.path);
+        marker::end(&self.leaving, what, left, folder, |folder| self.sync(folder))
+            .map(|()| answer)
+            .map_err(|e| what.failed("the moving of its marker", e))
     }
 
     /// Its old name, or the next free one beside it; its folders are made again where they are gone. One that is only
     /// busy waits in `leaving` where its name is taken: it may still be what was delivered.
     fn give_back(&self, what: &Disposal, answer: Disposed) -> Result<Disposed, DisposeError> {
         let back = || {
-            let folder = make_folders(&self.outbox, &what.path)?;
+            let folder = self.make_folders(&self.outbox, &what.path)?;
             let (name, old) = (OsStr::new(&what.name), confined::os_str(what.path.file_name())?);
             let answer = match durable::rename_noreplace(&self.leaving, name, &folder, old) {
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists && answer == Disposed::Busy => answer,
@@ -373,11 +419,24 @@ impl Steps {
                 }
                 other => other.map(|_| answer)?,
             };
-            fault::step("S5-back-dir", || durable::sync_dir(&folder))?;
-            fault::step("S5-back-leaving-dir", || durable::sync_dir(&self.leaving))?;
+            fault::step("S5-back-dir", || self.sync(&folder))?;
+            fault::step("S5-back-leaving-dir", || self.sync(&self.leaving))?;
             Ok(answer)
         };
         back().map_err(|e| what.failed("the giving back", e))
+    }
+
+    /// The folders on the way to `path` below `root`, made where they are missing, each name durable.
+    fn make_folders(&self, root: &Dir, path: &RemotePath) -> io::Result<Dir> {
+        let mut dir = root.try_clone()?;
+        if let Some(folder) = path.parent() {
+            for component in folder.components() {
+                let below = durable::open_or_make_dir(&dir, confined::os_str(component)?)?;
+                fault::step("S5-folders", || self.sync(&dir))?;
+                dir = below;
+            }
+        }
+        Ok(dir)
     }
 }
 
@@ -391,7 +450,15 @@ impl Disposal {
         }
     }
 
-    fn check(&self, file: &File, compare: Compare) -> Result<Checked, DisposeError> {
+    fn check(
+        &self,
+        file: &File,
+        compare: Compare,
+        stopped: &dyn Fn() -> bool,
+    ) -> Result<Checked, DisposeError> {
+        if stopped() {
+            return Err(DisposeError::Stopped);
+        }
         let lease = match Lease::take(file) {
             Asked::Lease(lease) => Some(lease),
             Asked::Writer if fault::mutant("S5-writer") => None,
@@ -407,11 +474,11 @@ impl Disposal {
         }
         let touched = version.ctime_ns != self.version.ctime_ns;
         let must = matches!(compare, Compare::Always) || touched || version.size < COMPARED_BELOW;
-        if must
-            && !fault::mutant("S5-digest")
-            && digest(file).map_err(|e| self.failed("the reading", e))? != self.digest
-        {
-            return Ok(Checked::Not(Disposed::OtherBytes));
+        if must && !fault::mutant("S5-digest") {
+            let digest = digest(file, stopped).map_err(|e| self.failed("the reading", e))?;
+            if digest.ok_or(DisposeError::Stopped)? != self.digest {
+                return Ok(Checked::Not(Disposed::OtherBytes));
+            }
         }
         Ok(match &lease {
             Some(broken) if !broken.whole() && !fault::mutant("S5-lease") => Checked::Not(Disposed::Busy),
@@ -461,30 +528,19 @@ fn copy_of(error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), error.to_string())
 }
 
-fn digest(mut file: &File) -> io::Result<Digest> {
+/// None: stopped.
+fn digest(mut file: &File, stopped: &dyn Fn() -> bool) -> io::Result<Option<Digest>> {
     io::Seek::rewind(&mut file)?;
     let (mut hash, mut buffer) = (RunningDigest::default(), vec![0; 256 * 1024]);
-    loop {
+    while !stopped() {
         match io::Read::read(&mut file, &mut buffer) {
-            Ok(0) => return Ok(hash.value()),
+            Ok(0) => return Ok(Some(hash.value())),
             Ok(length) => hash.update(buffer.get(..length).unwrap_or_default()),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return Err(e),
         }
     }
-}
-
-/// The folders on the way to `path` below `root`, made where they are missing, each name durable.
-fn make_folders(root: &Dir, path: &RemotePath) -> io::Result<Dir> {
-    let mut dir = root.try_clone()?;
-    if let Some(folder) = path.parent() {
-        for component in folder.components() {
-            let below = durable::open_or_make_dir(&dir, confined::os_str(component)?)?;
-            fault::step("S5-folders", || durable::sync_dir(&dir))?;
-            dir = below;
-        }
-    }
-    Ok(dir)
+    Ok(None)
 }
 
 #[cfg(test)]

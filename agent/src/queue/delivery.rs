@@ -95,14 +95,20 @@ impl Queue {
         .map(|_| ())
     }
 
-    /// These resting versions do not lie there any more, for good; seen again, they are new drops.
-    pub async fn left(&self, drops: Vec<DropId>) -> Result<(), DbError> {
-        self.each(drops, |db, _, drop, _: &mut Vec<()>| match state_of(db, *drop)? {
-            Some(DropState::Stays) => change::leave(db, *drop),
-            _ => Ok(()),
+    /// These resting versions do not lie there any more, for good; seen again, they are new drops. Returns those of them
+    /// that left by this: not one that was queued again meanwhile.
+    pub async fn left(&self, drops: Vec<DropId>) -> Result<Vec<DropId>, DbError> {
+        self.each(drops, |db, _, drop, left| {
+            if state_of(db, *drop)? == Some(DropState::Stays) {
+                // Their ctime may be the old one when they return, by a folder above them that was moved.
+                db.prepare_cached("UPDATE drops SET ctime_ns = 0 WHERE id = ?")?
+                    .execute([drop.0])?;
+                change::leave(db, *drop)?;
+                left.push(*drop);
+            }
+            Ok(())
         })
         .await
-        .map(|_| ())
     }
 
     /// The bytes were found unchanged under this ctime (nanoseconds since 1970).

@@ -77,6 +77,8 @@ impl Class {
 /// One drop on its way to one peer. Times are milliseconds since 1970.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Job {
+    /// Rises with each new job.
+    pub row: i64,
     /// What the peer knows it by; a resend changes it.
     pub id: TransferId,
     /// Whose version it carries.
@@ -261,6 +263,7 @@ pub(super) fn job_of(row: &Row<'_>) -> rusqlite::Result<JobRow> {
     Ok(JobRow {
         cursor: row.get(9)?,
         job: Job {
+            row: row.get(9)?,
             id: TransferId(row.get(10)?),
             drop: DropId(row.get(11)?),
             peer: AgentId(row.get(12)?),

@@ -61,6 +61,8 @@ const CHUNK: usize = 512;
 pub struct Queue {
     db: Db,
     identity: Arc<Identity>,
+    /// The newest job of earlier runs.
+    newest_at_start: i64,
 }
 
 impl Queue {
@@ -72,9 +74,22 @@ impl Queue {
         now_ms: i64,
         max_backoff: Duration,
     ) -> Result<Queue, DbError> {
-        let queue = Queue { db, identity };
+        let newest = |db: &Transaction<'_>| {
+            db.query_row("SELECT coalesce(max(id), 0) FROM jobs", [], |row| row.get(0))
+        };
+        let newest_at_start = db.call(newest).await?;
+        let queue = Queue {
+            db,
+            identity,
+            newest_at_start,
+        };
         queue.pull_in(now_ms, max_backoff).await?;
         Ok(queue)
+    }
+
+    /// Was it queued since the list was opened? Else an earlier run may have offered it.
+    pub fn is_of_this_run(&self, job: &Job) -> bool {
+        job.row > self.newest_at_start
     }
 
     /// One change in one commit.

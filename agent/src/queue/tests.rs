@@ -102,6 +102,21 @@ async fn todo(queue: &Queue, n: u8) -> Todo {
     todo
 }
 
+/// By the list's own order: the clock may have been set.
+#[tokio::test]
+async fn what_an_earlier_run_queued_is_told_from_what_this_one_did() {
+    let folder = tempfile::tempdir().unwrap();
+    let earlier = queue(folder.path()).await;
+    enqueue(&earlier, 1, AfterSend::Keep, &[1]).await;
+    drop(earlier);
+    let queue = queue(folder.path()).await;
+    enqueue(&queue, 2, AfterSend::Keep, &[2]).await;
+    let all = Page { after: 0, limit: 9 };
+    let rows = queue.list(Filter::default(), all).await.unwrap();
+    let of_this_run: Vec<_> = rows.iter().map(|row| queue.is_of_this_run(&row.job)).collect();
+    assert_eq!(of_this_run, [false, true]);
+}
+
 #[tokio::test]
 async fn a_file_goes_its_whole_way() {
     let folder = tempfile::tempdir().unwrap();

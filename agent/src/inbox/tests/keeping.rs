@@ -91,6 +91,25 @@ async fn a_partial_that_nobody_comes_back_for_goes_after_its_time() {
     assert!(rig.files() == [("big".into(), bytes)]);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waited_too_long_while_the_inbox_was_away_goes_when_it_is_back() {
+    let rig = Rig::new().await;
+    let bytes = content(2 * MIB);
+    break_off(&rig, &bytes, MIB).await;
+    let rig = rig.restarted(|_| ()).await;
+    let away = rig.temp.path().join("away");
+    std::fs::rename(rig.root(), &away).unwrap();
+    let mut link = rig.link(ANA);
+    let declined = link.opened(id(2), "other", 1).await.1;
+    assert_eq!(refused(&declined), DeclineReason::InboxUnavailable);
+    rig.after(KEEP_IDLE).await;
+    assert!(rig.row(ANA, id(1)).await.is_none());
+    std::fs::rename(&away, rig.root()).unwrap();
+    assert_eq!(rig.partials(), 1);
+    assert_eq!(delivered_as(&link.send(id(2), "other", b"x").await), "other");
+    assert_eq!(rig.partials(), 0);
+}
+
 /// A sender that is told again and again that there is no room has not gone.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_offer_that_is_declined_is_a_sign_of_life_too() {

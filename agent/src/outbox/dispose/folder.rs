@@ -22,7 +22,7 @@ use super::{
     COMPARED_BELOW, Compare, Disposal, DisposeError, Disposed, Steps, beside::rename_beside, copy_of,
 };
 use crate::{
-    bundle::{self, Listing, Trouble},
+    bundle::{self, Halt, Listing, Trouble},
     config::AfterSend,
     confined, durable,
     error::shown,
@@ -31,21 +31,25 @@ use crate::{
 };
 
 /// See [`super::dispose_all`].
-pub(super) fn dispose(what: &Disposal) -> Result<Disposed, DisposeError> {
+pub(super) fn dispose(what: &Disposal, stopped: &dyn Fn() -> bool) -> Result<Disposed, DisposeError> {
     if what.after == AfterSend::Keep {
         return Ok(Disposed::Done);
     }
-    let mut steps = Steps::begin(what).map_err(|reason| DisposeError::Held(shown(&what.root), reason))?;
-    let answer = disposed(&mut steps, what)?;
-    let answer = steps.unmark(what, answer)?;
-    if what.marker.is_some() {
-        steps.sync_left().map_err(|e| what.failed("the syncing", e))?;
-    }
-    Ok(answer)
+    let mut steps =
+        Steps::begin(what, stopped).map_err(|reason| DisposeError::Held(shown(&what.root), reason))?;
+    steps.trusted()?;
+    let answer = disposed(&mut steps, what).and_then(|answer| {
+        let answer = steps.unmark(what, answer)?;
+        if what.marker.is_some() {
+            steps.sync_left().map_err(|e| what.failed("the syncing", e))?;
+        }
+        Ok(answer)
+    });
+    answer.map_err(|error| steps.judged(error))
 }
 
 /// The folder itself, and its marker taken along.
-fn disposed(steps: &mut Steps, what: &Disposal) -> Result<Disposed, DisposeError> {
+fn disposed(steps: &mut Steps<'_>, what: &Disposal) -> Result<Disposed, DisposeError> {
     let (name, gone) = (OsStr::new(&what.name), gone(what));
     let failed = |e: io::Error| what.failed("the disposal", e);
     if open(&steps.leaving, &gone).map_err(failed)?.is_some() {
@@ -55,7 +59,7 @@ fn disposed(steps: &mut Steps, what: &Disposal) -> Result<Disposed, DisposeError
     if let Some(folder) = open(&steps.leaving, name).map_err(failed)? {
         steps.touch(what)?; // that it left its path may not be durable yet
         steps.sync_staged().map_err(|e| what.failed("the syncing", e))?;
-        let checked = check(what, &folder, &Compare::Always)?;
+        let checked = check(what, &folder, &Compare::Always, steps.stopped)?;
         return leave(steps, what, checked);
     }
     let parent = match confined::parent(&steps.outbox, &what.path) {
@@ -67,7 +71,7 @@ fn disposed(steps: &mut Steps, what: &Disposal) -> Result<Disposed, DisposeError
     let Some(folder) = open(&parent, at).map_err(failed)? else {
         return absent(steps, what);
     };
-    let before = match check(what, &folder, &Compare::IfTouched)? {
+    let before = match check(what, &folder, &Compare::IfTouched, steps.stopped)? {
         Ok(listing) => listing,
         Err(answer) => return Ok(answer),
     };
@@ -98,7 +102,15 @@ fn disposed(steps: &mut Steps, what: &Disposal) -> Result<Disposed, DisposeError
 /// What the checks say: what was delivered lies there, and nobody writes; or what follows from it.
 type Checked = Result<Listing, Disposed>;
 
-fn check(what: &Disposal, folder: &Dir, compare: &Compare) -> Result<Checked, DisposeError> {
+fn check(
+    what: &Disposal,
+    folder: &Dir,
+    compare: &Compare,
+    stopped: &dyn Fn() -> bool,
+) -> Result<Checked, DisposeError> {
+    if stopped() {
+        return Err(DisposeError::Stopped);
+    }
     let listing = match list(what, folder)? {
         Ok(listing) => listing,
         Err(answer) => return Ok(Err(answer)),
@@ -113,9 +125,10 @@ fn check(what: &Disposal, folder: &Dir, compare: &Compare) -> Result<Checked, Di
     let touched = version.ctime_ns != what.version.ctime_ns;
     let must = matches!(compare, Compare::Always) || touched || version.size < COMPARED_BELOW;
     if must && !fault::mutant("S5-folder-digest") {
-        let digest = match bundle::digest(folder, version.size) {
+        let digest = match bundle::digest(folder, version.size, stopped) {
             Ok(digest) => digest,
-            Err(trouble) => return Ok(Err(answer_to(what, trouble)?)),
+            Err(Halt::Stopped) => return Err(DisposeError::Stopped),
+            Err(Halt::Trouble(trouble)) => return Ok(Err(answer_to(what, trouble)?)),
         };
         match list(what, folder)? {
             Ok(again) if again.is_undisturbed(&listing) => {}
@@ -144,7 +157,7 @@ fn answer_to(what: &Disposal, trouble: Trouble) -> Result<Disposed, DisposeError
 }
 
 /// From `leaving` to where it goes: on, if it is what was delivered, else back.
-fn leave(steps: &mut Steps, what: &Disposal, checked: Checked) -> Result<Disposed, DisposeError> {
+fn leave(steps: &mut Steps<'_>, what: &Disposal, checked: Checked) -> Result<Disposed, DisposeError> {
     let listing = match checked {
         Ok(listing) => listing,
         Err(answer) => return steps.give_back(what, answer),
@@ -153,7 +166,7 @@ fn leave(steps: &mut Steps, what: &Disposal, checked: Checked) -> Result<Dispose
     if what.after == AfterSend::Delete && listing.left_out.is_empty() {
         let decided = durable::rename_noreplace(&steps.leaving, name, &steps.leaving, &gone(what));
         decided.map_err(|e| what.failed("the disposal", e))?;
-        fault::step("S5-folder-gone", || durable::sync_dir(&steps.leaving))
+        fault::step("S5-folder-gone", || steps.sync(&steps.leaving))
             .map_err(|e| what.failed("the syncing", e))?;
         return remove(steps, what);
     }
@@ -168,14 +181,14 @@ fn leave(steps: &mut Steps, what: &Disposal, checked: Checked) -> Result<Dispose
 }
 
 /// Durably gone; what somebody put into it at the last moment stays, under its old name or the next free one.
-fn remove(steps: &Steps, what: &Disposal) -> Result<Disposed, DisposeError> {
+fn remove(steps: &Steps<'_>, what: &Disposal) -> Result<Disposed, DisposeError> {
     let gone = gone(what);
     let answer = match steps.leaving.remove_dir_all(&gone) {
         Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => {
             let back = || {
                 let wanted = confined::os_str(what.path.file_name())?;
                 rename_beside(&steps.leaving, &gone, &steps.outbox, wanted)?;
-                durable::sync_dir(&steps.outbox)
+                steps.sync(&steps.outbox)
             };
             back().map_err(|e| what.failed("the giving back", e))?;
             Disposed::Changed
@@ -188,7 +201,7 @@ fn remove(steps: &Steps, what: &Disposal) -> Result<Disposed, DisposeError> {
 }
 
 /// Nowhere: made durable.
-fn absent(steps: &mut Steps, what: &Disposal) -> Result<Disposed, DisposeError> {
+fn absent(steps: &mut Steps<'_>, what: &Disposal) -> Result<Disposed, DisposeError> {
     steps.gone(what)?;
     steps.sync_staged().map_err(|e| what.failed("the syncing", e))?;
     Ok(Disposed::Gone)

@@ -34,7 +34,7 @@ impl Outbox {
             outbox: self.id,
             root: self.temp.path().to_path_buf(),
             path: dropwire_protocol::RemotePath::parse(b"batch").unwrap(),
-            digest: bundle::digest(&folder, version.size).unwrap(),
+            digest: bundle::digest(&folder, version.size, &|| false).unwrap(),
             version,
             marker: None,
             after,
@@ -44,7 +44,7 @@ impl Outbox {
     /// Again while it says busy: what was made just now is fresh.
     fn dispose(&self, what: &Disposal) -> Disposed {
         loop {
-            match dispose(what).unwrap() {
+            match dispose(what, &|| false).unwrap() {
                 Disposed::Busy => std::thread::yield_now(),
                 other => return other,
             }
@@ -103,7 +103,7 @@ fn what_cannot_be_read_is_tried_again() {
     let outbox = Outbox::new();
     let what = outbox.delivered(AfterSend::Archive);
     let tried = || loop {
-        match dispose(&what) {
+        match dispose(&what, &|| false) {
             Ok(Disposed::Busy) => std::thread::yield_now(),
             other => return other,
         }
@@ -146,7 +146,8 @@ fn what_was_changed_stays_or_comes_back() {
     fs::write(outbox.at("batch/sub/new"), "new").unwrap();
     assert_eq!(outbox.dispose(&what), Disposed::Changed);
     assert_eq!(fs::read(outbox.at("batch/sub/new")).unwrap(), b"new");
-    fs::remove_dir_all(outbox.at("batch")).unwrap();
+    fs::remove_file(outbox.at("batch/sub/new")).unwrap();
+    assert_eq!(outbox.dispose(&what), Disposed::Done, "what was delivered, again");
 
     let what = outbox.delivered(AfterSend::Delete);
     let leaving = outbox.in_leaving(&what, &what.name);
@@ -177,7 +178,7 @@ fn a_writer_inside_holds_it_and_what_was_left_out_is_never_removed() {
         .write(true)
         .open(outbox.at("batch/sub/b"))
         .unwrap();
-    assert_eq!(dispose(&what).unwrap(), Disposed::Busy);
+    assert_eq!(dispose(&what, &|| false).unwrap(), Disposed::Busy);
     assert!(outbox.at("batch/sub/b").exists());
     drop(writer);
     std::os::unix::fs::symlink("/etc", outbox.at("batch/link")).unwrap();

@@ -49,6 +49,10 @@ impl Outbox {
     }
 }
 
+fn dispose(disposal: &Disposal) -> Result<Disposed, DisposeError> {
+    dispose_all(std::slice::from_ref(disposal), &|| false).remove(0)
+}
+
 fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap()
 }
@@ -96,6 +100,21 @@ fn another_version_stays() {
     fs::rename(outbox.at("other"), outbox.at("file")).unwrap();
     assert_eq!(dispose(&disposal).unwrap(), Disposed::Changed);
     assert_eq!(read(&outbox.at("file")), "new");
+}
+
+#[test]
+fn what_is_stopped_stays_where_it_is() {
+    let outbox = Outbox::new();
+    let disposal = outbox.delivered("file", "bytes", AfterSend::Delete);
+    let asked = std::cell::Cell::new(0);
+    for after in 0..2 {
+        asked.set(0);
+        let stopped = || asked.replace(asked.get() + 1) >= after;
+        let answer = dispose_all(std::slice::from_ref(&disposal), &stopped).remove(0);
+        assert!(matches!(answer, Err(DisposeError::Stopped)), "{answer:?}");
+        assert_eq!(read(&outbox.at("file")), "bytes");
+    }
+    assert_eq!(dispose(&disposal).unwrap(), Disposed::Done);
 }
 
 #[cfg(unix)]
@@ -306,7 +325,7 @@ fn many_share_their_syncs_and_are_answered_one_by_one() {
     }
     fs::write(one.at("sub1/7"), "changed").unwrap();
     fs::remove_file(one.at("sub2/8")).unwrap();
-    let answers = dispose_all(&disposals);
+    let answers = dispose_all(&disposals, &|| false);
     assert_eq!(answers.len(), disposals.len());
     for (i, (answer, disposal)) in answers.iter().zip(&disposals).enumerate() {
         let expected = match i {
@@ -398,6 +417,25 @@ mod order {
             "the folder it came from may be new"
         );
         assert_eq!(back[at + 1..at + 3], [sync("sub"), sync(".dropwire/leaving")]);
+    }
+
+    #[test]
+    fn a_folder_whose_sync_failed_is_not_asked_again() {
+        for at in [".dropwire", ".dropwire/leaving", "sub", ".dropwire/sent/sub"] {
+            let outbox = Outbox::new();
+            let disposal = outbox.delivered("sub/file", "bytes", AfterSend::Archive);
+            let mut beside = outbox.delivered("sub/beside", "bytes", AfterSend::Archive);
+            beside.name = "11112233445566778899aabbccddeeff".into();
+            trace::before(outbox.temp.path(), sync(at), trace::disk_error);
+            let answers = dispose_all(&[disposal, beside], &|| false);
+            let unsynced = |answer: &_| matches!(answer, Err(DisposeError::Unsynced(..)));
+            assert!(answers.iter().all(unsynced), "{at}: {answers:?}");
+            assert_eq!(
+                trace::of(outbox.temp.path()).last(),
+                Some(&sync(at)),
+                "nothing after it"
+            );
+        }
     }
 
     #[test]

@@ -232,7 +232,9 @@ impl Pair {
                     return;
                 };
                 queue.left(vec![resting.drop]).await.unwrap();
-                self.model.leave(usize::try_from(resting.drop.0 - 1).unwrap());
+                let drop = usize::try_from(resting.drop.0 - 1).unwrap();
+                self.model.leave(drop);
+                self.model.drops[drop].ctime = 0; // none that a file has
             }
             Op::Withdrawn { id } => {
                 let Some(id) = pick(id) else { return };
