@@ -438,11 +438,10 @@ impl<'a> Steps<'a> {
     /// The marker goes with its file, or back with it.
     fn unmark(&self, what: &Disposal, answer: Disposed) -> Result<Disposed, DisposeError> {
         let left = matches!(answer, Disposed::Done | Disposed::Gone);
-        marker::end(&self.leaving, what, left, || {
-            self.make_folders(&self.outbox, &what.path)
-        })
-        .map(|()| answer)
-        .map_err(|e| what.failed("the moving of its marker", e))
+        let folder = || self.make_folders(&self.outbox, &what.path);
+        marker::end(&self.leaving, what, left, folder, |folder| self.sync(folder))
+            .map(|()| answer)
+            .map_err(|e| what.failed("the moving of its marker", e))
     }
 
     /// Its old name, or the next free one beside it; its folders are made again where they are gone. One that is only

@@ -73,12 +73,14 @@ pub(super) fn take(folder: &Dir, leaving: &Dir, what: &Disposal) -> io::Result<(
 
 /// Ends what [`take`] began. With a file that `left` its marker goes for good; durable once `leaving` is synced. With
 /// one that is back, or did not go, it goes back, durably; but not to another file, which needs a marker of its own.
-/// It waits while its file waits in `leaving`. `folder` opens what it was taken from.
+/// It waits while its file waits in `leaving`. `folder` opens what it was taken from,
+/// `sync` makes a folder durable.
 pub(super) fn end(
     leaving: &Dir,
     what: &Disposal,
     left: bool,
     folder: impl FnOnce() -> io::Result<Dir>,
+    sync: impl Fn(&Dir) -> io::Result<()>,
 ) -> io::Result<()> {
     let held = held(what);
     match leaving.symlink_metadata(&held) {
@@ -103,8 +105,8 @@ pub(super) fn end(
         Some(Err(e)) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
         _ => discard(&folder, leaving, what)?,
     }
-    fault::step("S5-marker-dir", || durable::sync_dir(&folder))?;
-    fault::step("S5-marker-leaving-dir", || durable::sync_dir(leaving))
+    fault::step("S5-marker-dir", || sync(&folder))?;
+    fault::step("S5-marker-leaving-dir", || sync(leaving))
 }
 
 /// Removes it from `leaving`. Should it have got bytes meanwhile, it goes back, or beside.
@@ -186,7 +188,8 @@ mod tests {
         }
 
         fn end(&self, left: bool) {
-            end(&self.leaving, &self.what, left, || self.folder.try_clone()).unwrap();
+            let folder = || self.folder.try_clone();
+            end(&self.leaving, &self.what, left, folder, durable::sync_dir).unwrap();
         }
 
         /// What lies in both.

@@ -66,9 +66,9 @@ impl Memory {
         self.cleared
     }
 
-    /// `path` was listed from `now` on, and all in it could be told. `stamp` was taken before, and `cleared` asked for: what
-    /// was forgotten since stays so. A change within one step of the file system's clock would not show, so a folder
-    /// that changed just now is not remembered.
+    /// `path` was listed from `now` on, and all in it could be told. `stamp` was taken before, and `cleared` asked for:
+    /// what was forgotten since stays so. A change within one step of the file system's clock would not show, so a
+    /// folder that changed just then is not remembered.
     pub(super) fn listed(
         &mut self,
         path: &[u8],
