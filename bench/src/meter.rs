@@ -121,14 +121,16 @@ impl Line {
     fn pump(&self, mut from: TcpStream, mut to: TcpStream) {
         let mut buffer = vec![0; 256 << 10];
         loop {
-            match from.read(&mut buffer) {
-                Ok(length @ 1..) if to.write_all(&buffer[..length]).is_ok() => {
-                    let passed = self.passed.fetch_add(length as u64, SeqCst) + length as u64;
-                    if passed >= self.cut_at.load(SeqCst) {
-                        self.cut();
-                    }
-                }
-                _ => break,
+            let Ok(length @ 1..) = from.read(&mut buffer) else {
+                break;
+            };
+            // Counted before whoever reads them can look.
+            let passed = self.passed.fetch_add(length as u64, SeqCst) + length as u64;
+            if to.write_all(&buffer[..length]).is_err() {
+                break;
+            }
+            if passed >= self.cut_at.load(SeqCst) {
+                self.cut();
             }
         }
         let _ = to.shutdown(Shutdown::Write);
