@@ -120,10 +120,7 @@ impl Line {
 
     fn pump(&self, mut from: TcpStream, mut to: TcpStream) {
         let mut buffer = vec![0; 256 << 10];
-        loop {
-            let Ok(length @ 1..) = from.read(&mut buffer) else {
-                break;
-            };
+        while let Ok(length @ 1..) = from.read(&mut buffer) {
             // Counted before whoever reads them can look.
             let passed = self.passed.fetch_add(length as u64, SeqCst) + length as u64;
             if to.write_all(&buffer[..length]).is_err() {
