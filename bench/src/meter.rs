@@ -166,9 +166,10 @@ mod tests {
         assert!(meter.was_cut());
         assert_eq!(meter.passed(), 9);
         assert_eq!(meter.connected(), None);
-        let again = TcpStream::connect(address).unwrap();
-        server.accept().unwrap();
+        let mut again = TcpStream::connect(address).unwrap();
+        let (mut there, _) = server.accept().unwrap();
+        again.write_all(b"7").unwrap();
+        there.read_exact(&mut five[..1]).unwrap();
         assert!(meter.connected().is_some());
-        drop(again);
     }
 }
