@@ -19,7 +19,7 @@
 //! - [`disk`]: loop-mounted file systems whose power can be cut
 //!
 //! And apart from that: [`soak`], agents under random trouble for as long as one likes; [`churn`], outboxes in which all
-//! changes under way; and [`mutants`], the list of safeguards with the tests that fail without them.
+//! changes under way, each with its [`report`]; and [`mutants`], the list of safeguards with the tests that fail without them.
 //!
 //! For Linux on x86-64.
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
@@ -31,6 +31,7 @@ pub mod enumerate;
 pub mod mutants;
 pub mod oracle;
 pub mod point;
+pub mod report;
 pub mod scenario;
 pub mod soak;
 pub mod table;

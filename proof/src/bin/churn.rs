@@ -7,6 +7,7 @@ use clap::Parser;
 use dropwire_proof::{
     choose_program,
     churn::{self, Plan},
+    report,
 };
 
 /// Files that change under way: the last version of each arrives once, none torn.
@@ -37,31 +38,17 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let clock = || {
-        std::time::UNIX_EPOCH
-            .elapsed()
-            .map_or(0, |d| d.as_millis() as u64)
-    };
-    let seed = arguments.seed.unwrap_or_else(clock);
+    let seed = report::seed(arguments.seed);
     let (steps, kills) = match arguments.short {
         true => (1000, 2),
         false => (arguments.steps, arguments.kills),
     };
     println!("{} with seed {seed}", program.display());
-    let report = churn::run(Plan {
+    churn::run(Plan {
         steps,
         kills,
         seed,
         after_send: ["archive", "delete"][(seed % 2) as usize],
-    });
-    for (name, figure) in &report.rows {
-        println!("{name:<16} {figure}");
-    }
-    for violation in &report.violations {
-        println!("VIOLATION {violation}");
-    }
-    match report.violations.is_empty() {
-        true => ExitCode::SUCCESS,
-        false => ExitCode::FAILURE,
-    }
+    })
+    .show()
 }

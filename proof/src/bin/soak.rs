@@ -4,7 +4,7 @@
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::Parser;
-use dropwire_proof::{choose_program, soak};
+use dropwire_proof::{choose_program, report, soak};
 
 /// Agents under random trouble: nothing is lost, doubled or torn.
 #[derive(Parser)]
@@ -40,12 +40,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let clock = || {
-        std::time::UNIX_EPOCH
-            .elapsed()
-            .map_or(0, |d| d.as_millis() as u64)
-    };
-    let seed = arguments.seed.unwrap_or_else(clock);
+    let seed = report::seed(arguments.seed);
     let (transfers, kills, most) = match arguments.short {
         true => (800, 80, Duration::from_secs(60)),
         false => (
@@ -55,21 +50,12 @@ fn main() -> ExitCode {
         ),
     };
     println!("{} with seed {seed}", program.display());
-    let report = soak::run(soak::Plan {
+    soak::run(soak::Plan {
         transfers,
         kills,
         seed,
         agents: arguments.agents.into(),
         most,
-    });
-    for (name, figure) in &report.rows {
-        println!("{name:<16} {figure}");
-    }
-    for violation in &report.violations {
-        println!("VIOLATION {violation}");
-    }
-    match report.violations.is_empty() {
-        true => ExitCode::SUCCESS,
-        false => ExitCode::FAILURE,
-    }
+    })
+    .show()
 }

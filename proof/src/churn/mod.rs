@@ -24,8 +24,8 @@ use serde_json::Value;
 use self::outbox::Outbox;
 use crate::{
     harness::{Agent, Pair, files},
+    report::Report,
     soak::{
-        Report,
         chance::Chance,
         ledger::{Item, Ledger, unnumbered},
     },

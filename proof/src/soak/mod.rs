@@ -27,7 +27,7 @@ use chance::Chance;
 use ledger::{Item, Ledger};
 use world::World;
 
-use crate::harness::files;
+use crate::{harness::files, report::Report};
 
 /// How much is done.
 #[derive(Clone, Copy, Debug)]
@@ -42,15 +42,6 @@ pub struct Plan {
     pub agents: usize,
     /// Nothing new is begun after so long.
     pub most: Duration,
-}
-
-/// What was done and what came of it.
-#[derive(Clone, Default, Debug)]
-pub struct Report {
-    /// A name and a figure each, in the order in which they are shown.
-    pub rows: Vec<(&'static str, String)>,
-    /// What is wrong, a line each.
-    pub violations: Vec<String>,
 }
 
 /// What happened so far.
