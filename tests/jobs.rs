@@ -31,9 +31,7 @@ fn why_tells_of_files_and_jobs() {
 #[test]
 fn send_takes_a_copy_and_waits_for_the_receipt() {
     let mut pair = Pair::linked();
-    let file = pair.laptop.root.join("by hand.txt");
-    fs::write(&file, b"by hand").expect("a file elsewhere");
-    let file = file.to_str().expect("plain");
+    let file = &by_hand(&pair);
     pair.laptop
         .run(&["send", file, "--to", "office", "--wait"])
         .exits(0);
@@ -56,9 +54,7 @@ fn send_takes_a_copy_and_waits_for_the_receipt() {
 fn copies_that_were_never_queued_are_cleared() {
     let mut pair = Pair::linked();
     pair.office.stop();
-    let file = pair.laptop.root.join("by hand.txt");
-    fs::write(&file, b"by hand").expect("a file elsewhere");
-    let file = file.to_str().expect("plain");
+    let file = &by_hand(&pair);
     pair.laptop.run(&["send", file, "--to", "office"]).exits(0);
     pair.laptop.kill();
     let litter = pair.laptop.state.join("spool/00000000000000000000000000000000");
@@ -74,9 +70,7 @@ fn copies_that_were_never_queued_are_cleared() {
 fn sent_copies_move_with_the_state_folder() {
     let mut pair = Pair::linked();
     pair.office.stop();
-    let file = pair.laptop.root.join("by hand.txt");
-    fs::write(&file, b"by hand").expect("a file elsewhere");
-    let file = file.to_str().expect("plain");
+    let file = &by_hand(&pair);
     pair.laptop.run(&["send", file, "--to", "office"]).exits(0);
     pair.laptop.stop();
     let moved = pair.laptop.root.join("moved");
@@ -231,4 +225,11 @@ fn the_log_tells_of_each_file_with_job_and_peer() {
     let text = pair.laptop.log_text();
     let running = text.lines().filter(|l| l.contains("\"running\"")).count();
     assert_eq!(running, 1, "told twice");
+}
+
+/// A file of the laptop's, in none of its outboxes.
+fn by_hand(pair: &Pair) -> String {
+    let file = pair.laptop.root.join("by hand.txt");
+    fs::write(&file, b"by hand").expect("a file elsewhere");
+    file.to_str().expect("plain").to_owned()
 }
