@@ -60,10 +60,17 @@ impl Doors {
 
 /// Hands each dispatcher its link's events, until cancelled.
 pub async fn pass_on(shared: Arc<Shared>, mut events: mpsc::Receiver<LinkEvent>, cancel: CancellationToken) {
-    while let Some(Some(event)) = cancel.run_until_cancelled(events.recv()).await {
-        if let Some(door) = shared.doors.of(event.peer()) {
-            // Only a dispatcher that ended (the agent stops) does not take it.
-            let _ = door.send(event).await;
+    let mut batch = Vec::with_capacity(EVENTS);
+    while cancel
+        .run_until_cancelled(events.recv_many(&mut batch, EVENTS))
+        .await
+        .is_some_and(|n| n > 0)
+    {
+        for event in batch.drain(..) {
+            if let Some(door) = shared.doors.of(event.peer()) {
+                // Only a dispatcher that ended (the agent stops) does not take it.
+                let _ = door.send(event).await;
+            }
         }
     }
 }

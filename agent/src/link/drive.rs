@@ -7,7 +7,14 @@
 //! Memory is bounded: what waits to be written (512 KiB at most), a frame that is read (320 KiB), what one message
 //! gave rise to (256 events), chunks read ahead (see `outgoing`), and offers that wait for room (256).
 
-use std::{collections::VecDeque, future::poll_fn, io, pin::pin, sync::Arc, task::Poll};
+use std::{
+    collections::VecDeque,
+    future::poll_fn,
+    io,
+    pin::pin,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+};
 
 use dropwire_protocol::{
     AgentId, Error, Event, TransferId,
@@ -196,10 +203,21 @@ impl<S: AsyncRead + AsyncWrite> Drive<S> {
         match step {
             Step::Filled(filled) => self.ends.download.spend(filled?, now),
             Step::Written(written) => written?,
-            Step::Turn((id, pass, piece)) => self.send(id, pass, piece, now),
+            Step::Turn((id, pass, piece)) => {
+                self.send(id, pass, piece, now);
+                self.send_ready(now);
+            }
             Step::Answered(Some(outcome)) => self.link.conversation.outcome(outcome),
             Step::Answered(None) => return Err(stopped("the inbox")),
-            Step::Asked(request) => self.ask(request),
+            Step::Asked(request) => {
+                self.ask(request);
+                // What was asked for together is offered together.
+                while self.offers.len() < OFFERS
+                    && let Ok(request) = self.ends.requests.try_recv()
+                {
+                    self.ask(request);
+                }
+            }
             Step::Given(true, _) | Step::Nothing => {}
             Step::Given(false, room) => return Err(stopped(room)),
             Step::Ordered => {
@@ -327,6 +345,9 @@ impl<S: AsyncRead + AsyncWrite> Drive<S> {
                 Event::Bye(bye) => return Err(End::PeerSaid(bye)),
             }
         }
+        // Where there is room at once, reading goes on: many small messages are one burst for who takes them.
+        give_ready(&self.ends.commands, &mut self.held_commands);
+        give_ready(&self.ends.events, &mut self.held_events);
         Ok(())
     }
 
@@ -443,6 +464,23 @@ impl<S: AsyncRead + AsyncWrite> Drive<S> {
         }
     }
 
+    /// What is read by now goes along: many small files share a record and a write.
+    fn send_ready(&mut self, now: Instant) {
+        // Whoever is not ready is asked again, with a waker, before the next wait.
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut queued = self.link.writer.waiting();
+        while queued < LOW
+            && self.ends.upload.wait_until(now).is_none()
+            && let Some(sender) = self.link.conversation.sender()
+            && let Poll::Ready((id, pass, piece)) = self.outgoing.poll_piece(&mut cx, sender)
+        {
+            if let Piece::Chunk { bytes, .. } = &piece {
+                queued += bytes.len();
+            }
+            self.send(id, pass, piece, now);
+        }
+    }
+
     /// Hands over what came before the end, and the sink's releases.
     async fn release(&mut self) {
         self.link.conversation.end();
@@ -457,6 +495,16 @@ impl<S: AsyncRead + AsyncWrite> Drive<S> {
                 break;
             }
         }
+    }
+}
+
+/// Hands over as much of what is held as there is room for now. That nobody takes it any more shows at the next wait.
+fn give_ready<T>(to: &mpsc::Sender<T>, held: &mut VecDeque<T>) {
+    while !held.is_empty()
+        && let Ok(permit) = to.try_reserve()
+        && let Some(first) = held.pop_front()
+    {
+        permit.send(first);
     }
 }
 
