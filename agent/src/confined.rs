@@ -12,6 +12,8 @@ use cap_fs_ext::{DirExt, FollowSymlinks, OpenOptionsFollowExt};
 use cap_std::fs::{Dir, OpenOptions};
 use dropwire_protocol::RemotePath;
 
+use crate::version::Version;
+
 /// The handle of a folder that the config names (symlinks on the way to it are the user's business).
 pub fn root(path: &Path) -> io::Result<Dir> {
     Dir::open_ambient_dir(path, cap_std::ambient_authority())
@@ -69,6 +71,16 @@ pub fn open_file(folder: &Dir, name: &OsStr) -> io::Result<File> {
         Ok(file)
     } else {
         Err(not_regular())
+    }
+}
+
+/// The inode of the regular file at `path`, without opening it: no event for whoever watches, no lease in its way. The
+/// same errors as opening it.
+pub fn inode(root: &Dir, path: &RemotePath) -> io::Result<u64> {
+    let meta = parent(root, path)?.symlink_metadata(os_str(path.file_name())?)?;
+    match meta.is_file() {
+        true => Ok(Version::listed(&meta).inode),
+        false => Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")),
     }
 }
 

@@ -1,11 +1,12 @@
 //! A job as chunks: reads one version of a file or of a whole folder, hashes it once, never a mix.
 //!
-//! A small file is read as a whole by one of a few workers and only then fed to the link; a larger one has a thread
-//! of its own. So a stalled transfer holds up no other, and a thousand small ones need no thousand threads.
+//! Small files are read by a few workers (`small`); a larger one has a thread of its own. So a stalled transfer holds
+//! up no other, and a thousand small ones need no thousand threads.
 
 mod checkpoints;
 mod folder;
 mod pass;
+mod small;
 
 use std::{
     path::{Path, PathBuf},
@@ -15,7 +16,7 @@ use std::{
 
 use bytes::Bytes;
 use dropwire_protocol::{Digest, RunningDigest, message::MAX_EAGER};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 
 use self::{
     checkpoints::Checkpoints,
@@ -27,9 +28,6 @@ use crate::{
     link::{Piece, Source, Voided},
     version::Found,
 };
-
-/// How many small files are read at the same time.
-static SMALL: Semaphore = Semaphore::const_new(16);
 
 /// One version of one file in an outbox, as the link wants to read it; kept as long as the transfer may be rewound.
 pub struct FileSource {
@@ -127,8 +125,7 @@ impl Source for FileSource {
     fn read(&self, offset: u64, digest: Digest, out: mpsc::Sender<Piece>) {
         let subject = Arc::clone(&self.subject);
         if subject.found.version.size <= MAX_EAGER && !subject.found.version.folder {
-            tokio::spawn(read_small(subject, offset, digest, out));
-            return;
+            return small::read(subject, offset, digest, out);
         }
         let refused = out.clone();
         let started = thread::Builder::new().name("send".into()).spawn(move || {
@@ -154,35 +151,6 @@ pub fn digest_of(root: &Path, found: &Found, stopped: &dyn Fn() -> bool) -> Resu
     }
     pass.check()?;
     Ok((hash.value(), pass.ctime_ns()))
-}
-
-async fn read_small(subject: Arc<Subject>, offset: u64, digest: Digest, out: mpsc::Sender<Piece>) {
-    let pieces = {
-        let Ok(_permit) = SMALL.acquire().await else {
-            return; // never closed
-        };
-        if out.is_closed() {
-            return;
-        }
-        let read = tokio::task::spawn_blocking(move || {
-            let mut pieces = Vec::with_capacity(2);
-            let mut feed = |piece| {
-                pieces.push(piece);
-                true
-            };
-            subject.read(offset, digest, &mut feed, &|| false);
-            pieces
-        });
-        match read.await {
-            Ok(pieces) => pieces,
-            Err(e) => vec![Piece::Void(Voided::Unreadable(e.to_string()))],
-        }
-    };
-    for piece in pieces {
-        if out.send(piece).await.is_err() {
-            return;
-        }
-    }
 }
 
 impl Subject {

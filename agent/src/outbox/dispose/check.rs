@@ -7,7 +7,7 @@ use dropwire_protocol::{Digest, RunningDigest};
 
 use super::{Disposal, DisposeError, Disposed};
 use crate::{
-    fault,
+    confined, fault,
     lease::{Asked, Lease},
     version::Version,
 };
@@ -15,6 +15,9 @@ use crate::{
 /// Below this size the bytes are always compared: on some systems two writes within one step of the file system's
 /// clock show as one, and a small file may be read, sent and written again within a step.
 pub(super) const COMPARED_BELOW: u64 = 16 << 20;
+
+/// Most bytes read at once.
+const READ: usize = 256 * 1024;
 
 /// What the checks say of an open file.
 pub(super) enum Checked {
@@ -57,7 +60,7 @@ impl Disposal {
         let touched = version.ctime_ns != self.version.ctime_ns;
         let must = matches!(compare, Compare::Always) || touched || version.size < COMPARED_BELOW;
         if must && !fault::mutant("S5-digest") {
-            let digest = digest(file, stopped).map_err(|e| self.failed("the reading", e))?;
+            let digest = digest(file, version.size, stopped).map_err(|e| self.failed("the reading", e))?;
             if digest.ok_or(DisposeError::Stopped)? != self.digest {
                 return Ok(Checked::Not(Disposed::OtherBytes));
             }
@@ -77,9 +80,11 @@ impl Disposal {
         leaving: &Dir,
     ) -> Result<Checked, DisposeError> {
         let version = self.version(file)?;
-        let moved = match self.open(leaving, OsStr::new(&self.name))? {
-            Some(moved) => self.version(&moved)?.inode,
-            None => return Ok(Checked::Not(Disposed::Changed)),
+        let moved = match leaving.symlink_metadata(OsStr::new(&self.name)) {
+            Ok(moved) if moved.is_file() => Version::listed(&moved).inode,
+            Ok(_) => return Ok(Checked::Not(Disposed::Changed)),
+            Err(e) if confined::is_absent(&e) => return Ok(Checked::Not(Disposed::Changed)),
+            Err(e) => return Err(self.failed("the looking again", e)),
         };
         Ok(
             if (moved != version.inode || !version.same_identity(&self.version)) && !fault::mutant("S5-again")
@@ -99,10 +104,12 @@ impl Disposal {
     }
 }
 
-/// None: stopped.
-fn digest(mut file: &File, stopped: &dyn Fn() -> bool) -> io::Result<Option<Digest>> {
+/// None: stopped. `size` is what it is likely to have.
+fn digest(mut file: &File, size: u64, stopped: &dyn Fn() -> bool) -> io::Result<Option<Digest>> {
     io::Seek::rewind(&mut file)?;
-    let (mut hash, mut buffer) = (RunningDigest::default(), vec![0; 256 * 1024]);
+    let mut hash = RunningDigest::default();
+    // One byte more: a read that does not fill it is the last but one.
+    let mut buffer = vec![0; usize::try_from(size).map_or(READ, |size| READ.min(size.saturating_add(1)))];
     while !stopped() {
         match io::Read::read(&mut file, &mut buffer) {
             Ok(0) => return Ok(Some(hash.value())),
