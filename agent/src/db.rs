@@ -7,16 +7,25 @@
 //! known (it may be there after a restart), so the database refuses everything from then on and
 //! [`Db::failed`] tells the daemon to end.
 
-use std::{path::Path, sync::Arc, thread};
+mod readers;
 
-use rusqlite::{Connection, OpenFlags, Transaction};
+use std::{
+    path::Path,
+    sync::{Arc, Once},
+    thread,
+};
+
+use rusqlite::{Connection, Transaction};
 use rusqlite_migration::MigrationDefinitionError::DatabaseTooFarAhead;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use self::readers::Readers;
 use crate::fault;
 
 /// Most changes in one commit.
 const BATCH: usize = 1024;
+/// Prepared statements that a connection keeps.
+const STATEMENTS: usize = 128;
 
 /// Why the database did not do it.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -59,7 +68,7 @@ enum Work {
 pub struct Db {
     work: mpsc::Sender<Work>,
     failed: watch::Receiver<Option<String>>,
-    path: Arc<Path>,
+    readers: Readers,
 }
 
 impl Db {
@@ -69,6 +78,7 @@ impl Db {
             rusqlite::version_number() >= 3_051_003,
             "SQLite before 3.51.3 has the WAL-reset bug"
         );
+        spare_statistics();
         let mut connection = Connection::open(path).map_err(open_error)?;
         configure(&connection)?;
         let check: String = connection
@@ -97,7 +107,7 @@ impl Db {
         Ok(Db {
             work,
             failed,
-            path: path.into(),
+            readers: Readers::new(path),
         })
     }
 
@@ -129,12 +139,23 @@ impl Db {
         answer.blocking_recv().map_err(|_| self.why_failed())?
     }
 
+    /// Reads on a connection of its own, on a thread that may block: waits for no commit, and sees all that was committed
+    /// before.
+    pub async fn read<T, F>(&self, read: F) -> Result<T, DbError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    {
+        let readers = self.readers.clone();
+        tokio::task::spawn_blocking(move || readers.read(read))
+            .await
+            .map_err(|e| DbError::Failed(e.to_string()))?
+            .map_err(|e| DbError::Change(Arc::new(e)))
+    }
+
     /// A connection of its own for long listings; it blocks, so not on the runtime, and writes nothing.
     pub fn reader(&self) -> rusqlite::Result<Connection> {
-        Connection::open_with_flags(
-            &self.path,
-            OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
-        )
+        self.readers.open()
     }
 
     /// Ends with the reason once a commit failed; never, while all is well.
@@ -149,6 +170,7 @@ impl Db {
     /// Waits for all changes handed in before, and closes the file with nothing left in its log. Every later change
     /// is refused.
     pub async fn close(&self) {
+        self.readers.close(); // the last to close clears the log, and that is to be the writer
         let (closed, done) = oneshot::channel();
         if self.work.send(Work::Close(closed)).await.is_ok() {
             // Without an answer the thread had failed before.
@@ -278,6 +300,15 @@ fn is_disk(error: &rusqlite::Error) -> bool {
     )
 }
 
+/// SQLite counts every allocation under one lock for all connections; nobody asks for the count.
+fn spare_statistics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        // SAFETY: this option takes an int. After the first connection it is refused, and then all stays as it was.
+        unsafe { rusqlite::ffi::sqlite3_config(rusqlite::ffi::SQLITE_CONFIG_MEMSTATUS, 0) };
+    });
+}
+
 fn configure(connection: &Connection) -> Result<(), OpenError> {
     // Some file systems have no shared memory, and then SQLite silently stays with another journal.
     let journal: String = connection
@@ -301,7 +332,7 @@ fn configure(connection: &Connection) -> Result<(), OpenError> {
         connection.busy_timeout(std::time::Duration::from_secs(5))
     };
     settings().map_err(open_error)?;
-    connection.set_prepared_statement_cache_capacity(128);
+    connection.set_prepared_statement_cache_capacity(STATEMENTS);
     Ok(())
 }
 
@@ -395,6 +426,26 @@ mod tests {
             "none was committed before the others"
         );
         assert_eq!(numbers(&db.reader().unwrap()), [0, 1, 3]);
+    }
+
+    #[tokio::test]
+    async fn reading_waits_for_no_commit_and_sees_all_before_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let db = open(&folder.path().join("state.db")).unwrap();
+        for n in [7, 8] {
+            db.call(move |db| insert(db, n)).await.unwrap();
+            let read = db.read(|db| Ok(numbers(db))).await.unwrap();
+            assert_eq!(read.last(), Some(&n));
+        }
+        let (go_on, held) = hold(&db).await;
+        assert_eq!(db.read(|db| Ok(numbers(db))).await.unwrap(), [7, 8]);
+        go_on.send(()).unwrap();
+        held.await.unwrap().unwrap();
+        assert_eq!(db.read(|db| Ok(numbers(db))).await.unwrap(), [0, 7, 8]);
+        assert!(db.read(|db| db.execute("DELETE FROM number", [])).await.is_err());
+        db.close().await;
+        let log = std::fs::metadata(folder.path().join("state.db-wal"));
+        assert!(log.is_err(), "a kept reader does not keep the log");
     }
 
     #[tokio::test]

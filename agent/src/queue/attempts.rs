@@ -31,7 +31,7 @@ impl Queue {
         busy: HashSet<TransferId>,
         now_ms: i64,
     ) -> Result<Todo, DbError> {
-        self.call(move |db, _| {
+        self.read(move |db| {
             let mut todo = Todo {
                 withdraw: delivery::to_tell(db, peer, Step::Withdraw)?,
                 forget: delivery::to_tell(db, peer, Step::Forget)?,
@@ -40,11 +40,15 @@ impl Queue {
             for (large, room) in [(false, room.small), (true, room.large)] {
                 if room > 0 {
                     let mut statement = db.prepare_cached(&due_sql())?;
-                    let jobs =
-                        statement.query_map(params![peer.0, large, now_ms], |row| Ok(job_of(row)?.job))?;
-                    let free = jobs.filter(|job| job.as_ref().map_or(true, |job| !busy.contains(&job.id)));
-                    for job in free.take(room) {
-                        todo.due.push(job?);
+                    let mut rows = statement.query(params![peer.0, large, now_ms])?;
+                    let mut left = room;
+                    while left > 0
+                        && let Some(row) = rows.next()?
+                    {
+                        if !busy.contains(&TransferId(row.get("transfer")?)) {
+                            todo.due.push(job_of(row)?.job);
+                            left -= 1;
+                        }
                     }
                 }
                 let next: Option<i64> = db

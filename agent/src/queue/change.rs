@@ -1,6 +1,6 @@
 //! The steps that every change of the job list is made of; each runs inside one commit.
 
-use dropwire_protocol::{AgentId, TransferId};
+use dropwire_protocol::{AgentId, TransferId, message::MAX_EAGER};
 use rusqlite::{Connection, OptionalExtension, Result, params};
 
 use super::{
@@ -11,6 +11,9 @@ use crate::{config::AfterSend, fault};
 
 /// History lines kept of a job, the newest.
 const HISTORY: i64 = 50;
+
+/// Of smaller files nothing is ever kept in `checkpoints`; bytes.
+const SOME_CHECKPOINTS: i64 = MAX_EAGER.cast_signed();
 
 /// As much of a job as changes need.
 pub(super) struct Key {
@@ -44,7 +47,7 @@ pub(super) fn end(db: &Connection, job: &Key, state: JobState, text: &str, now_m
         .execute(params![state, text, now_ms, job.row])?;
     tell(db, job.transfer, job.peer, Step::Withdraw)?;
     note(db, job.row, now_ms, text)?;
-    settle(db, job.drop)
+    settle(db, job.drop).map(drop)
 }
 
 /// Remembers what the peer has yet to be told of a transfer.
@@ -67,14 +70,14 @@ pub(super) fn note(db: &Connection, job: i64, now_ms: i64, text: &str) -> Result
     Ok(())
 }
 
-/// Where an open drop stands now that one of its jobs has ended.
+/// Where an open drop stands now that one of its jobs has ended; gives that.
 ///
 /// Acknowledged only when every peer has the same bytes. Where they differ, the file was written to without its
 /// version showing it: then that version is gone, and what lies there is found as a new drop.
-pub(super) fn settle(db: &Connection, drop: DropId) -> Result<()> {
-    let (state, after_send): (DropState, AfterSend) = db
-        .prepare_cached("SELECT state, after_send FROM drops WHERE id = ?")?
-        .query_row([drop.0], |row| Ok((row.get(0)?, row.get(1)?)))?;
+pub(super) fn settle(db: &Connection, drop: DropId) -> Result<DropState> {
+    let (state, after_send, size): (DropState, AfterSend, i64) = db
+        .prepare_cached("SELECT state, after_send, size FROM drops WHERE id = ?")?
+        .query_row([drop.0], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
     let (queued, undelivered, digests): (i64, i64, i64) = db
         .prepare_cached(
             "SELECT count(*) FILTER (WHERE state = 0), count(*) FILTER (WHERE state <> 1),
@@ -83,13 +86,13 @@ pub(super) fn settle(db: &Connection, drop: DropId) -> Result<()> {
         )?
         .query_row([drop.0], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
     if state != DropState::Open || queued > 0 {
-        return Ok(());
+        return Ok(state);
     }
     if digests > 1 && !fault::mutant("S4-one-digest") {
         // Both may have been written within one step of the file system's clock: then no ctime tells them apart.
         db.prepare_cached("UPDATE drops SET ctime_ns = 0 WHERE id = ?")?
             .execute([drop.0])?;
-        return leave(db, drop);
+        return leave(db, drop).map(|()| DropState::Left);
     }
     let state = if after_send == AfterSend::Keep || (undelivered > 0 && !fault::mutant("S5-every-peer")) {
         DropState::Stays
@@ -98,9 +101,11 @@ pub(super) fn settle(db: &Connection, drop: DropId) -> Result<()> {
     };
     db.prepare_cached("UPDATE drops SET state = ?, problem = NULL WHERE id = ?")?
         .execute(params![state, drop.0])?;
-    db.prepare_cached("DELETE FROM checkpoints WHERE drop_id = ?")?
-        .execute([drop.0])?;
-    Ok(())
+    if size >= SOME_CHECKPOINTS {
+        db.prepare_cached("DELETE FROM checkpoints WHERE drop_id = ?")?
+            .execute([drop.0])?;
+    }
+    Ok(state)
 }
 
 /// The version does not lie there any more: its peers may forget what they received of it.

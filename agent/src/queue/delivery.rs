@@ -32,7 +32,7 @@ impl Queue {
 
     /// Files that every peer has and that have not been disposed of, after `after` (DropId(0) at first), in order.
     pub async fn to_dispose(&self, after: DropId, limit: usize) -> Result<Vec<Disposal>, DbError> {
-        self.call(move |db, _| {
+        self.read(move |db| {
             db.prepare_cached(&to_dispose_sql())?
                 .query_map([after.0, clamp(limit)], |row| {
                     let (found, root) = found_of(row)?;
@@ -71,7 +71,7 @@ impl Queue {
     /// the bytes and calls [`Queue::witnessed`] or [`Queue::left`].
     pub async fn resting(&self, after: DropId, limit: usize) -> Result<Vec<Resting>, DbError> {
         self.read(move |db| {
-            db.prepare(&resting_sql())?
+            db.prepare_cached(&resting_sql())?
                 .query_map([after.0, clamp(limit)], resting_of)?
                 .collect()
         })
@@ -198,22 +198,27 @@ fn resting_of(row: &Row<'_>) -> Result<Resting> {
 }
 
 fn record(db: &Connection, job: &Key, proof: &Proof, now_ms: i64) -> Result<Option<DropId>> {
-    db.prepare_cached(
-        "UPDATE jobs SET receipt = ?, delivered_as = ?, sha256 = ?, delivered_ms = ? WHERE id = ?",
-    )?
-    .execute(params![
+    let receipt = params![
+        job.row,
         proof.receipt,
         proof.delivered_as.as_bytes(),
         proof.digest.0,
         proof.delivered_at_ms,
-        job.row
-    ])?;
+        now_ms
+    ];
     if job.state == JobState::Queued {
-        db.prepare_cached("UPDATE jobs SET state = 1, error = NULL, ended_ms = ? WHERE id = ?")?
-            .execute([now_ms, job.row])?;
-        change::settle(db, job.drop)?;
-        return Ok((state_of(db, job.drop)? == Some(DropState::Acknowledged)).then_some(job.drop));
+        db.prepare_cached(
+            "UPDATE jobs SET receipt = ?2, delivered_as = ?3, sha256 = ?4, delivered_ms = ?5,
+                             state = 1, error = NULL, ended_ms = ?6 WHERE id = ?1",
+        )?
+        .execute(receipt)?;
+        let state = change::settle(db, job.drop)?;
+        return Ok((state == DropState::Acknowledged).then_some(job.drop));
     }
+    db.prepare_cached(
+        "UPDATE jobs SET receipt = ?2, delivered_as = ?3, sha256 = ?4, delivered_ms = ?5 WHERE id = ?1",
+    )?
+    .execute(&receipt[..5])?;
     change::note(db, job.row, now_ms, "its receipt came after it had ended")?;
     // The question how it ended is answered. It may be forgotten once the file has left.
     if state_of(db, job.drop)? == Some(DropState::Left) {

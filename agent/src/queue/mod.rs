@@ -132,16 +132,12 @@ impl Queue {
         }
     }
 
-    /// A read on a connection of its own, off the runtime; it sees all that was committed before.
+    /// A read that waits for no commit; it sees all that was committed before.
     async fn read<T, F>(&self, read: F) -> Result<T, DbError>
     where
         T: Send + 'static,
         F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     {
-        let db = self.db.clone();
-        tokio::task::spawn_blocking(move || read(&db.reader()?))
-            .await
-            .map_err(|e| DbError::Failed(e.to_string()))?
-            .map_err(|e| DbError::Change(Arc::new(e)))
+        self.db.read(read).await
     }
 }

@@ -1,0 +1,65 @@
+//! Connections that only read: they wait for no commit, and no commit waits for them.
+
+use std::{
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use rusqlite::{Connection, OpenFlags, Result};
+
+use super::STATEMENTS;
+
+/// Most connections that are kept for the next read.
+const KEPT: usize = 2;
+/// Each one's page cache, in KiB as SQLite has it: any commit empties it.
+const CACHE: i64 = -512;
+
+/// Opens connections, and keeps a few with their statements prepared; cheap to clone.
+#[derive(Clone)]
+pub(super) struct Readers {
+    path: Arc<Path>,
+    /// None once closed.
+    idle: Arc<Mutex<Option<Vec<Connection>>>>,
+}
+
+impl Readers {
+    /// Of the database at `path`.
+    pub(super) fn new(path: &Path) -> Readers {
+        Readers {
+            path: path.into(),
+            idle: Arc::new(Mutex::new(Some(Vec::new()))),
+        }
+    }
+
+    /// A connection of its own.
+    pub(super) fn open(&self) -> Result<Connection> {
+        let connection = Connection::open_with_flags(
+            &self.path,
+            OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+        )?;
+        connection.set_prepared_statement_cache_capacity(STATEMENTS);
+        connection.pragma_update(None, "cache_size", CACHE)?;
+        Ok(connection)
+    }
+
+    /// Reads by one that is free. Blocks.
+    pub(super) fn read<T>(&self, read: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
+        let kept = self.idle().as_mut().and_then(Vec::pop);
+        let connection = kept.map_or_else(|| self.open(), Ok)?;
+        let result = read(&connection);
+        if let Some(idle) = self.idle().as_mut().filter(|idle| idle.len() < KEPT) {
+            idle.push(connection);
+        }
+        result
+    }
+
+    /// Keeps none any more.
+    pub(super) fn close(&self) {
+        let kept = self.idle().take();
+        drop(kept);
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Option<Vec<Connection>>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
