@@ -10,7 +10,7 @@ use super::{
     commit,
     ledger::{self, Known, State},
     reply::Answer,
-    site::Site,
+    site::{Site, Trouble},
     space::{self, Reservation},
 };
 use crate::{db::DbError, durable::How, fault};
@@ -64,6 +64,12 @@ pub fn admit(
     }
 }
 
+/// The inbox for bytes that are on their way already: as it was seen last, if it was there. It is looked at again before
+/// they are written.
+pub fn expect(shared: &Shared) -> Result<Arc<Site>, Trouble> {
+    shared.gate.last_seen().or_else(|_| shared.enter())
+}
+
 /// The inbox, if it is the one with this mark.
 pub fn enter_of(shared: &Shared, mark: Option<[u8; 16]>) -> Result<Arc<Site>, Answer> {
     let site = shared.enter()?;
@@ -93,10 +99,7 @@ pub fn takes(site: &Site, kind: Kind) -> Result<(), Answer> {
 
 /// Promises room for `bytes` more.
 pub fn reserve(shared: &Shared, site: &Site, bytes: u64) -> Result<Reservation, Answer> {
-    let free = site
-        .anchor()
-        .and_then(|a| space::free(&a))
-        .map_err(|e| Answer::io("asking how much is free", &e))?;
+    let free = space::free(&site.root).map_err(|e| Answer::io("asking how much is free", &e))?;
     shared
         .space
         .reserve(bytes, free, Instant::now())

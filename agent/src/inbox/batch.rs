@@ -27,8 +27,10 @@ use super::{
 };
 use crate::{durable, fault};
 
-/// Most files of one batch, each open until it is synced, and most that wait for it.
-const BATCH: usize = 256;
+/// Most files of one batch, and most that wait for it.
+const BATCH: usize = 512;
+/// Most files that are open until each is synced for itself: descriptors are few.
+const OPEN: usize = 64;
 /// From so many on, one syncfs is cheaper than a sync of each...
 const TOGETHER: usize = 4;
 /// ...and so many while a large transfer's dirty data would be written with them.
@@ -91,35 +93,42 @@ fn store(shared: &Arc<Shared>, batch: Vec<Small>) {
     } else {
         batch
     };
-    store_each(shared, &site, batch);
+    let mut waiting = batch.into_iter().peekable();
+    while waiting.peek().is_some() {
+        store_each(shared, &site, waiting.by_ref().take(OPEN));
+    }
 }
 
 /// R2 to R9 with one syncfs. Gives the batch back when that failed; then nothing of it is on the disk.
 fn store_together(shared: &Arc<Shared>, site: &Site, batch: Vec<Small>) -> Option<Vec<Small>> {
     let anchor = site.anchor(); // before the first write: errors count from here
-    let (written, files) = write_all(site, batch);
+    let written: Vec<_> = batch
+        .into_iter()
+        .filter_map(|small| write(site, small))
+        .map(|Written { small, inode, .. }| (small, inode))
+        .collect();
     match anchor.and_then(|a| fault::step("R5-syncfs", || durable::sync_filesystem(&a))) {
         Ok(()) => {
-            place(shared, site, written.into_iter().zip(files).collect());
+            place(shared, site, written);
             None
         }
         Err(error) => {
             tracing::warn!(files = written.len(), %error, "small files could not be synced at once");
-            for small in &written {
+            for (small, _) in &written {
                 partial::remove(site, small.claim.key());
             }
-            Some(written)
+            Some(written.into_iter().map(|(small, _)| small).collect())
         }
     }
 }
 
 /// R2 to R9, each file synced for itself.
-fn store_each(shared: &Arc<Shared>, site: &Site, batch: Vec<Small>) {
-    let (written, files) = write_all(site, batch);
+fn store_each(shared: &Arc<Shared>, site: &Site, batch: impl Iterator<Item = Small>) {
+    let written: Vec<_> = batch.filter_map(|small| write(site, small)).collect();
     let mut synced = Vec::with_capacity(written.len());
-    for (small, file) in written.into_iter().zip(files) {
+    for Written { small, inode, file } in written {
         match fault::step("R5-small", || durable::sync_file(&file)) {
-            Ok(()) => synced.push((small, file)),
+            Ok(()) => synced.push((small, inode)),
             Err(e) => refuse(site, &small, Answer::disk("syncing the file", &e)),
         }
     }
@@ -137,46 +146,41 @@ fn store_each(shared: &Arc<Shared>, site: &Site, batch: Vec<Small>) {
     }
 }
 
-/// R2, R3 and the first half of R5. Those that cannot be written are refused.
-fn write_all(site: &Site, batch: Vec<Small>) -> (Vec<Small>, Vec<File>) {
-    let mut files = Vec::with_capacity(batch.len());
-    let mut written = Vec::with_capacity(batch.len());
-    for small in batch {
-        match write(site, &small) {
-            Ok(file) => {
-                files.push(file);
-                written.push(small);
-            }
-            Err(e) => refuse(site, &small, Answer::io("writing the file", &e)),
-        }
-    }
-    (written, files)
+/// A small file on its way to the disk.
+struct Written {
+    small: Small,
+    inode: u64,
+    file: File,
 }
 
-fn write(site: &Site, small: &Small) -> io::Result<File> {
-    let file = partial::create(site, small.claim.key())?;
-    partial::write_at(&file, 0, &small.bytes)?;
-    partial::dress(&file, site.mode, small.manifest.mtime);
-    Ok(file)
-}
-
-fn place(shared: &Arc<Shared>, site: &Site, synced: Vec<(Small, File)>) {
-    let mut ready = Vec::with_capacity(synced.len());
-    for (small, file) in synced {
-        match partial::inode(&file) {
-            Ok(inode) => ready.push(Ready {
-                manifest: small.manifest,
-                digest: small.digest,
-                inode,
-                keep: false,
-                reply: small.reply,
-                claim: small.claim,
-                reservation: small.reservation,
-            }),
-            Err(e) => refuse(site, &small, Answer::io("looking at the file", &e)),
+/// R2, R3 and the first half of R5. None: it cannot be written, and is refused.
+fn write(site: &Site, small: Small) -> Option<Written> {
+    let write = || -> io::Result<(u64, File)> {
+        let file = partial::create(site, small.claim.key())?;
+        partial::write_at(&file, 0, &small.bytes)?;
+        partial::dress(&file, site.mode, small.manifest.mtime);
+        Ok((partial::inode(&file)?, file))
+    };
+    match write() {
+        Ok((inode, file)) => Some(Written { small, inode, file }),
+        Err(e) => {
+            refuse(site, &small, Answer::io("writing the file", &e));
+            None
         }
     }
-    commit::place_all(shared, site, ready);
+}
+
+fn place(shared: &Arc<Shared>, site: &Site, synced: Vec<(Small, u64)>) {
+    let ready = synced.into_iter().map(|(small, inode)| Ready {
+        manifest: small.manifest,
+        digest: small.digest,
+        inode,
+        keep: false,
+        reply: small.reply,
+        claim: small.claim,
+        reservation: small.reservation,
+    });
+    commit::place_all(shared, site, ready.collect());
 }
 
 fn refuse(site: &Site, small: &Small, answer: Answer) {

@@ -121,15 +121,16 @@ fn place_some(shared: &Arc<Shared>, site: &Site, waiting: &mut impl Iterator<Ite
     if let Err(answer) = make_certain(shared, site, folders) {
         return placed.iter().for_each(|(file, _)| file.reply.end(answer.clone()));
     }
-    let keys: Vec<Key> = placed.iter().map(|(file, _)| file.claim.key()).collect();
-    shared.note_certain(&keys);
+    let certain = |(file, _): &(Ready, Intent)| (file.claim.key(), file.manifest.kind, file.manifest.size);
+    let certain: Vec<_> = placed.iter().map(certain).collect();
+    shared.note_certain(&certain);
     for (file, intent) in &placed {
         shared.delivered(site, file.claim.key(), &intent.placing.place, file.manifest.size);
         partial::remove_stream(site, file.claim.key(), file.manifest.kind);
         file.reply.end(Answer::Committed(intent.placing.receipt.clone()));
     }
     if !fault::mutant("R9") {
-        shared.write_down_delivered(keys);
+        shared.write_down_delivered(certain);
     }
 }
 
@@ -174,8 +175,12 @@ pub fn resolve(
     };
     let folders = place::existing_folders(site, &placing.place).map_err(unknown)?;
     fault::step("rule-R8", || make_certain(shared, site, &folders))?;
-    let now = now_ms();
-    if shared.db.call_blocking(move |tx| ledger::deliver(tx, key, now))? {
+    let (certain, now) = ((key, manifest.kind, manifest.size), now_ms());
+    if shared
+        .db
+        .call_blocking(move |tx| ledger::deliver(tx, &[certain], now))?
+        > 0
+    {
         shared.delivered(site, key, &placing.place, manifest.size);
     }
     partial::remove_stream(site, key, manifest.kind);

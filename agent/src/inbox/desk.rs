@@ -36,6 +36,8 @@ use crate::{clock::now_ms, fault, id};
 const MAX_LARGE: usize = 64;
 /// Most orders that wait for a writer; their bytes are bounded by the link's window.
 const ORDERS: usize = 256;
+/// Most bytes of small files that are not whole yet. A sender that gives one file after the other never comes near.
+const COLLECTED: usize = 16 << 20;
 /// After so many damages in one opening it is not the line's fault.
 const MAX_DAMAGES: u32 = 16;
 
@@ -47,6 +49,8 @@ pub struct Desk {
     batch: SyncSender<Small>,
     ledger: Option<Connection>,
     small: HashMap<TransferId, Collecting>,
+    /// Bytes of these, all together.
+    collected: usize,
     large: HashMap<TransferId, (Opening, Arc<SyncSender<Order>>)>,
     threads: Vec<JoinHandle<()>>,
     withdrawals: u64,
@@ -74,6 +78,7 @@ impl Desk {
             batch,
             ledger: None,
             small: HashMap::new(),
+            collected: 0,
             large: HashMap::new(),
             threads: Vec::new(),
             withdrawals: 0,
@@ -110,7 +115,7 @@ impl Desk {
                 id,
                 opening,
                 manifest,
-                eager: _, // small is small, asked or unasked
+                eager,
             } => {
                 let reply = Reply {
                     outcomes: self.outcomes.clone(),
@@ -119,7 +124,7 @@ impl Desk {
                 };
                 self.release(id);
                 if manifest.size <= MAX_EAGER && manifest.kind == Kind::File {
-                    self.open_small(manifest, reply);
+                    self.open_small(manifest, reply, eager);
                 } else {
                     self.open_large(manifest, reply);
                 }
@@ -208,17 +213,22 @@ impl Desk {
         }
     }
 
-    fn open_small(&mut self, manifest: Manifest, reply: Reply) {
+    fn open_small(&mut self, manifest: Manifest, reply: Reply, eager: bool) {
         let claim = self.shared.claims.take_softly((self.peer, reply.id));
         let admitted = self.look(claim.key()).and_then(|known| {
-            let (site, _) = admit::admit(&self.shared, claim.key(), &manifest, known)?;
+            let site = match known {
+                None if eager => admit::expect(&self.shared)?,
+                known => admit::admit(&self.shared, claim.key(), &manifest, known)?.0,
+            };
             admit::reserve(&self.shared, &site, manifest.size)
         });
         match admitted {
             Err(answer) => reply.end(answer),
             Ok(reservation) => {
                 let digest = RunningDigest::default();
-                reply.opened(0, digest.value());
+                if !eager {
+                    reply.opened(0, digest.value()); // else its bytes are on their way
+                }
                 let collecting = Collecting {
                     claim,
                     manifest,
@@ -265,6 +275,11 @@ impl Desk {
         } else if offset == small.digest.length()
             && (next.value() == digest || fault::mutant("R3-small-digest"))
         {
+            if self.collected + bytes.len() > COLLECTED {
+                let text = "too many small files are begun and not ended";
+                return self.end_small(id, Answer::refused(DeclineReason::Busy, text, Some(1_000)));
+            }
+            self.collected += bytes.len();
             small.digest = next;
             small.bytes.extend_from_slice(&bytes);
         } else if small.pass >= MAX_DAMAGES {
@@ -277,12 +292,13 @@ impl Desk {
     }
 
     fn finish_small(&mut self, id: TransferId, pass: u32, digest: Digest) {
-        let Some(small) = self.small.remove(&id) else {
+        if self.small.get(&id).is_some_and(|small| pass < small.pass) {
+            return;
+        }
+        let Some(small) = self.take_small(id) else {
             return;
         };
-        if pass < small.pass {
-            self.small.insert(id, small);
-        } else if !fault::mutant("R4-small-digest")
+        if !fault::mutant("R4-small-digest")
             && (small.digest.length() != small.manifest.size || small.digest.value() != digest)
         {
             small.reply.end(conflict());
@@ -304,13 +320,19 @@ impl Desk {
     }
 
     fn end_small(&mut self, id: TransferId, answer: Answer) {
-        if let Some(small) = self.small.remove(&id) {
+        if let Some(small) = self.take_small(id) {
             small.reply.end(answer);
         }
     }
 
+    fn take_small(&mut self, id: TransferId) -> Option<Collecting> {
+        let small = self.small.remove(&id)?;
+        self.collected -= small.bytes.len();
+        Some(small)
+    }
+
     fn release(&mut self, id: TransferId) {
-        self.small.remove(&id);
+        self.take_small(id);
         self.large.remove(&id);
     }
 

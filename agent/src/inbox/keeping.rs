@@ -49,7 +49,7 @@ pub struct Bounds {
 impl Bounds {
     /// 256 partials, and of the inbox's disk the half.
     pub fn of(site: &Site) -> Result<Bounds, Answer> {
-        let size = site.anchor().and_then(|a| space::size(&a));
+        let size = space::size(&site.root);
         let size = size.map_err(|e| Answer::io("asking how large the disk is", &e))?;
         Ok(Bounds {
             number: 256,

@@ -5,7 +5,9 @@
 
 use std::time::Duration;
 
-use dropwire_protocol::{AgentId, Digest, Kind, Manifest, Mtime, Receipt, RemotePath, TransferId};
+use dropwire_protocol::{
+    AgentId, Digest, Kind, Manifest, Mtime, Receipt, RemotePath, TransferId, message::MAX_EAGER,
+};
 use rusqlite::{Connection, OptionalExtension, Result, Row, params, types::Type};
 
 use super::claims::Key;
@@ -227,20 +229,27 @@ pub fn unplace(db: &Connection, key: Key) -> Result<()> {
     Ok(())
 }
 
-/// R9: the receipt is true. Counts each transfer once; false: it was *delivered* already.
-pub fn deliver(db: &Connection, key: Key, now_ms: i64) -> Result<bool> {
-    let changed = db
-        .prepare_cached("UPDATE inbox_transfer SET state = 2, changed_ms = ?3 WHERE sender = ?1 AND id = ?2 AND state = 1")?
-        .execute(params![key.0.0, key.1.0, now_ms])?;
-    if changed == 1 {
-        cut_checkpoints(db, key, 0)?;
-        db.prepare_cached(
-            "UPDATE inbox_total SET files = files + 1, bytes = bytes +
-             (SELECT size FROM inbox_transfer WHERE sender = ?1 AND id = ?2)",
-        )?
-        .execute(params![key.0.0, key.1.0])?;
+/// R9: the receipts of these are true, of whose kind and size they are. Counts each transfer once, and says how many were
+/// not *delivered* already.
+pub fn deliver(db: &Connection, certain: &[(Key, Kind, u64)], now_ms: i64) -> Result<usize> {
+    let mut turn = db.prepare_cached(
+        "UPDATE inbox_transfer SET state = 2, changed_ms = ?3 WHERE sender = ?1 AND id = ?2 AND state = 1",
+    )?;
+    let (mut files, mut bytes) = (0, 0);
+    for (key, kind, size) in certain {
+        if turn.execute(params![key.0.0, key.1.0, now_ms])? == 0 {
+            continue;
+        }
+        if *kind == Kind::Folder || *size > MAX_EAGER {
+            cut_checkpoints(db, *key, 0)?; // a small file has none
+        }
+        (files, bytes) = (files + 1, bytes + size);
     }
-    Ok(changed == 1)
+    if files > 0 {
+        db.prepare_cached("UPDATE inbox_total SET files = files + ?1, bytes = bytes + ?2")?
+            .execute(params![files as i64, bytes as i64])?;
+    }
+    Ok(files)
 }
 
 /// A tombstone, unless it is placing or delivered.

@@ -25,7 +25,7 @@ use std::{
 };
 
 use dropwire_protocol::{
-    AgentId, Receipt, ReceiptBody, RemotePath, TransferId,
+    AgentId, Kind, Receipt, ReceiptBody, RemotePath, TransferId,
     receiver::{Command, Outcome},
 };
 use tokio::{
@@ -255,10 +255,10 @@ impl Inbox {
     /// How it is doing. Asks the file system for its free bytes, which may block where that hangs.
     pub fn status(&self) -> InboxStatus {
         let seen = self.shared.gate.last_seen();
-        let free = seen.as_ref().ok().and_then(|site| site.anchor().ok());
+        let free = seen.as_ref().ok().and_then(|site| space::free(&site.root).ok());
         let path = self.shared.gate.path().map(PathBuf::from);
         InboxStatus {
-            free_bytes: free.and_then(|anchor| space::free(&anchor).ok()).unwrap_or(0),
+            free_bytes: free.unwrap_or(0),
             received_files: self.shared.files.load(Ordering::Relaxed),
             received_bytes: self.shared.bytes.load(Ordering::Relaxed),
             held: seen.err().filter(|_| path.is_some()),
@@ -336,8 +336,8 @@ impl Shared {
     }
 
     /// R8 has ended for these: their receipts are true.
-    fn note_certain(&self, keys: &[claims::Key]) {
-        self.lock_certain().extend(keys);
+    fn note_certain(&self, certain: &[(claims::Key, Kind, u64)]) {
+        self.lock_certain().extend(certain.iter().map(|(key, ..)| *key));
     }
 
     /// Is its receipt true, though its row may still say *placing*?
@@ -346,16 +346,13 @@ impl Shared {
     }
 
     /// R9's rows. Nobody waits for them: until they are there, the rule gives the same receipts.
-    fn write_down_delivered(self: &Arc<Self>, keys: Vec<claims::Key>) {
+    fn write_down_delivered(self: &Arc<Self>, certain: Vec<(claims::Key, Kind, u64)>) {
         let (shared, now) = (self.clone(), now_ms());
         let writing = async move {
-            let rows = keys.clone();
-            let change = move |tx: &rusqlite::Transaction<'_>| {
-                rows.iter()
-                    .try_for_each(|key| ledger::deliver(tx, *key, now).map(drop))
-            };
+            let rows = certain.clone();
+            let change = move |tx: &rusqlite::Transaction<'_>| ledger::deliver(tx, &rows, now).map(drop);
             match shared.db.call(change).await {
-                Ok(()) => keys.iter().for_each(|key| {
+                Ok(()) => certain.iter().for_each(|(key, ..)| {
                     shared.lock_certain().remove(key);
                 }),
                 Err(error) => tracing::error!(%error, "deliveries could not be written down"),

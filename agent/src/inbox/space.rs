@@ -2,12 +2,12 @@
 
 use std::{
     collections::HashMap,
-    fs::File,
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
+use cap_std::fs::Dir;
 use dropwire_protocol::message::DeclineReason;
 
 /// How long room is kept for a transfer of which no byte comes, so that one that is offered and never sent does not
@@ -123,27 +123,27 @@ impl Drop for Reservation {
     }
 }
 
-/// Bytes free for us on the file system of `file`. Where the system has no such call here, "enough": then only a
+/// Bytes free for us on the file system of `folder`. Where the system has no such call here, "enough": then only a
 /// full disk says no.
-pub fn free(file: &File) -> io::Result<u64> {
-    blocks(file).map(|(free, _)| free)
+pub fn free(folder: &Dir) -> io::Result<u64> {
+    blocks(folder).map(|(free, _)| free)
 }
 
-/// Bytes that the file system of `file` has, free or not; "enough" as in [`free`].
-pub fn size(file: &File) -> io::Result<u64> {
-    blocks(file).map(|(_, all)| all)
+/// Bytes that the file system of `folder` has, free or not; "enough" as in [`free`].
+pub fn size(folder: &Dir) -> io::Result<u64> {
+    blocks(folder).map(|(_, all)| all)
 }
 
-fn blocks(file: &File) -> io::Result<(u64, u64)> {
+fn blocks(folder: &Dir) -> io::Result<(u64, u64)> {
     #[cfg(unix)]
     {
-        let stat = rustix::fs::fstatvfs(file)?;
+        let stat = rustix::fs::fstatvfs(folder)?;
         let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
         Ok((bytes(stat.f_bavail), bytes(stat.f_blocks)))
     }
     #[cfg(not(unix))]
     {
-        let _ = file;
+        let _ = folder;
         Ok((u64::MAX, u64::MAX))
     }
 }

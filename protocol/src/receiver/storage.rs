@@ -51,7 +51,8 @@ pub enum Command {
 #[derive(Clone, PartialEq, Debug)]
 #[allow(missing_docs)] // the fields are the messages' own
 pub enum Outcome {
-    /// Ready for bytes from `offset` on; `digest` is of what lies before. Always 0 for an eager one.
+    /// Ready for bytes from `offset` on; `digest` is of what lies before. Of an eager one, whose bytes come unasked, it
+    /// need not be said.
     Opened {
         id: TransferId,
         opening: Opening,

@@ -201,6 +201,53 @@ async fn damage_without_end_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn small_files_that_are_begun_and_not_ended_take_only_so_much_memory() {
+    let rig = Rig::new().await;
+    let mut link = rig.link(ANA);
+    let begun = vec![7; CHUNK - 1];
+    let mut taken = 0;
+    for n in 0..=200 {
+        let (opening, _) = link.opened(id(n), "f", CHUNK as u64).await;
+        link.write(id(n), opening, 0, &begun, 0, begun.len()).await;
+        // Answers come in order: what the next Open is answered by stands behind a refusal of this one.
+        let (_, next) = link.opened(id(255), "g", CHUNK as u64).await;
+        match next {
+            Outcome::Opened { .. } => taken += begun.len(),
+            other => {
+                assert_eq!(refused(&other), Busy);
+                break;
+            }
+        }
+    }
+    assert!((1 << 20..=16 << 20).contains(&taken), "{taken}");
+    // What ends makes room.
+    link.command(Command::Withdraw { id: id(0) }).await;
+    while !matches!(link.next().await, Outcome::Withdrawn { .. }) {}
+    assert_eq!(delivered_as(&link.send(id(254), "h", &begun).await), "h");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_unasked_is_not_written_into_a_folder_that_is_not_the_inbox_any_more() {
+    let rig = Rig::new().await;
+    let mut link = rig.link(ANA);
+    let away = rig.temp.path().join("away");
+    std::fs::rename(rig.root(), &away).unwrap();
+    std::fs::create_dir(rig.root()).unwrap();
+    let opening = Opening(1);
+    link.command(Command::Open {
+        id: id(1),
+        opening,
+        manifest: manifest("f", 1),
+        eager: true,
+    })
+    .await;
+    link.write(id(1), opening, 0, b"x", 0, 1).await;
+    link.finish(id(1), opening, 0, digest(b"x")).await;
+    assert_eq!(refused(&link.next().await), InboxUnavailable);
+    assert_eq!(rig.root().read_dir().unwrap().count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn more_bytes_than_announced_and_wrong_digests_are_refused() {
     let rig = Rig::new().await;
     let mut link = rig.link(ANA);
