@@ -398,7 +398,7 @@ fn cannot_listen(address: &str, error: &io::Error) -> Fatal {
 /// bounded channel, not here.
 const WINDOW: u64 = 8 * 1024 * 1024;
 /// Transfers that a link takes in at once; our Hello says so, and as a sender we keep to it too.
-pub const MAX_OPEN: u32 = 256;
+pub const MAX_OPEN: u32 = 512;
 /// How long looking up the name to listen on may take.
 const LOOK_UP: Duration = Duration::from_secs(10);
 /// Requests that wait for a link.
