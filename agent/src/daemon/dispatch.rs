@@ -3,13 +3,15 @@
 //! One task a peer, so that a dead or slow peer holds up nobody else. It never waits for the link while the link
 //! waits for it: every event answers a request that is in flight, and those are bounded by [`schedule::MOST`].
 
+mod setbacks;
+
 use std::{
     collections::{HashMap, HashSet},
     sync::{Arc, atomic::AtomicU64},
     time::Duration,
 };
 
-use dropwire_protocol::{Receipt, ReceiptBody, TransferId, message::DeclineReason};
+use dropwire_protocol::{Receipt, ReceiptBody, TransferId};
 use tokio::{
     sync::mpsc,
     task::{JoinError, JoinSet},
@@ -19,15 +21,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::{
-    Shared, blocking,
+    Shared,
     flight::{Flight, Moved, Reread, STALLED, voided_text},
     proof::{self, Claim},
-    rest::{self, Lies},
 };
 use crate::{
-    backoff,
     clock::now_ms,
-    config,
+    config::{self, Config},
     db::DbError,
     fault,
     link::{LinkEvent, MAX_OPEN, Outgoing, Request, Voided},
@@ -46,6 +46,8 @@ const MOST_UNANSWERED: usize = 4096;
 /// One peer's task.
 pub struct Dispatcher {
     shared: Arc<Shared>,
+    /// As `peer` was taken up from it.
+    config: Arc<Config>,
     peer: config::Peer,
     linked: bool,
     flights: HashMap<TransferId, Flight>,
@@ -69,6 +71,7 @@ impl Dispatcher {
         let _ended = cancel.clone().drop_guard(); // nobody waits for what is being read again
         let wake = shared.wake(peer.id);
         let mut this = Dispatcher {
+            config: shared.config(),
             shared,
             peer,
             linked: false,
@@ -125,9 +128,13 @@ impl Dispatcher {
     /// Our name for it may be another since a reload.
     fn take_up_peer(&mut self) {
         let config = self.shared.config();
+        if Arc::ptr_eq(&config, &self.config) {
+            return;
+        }
         if let Some(peer) = config.peers.iter().find(|peer| peer.id == self.peer.id) {
             self.peer.clone_from(peer);
         }
+        self.config = config;
     }
 
     /// Offers what is due and there is room for; says when the next job becomes due.
@@ -408,87 +415,6 @@ impl Dispatcher {
         }
         self.delivered(vec![(proof::proof(&receipt, &body), receipt)])
             .await
-    }
-
-    async fn declined(
-        &mut self,
-        job: Job,
-        reason: DeclineReason,
-        text: &str,
-        retry_after_ms: Option<u64>,
-    ) -> Result<(), DbError> {
-        use DeclineReason as R;
-        match reason {
-            R::Conflict | R::Withdrawn => self.begin_anew(job, "its id is spent at the peer").await,
-            R::NoSpace
-            | R::TooLarge
-            | R::InboxUnavailable
-            | R::Busy
-            | R::BadName
-            | R::Fenced
-            | R::DiskError
-            | R::NoFolders => {
-                let text = dropwire_protocol::name::escape(text.as_bytes());
-                let error = format!("{} declined: {text}", self.peer.name);
-                self.retry(&job, error, retry_after_ms.map(Duration::from_millis))
-                    .await
-            }
-        }
-    }
-
-    async fn voided(&mut self, job: Box<Job>, why: Voided) -> Result<(), DbError> {
-        match why {
-            // Done may have left in an earlier attempt: the peer knows how it ended.
-            Voided::Gone => {
-                self.withdraw(job.id, Some(job)).await;
-                Ok(())
-            }
-            Voided::PrefixDiffers => {
-                self.withdraw(job.id, None).await;
-                self.begin_anew(*job, &voided_text(&why)).await
-            }
-            Voided::Changed | Voided::Writer | Voided::Unreadable(_) => {
-                self.shared.recheck(&job);
-                self.retry(&job, voided_text(&why), None).await
-            }
-        }
-    }
-
-    /// Its file was not there, and the peer will not deliver it. If it came back meanwhile, only this peer's job begins
-    /// anew: others may have read it, and need it once.
-    async fn gone(&mut self, job: Box<Job>) -> Result<(), DbError> {
-        let (root, found) = (job.root.clone(), job.found.clone());
-        if let Ok(Lies::Missing) = blocking(move || rest::lies(&root, &found)).await {
-            self.shared.queue.gone(job.id, now_ms()).await?;
-            self.shared.recheck(&job); // there may be another version
-            return Ok(());
-        }
-        self.begin_anew(*job, "its file was away").await
-    }
-
-    /// The id is of no more use there; the same file goes under a new one, after the backoff like every other attempt:
-    /// a peer that never likes one must not fill the job list with them.
-    async fn begin_anew(&mut self, job: Job, why: &str) -> Result<(), DbError> {
-        match self.shared.queue.recount(job.id, now_ms()).await? {
-            Some(id) => self.retry(&Job { id, ..job }, why.into(), None).await,
-            None => Ok(()),
-        }
-    }
-
-    /// A later attempt: after the backoff, or when the peer said, whichever is later.
-    async fn retry(&mut self, job: &Job, error: String, not_before: Option<Duration>) -> Result<(), DbError> {
-        let policy = self.shared.config().retry;
-        let seed = u64::from_be_bytes(job.id.0[..8].try_into().unwrap_or_default());
-        let wait = backoff::delay(
-            policy.first,
-            policy.max,
-            job.attempts,
-            seed ^ now_ms().unsigned_abs(),
-        );
-        let wait = wait.max(not_before.unwrap_or_default().min(policy.max));
-        info!(peer = %self.peer.name, job = %job.id, path = %job.found.path, error, wait_s = wait.as_secs_f64(), "tried in vain");
-        let at = now_ms().saturating_add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX));
-        self.shared.queue.retry(job.id, error, at, now_ms()).await
     }
 
     fn down(&mut self) {

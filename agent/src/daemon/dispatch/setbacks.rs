@@ -1,0 +1,108 @@
+//! What did not work: each setback leads to a later attempt, to a new id, or to the question how it ended.
+
+use std::time::Duration;
+
+use dropwire_protocol::message::DeclineReason;
+use tracing::info;
+
+use super::Dispatcher;
+use crate::{
+    backoff,
+    clock::now_ms,
+    daemon::{
+        blocking,
+        flight::voided_text,
+        rest::{self, Lies},
+    },
+    db::DbError,
+    link::Voided,
+    queue::Job,
+};
+
+impl Dispatcher {
+    pub(super) async fn declined(
+        &mut self,
+        job: Job,
+        reason: DeclineReason,
+        text: &str,
+        retry_after_ms: Option<u64>,
+    ) -> Result<(), DbError> {
+        use DeclineReason as R;
+        match reason {
+            R::Conflict | R::Withdrawn => self.begin_anew(job, "its id is spent at the peer").await,
+            R::NoSpace
+            | R::TooLarge
+            | R::InboxUnavailable
+            | R::Busy
+            | R::BadName
+            | R::Fenced
+            | R::DiskError
+            | R::NoFolders => {
+                let text = dropwire_protocol::name::escape(text.as_bytes());
+                let error = format!("{} declined: {text}", self.peer.name);
+                self.retry(&job, error, retry_after_ms.map(Duration::from_millis))
+                    .await
+            }
+        }
+    }
+
+    pub(super) async fn voided(&mut self, job: Box<Job>, why: Voided) -> Result<(), DbError> {
+        match why {
+            // Done may have left in an earlier attempt: the peer knows how it ended.
+            Voided::Gone => {
+                self.withdraw(job.id, Some(job)).await;
+                Ok(())
+            }
+            Voided::PrefixDiffers => {
+                self.withdraw(job.id, None).await;
+                self.begin_anew(*job, &voided_text(&why)).await
+            }
+            Voided::Changed | Voided::Writer | Voided::Unreadable(_) => {
+                self.shared.recheck(&job);
+                self.retry(&job, voided_text(&why), None).await
+            }
+        }
+    }
+
+    /// Its file was not there, and the peer will not deliver it. If it came back meanwhile, only this peer's job begins
+    /// anew: others may have read it, and need it once.
+    pub(super) async fn gone(&mut self, job: Box<Job>) -> Result<(), DbError> {
+        let (root, found) = (job.root.clone(), job.found.clone());
+        if let Ok(Lies::Missing) = blocking(move || rest::lies(&root, &found)).await {
+            self.shared.queue.gone(job.id, now_ms()).await?;
+            self.shared.recheck(&job); // there may be another version
+            return Ok(());
+        }
+        self.begin_anew(*job, "its file was away").await
+    }
+
+    /// The id is of no more use there; the same file goes under a new one, after the backoff like every other attempt:
+    /// a peer that never likes one must not fill the job list with them.
+    pub(super) async fn begin_anew(&mut self, job: Job, why: &str) -> Result<(), DbError> {
+        match self.shared.queue.recount(job.id, now_ms()).await? {
+            Some(id) => self.retry(&Job { id, ..job }, why.into(), None).await,
+            None => Ok(()),
+        }
+    }
+
+    /// A later attempt: after the backoff, or when the peer said, whichever is later.
+    pub(super) async fn retry(
+        &mut self,
+        job: &Job,
+        error: String,
+        not_before: Option<Duration>,
+    ) -> Result<(), DbError> {
+        let policy = self.shared.config().retry;
+        let seed = u64::from_be_bytes(job.id.0[..8].try_into().unwrap_or_default());
+        let wait = backoff::delay(
+            policy.first,
+            policy.max,
+            job.attempts,
+            seed ^ now_ms().unsigned_abs(),
+        );
+        let wait = wait.max(not_before.unwrap_or_default().min(policy.max));
+        info!(peer = %self.peer.name, job = %job.id, path = %job.found.path, error, wait_s = wait.as_secs_f64(), "tried in vain");
+        let at = now_ms().saturating_add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX));
+        self.shared.queue.retry(job.id, error, at, now_ms()).await
+    }
+}
