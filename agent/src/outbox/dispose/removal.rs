@@ -13,7 +13,7 @@ use cap_fs_ext::{DirExt, MetadataExt};
 use cap_std::fs::{Dir, Metadata};
 
 use crate::{
-    bundle::LITTER,
+    bundle,
     confined, durable, fault,
     lease::{Asked, Lease},
     version::Version,
@@ -93,7 +93,7 @@ impl Removal {
             Asked::Lease(lease) => Some(lease),
         };
         let meta = folder.symlink_metadata(name)?;
-        if self.is_as_checked(&meta, name) || fault::mutant("S5-folder-late") {
+        if self.is_as_checked(&meta) || bundle::is_litter(folder, name) || fault::mutant("S5-folder-late") {
             durable::unlink(folder, name)?;
             if meta.nlink() > 1 {
                 self.further.insert(meta.ino());
@@ -103,14 +103,13 @@ impl Removal {
         Ok(())
     }
 
-    fn is_as_checked(&self, meta: &Metadata, name: &OsStr) -> bool {
+    fn is_as_checked(&self, meta: &Metadata) -> bool {
         let version = Version::listed(meta);
         let changed_ns = match self.further.contains(&meta.ino()) {
             true => version.mtime_ns,
             false => version.ctime_ns,
         };
-        // No check looks at litter.
-        changed_ns <= self.newest_ns || LITTER.iter().any(|litter| name == *litter)
+        changed_ns <= self.newest_ns
     }
 }
 
