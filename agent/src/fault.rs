@@ -85,25 +85,29 @@ fn asked(fault: &str) -> Option<String> {
         .find_map(|one| one.trim().strip_prefix(fault).map(str::to_owned))
 }
 
-/// Damages `buffer`, which holds a file from `offset` on, if that was asked for.
+/// Damages `bytes`, which are a file's from `offset` on, if that was asked for.
 #[cfg(debug_assertions)]
-pub fn bad_read(offset: u64, buffer: &mut [u8]) {
+pub fn bad_read(offset: u64, bytes: bytes::Bytes) -> bytes::Bytes {
     use std::sync::{LazyLock, Mutex, PoisonError};
     static LEFT: LazyLock<Mutex<Vec<u64>>> = LazyLock::new(|| {
         let asked = std::env::var("DROPWIRE_FAULT").unwrap_or_default();
         Mutex::new(offsets(&asked))
     });
-    flip(
-        &mut LEFT.lock().unwrap_or_else(PoisonError::into_inner),
-        offset,
-        buffer,
-    );
+    let mut left = LEFT.lock().unwrap_or_else(PoisonError::into_inner);
+    if left.is_empty() {
+        return bytes;
+    }
+    let mut bytes = bytes.to_vec();
+    flip(&mut left, offset, &mut bytes);
+    bytes.into()
 }
 
 /// Does nothing in a release build.
 #[cfg(not(debug_assertions))]
 #[inline]
-pub fn bad_read(_: u64, _: &mut [u8]) {}
+pub fn bad_read(_: u64, bytes: bytes::Bytes) -> bytes::Bytes {
+    bytes
+}
 
 #[cfg(debug_assertions)]
 fn offsets(asked: &str) -> Vec<u64> {
