@@ -219,6 +219,7 @@ impl Stage {
 impl<'a> Steps<'a> {
     /// The error is the reason why the outbox is held.
     fn begin(first: &Disposal, stopped: &'a dyn Fn() -> bool) -> Result<Self, String> {
+        fault::hang(&first.root);
         let outbox = confined::root(&first.root).map_err(|e| e.to_string())?;
         match mark::read(&outbox) {
             Ok(Some(id)) if OutboxId(id) == first.outbox => {}
@@ -245,7 +246,11 @@ impl<'a> Steps<'a> {
             archived: Touched::default(),
             unsynced: OnceCell::new(),
         };
-        let _ = fault::step("S5-own-dir", || steps.sync(&steps.own)); // else nothing more is done
+        let sync = || match fault::loses(&first.root) {
+            true => Err(io::Error::other("asked for")),
+            false => durable::sync_dir(&steps.own),
+        };
+        let _ = fault::step("S5-own-dir", || steps.synced(sync)); // else nothing more is done
         Ok(steps)
     }
 

@@ -192,7 +192,7 @@ impl Queue {
 /// In two parts, each by an index of its own: most drops of a busy outbox have left.
 pub(super) const OUTBOXES: &str = "SELECT mark,
         EXISTS (SELECT 1 FROM drops INDEXED BY drops_lying WHERE outbox = o.id AND state < 2)
-        OR EXISTS (SELECT 1 FROM drops INDEXED BY drops_by_state WHERE outbox = o.id AND state = 2)
+        OR EXISTS (SELECT 1 FROM drops INDEXED BY drops_leaving WHERE outbox = o.id AND state = 2)
     FROM outboxes o";
 
 pub(super) const OLDEST: &str =

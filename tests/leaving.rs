@@ -1,0 +1,50 @@
+//! How delivered files leave their outbox, and what is told where they cannot.
+
+use std::{fs, path::PathBuf};
+
+use crate::harness::{Agent, Pair, files, until};
+
+/// With a file in the laptop's outbox as long as which the fault is there.
+fn faulty(fault: &str, more: impl FnOnce(&mut Agent)) -> (Pair, PathBuf) {
+    let mut holds = PathBuf::new();
+    let pair = Pair::with(|laptop, _| {
+        let own = laptop.outbox.join(files::OWN);
+        fs::create_dir_all(&own).expect("its own folder");
+        holds = own.join("fault");
+        fs::write(&holds, "").expect("the fault");
+        laptop
+            .env
+            .push(("DROPWIRE_FAULT".into(), format!("{fault}@{}", holds.display())));
+        more(laptop);
+    });
+    (pair, holds)
+}
+
+#[test]
+fn an_outbox_whose_disk_hangs_holds_up_no_other() {
+    let mut other = PathBuf::new();
+    let (pair, hangs) = faulty("hang", |laptop| {
+        other = laptop.root.join("other");
+        fs::create_dir(&other).expect("a second outbox");
+        let outbox = format!("[[outbox]]\npath = {other:?}\nquiet = \"300ms\"");
+        laptop.settings.tables.push(outbox);
+    });
+    let stuck = pair.laptop.drop_file("stuck", b"stuck");
+    pair.laptop.delivers(1);
+    for round in 0..3 {
+        let path = other.join(format!("free {round}"));
+        fs::write(&path, "free").expect("a file");
+        pair.laptop.delivers(2 + round);
+        until("it left", || !path.exists());
+    }
+    let sent = pair.laptop.root.join("sent");
+    fs::write(&sent, "sent").expect("a file");
+    pair.laptop
+        .run(&["send", "sent", "--to", "office", "--wait"])
+        .exits(0);
+    let spool = pair.laptop.state.join("spool");
+    until("the copy went", || files::files_in(&spool).is_empty());
+    assert!(stuck.exists());
+    fs::remove_file(hangs).expect("the disk answers again");
+    until("it left", || !stuck.exists());
+}
