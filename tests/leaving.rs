@@ -48,3 +48,23 @@ fn an_outbox_whose_disk_hangs_holds_up_no_other() {
     fs::remove_file(hangs).expect("the disk answers again");
     until("it left", || !stuck.exists());
 }
+
+/// Whatever the config says by then.
+#[test]
+fn a_file_takes_the_marker_along_that_it_was_sent_for() {
+    let (mut pair, holds) = faulty("hang", |laptop| {
+        laptop.settings.outbox = vec!["ready = \"marker\"".into(), "marker = \".done\"".into()];
+    });
+    let at = |name: &str| pair.laptop.outbox.join(name);
+    let names = ["x", "x.done", "x.ok"].map(at);
+    pair.laptop.drop_file("x", b"x");
+    pair.laptop.drop_file("x.done", b"");
+    pair.laptop.delivers(1);
+    pair.laptop.kill();
+    pair.laptop.drop_file("x.ok", b"");
+    pair.laptop.settings.outbox[1] = "marker = \".ok\"".into();
+    fs::remove_file(holds).expect("nothing hangs any more");
+    pair.laptop.start();
+    until("it left", || !names[0].exists() && !names[1].exists());
+    assert!(names[2].exists(), "the next one's");
+}

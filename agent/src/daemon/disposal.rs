@@ -231,7 +231,7 @@ async fn pass(
         if batch.is_empty() {
             continue;
         }
-        let plans: Vec<_> = batch.iter().map(|d| plan(shared, d)).collect();
+        let plans: Vec<_> = batch.iter().map(plan).collect();
         let cancel = cancel.clone();
         let outcomes = blocking(move || dispose::dispose_all(&plans, &|| cancel.is_cancelled())).await;
         // It panicked: each of them is tried again.
@@ -367,9 +367,7 @@ async fn left(shared: &Shared, gone: &[queue::Disposal]) {
     }
 }
 
-fn plan(shared: &Shared, disposal: &queue::Disposal) -> dispose::Disposal {
-    let config = shared.config();
-    let outbox = config.outboxes.iter().find(|o| o.path == disposal.root);
+fn plan(disposal: &queue::Disposal) -> dispose::Disposal {
     dispose::Disposal {
         name: disposal.name.clone(),
         outbox: disposal.found.outbox,
@@ -378,7 +376,7 @@ fn plan(shared: &Shared, disposal: &queue::Disposal) -> dispose::Disposal {
         version: disposal.found.version,
         digest: disposal.digest,
         after: disposal.after_send,
-        marker: outbox.and_then(|o| o.marker.clone()),
+        marker: disposal.marker.clone(),
     }
 }
 

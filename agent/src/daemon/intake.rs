@@ -98,6 +98,7 @@ async fn take_in(
                         root: root.clone(),
                         peers: outbox.to.clone(),
                         after_send: outbox.after_send,
+                        marker: outbox.marker.clone(),
                         origin: None,
                     });
                     queue(&shared, drops.collect(), &outbox.to).await.map(drop)
@@ -165,6 +166,7 @@ pub async fn take_spooled(
         root: spooled.root.clone(),
         peers: peers.to_vec(),
         after_send: AfterSend::Delete,
+        marker: None,
         origin: Some(original),
     });
     let jobs = queue(shared, drops.collect(), peers).await?;

@@ -59,7 +59,7 @@ pub struct Disposal {
     pub digest: Digest,
     /// Where it goes; [`AfterSend::Keep`] does nothing.
     pub after: AfterSend,
-    /// What its marker's name adds to its own, if it had one; the marker leaves with it.
+    /// What its marker's name adds to its own, if it waited for one; the marker leaves with it.
     pub marker: Option<String>,
 }
 

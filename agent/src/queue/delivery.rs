@@ -55,11 +55,12 @@ impl Queue {
                     let (found, root) = found_of(row)?;
                     Ok(Disposal {
                         drop: DropId(row.get(9)?),
-                        name: row.get(12)?,
+                        name: row.get(13)?,
                         root,
                         found,
                         digest: dropwire_protocol::Digest(row.get(10)?),
                         after_send: row.get(11)?,
+                        marker: row.get(12)?,
                     })
                 })?
                 .collect()
@@ -173,7 +174,7 @@ const DROP_COLUMNS: &str =
 
 pub(super) fn to_dispose_sql() -> String {
     format!(
-        "SELECT {DROP_COLUMNS}, d.after_send,
+        "SELECT {DROP_COLUMNS}, d.after_send, d.marker,
                 (SELECT lower(hex(transfer)) FROM jobs WHERE id = (SELECT min(id) FROM jobs WHERE drop_id = d.id))
          FROM outboxes o CROSS JOIN drops d ON d.outbox = o.id
          WHERE o.mark = ? AND d.state = 2 AND d.id > ? ORDER BY d.id LIMIT ?"

@@ -209,9 +209,9 @@ fn outbox_row(db: &Connection, new: &NewDrop) -> Result<i64> {
 fn insert_drop(db: &Connection, outbox: i64, new: &NewDrop, counter: u64) -> Result<DropId> {
     let Found { path, version, .. } = &new.found;
     db.prepare_cached(
-        "INSERT INTO drops (outbox, path, mtime_ns, inode, birth_ns, size, counter, ctime_ns, origin, after_send, state,
-                            folder)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?)",
+        "INSERT INTO drops (outbox, path, mtime_ns, inode, birth_ns, size, counter, ctime_ns, origin, after_send, marker,
+                            state, folder)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?)",
     )?
     .execute(params![
         outbox,
@@ -229,6 +229,7 @@ fn insert_drop(db: &Connection, outbox: i64, new: &NewDrop, counter: u64) -> Res
     Ok(DropId(db.last_insert_rowid()))
 }
 
+        new.marker,
 /// Ends what lies at the path as open or staying. An acknowledged one goes on to its disposal, which looks at
 /// the version itself and may have the file in `leaving` already.
 fn supersede(db: &Connection, outbox: i64, path: &[u8], now_ms: i64) -> Result<Vec<TransferId>> {

@@ -44,6 +44,7 @@ CREATE TABLE drops (
     ctime_ns INTEGER NOT NULL,
     origin BLOB,
     after_send INTEGER NOT NULL,
+    marker TEXT,
     state INTEGER NOT NULL,
     folder INTEGER NOT NULL,
     problem TEXT,

@@ -58,6 +58,7 @@ pub(super) fn drop_of(found: Found, after_send: AfterSend, peers: &[u8]) -> NewD
         origin: None,
         after_send,
         peers: peers.iter().copied().map(peer).collect(),
+        marker: Some(".done".into()),
     }
 }
 
@@ -138,8 +139,12 @@ async fn a_file_goes_its_whole_way() {
         (Digest([5; 32]), found("a", 1))
     );
     assert_eq!(
-        (disposal.name.len(), disposal.after_send),
-        (32, AfterSend::Archive)
+        (
+            disposal.name.len(),
+            disposal.after_send,
+            disposal.marker.as_deref()
+        ),
+        (32, AfterSend::Archive, Some(".done"))
     );
 
     assert!(todo(&queue, 1).await.forget.is_empty(), "not while it lies there");
