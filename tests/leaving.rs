@@ -68,3 +68,27 @@ fn a_file_takes_the_marker_along_that_it_was_sent_for() {
     until("it left", || !names[0].exists() && !names[1].exists());
     assert!(names[2].exists(), "the next one's");
 }
+
+/// Only a restart asks the disk again; `status` and `why` say so.
+#[test]
+fn a_disk_that_lost_what_was_moved_is_told_of() {
+    let (mut pair, loses) = faulty("no-sync", |_| {});
+    let path = pair.laptop.drop_file("stuck", b"stuck");
+    pair.laptop.delivers(1);
+    let told = |text: &str| text.contains("nothing leaves the outbox") && text.contains("started anew");
+    let held = || pair.laptop.status()["outboxes"][0]["disposal_held"].clone();
+    until("status says so", || held().as_str().is_some_and(told));
+    assert!(told(&pair.laptop.run(&["status"]).exits(0).out()));
+    let why = |name: &str| pair.laptop.run(&["why", name]).exits(0).out();
+    let stuck = why("outbox/stuck");
+    assert!(stuck.contains("delivered to office") && told(&stuck), "{stuck}");
+    fs::remove_file(loses).expect("the disk is mended");
+    pair.laptop.drop_file("next", b"next");
+    pair.laptop.delivers(2);
+    assert!(told(&why("outbox/next")) && path.exists());
+    pair.laptop.restart();
+    pair.laptop.empties_outbox();
+    assert!(pair.laptop.status()["outboxes"][0]["disposal_held"].is_null());
+    let why = pair.laptop.run(&["why", "outbox/stuck"]).exits(0).out();
+    assert!(!told(&why), "{why}");
+}

@@ -57,6 +57,9 @@ pub struct OutboxReport {
     pub queued: u64,
     /// Why nothing is taken from it at present.
     pub held: Option<String>,
+    /// Why nothing that was delivered leaves it, and the mend.
+    #[serde(default)]
+    pub disposal_held: Option<String>,
     /// Why events cannot be relied on.
     #[serde(default)]
     pub watch_reason: Option<String>,
@@ -114,6 +117,7 @@ impl OutboxReport {
             settling,
             queued,
             held,
+            disposal_held: None,
             watch_reason: None,
             watch_latency_seconds: None,
             not_sent: Vec::new(),
@@ -302,7 +306,7 @@ mod tests {
             "schema": 1, "name": "laptop", "id": "AAAAAAA", "version": "0.1.0", "pid": 1, "uptime_seconds": 1.0,
             "listen": "127.0.0.1:7420", "config_error": null,
             "outboxes": [{"path": "/out", "watch": "native", "settling": 0, "queued": 0, "held": null,
-                          "watch_reason": null, "watch_latency_seconds": null, "not_sent": [], "not_sent_count": 0}],
+                          "disposal_held": null, "watch_reason": null, "watch_latency_seconds": null, "not_sent": [], "not_sent_count": 0}],
             "inbox": {"path": "/in", "free_bytes": 0, "received_files": 0, "received_bytes": 0, "held": null},
             "peers": [{"name": "office", "id": "BBBBBBB", "connected": true, "paused": false, "next_dial_at": null,
                        "last_error": null, "queued": 0, "sending": 0, "failed": 0, "delivered": 0,

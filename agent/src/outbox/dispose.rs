@@ -87,7 +87,10 @@ pub enum DisposeError {
     Held(String, String),
     /// A folder in the outbox could not be synced. The system tells of such a loss once, so it is not to be asked again:
     /// nothing may leave this outbox until the agent starts anew.
-    #[error("nothing leaves the outbox {0} until a restart: a folder in it could not be synced: {1}")]
+    #[error(
+        "nothing leaves the outbox {0} until the agent is started anew, for its disk failed to keep what was moved \
+         ({1}): check the disk, then do that"
+    )]
     Unsynced(String, String),
     /// It was told to stop; to be tried again.
     #[error("stopped")]
