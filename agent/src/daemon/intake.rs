@@ -206,6 +206,17 @@ impl Known for InQueue {
         })
     }
 
+    fn folders_that_go(
+        &self,
+        outbox: OutboxId,
+        whole: bool,
+    ) -> Pin<Box<dyn Future<Output = Option<Vec<RemotePath>>> + Send + '_>> {
+        Box::pin(async move {
+            let ask = || self.shared.queue.folders_that_go(outbox, whole);
+            persistently(&self.cancel, FIRST_WAIT, ask).await
+        })
+    }
+
     fn emptied(
         &self,
         outbox: OutboxId,

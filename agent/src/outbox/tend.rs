@@ -9,11 +9,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use cap_std::fs::Dir;
 use dropwire_protocol::{RemotePath, name::escape};
 use tokio::sync::mpsc;
 
 use super::{
-    Command, OutboxEvent, Problem,
+    Command, OutboxEvent, Problem, Shared,
     ignore::DOWNLOADS,
     look::{self, Rules, Seen},
     marker,
@@ -185,6 +186,7 @@ impl<'a> Tending<'a> {
             Hint::Gone(path, _) => {
                 if let Ok(below) = confined::below(root, &path) {
                     self.task.shared.state().problems.listed.remove(below.as_bytes());
+                    self.task.shared.other_way().remove(&below);
                     self.hurry_beside(&below);
                 }
             }
@@ -344,12 +346,15 @@ impl<'a> Tending<'a> {
         let leave_out = shared.state().health.is_proven() && folders.iter().all(Option::is_none);
         tokio::task::spawn_blocking(move || {
             if let (Ok(dir), Some(ignore)) = (place.open(), &shared.ignore) {
+                if folders.iter().all(Option::is_none) {
+                    forget_gone(&shared, &dir);
+                }
                 let walk = Walk {
                     outbox: place.id,
                     root: &place.root,
                     ignore,
                     marker: shared.config.marker.as_deref(),
-                    whole: shared.is_whole(),
+                    whole: &|folder| shared.goes_whole(folder),
                     // One that leaves would take its watches along to where it is archived.
                     watch_inside: shared.config.after_send == AfterSend::Keep,
                     watch: &|folder| {
@@ -387,7 +392,7 @@ impl<'a> Tending<'a> {
         let looked = blocking(move || {
             let dir = place.open().ok()?;
             let look = |path| match (look::look(&dir, &path, &rules), &shared.ignore) {
-                (Seen::Folder, Some(ignore)) if shared.is_whole() => {
+                (Seen::Folder, Some(ignore)) if path.parent().is_none() && shared.goes_whole(&path) => {
                     (whole::look(&dir, &path, &rules, ignore), path)
                 }
                 (seen, _) => (seen, path),
@@ -594,6 +599,17 @@ impl<'a> Tending<'a> {
         let next = blocking(move || place::remove_empty(&place.open().ok()?, &folder, quiet));
         if let Some(next) = next.await.flatten() {
             self.emptied.insert(next, Instant::now() + quiet);
+        }
+    }
+}
+
+/// What comes under the name of a folder that is gone goes as the config says.
+fn forget_gone(shared: &Shared, outbox: &Dir) {
+    let listed: Vec<RemotePath> = shared.other_way().iter().cloned().collect();
+    for top in listed {
+        let meta = confined::os_str(top.as_bytes()).and_then(|name| outbox.symlink_metadata(name));
+        if meta.map_or_else(|e| confined::is_absent(&e), |meta| !meta.is_dir()) {
+            shared.other_way().remove(&top);
         }
     }
 }

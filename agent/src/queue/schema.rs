@@ -55,6 +55,7 @@ CREATE UNIQUE INDEX drops_lying ON drops (outbox, path) WHERE state < 2;
 CREATE INDEX drops_resting ON drops (id) WHERE state = 1;
 CREATE INDEX drops_leaving ON drops (outbox) WHERE state = 2;
 CREATE INDEX drops_by_origin ON drops (origin) WHERE origin IS NOT NULL;
+CREATE INDEX drops_whole ON drops (outbox, path) WHERE folder = 1 AND state < 3;
 CREATE INDEX drops_left ON drops (left_running_ms) WHERE state = 3;
 
 CREATE TABLE jobs (

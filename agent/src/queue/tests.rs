@@ -2,6 +2,7 @@
 
 mod listing;
 mod model;
+mod overlap;
 mod plan;
 mod time;
 
@@ -57,8 +58,8 @@ pub(super) fn drop_of(found: Found, after_send: AfterSend, peers: &[u8]) -> NewD
         root: "/out".into(),
         origin: None,
         after_send,
-        peers: peers.iter().copied().map(peer).collect(),
         marker: Some(".done".into()),
+        peers: peers.iter().copied().map(peer).collect(),
     }
 }
 

@@ -3,7 +3,7 @@
 use rusqlite::Connection;
 
 use super::*;
-use crate::queue::{attempts, delivery, enqueue, keeping, list};
+use crate::queue::{attempts, delivery, enqueue, keeping, list, overlap};
 
 #[tokio::test]
 async fn hot_statements_follow_an_index() {
@@ -18,6 +18,9 @@ async fn hot_statements_follow_an_index() {
         enqueue::LYING,
         enqueue::EMPTIED,
         list::OLDEST,
+        overlap::WHOLE,
+        overlap::BY_FILES[0],
+        overlap::BY_FILES[1],
         delivery::TO_TELL,
         &delivery::to_dispose_sql(),
         &delivery::resting_sql(),
