@@ -120,7 +120,8 @@ fn a_thousand_files_appear_at_once() {
         .exits(0)
         .out();
     assert!(why.contains("delivered"), "{why}");
-    assert_eq!(job["name"], "batch");
+    assert_eq!((&job["name"], &job["kind"]), (&"batch".into(), &"folder".into()));
+    assert_eq!(pair.laptop.status()["outboxes"][0]["folder"], "whole");
     assert!(job["size"].as_u64().expect("a size") > 100_000, "{job}");
     assert!(pair.office.partials().is_empty(), "{:?}", pair.office.partials());
     assert_eq!(pair.office.status()["inbox"]["received_files"], 1);

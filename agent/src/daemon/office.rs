@@ -18,10 +18,11 @@ use super::{
 };
 use crate::{
     clock::now_ms,
+    config::Folder,
     control::{
         self,
         api::{
-            Changed, Event, InboxReport, JobFilter, JobPage, JobParts, JobReport, JobState, NotSent,
+            Changed, Event, InboxReport, JobFilter, JobKind, JobPage, JobParts, JobReport, JobState, NotSent,
             OutboxReport, PeerReport, SCHEMA, Selection, SendReply, SendRequest, StatusReport, WhyQuery,
             WhyReport,
         },
@@ -85,6 +86,9 @@ impl control::Agent for Office {
                 queued,
                 status.held,
             );
+            if status.folder == Folder::Whole {
+                report.folder = "whole".to_owned();
+            }
             report.disposal_held = shared.unsynced(&status.path);
             report.watch_reason = status.watch_reason;
             report.watch_latency_seconds = status.latency.map(|l| l.as_secs_f64());
@@ -300,6 +304,10 @@ impl Office {
             digest: job.sha256,
             delivered_as: job.delivered_as,
             name: job.found.path,
+            kind: match job.found.version.folder {
+                true => JobKind::Folder,
+                false => JobKind::File,
+            },
             size,
         })
     }

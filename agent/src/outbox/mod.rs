@@ -97,6 +97,8 @@ pub struct OutboxStatus {
     pub path: PathBuf,
     /// `native`, `poll`, or `none` while it is held.
     pub watch: &'static str,
+    /// As in the config.
+    pub folder: Folder,
     /// Why events cannot be relied on.
     pub watch_reason: Option<String>,
     /// From a change to its event, as measured last.
@@ -174,6 +176,7 @@ impl Outbox {
         OutboxStatus {
             path: self.shared.config.path.clone(),
             watch: if there { state.health.name() } else { "none" },
+            folder: self.shared.config.folder,
             watch_reason: state.health.reason().filter(|_| there),
             latency: state.health.latency().filter(|_| there),
             settling: state.settle.len(),
