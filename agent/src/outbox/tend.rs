@@ -58,6 +58,8 @@ pub(super) struct Tending<'a> {
     folders: BTreeSet<RemotePath>,
     /// Folders that may have become empty, and when to look.
     emptied: BTreeMap<RemotePath, Instant>,
+    /// There were too many of them to keep.
+    emptied_more: bool,
     mounts: Mounts,
     /// Something may have become of the outbox's folder itself.
     check: bool,
@@ -98,6 +100,7 @@ impl<'a> Tending<'a> {
             overflowed: false,
             folders: BTreeSet::new(),
             emptied: BTreeMap::new(),
+            emptied_more: false,
             mounts: Mounts::watch(),
             check: false,
             probe: false,
@@ -236,6 +239,8 @@ impl<'a> Tending<'a> {
                 if self.emptied.len() < LISTED {
                     self.emptied
                         .insert(folder, Instant::now() + self.task.shared.config.quiet);
+                } else {
+                    self.emptied_more = true;
                 }
             }
         }
@@ -292,6 +297,10 @@ impl<'a> Tending<'a> {
         self.warn_of_limit();
         if self.overflowed && shared.state().settle.len() < Settle::MOST / 2 {
             self.overflowed = false;
+            self.scan_all();
+        }
+        if self.emptied_more && self.emptied.len() < LISTED / 2 {
+            self.emptied_more = false;
             self.scan_all();
         }
         if shared.missed.swap(false, Ordering::AcqRel) {
@@ -590,14 +599,18 @@ impl<'a> Tending<'a> {
 
     async fn remove_emptied(&mut self) {
         let now = Instant::now();
-        let due = self.emptied.iter().find(|(_, at)| **at <= now);
-        let Some(folder) = due.map(|(folder, _)| folder.clone()) else {
+        let due = self.emptied.extract_if(.., |_, at| *at <= now);
+        let due: Vec<RemotePath> = due.take(LOOKS).map(|(folder, _)| folder).collect();
+        if due.is_empty() {
             return;
-        };
-        self.emptied.remove(&folder);
+        }
         let (place, quiet) = (Arc::clone(&self.place), self.task.shared.config.quiet);
-        let next = blocking(move || place::remove_empty(&place.open().ok()?, &folder, quiet));
-        if let Some(next) = next.await.flatten() {
+        let next = blocking(move || {
+            let dir = place.open().ok()?;
+            let next = due.iter().filter_map(|due| place::remove_empty(&dir, due, quiet));
+            Some(next.collect::<Vec<_>>())
+        });
+        for next in next.await.flatten().unwrap_or_default() {
             self.emptied.insert(next, Instant::now() + quiet);
         }
     }

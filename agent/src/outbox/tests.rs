@@ -509,6 +509,22 @@ async fn a_wrong_pattern_holds_the_outbox() {
     assert!(outbox.status().held.unwrap().contains('['));
 }
 
+/// More than are kept in mind at once.
+#[tokio::test]
+async fn however_many_folders_were_emptied_they_go() {
+    let prepare = |root: &Path| {
+        for n in 0..5000 {
+            fs::create_dir_all(root.join(format!("{n}/emptied"))).unwrap();
+        }
+    };
+    let running = run(prepare, |_| {}).await;
+    let begun = Instant::now();
+    while fs::read_dir(running.at("")).unwrap().count() > 1 {
+        assert!(begun.elapsed() < 3 * DEADLINE, "some stay");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// Its `folder` was "files" before.
 #[tokio::test]
 async fn a_folder_that_goes_file_by_file_does_so_until_it_is_gone() {
