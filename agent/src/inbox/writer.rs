@@ -138,6 +138,10 @@ impl<'a> Writer<'a> {
         let (site, resume) = admit::admit(shared, key, &manifest, known)?;
         admit::takes(&site, manifest.kind)?;
         let opening = |e: io::Error| Answer::io("opening the partial", &e);
+        if manifest.kind == Kind::Folder {
+            // One half made, by a try that was cut off, holds the room that this one asks for.
+            partial::remove_folder(&site, key).map_err(opening)?;
+        }
         let resumed = if resume {
             partial::resume(&site, key, checkpoints).map_err(opening)?
         } else {
@@ -245,8 +249,8 @@ impl<'a> Writer<'a> {
             return self.damaged(reply);
         }
         if self.reservation.has_lapsed(Instant::now()) {
-            self.reservation =
-                admit::reserve(self.shared, &self.site, self.manifest.size.saturating_sub(at))?;
+            let more = admit::needed(&self.manifest).saturating_sub(at);
+            self.reservation = admit::reserve(self.shared, &self.site, more)?;
         }
         partial::write_at(&self.file, at, bytes).map_err(|e| {
             let answer = Answer::disk("writing the partial", &e);
@@ -435,23 +439,28 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// The same for a whole folder, which is unpacked first.
-    fn commit_folder(self, reply: Reply) {
-        let stop = || self.claim.fenced() || self.shared.cancel.is_cancelled();
+    /// The same for a whole folder, which is unpacked first. A newer link waits for that, and then finds it delivered:
+    /// if it began anew, a link that breaks often would never see the end.
+    fn commit_folder(mut self, reply: Reply) {
         let unpacked = unpack::survey(&self.file).and_then(|need| {
-            let more = need.saturating_sub(self.manifest.size);
-            let reservation =
-                admit::reserve(self.shared, &self.site, more).map_err(unpack::Failure::NotNow)?;
+            self.make_room(need).map_err(unpack::Failure::NotNow)?;
             let (key, digest) = (self.claim.key(), self.digest.value());
-            let inode = unpack::unpack(&self.site, key, &self.file, digest, &stop)?;
-            Ok((inode, reservation))
+            let (reservation, cancel) = (&mut self.reservation, &self.shared.cancel);
+            unpack::unpack(&self.site, key, &self.file, digest, &mut |bytes| {
+                reservation.used(bytes, Instant::now());
+                !cancel.is_cancelled()
+            })
         });
         match unpacked {
-            Ok((inode, _reservation)) => self.place(inode, reply),
-            Err(unpack::Failure::NotNow(answer)) => reply.end(answer),
+            Ok(inode) => self.place(inode, reply),
+            Err(unpack::Failure::NotNow(answer)) => {
+                if let Err(error) = partial::remove_folder(&self.site, self.claim.key()) {
+                    tracing::warn!(%error, "a folder that could not be made stays until the next try");
+                }
+                reply.end(answer);
+            }
             Err(unpack::Failure::Stopped) => {
-                let text = "a newer link carries this transfer, or the agent stops";
-                reply.end(Answer::refused(DeclineReason::Fenced, text, None));
+                reply.end(Answer::refused(DeclineReason::Busy, "the agent stops", None))
             }
             Err(unpack::Failure::Useless(answer)) => {
                 if self.give_up() {
@@ -459,6 +468,18 @@ impl<'a> Writer<'a> {
                 }
             }
         }
+    }
+
+    /// Promises the `need` of the unpacked folder: the stream itself is on the disk.
+    fn make_room(&mut self, need: u64) -> Result<(), Answer> {
+        if self.reservation.has_lapsed(Instant::now()) {
+            self.reservation = admit::reserve(self.shared, &self.site, need)?;
+            return Ok(());
+        }
+        let more = need.saturating_sub(self.manifest.size);
+        let _until_then = admit::reserve(self.shared, &self.site, more)?;
+        self.reservation.returned(more);
+        Ok(())
     }
 
     /// R6 and on.

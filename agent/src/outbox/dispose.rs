@@ -36,6 +36,7 @@ use crate::{
 pub(super) mod beside;
 mod check;
 mod folder;
+mod removal;
 mod touched;
 
 use beside::rename_beside;
