@@ -235,7 +235,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     ("S5-folder-digest", "its bytes", LEAVES),
     ("S5-folder-again", "the walk through it in leaving", LEAVES),
     ("S5-folder-gone", "its removal is decided durably", LEAVES),
-    ("S5-folder-late", "what came into it after the check stays", LEAVES),
+    (
+        "S5-folder-late",
+        "what came into it after the check stays",
+        LEAVES,
+    ),
     ("S5-both", "a crash left it under its path too", DISPOSE),
     ("S5-twice", "a crash left it in the archive too", DISPOSE),
     ("S5-last-lease", "the lease at the last moment", DISPOSE),

@@ -163,7 +163,10 @@ fn a_version_tells_what_counts() {
     fs::write(at("Thumbs.db"), "litter").unwrap();
     assert!(first.same_identity(&version()), "litter does not count");
     fs::create_dir(at("desktop.ini")).unwrap();
-    assert!(!first.same_identity(&version()), "a folder is no litter, whatever its name");
+    assert!(
+        !first.same_identity(&version()),
+        "a folder is no litter, whatever its name"
+    );
     fs::remove_dir(at("desktop.ini")).unwrap();
     fs::create_dir(at("sub/new")).unwrap();
     let second = version();

@@ -228,7 +228,13 @@ fn only_a_failing_disk_costs_the_stream() {
         let error = io::Error::from_raw_os_error(code);
         matches!(Failure::of("making it", &error), Failure::NotNow(_))
     };
-    for code in [libc::ENOSPC, libc::EDQUOT, libc::EMFILE, libc::EACCES, libc::EROFS] {
+    for code in [
+        libc::ENOSPC,
+        libc::EDQUOT,
+        libc::EMFILE,
+        libc::EACCES,
+        libc::EROFS,
+    ] {
         assert!(kept(code), "{code}");
     }
     assert!(!kept(libc::EIO));

@@ -9,11 +9,7 @@
 //! One that holds what was left out of its delivery is archived even where delivered ones are deleted: nothing is
 //! removed that did not arrive.
 
-use std::{
-    ffi::OsStr,
-    io,
-    time::SystemTime,
-};
+use std::{ffi::OsStr, io, time::SystemTime};
 
 use cap_fs_ext::DirExt;
 use cap_std::fs::Dir;

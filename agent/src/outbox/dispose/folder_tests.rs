@@ -95,7 +95,10 @@ fn a_delivered_folder_is_removed_also_after_a_crash_in_between() {
 
     // Half removed: that is no new version, and must not come back.
     let what = outbox.delivered(AfterSend::Delete);
-    let half = outbox.in_leaving(&what, removal::decided_name(&what.name, i64::MAX).to_str().unwrap());
+    let half = outbox.in_leaving(
+        &what,
+        removal::decided_name(&what.name, i64::MAX).to_str().unwrap(),
+    );
     fs::remove_file(half.join("a")).unwrap();
     assert_eq!(outbox.dispose(&what), Disposed::Done);
     assert!(!outbox.at("batch").exists() && outbox.leaving_is_empty());

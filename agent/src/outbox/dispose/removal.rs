@@ -13,8 +13,7 @@ use cap_fs_ext::{DirExt, MetadataExt};
 use cap_std::fs::{Dir, Metadata};
 
 use crate::{
-    bundle,
-    confined, durable, fault,
+    bundle, confined, durable, fault,
     lease::{Asked, Lease},
     version::Version,
 };
@@ -30,7 +29,9 @@ pub(super) fn decided_name(name: &str, newest_ns: i64) -> OsString {
 pub(super) fn find_decided(leaving: &Dir, name: &str) -> io::Result<Option<(OsString, i64)>> {
     for entry in leaving.entries()? {
         let found = entry?.file_name();
-        let rest = found.to_str().and_then(|n| n.strip_prefix(name)?.strip_prefix(GONE));
+        let rest = found
+            .to_str()
+            .and_then(|n| n.strip_prefix(name)?.strip_prefix(GONE));
         if let Some(newest_ns) = rest.and_then(|ns| ns.parse().ok()) {
             return Ok(Some((found, newest_ns)));
         }
