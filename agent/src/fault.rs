@@ -3,7 +3,8 @@
 //! A comma list: `bad-read@1048576` flips one bit, once, in the read buffer that holds this offset of a file, after
 //! its hash was taken, so that the receiver's check has to find it; `panic@NAME` panics at the place of that name;
 //! `deaf@PATH` drops native events, and `no-watch@PATH` refuses to watch folders, as long as something has that path
-//! (of `no-watch`: but for the outbox itself and its own folder).
+//! (of `no-watch`: but for the outbox itself and its own folder); as long as something has that path, what leaves the
+//! outbox that it lies in hangs with `hang@PATH`, and is said to be lost by the disk with `no-sync@PATH`.
 //!
 //! `DROPWIRE_MUTANT` names one safeguard that is left out; the program `mutants` shows that some test then fails.
 
@@ -75,6 +76,39 @@ pub fn refuses_watch() -> bool {
 #[inline]
 pub const fn refuses_watch() -> bool {
     false
+}
+
+/// Does the disk under this outbox hang just now? Then this returns once it does so no more.
+#[cfg(debug_assertions)]
+pub fn hang(outbox: &std::path::Path) {
+    while lies_in("hang@", outbox) {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
+
+/// Does nothing in a release build.
+#[cfg(not(debug_assertions))]
+#[inline]
+pub fn hang(_: &std::path::Path) {}
+
+/// Does the disk under this outbox lose what it is told to keep just now?
+#[cfg(debug_assertions)]
+pub fn loses(outbox: &std::path::Path) -> bool {
+    lies_in("no-sync@", outbox)
+}
+
+/// Never in a release build.
+#[cfg(not(debug_assertions))]
+#[inline]
+pub const fn loses(_: &std::path::Path) -> bool {
+    false
+}
+
+#[cfg(debug_assertions)]
+fn lies_in(fault: &str, outbox: &std::path::Path) -> bool {
+    asked(fault).is_some_and(|path| {
+        std::path::Path::new(&path).starts_with(outbox) && std::fs::exists(&path).unwrap_or(false)
+    })
 }
 
 /// What stands behind `fault` in what was asked for.

@@ -25,7 +25,7 @@ mod state;
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, RwLock},
     time::{Duration, Instant},
 };
@@ -92,6 +92,9 @@ struct Shared {
     /// A peer's dispatcher looks for due jobs when woken.
     wakes: Mutex<HashMap<AgentId, Arc<Notify>>>,
     disposal: Notify,
+    /// Outboxes whose disk lost what it was told to keep, and how that was told: nothing leaves them until the agent
+    /// starts anew.
+    unsynced: Mutex<HashMap<PathBuf, String>>,
     /// Jobs were queued: an idle agent is so no more.
     queued: Notify,
     /// How far large files were read, on the way to the job list.
@@ -160,6 +163,7 @@ impl Agent {
             live: Live::default(),
             wakes: Mutex::default(),
             disposal: Notify::new(),
+            unsynced: Mutex::default(),
             queued: Notify::new(),
             checkpoints,
             deliveries: broadcast::channel(256).0,
@@ -279,6 +283,12 @@ impl Shared {
         for peer in &self.config().peers {
             self.wake(peer.id).notify_one();
         }
+    }
+
+    /// Why nothing leaves the outbox there any more.
+    fn unsynced(&self, root: &Path) -> Option<String> {
+        let unsynced = self.unsynced.lock().unwrap_or_else(PoisonError::into_inner);
+        unsynced.get(root).cloned()
     }
 
     /// Where `send` keeps its copies.

@@ -60,7 +60,7 @@ pub struct Disposal {
     pub digest: Digest,
     /// Where it goes; [`AfterSend::Keep`] does nothing.
     pub after: AfterSend,
-    /// What its marker's name adds to its own, if it had one; the marker leaves with it.
+    /// What its marker's name adds to its own, if it waited for one; the marker leaves with it.
     pub marker: Option<String>,
 }
 
@@ -88,7 +88,10 @@ pub enum DisposeError {
     Held(String, String),
     /// A folder in the outbox could not be synced. The system tells of such a loss once, so it is not to be asked again:
     /// nothing may leave this outbox until the agent starts anew.
-    #[error("nothing leaves the outbox {0} until a restart: a folder in it could not be synced: {1}")]
+    #[error(
+        "nothing leaves the outbox {0} until the agent is started anew, for its disk failed to keep what was moved \
+         ({1}): check the disk, then do that"
+    )]
     Unsynced(String, String),
     /// It was told to stop; to be tried again.
     #[error("stopped")]
@@ -220,6 +223,7 @@ impl Stage {
 impl<'a> Steps<'a> {
     /// The error is the reason why the outbox is held.
     fn begin(first: &Disposal, stopped: &'a dyn Fn() -> bool) -> Result<Self, String> {
+        fault::hang(&first.root);
         let outbox = confined::root(&first.root).map_err(|e| e.to_string())?;
         match mark::read(&outbox) {
             Ok(Some(id)) if OutboxId(id) == first.outbox => {}
@@ -246,7 +250,11 @@ impl<'a> Steps<'a> {
             archived: Touched::default(),
             unsynced: OnceCell::new(),
         };
-        let _ = fault::step("S5-own-dir", || steps.sync(&steps.own)); // else nothing more is done
+        let sync = || match fault::loses(&first.root) {
+            true => Err(io::Error::other("asked for")),
+            false => durable::sync_dir(&steps.own),
+        };
+        let _ = fault::step("S5-own-dir", || steps.synced(sync)); // else nothing more is done
         Ok(steps)
     }
 
