@@ -159,12 +159,12 @@ fn dispose_together(steps: &mut Steps<'_>, batch: &[Disposal]) -> Vec<Result<Dis
         .iter()
         .zip(staged)
         .map(|(what, staged)| match (staged?, &synced) {
-            (Stage::Stays(answer), _) => steps.unmark(what, answer),
+            (Stage::Stays(answer), _) => steps.unmark(what, answer, of_file(what)),
             (_, Err(e)) => Err(what.failed("the syncing", copy_of(e))),
-            (Stage::Gone, Ok(())) => steps.unmark(what, Disposed::Gone),
+            (Stage::Gone, Ok(())) => steps.unmark(what, Disposed::Gone, of_file(what)),
             (Stage::Leaving { file, checked }, Ok(())) => {
                 let answer = steps.leave(what, &file, checked)?;
-                steps.unmark(what, answer)
+                steps.unmark(what, answer, of_file(what))
             }
         })
         .collect();
@@ -178,6 +178,11 @@ fn dispose_together(steps: &mut Steps<'_>, batch: &[Disposal]) -> Vec<Result<Dis
         })
         .map(|ended| ended.map_err(|error| steps.judged(error)))
         .collect()
+}
+
+/// Inode and birth, as the drop has them.
+fn of_file(what: &Disposal) -> Option<(u64, i64)> {
+    Some((what.version.inode, what.version.birth_ns))
 }
 
 /// The folders that disposals in one outbox work in.
@@ -445,10 +450,15 @@ impl<'a> Steps<'a> {
     }
 
     /// The marker goes with its file, or back with it.
-    fn unmark(&self, what: &Disposal, answer: Disposed) -> Result<Disposed, DisposeError> {
+    fn unmark(
+        &self,
+        what: &Disposal,
+        answer: Disposed,
+        own: Option<(u64, i64)>,
+    ) -> Result<Disposed, DisposeError> {
         let left = matches!(answer, Disposed::Done | Disposed::Gone);
         let folder = || self.make_folders(&self.outbox, &what.path);
-        marker::end(&self.leaving, what, left, folder, |folder| self.sync(folder))
+        marker::end(&self.leaving, what, left, own, folder, |folder| self.sync(folder))
             .map(|()| answer)
             .map_err(|e| what.failed("the moving of its marker", e))
     }

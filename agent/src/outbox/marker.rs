@@ -73,12 +73,13 @@ pub(super) fn take(folder: &Dir, leaving: &Dir, what: &Disposal) -> io::Result<(
 
 /// Ends what [`take`] began. With a file that `left` its marker goes for good; durable once `leaving` is synced. With
 /// one that is back, or did not go, it goes back, durably; but not to another file, which needs a marker of its own.
-/// It waits while its file waits in `leaving`. `folder` opens what it was taken from,
-/// `sync` makes a folder durable.
+/// It waits while its file waits in `leaving`. `own` is inode and birth of that file (or folder); `folder` opens what it
+/// was taken from, `sync` makes a folder durable.
 pub(super) fn end(
     leaving: &Dir,
     what: &Disposal,
     left: bool,
+    own: Option<(u64, i64)>,
     folder: impl FnOnce() -> io::Result<Dir>,
     sync: impl Fn(&Dir) -> io::Result<()>,
 ) -> io::Result<()> {
@@ -99,7 +100,7 @@ pub(super) fn end(
     let file = folder.symlink_metadata(confined::os_str(what.path.file_name())?);
     let is_its_own = file.is_ok_and(|file| {
         let there = Version::listed(&file);
-        (there.inode, there.birth_ns) == (what.version.inode, what.version.birth_ns)
+        own == Some((there.inode, there.birth_ns))
     });
     let marker = name_of(what.path.file_name(), suffix);
     let back = || durable::rename_noreplace(leaving, &held, &folder, confined::os_str(&marker)?);
@@ -187,7 +188,8 @@ mod tests {
 
         fn end(&self, left: bool) {
             let folder = || self.folder.try_clone();
-            end(&self.leaving, &self.what, left, folder, durable::sync_dir).unwrap();
+            let own = Some((self.what.version.inode, self.what.version.birth_ns));
+            end(&self.leaving, &self.what, left, own, folder, durable::sync_dir).unwrap();
         }
 
         /// What lies in both.

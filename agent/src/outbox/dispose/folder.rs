@@ -27,6 +27,7 @@ use crate::{
     error::shown,
     fault,
     outbox::marker,
+    version::Version,
 };
 
 /// See [`super::dispose_all`].
@@ -37,8 +38,9 @@ pub(super) fn dispose(what: &Disposal, stopped: &dyn Fn() -> bool) -> Result<Dis
     let mut steps =
         Steps::begin(what, stopped).map_err(|reason| DisposeError::Held(shown(&what.root), reason))?;
     steps.trusted()?;
-    let answer = disposed(&mut steps, what).and_then(|answer| {
-        let answer = steps.unmark(what, answer)?;
+    let mut own = None;
+    let answer = disposed(&mut steps, what, &mut own).and_then(|answer| {
+        let answer = steps.unmark(what, answer, own)?;
         if what.marker.is_some() {
             steps.sync_left().map_err(|e| what.failed("the syncing", e))?;
         }
@@ -47,15 +49,23 @@ pub(super) fn dispose(what: &Disposal, stopped: &dyn Fn() -> bool) -> Result<Dis
     answer.map_err(|error| steps.judged(error))
 }
 
-/// The folder itself, and its marker taken along.
-fn disposed(steps: &mut Steps<'_>, what: &Disposal) -> Result<Disposed, DisposeError> {
+/// The folder itself, and its marker taken along. `own` becomes its inode and birth: a folder's version has others.
+fn disposed(
+    steps: &mut Steps<'_>,
+    what: &Disposal,
+    own: &mut Option<(u64, i64)>,
+) -> Result<Disposed, DisposeError> {
     let name = OsStr::new(&what.name);
     let failed = |e: io::Error| what.failed("the disposal", e);
     if let Some((gone, newest_ns)) = removal::find_decided(&steps.leaving, &what.name).map_err(failed)? {
+        if let Some(folder) = open(&steps.leaving, &gone).map_err(failed)? {
+            *own = Some(identity(&folder).map_err(failed)?);
+        }
         return remove(steps, what, &gone, newest_ns);
     }
     // A crash, or an error, left it there: the bytes decide.
     if let Some(folder) = open(&steps.leaving, name).map_err(failed)? {
+        *own = Some(identity(&folder).map_err(failed)?);
         steps.touch(what)?; // that it left its path may not be durable yet
         steps.sync_staged().map_err(|e| what.failed("the syncing", e))?;
         let checked = check(what, &folder, &Compare::Always, steps.stopped)?;
@@ -70,6 +80,7 @@ fn disposed(steps: &mut Steps<'_>, what: &Disposal) -> Result<Disposed, DisposeE
     let Some(folder) = open(&parent, at).map_err(failed)? else {
         return absent(steps, what);
     };
+    *own = Some(identity(&folder).map_err(failed)?);
     let mut before = match check(what, &folder, &Compare::IfTouched, steps.stopped)? {
         Ok(listing) => listing,
         Err(answer) => return Ok(answer),
@@ -212,6 +223,11 @@ fn absent(steps: &mut Steps<'_>, what: &Disposal) -> Result<Disposed, DisposeErr
     steps.gone(what)?;
     steps.sync_staged().map_err(|e| what.failed("the syncing", e))?;
     Ok(Disposed::Gone)
+}
+
+fn identity(folder: &Dir) -> io::Result<(u64, i64)> {
+    let version = Version::listed(&folder.dir_metadata()?);
+    Ok((version.inode, version.birth_ns))
 }
 
 /// None: nothing, or no folder, has that name.

@@ -146,6 +146,23 @@ fn its_marker_leaves_with_it() {
     }
 }
 
+/// Found changed in `leaving`, after the marker was taken: its producer gives no second one.
+#[test]
+fn its_marker_comes_back_with_it() {
+    let outbox = Outbox::new();
+    let mut what = outbox.delivered(AfterSend::Archive);
+    what.marker = Some(".done".into());
+    let leaving = outbox.in_leaving(&what, &what.name);
+    fs::write(leaving.join("a"), "longer").unwrap();
+    let held = outbox
+        .at(".dropwire/leaving")
+        .join(format!("{}.marker", what.name));
+    fs::write(held, "").unwrap();
+    assert_eq!(outbox.dispose(&what), Disposed::Changed);
+    assert!(outbox.at("batch/a").exists() && outbox.at("batch.done").exists());
+    assert!(outbox.leaving_is_empty());
+}
+
 #[test]
 fn what_was_changed_stays_or_comes_back() {
     let outbox = Outbox::new();
