@@ -4,6 +4,8 @@
 //! in, and nothing is committed until they proved right; bytes written in this same opening are trusted to the page
 //! cache and the disk.
 
+mod ending;
+
 use std::{
     io,
     sync::{
@@ -21,7 +23,6 @@ use super::{
     Shared, admit,
     checkpoint::{Checkpointer, Failure},
     claims::{Claim, Key},
-    commit::{self, Ready},
     keeping::{self, Bounds},
     ledger::{self, Checkpoint},
     output::Output,
@@ -29,9 +30,8 @@ use super::{
     reply::{Answer, Reply},
     site::Site,
     space::Reservation,
-    unpack,
 };
-use crate::{clock::now_ms, durable, fault, id};
+use crate::{clock::now_ms, fault, id};
 
 /// Bytes between two checkpoints.
 const CHECKPOINT: u64 = 16 << 20;
@@ -364,159 +364,6 @@ impl<'a> Writer<'a> {
         let checkpointer = Checkpointer::start(file, self.claim.key(), self.shared.db.clone(), durable)?;
         self.checkpointer = Some(checkpointer);
         Ok(())
-    }
-
-    /// Is the inbox, of which this holds handles, still the one at its path? What is whole is not placed in a folder that
-    /// was moved away or replaced since, nor after a sync of it failed.
-    fn still_there(&self) -> Result<(), Answer> {
-        let site = self.shared.enter()?;
-        if site.is_same(&self.site) || fault::mutant("R5-site") {
-            return Ok(());
-        }
-        let text = "the inbox was replaced by another folder meanwhile";
-        Err(Answer::refused(
-            DeclineReason::InboxUnavailable,
-            text,
-            Some(1_000),
-        ))
-    }
-
-    /// Ends the work on the partial, and only then answers.
-    fn close(mut self, end: End, reply: Reply) {
-        let end = match end {
-            End::Whole => match self.still_there() {
-                Ok(()) => End::Whole,
-                Err(answer) => {
-                    self.finishing = false; // what there is is kept
-                    answer.into()
-                }
-            },
-            end => end,
-        };
-        if let Some(reread) = self.reread.take() {
-            reread.cancel();
-        }
-        if !matches!(end, End::Said { keep: false, .. })
-            // Unpacking takes its time: a crash in it must not cost the stream.
-            && (!self.finishing || self.manifest.kind == Kind::Folder)
-            && self.digest.length() > self.asked
-        {
-            // What cannot be written comes again, from the last checkpoint on.
-            let _ = self.checkpoint(true);
-        }
-        let synced = self.checkpointer.take().map_or(Ok(0), Checkpointer::finish);
-        let end = match (end, synced) {
-            (end @ End::Said { keep: false, .. }, _) => end,
-            (End::Released, Err(failure)) => End::Said {
-                answer: Answer::Silent,
-                keep: !failure.disk,
-            },
-            (End::Said { answer, .. }, Err(failure)) => End::Said {
-                answer,
-                keep: !failure.disk,
-            },
-            (End::Whole, Err(failure)) => failure.into(),
-            (end, Ok(_)) => end,
-        };
-        match end {
-            End::Released => {}
-            End::Said { answer, keep } => {
-                if keep || self.give_up() {
-                    reply.end(answer);
-                }
-            }
-            End::Whole => self.commit(reply),
-        }
-    }
-
-    /// R5, then the rest.
-    fn commit(self, reply: Reply) {
-        if self.manifest.kind == Kind::Folder {
-            return self.commit_folder(reply);
-        }
-        partial::dress(self.output.file(), self.site.mode, self.manifest.mtime);
-        let durable = fault::step("R5-partial", || durable::sync_file(self.output.file()))
-            .and_then(|()| fault::step("R5-partial-dir", || durable::sync_dir(&self.site.partials)))
-            .and_then(|()| partial::inode(self.output.file()));
-        match durable {
-            Ok(inode) => self.place(inode, reply),
-            Err(e) => {
-                if self.give_up() {
-                    reply.end(Answer::disk("syncing the file", &e));
-                }
-            }
-        }
-    }
-
-    /// The same for a whole folder, which is unpacked first. A newer link waits for that, and then finds it delivered:
-    /// if it began anew, a link that breaks often would never see the end.
-    fn commit_folder(mut self, reply: Reply) {
-        let unpacked = unpack::survey(self.output.file()).and_then(|need| {
-            self.make_room(need).map_err(unpack::Failure::NotNow)?;
-            let (key, digest) = (self.claim.key(), self.digest.value());
-            let (reservation, cancel) = (&mut self.reservation, &self.shared.cancel);
-            unpack::unpack(&self.site, key, self.output.file(), digest, &mut |bytes| {
-                reservation.used(bytes, Instant::now());
-                !cancel.is_cancelled()
-            })
-        });
-        match unpacked {
-            Ok(inode) => self.place(inode, reply),
-            Err(unpack::Failure::NotNow(answer)) => {
-                if let Err(error) = partial::remove_folder(&self.site, self.claim.key()) {
-                    tracing::warn!(%error, "a folder that could not be made stays until the next try");
-                }
-                reply.end(answer);
-            }
-            Err(unpack::Failure::Stopped) => {
-                reply.end(Answer::refused(DeclineReason::Busy, "the agent stops", None))
-            }
-            Err(unpack::Failure::Useless(answer)) => {
-                if self.give_up() {
-                    reply.end(answer);
-                }
-            }
-        }
-    }
-
-    /// Promises the `need` of the unpacked folder: the stream itself is on the disk.
-    fn make_room(&mut self, need: u64) -> Result<(), Answer> {
-        if self.reservation.has_lapsed(Instant::now()) {
-            self.reservation = admit::reserve(self.shared, &self.site, need)?;
-            return Ok(());
-        }
-        let more = need.saturating_sub(self.manifest.size);
-        let _until_then = admit::reserve(self.shared, &self.site, more)?;
-        self.reservation.returned(more);
-        Ok(())
-    }
-
-    /// R6 and on.
-    fn place(self, inode: u64, reply: Reply) {
-        let ready = Ready {
-            manifest: self.manifest,
-            digest: self.digest.value(),
-            inode,
-            keep: true,
-            reply,
-            claim: self.claim,
-            reservation: self.reservation,
-        };
-        commit::place_all(self.shared, &self.site, vec![ready]);
-    }
-
-    /// The partial is not to be trusted: it starts over. False if the ledger could not be written, and nothing may
-    /// be said or removed.
-    fn give_up(&self) -> bool {
-        let key = self.claim.key();
-        let reset = self
-            .shared
-            .db
-            .call_blocking(move |tx| ledger::cut_checkpoints(tx, key, 0));
-        if reset.is_ok() {
-            partial::remove(&self.site, key);
-        }
-        reset.is_ok()
     }
 }
 
