@@ -86,6 +86,20 @@ impl Running {
         cpu_of(&stat).ok_or_else(|| failed(format!("/proc: {stat}")))
     }
 
+    /// How often its threads went to sleep of their own will so far: each time, something woke them again.
+    pub fn switches(&self) -> io::Result<u64> {
+        let mut sum = 0;
+        for task in fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
+            // One that ended meanwhile counts no more.
+            let status = fs::read_to_string(task?.path().join("status")).unwrap_or_default();
+            let line = status
+                .lines()
+                .find_map(|l| l.strip_prefix("voluntary_ctxt_switches:"));
+            sum += line.and_then(|l| l.trim().parse().ok()).unwrap_or(0);
+        }
+        Ok(sum)
+    }
+
     /// What it has spent so far, children of it that live still left out.
     pub fn used(&self) -> io::Result<Usage> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;

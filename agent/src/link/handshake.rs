@@ -5,19 +5,20 @@ use std::{io, sync::Arc, time::Duration};
 use dropwire_protocol::{Conversation, Error, Event, Local, message::ByeReason};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, BufReader},
+    io::{AsyncRead, AsyncWrite},
     net::TcpStream,
     time::{Instant, timeout},
 };
 
 use super::{
     Timing,
+    buffered::Buffered,
     wire::{Counted, Reader, Traffic, Writer, wire},
 };
 use crate::identity::NotPaired;
 
-/// What lies below TLS. TLS asks for 4 KiB at a time: the buffer asks the socket for more.
-pub(super) type Socket = BufReader<Counted<TcpStream>>;
+/// What lies below TLS.
+pub(super) type Socket = Buffered<Counted<TcpStream>>;
 
 /// Prepares a connection for TLS.
 pub(super) fn socket(tcp: TcpStream, timing: &Timing) -> (Socket, Arc<Traffic>) {
@@ -33,10 +34,7 @@ pub(super) fn socket(tcp: TcpStream, timing: &Timing) -> (Socket, Arc<Traffic>) 
         let _ = SockRef::from(&tcp).set_tcp_notsent_lowat(UNSENT);
     }
     let traffic = Arc::new(Traffic::default());
-    (
-        BufReader::with_capacity(SOCKET_BUFFER, Counted::new(tcp, traffic.clone())),
-        traffic,
-    )
+    (Buffered::new(Counted::new(tcp, traffic.clone())), traffic)
 }
 
 /// Exchanges Hellos. The caller bounds the time.
@@ -147,7 +145,6 @@ pub(super) fn explain(error: &Error) -> String {
     }
 }
 
-const SOCKET_BUFFER: usize = 256 * 1024;
 /// The kernel asks for more once less than this waits for its turn on the wire: what lies there already goes before a
 /// small file that comes up, and on a slow line megabytes would.
 #[cfg(target_os = "linux")]

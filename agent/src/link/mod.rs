@@ -3,6 +3,7 @@
 //! The room sees files only through two small traits: [`Source`] (where an outgoing transfer's chunks come from)
 //! and [`Sink`] (where incoming ones go).
 
+mod buffered;
 mod dial;
 mod drive;
 mod handshake;
