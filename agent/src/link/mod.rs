@@ -6,11 +6,14 @@
 mod dial;
 mod drive;
 mod handshake;
+mod joining;
+mod line;
 mod links;
 mod listen;
 mod outgoing;
 mod pair;
 mod rate;
+mod strands;
 #[cfg(test)]
 mod tests;
 mod wire;
@@ -164,6 +167,8 @@ struct Timing {
     probe: Duration,
     /// Bye, and each of the other steps of an orderly end.
     goodbye: Duration,
+    /// A round trip from which on a link goes over several connections.
+    far: Duration,
 }
 
 impl LinkEvent {
