@@ -11,14 +11,20 @@ use dropwire_protocol::message::MAX_CHUNK;
 use proptest::prelude::*;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream, ReadBuf, duplex},
+    net::TcpStream,
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     task::yield_now,
 };
+use tokio_rustls::TlsConnector;
 
 use super::harness::{Agent, Relay, identities, within};
-use crate::link::{
-    Timing,
-    strands::{HEAD, Strands},
+use crate::{
+    identity::Role,
+    link::{
+        Timing,
+        joining::FURTHER,
+        strands::{HEAD, Strands},
+    },
 };
 
 /// A connection that keeps others waiting, and takes and gives as little as it likes.
@@ -122,7 +128,7 @@ proptest! {
     #[test]
     fn what_is_written_is_read_in_order_whatever_the_strands_do(
         count in 1..6_usize,
-        room in 1..40_000_usize,
+        room in 16..40_000_usize,
         length in 0..300_000_usize,
         piece in 1..70_000_usize,
         moods in any::<[u64; 4]>(),
@@ -264,7 +270,7 @@ async fn far_link(timing: Timing) -> (Agent, Agent, Relay) {
 
 async fn all_joined(listener: &Agent) {
     within(async {
-        while listener.links.further() < crate::link::joining::FURTHER {
+        while listener.links.further() < FURTHER {
             yield_now().await;
         }
     })
@@ -286,9 +292,25 @@ async fn a_long_line_is_used_over_several_connections_both_ways() {
     assert!(traffic.sent_bytes > 60 * MAX_CHUNK as u64);
     within(async { tokio::join!(a.links.shutdown(), b.links.shutdown()) }).await;
     let carried = relay.carried().await;
-    assert_eq!(carried.len(), 1 + crate::link::joining::FURTHER);
+    assert_eq!(carried.len(), 1 + FURTHER);
     let busy = carried.iter().filter(|&&bytes| bytes > MAX_CHUNK as u64).count();
     assert!(busy > 1, "{carried:?}");
+}
+
+#[tokio::test]
+async fn who_names_no_link_is_let_into_none() {
+    let (a, mut b, _relay) = far_link(Timing::default()).await;
+    let config = b.identity.client_config_for(a.id(), &[Role::Further]);
+    let tcp = TcpStream::connect(a.addr()).await.unwrap();
+    let name = "dropwire".try_into().unwrap();
+    let mut stream = TlsConnector::from(config).connect(name, tcp).await.unwrap();
+    stream.write_all(&[7; 32]).await.unwrap();
+    let answer = within(stream.read_u8()).await;
+    assert!(answer.is_err(), "closed without a word: {answer:?}");
+    assert_eq!(a.links.further(), FURTHER);
+    b.drop_files(1, 1000).await;
+    within(b.all_delivered()).await;
+    assert_eq!((a.downs, b.downs), (0, 0));
 }
 
 #[tokio::test]
