@@ -15,6 +15,7 @@ mod disk_full;
 mod jobs;
 mod json;
 mod large;
+mod leaving;
 mod liars;
 mod names;
 mod readme;

@@ -309,6 +309,42 @@ fn it_listens_elsewhere_only_if_it_can() {
     pair.office.receives("after all", b"after all");
 }
 
+/// It also takes a peer out, whose jobs fail only with a config that holds.
+#[test]
+fn a_config_that_cannot_start_costs_no_job() {
+    let mut pair = Pair::linked();
+    pair.wire.refuse(true);
+    pair.wire.cut_all();
+    pair.office.drop_file("waits", b"waits");
+    until("its job waits", || pair.office.jobs_of("waits").len() == 1);
+    let good = fs::read_to_string(&pair.office.config).expect("the config");
+    let listen = pair.office.status()["listen"].clone();
+    let port = listen
+        .as_str()
+        .and_then(|l| l.rsplit(':').next())
+        .expect("a port");
+    let _hold = TcpListener::bind(format!("127.0.0.2:{port}")).expect("the port at another address");
+    let annex = Agent::new("annex", Settings::default());
+    let laptop = std::mem::replace(&mut pair.office.settings.peers, vec![peer(&annex, None)]);
+    pair.office.write_config();
+    let anywhere = fs::read_to_string(&pair.office.config)
+        .expect("the config")
+        .replacen("127.0.0.1:0", &format!("0.0.0.0:{port}"), 1);
+    fs::write(&pair.office.config, anywhere).expect("a config");
+    until("it started anew, as it was", || {
+        let ran = pair.office.run(&["status", "--json"]);
+        ran.code == Some(0) && ran.out().contains("cannot listen on")
+    });
+    pair.office.settings.peers = laptop;
+    fs::write(&pair.office.config, good).expect("the config");
+    let port = pair.office.status()["listen"]
+        .as_str()
+        .and_then(|l| l.parse().ok());
+    pair.wire.forward_to(port);
+    pair.wire.refuse(false);
+    pair.laptop.receives("waits", b"waits");
+}
+
 #[test]
 fn another_inbox_is_taken_by_starting_anew_inside() {
     let mut pair = Pair::linked();

@@ -120,7 +120,8 @@ fn a_thousand_files_appear_at_once() {
         .exits(0)
         .out();
     assert!(why.contains("delivered"), "{why}");
-    assert_eq!(job["name"], "batch");
+    assert_eq!((&job["name"], &job["kind"]), (&"batch".into(), &"folder".into()));
+    assert_eq!(pair.laptop.status()["outboxes"][0]["folder"], "whole");
     assert!(job["size"].as_u64().expect("a size") > 100_000, "{job}");
     assert!(pair.office.partials().is_empty(), "{:?}", pair.office.partials());
     assert_eq!(pair.office.status()["inbox"]["received_files"], 1);
@@ -332,4 +333,76 @@ fn a_swap_file_that_comes_and_goes_makes_no_second_delivery() {
     until("it left", || !dropped.exists());
     pair.laptop.delivers(1);
     assert!(!pair.office.inbox.join("edited (1)").exists());
+}
+
+/// Edits `folder`, with the office away until more is dropped. Nothing goes both ways.
+#[track_caller]
+fn changes_way(mut pair: Pair, whole: bool, restart: bool) {
+    let way = |laptop: &mut Agent, whole: bool| {
+        let way = if whole { "whole" } else { "files" };
+        laptop.settings.outbox.retain(|line| !line.starts_with("folder"));
+        laptop.settings.outbox.push(format!("folder = {way:?}"));
+        laptop.write_config();
+    };
+    pair.wire.refuse(true);
+    pair.wire.cut_all();
+    let jobs = |whole: bool, files: usize| if whole { 1 } else { files };
+    let before = made(&pair.laptop, "before", 3, 10);
+    drop_folder(&pair.laptop, &before);
+    until("it is queued", || pair.laptop.jobs().len() == jobs(!whole, 3));
+    if restart {
+        pair.laptop.stop();
+        way(&mut pair.laptop, whole);
+    } else {
+        let told = |agent: &Agent| agent.log_text().matches("the new config holds").count();
+        let so_often = told(&pair.laptop);
+        way(&mut pair.laptop, whole);
+        until("it holds", || told(&pair.laptop) > so_often);
+    }
+    let after = made(&pair.laptop, "after", 3, 10);
+    drop_folder(&pair.laptop, &after);
+    if restart {
+        pair.laptop.start();
+    }
+    let both = jobs(!whole, 3) + jobs(whole, 3);
+    until("both are queued", || pair.laptop.jobs().len() >= both);
+    pair.wire.refuse(false);
+    pair.laptop.delivers(both);
+    pair.laptop.drop_file("last", b"last");
+    pair.laptop.delivers(both + 1);
+    assert_eq!(pair.office.received().len(), 3 + 3 + 1);
+    let states: Vec<_> = pair.laptop.jobs_of(if whole { "after" } else { "before" });
+    assert_eq!(states.len(), 1, "{states:?}");
+}
+
+#[test]
+fn files_that_are_queued_do_not_go_again_within_their_folder() {
+    for restart in [false, true] {
+        changes_way(Pair::linked(), true, restart);
+    }
+}
+
+#[test]
+fn files_of_a_folder_that_is_queued_do_not_go_again_by_themselves() {
+    for restart in [false, true] {
+        changes_way(pair("archive"), false, restart);
+    }
+}
+
+/// What stays goes on as it went, also where it changes.
+#[test]
+fn what_is_kept_is_not_sent_again_the_other_way() {
+    let mut pair = Pair::with(|laptop, _| laptop.settings.outbox.push("after_send = \"keep\"".into()));
+    let folder = made(&pair.laptop, "kept", 2, 10);
+    let dropped = drop_folder(&pair.laptop, &folder);
+    pair.laptop.delivers(2);
+    pair.laptop.stop();
+    pair.laptop.settings.outbox.push("folder = \"whole\"".into());
+    pair.laptop.start();
+    drop_folder(&pair.laptop, &made(&pair.laptop, "fresh", 2, 10));
+    pair.laptop.delivers(3);
+    fs::write(dropped.join("sub-0/deeper-0/file 0"), b"changed").expect("another content");
+    pair.office.receives("kept/sub-0/deeper-0/file 0 (1)", b"changed");
+    pair.laptop.delivers(4);
+    assert_eq!(pair.office.received().len(), 2 + 2 + 1);
 }

@@ -3,7 +3,8 @@
 //! A comma list: `bad-read@1048576` flips one bit, once, in the read buffer that holds this offset of a file, after
 //! its hash was taken, so that the receiver's check has to find it; `panic@NAME` panics at the place of that name;
 //! `deaf@PATH` drops native events, and `no-watch@PATH` refuses to watch folders, as long as something has that path
-//! (of `no-watch`: but for the outbox itself and its own folder).
+//! (of `no-watch`: but for the outbox itself and its own folder); as long as something has that path, what leaves the
+//! outbox that it lies in hangs with `hang@PATH`, and is said to be lost by the disk with `no-sync@PATH`.
 //!
 //! `DROPWIRE_MUTANT` names one safeguard that is left out; the program `mutants` shows that some test then fails.
 
@@ -77,6 +78,39 @@ pub const fn refuses_watch() -> bool {
     false
 }
 
+/// Does the disk under this outbox hang just now? Then this returns once it does so no more.
+#[cfg(debug_assertions)]
+pub fn hang(outbox: &std::path::Path) {
+    while lies_in("hang@", outbox) {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
+
+/// Does nothing in a release build.
+#[cfg(not(debug_assertions))]
+#[inline]
+pub fn hang(_: &std::path::Path) {}
+
+/// Does the disk under this outbox lose what it is told to keep just now?
+#[cfg(debug_assertions)]
+pub fn loses(outbox: &std::path::Path) -> bool {
+    lies_in("no-sync@", outbox)
+}
+
+/// Never in a release build.
+#[cfg(not(debug_assertions))]
+#[inline]
+pub const fn loses(_: &std::path::Path) -> bool {
+    false
+}
+
+#[cfg(debug_assertions)]
+fn lies_in(fault: &str, outbox: &std::path::Path) -> bool {
+    asked(fault).is_some_and(|path| {
+        std::path::Path::new(&path).starts_with(outbox) && std::fs::exists(&path).unwrap_or(false)
+    })
+}
+
 /// What stands behind `fault` in what was asked for.
 #[cfg(debug_assertions)]
 fn asked(fault: &str) -> Option<String> {
@@ -85,25 +119,29 @@ fn asked(fault: &str) -> Option<String> {
         .find_map(|one| one.trim().strip_prefix(fault).map(str::to_owned))
 }
 
-/// Damages `buffer`, which holds a file from `offset` on, if that was asked for.
+/// Damages `bytes`, which are a file's from `offset` on, if that was asked for.
 #[cfg(debug_assertions)]
-pub fn bad_read(offset: u64, buffer: &mut [u8]) {
+pub fn bad_read(offset: u64, bytes: bytes::Bytes) -> bytes::Bytes {
     use std::sync::{LazyLock, Mutex, PoisonError};
     static LEFT: LazyLock<Mutex<Vec<u64>>> = LazyLock::new(|| {
         let asked = std::env::var("DROPWIRE_FAULT").unwrap_or_default();
         Mutex::new(offsets(&asked))
     });
-    flip(
-        &mut LEFT.lock().unwrap_or_else(PoisonError::into_inner),
-        offset,
-        buffer,
-    );
+    let mut left = LEFT.lock().unwrap_or_else(PoisonError::into_inner);
+    if left.is_empty() {
+        return bytes;
+    }
+    let mut bytes = bytes.to_vec();
+    flip(&mut left, offset, &mut bytes);
+    bytes.into()
 }
 
 /// Does nothing in a release build.
 #[cfg(not(debug_assertions))]
 #[inline]
-pub fn bad_read(_: u64, _: &mut [u8]) {}
+pub fn bad_read(_: u64, bytes: bytes::Bytes) -> bytes::Bytes {
+    bytes
+}
 
 #[cfg(debug_assertions)]
 fn offsets(asked: &str) -> Vec<u64> {

@@ -44,6 +44,16 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     ("S1-folder-syncfs", "the one sync of a whole folder", WHOLE),
     ("S2-unknown", "a known version is not looked at again", QUEUE),
     ("S2-known", "a known version is not queued again", QUEUE),
+    (
+        "S2-otherwise",
+        "a folder that goes whole is not queued file by file",
+        QUEUE,
+    ),
+    (
+        "S2-way",
+        "a folder that went file by file goes on so",
+        Inside(&["outbox::tests"]),
+    ),
     ("S2-supersede", "an older version of the path ends", QUEUE),
     ("S3-writer", "a file that somebody writes to is not read", SEND),
     ("S3-version", "the version before the first read", SEND),
@@ -225,6 +235,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     ("S5-folder-digest", "its bytes", LEAVES),
     ("S5-folder-again", "the walk through it in leaving", LEAVES),
     ("S5-folder-gone", "its removal is decided durably", LEAVES),
+    (
+        "S5-folder-late",
+        "what came into it after the check stays",
+        LEAVES,
+    ),
     ("S5-both", "a crash left it under its path too", DISPOSE),
     ("S5-twice", "a crash left it in the archive too", DISPOSE),
     ("S5-last-lease", "the lease at the last moment", DISPOSE),

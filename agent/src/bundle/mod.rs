@@ -15,7 +15,7 @@ use dropwire_protocol::{
 };
 
 pub use stream::{Halt, digest, read};
-pub use walk::{Kind, Step, walk};
+pub use walk::{Kind, Step, is_litter, walk};
 
 use crate::{
     confined,
@@ -23,8 +23,8 @@ use crate::{
     version::Version,
 };
 
-/// What systems litter folders with: left out, and no part of what a folder holds.
-pub const LITTER: [&str; 3] = [".DS_Store", "Thumbs.db", "desktop.ini"];
+/// Names of files that systems litter folders with: left out, and no part of what a folder holds.
+const LITTER: [&str; 3] = [".DS_Store", "Thumbs.db", "desktop.ini"];
 /// Most entries of which [`Listing::left_out`] tells.
 const TOLD: usize = 16;
 

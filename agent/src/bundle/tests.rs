@@ -162,6 +162,12 @@ fn a_version_tells_what_counts() {
     assert!(first.folder && first == version());
     fs::write(at("Thumbs.db"), "litter").unwrap();
     assert!(first.same_identity(&version()), "litter does not count");
+    fs::create_dir(at("desktop.ini")).unwrap();
+    assert!(
+        !first.same_identity(&version()),
+        "a folder is no litter, whatever its name"
+    );
+    fs::remove_dir(at("desktop.ini")).unwrap();
     fs::create_dir(at("sub/new")).unwrap();
     let second = version();
     assert!(!first.same_identity(&second), "an empty folder counts");

@@ -73,6 +73,11 @@ pub fn walk<E: From<Trouble>>(
     walk.inside(folder, &mut Vec::new())
 }
 
+/// Of such a name, and a file: a folder may hold anything.
+pub fn is_litter(dir: &Dir, name: &OsStr) -> bool {
+    LITTER.iter().any(|litter| name == *litter) && dir.symlink_metadata(name).is_ok_and(|meta| meta.is_file())
+}
+
 struct Walk<'a, E> {
     device: u64,
     entries: u64,
@@ -135,7 +140,7 @@ impl<E: From<Trouble>> Walk<'_, E> {
         let mut names = Vec::new();
         for entry in dir.entries().map_err(|e| unsendable(path, &e))? {
             let name = entry.map_err(|e| unsendable(path, &e))?.file_name();
-            if LITTER.iter().any(|litter| name == *litter) {
+            if is_litter(dir, &name) {
                 continue;
             }
             self.entries += 1;

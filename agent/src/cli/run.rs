@@ -22,6 +22,7 @@ use crate::{
 /// Runs until SIGTERM or SIGINT. When the config file was edited, and on SIGHUP, the config is read again.
 pub fn run(paths: &Paths, mut flags: Flags, verbose: u8) -> Result<(), Fatal> {
     spare_memory();
+    more_descriptors();
     let config = super::load(paths)?;
     logs::init(verbose, "info");
     end_on_panic();
@@ -41,6 +42,25 @@ fn spare_memory() {
         libc::mallopt(libc::M_ARENA_MAX, 2);
     }
 }
+
+/// Each link and each open file takes descriptors, and shells allow 1,024 unless asked: as many as may be had, within
+/// what the service's unit allows.
+fn more_descriptors() {
+    #[cfg(unix)]
+    {
+        use rustix::process::{Resource, getrlimit, setrlimit};
+        let mut limit = getrlimit(Resource::Nofile);
+        let most = limit.maximum.map_or(DESCRIPTORS, |most| most.min(DESCRIPTORS));
+        if limit.current.is_some_and(|now| now < most) {
+            limit.current = Some(most);
+            let _ = setrlimit(Resource::Nofile, limit); // refused: fewer links and files at once
+        }
+    }
+}
+
+/// Of one process.
+#[cfg(unix)]
+const DESCRIPTORS: u64 = 65_536;
 
 /// A thread or task that panicked answers nobody any more, and others would wait for it in silence: the whole process
 /// ends. A restart takes up everything, as after a crash.

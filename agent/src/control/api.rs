@@ -8,7 +8,7 @@ use super::wire::{self, LocalPath, Raw, Time};
 
 mod jobs;
 
-pub use jobs::{JobFilter, JobPage, JobParts, JobReport, JobState, ListLine};
+pub use jobs::{JobFilter, JobKind, JobPage, JobParts, JobReport, JobState, ListLine};
 
 /// The `schema` of a [`StatusReport`].
 pub const SCHEMA: u32 = 1;
@@ -51,12 +51,18 @@ pub struct OutboxReport {
     pub path: String,
     /// How it is watched: `native` or `poll`; `none` while it is held.
     pub watch: String,
+    /// How what lies in its folders goes: `files`, each by itself, or `whole`.
+    #[serde(default)]
+    pub folder: String,
     /// Files whose writer may not be done.
     pub settling: u64,
     /// Open jobs.
     pub queued: u64,
     /// Why nothing is taken from it at present.
     pub held: Option<String>,
+    /// Why nothing that was delivered leaves it, and the mend.
+    #[serde(default)]
+    pub disposal_held: Option<String>,
     /// Why events cannot be relied on.
     #[serde(default)]
     pub watch_reason: Option<String>,
@@ -111,9 +117,11 @@ impl OutboxReport {
         OutboxReport {
             path,
             watch: watch.to_owned(),
+            folder: "files".to_owned(),
             settling,
             queued,
             held,
+            disposal_held: None,
             watch_reason: None,
             watch_latency_seconds: None,
             not_sent: Vec::new(),
@@ -301,8 +309,8 @@ mod tests {
         let expected = json!({
             "schema": 1, "name": "laptop", "id": "AAAAAAA", "version": "0.1.0", "pid": 1, "uptime_seconds": 1.0,
             "listen": "127.0.0.1:7420", "config_error": null,
-            "outboxes": [{"path": "/out", "watch": "native", "settling": 0, "queued": 0, "held": null,
-                          "watch_reason": null, "watch_latency_seconds": null, "not_sent": [], "not_sent_count": 0}],
+            "outboxes": [{"path": "/out", "watch": "native", "folder": "files", "settling": 0, "queued": 0, "held": null,
+                          "disposal_held": null, "watch_reason": null, "watch_latency_seconds": null, "not_sent": [], "not_sent_count": 0}],
             "inbox": {"path": "/in", "free_bytes": 0, "received_files": 0, "received_bytes": 0, "held": null},
             "peers": [{"name": "office", "id": "BBBBBBB", "connected": true, "paused": false, "next_dial_at": null,
                        "last_error": null, "queued": 0, "sending": 0, "failed": 0, "delivered": 0,

@@ -156,6 +156,7 @@ pub fn job(n: u64, state: JobState) -> JobReport {
         peer: "office".into(),
         path: format!("/out/{n}").into(),
         name: RemotePath::parse(n.to_string().as_bytes()).unwrap(),
+        kind: JobKind::File,
         size: n,
         state,
         attempts: 0,

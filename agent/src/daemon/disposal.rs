@@ -1,13 +1,15 @@
-//! Delivered files leave their outbox (S5, S6): moved to the archive or removed, on a thread that may block.
+//! Delivered files leave their outbox (S5, S6): moved to the archive or removed, on threads that may block.
+//!
+//! Each outbox has a lane of its own, so that one whose disk hangs holds up no other; the copies of all sends share one.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, PoisonError},
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
@@ -20,36 +22,135 @@ use crate::{
         spool,
     },
     queue::{self, DropId},
+    version::OutboxId,
 };
 
 /// Most files in one go.
 const BATCH: usize = 256;
+/// Most lanes at work; further ones wait for one to end.
+const AT_WORK: usize = 16;
 /// A file that could not leave yet (a writer has it, the outbox is away) is tried again after this...
 const AGAIN: Duration = Duration::from_secs(5);
 /// ...and, as long as none of them can, after twice the time, up to this.
 const AGAIN_AT_MOST: Duration = Duration::from_secs(60);
-/// Most files remembered as held; further ones are only tried oftener.
+/// Most files of a lane remembered as held; further ones are only tried oftener.
 const MOST_HELD: usize = 65_536;
 
 /// Runs until cancelled. What a crash interrupted comes first: it is still in the job list.
 pub async fn run(shared: Arc<Shared>, cancel: CancellationToken) {
-    let mut held = Held::default();
+    let mut lanes = Lanes::default();
+    let mut at_work = JoinSet::new();
+    lanes.wake();
     loop {
-        if let Err(error) = pass(&shared, &mut held, &cancel).await {
+        let listed = listed(&shared).await;
+        if let Err(error) = &listed {
             warn!(%error, "the job list failed");
-            held.try_again(false);
         }
+        let again_at = match listed {
+            Ok(listed) => {
+                for (lane, held, outboxes) in lanes.begin(listed, Instant::now()) {
+                    let (shared, cancel) = (shared.clone(), cancel.clone());
+                    at_work.spawn(async move { (lane, work(&shared, outboxes, held, &cancel).await) });
+                }
+                lanes.again_at()
+            }
+            Err(_) => Some(Instant::now() + AGAIN),
+        };
         let again = async {
-            match held.again_at {
+            match again_at {
                 Some(at) => tokio::time::sleep_until(at).await,
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
-            () = cancel.cancelled() => return,
-            () = shared.disposal.notified() => {}
-            () = again => held.drops.clear(),
+            () = cancel.cancelled() => break,
+            () = shared.disposal.notified() => lanes.wake(),
+            Some(Ok((lane, held))) = at_work.join_next() => lanes.ended(lane, held),
+            () = again => {}
         }
+    }
+    while at_work.join_next().await.is_some() {} // they heed `cancel`
+}
+
+/// The outboxes with files that are to leave, by their lanes.
+type Listed = BTreeMap<PathBuf, VecDeque<OutboxId>>;
+
+async fn listed(shared: &Shared) -> Result<Listed, DbError> {
+    let (mut listed, spool) = (Listed::new(), shared.spool());
+    for (outbox, root) in shared.queue.disposing().await? {
+        if shared.unsynced(&root).is_none() {
+            let lane = if root.starts_with(&spool) {
+                spool.clone()
+            } else {
+                root
+            };
+            listed.entry(lane).or_default().push_back(outbox);
+        }
+    }
+    Ok(listed)
+}
+
+/// The lanes that have something to do, and those that wait.
+#[derive(Default)]
+struct Lanes {
+    known: HashMap<PathBuf, Lane>,
+    /// Rises when files were delivered.
+    wakes: u64,
+}
+
+#[derive(Default)]
+struct Lane {
+    /// It is at work, on a [`Held`] that is away with it.
+    at_work: bool,
+    held: Held,
+    /// What was delivered when it began last.
+    woken: u64,
+}
+
+impl Lanes {
+    /// Files were delivered: each lane looks for its own.
+    fn wake(&mut self) {
+        self.wakes += 1;
+    }
+
+    /// Those that begin now.
+    fn begin(&mut self, listed: Listed, now: Instant) -> Vec<(PathBuf, Held, VecDeque<OutboxId>)> {
+        self.known
+            .retain(|root, lane| lane.at_work || listed.contains_key(root));
+        let mut free = AT_WORK.saturating_sub(self.at_work());
+        let mut begun = Vec::new();
+        for (root, outboxes) in listed {
+            let lane = self.known.entry(root.clone()).or_default();
+            let is_due = lane.held.again_at.is_some_and(|at| at <= now);
+            if free > 0 && !lane.at_work && (is_due || lane.woken != self.wakes) {
+                free -= 1;
+                (lane.at_work, lane.woken) = (true, self.wakes);
+                let mut held = std::mem::take(&mut lane.held);
+                if is_due {
+                    held.drops.clear();
+                }
+                begun.push((root, held, outboxes));
+            }
+        }
+        begun
+    }
+
+    fn ended(&mut self, root: PathBuf, held: Held) {
+        let lane = self.known.entry(root).or_default();
+        (lane.at_work, lane.held) = (false, held);
+    }
+
+    /// When the next one is due by itself; one that finds no room begins when another ends.
+    fn again_at(&self) -> Option<Instant> {
+        let waiting = self.known.values().filter(|lane| !lane.at_work);
+        waiting
+            .filter_map(|lane| lane.held.again_at)
+            .min()
+            .filter(|_| self.at_work() < AT_WORK)
+    }
+
+    fn at_work(&self) -> usize {
+        self.known.values().filter(|lane| lane.at_work).count()
     }
 }
 
@@ -57,8 +158,6 @@ pub async fn run(shared: Arc<Shared>, cancel: CancellationToken) {
 #[derive(Default)]
 struct Held {
     drops: HashSet<DropId>,
-    /// Of outboxes whose disk lost what it was told to keep; until the agent starts anew.
-    roots: HashSet<PathBuf>,
     wait: Duration,
     again_at: Option<Instant>,
 }
@@ -83,43 +182,91 @@ impl Held {
         };
         self.again_at = Some(now + self.wait);
     }
+}
 
-    fn rest(&mut self) {
-        *self = Held {
-            roots: std::mem::take(&mut self.roots),
-            ..Held::default()
-        };
+/// All of a lane that may leave and is not held; what is held after it.
+async fn work(
+    shared: &Arc<Shared>,
+    outboxes: VecDeque<OutboxId>,
+    mut held: Held,
+    cancel: &CancellationToken,
+) -> Held {
+    match pass(shared, outboxes, &mut held, cancel).await {
+        Ok(Ended { some_held: false, .. }) => Held::default(),
+        Ok(ended) => {
+            held.try_again(ended.some_left);
+            held
+        }
+        Err(error) => {
+            warn!(%error, "the job list failed");
+            held.try_again(false);
+            held
+        }
     }
 }
 
-/// All that may leave and is not held.
-async fn pass(shared: &Arc<Shared>, held: &mut Held, cancel: &CancellationToken) -> Result<(), DbError> {
-    let mut after = DropId(0);
-    let mut some_left = false;
-    let mut some_held = false;
+async fn pass(
+    shared: &Arc<Shared>,
+    outboxes: VecDeque<OutboxId>,
+    held: &mut Held,
+    cancel: &CancellationToken,
+) -> Result<Ended, DbError> {
+    let mut all = Ended {
+        some_left: false,
+        some_held: false,
+    };
+    let mut pages = Pages {
+        outboxes,
+        after: DropId(0),
+    };
     while !cancel.is_cancelled() {
-        let mut batch = shared.queue.to_dispose(after, BATCH).await?;
-        let Some(last) = batch.last() else { break };
-        after = last.drop;
-        batch.retain(|d| !held.roots.contains(&d.root));
+        let mut batch = pages.next(shared).await?;
+        if batch.is_empty() {
+            break;
+        }
+        batch.retain(|d| shared.unsynced(&d.root).is_none());
         let found = batch.len();
         batch.retain(|d| !held.drops.contains(&d.drop));
-        some_held |= batch.len() < found;
-        let plans: Vec<_> = batch.iter().map(|d| plan(shared, d)).collect();
+        all.some_held |= batch.len() < found;
+        if batch.is_empty() {
+            continue;
+        }
+        let plans: Vec<_> = batch.iter().map(plan).collect();
         let cancel = cancel.clone();
         let outcomes = blocking(move || dispose::dispose_all(&plans, &|| cancel.is_cancelled())).await;
         // It panicked: each of them is tried again.
         let outcomes = outcomes.unwrap_or_else(|_| batch.iter().map(|_| Ok(Disposed::Busy)).collect());
         let ended = ended(shared, batch, outcomes, held).await?;
-        some_left |= ended.some_left;
-        some_held |= ended.some_held;
+        all.some_left |= ended.some_left;
+        all.some_held |= ended.some_held;
     }
-    if some_held {
-        held.try_again(some_left);
-    } else {
-        held.rest();
+    Ok(all)
+}
+
+/// What is to leave some outboxes, one after the other.
+struct Pages {
+    outboxes: VecDeque<OutboxId>,
+    after: DropId,
+}
+
+impl Pages {
+    /// At most [`BATCH`]; empty: that was all.
+    async fn next(&mut self, shared: &Shared) -> Result<Vec<queue::Disposal>, DbError> {
+        let mut batch = Vec::new();
+        while let Some(outbox) = self.outboxes.front().filter(|_| batch.len() < BATCH) {
+            let room = BATCH - batch.len();
+            let page = shared.queue.to_dispose(*outbox, self.after, room).await?;
+            match page.last() {
+                Some(last) if page.len() == room => self.after = last.drop,
+                _ => {
+                    self.outboxes.pop_front();
+                    self.after = DropId(0);
+                }
+            }
+            batch.extend(page);
+        }
+        Ok(batch)
     }
-    Ok(())
 }
 
 struct Ended {
@@ -171,9 +318,11 @@ async fn ended(
             }
             Err(DisposeError::Stopped) => {}
             Err(error @ DisposeError::Unsynced(..)) => {
-                if held.roots.insert(disposal.root) {
+                let mut unsynced = shared.unsynced.lock().unwrap_or_else(PoisonError::into_inner);
+                unsynced.entry(disposal.root).or_insert_with(|| {
                     error!(%error);
-                }
+                    error.to_string()
+                });
             }
             Err(error) => {
                 warn!(%path, %error, "delivered, but it cannot leave the outbox yet");
@@ -218,9 +367,7 @@ async fn left(shared: &Shared, gone: &[queue::Disposal]) {
     }
 }
 
-fn plan(shared: &Shared, disposal: &queue::Disposal) -> dispose::Disposal {
-    let config = shared.config();
-    let outbox = config.outboxes.iter().find(|o| o.path == disposal.root);
+fn plan(disposal: &queue::Disposal) -> dispose::Disposal {
     dispose::Disposal {
         name: disposal.name.clone(),
         outbox: disposal.found.outbox,
@@ -229,7 +376,7 @@ fn plan(shared: &Shared, disposal: &queue::Disposal) -> dispose::Disposal {
         version: disposal.found.version,
         digest: disposal.digest,
         after: disposal.after_send,
-        marker: outbox.and_then(|o| o.marker.clone()),
+        marker: disposal.marker.clone(),
     }
 }
 
@@ -250,10 +397,56 @@ mod tests {
             held.again_at = None; // it came
         }
         assert_eq!(waits, [5, 10, 20, 40, 60, 5, 10]);
-        held.add(DropId(1));
-        held.roots.insert("/outbox".into());
-        held.rest();
-        assert!(held.drops.is_empty() && held.again_at.is_none());
-        assert_eq!(held.roots.len(), 1, "only a restart takes up an outbox again");
+    }
+
+    /// The numbers of the lanes that begin.
+    fn begun(lanes: &mut Lanes, listed: std::ops::Range<usize>, now: Instant) -> Vec<usize> {
+        let of = |n: usize| (PathBuf::from(format!("{n:02}")), VecDeque::new());
+        let begun = lanes.begin(listed.map(of).collect(), now).into_iter();
+        begun
+            .map(|(root, _, _)| root.to_str().unwrap().parse().unwrap())
+            .collect()
+    }
+
+    fn ended(lanes: &mut Lanes, number: usize, held: Held) {
+        lanes.ended(format!("{number:02}").into(), held);
+    }
+
+    #[tokio::test]
+    async fn a_lane_that_hangs_holds_up_no_other() {
+        let (mut lanes, now) = (Lanes::default(), Instant::now());
+        lanes.wake();
+        assert_eq!(begun(&mut lanes, 0..2, now), [0, 1]);
+        assert!(begun(&mut lanes, 0..2, now).is_empty(), "both are at work");
+        lanes.wake();
+        ended(&mut lanes, 1, Held::default());
+        assert_eq!(begun(&mut lanes, 0..2, now), [1], "0 hangs");
+        ended(&mut lanes, 1, Held::default());
+        assert!(begun(&mut lanes, 0..2, now).is_empty(), "nothing new came");
+        // Many hang: further ones wait until one ends.
+        lanes.wake();
+        let most: Vec<usize> = (1..AT_WORK).collect();
+        assert_eq!(begun(&mut lanes, 0..AT_WORK + 2, now), most);
+        ended(&mut lanes, 5, Held::default());
+        assert_eq!(begun(&mut lanes, 0..AT_WORK + 2, now), [AT_WORK]);
+    }
+
+    #[tokio::test]
+    async fn what_is_held_waits_for_its_own_time() {
+        let (mut lanes, now) = (Lanes::default(), Instant::now());
+        let held = |seconds| Held {
+            drops: HashSet::from([DropId(1)]),
+            again_at: Some(now + Duration::from_secs(seconds)),
+            ..Held::default()
+        };
+        lanes.wake();
+        assert_eq!(begun(&mut lanes, 0..2, now), [0, 1]);
+        ended(&mut lanes, 0, held(5));
+        ended(&mut lanes, 1, held(9));
+        assert_eq!(lanes.again_at(), held(5).again_at);
+        assert!(begun(&mut lanes, 0..2, now).is_empty());
+        let due = lanes.begin([(PathBuf::from("00"), VecDeque::new())].into(), now + AGAIN);
+        assert!(due[0].1.drops.is_empty(), "all of it is tried");
+        assert_eq!(lanes.again_at(), None, "what is held no more is forgotten");
     }
 }

@@ -89,7 +89,7 @@ async fn take_in(
     cancel: CancellationToken,
 ) {
     while let Some(event) = events.recv().await {
-        let queued = persistently(&cancel, FIRST_WAIT, || async {
+        let queued = persistently(&cancel, FIRST_WAIT, tries(&event), || async {
             match event.clone() {
                 OutboxEvent::Marked { root, id } => found(&shared, root, id).await,
                 OutboxEvent::Settled { root, found } => {
@@ -98,6 +98,7 @@ async fn take_in(
                         root: root.clone(),
                         peers: outbox.to.clone(),
                         after_send: outbox.after_send,
+                        marker: outbox.marker.clone(),
                         origin: None,
                     });
                     queue(&shared, drops.collect(), &outbox.to).await.map(drop)
@@ -118,12 +119,25 @@ async fn take_in(
     }
 }
 
-/// Again while the job list fails, later each time; whoever asks waits. None: cancelled, or it still fails.
-async fn persistently<T, F>(cancel: &CancellationToken, first: Duration, attempt: impl Fn() -> F) -> Option<T>
+/// Files are found again by a scan; nothing tells a mark again.
+fn tries(event: &OutboxEvent) -> u32 {
+    match event {
+        OutboxEvent::Marked { .. } => u32::MAX,
+        OutboxEvent::Settled { .. } => TRIES,
+    }
+}
+
+/// Again while the job list fails, later each time; whoever asks waits. None: cancelled, or it failed so many times.
+async fn persistently<T, F>(
+    cancel: &CancellationToken,
+    first: Duration,
+    tries: u32,
+    attempt: impl Fn() -> F,
+) -> Option<T>
 where
     F: Future<Output = Result<T, DbError>>,
 {
-    for tried in 0..TRIES {
+    for tried in 0..tries {
         match attempt().await {
             Ok(done) => return Some(done),
             Err(error) => warn!(%error, "files could not be queued"),
@@ -165,6 +179,7 @@ pub async fn take_spooled(
         root: spooled.root.clone(),
         peers: peers.to_vec(),
         after_send: AfterSend::Delete,
+        marker: None,
         origin: Some(original),
     });
     let jobs = queue(shared, drops.collect(), peers).await?;
@@ -200,7 +215,18 @@ impl Known for InQueue {
     fn unknown(&self, found: Vec<Found>) -> Pin<Box<dyn Future<Output = Option<Vec<Found>>> + Send + '_>> {
         Box::pin(async move {
             let ask = || self.shared.queue.unknown(found.clone());
-            persistently(&self.cancel, FIRST_WAIT, ask).await
+            persistently(&self.cancel, FIRST_WAIT, TRIES, ask).await
+        })
+    }
+
+    fn folders_that_go(
+        &self,
+        outbox: OutboxId,
+        whole: bool,
+    ) -> Pin<Box<dyn Future<Output = Option<Vec<RemotePath>>> + Send + '_>> {
+        Box::pin(async move {
+            let ask = || self.shared.queue.folders_that_go(outbox, whole);
+            persistently(&self.cancel, FIRST_WAIT, TRIES, ask).await
         })
     }
 
@@ -225,9 +251,9 @@ mod tests {
     use super::*;
 
     /// Answers after so many failures.
-    async fn after(failures: u32, cancel: &CancellationToken) -> (Option<u32>, u32) {
+    async fn after(failures: u32, tries: u32, cancel: &CancellationToken) -> (Option<u32>, u32) {
         let tried = AtomicU32::new(0);
-        let answer = persistently(cancel, Duration::from_nanos(1), || async {
+        let answer = persistently(cancel, Duration::from_nanos(1), tries, || async {
             match tried.fetch_add(1, Ordering::Relaxed) {
                 n if n < failures => Err(DbError::Failed("full".into())),
                 n => Ok(n),
@@ -238,11 +264,31 @@ mod tests {
 
     #[tokio::test]
     async fn a_job_list_that_fails_is_asked_again_but_not_for_ever() {
-        let cancel = CancellationToken::new();
-        assert_eq!(after(0, &cancel).await, (Some(0), 1));
-        assert_eq!(after(3, &cancel).await, (Some(3), 4));
-        assert_eq!(after(u32::MAX, &cancel).await, (None, TRIES));
+        let (cancel, files) = (CancellationToken::new(), settled());
+        for (failures, expected) in [(0, (Some(0), 1)), (3, (Some(3), 4)), (u32::MAX, (None, TRIES))] {
+            assert_eq!(after(failures, tries(&files), &cancel).await, expected);
+        }
         cancel.cancel();
-        assert_eq!(after(1, &cancel).await, (None, 1));
+        assert_eq!(after(1, tries(&files), &cancel).await, (None, 1));
+    }
+
+    #[tokio::test]
+    async fn an_outbox_that_was_found_is_told_until_it_is_known() {
+        let marked = OutboxEvent::Marked {
+            root: "/outbox".into(),
+            id: OutboxId([1; 16]),
+        };
+        let (cancel, often) = (CancellationToken::new(), 2 * TRIES);
+        assert_eq!(
+            after(often, tries(&marked), &cancel).await,
+            (Some(often), often + 1)
+        );
+    }
+
+    fn settled() -> OutboxEvent {
+        OutboxEvent::Settled {
+            root: "/outbox".into(),
+            found: Vec::new(),
+        }
     }
 }

@@ -25,7 +25,7 @@ mod state;
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, RwLock},
     time::{Duration, Instant},
 };
@@ -92,6 +92,9 @@ struct Shared {
     /// A peer's dispatcher looks for due jobs when woken.
     wakes: Mutex<HashMap<AgentId, Arc<Notify>>>,
     disposal: Notify,
+    /// Outboxes whose disk lost what it was told to keep, and how that was told: nothing leaves them until the agent
+    /// starts anew.
+    unsynced: Mutex<HashMap<PathBuf, String>>,
     /// Jobs were queued: an idle agent is so no more.
     queued: Notify,
     /// How far large files were read, on the way to the job list.
@@ -114,13 +117,20 @@ impl Agent {
         let queue = Queue::open(state.db.clone(), identity.clone(), now_ms(), config.retry.max)
             .await
             .map_err(|e| job_list(&e))?;
-        queue
-            .peer_removed(config.peers.iter().map(|p| p.id).collect(), now_ms())
-            .await
-            .map_err(|e| job_list(&e))?;
         intake::clear_spool(&queue, paths.state_dir.join("spool"))
             .await
             .map_err(|e| job_list(&e))?;
+        let listener = match &config.listen {
+            Some(address) => Some(link::bind(address).await?),
+            None => None,
+        };
+        let access = if paths.is_system() {
+            control::Access::Group("dropwire".into())
+        } else {
+            control::Access::Owner
+        };
+        let control = control::socket::bind(&paths.control, &access)?;
+        // The last that may say no to a config: from here on things run, and end only all together.
         let inbox = Inbox::open(
             reload::inbox_settings(&config),
             state.db.clone(),
@@ -129,10 +139,6 @@ impl Agent {
         )
         .await?;
         let (events_in, events) = mpsc::channel(EVENTS);
-        let listener = match &config.listen {
-            Some(address) => Some(link::bind(address).await?),
-            None => None,
-        };
         let links = Links::start(
             reload::link_settings(&config),
             listener,
@@ -157,38 +163,57 @@ impl Agent {
             live: Live::default(),
             wakes: Mutex::default(),
             disposal: Notify::new(),
+            unsynced: Mutex::default(),
             queued: Notify::new(),
             checkpoints,
             deliveries: broadcast::channel(256).0,
         });
-        let access = if paths.is_system() {
-            control::Access::Group("dropwire".into())
-        } else {
-            control::Access::Owner
+        let agent = Agent {
+            shared,
+            tasks,
+            cancel,
+            _state: state,
         };
+        match agent.begin(control, events, kept).await {
+            Ok(()) => Ok(agent),
+            Err(error) => {
+                agent.stop().await;
+                Err(job_list(&error))
+            }
+        }
+    }
+
+    async fn begin(
+        &self,
+        control: control::socket::Listener,
+        events: mpsc::Receiver<link::LinkEvent>,
+        kept: mpsc::Receiver<(DropId, Vec<u8>)>,
+    ) -> Result<(), DbError> {
+        let Agent {
+            shared,
+            tasks,
+            cancel,
+            ..
+        } = self;
+        let config = shared.config();
+        // Nothing can say no to the config any more: now a peer that it does not name is one no more.
+        let peers = config.peers.iter().map(|p| p.id).collect();
+        shared.queue.peer_removed(peers, now_ms()).await?;
         let office = office::Office {
             shared: shared.clone(),
         };
-        let listener = control::socket::bind(&paths.control, &access)?;
-        tasks.spawn(control::serve(listener, Arc::new(office), cancel.clone()));
+        tasks.spawn(control::serve(control, Arc::new(office), cancel.clone()));
         for peer in &config.peers {
-            shared.doors.open(&shared, peer, &tasks, &cancel);
+            shared.doors.open(shared, peer, tasks, cancel);
         }
         tasks.spawn(doors::pass_on(shared.clone(), events, cancel.clone()));
         tasks.spawn(disposal::run(shared.clone(), cancel.clone()));
         tasks.spawn(keep_checkpoints(shared.queue.clone(), kept, cancel.clone()));
         tasks.spawn(arrival::run(shared.clone(), cancel.clone()));
         tasks.spawn(keep_house(shared.clone(), cancel.clone()));
-        intake::begin(&shared, &config.outboxes, &tasks, &cancel)
-            .await
-            .map_err(|e| job_list(&e))?;
+        intake::begin(shared, &config.outboxes, tasks, cancel).await?;
         tasks.spawn(rest::run(shared.clone(), cancel.clone()));
-        Ok(Agent {
-            shared,
-            tasks,
-            cancel,
-            _state: state,
-        })
+        Ok(())
     }
 
     /// Where it listens; None on a machine that only dials.
@@ -258,6 +283,12 @@ impl Shared {
         for peer in &self.config().peers {
             self.wake(peer.id).notify_one();
         }
+    }
+
+    /// Why nothing leaves the outbox there any more.
+    fn unsynced(&self, root: &Path) -> Option<String> {
+        let unsynced = self.unsynced.lock().unwrap_or_else(PoisonError::into_inner);
+        unsynced.get(root).cloned()
     }
 
     /// Where `send` keeps its copies.

@@ -18,10 +18,11 @@ use super::{
 };
 use crate::{
     clock::now_ms,
+    config::Folder,
     control::{
         self,
         api::{
-            Changed, Event, InboxReport, JobFilter, JobPage, JobParts, JobReport, JobState, NotSent,
+            Changed, Event, InboxReport, JobFilter, JobKind, JobPage, JobParts, JobReport, JobState, NotSent,
             OutboxReport, PeerReport, SCHEMA, Selection, SendReply, SendRequest, StatusReport, WhyQuery,
             WhyReport,
         },
@@ -85,6 +86,10 @@ impl control::Agent for Office {
                 queued,
                 status.held,
             );
+            if status.folder == Folder::Whole {
+                report.folder = "whole".to_owned();
+            }
+            report.disposal_held = shared.unsynced(&status.path);
             report.watch_reason = status.watch_reason;
             report.watch_latency_seconds = status.latency.map(|l| l.as_secs_f64());
             report.not_sent = not_sent.map(|(name, why)| NotSent::new(&name, why)).collect();
@@ -206,10 +211,11 @@ impl control::Agent for Office {
             }
             WhyQuery::Job(_) => None,
         };
-        let sentences: Vec<String> = explain::telling(&jobs)
+        let mut sentences: Vec<String> = explain::telling(&jobs)
             .into_iter()
             .map(|job| self.sentence(job))
             .collect();
+        sentences.extend(self.stuck(&jobs).await?);
         let sentence = match (watched, &query) {
             (Some(watched), _) if sentences.is_empty() => watched,
             (Some(watched), _) => format!("{watched}; before that: {}", sentences.join("; ")),
@@ -298,6 +304,10 @@ impl Office {
             digest: job.sha256,
             delivered_as: job.delivered_as,
             name: job.found.path,
+            kind: match job.found.version.folder {
+                true => JobKind::Folder,
+                false => JobKind::File,
+            },
             size,
         })
     }
@@ -342,6 +352,18 @@ impl Office {
             job.found.path,
             explain::sentence(&standing, &way, now_ms())
         )
+    }
+
+    /// Why one that everybody has lies in its outbox still, where only a restart mends that.
+    async fn stuck(&self, jobs: &[Job]) -> Result<Option<String>, Fatal> {
+        for job in jobs {
+            let unsynced = self.shared.unsynced(&job.root);
+            let leaving = self.shared.queue.is_leaving(job.drop);
+            if unsynced.is_some() && leaving.await.map_err(|e| job_list(&e))? {
+                return Ok(unsynced);
+            }
+        }
+        Ok(None)
     }
 
     /// The job list does not have the file, nor does it wait for anything.

@@ -330,6 +330,7 @@ mod tests {
                 root,
                 origin: None,
                 after_send,
+                marker: None,
                 peers: vec![PEER],
             };
             self.queue.enqueue(vec![drop], 1).await.unwrap().queued[0]

@@ -54,6 +54,7 @@ mod keeping;
 mod ledger;
 mod memory;
 mod naming;
+mod output;
 mod partial;
 mod place;
 mod recover;

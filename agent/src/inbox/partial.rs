@@ -307,7 +307,8 @@ pub fn good_prefix(file: &File, checkpoints: &[Checkpoint], stop: &AtomicBool) -
     good
 }
 
-fn read_at(file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+/// Reads what is there at `offset`; 0 at the end.
+pub fn read_at(file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
     #[cfg(unix)]
     {
         loop {

@@ -35,10 +35,23 @@ const PAGE: u64 = 4096;
 pub enum Failure {
     /// The stream is good and is kept for the next try.
     NotNow(Answer),
-    /// The stream is not what it has to be, or the disk failed: it starts over.
+    /// The stream is not what it has to be, or the disk failed (a sync that failed among that): it starts over.
     Useless(Answer),
     /// The caller said to stop.
     Stopped,
+}
+
+impl Failure {
+    /// Of a file operation: what a full disk, a lack of descriptors or of rights keeps from being made can be made of
+    /// the same stream later.
+    fn of(doing: &str, error: &io::Error) -> Failure {
+        match Answer::io(doing, error) {
+            Answer::Refused(refusal) if refusal.reason != DeclineReason::DiskError => {
+                Failure::NotNow(Answer::Refused(refusal))
+            }
+            answer => Failure::Useless(answer),
+        }
+    }
 }
 
 /// What the folder will take on the disk, once the whole stream is known to be one that may be unpacked.
@@ -52,28 +65,23 @@ pub fn survey(stream: &File) -> Result<u64, Failure> {
         };
         need = need
             .saturating_add(PAGE)
-            .saturating_add(size.next_multiple_of(PAGE));
+            .saturating_add(size.checked_next_multiple_of(PAGE).unwrap_or(u64::MAX));
         reader.skip().map_err(|e| refusal(BundleError::Short(e)))?;
     }
     Ok(need)
 }
 
 /// Makes the folder, durably (R5), and gives its inode. `digest` is what the stream was verified to have: it is read
-/// back here, and what was read counts.
+/// back here, and what was read counts. `wrote` hears of bytes that were written, now and then of none, and says
+/// whether to go on.
 pub fn unpack(
     site: &Site,
     key: Key,
     stream: &File,
     digest: Digest,
-    stop: &dyn Fn() -> bool,
+    wrote: &mut dyn FnMut(u64) -> bool,
 ) -> Result<u64, Failure> {
-    let disk = |doing, e: &io::Error| match Answer::disk(doing, e) {
-        Answer::Refused(refusal) if refusal.reason == DeclineReason::NoSpace => {
-            Failure::NotNow(Answer::Refused(refusal))
-        }
-        answer => Failure::Useless(answer),
-    };
-    let making = |e: io::Error| disk("making the folder", &e);
+    let making = |e: io::Error| Failure::of("making the folder", &e);
     partial::remove_folder(site, key).map_err(making)?;
     // Before the first write: a later error of any of them is told by it.
     let anchor = site.syncfs.then(|| site.anchor()).transpose().map_err(making)?;
@@ -91,25 +99,26 @@ pub fn unpack(
     let mut reader = Reader::new(BufReader::with_capacity(COPY, hashing));
     let mut first = Some(top);
     while let Some(entry) = reader.next().map_err(refusal)? {
-        if stop() {
+        if !wrote(0) {
             return Err(Failure::Stopped);
         }
         match first.take() {
             Some(top) => unpacking.open.push(top),
-            None => unpacking.entry(&entry, &mut reader)?,
+            None => unpacking.entry(&entry, &mut reader, wrote)?,
         }
     }
     if reader.into_inner().into_inner().hash.value() != digest {
         let error = io::Error::other("what was written reads back otherwise");
-        return Err(disk("reading the stream", &error));
+        return Err(Failure::of("reading the stream", &error));
     }
-    let inode = unpacking.finish().map_err(|e| disk("syncing the folder", &e))?;
+    let syncing = |e: io::Error| Failure::of("syncing the folder", &e);
+    let inode = unpacking.finish().map_err(syncing)?;
     match anchor {
         Some(anchor) => fault::step("R5-folder-syncfs", || durable::sync_filesystem(&anchor)),
         None => Ok(()),
     }
     .and_then(|()| fault::step("R5-folder-partial-dir", || durable::sync_dir(&site.partials)))
-    .map_err(|e| disk("syncing the folder", &e))?;
+    .map_err(syncing)?;
     Ok(inode)
 }
 
@@ -124,21 +133,21 @@ struct Unpacking<'a> {
 
 impl Unpacking<'_> {
     /// The reader has made sure that its folder came before.
-    fn entry(&mut self, entry: &Entry, content: &mut impl Read) -> Result<(), Failure> {
+    fn entry(
+        &mut self,
+        entry: &Entry,
+        content: &mut impl Read,
+        wrote: &mut dyn FnMut(u64) -> bool,
+    ) -> Result<(), Failure> {
         let Some(path) = &entry.path else {
             return Err(refusal(BundleError::Order));
         };
         let failed = |e: io::Error| match e.kind() {
             io::ErrorKind::AlreadyExists | io::ErrorKind::InvalidFilename | io::ErrorKind::InvalidInput => {
                 let text = format!("{path} in it has a name that cannot be had here, or twice: {e}");
-                Failure::Useless(Answer::refused(DeclineReason::BadName, text, None))
+                Failure::NotNow(Answer::refused(DeclineReason::BadName, text, None))
             }
-            _ => match Answer::io("making the folder", &e) {
-                Answer::Refused(r) if r.reason == DeclineReason::NoSpace => {
-                    Failure::NotNow(Answer::Refused(r))
-                }
-                answer => Failure::Useless(answer),
-            },
+            _ => Failure::of("making the folder", &e),
         };
         self.leave(path.components().count()).map_err(failed)?;
         let parent = self.open.last().ok_or_else(|| refusal(BundleError::Order))?;
@@ -150,7 +159,11 @@ impl Unpacking<'_> {
             }
             Node::File { mtime, .. } => {
                 let mut file = durable::create_private(parent, &name).map_err(failed)?;
-                self.copy(content, &mut file).map_err(failed)?;
+                while let Some(bytes) = self.copy(content, &mut file).map_err(failed)? {
+                    if !wrote(bytes) {
+                        return Err(Failure::Stopped);
+                    }
+                }
                 let mtime = Mtime {
                     seconds: mtime,
                     nanos: 0,
@@ -164,14 +177,11 @@ impl Unpacking<'_> {
         Ok(())
     }
 
-    fn copy(&mut self, content: &mut impl Read, file: &mut File) -> io::Result<()> {
-        loop {
-            let read = content.read(&mut self.buffer)?;
-            if read == 0 {
-                return Ok(());
-            }
-            file.write_all(self.buffer.get(..read).unwrap_or_default())?;
-        }
+    /// The next piece and its length; None: that was all.
+    fn copy(&mut self, content: &mut impl Read, file: &mut File) -> io::Result<Option<u64>> {
+        let read = content.read(&mut self.buffer)?;
+        file.write_all(self.buffer.get(..read).unwrap_or_default())?;
+        Ok((read > 0).then_some(read as u64))
     }
 
     /// Folders below `depth` are complete.

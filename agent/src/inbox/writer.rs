@@ -5,7 +5,6 @@
 //! cache and the disk.
 
 use std::{
-    fs::File,
     io,
     sync::{
         Arc, Weak,
@@ -25,6 +24,7 @@ use super::{
     commit::{self, Ready},
     keeping::{self, Bounds},
     ledger::{self, Checkpoint},
+    output::Output,
     partial::{self, Reread, Verdict},
     reply::{Answer, Reply},
     site::Site,
@@ -37,6 +37,8 @@ use crate::{clock::now_ms, durable, fault, id};
 const CHECKPOINT: u64 = 16 << 20;
 /// Most bytes that are written and not yet durable.
 const MAX_DIRTY: u64 = 4 * CHECKPOINT;
+/// From this size on a file is written past the page cache: its bytes are more than a checkpoint's.
+const DIRECT: u64 = CHECKPOINT;
 /// Most bytes that are written and not yet told.
 const TELL: u64 = 256 << 10;
 /// After so many damages in one opening it is not the line's fault.
@@ -110,8 +112,8 @@ struct Writer<'a> {
     claim: Claim,
     manifest: Manifest,
     reservation: Reservation,
-    file: File,
-    /// Over everything that is written.
+    output: Output,
+    /// Over everything that came and was right: what is written, and what the output holds back.
     digest: RunningDigest,
     pass: u32,
     told: u64,
@@ -138,6 +140,10 @@ impl<'a> Writer<'a> {
         let (site, resume) = admit::admit(shared, key, &manifest, known)?;
         admit::takes(&site, manifest.kind)?;
         let opening = |e: io::Error| Answer::io("opening the partial", &e);
+        if manifest.kind == Kind::Folder {
+            // One half made, by a try that was cut off, holds the room that this one asks for.
+            partial::remove_folder(&site, key).map_err(opening)?;
+        }
         let resumed = if resume {
             partial::resume(&site, key, checkpoints).map_err(opening)?
         } else {
@@ -178,13 +184,16 @@ impl<'a> Writer<'a> {
                 )
             }
         };
+        // A folder's stream is read again at once.
+        let direct = manifest.size >= DIRECT && manifest.kind == Kind::File;
+        let output = Output::new(file, held, direct);
         let mut writer = Writer {
             shared,
             site,
             claim,
             manifest,
             reservation,
-            file,
+            output,
             digest,
             pass: 0,
             told: held,
@@ -245,18 +254,14 @@ impl<'a> Writer<'a> {
             return self.damaged(reply);
         }
         if self.reservation.has_lapsed(Instant::now()) {
-            self.reservation =
-                admit::reserve(self.shared, &self.site, self.manifest.size.saturating_sub(at))?;
+            let more = admit::needed(&self.manifest).saturating_sub(at);
+            self.reservation = admit::reserve(self.shared, &self.site, more)?;
         }
-        partial::write_at(&self.file, at, bytes).map_err(|e| {
-            let answer = Answer::disk("writing the partial", &e);
-            let keep = matches!(&answer, Answer::Refused(r) if r.reason == DeclineReason::NoSpace);
-            End::Said { answer, keep }
-        })?;
+        self.output.write(bytes).map_err(unwritten)?;
         self.digest = next;
         self.reservation.used(bytes.len() as u64, Instant::now());
         if self.digest.length() - self.asked >= CHECKPOINT {
-            self.checkpoint(false);
+            self.checkpoint(false)?;
         }
         self.tell(reply, TELL);
         Ok(())
@@ -268,6 +273,7 @@ impl<'a> Writer<'a> {
         {
             return Err(conflict("its length or digest is not what was announced"));
         }
+        self.output.flush().map_err(unwritten)?;
         self.finishing = true;
         Ok(())
     }
@@ -303,7 +309,7 @@ impl<'a> Writer<'a> {
         let cutting = |e: io::Error| Answer::io("cutting the partial", &e);
         self.reservation
             .returned(self.digest.length().saturating_sub(length));
-        self.file.set_len(length).map_err(cutting)?;
+        self.output.cut(length).map_err(cutting)?;
         (self.told, self.asked, self.digest) = (length, length, good);
         self.start_checkpointer().map_err(cutting)?;
         self.finishing = false;
@@ -323,18 +329,23 @@ impl<'a> Writer<'a> {
     }
 
     fn tell(&mut self, reply: &Reply, at_least: u64) {
-        let written = self.digest.length();
-        if written - self.told >= at_least {
+        let written = self.output.written();
+        if written.saturating_sub(self.told) >= at_least {
             reply.written(written);
             self.told = written;
         }
     }
 
-    fn checkpoint(&mut self, wait: bool) {
+    /// Asks for one at everything that came, which is written first.
+    fn checkpoint(&mut self, wait: bool) -> Result<(), End> {
         let Some(checkpointer) = &self.checkpointer else {
-            return;
+            return Ok(());
         };
+        self.output.flush().map_err(unwritten)?;
         let offset = self.digest.length();
+        if self.output.written() < offset {
+            return Ok(()); // an earlier write failed
+        }
         let durable = checkpointer.durable().unwrap_or(offset); // a failure is heard at the next order
         let checkpoint = Checkpoint {
             offset,
@@ -344,10 +355,11 @@ impl<'a> Writer<'a> {
         if checkpointer.request(checkpoint, wait || offset - durable > MAX_DIRTY) {
             self.asked = offset;
         }
+        Ok(())
     }
 
     fn start_checkpointer(&mut self) -> io::Result<()> {
-        let file = self.file.try_clone()?;
+        let file = self.output.file().try_clone()?;
         let durable = self.digest.length();
         let checkpointer = Checkpointer::start(file, self.claim.key(), self.shared.db.clone(), durable)?;
         self.checkpointer = Some(checkpointer);
@@ -389,7 +401,8 @@ impl<'a> Writer<'a> {
             && (!self.finishing || self.manifest.kind == Kind::Folder)
             && self.digest.length() > self.asked
         {
-            self.checkpoint(true);
+            // What cannot be written comes again, from the last checkpoint on.
+            let _ = self.checkpoint(true);
         }
         let synced = self.checkpointer.take().map_or(Ok(0), Checkpointer::finish);
         let end = match (end, synced) {
@@ -421,10 +434,10 @@ impl<'a> Writer<'a> {
         if self.manifest.kind == Kind::Folder {
             return self.commit_folder(reply);
         }
-        partial::dress(&self.file, self.site.mode, self.manifest.mtime);
-        let durable = fault::step("R5-partial", || durable::sync_file(&self.file))
+        partial::dress(self.output.file(), self.site.mode, self.manifest.mtime);
+        let durable = fault::step("R5-partial", || durable::sync_file(self.output.file()))
             .and_then(|()| fault::step("R5-partial-dir", || durable::sync_dir(&self.site.partials)))
-            .and_then(|()| partial::inode(&self.file));
+            .and_then(|()| partial::inode(self.output.file()));
         match durable {
             Ok(inode) => self.place(inode, reply),
             Err(e) => {
@@ -435,23 +448,28 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// The same for a whole folder, which is unpacked first.
-    fn commit_folder(self, reply: Reply) {
-        let stop = || self.claim.fenced() || self.shared.cancel.is_cancelled();
-        let unpacked = unpack::survey(&self.file).and_then(|need| {
-            let more = need.saturating_sub(self.manifest.size);
-            let reservation =
-                admit::reserve(self.shared, &self.site, more).map_err(unpack::Failure::NotNow)?;
+    /// The same for a whole folder, which is unpacked first. A newer link waits for that, and then finds it delivered:
+    /// if it began anew, a link that breaks often would never see the end.
+    fn commit_folder(mut self, reply: Reply) {
+        let unpacked = unpack::survey(self.output.file()).and_then(|need| {
+            self.make_room(need).map_err(unpack::Failure::NotNow)?;
             let (key, digest) = (self.claim.key(), self.digest.value());
-            let inode = unpack::unpack(&self.site, key, &self.file, digest, &stop)?;
-            Ok((inode, reservation))
+            let (reservation, cancel) = (&mut self.reservation, &self.shared.cancel);
+            unpack::unpack(&self.site, key, self.output.file(), digest, &mut |bytes| {
+                reservation.used(bytes, Instant::now());
+                !cancel.is_cancelled()
+            })
         });
         match unpacked {
-            Ok((inode, _reservation)) => self.place(inode, reply),
-            Err(unpack::Failure::NotNow(answer)) => reply.end(answer),
+            Ok(inode) => self.place(inode, reply),
+            Err(unpack::Failure::NotNow(answer)) => {
+                if let Err(error) = partial::remove_folder(&self.site, self.claim.key()) {
+                    tracing::warn!(%error, "a folder that could not be made stays until the next try");
+                }
+                reply.end(answer);
+            }
             Err(unpack::Failure::Stopped) => {
-                let text = "a newer link carries this transfer, or the agent stops";
-                reply.end(Answer::refused(DeclineReason::Fenced, text, None));
+                reply.end(Answer::refused(DeclineReason::Busy, "the agent stops", None))
             }
             Err(unpack::Failure::Useless(answer)) => {
                 if self.give_up() {
@@ -459,6 +477,18 @@ impl<'a> Writer<'a> {
                 }
             }
         }
+    }
+
+    /// Promises the `need` of the unpacked folder: the stream itself is on the disk.
+    fn make_room(&mut self, need: u64) -> Result<(), Answer> {
+        if self.reservation.has_lapsed(Instant::now()) {
+            self.reservation = admit::reserve(self.shared, &self.site, need)?;
+            return Ok(());
+        }
+        let more = need.saturating_sub(self.manifest.size);
+        let _until_then = admit::reserve(self.shared, &self.site, more)?;
+        self.reservation.returned(more);
+        Ok(())
     }
 
     /// R6 and on.
@@ -488,6 +518,13 @@ impl<'a> Writer<'a> {
         }
         reset.is_ok()
     }
+}
+
+/// A full disk is no reason to give up what there is.
+fn unwritten(error: io::Error) -> End {
+    let answer = Answer::disk("writing the partial", &error);
+    let keep = matches!(&answer, Answer::Refused(r) if r.reason == DeclineReason::NoSpace);
+    End::Said { answer, keep }
 }
 
 fn conflict(text: &str) -> End {

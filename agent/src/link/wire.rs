@@ -4,8 +4,10 @@
 //! Everything that waits here may be dropped half-way and called again; nothing is lost by it.
 
 use std::{
+    collections::VecDeque,
+    future::{Future as _, poll_fn},
     io,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -13,8 +15,10 @@ use std::{
     task::{Context, Poll},
 };
 
-use bytes::BytesMut;
-use dropwire_protocol::{Error, FrameCodec, Message};
+use bytes::{Buf as _, Bytes, BytesMut};
+use dropwire_protocol::{
+    Error, FrameCodec, MAX_FRAME, Message, frame::encode_chunk_head, message::MAX_CHUNK,
+};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf, ReadHalf, WriteHalf};
 use tokio_util::codec::{Decoder as _, Encoder as _};
 
@@ -29,7 +33,9 @@ pub(super) fn wire<S: AsyncRead + AsyncWrite>(stream: S) -> (Reader<S>, Writer<S
         },
         Writer {
             half: write,
-            buffer: BytesMut::new(),
+            ready: VecDeque::new(),
+            last: BytesMut::new(),
+            waiting: 0,
             codec: FrameCodec::default(),
             flushed: true,
         },
@@ -49,13 +55,31 @@ impl<S: AsyncRead> Reader<S> {
         self.codec.decode(&mut self.buffer)
     }
 
-    /// Waits for more bytes; says how many came. The stream's end is an error.
+    /// Waits for more bytes, and takes what comes at once up to the end of what there is room for; says how many came.
+    /// The stream's end is an error.
     pub(super) async fn fill(&mut self) -> Result<usize, Error> {
-        self.buffer.reserve(READ_AHEAD);
-        match self.half.read_buf(&mut self.buffer).await? {
+        // Where a frame has begun, there is room for just its rest.
+        if self.buffer.capacity() == self.buffer.len() {
+            self.buffer.reserve(READ_AHEAD);
+        }
+        match poll_fn(|cx| self.poll_fill(cx)).await? {
             0 => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the peer closed it").into()),
             count => Ok(count),
         }
+    }
+
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let before = self.buffer.len();
+        while self.buffer.len() < self.buffer.capacity() {
+            // The stream gives a TLS record at a time.
+            let read = pin!(self.half.read_buf(&mut self.buffer)).poll(cx);
+            match read {
+                Poll::Ready(Ok(1..)) => {}
+                _ if self.buffer.len() > before => break, // an end or error shows again
+                other => return other,
+            }
+        }
+        Poll::Ready(Ok(self.buffer.len() - before))
     }
 
     /// Throws away what still comes, until the other side ends it.
@@ -69,10 +93,16 @@ impl<S: AsyncRead> Reader<S> {
     }
 }
 
-/// Messages in, bytes out. Small messages that wait together leave in one write.
+/// Messages in, bytes out. Small messages that wait together leave in one write; a large chunk's bytes leave from
+/// where they were read into.
 pub(super) struct Writer<S> {
     half: WriteHalf<S>,
-    buffer: BytesMut,
+    /// Goes out first.
+    ready: VecDeque<Bytes>,
+    /// Goes out after it, and grows.
+    last: BytesMut,
+    /// Bytes in both.
+    waiting: usize,
     codec: FrameCodec,
     flushed: bool,
 }
@@ -80,31 +110,78 @@ pub(super) struct Writer<S> {
 impl<S: AsyncWrite> Writer<S> {
     /// Puts a message behind those that wait.
     pub(super) fn encode(&mut self, message: Message) -> Result<(), Error> {
-        self.codec.encode(message, &mut self.buffer)
+        let before = self.last.len();
+        match message {
+            Message::Chunk(chunk) if (WHOLE..=MAX_CHUNK).contains(&chunk.bytes.len()) => {
+                encode_chunk_head(&chunk, &mut self.last);
+                self.waiting += self.last.len() - before + chunk.bytes.len();
+                self.ready.push_back(self.last.split().freeze());
+                self.ready.push_back(chunk.bytes);
+            }
+            message => {
+                self.codec.encode(message, &mut self.last)?;
+                self.waiting += self.last.len() - before;
+            }
+        }
+        Ok(())
     }
 
     /// Bytes that wait.
     pub(super) fn waiting(&self) -> usize {
-        self.buffer.len()
+        self.waiting
     }
 
     /// Nothing waits, here or below.
     pub(super) fn is_idle(&self) -> bool {
-        self.buffer.is_empty() && self.flushed
+        self.waiting == 0 && self.flushed
     }
 
     /// Writes a part of what waits, or flushes once nothing does.
     pub(super) async fn progress(&mut self) -> Result<(), Error> {
-        if self.buffer.is_empty() {
+        if self.waiting == 0 {
             self.half.flush().await?;
             self.flushed = true;
         } else {
             self.flushed = false;
-            if self.half.write_buf(&mut self.buffer).await? == 0 {
-                return Err(io::Error::from(io::ErrorKind::WriteZero).into());
-            }
+            poll_fn(|cx| self.poll_write(cx)).await?;
         }
         Ok(())
+    }
+
+    /// Writes until nothing waits or the stream takes no more; ready once anything was written.
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let before = self.waiting;
+        while self.waiting > 0 {
+            let mut slices = [io::IoSlice::new(&[]); SLICES];
+            let ready = self.ready.iter().map(|bytes| &bytes[..]).chain([&self.last[..]]);
+            let mut used = 0;
+            for (slice, bytes) in slices.iter_mut().zip(ready.filter(|bytes| !bytes.is_empty())) {
+                *slice = io::IoSlice::new(bytes);
+                used += 1;
+            }
+            match Pin::new(&mut self.half).poll_write_vectored(cx, &slices[..used]) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(count)) => self.written(count),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending if self.waiting == before => return Poll::Pending,
+                Poll::Pending => break,
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn written(&mut self, mut count: usize) {
+        self.waiting -= count;
+        while let Some(first) = self.ready.front_mut() {
+            let now = count.min(first.len());
+            first.advance(now);
+            count -= now;
+            if !first.is_empty() {
+                return;
+            }
+            self.ready.pop_front();
+        }
+        self.last.advance(count);
     }
 
     /// Writes all that waits.
@@ -218,5 +295,78 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
     }
 }
 
-/// Room made before each read: four TLS records.
-const READ_AHEAD: usize = 64 * 1024;
+/// Room made where no frame has begun: as much as the largest takes.
+const READ_AHEAD: usize = MAX_FRAME + 4;
+/// From this size on a chunk's bytes are not copied to the other messages.
+const WHOLE: usize = 16 * 1024;
+/// Handed to the stream in one call: two large chunks, and what stands between them.
+const SLICES: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    use dropwire_protocol::{
+        Digest, TransferId,
+        message::{Chunk, Ping},
+    };
+
+    use super::*;
+
+    fn chunk(length: usize) -> Message {
+        Message::Chunk(Chunk {
+            id: TransferId([1; 16]),
+            pass: 2,
+            offset: 3,
+            digest: Digest([4; 32]),
+            bytes: (0..length).map(|n| (n % 251) as u8).collect(),
+        })
+    }
+
+    /// Large chunks go out beside the buffer that the others share, and none overtakes another, however small the
+    /// pieces are that the stream takes.
+    #[tokio::test]
+    async fn messages_arrive_as_they_were_sent_and_in_order() {
+        let ping = |number| Message::Ping(Ping { number });
+        let sent = [
+            ping(1),
+            chunk(WHOLE),
+            ping(2),
+            ping(3),
+            chunk(MAX_CHUNK),
+            chunk(WHOLE - 1),
+            chunk(MAX_CHUNK),
+            ping(4),
+        ];
+        for capacity in [7, 1000, 1 << 20] {
+            let (ours, theirs) = tokio::io::duplex(capacity);
+            let (_, mut writer) = wire(ours);
+            let (mut reader, _) = wire(theirs);
+            for message in &sent {
+                writer.encode(message.clone()).unwrap();
+            }
+            let read = async {
+                let mut read = Vec::new();
+                while read.len() < sent.len() {
+                    match reader.decode().unwrap() {
+                        Some(message) => read.push(message),
+                        None => drop(reader.fill().await.unwrap()),
+                    }
+                }
+                read
+            };
+            let (written, read) = tokio::join!(writer.finish(), read);
+            written.unwrap();
+            assert!(writer.is_idle() && writer.waiting() == 0);
+            assert!(read == sent, "{capacity}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_nobody_would_read_is_not_written() {
+        let (ours, _theirs) = tokio::io::duplex(10);
+        let (_, mut writer) = wire(ours);
+        for length in [0, MAX_CHUNK + 1] {
+            assert!(writer.encode(chunk(length)).is_err());
+            assert_eq!(writer.waiting(), 0);
+        }
+    }
+}

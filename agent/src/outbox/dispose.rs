@@ -36,6 +36,7 @@ use crate::{
 pub(super) mod beside;
 mod check;
 mod folder;
+mod removal;
 mod touched;
 
 use beside::rename_beside;
@@ -59,7 +60,7 @@ pub struct Disposal {
     pub digest: Digest,
     /// Where it goes; [`AfterSend::Keep`] does nothing.
     pub after: AfterSend,
-    /// What its marker's name adds to its own, if it had one; the marker leaves with it.
+    /// What its marker's name adds to its own, if it waited for one; the marker leaves with it.
     pub marker: Option<String>,
 }
 
@@ -87,7 +88,10 @@ pub enum DisposeError {
     Held(String, String),
     /// A folder in the outbox could not be synced. The system tells of such a loss once, so it is not to be asked again:
     /// nothing may leave this outbox until the agent starts anew.
-    #[error("nothing leaves the outbox {0} until a restart: a folder in it could not be synced: {1}")]
+    #[error(
+        "nothing leaves the outbox {0} until the agent is started anew, for its disk failed to keep what was moved \
+         ({1}): check the disk, then do that"
+    )]
     Unsynced(String, String),
     /// It was told to stop; to be tried again.
     #[error("stopped")]
@@ -155,12 +159,12 @@ fn dispose_together(steps: &mut Steps<'_>, batch: &[Disposal]) -> Vec<Result<Dis
         .iter()
         .zip(staged)
         .map(|(what, staged)| match (staged?, &synced) {
-            (Stage::Stays(answer), _) => steps.unmark(what, answer),
+            (Stage::Stays(answer), _) => steps.unmark(what, answer, of_file(what)),
             (_, Err(e)) => Err(what.failed("the syncing", copy_of(e))),
-            (Stage::Gone, Ok(())) => steps.unmark(what, Disposed::Gone),
+            (Stage::Gone, Ok(())) => steps.unmark(what, Disposed::Gone, of_file(what)),
             (Stage::Leaving { file, checked }, Ok(())) => {
                 let answer = steps.leave(what, &file, checked)?;
-                steps.unmark(what, answer)
+                steps.unmark(what, answer, of_file(what))
             }
         })
         .collect();
@@ -174,6 +178,11 @@ fn dispose_together(steps: &mut Steps<'_>, batch: &[Disposal]) -> Vec<Result<Dis
         })
         .map(|ended| ended.map_err(|error| steps.judged(error)))
         .collect()
+}
+
+/// Inode and birth, as the drop has them.
+fn of_file(what: &Disposal) -> Option<(u64, i64)> {
+    Some((what.version.inode, what.version.birth_ns))
 }
 
 /// The folders that disposals in one outbox work in.
@@ -219,6 +228,7 @@ impl Stage {
 impl<'a> Steps<'a> {
     /// The error is the reason why the outbox is held.
     fn begin(first: &Disposal, stopped: &'a dyn Fn() -> bool) -> Result<Self, String> {
+        fault::hang(&first.root);
         let outbox = confined::root(&first.root).map_err(|e| e.to_string())?;
         match mark::read(&outbox) {
             Ok(Some(id)) if OutboxId(id) == first.outbox => {}
@@ -245,7 +255,11 @@ impl<'a> Steps<'a> {
             archived: Touched::default(),
             unsynced: OnceCell::new(),
         };
-        let _ = fault::step("S5-own-dir", || steps.sync(&steps.own)); // else nothing more is done
+        let sync = || match fault::loses(&first.root) {
+            true => Err(io::Error::other("asked for")),
+            false => durable::sync_dir(&steps.own),
+        };
+        let _ = fault::step("S5-own-dir", || steps.synced(sync)); // else nothing more is done
         Ok(steps)
     }
 
@@ -436,10 +450,15 @@ impl<'a> Steps<'a> {
     }
 
     /// The marker goes with its file, or back with it.
-    fn unmark(&self, what: &Disposal, answer: Disposed) -> Result<Disposed, DisposeError> {
+    fn unmark(
+        &self,
+        what: &Disposal,
+        answer: Disposed,
+        own: Option<(u64, i64)>,
+    ) -> Result<Disposed, DisposeError> {
         let left = matches!(answer, Disposed::Done | Disposed::Gone);
         let folder = || self.make_folders(&self.outbox, &what.path);
-        marker::end(&self.leaving, what, left, folder, |folder| self.sync(folder))
+        marker::end(&self.leaving, what, left, own, folder, |folder| self.sync(folder))
             .map(|()| answer)
             .map_err(|e| what.failed("the moving of its marker", e))
     }

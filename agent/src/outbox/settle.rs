@@ -142,6 +142,12 @@ impl Settle {
                 waiting.interval.max(eighth).min(Self::RAREST.max(self.longest))
             }
             Sight::Still { version, rest, why } => {
+                // A folder is walked for each look: one that is being filled is looked at ever more seldom.
+                let grows = version.folder && waiting.seen.is_some_and(|(seen, _)| seen != version);
+                let pause = match grows {
+                    true => now.saturating_duration_since(waiting.since) / 8,
+                    false => Duration::ZERO,
+                };
                 let since = match waiting.seen {
                     Some((seen, since)) if seen == version => since,
                     _ => now,
@@ -152,7 +158,7 @@ impl Settle {
                 if rested >= rest {
                     return Verdict::Ready;
                 }
-                (rest - rested).min(self.longest)
+                (rest - rested).min(self.longest).max(pause.min(Self::RAREST))
             }
         };
         waiting.look_at = now + again_in;

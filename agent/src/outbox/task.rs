@@ -1,7 +1,8 @@
 //! The task of one outbox: waits for the folder, tends it as long as it is there, and waits again.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
 
+use dropwire_protocol::RemotePath;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -12,7 +13,7 @@ use super::{
     tend::Tending,
     watch::{self, Hint, Watcher, Went},
 };
-use crate::{config::Watch, confined, error::shown, version::OutboxId};
+use crate::{config::Watch, confined, error::shown, fault, version::OutboxId};
 
 /// Time between the first looks for a folder that is not there; then it grows.
 const ABSENT: Duration = Duration::from_secs(1);
@@ -53,6 +54,7 @@ impl Task {
             if self.events.send(OutboxEvent::Marked { root, id }).await.is_err() {
                 return; // nobody listens any more
             }
+            *self.shared.other_way() = self.other_way(place.id).await;
             let watched = self.watch(&place).await;
             {
                 let mut state = self.shared.state();
@@ -69,6 +71,18 @@ impl Task {
             state.problems = Problems::default();
             if gone.is_err() {
                 return;
+            }
+        }
+    }
+
+    /// Asked before anything is looked for: what is sent the one way is not to be found the other way.
+    async fn other_way(&self, outbox: OutboxId) -> BTreeSet<RemotePath> {
+        loop {
+            let asked = self.known.folders_that_go(outbox, !self.shared.is_whole());
+            match asked.await {
+                Some(_) if fault::mutant("S2-way") => return BTreeSet::new(),
+                Some(folders) => return folders.into_iter().collect(),
+                None => tokio::time::sleep(ABSENT).await,
             }
         }
     }

@@ -1,30 +1,29 @@
 //! An outbox whose folder is there: hints and scans go in, settled files come out, until it goes.
 
+mod looks;
 mod vigil;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
-    fs::File,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     time::{Duration, Instant},
 };
 
+use cap_std::fs::Dir;
 use dropwire_protocol::{RemotePath, name::escape};
 use tokio::sync::mpsc;
 
 use super::{
-    Command, OutboxEvent, Problem,
+    Command, Problem, Shared,
     ignore::DOWNLOADS,
-    look::{self, Rules, Seen},
     marker,
     memory::Memory,
     mounts::Mounts,
     place::{self, Place},
     scan::{Report, Walk},
-    settle::{Settle, Sight, Urgency, Verdict},
+    settle::{Settle, Urgency},
     task::{Task, Watched, blocking},
     watch::{Hint, Went},
-    whole,
 };
 use crate::{config::AfterSend, confined, mark, version::Found};
 
@@ -57,6 +56,8 @@ pub(super) struct Tending<'a> {
     folders: BTreeSet<RemotePath>,
     /// Folders that may have become empty, and when to look.
     emptied: BTreeMap<RemotePath, Instant>,
+    /// There were too many of them to keep.
+    emptied_more: bool,
     mounts: Mounts,
     /// Something may have become of the outbox's folder itself.
     check: bool,
@@ -97,6 +98,7 @@ impl<'a> Tending<'a> {
             overflowed: false,
             folders: BTreeSet::new(),
             emptied: BTreeMap::new(),
+            emptied_more: false,
             mounts: Mounts::watch(),
             check: false,
             probe: false,
@@ -185,6 +187,7 @@ impl<'a> Tending<'a> {
             Hint::Gone(path, _) => {
                 if let Ok(below) = confined::below(root, &path) {
                     self.task.shared.state().problems.listed.remove(below.as_bytes());
+                    self.task.shared.other_way().remove(&below);
                     self.hurry_beside(&below);
                 }
             }
@@ -234,6 +237,8 @@ impl<'a> Tending<'a> {
                 if self.emptied.len() < LISTED {
                     self.emptied
                         .insert(folder, Instant::now() + self.task.shared.config.quiet);
+                } else {
+                    self.emptied_more = true;
                 }
             }
         }
@@ -292,6 +297,10 @@ impl<'a> Tending<'a> {
             self.overflowed = false;
             self.scan_all();
         }
+        if self.emptied_more && self.emptied.len() < LISTED / 2 {
+            self.emptied_more = false;
+            self.scan_all();
+        }
         if shared.missed.swap(false, Ordering::AcqRel) {
             self.scan_all();
         }
@@ -344,12 +353,15 @@ impl<'a> Tending<'a> {
         let leave_out = shared.state().health.is_proven() && folders.iter().all(Option::is_none);
         tokio::task::spawn_blocking(move || {
             if let (Ok(dir), Some(ignore)) = (place.open(), &shared.ignore) {
+                if folders.iter().all(Option::is_none) {
+                    forget_gone(&shared, &dir);
+                }
                 let walk = Walk {
                     outbox: place.id,
                     root: &place.root,
                     ignore,
                     marker: shared.config.marker.as_deref(),
-                    whole: shared.is_whole(),
+                    whole: &|folder| shared.goes_whole(folder),
                     // One that leaves would take its watches along to where it is archived.
                     watch_inside: shared.config.after_send == AfterSend::Keep,
                     watch: &|folder| {
@@ -372,60 +384,6 @@ impl<'a> Tending<'a> {
         });
     }
 
-    /// Looks at what is due; what is ready and not yet known is made durable (S1) and told.
-    async fn look(&mut self) -> Result<(), Deaf> {
-        let paths = self.task.shared.state().settle.due(Instant::now(), LOOKS);
-        if paths.is_empty() {
-            return Ok(());
-        }
-        let (place, shared) = (Arc::clone(&self.place), Arc::clone(&self.task.shared));
-        let rules = {
-            let config = &self.task.shared.config;
-            let (quiet, marker) = (config.quiet, config.marker.clone());
-            Rules { quiet, marker }
-        };
-        let looked = blocking(move || {
-            let dir = place.open().ok()?;
-            let look = |path| match (look::look(&dir, &path, &rules), &shared.ignore) {
-                (Seen::Folder, Some(ignore)) if shared.is_whole() => {
-                    (whole::look(&dir, &path, &rules, ignore), path)
-                }
-                (seen, _) => (seen, path),
-            };
-            Some(paths.into_iter().map(look).collect::<Vec<_>>())
-        });
-        let Some(seen) = looked.await.flatten() else {
-            self.check = true; // the folder is not what it was
-            self.task.shared.state().settle.clear();
-            self.scan_all();
-            return Ok(());
-        };
-        let ready: Vec<(Found, Option<File>)> = seen
-            .into_iter()
-            .filter_map(|(seen, path)| self.seen(path, seen))
-            .collect();
-        if ready.is_empty() {
-            return Ok(());
-        }
-        let unknown = self.unknown(ready.iter().map(|(found, _)| found.clone()).collect());
-        let unknown: HashSet<Found> = unknown.await.into_iter().collect();
-        let (folders, files): (Vec<_>, Vec<_>) = ready
-            .into_iter()
-            .filter(|(found, _)| unknown.contains(found))
-            .partition(|(found, _)| found.version.folder);
-        let folders = self.sync_folders(folders.into_iter().map(|(found, _)| found).collect());
-        let mut found = folders.await;
-        let files = files.into_iter().filter_map(|(found, file)| Some((found, file?)));
-        let (files_found, files) = files.unzip();
-        found.extend(self.sync(files_found, files).await);
-        if found.is_empty() {
-            return Ok(());
-        }
-        let root = self.task.shared.config.path.clone();
-        let told = self.task.events.send(OutboxEvent::Settled { root, found }).await;
-        told.map_err(|_| Deaf)
-    }
-
     /// Those that have no job yet. Where that cannot be told, a scan of everything finds them again.
     async fn unknown(&self, found: Vec<Found>) -> Vec<Found> {
         let unknown = self.task.known.unknown(found).await;
@@ -433,126 +391,6 @@ impl<'a> Tending<'a> {
             self.task.shared.missed.store(true, Ordering::Release);
         }
         unknown.unwrap_or_default()
-    }
-
-    fn seen(&mut self, path: RemotePath, seen: Seen) -> Option<(Found, Option<File>)> {
-        let now = Instant::now();
-        let shared = Arc::clone(&self.task.shared);
-        let looked = |sight| {
-            let mut state = shared.state();
-            state.problems.listed.remove(path.as_bytes());
-            state.settle.looked(&path, sight, now)
-        };
-        match seen {
-            Seen::Nothing => {
-                looked(Sight::Nothing);
-                None
-            }
-            Seen::Folder => {
-                looked(Sight::Nothing);
-                if self.folders.len() < LISTED {
-                    self.folders.insert(path);
-                } else {
-                    self.scan_all();
-                }
-                None
-            }
-            Seen::Unmarked(reason) => {
-                shared.state().settle.looked(&path, Sight::Nothing, now);
-                self.list(path.as_bytes().to_vec(), reason, || {});
-                None
-            }
-            Seen::Refused(reason) => {
-                shared.state().settle.looked(&path, Sight::Nothing, now);
-                self.problem(path.as_bytes().to_vec(), reason);
-                None
-            }
-            Seen::Held { why, reason } => {
-                shared.state().settle.looked(&path, Sight::Held { why }, now);
-                self.problem(path.as_bytes().to_vec(), reason);
-                None
-            }
-            Seen::Whole { sight, left_out } => {
-                let verdict = looked(sight);
-                if verdict == Verdict::Ready {
-                    for (below, what) in left_out {
-                        let below = [path.as_bytes(), b"/", below.as_bytes()].concat();
-                        self.problem(below, whole::left_out(what));
-                    }
-                    if shared.config.after_send == AfterSend::Keep {
-                        self.folders.insert(path.clone()); // to be watched
-                    }
-                }
-                self.decided(path, verdict, sight, None, now)
-            }
-            Seen::File { sight, file } => {
-                let verdict = looked(sight);
-                self.decided(path, verdict, sight, file, now)
-            }
-        }
-    }
-
-    fn decided(
-        &self,
-        path: RemotePath,
-        verdict: Verdict,
-        sight: Sight,
-        file: Option<File>,
-        now: Instant,
-    ) -> Option<(Found, Option<File>)> {
-        match (verdict, sight) {
-            (Verdict::Ready, Sight::Still { version, .. }) => {
-                let outbox = self.place.id;
-                Some((
-                    Found {
-                        outbox,
-                        path,
-                        version,
-                    },
-                    file,
-                ))
-            }
-            (Verdict::Restless, _) => {
-                let state = self.task.shared.state();
-                let why = state.settle.why(&path, now).map_or("", |(why, _)| why);
-                tracing::warn!(%path, why, "has not settled for longer than max_wait");
-                None
-            }
-            _ => None,
-        }
-    }
-
-    /// S1's sync of whole folders.
-    async fn sync_folders(&self, found: Vec<Found>) -> Vec<Found> {
-        if found.is_empty() {
-            return found;
-        }
-        let place = Arc::clone(&self.place);
-        let synced = blocking(move || {
-            let synced = |found: &Found| whole::sync(&place.open()?, &found.path);
-            found.into_iter().map(|found| (synced(&found), found)).collect()
-        });
-        self.durable(synced.await.unwrap_or_default())
-    }
-
-    fn durable(&self, synced: Vec<(std::io::Result<()>, Found)>) -> Vec<Found> {
-        let mut done = Vec::with_capacity(synced.len());
-        for (synced, found) in synced {
-            match synced {
-                Ok(()) => done.push(found),
-                Err(e) => self.problem(
-                    found.path.as_bytes().to_vec(),
-                    format!("it cannot be made durable: {e}"),
-                ),
-            }
-        }
-        done
-    }
-
-    /// S1's sync; those that fail are reported, and tried again at the next scan.
-    async fn sync(&mut self, found: Vec<Found>, files: Vec<File>) -> Vec<Found> {
-        let synced = blocking(move || look::sync(&files)).await.unwrap_or_default();
-        self.durable(synced.into_iter().zip(found).collect())
     }
 
     /// `path` is below the outbox. One that is not listed yet is said in the log.
@@ -585,15 +423,30 @@ impl<'a> Tending<'a> {
 
     async fn remove_emptied(&mut self) {
         let now = Instant::now();
-        let due = self.emptied.iter().find(|(_, at)| **at <= now);
-        let Some(folder) = due.map(|(folder, _)| folder.clone()) else {
+        let due = self.emptied.extract_if(.., |_, at| *at <= now);
+        let due: Vec<RemotePath> = due.take(LOOKS).map(|(folder, _)| folder).collect();
+        if due.is_empty() {
             return;
-        };
-        self.emptied.remove(&folder);
+        }
         let (place, quiet) = (Arc::clone(&self.place), self.task.shared.config.quiet);
-        let next = blocking(move || place::remove_empty(&place.open().ok()?, &folder, quiet));
-        if let Some(next) = next.await.flatten() {
+        let next = blocking(move || {
+            let dir = place.open().ok()?;
+            let next = due.iter().filter_map(|due| place::remove_empty(&dir, due, quiet));
+            Some(next.collect::<Vec<_>>())
+        });
+        for next in next.await.flatten().unwrap_or_default() {
             self.emptied.insert(next, Instant::now() + quiet);
+        }
+    }
+}
+
+/// What comes under the name of a folder that is gone goes as the config says.
+fn forget_gone(shared: &Shared, outbox: &Dir) {
+    let listed: Vec<RemotePath> = shared.other_way().iter().cloned().collect();
+    for top in listed {
+        let meta = confined::os_str(top.as_bytes()).and_then(|name| outbox.symlink_metadata(name));
+        if meta.map_or_else(|e| confined::is_absent(&e), |meta| !meta.is_dir()) {
+            shared.other_way().remove(&top);
         }
     }
 }

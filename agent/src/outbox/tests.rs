@@ -34,6 +34,15 @@ impl Known for List {
         Box::pin(async { Some(unknown) })
     }
 
+    fn folders_that_go(
+        &self,
+        _: OutboxId,
+        whole: bool,
+    ) -> Pin<Box<dyn Future<Output = Option<Vec<RemotePath>>> + Send + '_>> {
+        let by_files = RemotePath::parse(b"by files").unwrap();
+        Box::pin(async move { Some(Vec::from_iter((!whole).then_some(by_files))) })
+    }
+
     /// What is called so once held what was delivered.
     fn emptied(
         &self,
@@ -498,4 +507,46 @@ async fn a_wrong_pattern_holds_the_outbox() {
         CancellationToken::new(),
     );
     assert!(outbox.status().held.unwrap().contains('['));
+}
+
+/// More than are kept in mind at once.
+#[tokio::test]
+async fn however_many_folders_were_emptied_they_go() {
+    let prepare = |root: &Path| {
+        for n in 0..5000 {
+            fs::create_dir_all(root.join(format!("{n}/emptied"))).unwrap();
+        }
+    };
+    let running = run(prepare, |_| {}).await;
+    let begun = Instant::now();
+    while fs::read_dir(running.at("")).unwrap().count() > 1 {
+        assert!(begun.elapsed() < 3 * DEADLINE, "some stay");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Its `folder` was "files" before.
+#[tokio::test]
+async fn a_folder_that_goes_file_by_file_does_so_until_it_is_gone() {
+    let make = |folder: PathBuf, file: &str| {
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join(file), "bytes").unwrap();
+    };
+    let prepare = |root: &Path| {
+        make(root.join("by files"), "one");
+        make(root.join("batch"), "one");
+    };
+    let mut running = run(prepare, |config| config.folder = config::Folder::Whole).await;
+    running.settles(&["by files/one", "batch"]).await;
+    fs::write(running.at("by files/two"), "bytes").unwrap();
+    running.settles(&["by files/two"]).await;
+    assert_eq!(running.outbox.folder_of(&running.at("by files/two")), None);
+    fs::rename(running.at("by files"), running.temp.path().join("gone")).unwrap();
+    make(running.temp.path().join("new"), "three");
+    fs::rename(running.temp.path().join("new"), running.at("by files")).unwrap();
+    running.settles(&["by files"]).await;
+    assert_eq!(
+        running.outbox.folder_of(&running.at("by files/three")),
+        Some(running.at("by files"))
+    );
 }

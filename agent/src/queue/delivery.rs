@@ -1,6 +1,6 @@
 //! After the last byte: receipts (S4), the file's disposal (S5, S6), and what the peer is told at the end.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use dropwire_protocol::{AgentId, TransferId};
 use rusqlite::{Connection, OptionalExtension, Result, Row, params};
@@ -8,10 +8,10 @@ use rusqlite::{Connection, OptionalExtension, Result, Row, params};
 use super::{
     Disposal, DropId, JobState, Proof, Queue, Resting,
     change::{self, Key},
-    job::found_of,
+    job::{found_of, path_of},
     schema::{DropState, Step},
 };
-use crate::{db::DbError, fault};
+use crate::{db::DbError, fault, version::OutboxId};
 
 impl Queue {
     /// Records receipts (S4). Returns the drops that every peer has now and whose file is to be disposed of.
@@ -30,19 +30,37 @@ impl Queue {
         .await
     }
 
-    /// Files that every peer has and that have not been disposed of, after `after` (DropId(0) at first), in order.
-    pub async fn to_dispose(&self, after: DropId, limit: usize) -> Result<Vec<Disposal>, DbError> {
+    /// The outboxes that hold files which every peer has and that have not been disposed of, and where they lie.
+    pub async fn disposing(&self) -> Result<Vec<(OutboxId, PathBuf)>, DbError> {
+        self.call(|db, _| {
+            db.prepare_cached(DISPOSING)?
+                .query_map([], |row| {
+                    Ok((OutboxId(row.get(0)?), path_of(&row.get::<_, Vec<u8>>(1)?)))
+                })?
+                .collect()
+        })
+        .await
+    }
+
+    /// Those files of one outbox, after `after` (DropId(0) at first), in order.
+    pub async fn to_dispose(
+        &self,
+        outbox: OutboxId,
+        after: DropId,
+        limit: usize,
+    ) -> Result<Vec<Disposal>, DbError> {
         self.call(move |db, _| {
             db.prepare_cached(&to_dispose_sql())?
-                .query_map([after.0, clamp(limit)], |row| {
+                .query_map(params![outbox.0, after.0, clamp(limit)], |row| {
                     let (found, root) = found_of(row)?;
                     Ok(Disposal {
                         drop: DropId(row.get(9)?),
-                        name: row.get(12)?,
+                        name: row.get(13)?,
                         root,
                         found,
                         digest: dropwire_protocol::Digest(row.get(10)?),
                         after_send: row.get(11)?,
+                        marker: row.get(12)?,
                     })
                 })?
                 .collect()
@@ -156,11 +174,21 @@ const DROP_COLUMNS: &str =
 
 pub(super) fn to_dispose_sql() -> String {
     format!(
-        "SELECT {DROP_COLUMNS}, d.after_send,
+        "SELECT {DROP_COLUMNS}, d.after_send, d.marker,
                 (SELECT lower(hex(transfer)) FROM jobs WHERE id = (SELECT min(id) FROM jobs WHERE drop_id = d.id))
-         FROM drops d CROSS JOIN outboxes o ON o.id = d.outbox WHERE d.state = 2 AND d.id > ? ORDER BY d.id LIMIT ?"
+         FROM outboxes o CROSS JOIN drops d ON d.outbox = o.id
+         WHERE o.mark = ? AND d.state = 2 AND d.id > ? ORDER BY d.id LIMIT ?"
     )
 }
+
+/// From one outbox to the next, past however many files each of them has.
+pub(super) const DISPOSING: &str = "
+    WITH RECURSIVE next (outbox) AS (
+        SELECT min(outbox) FROM drops WHERE state = 2
+        UNION ALL
+        SELECT (SELECT min(outbox) FROM drops WHERE state = 2 AND outbox > next.outbox)
+        FROM next WHERE next.outbox IS NOT NULL)
+    SELECT o.mark, o.root FROM next CROSS JOIN outboxes o ON o.id = next.outbox";
 
 pub(super) fn resting_sql() -> String {
     format!(

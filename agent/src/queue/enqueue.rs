@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use dropwire_protocol::{RemotePath, TransferId};
 use rusqlite::{Connection, OptionalExtension, Result, params};
 
-use super::{Class, DropId, Enqueued, NewDrop, Queue, change, job::path_bytes, schema::DropState};
+use super::{
+    Class, DropId, Enqueued, NewDrop, Queue, change, job::path_bytes, overlap::goes_otherwise,
+    schema::DropState,
+};
 use crate::{
     db::DbError,
     fault,
@@ -21,10 +24,11 @@ impl Queue {
     ///
     /// Known is a version (ctime aside) that lies there and has a drop, however its jobs ended. A version that had left
     /// and is seen again is a new drop; if every peer has it and even its ctime is the old one, it was only looked at
-    /// before it left.
+    /// before it left. A file of a folder that is still to go whole is known too, and so is a folder of which files are.
     pub async fn unknown(&self, found: Vec<Found>) -> Result<Vec<Found>, DbError> {
         self.each(found, |db, _, found, unknown| {
-            if past(db, found)?.is_new(&found.version) || fault::mutant("S2-unknown") {
+            let is_new = past(db, found)?.is_new(&found.version) || fault::mutant("S2-unknown");
+            if is_new && !goes_otherwise(db, found)? {
                 unknown.push(found.clone());
             }
             Ok(())
@@ -91,7 +95,8 @@ fn enqueue_one(db: &Connection, identity: &Identity, new: &NewDrop, now_ms: i64)
     } = &new.found;
     let past = past(db, &new.found)?;
     let mut done = Enqueued::default();
-    if new.peers.is_empty() || (!past.is_new(version) && !fault::mutant("S2-known")) {
+    let is_known = !past.is_new(version) && !fault::mutant("S2-known");
+    if new.peers.is_empty() || is_known || goes_otherwise(db, &new.found)? {
         return Ok(done);
     }
     let outbox_row = outbox_row(db, new)?;
@@ -209,9 +214,9 @@ fn outbox_row(db: &Connection, new: &NewDrop) -> Result<i64> {
 fn insert_drop(db: &Connection, outbox: i64, new: &NewDrop, counter: u64) -> Result<DropId> {
     let Found { path, version, .. } = &new.found;
     db.prepare_cached(
-        "INSERT INTO drops (outbox, path, mtime_ns, inode, birth_ns, size, counter, ctime_ns, origin, after_send, state,
-                            folder)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?)",
+        "INSERT INTO drops (outbox, path, mtime_ns, inode, birth_ns, size, counter, ctime_ns, origin, after_send, marker,
+                            state, folder)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?)",
     )?
     .execute(params![
         outbox,
@@ -224,6 +229,7 @@ fn insert_drop(db: &Connection, outbox: i64, new: &NewDrop, counter: u64) -> Res
         version.ctime_ns,
         new.origin.as_deref().map(path_bytes),
         new.after_send,
+        new.marker,
         version.folder,
     ])?;
     Ok(DropId(db.last_insert_rowid()))

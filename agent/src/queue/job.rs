@@ -28,6 +28,8 @@ pub struct NewDrop {
     pub origin: Option<PathBuf>,
     /// What becomes of the file once every peer has it.
     pub after_send: AfterSend,
+    /// What the name of its marker adds to its own, where it waited for one; the marker leaves with it.
+    pub marker: Option<String>,
     /// Who gets it. Without any, nothing is queued.
     pub peers: Vec<AgentId>,
 }
@@ -209,6 +211,8 @@ pub struct Disposal {
     pub digest: Digest,
     /// Archive or delete; never keep.
     pub after_send: AfterSend,
+    /// See [`NewDrop::marker`].
+    pub marker: Option<String>,
 }
 
 /// A version that is known and stays in its outbox.

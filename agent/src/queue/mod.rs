@@ -9,6 +9,7 @@
 //! | `job` | what goes in and comes out |
 //! | `change` | the steps that every change is made of |
 //! | `enqueue` | S2: what was found becomes jobs |
+//! | `overlap` | a folder's files and the folder itself |
 //! | `attempts` | which are due, failures, new beginnings |
 //! | `delivery` | S4 to S6: receipts, disposal, what peers are told |
 //! | `keeping` | running time and retention |
@@ -30,6 +31,7 @@ mod enqueue;
 mod job;
 mod keeping;
 mod list;
+mod overlap;
 pub mod schedule;
 mod schema;
 #[cfg(test)]

@@ -44,6 +44,7 @@ CREATE TABLE drops (
     ctime_ns INTEGER NOT NULL,
     origin BLOB,
     after_send INTEGER NOT NULL,
+    marker TEXT,
     state INTEGER NOT NULL,
     folder INTEGER NOT NULL,
     problem TEXT,
@@ -51,8 +52,10 @@ CREATE TABLE drops (
     UNIQUE (outbox, path, mtime_ns, inode, birth_ns, size, counter)
 ) STRICT;
 CREATE UNIQUE INDEX drops_lying ON drops (outbox, path) WHERE state < 2;
-CREATE INDEX drops_by_state ON drops (state);
+CREATE INDEX drops_resting ON drops (id) WHERE state = 1;
+CREATE INDEX drops_leaving ON drops (outbox) WHERE state = 2;
 CREATE INDEX drops_by_origin ON drops (origin) WHERE origin IS NOT NULL;
+CREATE INDEX drops_whole ON drops (outbox, path) WHERE folder = 1 AND state < 3;
 CREATE INDEX drops_left ON drops (left_running_ms) WHERE state = 3;
 
 CREATE TABLE jobs (

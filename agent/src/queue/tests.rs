@@ -2,6 +2,7 @@
 
 mod listing;
 mod model;
+mod overlap;
 mod plan;
 mod time;
 
@@ -57,6 +58,7 @@ pub(super) fn drop_of(found: Found, after_send: AfterSend, peers: &[u8]) -> NewD
         root: "/out".into(),
         origin: None,
         after_send,
+        marker: Some(".done".into()),
         peers: peers.iter().copied().map(peer).collect(),
     }
 }
@@ -127,24 +129,28 @@ async fn a_file_goes_its_whole_way() {
     assert_eq!(again, Enqueued::default(), "the same version makes nothing new");
 
     let early = queue.delivered(vec![proof(ids[0], 5)], 200).await.unwrap();
-    assert!(early.is_empty() && queue.to_dispose(DropId(0), 9).await.unwrap().is_empty());
+    assert!(early.is_empty() && queue.to_dispose(OUTBOX, DropId(0), 9).await.unwrap().is_empty());
     let repeated = queue.delivered(vec![proof(ids[0], 6)], 201).await.unwrap();
     assert!(repeated.is_empty());
     let drops = queue.delivered(vec![proof(ids[1], 5)], 202).await.unwrap();
-    let disposal = queue.to_dispose(DropId(0), 9).await.unwrap().remove(0);
+    let disposal = queue.to_dispose(OUTBOX, DropId(0), 9).await.unwrap().remove(0);
     assert_eq!(drops, [disposal.drop]);
     assert_eq!(
         (disposal.digest, disposal.found.clone()),
         (Digest([5; 32]), found("a", 1))
     );
     assert_eq!(
-        (disposal.name.len(), disposal.after_send),
-        (32, AfterSend::Archive)
+        (
+            disposal.name.len(),
+            disposal.after_send,
+            disposal.marker.as_deref()
+        ),
+        (32, AfterSend::Archive, Some(".done"))
     );
 
     assert!(todo(&queue, 1).await.forget.is_empty(), "not while it lies there");
     queue.disposed(vec![(disposal.drop, None)], 300).await.unwrap();
-    assert!(queue.to_dispose(DropId(0), 9).await.unwrap().is_empty());
+    assert!(queue.to_dispose(OUTBOX, DropId(0), 9).await.unwrap().is_empty());
     for (n, id) in [(1, 0), (2, 1)] {
         assert_eq!(todo(&queue, n).await.forget, [ids[id]]);
         queue.forgotten(vec![ids[id]]).await.unwrap();
@@ -237,7 +243,7 @@ async fn a_newer_version_supersedes() {
 
     // Its receipt still comes: kept, and nothing is disposed of.
     let drops = queue.delivered(vec![proof(old[1], 5)], 2).await.unwrap();
-    assert!(drops.is_empty() && queue.to_dispose(DropId(0), 9).await.unwrap().is_empty());
+    assert!(drops.is_empty() && queue.to_dispose(OUTBOX, DropId(0), 9).await.unwrap().is_empty());
     assert_eq!(state(&queue, old[1]).await.0, JobState::Failed);
     assert!(queue.receipt(old[1]).await.unwrap().is_some());
     assert!(todo(&queue, 2).await.withdraw.is_empty());
@@ -256,7 +262,10 @@ async fn an_acknowledged_version_is_still_disposed_of_beside_a_newer_one() {
     let drops = queue.delivered(vec![proof(old[0], 5)], 1).await.unwrap();
     let new = enqueue(&queue, 2, AfterSend::Delete, &[1]).await;
     assert!(new.superseded.is_empty());
-    assert_eq!(queue.to_dispose(DropId(0), 9).await.unwrap()[0].drop, drops[0]);
+    assert_eq!(
+        queue.to_dispose(OUTBOX, DropId(0), 9).await.unwrap()[0].drop,
+        drops[0]
+    );
     queue
         .disposed(vec![(drops[0], Some("changed".into()))], 2)
         .await
@@ -294,7 +303,7 @@ async fn failed_and_cancelled_jobs_keep_the_file() {
                 .unwrap()
                 .is_empty()
         );
-        assert!(queue.to_dispose(DropId(0), 9).await.unwrap().is_empty());
+        assert!(queue.to_dispose(OUTBOX, DropId(0), 9).await.unwrap().is_empty());
         assert!(
             !is_unknown(&queue, found("a", 1)).await,
             "not queued again by itself"
@@ -343,7 +352,7 @@ async fn different_bytes_of_one_version_dispose_of_nothing() {
     let ids = enqueue(&queue, 1, AfterSend::Delete, &[1, 2]).await.queued;
     let proofs = vec![proof(ids[0], 1), proof(ids[1], 2)];
     assert!(queue.delivered(proofs, 5).await.unwrap().is_empty());
-    assert!(queue.to_dispose(DropId(0), 9).await.unwrap().is_empty());
+    assert!(queue.to_dispose(OUTBOX, DropId(0), 9).await.unwrap().is_empty());
     let mut touched = found("a", 1);
     for ctime_ns in [1, 50] {
         touched.version.ctime_ns = ctime_ns;

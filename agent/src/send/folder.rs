@@ -5,6 +5,7 @@
 
 use std::path::Path;
 
+use bytes::Bytes;
 use cap_std::fs::Dir;
 use dropwire_protocol::RunningDigest;
 
@@ -64,7 +65,7 @@ impl<'a> FolderPass<'a> {
         let read = bundle::read(&self.folder, hash.length(), end, &mut |bytes| {
             let offset = hash.length();
             hash.update(bytes);
-            take(offset, bytes, hash)
+            take(offset, Bytes::copy_from_slice(bytes), hash)
         });
         read.map_err(|halt| match halt {
             Halt::Trouble(trouble) => voided(trouble).into(),

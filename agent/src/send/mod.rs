@@ -3,6 +3,7 @@
 //! A small file is read as a whole by one of a few workers and only then fed to the link; a larger one has a thread
 //! of its own. So a stalled transfer holds up no other, and a thousand small ones need no thousand threads.
 
+mod buffers;
 mod checkpoints;
 mod folder;
 mod pass;
@@ -13,7 +14,6 @@ use std::{
     thread,
 };
 
-use bytes::Bytes;
 use dropwire_protocol::{Digest, RunningDigest, message::MAX_EAGER};
 use tokio::sync::{Semaphore, mpsc};
 
@@ -229,9 +229,7 @@ impl Subject {
         }
         pass.read(&mut hash, size, &mut |offset, bytes, hash| {
             self.note(pass.witness(), hash);
-            let mut bytes = bytes.to_vec();
-            fault::bad_read(offset, &mut bytes);
-            let bytes = Bytes::from(bytes);
+            let bytes = fault::bad_read(offset, bytes);
             let digest = hash.value();
             feed(Piece::Chunk {
                 offset,

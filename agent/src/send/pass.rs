@@ -7,9 +7,11 @@ use std::{
     path::Path,
 };
 
+use bytes::Bytes;
 use cap_std::fs::Dir;
 use dropwire_protocol::{RemotePath, RunningDigest, message::MAX_CHUNK};
 
+use super::buffers::Buffers;
 use crate::{
     confined,
     error::shown,
@@ -36,7 +38,7 @@ impl From<Voided> for Ended {
 }
 
 /// Takes the bytes at an offset and the hash up to their end; false ends the pass.
-pub(super) type Take<'a> = dyn FnMut(u64, &[u8], &RunningDigest) -> bool + 'a;
+pub(super) type Take<'a> = dyn FnMut(u64, Bytes, &RunningDigest) -> bool + 'a;
 
 /// An open file that was the wanted version at the beginning, with a lease where there are leases.
 pub(super) struct Pass<'a> {
@@ -87,10 +89,13 @@ impl<'a> Pass<'a> {
         let mut file = &self.file;
         file.seek(SeekFrom::Start(hash.length()))
             .map_err(|e| self.void(&e))?;
-        let mut buffer = vec![0; MAX_CHUNK.min(usize::try_from(end).unwrap_or(MAX_CHUNK))];
+        let left = usize::try_from(end.saturating_sub(hash.length())).unwrap_or(MAX_CHUNK);
+        let size = left.min(MAX_CHUNK);
+        let mut buffers = Buffers::new(size);
         while hash.length() < end {
             let offset = hash.length();
-            let length = usize::try_from(end - offset).map_or(buffer.len(), |left| left.min(buffer.len()));
+            let length = usize::try_from(end - offset).map_or(size, |left| left.min(size));
+            let mut buffer = buffers.take();
             let Some(chunk) = buffer.get_mut(..length) else {
                 return Ok(()); // not reached: the length is at most the buffer's
             };
@@ -102,7 +107,7 @@ impl<'a> Pass<'a> {
                 return Err(Voided::Changed.into());
             }
             hash.update(chunk);
-            if !take(offset, chunk, hash) {
+            if !take(offset, buffers.give(buffer, length), hash) {
                 return Err(Ended::Stopped);
             }
         }

@@ -10,7 +10,7 @@ use crate::{
     config::paths::Paths,
     control::{
         Client, PAGE,
-        api::{JobFilter, JobReport, JobState},
+        api::{JobFilter, JobKind, JobReport, JobState},
         client::JobLines,
     },
     error::Fatal,
@@ -69,7 +69,10 @@ pub(super) fn row(job: &JobReport, now: SystemTime) -> (anstyle::Style, Vec<Stri
         job.state.name().to_owned(),
         render::size(job.size),
         render::text(&job.peer),
-        render::name(job.raw_name()),
+        match job.kind {
+            JobKind::File => render::name(job.raw_name()),
+            JobKind::Folder => render::name(job.raw_name()) + "/",
+        },
         render::note(job, now),
     ];
     (render::style(job.state), cells)
@@ -106,6 +109,7 @@ mod tests {
         waits.next_attempt_at = Some(crate::control::wire::Time::from_ms(5000));
         let mut half = fake::job(2048, JobState::Sending);
         half.sent_bytes = 1024;
+        half.kind = JobKind::Folder;
         let mut renamed = fake::job(3, JobState::Delivered);
         renamed.delivered_as = Some("3 (1)".into());
         let rows = [waits, half, renamed].map(|job| row(&job, SystemTime::UNIX_EPOCH));
@@ -130,7 +134,7 @@ mod tests {
                     "in",
                     "5s"
                 ],
-                vec!["000000000000", "sending", "2.0", "KiB", "office", "2048", "50%"],
+                vec!["000000000000", "sending", "2.0", "KiB", "office", "2048/", "50%"],
                 vec![
                     "000000000000",
                     "delivered",

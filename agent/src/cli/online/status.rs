@@ -103,7 +103,8 @@ fn config_error(error: &str) -> String {
 
 fn outboxes(report: &StatusReport) -> String {
     let row = |outbox: &OutboxReport| {
-        let trouble = outbox.held.as_deref().or(outbox.watch_reason.as_deref());
+        let troubles = [&outbox.held, &outbox.disposal_held, &outbox.watch_reason];
+        let trouble = troubles.into_iter().find_map(Option::as_deref);
         let cells = vec![
             render::name(outbox.raw_path()),
             watch_of(outbox),

@@ -41,7 +41,18 @@ impl JobState {
     }
 }
 
-/// One line of `jobs`: a file on its way to a peer. Made by [`JobReport::new`].
+/// What a job carries.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum JobKind {
+    /// A file.
+    #[default]
+    File,
+    /// A whole folder; `size` counts its stream.
+    Folder,
+}
+
+/// One line of `jobs`: a file, or a whole folder, on its way to a peer. Made by [`JobReport::new`].
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct JobReport {
@@ -53,6 +64,9 @@ pub struct JobReport {
     pub path: String,
     /// Relative to the outbox.
     pub name: String,
+    /// What it is.
+    #[serde(default)]
+    pub kind: JobKind,
     /// Bytes.
     pub size: u64,
     /// Where it stands.
@@ -95,6 +109,7 @@ pub struct JobParts {
     pub path: PathBuf,
     /// Relative to the outbox.
     pub name: RemotePath,
+    pub kind: JobKind,
     pub size: u64,
     pub state: JobState,
     pub attempts: u32,
@@ -123,6 +138,7 @@ impl JobReport {
             peer: parts.peer,
             path,
             name,
+            kind: parts.kind,
             size: parts.size,
             state: parts.state,
             attempts: parts.attempts,
@@ -205,7 +221,7 @@ mod tests {
         parts.delivered_as = None;
         let expected = json!({
             "job": "07070707070707070707070707070707", "peer": "office", "path": "/out/a/b.txt", "name": "a/b.txt",
-            "size": 5, "state": "queued", "attempts": 2, "next_attempt_at": "1970-01-01T00:00:01.500Z",
+            "kind": "file", "size": 5, "state": "queued", "attempts": 2, "next_attempt_at": "1970-01-01T00:00:01.500Z",
             "sent_bytes": 3, "error": "refused", "queued_at": "1970-01-01T00:00:00.001Z", "delivered_at": null,
             "sha256": null, "delivered_as": null,
         });
@@ -253,6 +269,7 @@ mod tests {
             peer: "office".into(),
             path,
             name: RemotePath::parse(name).unwrap(),
+            kind: JobKind::File,
             size: 5,
             state: JobState::Delivered,
             attempts: 2,

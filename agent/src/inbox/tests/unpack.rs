@@ -29,7 +29,7 @@ impl Place {
         let mut hash = RunningDigest::default();
         hash.update(stream);
         survey(&file)?;
-        unpack(&self.site, KEY, &file, hash.value(), &|| false)
+        unpack(&self.site, KEY, &file, hash.value(), &mut |_| true)
     }
 
     fn folder(&self) -> PathBuf {
@@ -213,10 +213,29 @@ fn what_reads_back_otherwise_is_refused() {
         hash.update(&stream(&[("a", Some(b"other"))]));
         hash.value()
     };
-    let (reason, _) = refused(unpack(&place.site, KEY, &file, other, &|| false));
+    let (reason, _) = refused(unpack(&place.site, KEY, &file, other, &mut |_| true));
     assert_eq!(reason, DeclineReason::DiskError);
     assert!(matches!(
-        unpack(&place.site, KEY, &file, other, &|| true),
+        unpack(&place.site, KEY, &file, other, &mut |_| false),
         Err(Failure::Stopped)
     ));
+}
+
+#[cfg(unix)]
+#[test]
+fn only_a_failing_disk_costs_the_stream() {
+    let kept = |code| {
+        let error = io::Error::from_raw_os_error(code);
+        matches!(Failure::of("making it", &error), Failure::NotNow(_))
+    };
+    for code in [
+        libc::ENOSPC,
+        libc::EDQUOT,
+        libc::EMFILE,
+        libc::EACCES,
+        libc::EROFS,
+    ] {
+        assert!(kept(code), "{code}");
+    }
+    assert!(!kept(libc::EIO));
 }

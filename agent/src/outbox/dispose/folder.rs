@@ -4,16 +4,12 @@
 //! |---|---|
 //! | under its path | the same checks again |
 //! | in `leaving/<name>` | the same checks there, with the bytes' digest |
-//! | in `leaving/<name>.gone` | decided: whatever is left of it is removed |
+//! | in `leaving/<name>.gone.<ctime>` | decided: what is left of it and not newer than that is removed |
 //!
 //! One that holds what was left out of its delivery is archived even where delivered ones are deleted: nothing is
 //! removed that did not arrive.
 
-use std::{
-    ffi::{OsStr, OsString},
-    io,
-    time::SystemTime,
-};
+use std::{ffi::OsStr, io, time::SystemTime};
 
 use cap_fs_ext::DirExt;
 use cap_std::fs::Dir;
@@ -22,7 +18,7 @@ use super::{
     Area, Disposal, DisposeError, Disposed, Steps,
     beside::rename_beside,
     check::{COMPARED_BELOW, Compare},
-    copy_of,
+    copy_of, removal,
 };
 use crate::{
     bundle::{self, Halt, Listing, Trouble},
@@ -31,6 +27,7 @@ use crate::{
     error::shown,
     fault,
     outbox::marker,
+    version::Version,
 };
 
 /// See [`super::dispose_all`].
@@ -41,8 +38,9 @@ pub(super) fn dispose(what: &Disposal, stopped: &dyn Fn() -> bool) -> Result<Dis
     let mut steps =
         Steps::begin(what, stopped).map_err(|reason| DisposeError::Held(shown(&what.root), reason))?;
     steps.trusted()?;
-    let answer = disposed(&mut steps, what).and_then(|answer| {
-        let answer = steps.unmark(what, answer)?;
+    let mut own = None;
+    let answer = disposed(&mut steps, what, &mut own).and_then(|answer| {
+        let answer = steps.unmark(what, answer, own)?;
         if what.marker.is_some() {
             steps.sync_left().map_err(|e| what.failed("the syncing", e))?;
         }
@@ -51,15 +49,23 @@ pub(super) fn dispose(what: &Disposal, stopped: &dyn Fn() -> bool) -> Result<Dis
     answer.map_err(|error| steps.judged(error))
 }
 
-/// The folder itself, and its marker taken along.
-fn disposed(steps: &mut Steps<'_>, what: &Disposal) -> Result<Disposed, DisposeError> {
-    let (name, gone) = (OsStr::new(&what.name), gone(what));
+/// The folder itself, and its marker taken along. `own` becomes its inode and birth: a folder's version has others.
+fn disposed(
+    steps: &mut Steps<'_>,
+    what: &Disposal,
+    own: &mut Option<(u64, i64)>,
+) -> Result<Disposed, DisposeError> {
+    let name = OsStr::new(&what.name);
     let failed = |e: io::Error| what.failed("the disposal", e);
-    if open(&steps.leaving, &gone).map_err(failed)?.is_some() {
-        return remove(steps, what);
+    if let Some((gone, newest_ns)) = removal::find_decided(&steps.leaving, &what.name).map_err(failed)? {
+        if let Some(folder) = open(&steps.leaving, &gone).map_err(failed)? {
+            *own = Some(identity(&folder).map_err(failed)?);
+        }
+        return remove(steps, what, &gone, newest_ns);
     }
     // A crash, or an error, left it there: the bytes decide.
     if let Some(folder) = open(&steps.leaving, name).map_err(failed)? {
+        *own = Some(identity(&folder).map_err(failed)?);
         steps.touch(what)?; // that it left its path may not be durable yet
         steps.sync_staged().map_err(|e| what.failed("the syncing", e))?;
         let checked = check(what, &folder, &Compare::Always, steps.stopped)?;
@@ -74,7 +80,8 @@ fn disposed(steps: &mut Steps<'_>, what: &Disposal) -> Result<Disposed, DisposeE
     let Some(folder) = open(&parent, at).map_err(failed)? else {
         return absent(steps, what);
     };
-    let before = match check(what, &folder, &Compare::IfTouched, steps.stopped)? {
+    *own = Some(identity(&folder).map_err(failed)?);
+    let mut before = match check(what, &folder, &Compare::IfTouched, steps.stopped)? {
         Ok(listing) => listing,
         Err(answer) => return Ok(answer),
     };
@@ -94,7 +101,8 @@ fn disposed(steps: &mut Steps<'_>, what: &Disposal) -> Result<Disposed, DisposeE
     };
     let checked = after.and_then(|after| {
         if after.is_undisturbed(&before) || fault::mutant("S5-folder-again") {
-            Ok(after)
+            before.left_out = after.left_out;
+            Ok(before) // its times are those of before the renaming
         } else {
             Err(Disposed::Changed)
         }
@@ -167,11 +175,13 @@ fn leave(steps: &mut Steps<'_>, what: &Disposal, checked: Checked) -> Result<Dis
     };
     let name = OsStr::new(&what.name);
     if what.after == AfterSend::Delete && listing.left_out.is_empty() {
-        let decided = durable::rename_noreplace(&steps.leaving, name, &steps.leaving, &gone(what));
+        let newest_ns = listing.version().ctime_ns;
+        let gone = removal::decided_name(&what.name, newest_ns);
+        let decided = durable::rename_noreplace(&steps.leaving, name, &steps.leaving, &gone);
         decided.map_err(|e| what.failed("the disposal", e))?;
         fault::step("S5-folder-gone", || steps.sync(&steps.leaving))
             .map_err(|e| what.failed("the syncing", e))?;
-        return remove(steps, what);
+        return remove(steps, what, &gone, newest_ns);
     }
     if what.after == AfterSend::Delete {
         tracing::warn!(path = %what.path, "archived, not deleted: it holds what was left out of its delivery");
@@ -185,21 +195,24 @@ fn leave(steps: &mut Steps<'_>, what: &Disposal, checked: Checked) -> Result<Dis
     Ok(Disposed::Done)
 }
 
-/// Durably gone; what somebody put into it at the last moment stays, under its old name or the next free one.
-fn remove(steps: &Steps<'_>, what: &Disposal) -> Result<Disposed, DisposeError> {
-    let gone = gone(what);
-    let answer = match steps.leaving.remove_dir_all(&gone) {
-        Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => {
-            let back = || {
-                let wanted = confined::os_str(what.path.file_name())?;
-                rename_beside(&steps.leaving, &gone, &steps.outbox, wanted)?;
-                steps.sync(&steps.outbox)
-            };
-            back().map_err(|e| what.failed("the giving back", e))?;
-            Disposed::Changed
-        }
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(what.failed("the removal", e)),
-        _ => Disposed::Done,
+/// Durably gone; what somebody put into it after the check stays, in the folder under its old name or the next free one.
+fn remove(
+    steps: &Steps<'_>,
+    what: &Disposal,
+    gone: &OsStr,
+    newest_ns: i64,
+) -> Result<Disposed, DisposeError> {
+    let removed = removal::remove(&steps.leaving, gone, newest_ns);
+    let answer = if removed.map_err(|e| what.failed("the removal", e))? {
+        Disposed::Done
+    } else {
+        let back = || {
+            let wanted = confined::os_str(what.path.file_name())?;
+            rename_beside(&steps.leaving, gone, &steps.outbox, wanted)?;
+            steps.sync(&steps.outbox)
+        };
+        back().map_err(|e| what.failed("the giving back", e))?;
+        Disposed::Changed
     };
     steps.sync_leaving().map_err(|e| what.failed("the syncing", e))?;
     Ok(answer)
@@ -212,9 +225,9 @@ fn absent(steps: &mut Steps<'_>, what: &Disposal) -> Result<Disposed, DisposeErr
     Ok(Disposed::Gone)
 }
 
-/// Where it lies once its removal is decided.
-fn gone(what: &Disposal) -> OsString {
-    format!("{}.gone", what.name).into()
+fn identity(folder: &Dir) -> io::Result<(u64, i64)> {
+    let version = Version::listed(&folder.dir_metadata()?);
+    Ok((version.inode, version.birth_ns))
 }
 
 /// None: nothing, or no folder, has that name.

@@ -27,6 +27,10 @@ impl Outbox {
         fs::create_dir_all(self.at("batch/sub/empty")).unwrap();
         fs::write(self.at("batch/a"), "a").unwrap();
         fs::write(self.at("batch/sub/b"), "b").unwrap();
+        self.as_it_is(after)
+    }
+
+    fn as_it_is(&self, after: AfterSend) -> Disposal {
         let folder = confined::root(&self.at("batch")).unwrap();
         let version = bundle::list_quickly(&folder).unwrap().version();
         Disposal {
@@ -91,7 +95,10 @@ fn a_delivered_folder_is_removed_also_after_a_crash_in_between() {
 
     // Half removed: that is no new version, and must not come back.
     let what = outbox.delivered(AfterSend::Delete);
-    let half = outbox.in_leaving(&what, &format!("{}.gone", what.name));
+    let half = outbox.in_leaving(
+        &what,
+        removal::decided_name(&what.name, i64::MAX).to_str().unwrap(),
+    );
     fs::remove_file(half.join("a")).unwrap();
     assert_eq!(outbox.dispose(&what), Disposed::Done);
     assert!(!outbox.at("batch").exists() && outbox.leaving_is_empty());
@@ -137,6 +144,23 @@ fn its_marker_leaves_with_it() {
         assert_eq!(outbox.dispose(&what), Disposed::Gone);
         assert!(outbox.leaving_is_empty());
     }
+}
+
+/// Found changed in `leaving`, after the marker was taken: its producer gives no second one.
+#[test]
+fn its_marker_comes_back_with_it() {
+    let outbox = Outbox::new();
+    let mut what = outbox.delivered(AfterSend::Archive);
+    what.marker = Some(".done".into());
+    let leaving = outbox.in_leaving(&what, &what.name);
+    fs::write(leaving.join("a"), "longer").unwrap();
+    let held = outbox
+        .at(".dropwire/leaving")
+        .join(format!("{}.marker", what.name));
+    fs::write(held, "").unwrap();
+    assert_eq!(outbox.dispose(&what), Disposed::Changed);
+    assert!(outbox.at("batch/a").exists() && outbox.at("batch.done").exists());
+    assert!(outbox.leaving_is_empty());
 }
 
 #[test]
@@ -208,13 +232,32 @@ mod order {
         assert!(outbox.leaving_is_empty());
     }
 
+    /// A program whose working folder it is goes on while it is being removed.
+    #[test]
+    fn what_comes_while_it_is_removed_stays() {
+        let outbox = Outbox::new();
+        outbox.delivered(AfterSend::Delete);
+        fs::hard_link(outbox.at("batch/a"), outbox.at("batch/sub/a")).unwrap();
+        fs::write(outbox.at("batch/Thumbs.db"), "litter").unwrap();
+        let what = outbox.as_it_is(AfterSend::Delete);
+        let gone = removal::decided_name(&what.name, what.version.ctime_ns);
+        let decided = Call::Name(leaving(&what), Path::new(".dropwire/leaving").join(gone));
+        let late = outbox.temp.path().join(leaving(&what)).join("sub/late");
+        trace::before(outbox.temp.path(), decided, move || fs::write(late, "late"));
+        assert_eq!(outbox.dispose(&what), Disposed::Changed);
+        assert_eq!(fs::read(outbox.at("batch/sub/late")).unwrap(), b"late");
+        assert!(!outbox.at("batch/a").exists() && !outbox.at("batch/sub/a").exists());
+        assert!(outbox.leaving_is_empty());
+    }
+
     #[test]
     fn it_has_left_durably_before_its_removal_is_decided_and_that_is_durable_before_it_begins() {
         let outbox = Outbox::new();
         let what = outbox.delivered(AfterSend::Delete);
         assert_eq!(outbox.dispose(&what), Disposed::Done);
         let calls = trace::of(outbox.temp.path());
-        let gone = leaving(&what).with_extension("gone");
+        let gone = removal::decided_name(&what.name, what.version.ctime_ns);
+        let gone = Path::new(".dropwire/leaving").join(gone);
         let at = |wanted: Call| calls.iter().position(|c| *c == wanted).expect("a call");
         let left = at(Call::Name("batch".into(), leaving(&what)));
         let decided = at(Call::Name(leaving(&what), gone));

@@ -298,7 +298,7 @@ impl Pair {
     }
 
     async fn dispose(&mut self, stays: bool) {
-        let Some(first) = self.queue.to_dispose(DropId(0), 1).await.unwrap().pop() else {
+        let Some(first) = self.queue.to_dispose(OUTBOX, DropId(0), 1).await.unwrap().pop() else {
             return;
         };
         let error = stays.then(|| "changed".to_string());

@@ -3,7 +3,7 @@
 use rusqlite::Connection;
 
 use super::*;
-use crate::queue::{attempts, delivery, enqueue, keeping, list};
+use crate::queue::{attempts, delivery, enqueue, keeping, list, overlap};
 
 #[tokio::test]
 async fn hot_statements_follow_an_index() {
@@ -18,6 +18,9 @@ async fn hot_statements_follow_an_index() {
         enqueue::LYING,
         enqueue::EMPTIED,
         list::OLDEST,
+        overlap::WHOLE,
+        overlap::BY_FILES[0],
+        overlap::BY_FILES[1],
         delivery::TO_TELL,
         &delivery::to_dispose_sql(),
         &delivery::resting_sql(),
@@ -54,7 +57,7 @@ async fn asking_for_outboxes_passes_by_what_has_left() {
     let folder = tempfile::tempdir().unwrap();
     let queue = queue(folder.path()).await;
     let plan = plan(&queue.db.reader().unwrap(), list::OUTBOXES);
-    for index in ["drops_lying (outbox=?", "drops_by_state (state=?"] {
+    for index in ["drops_lying (outbox=?", "drops_leaving (outbox=?"] {
         assert!(
             plan.iter().any(|step| step.contains(index)),
             "{index} in {plan:#?}"
@@ -64,6 +67,22 @@ async fn asking_for_outboxes_passes_by_what_has_left() {
         !plan.iter().any(|step| step.contains("autoindex_drops")),
         "{plan:#?}"
     );
+}
+
+/// It steps from one outbox to the next.
+#[tokio::test]
+async fn asking_what_leaves_passes_by_the_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let queue = queue(folder.path()).await;
+    let plan = plan(&queue.db.reader().unwrap(), delivery::DISPOSING);
+    let steps: Vec<_> = plan.iter().filter(|step| step.contains("drops")).collect();
+    assert!(!steps.is_empty(), "{plan:#?}");
+    for step in steps {
+        assert!(
+            step.starts_with("SEARCH drops USING COVERING INDEX drops_leaving"),
+            "{plan:#?}"
+        );
+    }
 }
 
 #[tokio::test]

@@ -1,0 +1,194 @@
+//! Looks at what is due, and what follows from what is seen: what is ready is made durable (S1) and told.
+
+use std::{collections::HashSet, fs::File, sync::Arc, time::Instant};
+
+use dropwire_protocol::RemotePath;
+
+use super::{Deaf, LISTED, LOOKS, Tending};
+use crate::{
+    config::AfterSend,
+    outbox::{
+        OutboxEvent,
+        look::{self, Rules, Seen},
+        settle::{Sight, Verdict},
+        task::blocking,
+        whole,
+    },
+    version::Found,
+};
+
+impl Tending<'_> {
+    /// Looks at what is due; what is ready and not yet known is made durable (S1) and told.
+    pub(super) async fn look(&mut self) -> Result<(), Deaf> {
+        let paths = self.task.shared.state().settle.due(Instant::now(), LOOKS);
+        if paths.is_empty() {
+            return Ok(());
+        }
+        let (place, shared) = (Arc::clone(&self.place), Arc::clone(&self.task.shared));
+        let rules = {
+            let config = &self.task.shared.config;
+            let (quiet, marker) = (config.quiet, config.marker.clone());
+            Rules { quiet, marker }
+        };
+        let looked = blocking(move || {
+            let dir = place.open().ok()?;
+            let look = |path| match (look::look(&dir, &path, &rules), &shared.ignore) {
+                (Seen::Folder, Some(ignore)) if path.parent().is_none() && shared.goes_whole(&path) => {
+                    (whole::look(&dir, &path, &rules, ignore), path)
+                }
+                (seen, _) => (seen, path),
+            };
+            Some(paths.into_iter().map(look).collect::<Vec<_>>())
+        });
+        let Some(seen) = looked.await.flatten() else {
+            self.check = true; // the folder is not what it was
+            self.task.shared.state().settle.clear();
+            self.scan_all();
+            return Ok(());
+        };
+        let ready: Vec<(Found, Option<File>)> = seen
+            .into_iter()
+            .filter_map(|(seen, path)| self.seen(path, seen))
+            .collect();
+        if ready.is_empty() {
+            return Ok(());
+        }
+        let unknown = self.unknown(ready.iter().map(|(found, _)| found.clone()).collect());
+        let unknown: HashSet<Found> = unknown.await.into_iter().collect();
+        let (folders, files): (Vec<_>, Vec<_>) = ready
+            .into_iter()
+            .filter(|(found, _)| unknown.contains(found))
+            .partition(|(found, _)| found.version.folder);
+        let folders = self.sync_folders(folders.into_iter().map(|(found, _)| found).collect());
+        let mut found = folders.await;
+        let files = files.into_iter().filter_map(|(found, file)| Some((found, file?)));
+        let (files_found, files) = files.unzip();
+        found.extend(self.sync(files_found, files).await);
+        if found.is_empty() {
+            return Ok(());
+        }
+        let root = self.task.shared.config.path.clone();
+        let told = self.task.events.send(OutboxEvent::Settled { root, found }).await;
+        told.map_err(|_| Deaf)
+    }
+
+    fn seen(&mut self, path: RemotePath, seen: Seen) -> Option<(Found, Option<File>)> {
+        let now = Instant::now();
+        let shared = Arc::clone(&self.task.shared);
+        let looked = |sight| {
+            let mut state = shared.state();
+            state.problems.listed.remove(path.as_bytes());
+            state.settle.looked(&path, sight, now)
+        };
+        match seen {
+            Seen::Nothing => {
+                looked(Sight::Nothing);
+                None
+            }
+            Seen::Folder => {
+                looked(Sight::Nothing);
+                if self.folders.len() < LISTED {
+                    self.folders.insert(path);
+                } else {
+                    self.scan_all();
+                }
+                None
+            }
+            Seen::Unmarked(reason) => {
+                shared.state().settle.looked(&path, Sight::Nothing, now);
+                self.list(path.as_bytes().to_vec(), reason, || {});
+                None
+            }
+            Seen::Refused(reason) => {
+                shared.state().settle.looked(&path, Sight::Nothing, now);
+                self.problem(path.as_bytes().to_vec(), reason);
+                None
+            }
+            Seen::Held { why, reason } => {
+                shared.state().settle.looked(&path, Sight::Held { why }, now);
+                self.problem(path.as_bytes().to_vec(), reason);
+                None
+            }
+            Seen::Whole { sight, left_out } => {
+                let verdict = looked(sight);
+                if verdict == Verdict::Ready {
+                    for (below, what) in left_out {
+                        let below = [path.as_bytes(), b"/", below.as_bytes()].concat();
+                        self.problem(below, whole::left_out(what));
+                    }
+                    if shared.config.after_send == AfterSend::Keep {
+                        self.folders.insert(path.clone()); // to be watched
+                    }
+                }
+                self.decided(path, verdict, sight, None, now)
+            }
+            Seen::File { sight, file } => {
+                let verdict = looked(sight);
+                self.decided(path, verdict, sight, file, now)
+            }
+        }
+    }
+
+    fn decided(
+        &self,
+        path: RemotePath,
+        verdict: Verdict,
+        sight: Sight,
+        file: Option<File>,
+        now: Instant,
+    ) -> Option<(Found, Option<File>)> {
+        match (verdict, sight) {
+            (Verdict::Ready, Sight::Still { version, .. }) => {
+                let outbox = self.place.id;
+                Some((
+                    Found {
+                        outbox,
+                        path,
+                        version,
+                    },
+                    file,
+                ))
+            }
+            (Verdict::Restless, _) => {
+                let state = self.task.shared.state();
+                let why = state.settle.why(&path, now).map_or("", |(why, _)| why);
+                tracing::warn!(%path, why, "has not settled for longer than max_wait");
+                None
+            }
+            _ => None,
+        }
+    }
+
+    /// S1's sync of whole folders.
+    async fn sync_folders(&self, found: Vec<Found>) -> Vec<Found> {
+        if found.is_empty() {
+            return found;
+        }
+        let place = Arc::clone(&self.place);
+        let synced = blocking(move || {
+            let synced = |found: &Found| whole::sync(&place.open()?, &found.path);
+            found.into_iter().map(|found| (synced(&found), found)).collect()
+        });
+        self.durable(synced.await.unwrap_or_default())
+    }
+
+    fn durable(&self, synced: Vec<(std::io::Result<()>, Found)>) -> Vec<Found> {
+        let mut done = Vec::with_capacity(synced.len());
+        for (synced, found) in synced {
+            match synced {
+                Ok(()) => done.push(found),
+                Err(e) => self.problem(
+                    found.path.as_bytes().to_vec(),
+                    format!("it cannot be made durable: {e}"),
+                ),
+            }
+        }
+        done
+    }
+
+    /// S1's sync; those that fail are reported, and tried again at the next scan.
+    async fn sync(&mut self, found: Vec<Found>, files: Vec<File>) -> Vec<Found> {
+        let synced = blocking(move || look::sync(&files)).await.unwrap_or_default();
+        self.durable(synced.into_iter().zip(found).collect())
+    }
+}
