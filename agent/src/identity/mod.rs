@@ -22,7 +22,7 @@ use crate::{
     version::Version,
 };
 
-pub use tls::{ALPN, NotPaired, peer_id};
+pub use tls::{NotPaired, Role, agreed};
 
 /// This agent's key. The file is `identity.key` in the state folder, PKCS#8 PEM, 0600.
 pub struct Identity {
@@ -129,9 +129,14 @@ impl Identity {
         self.tls.server_config(self.id, pins)
     }
 
-    /// For dialling: exactly this peer.
+    /// For dialling: exactly this peer, by a connection that is all of a link.
     pub fn client_config(&self, peer: AgentId) -> Arc<rustls::ClientConfig> {
-        self.tls.client_config(self.id, peer)
+        self.client_config_for(peer, &[Role::Whole])
+    }
+
+    /// For dialling: exactly this peer, who chooses one of these roles for the connection.
+    pub fn client_config_for(&self, peer: AgentId, roles: &[Role]) -> Arc<rustls::ClientConfig> {
+        self.tls.client_config(self.id, peer, roles)
     }
 
     fn from_pair(pair: &rcgen::KeyPair) -> Result<Identity, String> {

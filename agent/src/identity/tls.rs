@@ -24,8 +24,33 @@ use rustls::{
 
 use super::id_of;
 
-/// The one application protocol; both sides demand it.
-pub const ALPN: &[u8] = b"dropwire/1";
+/// What a connection is for. Both sides agree on it as on an application protocol, and demand one of these.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Role {
+    /// It is all of a link.
+    Whole,
+    /// It is the first strand of a link that may have several.
+    First,
+    /// It is one strand more.
+    Further,
+}
+
+impl Role {
+    /// From the one that is liked best on.
+    const ALL: [Role; 3] = [Role::First, Role::Further, Role::Whole];
+
+    fn protocol(self) -> &'static [u8] {
+        match self {
+            Role::Whole => b"dropwire/1",
+            Role::First => b"dropwire/1 first",
+            Role::Further => b"dropwire/1 further",
+        }
+    }
+
+    fn protocols(roles: &[Role]) -> Vec<Vec<u8>> {
+        roles.iter().map(|role| role.protocol().to_vec()).collect()
+    }
+}
 
 /// Why a key was turned away.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -61,12 +86,13 @@ impl fmt::Display for NotPaired {
 
 impl std::error::Error for NotPaired {}
 
-/// The other side's id on a connection whose handshake is complete; None where there is no such key or the protocol was not agreed.
-pub fn peer_id(connection: &rustls::CommonState) -> Option<AgentId> {
-    if connection.alpn_protocol() != Some(ALPN) {
-        return None;
-    }
-    key_id(connection.peer_certificates()?.first()?).ok()
+/// The other side's id on a connection whose handshake is complete, and what it is for; None where there is no such key or
+/// no role was agreed on.
+pub fn agreed(connection: &rustls::CommonState) -> Option<(AgentId, Role)> {
+    let protocol = connection.alpn_protocol()?;
+    let role = Role::ALL.into_iter().find(|role| role.protocol() == protocol)?;
+    let id = key_id(connection.peer_certificates()?.first()?).ok()?;
+    Some((id, role))
 }
 
 /// Our key in its certificate, and the provider that both configs share.
@@ -102,21 +128,21 @@ impl Credentials {
             .expect("the provider has suites for TLS 1.3")
             .with_client_cert_verifier(self.pins(own, pins))
             .with_cert_resolver(Arc::new(SingleCertAndKey::from(self.key.clone())));
-        config.alpn_protocols = vec![ALPN.to_vec()];
+        config.alpn_protocols = Role::protocols(&Role::ALL);
         // A resumed session would skip the pins, also after an unpairing.
         config.send_tls13_tickets = 0;
         config.session_storage = Arc::new(NoServerSessionStorage {});
         Arc::new(config)
     }
 
-    pub(super) fn client_config(&self, own: AgentId, peer: AgentId) -> Arc<ClientConfig> {
+    pub(super) fn client_config(&self, own: AgentId, peer: AgentId, roles: &[Role]) -> Arc<ClientConfig> {
         let mut config = ClientConfig::builder_with_provider(self.provider.clone())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .expect("the provider has suites for TLS 1.3")
             .dangerous()
             .with_custom_certificate_verifier(self.pins(own, vec![peer]))
             .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(self.key.clone())));
-        config.alpn_protocols = vec![ALPN.to_vec()];
+        config.alpn_protocols = Role::protocols(roles);
         config.resumption = Resumption::disabled();
         config.enable_sni = false;
         Arc::new(config)
@@ -309,8 +335,8 @@ mod tests {
         let other = Identity::generate().id();
         let [mut client, mut server] =
             meet(a.client_config(b.id()), b.server_config(vec![other, a.id()])).unwrap();
-        assert_eq!(peer_id(&client), Some(b.id()));
-        assert_eq!(peer_id(&server), Some(a.id()));
+        assert_eq!(agreed(&client), Some((b.id(), Role::Whole)));
+        assert_eq!(agreed(&server), Some((a.id(), Role::Whole)));
         assert_eq!(client.protocol_version(), Some(rustls::ProtocolVersion::TLSv1_3));
         assert_eq!(
             client.negotiated_cipher_suite().map(|suite| suite.suite()),
@@ -379,7 +405,7 @@ mod tests {
             .dangerous()
             .with_custom_certificate_verifier(a.tls.pins(a.id(), vec![b.id()]))
             .with_no_client_auth();
-        config.alpn_protocols = vec![ALPN.to_vec()];
+        config.alpn_protocols = Role::protocols(&[Role::Whole]);
         let [_, server] = *meet(Arc::new(config), b.server_config(vec![a.id()])).unwrap_err();
         assert_eq!(server, Some(Error::NoCertificatesPresented));
     }
@@ -393,7 +419,7 @@ mod tests {
         assert!(meet(Arc::new(config.clone()), server.clone()).is_err());
         config.alpn_protocols = vec![];
         let [_, server] = meet(Arc::new(config), server).unwrap();
-        assert_eq!(peer_id(&server), None);
+        assert_eq!(agreed(&server), None);
     }
 
     /// A ClientHello that offers TLS 1.2 and nothing above.

@@ -28,9 +28,12 @@ impl<S> Buffered<S> {
         }
     }
 
-    #[allow(dead_code)]
     pub(super) fn get_ref(&self) -> &S {
         &self.inner
+    }
+
+    pub(super) fn get_mut(&mut self) -> &mut S {
+        &mut self.inner
     }
 
     /// After a read of so many bytes.

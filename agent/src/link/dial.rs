@@ -2,10 +2,13 @@
 //! peer has no address.
 
 use std::{
+    io,
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
+use dropwire_protocol::Error;
 use rustls::pki_types::ServerName;
 use tokio::{
     net::{TcpStream, lookup_host},
@@ -13,8 +16,18 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-use super::{handshake, links::Shared, pair::Pair};
-use crate::{backoff, identity};
+use super::{
+    handshake,
+    joining::{self, Door, LinkName},
+    line::{Line, Tls},
+    links::Shared,
+    pair::Pair,
+    wire::Traffic,
+};
+use crate::{
+    backoff,
+    identity::{self, Role},
+};
 
 /// Keeps a link to the peer until cancelled; begins anew when its address changes.
 pub(super) async fn keep(shared: Arc<Shared>, pair: Arc<Pair>) {
@@ -94,21 +107,68 @@ async fn dial(shared: &Arc<Shared>, pair: &Arc<Pair>, address: &str) -> Result<(
     Err(errors.join("; "))
 }
 
-async fn connect(
-    shared: &Arc<Shared>,
-    pair: &Arc<Pair>,
-    to: std::net::SocketAddr,
-) -> Result<(), dropwire_protocol::Error> {
+async fn connect(shared: &Arc<Shared>, pair: &Arc<Pair>, to: SocketAddr) -> Result<(), Error> {
+    let since = Instant::now();
     let tcp = TcpStream::connect(to).await?;
-    let (socket, traffic) = handshake::socket(tcp, &shared.timing);
-    let config = shared.identity.client_config(pair.id);
-    // The name is never looked at: the key is pinned.
-    let name = ServerName::from(to.ip());
-    let stream = TlsConnector::from(config).connect(name, socket).await?;
-    if identity::peer_id(stream.get_ref().1) != Some(pair.id) {
-        return Err(std::io::Error::other("it does not speak dropwire's protocol").into());
+    let roles: &[Role] = if handshake::round_trip(&tcp, since.elapsed()) >= shared.timing.far {
+        &[Role::First, Role::Whole]
+    } else {
+        &[Role::Whole]
+    };
+    let Dialled {
+        stream,
+        role,
+        name,
+        traffic,
+    } = secure(shared, pair, tcp, roles).await?;
+    if role != Role::First {
+        shared
+            .meet(pair, Line::Whole(stream.into()), traffic, true)
+            .await?;
+        return Ok(());
     }
-    shared.meet(pair, stream.into(), traffic, true).await
+    let (line, door) = Door::open(stream, name, &traffic);
+    if shared.meet(pair, line, traffic, true).await? {
+        let further = joining::dial_further(shared.clone(), pair.clone(), to, door);
+        shared.tasks.spawn(further);
+    }
+    Ok(())
+}
+
+/// A connection that was dialled, with both keys proven.
+pub(super) struct Dialled {
+    pub(super) stream: Tls,
+    /// One of those that were offered.
+    pub(super) role: Role,
+    /// Of the link, if this is its first connection.
+    pub(super) name: LinkName,
+    pub(super) traffic: Arc<Traffic>,
+}
+
+/// TLS with the peer, who takes one of `roles`. The caller bounds the time.
+pub(super) async fn secure(
+    shared: &Shared,
+    pair: &Pair,
+    tcp: TcpStream,
+    roles: &[Role],
+) -> Result<Dialled, Error> {
+    // The name is never looked at: the key is pinned.
+    let name = ServerName::from(tcp.peer_addr()?.ip());
+    let (socket, traffic) = handshake::socket(tcp, &shared.timing);
+    let config = shared.identity.client_config_for(pair.id, roles);
+    let stream = TlsConnector::from(config).connect(name, socket).await?;
+    let (socket, tls) = stream.get_ref();
+    let role = match identity::agreed(tls) {
+        Some((id, role)) if id == pair.id && roles.contains(&role) => role,
+        _ => return Err(io::Error::other("it does not speak dropwire's protocol").into()),
+    };
+    handshake::fit(socket, role);
+    Ok(Dialled {
+        role,
+        name: LinkName::of(tls)?,
+        stream: stream.into(),
+        traffic,
+    })
 }
 
 /// Spreads the dials of many agents; any number serves.

@@ -15,7 +15,7 @@ use super::{
     buffered::Buffered,
     wire::{Counted, Reader, Traffic, Writer, wire},
 };
-use crate::identity::NotPaired;
+use crate::identity::{NotPaired, Role};
 
 /// What lies below TLS.
 pub(super) type Socket = Buffered<Counted<TcpStream>>;
@@ -35,6 +35,49 @@ pub(super) fn socket(tcp: TcpStream, timing: &Timing) -> (Socket, Arc<Traffic>) 
     }
     let traffic = Arc::new(Traffic::default());
     (Buffered::new(Counted::new(tcp, traffic.clone())), traffic)
+}
+
+/// Fits a connection to the line, once it is known what it is for.
+pub(super) fn fit(socket: &Socket, role: Role) {
+    if role == Role::Whole {
+        return;
+    }
+    // As above, each is for the better only.
+    #[cfg(target_os = "linux")]
+    {
+        let socket = SockRef::from(socket.get_ref().get_ref());
+        let _ = socket.set_tcp_congestion(b"bbr");
+        let _ = socket.set_tcp_notsent_lowat(UNSENT_FAR);
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = socket;
+}
+
+/// How long the way to the other side and back takes: what the kernel saw, or else what connecting took.
+pub(super) fn round_trip(tcp: &TcpStream, connecting: Duration) -> Duration {
+    #[cfg(target_os = "linux")]
+    {
+        use std::{mem, os::fd::AsRawFd as _};
+        // SAFETY: tcp_info is numbers, for which all zeros is a value.
+        let mut info: libc::tcp_info = unsafe { mem::zeroed() };
+        let mut length = mem::size_of_val(&info) as libc::socklen_t;
+        // SAFETY: the kernel writes at most `length` bytes, which is the size of what it is handed.
+        let code = unsafe {
+            libc::getsockopt(
+                tcp.as_raw_fd(),
+                libc::IPPROTO_TCP,
+                libc::TCP_INFO,
+                (&raw mut info).cast(),
+                &mut length,
+            )
+        };
+        if code == 0 && info.tcpi_rtt > 0 {
+            return Duration::from_micros(info.tcpi_rtt.into());
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = tcp;
+    connecting
 }
 
 /// Exchanges Hellos. The caller bounds the time.
@@ -149,3 +192,6 @@ pub(super) fn explain(error: &Error) -> String {
 /// small file that comes up, and on a slow line megabytes would.
 #[cfg(target_os = "linux")]
 const UNSENT: u32 = 256 * 1024;
+/// Where a link has several connections: what waits for its turn on one of them could not take another one's.
+#[cfg(target_os = "linux")]
+const UNSENT_FAR: u32 = 64 * 1024;

@@ -9,14 +9,18 @@ use std::{
 };
 
 use dropwire_protocol::{AgentId, Error, Local, message::Hello};
-use tokio::{net::TcpListener, sync::mpsc, time::timeout};
-use tokio_rustls::TlsStream;
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, mpsc},
+    time::timeout,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     LinkEvent, Request, Sink, Timing, dial,
     drive::{Ends, drive},
-    handshake::{Greeted, Socket, greet},
+    handshake::{Greeted, greet},
+    line::Line,
     listen,
     pair::{Admission, Pair},
     rate::Rate,
@@ -131,6 +135,7 @@ impl Links {
             cancel: cancel.child_token(),
             tasks: TaskTracker::new(),
             timing,
+            further: Arc::new(Semaphore::new(listen::affordable(FURTHER))),
             listening: Mutex::default(),
         });
         let links = Links { shared };
@@ -240,6 +245,12 @@ impl Links {
         }
     }
 
+    /// Connections that joined a link.
+    #[cfg(test)]
+    pub(super) fn further(&self) -> usize {
+        listen::affordable(FURTHER) - self.shared.further.available_permits()
+    }
+
     /// Says Bye on every link and waits until all have ended, some seconds at most.
     pub async fn shutdown(&self) {
         self.shared.cancel.cancel();
@@ -255,6 +266,8 @@ pub(super) struct Shared {
     pub(super) cancel: CancellationToken,
     pub(super) tasks: TaskTracker,
     pub(super) timing: Timing,
+    /// Places for connections beside the first of a link, over all links.
+    pub(super) further: Arc<Semaphore>,
     sink: Arc<dyn Sink>,
     events: mpsc::Sender<LinkEvent>,
     upload: Arc<Rate>,
@@ -289,22 +302,28 @@ impl Shared {
     }
 
     /// Exchanges Hellos on a connection whose key is proven. If it is the one to stay, it begins to carry transfers
-    /// by itself; the caller is done.
+    /// by itself, and this is true; the caller is done.
     pub(super) async fn meet(
         self: &Arc<Self>,
         pair: &Arc<Pair>,
-        stream: TlsStream<Socket>,
+        line: Line,
         traffic: Arc<Traffic>,
         dialled: bool,
-    ) -> Result<(), Error> {
+    ) -> Result<bool, Error> {
+        let mut hello = self.terms().hello.clone();
+        if matches!(line, Line::Strands(_)) {
+            hello.window = WINDOW_FAR;
+        }
         let local = Local {
-            hello: self.terms().hello.clone(),
+            hello,
             max_file_size: None, // the link takes it from its orders
             ping_after: self.timing.ping_after,
             dead_after: self.timing.dead_after,
         };
-        let mut link = greet(stream, traffic, local, &self.timing).await?;
-        match pair.admit(dialled, link.traffic.clone()) {
+        let mut link = greet(line, traffic, local, &self.timing).await?;
+        let admitted = pair.admit(dialled, link.traffic.clone());
+        let stays = admitted.is_ok();
+        match admitted {
             Ok(admission) => {
                 self.tasks
                     .spawn(carry(self.clone(), pair.clone(), link, admission));
@@ -316,17 +335,12 @@ impl Shared {
                     .spawn(async move { link.goodbye(reason, within).await });
             }
         }
-        Ok(())
+        Ok(stays)
     }
 }
 
 /// One link from Up to Down.
-async fn carry(
-    shared: Arc<Shared>,
-    pair: Arc<Pair>,
-    mut link: Greeted<TlsStream<Socket>>,
-    admission: Admission,
-) {
+async fn carry(shared: Arc<Shared>, pair: Arc<Pair>, mut link: Greeted<Line>, admission: Admission) {
     // The link before this one is on its way out; it has a deadline for that.
     let _turn = pair.turn.lock().await;
     let ordered = admission.orders.borrow().end;
@@ -397,6 +411,10 @@ fn cannot_listen(address: &str, error: &io::Error) -> Fatal {
 /// Bytes of one transfer under way without an Ack: fills 100 ms at 80 MB/s. They lie in the network and in the sink's
 /// bounded channel, not here.
 const WINDOW: u64 = 8 * 1024 * 1024;
+/// The same on a long line, where a packet that is lost holds up all that comes after it for another round trip.
+const WINDOW_FAR: u64 = 16 * 1024 * 1024;
+/// Connections beside the first of a link, over all links. An idle one takes some 50 KiB, one that was busy 300.
+const FURTHER: usize = 128;
 /// Transfers that a link takes in at once; our Hello says so, and as a sender we keep to it too.
 pub const MAX_OPEN: u32 = 512;
 /// How long looking up the name to listen on may take.
@@ -412,6 +430,7 @@ impl Default for Timing {
             dead_after: Duration::from_secs(45),
             probe: Duration::from_secs(5),
             goodbye: Duration::from_secs(2),
+            far: Duration::from_millis(20),
         }
     }
 }

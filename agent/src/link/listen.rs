@@ -10,21 +10,26 @@ use tokio::{
     task::{AbortHandle, JoinSet},
     time::{Instant, sleep, timeout},
 };
-use tokio_rustls::{TlsAcceptor, TlsStream};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    handshake::{self, Socket},
+    handshake,
+    joining::{self, Door, LinkName},
+    line::{Line, Tls},
     links::Shared,
     pair::Pair,
     wire::Traffic,
 };
-use crate::identity::{self, NotPaired};
+use crate::identity::{self, NotPaired, Role};
 
 /// A connection whose other side has proven a paired key.
 struct Proven {
     pair: Arc<Pair>,
-    stream: TlsStream<Socket>,
+    stream: Tls,
+    role: Role,
+    /// Of the link, if this is its first connection.
+    name: LinkName,
     traffic: Arc<Traffic>,
     since: Instant,
 }
@@ -34,7 +39,7 @@ pub(super) async fn serve(shared: Arc<Shared>, listener: TcpListener, cancel: Ca
     let mut handshakes = JoinSet::new();
     let mut oldest: VecDeque<AbortHandle> = VecDeque::new();
     let mut refusals = Refusals::default();
-    let unproven = unproven();
+    let unproven = affordable(UNPROVEN);
     loop {
         tokio::select! {
             () = cancel.cancelled() => return,
@@ -77,27 +82,45 @@ async fn prove(
             ));
         }
     };
-    let peer = identity::peer_id(stream.get_ref().1).and_then(|id| shared.terms().pairs.get(&id).cloned());
-    match peer {
-        Some(pair) => Ok(Proven {
-            pair,
-            stream: stream.into(),
-            traffic,
-            since,
-        }),
-        None => Err((from, io::Error::other("it does not speak dropwire's protocol"))),
-    }
+    let (socket, tls) = stream.get_ref();
+    let agreed = identity::agreed(tls);
+    let agreed = agreed.and_then(|(id, role)| Some((shared.terms().pairs.get(&id)?.clone(), role)));
+    let Some((pair, role)) = agreed else {
+        return Err((from, io::Error::other("it does not speak dropwire's protocol")));
+    };
+    handshake::fit(socket, role);
+    Ok(Proven {
+        pair,
+        role,
+        name: LinkName::of(tls).map_err(|error| (from, error))?,
+        stream: stream.into(),
+        traffic,
+        since,
+    })
 }
 
-/// The Hellos, within what is left of the deadline.
+/// The Hellos, or the way into the link that it belongs to, within what is left of the deadline.
 async fn welcome(shared: Arc<Shared>, proven: Proven) {
     let Proven {
         pair,
         stream,
+        role,
+        name,
         traffic,
         since,
     } = proven;
-    let met = shared.meet(&pair, stream, traffic, false);
+    let met = async {
+        let line = match role {
+            Role::Whole => Line::Whole(stream.into()),
+            Role::First => {
+                let (line, door) = Door::open(stream, name, &traffic);
+                pair.let_join(door);
+                line
+            }
+            Role::Further => return joining::answer(&shared, &pair, stream).await,
+        };
+        shared.meet(&pair, line, traffic, false).await.map(drop)
+    };
     let error = tokio::select! {
         () = pair.cancel.cancelled() => return,
         met = tokio::time::timeout_at(since + shared.timing.handshake, met) => match met {
@@ -109,14 +132,14 @@ async fn welcome(shared: Arc<Shared>, proven: Proven) {
     tracing::warn!(peer = %pair.name(), error, "the peer connected, but no link came of it");
 }
 
-/// How many connections without a proven key there may be: a crowd takes a quarter of the descriptors at most, so that
-/// files can be opened and paired agents accepted beside it.
-fn unproven() -> usize {
+/// So many connections of a kind, but no more than a quarter of the descriptors: files can be opened and paired agents
+/// accepted beside them.
+pub(super) fn affordable(most: usize) -> usize {
     #[cfg(unix)]
     if let Some(limit) = rustix::process::getrlimit(rustix::process::Resource::Nofile).current {
-        return usize::try_from(limit / 4).unwrap_or(UNPROVEN).clamp(1, UNPROVEN);
+        return usize::try_from(limit / 4).unwrap_or(most).clamp(1, most);
     }
-    UNPROVEN
+    most
 }
 
 /// Out of descriptors or memory: waiting helps, spinning does not.

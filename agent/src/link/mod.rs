@@ -1,4 +1,5 @@
-//! Links: one TLS connection a pair of agents, whoever dials, carrying transfers both ways.
+//! Links: one stream of bytes a pair of agents, whoever dials, carrying transfers both ways. It is a TLS connection, over a
+//! long line several.
 //!
 //! The room sees files only through two small traits: [`Source`] (where an outgoing transfer's chunks come from)
 //! and [`Sink`] (where incoming ones go).
@@ -7,11 +8,14 @@ mod buffered;
 mod dial;
 mod drive;
 mod handshake;
+mod joining;
+mod line;
 mod links;
 mod listen;
 mod outgoing;
 mod pair;
 mod rate;
+mod strands;
 #[cfg(test)]
 mod tests;
 mod wire;
@@ -165,6 +169,8 @@ struct Timing {
     probe: Duration,
     /// Bye, and each of the other steps of an orderly end.
     goodbye: Duration,
+    /// A round trip from which on a link goes over several connections.
+    far: Duration,
 }
 
 impl LinkEvent {

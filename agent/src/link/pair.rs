@@ -12,7 +12,12 @@ use dropwire_protocol::{AgentId, message::ByeReason};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{PeerLink, Request, drive::Orders, wire::Traffic};
+use super::{
+    PeerLink, Request,
+    drive::Orders,
+    joining::{Door, Entry, LinkName},
+    wire::Traffic,
+};
 use crate::config;
 
 /// One paired agent.
@@ -41,6 +46,8 @@ struct State {
     last_error: Option<String>,
     /// It was taken out of the config.
     parted: bool,
+    /// Of the links that it dialled and that may go over several connections.
+    doors: Vec<Door>,
 }
 
 /// The link that stays.
@@ -136,6 +143,19 @@ impl Pair {
         }
         self.linked.send_replace(true);
         Ok(Admission { number, orders })
+    }
+
+    /// Further connections may join a link that it dialled.
+    pub(super) fn let_join(&self, door: Door) {
+        let doors = &mut self.state().doors;
+        doors.retain(|door| !door.is_closed());
+        doors.push(door);
+    }
+
+    /// The way for a further connection, into the link that it names.
+    pub(super) fn enter(&self, name: &LinkName) -> Option<Entry> {
+        let doors = &mut self.state().doors;
+        doors.iter_mut().find_map(|door| door.enter(name))
     }
 
     /// The link begins to carry transfers.

@@ -231,6 +231,16 @@ impl<S> Counted<S> {
     pub(super) fn new(inner: S, traffic: Arc<Traffic>) -> Self {
         Counted { inner, traffic }
     }
+
+    pub(super) fn get_ref(&self) -> &S {
+        &self.inner
+    }
+
+    /// Counts there from now on, also what was counted so far.
+    pub(super) fn count_into(&mut self, traffic: Arc<Traffic>) {
+        traffic.add(&self.traffic);
+        self.traffic = traffic;
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {

@@ -27,7 +27,8 @@ use dropwire_bench::{
     statistics::Spread,
 };
 use dropwire_protocol::{
-    AgentId, Conversation, Digest, Event, FrameCodec, Local, Manifest, ReceiptBody, RunningDigest, TransferId,
+    AgentId, Conversation, Digest, Event, FrameCodec, Local, Manifest, ReceiptBody, RunningDigest,
+    TransferId,
     message::{DeclineReason, Hello},
     receiver::{Command as Storage, Outcome},
 };
@@ -53,7 +54,9 @@ fn main() -> io::Result<()> {
     let beside = std::env::current_exe()?.with_file_name("dropwire");
     let program = arguments.next().map_or(beside, PathBuf::from);
     let links = match arguments.next() {
-        Some(number) => number.parse().map_err(|_| failed(format!("{number} is no number")))?,
+        Some(number) => number
+            .parse()
+            .map_err(|_| failed(format!("{number} is no number")))?,
         None => LINKS,
     };
     let home = tempfile::tempdir()?;
@@ -82,9 +85,13 @@ fn main() -> io::Result<()> {
 
     let began = Instant::now();
     fs::write(home.path().join("outbox/one"), "one for each")?;
-    until("one file to all", &running, || tally.taken.load(Ordering::Relaxed) >= links)?;
+    until("one file to all", &running, || {
+        tally.taken.load(Ordering::Relaxed) >= links
+    })?;
     println!("one file to all after {:.2} s", began.elapsed().as_secs_f64());
-    until("the outbox is empty", &running, || !home.path().join("outbox/one").exists())?;
+    until("the outbox is empty", &running, || {
+        !home.path().join("outbox/one").exists()
+    })?;
     println!("out of the outbox after {:.2} s", began.elapsed().as_secs_f64());
     hub.answer("after it")?;
     row("after it", &running)?;
@@ -110,7 +117,10 @@ fn until(what: &str, running: &Running, done: impl Fn() -> bool) -> io::Result<(
 
 fn row(when: &str, running: &Running) -> io::Result<()> {
     let used = running.used()?;
-    println!("{when}: peak {:.1} MiB, {:.2} s of processor", used.peak, used.cpu);
+    println!(
+        "{when}: peak {:.1} MiB, {:.2} s of processor",
+        used.peak, used.cpu
+    );
     Ok(())
 }
 
@@ -182,7 +192,10 @@ impl Hub {
         let status = self.status().ok_or_else(|| failed("no status"))?;
         let address = status["listen"].as_str().and_then(|a| a.parse().ok());
         let id = dropwire::id::parse(&output(&mut self.command(&["id"]))?).map_err(io::Error::other)?;
-        Ok((address.ok_or_else(|| failed(format!("no address: {status}")))?, id))
+        Ok((
+            address.ok_or_else(|| failed(format!("no address: {status}")))?,
+            id,
+        ))
     }
 
     fn linked(&self) -> usize {
@@ -284,7 +297,12 @@ impl Peer {
                 }
                 continue;
             }
-            match timeout_at((epoch + conversation.deadline()).into(), stream.read_buf(&mut read)).await {
+            match timeout_at(
+                (epoch + conversation.deadline()).into(),
+                stream.read_buf(&mut read),
+            )
+            .await
+            {
                 Ok(Ok(0)) => return Ok(()),
                 Ok(Ok(_)) => {}
                 Ok(Err(error)) => return Err(error.into()),

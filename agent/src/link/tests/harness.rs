@@ -473,6 +473,8 @@ pub(super) struct Relay {
     pub(super) freeze: Arc<Notify>,
     pub(super) target: watch::Sender<Option<SocketAddr>>,
     pub(super) cut: Arc<Notify>,
+    /// Of connections that ended in order: bytes in both directions.
+    carried: mpsc::UnboundedReceiver<u64>,
 }
 
 impl Relay {
@@ -485,9 +487,11 @@ impl Relay {
             Arc::new(Notify::new()),
         );
         let (targets, cuts, freezes) = (target.subscribe(), cut.clone(), freeze.clone());
+        let (tell, carried) = mpsc::unbounded_channel();
         tokio::spawn(async move {
             while let Ok((mut near, _)) = listener.accept().await {
                 let (mut targets, cut, freeze) = (targets.clone(), cuts.clone(), freezes.clone());
+                let tell = tell.clone();
                 tokio::spawn(async move {
                     let Ok(to) = targets.wait_for(Option::is_some).await.map(|to| to.unwrap()) else {
                         return;
@@ -496,7 +500,9 @@ impl Relay {
                         return;
                     };
                     tokio::select! {
-                        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+                        Ok((to, fro)) = tokio::io::copy_bidirectional(&mut near, &mut far) => {
+                            let _ = tell.send(to + fro);
+                        }
                         () = cut.notified() => {}
                         () = freeze.notified() => std::future::pending().await,
                     }
@@ -508,7 +514,17 @@ impl Relay {
             freeze,
             target,
             cut,
+            carried,
         }
+    }
+
+    /// What each connection of a link carried that has ended in order.
+    pub(super) async fn carried(mut self) -> Vec<u64> {
+        let mut all = Vec::new();
+        while all.len() <= crate::link::joining::FURTHER {
+            all.extend(within(self.carried.recv()).await);
+        }
+        all
     }
 
     pub(super) fn lead_to(&self, target: SocketAddr) {

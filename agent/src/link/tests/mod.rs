@@ -2,6 +2,7 @@
 
 mod harness;
 mod side;
+mod strands;
 
 use std::{sync::Arc, time::Duration};
 
