@@ -339,13 +339,11 @@ async fn one_connection_that_stands_still_ends_the_link() {
     })
     .await;
     relay.freeze.notify_one();
-    for error in <[_; 2]>::from(within(async { tokio::join!(a.down(), b.down()) }).await) {
-        let error = error.unwrap_or_default();
-        assert!(
-            error.contains("no sign of life")
-                || error.contains("took nothing")
-                || error.contains("broke off"),
-            "{error}"
-        );
-    }
+    let (a, b) = within(async { tokio::join!(a.down(), b.down()) }).await;
+    // Who notices it first ends the connections, which the other side may see before it notices by itself.
+    let noticed = |error: &Option<String>| {
+        let error = error.as_deref().unwrap_or_default();
+        error.contains("no sign of life") || error.contains("took nothing")
+    };
+    assert!(noticed(&a) || noticed(&b), "{a:?}, {b:?}");
 }
