@@ -416,7 +416,7 @@ const WINDOW_FAR: u64 = 16 * 1024 * 1024;
 /// Connections beside the first of a link, over all links. An idle one takes some 50 KiB, one that was busy 300.
 const FURTHER: usize = 128;
 /// Transfers that a link takes in at once; our Hello says so, and as a sender we keep to it too.
-pub const MAX_OPEN: u32 = 512;
+pub const MAX_OPEN: u32 = 1024;
 /// How long looking up the name to listen on may take.
 const LOOK_UP: Duration = Duration::from_secs(10);
 /// Requests that wait for a link.

@@ -13,7 +13,10 @@ pub struct Load {
 
 /// The most that are under way on one link: so many small ones that, while some are synced and answered together, others
 /// are read and sent.
-pub const MOST: Load = Load { small: 500, large: 2 };
+pub const MOST: Load = Load {
+    small: 1000,
+    large: 2,
+};
 
 /// How many more to fetch when `under_way` are open and the receiver takes `max_open` transfers in all.
 ///
@@ -40,11 +43,11 @@ mod tests {
     #[test]
     fn fetches_small_ones_by_the_half() {
         for (under_way, max_open, fetched) in [
-            ((0, 0), 1000, (500, 2)),
-            ((250, 0), 1000, (250, 2)),
-            ((251, 0), 1000, (0, 2)),
-            ((500, 2), 1000, (0, 0)),
-            ((0, 2), 1000, (500, 0)),
+            ((0, 0), 2000, (1000, 2)),
+            ((500, 0), 2000, (500, 2)),
+            ((501, 0), 2000, (0, 2)),
+            ((1000, 2), 2000, (0, 0)),
+            ((0, 2), 2000, (1000, 0)),
             ((0, 0), 10, (9, 1)),
             ((0, 2), 10, (8, 0)),
             ((0, 0), 1, (1, 0)),
