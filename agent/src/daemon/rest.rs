@@ -32,6 +32,8 @@ use crate::{
 
 /// Between two looks at all of them.
 const EVERY: Duration = Duration::from_secs(600);
+/// The same, where some were too fresh to compare.
+const SOON: Duration = Duration::from_secs(1);
 /// Files looked at in one go.
 const PAGE: usize = 512;
 
@@ -50,8 +52,10 @@ pub async fn run(shared: Arc<Shared>, cancel: CancellationToken) {
             } // else its first scan finds it
         };
         loop {
-            told(compare(&shared.queue, &shared.spool(), &changed, &cancel).await);
-            tokio::time::sleep(EVERY).await;
+            let compared = compare(&shared.queue, &shared.spool(), &changed, &cancel).await;
+            let some_are_fresh = matches!(compared, Ok(true));
+            told(compared.map(drop));
+            tokio::time::sleep(if some_are_fresh { SOON } else { EVERY }).await;
         }
     };
     tokio::select! {
@@ -112,13 +116,15 @@ async fn let_go(queue: &Queue, missed: Vec<(Resting, Lies)>) -> Result<(), DbErr
     Ok(())
 }
 
-/// Compares those whose ctime alone is another, one after the other; tells which ones are `changed`.
+/// Compares those whose ctime alone is another, one after the other; tells which ones are `changed`. True: some were
+/// touched so recently that what is written after a comparison might not show; they wait for the next.
 async fn compare(
     queue: &Queue,
     spool: &Path,
     changed: &(dyn Fn(&Found) + Sync),
     cancel: &CancellationToken,
-) -> Result<(), DbError> {
+) -> Result<bool, DbError> {
+    let mut some_are_fresh = false;
     let mut pages = Pages::new(queue, spool);
     while let Some(page) = pages.next().await? {
         for (resting, lies) in page {
@@ -132,8 +138,14 @@ async fn compare(
             else {
                 continue;
             };
-            if !matches!(lies, Lies::There(now) if is_touched(&found.version, &now)) {
-                continue;
+            match lies {
+                Lies::There(now) if now.ctime_ns != found.version.ctime_ns => {
+                    if now.is_fresh(SystemTime::now()) {
+                        some_are_fresh = true;
+                        continue;
+                    }
+                }
+                _ => continue,
             }
             let (stopped, path) = (cancel.clone(), found.clone());
             let read = blocking(move || send::digest_of(&root, &path, &|| stopped.is_cancelled())).await;
@@ -150,12 +162,7 @@ async fn compare(
             }
         }
     }
-    Ok(())
-}
-
-/// Not within the clock's step: what is written after the comparison has to show.
-fn is_touched(known: &Version, now: &Version) -> bool {
-    now.ctime_ns != known.ctime_ns && !now.is_fresh(SystemTime::now())
+    Ok(some_are_fresh)
 }
 
 /// All resting files, and how each lies there now.
