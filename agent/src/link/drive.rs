@@ -244,7 +244,14 @@ impl<S: AsyncRead + AsyncWrite> Drive<S> {
             self.link.conversation.outcome(outcome);
         }
         self.take_events()?;
-        while self.hears(now) {
+        loop {
+            // Where there is room at once, reading goes on: many small messages are one burst for who takes them. Only
+            // here: were room found after the last look at what was read, the rest of it would wait for more bytes.
+            give_ready(&self.ends.commands, &mut self.held_commands);
+            give_ready(&self.ends.events, &mut self.held_events);
+            if !self.hears(now) {
+                break;
+            }
             let message = match self.link.reader.decode() {
                 Ok(Some(message)) => message,
                 Ok(None) => break,
@@ -345,9 +352,6 @@ impl<S: AsyncRead + AsyncWrite> Drive<S> {
                 Event::Bye(bye) => return Err(End::PeerSaid(bye)),
             }
         }
-        // Where there is room at once, reading goes on: many small messages are one burst for who takes them.
-        give_ready(&self.ends.commands, &mut self.held_commands);
-        give_ready(&self.ends.events, &mut self.held_events);
         Ok(())
     }
 
