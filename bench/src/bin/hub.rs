@@ -79,7 +79,7 @@ fn main() -> io::Result<()> {
         "at rest for {} s: {:.2} s of processor, {} times awake",
         QUIET.as_secs(),
         running.cpu()? - cpu,
-        running.switches()? - switches
+        running.switches()?.saturating_sub(switches) // of threads that are there still
     );
     hub.answer("at rest")?;
 
