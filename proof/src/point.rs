@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// How long everything may take to come to rest. Far more than it needs: a run that takes so long is stuck.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(90);
 /// The same before an agent that was told of a failing disk is started anew (a person would look at its log by then).
 const BEFORE_HELP: Duration = Duration::from_secs(3);
 

@@ -53,8 +53,9 @@ use live::Live;
 pub use reload::Reloaded;
 pub use state::{check_private, private_folder};
 
-/// Events of one link that may wait: more than one peer's requests in flight can ever cause, so that nobody blocks.
-const EVENTS: usize = 1024;
+/// Events of one link that may wait: more than one peer's requests in flight (the schedule's `MOST` offers, 256
+/// withdrawals) can ever cause, so that nobody blocks.
+const EVENTS: usize = 2048;
 /// Checkpoints that wait for the job list; more are dropped, as the next one says more.
 const CHECKPOINTS: usize = 16;
 /// How long a clean end may take.

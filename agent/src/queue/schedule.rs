@@ -52,7 +52,7 @@ mod tests {
             ((0, 2), 10, (8, 0)),
             ((0, 0), 1, (1, 0)),
             ((0, 0), 0, (0, 0)),
-            ((600, 9), 10, (0, 0)),
+            ((1200, 9), 10, (0, 0)),
         ] {
             let load = |(small, large)| Load { small, large };
             assert_eq!(
@@ -65,7 +65,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn exceeds_no_bound_and_starves_no_class(small in 0usize..600, large in 0usize..4, max_open in 2usize..800) {
+        fn exceeds_no_bound_and_starves_no_class(small in 0usize..1200, large in 0usize..4, max_open in 2usize..1600) {
             let more = room(Load { small, large }, max_open);
             prop_assert!(more == Load::default() || small + large + more.small + more.large <= max_open);
             prop_assert!(more.small == 0 || small + more.small <= MOST.small);
