@@ -34,10 +34,10 @@ use crate::{clock::now_ms, fault, id};
 
 /// Most large transfers of one link at a time, each a thread.
 const MAX_LARGE: usize = 64;
-/// Most orders that wait for a writer; their bytes are bounded by the link's window.
+/// Most orders that wait for a writer; their bytes are bounded by the link's window and by all links' room.
 const ORDERS: usize = 256;
 /// Most bytes of small files that are not whole yet. A sender that gives one file after the other never comes near.
-const COLLECTED: usize = 16 << 20;
+const COLLECTED: usize = 6 << 20;
 /// After so many damages in one opening it is not the line's fault.
 const MAX_DAMAGES: u32 = 16;
 

@@ -24,10 +24,7 @@ use std::{
     time::Duration,
 };
 
-use dropwire_protocol::{
-    AgentId, Kind, Receipt, ReceiptBody, RemotePath, TransferId,
-    receiver::{Command, Outcome},
-};
+use dropwire_protocol::{AgentId, Kind, Receipt, ReceiptBody, RemotePath, TransferId, receiver::Outcome};
 use tokio::{
     runtime::Handle,
     sync::{broadcast, mpsc},
@@ -41,7 +38,7 @@ use crate::{
     error::{Exit, Fatal},
     id,
     identity::Identity,
-    link::Sink,
+    link::{Commands, Room, Sink},
 };
 
 mod admit;
@@ -70,6 +67,8 @@ pub use ledger::SCHEMA_1;
 
 /// Commands of one link that wait.
 const COMMANDS: usize = 64;
+/// Bytes of chunks that wait for a desk or a writer, all links together.
+const ROOM: usize = 5 << 20;
 /// Outcomes of one link that wait; a live link never lets it come near (see `reply::Outcomes`).
 const OUTCOMES: usize = 8192;
 /// How long a start waits for the first look at the inbox's folder.
@@ -144,6 +143,7 @@ struct Shared {
     places: Arc<place::Places>,
     space: Arc<space::Space>,
     memory: Arc<memory::Memory>,
+    room: Room,
     me: AgentId,
     sign: Sign,
     /// The folder of each peer; None: all together.
@@ -203,6 +203,7 @@ impl Inbox {
             places: place::Places::new(aliases),
             space: space::Space::new(settings.min_free()),
             memory: memory::Memory::new(batch::MEMORY),
+            room: Room::new(ROOM),
             me,
             sign,
             tops: RwLock::new(settings.tops()),
@@ -290,7 +291,7 @@ impl Inbox {
 }
 
 impl Sink for Inbox {
-    fn attach(&self, peer: AgentId) -> (mpsc::Sender<Command>, mpsc::Receiver<Outcome>) {
+    fn attach(&self, peer: AgentId) -> (Commands, mpsc::Receiver<Outcome>) {
         let (commands_in, commands) = mpsc::channel(COMMANDS);
         let (outcomes, outcomes_out) = mpsc::channel(OUTCOMES);
         let batch = self.batch.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -309,7 +310,7 @@ impl Sink for Inbox {
                 }
             }
         }
-        (commands_in, outcomes_out)
+        (Commands::new(commands_in, self.shared.room.clone()), outcomes_out)
     }
 }
 

@@ -30,7 +30,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    LinkEvent, Outgoing, Piece, Request, Timing,
+    Commands, LinkEvent, Outgoing, Piece, Request, Timing,
     handshake::Greeted,
     outgoing::{Outgoings, Pass},
     rate::Rate,
@@ -50,7 +50,7 @@ pub(super) struct Orders {
 /// Where a link's ends lead.
 pub(super) struct Ends {
     pub(super) peer: AgentId,
-    pub(super) commands: mpsc::Sender<Command>,
+    pub(super) commands: Commands,
     pub(super) outcomes: mpsc::Receiver<Outcome>,
     pub(super) requests: mpsc::Receiver<Request>,
     pub(super) events: mpsc::Sender<LinkEvent>,
@@ -184,7 +184,7 @@ impl<S: AsyncRead + AsyncWrite> Drive<S> {
                 }), if sends => Step::Turn(turn),
                 outcome = self.ends.outcomes.recv() => Step::Answered(outcome),
                 Some(request) = self.ends.requests.recv(), if asks => Step::Asked(request),
-                room = give_first(&self.ends.commands, &mut self.held_commands),
+                room = self.ends.commands.give_first(&mut self.held_commands),
                     if !self.held_commands.is_empty() => Step::Given(room, "the inbox"),
                 room = give_first(&self.ends.events, &mut self.held_events),
                     if !self.held_events.is_empty() => Step::Given(room, "the agent"),
@@ -247,7 +247,7 @@ impl<S: AsyncRead + AsyncWrite> Drive<S> {
         loop {
             // Where there is room at once, reading goes on: many small messages are one burst for who takes them. Only
             // here: were room found after the last look at what was read, the rest of it would wait for more bytes.
-            give_ready(&self.ends.commands, &mut self.held_commands);
+            self.ends.commands.give_ready(&mut self.held_commands);
             give_ready(&self.ends.events, &mut self.held_events);
             if !self.hears(now) {
                 break;
@@ -490,7 +490,7 @@ impl<S: AsyncRead + AsyncWrite> Drive<S> {
         self.link.conversation.end();
         while self.take_events().is_err() {}
         for command in std::mem::take(&mut self.held_commands) {
-            if self.ends.commands.send(command).await.is_err() {
+            if !self.ends.commands.send(command).await {
                 break;
             }
         }

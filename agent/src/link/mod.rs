@@ -5,6 +5,7 @@
 //! and [`Sink`] (where incoming ones go).
 
 mod buffered;
+mod commands;
 mod dial;
 mod drive;
 mod handshake;
@@ -27,12 +28,11 @@ use std::{
 
 use bytes::Bytes;
 use dropwire_protocol::{
-    AgentId, Digest, Manifest, Receipt, TransferId,
-    message::DeclineReason,
-    receiver::{Command, Outcome},
+    AgentId, Digest, Manifest, Receipt, TransferId, message::DeclineReason, receiver::Outcome,
 };
 use tokio::sync::mpsc;
 
+pub use commands::{Commands, Room};
 pub use links::{Links, MAX_OPEN, NotLinked, PeerLink, Settings, bind};
 
 /// One transfer to offer.
@@ -94,7 +94,7 @@ pub enum Voided {
 pub trait Sink: Send + Sync {
     /// A link with `peer` begins. Commands go in, outcomes come back, both bounded; the sink ends its side when the
     /// command channel closes (after a `Release` for everything open).
-    fn attach(&self, peer: AgentId) -> (mpsc::Sender<Command>, mpsc::Receiver<Outcome>);
+    fn attach(&self, peer: AgentId) -> (Commands, mpsc::Receiver<Outcome>);
 }
 
 /// What the daemon asks of a link.

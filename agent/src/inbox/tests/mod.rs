@@ -156,7 +156,7 @@ fn sign(body: &ReceiptBody) -> Receipt {
 
 /// The link's side of the channels.
 struct Link {
-    commands: mpsc::Sender<Command>,
+    commands: Commands,
     outcomes: mpsc::Receiver<Outcome>,
     openings: u64,
     /// Of what it offers.
@@ -165,7 +165,7 @@ struct Link {
 
 impl Link {
     async fn command(&self, command: Command) {
-        self.commands.send(command).await.unwrap();
+        assert!(self.commands.send(command).await);
     }
 
     /// The next outcome, Written aside.

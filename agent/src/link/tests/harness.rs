@@ -358,11 +358,11 @@ impl Store {
 
 /// The two halves of a test need the store behind an Arc.
 impl Sink for Arc<Store> {
-    fn attach(&self, peer: AgentId) -> (mpsc::Sender<Command>, mpsc::Receiver<Outcome>) {
+    fn attach(&self, peer: AgentId) -> (Commands, mpsc::Receiver<Outcome>) {
         let (commands, take) = mpsc::channel(2);
         let (give, outcomes) = mpsc::channel(2);
         tokio::spawn(store(self.clone(), peer, take, give));
-        (commands, outcomes)
+        (Commands::new(commands, Room::new(0)), outcomes)
     }
 }
 
