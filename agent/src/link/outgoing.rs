@@ -1,8 +1,8 @@
 //! The files that leave by one link: which are being read, and whose piece goes next.
 //!
-//! Two lanes, small and large files, each a round robin of one piece at a time. Small ones go first, so that a large
-//! file never holds one up; now and then a large one's piece goes all the same. In each lane only a few files
-//! are read at once: that bounds memory.
+//! Two lanes: small files go whole, one after the other, large ones in turns of one piece. Small ones go first, so that a
+//! large file never holds one up; now and then a large one's piece goes all the same. In each lane only a few files
+//! are read at once: that bounds memory, and a small file that goes whole lies at the receiver no longer than it has to.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -20,7 +20,6 @@ use tokio::sync::mpsc;
 use super::{Outgoing, Piece, Voided};
 
 /// All transfers that were offered on this link and have not ended.
-#[derive(Default)]
 pub(super) struct Outgoings {
     open: HashMap<TransferId, Outgoing>,
     small: Lane,
@@ -36,6 +35,17 @@ pub(super) struct Pass {
     pub(super) pass: u32,
     pub(super) offset: u64,
     pub(super) digest: Digest,
+}
+
+impl Default for Outgoings {
+    fn default() -> Self {
+        Outgoings {
+            open: HashMap::new(),
+            small: Lane::new(READING_SMALL, SMALL_BYTES, false),
+            large: Lane::new(READING_LARGE, u64::MAX, true),
+            small_in_a_row: 0,
+        }
+    }
 }
 
 impl Outgoings {
@@ -79,8 +89,8 @@ impl Outgoings {
 
     /// Starts reading where there is room.
     pub(super) fn read_on(&mut self) {
-        self.small.start(&self.open, READING_SMALL);
-        self.large.start(&self.open, READING_LARGE);
+        self.small.start(&self.open);
+        self.large.start(&self.open);
     }
 
     /// The next piece that the receiver has room for: transfer, pass, piece. Never takes a piece without giving it.
@@ -114,24 +124,42 @@ impl Outgoings {
 }
 
 /// Files of one class.
-#[derive(Default)]
 struct Lane {
     wanted: VecDeque<Pass>,
     reading: VecDeque<Reading>,
+    /// Most that are read at once: files, and their bytes.
+    most: (usize, u64),
+    /// They take turns, a piece each.
+    turns: bool,
 }
 
 /// A pass whose source is at work.
 struct Reading {
     id: TransferId,
     pass: u32,
+    size: u64,
     pieces: mpsc::Receiver<Piece>,
     /// Taken out of the channel, waiting for credit.
     next: Option<Piece>,
 }
 
 impl Lane {
-    fn start(&mut self, open: &HashMap<TransferId, Outgoing>, most: usize) {
-        while self.reading.len() < most {
+    fn new(files: usize, bytes: u64, turns: bool) -> Self {
+        Lane {
+            wanted: VecDeque::new(),
+            reading: VecDeque::new(),
+            most: (files, bytes),
+            turns,
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        let (files, bytes) = self.most;
+        self.reading.len() >= files || self.reading.iter().map(|reading| reading.size).sum::<u64>() >= bytes
+    }
+
+    fn start(&mut self, open: &HashMap<TransferId, Outgoing>) {
+        while !self.is_full() {
             let Some(Pass {
                 id,
                 pass,
@@ -147,6 +175,7 @@ impl Lane {
             self.reading.push_back(Reading {
                 id,
                 pass,
+                size: outgoing.manifest.size,
                 pieces,
                 next: None,
             });
@@ -158,11 +187,13 @@ impl Lane {
             let Poll::Ready(piece) = self.reading[place].poll(cx, sender) else {
                 continue;
             };
-            // Whoever had its turn goes to the end; a pass that is over leaves.
+            // A pass that is over leaves.
             if let Some(reading) = self.reading.remove(place) {
                 let turn = (reading.id, reading.pass, piece);
-                if matches!(turn.2, Piece::Chunk { .. }) {
-                    self.reading.push_back(reading);
+                match turn.2 {
+                    Piece::Chunk { .. } if self.turns => self.reading.push_back(reading),
+                    Piece::Chunk { .. } => self.reading.push_front(reading),
+                    _ => {}
                 }
                 return Poll::Ready(turn);
             }
@@ -201,8 +232,9 @@ impl Reading {
 }
 
 /// Files read at once, and chunks read ahead for each: at most
-/// 16 small × 256 KiB + 4 large × (3 + 1 + 1 in the source's hands) × 256 KiB = 9 MiB a link.
+/// 2 MiB of small ones and one + 4 large × (3 + 1 + 1 in the source's hands) × 256 KiB = 7.25 MiB a link.
 const READING_SMALL: usize = 16;
+const SMALL_BYTES: u64 = 2 << 20;
 const READING_LARGE: usize = 4;
 const PIECES: usize = 3;
 /// After so many pieces of small files a large one has its turn.
@@ -380,6 +412,28 @@ mod tests {
         assert_eq!(it.next(), Some(0));
         it.outgoing.read_on();
         assert!(all[READING_LARGE + 1].is_read());
+    }
+
+    #[test]
+    fn small_files_go_whole_and_of_the_longest_fewer_are_read_at_once() {
+        let mut it = Fixture::new();
+        let all: Vec<_> = (0..READING_SMALL as u8)
+            .map(|number| it.open(number, MAX_EAGER))
+            .collect();
+        let read = all.iter().filter(|source| source.is_read()).count();
+        assert_eq!(read as u64, SMALL_BYTES / MAX_EAGER);
+        for source in &all[..2] {
+            source.give(chunk(MAX_CHUNK));
+            source.give(Piece::End {
+                digest: Digest([0; 32]),
+            });
+        }
+        assert_eq!(
+            [it.next(), it.next(), it.next(), it.next()],
+            [Some(0), Some(0), Some(1), Some(1)]
+        );
+        it.outgoing.read_on();
+        assert!(all[read + 1].is_read() && !all[read + 2].is_read());
     }
 
     #[test]
