@@ -26,6 +26,8 @@ use crate::fault;
 const BATCH: usize = 1024;
 /// Prepared statements that a connection keeps.
 const STATEMENTS: usize = 128;
+/// A connection's page cache, in KiB as SQLite has it; a larger one spares next to nothing, since the system has the pages.
+const CACHE: i64 = -512;
 
 /// Why the database did not do it.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -329,6 +331,7 @@ fn configure(connection: &Connection) -> Result<(), OpenError> {
         connection.pragma_update(None, "foreign_keys", true)?;
         // A killed agent leaves no temporary files behind.
         connection.pragma_update(None, "temp_store", "MEMORY")?;
+        connection.pragma_update(None, "cache_size", CACHE)?;
         connection.busy_timeout(std::time::Duration::from_secs(5))
     };
     settings().map_err(open_error)?;

@@ -7,12 +7,10 @@ use std::{
 
 use rusqlite::{Connection, OpenFlags, Result};
 
-use super::STATEMENTS;
+use super::{CACHE, STATEMENTS};
 
 /// Most connections that are kept for the next read.
 const KEPT: usize = 2;
-/// Each one's page cache, in KiB as SQLite has it: any commit empties it.
-const CACHE: i64 = -512;
 
 /// Opens connections, and keeps a few with their statements prepared; cheap to clone.
 #[derive(Clone)]
