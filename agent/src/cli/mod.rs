@@ -22,7 +22,7 @@ use crate::{
         self, Config,
         paths::{Flags, Paths},
     },
-    error::Fatal,
+    error::{Exit, Fatal},
 };
 
 /// Drop a file into a folder; it arrives in a folder on another machine.
@@ -88,11 +88,22 @@ enum Command {
 
 /// Reads the command line, runs the command, reports its error; the program's exit code.
 pub fn main() -> ExitCode {
+    end_on_panic();
     let cli = Cli::parse(); // wrong usage ends here with 2
     match dispatch(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(fatal) => exit::report(&fatal),
     }
+}
+
+/// A thread or task that panicked answers nobody any more, and others would wait for it in silence: the whole process
+/// ends. A restart takes up everything, as after a crash.
+fn end_on_panic() {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        tell(panic);
+        std::process::exit(Exit::Failed as i32);
+    }));
 }
 
 fn dispatch(cli: Cli) -> Result<(), Fatal> {

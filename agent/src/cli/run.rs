@@ -25,7 +25,6 @@ pub fn run(paths: &Paths, mut flags: Flags, verbose: u8) -> Result<(), Fatal> {
     more_descriptors();
     let config = super::load(paths)?;
     logs::init(verbose, "info");
-    end_on_panic();
     let runtime = runtime()?;
     flags.config = Some(paths.config.clone());
     let result = runtime.block_on(serve(config, Places { paths, flags }));
@@ -61,16 +60,6 @@ fn more_descriptors() {
 /// Of one process.
 #[cfg(unix)]
 const DESCRIPTORS: u64 = 65_536;
-
-/// A thread or task that panicked answers nobody any more, and others would wait for it in silence: the whole process
-/// ends. A restart takes up everything, as after a crash.
-fn end_on_panic() {
-    let tell = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        tell(panic);
-        std::process::exit(Exit::Failed as i32);
-    }));
-}
 
 /// The runtime agents run on: their heavy work is on threads of its own.
 pub(super) fn runtime() -> Result<Runtime, Fatal> {
