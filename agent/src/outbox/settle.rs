@@ -117,6 +117,11 @@ impl Settle {
         due.take(most).map(|(_, path)| path.clone()).collect()
     }
 
+    /// Is it waited for? `path` as on the wire.
+    pub(super) fn waits_for(&self, path: &[u8]) -> bool {
+        RemotePath::parse(path).is_ok_and(|path| self.files.contains_key(&path))
+    }
+
     /// When the next one is due.
     pub(super) fn next(&self) -> Option<Instant> {
         self.order.first().map(|(at, _)| *at)

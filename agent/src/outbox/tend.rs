@@ -14,7 +14,7 @@ use dropwire_protocol::{RemotePath, name::escape};
 use tokio::sync::mpsc;
 
 use super::{
-    Command, Problem, Shared,
+    Command, Problem, Shared, State,
     ignore::DOWNLOADS,
     marker,
     memory::Memory,
@@ -267,10 +267,11 @@ impl<'a> Tending<'a> {
                 self.warn_of_limit();
                 let (scan, limited) = (self.scans_begun, self.is_limited());
                 let mut state = self.task.shared.state();
-                state
-                    .problems
+                let State { problems, settle, .. } = &mut *state;
+                // What is waited for is looked at ever more rarely: what a look said of it holds until the next one.
+                problems
                     .listed
-                    .retain(|_, problem| problem.scan >= scan.saturating_sub(1));
+                    .retain(|path, problem| problem.scan >= scan.saturating_sub(1) || settle.waits_for(path));
                 // They are tried again at the next scan, and listed again; this one may have remembered them.
                 let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
                 for path in state.problems.listed.keys() {

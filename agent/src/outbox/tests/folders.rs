@@ -1,0 +1,119 @@
+//! Folders that come, rest empty, or go whole.
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn new_folders_are_searched_and_watched() {
+    let mut running = run_watched().await;
+    fs::create_dir_all(running.at("a/b/c/d")).unwrap();
+    fs::write(running.at("a/b/c/d/at once"), "bytes").unwrap();
+    running.settles(&["a/b/c/d/at once"]).await;
+    fs::write(running.at("a/b/later"), "bytes").unwrap();
+    running.settles(&["a/b/later"]).await;
+    let tree = running.temp.path().join("tree");
+    fs::create_dir_all(tree.join("x/y")).unwrap();
+    fs::write(tree.join("x/y/file"), "bytes").unwrap();
+    fs::rename(&tree, running.at("tree")).unwrap();
+    running.settles(&["tree/x/y/file"]).await;
+    fs::rename(running.at("tree"), running.at("renamed")).unwrap();
+    running.settles(&["renamed/x/y/file"]).await;
+    fs::write(running.at("renamed/x/new"), "bytes").unwrap();
+    running.settles(&["renamed/x/new"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn folders_that_a_disposal_emptied_go() {
+    let mut running = run_watched().await;
+    fs::create_dir_all(running.at("a/b")).unwrap();
+    fs::write(running.at("a/b/file"), "bytes").unwrap();
+    let found = running.settles(&["a/b/file"]).await;
+    fs::remove_file(running.at("a/b/file")).unwrap();
+    running.outbox.emptied(found[0].path.parent().unwrap());
+    running.until("gone", |_| !running.at("a").exists()).await;
+    assert!(running.at("").exists());
+}
+
+/// By an agent that ended before they had rested.
+#[tokio::test(flavor = "multi_thread")]
+async fn folders_emptied_before_the_start_go_and_other_empty_ones_stay() {
+    let prepare = |root: &Path| {
+        fs::create_dir_all(root.join("a/emptied")).unwrap();
+        fs::create_dir_all(root.join("b/mine")).unwrap();
+        fs::create_dir_all(root.join("c/emptied")).unwrap();
+        fs::write(root.join("c/emptied/file"), "refilled").unwrap();
+    };
+    let mut running = run(prepare, |_| {}).await;
+    running.settles(&["c/emptied/file"]).await;
+    running.until("gone", |_| !running.at("a").exists()).await;
+    assert!(running.at("b/mine").exists() && running.at("c/emptied/file").exists());
+}
+
+/// More than are kept in mind at once.
+#[tokio::test]
+async fn however_many_folders_were_emptied_they_go() {
+    let prepare = |root: &Path| {
+        for n in 0..5000 {
+            fs::create_dir_all(root.join(format!("{n}/emptied"))).unwrap();
+        }
+    };
+    let running = run(prepare, |_| {}).await;
+    let begun = Instant::now();
+    while fs::read_dir(running.at("")).unwrap().count() > 1 {
+        assert!(begun.elapsed() < 3 * DEADLINE, "some stay");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Its `folder` was "files" before.
+#[tokio::test]
+async fn a_folder_that_goes_file_by_file_does_so_until_it_is_gone() {
+    let make = |folder: PathBuf, file: &str| {
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join(file), "bytes").unwrap();
+    };
+    let prepare = |root: &Path| {
+        make(root.join("by files"), "one");
+        make(root.join("batch"), "one");
+    };
+    let mut running = run(prepare, |config| config.folder = config::Folder::Whole).await;
+    running.settles(&["by files/one", "batch"]).await;
+    fs::write(running.at("by files/two"), "bytes").unwrap();
+    running.settles(&["by files/two"]).await;
+    assert_eq!(running.outbox.folder_of(&running.at("by files/two")), None);
+    fs::rename(running.at("by files"), running.temp.path().join("gone")).unwrap();
+    make(running.temp.path().join("new"), "three");
+    fs::rename(running.temp.path().join("new"), running.at("by files")).unwrap();
+    running.settles(&["by files"]).await;
+    assert_eq!(
+        running.outbox.folder_of(&running.at("by files/three")),
+        Some(running.at("by files"))
+    );
+}
+
+/// Scans list only what looks have not told of again, and looks at what is held become rare.
+#[tokio::test]
+async fn a_folder_that_is_held_back_is_listed_until_a_look_says_otherwise() {
+    let prepare = |root: &Path| {
+        fs::create_dir(root.join("held")).unwrap();
+        fs::write(root.join("held/x.part"), "bytes").unwrap();
+    };
+    let mut running = run(prepare, |config| {
+        config.folder = config::Folder::Whole;
+        config.watch = Watch::Poll;
+        config.quiet = Duration::ZERO;
+    })
+    .await;
+    let lists = |outbox: &Outbox| outbox.status().not_sent.iter().any(|(path, _)| path == b"held");
+    running.until("it is listed", lists).await;
+    for number in 0..20 {
+        // Only a scan finds it.
+        let name = format!("file {number}");
+        fs::write(running.at(&name), "bytes").unwrap();
+        running.outbox.find_again();
+        running.settles(&[&name]).await;
+        assert!(lists(&running.outbox), "after {number} scans");
+    }
+    fs::rename(running.at("held/x.part"), running.at("held/x")).unwrap();
+    running.settles(&["held"]).await;
+    assert!(!lists(&running.outbox));
+}
