@@ -1,14 +1,16 @@
 //! Tells when something was mounted or unmounted, of which a native watch says nothing: an outbox may be hidden, or
-//! gone, or there again.
+//! gone, or there again. Where nobody tells of mounts either, the outbox's folder is looked at now and then.
 
 #[cfg(target_os = "linux")]
 mod system {
-    use std::fs::File;
+    use std::{fs::File, sync::Once};
 
     use tokio::io::{Interest, unix::AsyncFd};
 
     /// The kernel's list of mounts, whose descriptor becomes ready with every change.
     pub(in crate::outbox) struct Mounts(Option<AsyncFd<File>>);
+
+    static SAID: Once = Once::new();
 
     impl Mounts {
         /// On the runtime.
@@ -16,18 +18,28 @@ mod system {
             let list = File::open("/proc/self/mountinfo").ok();
             // SAFETY: a `File` names the same open descriptor as long as it lives.
             let register = |list| unsafe { AsyncFd::register_with_interest(list, Interest::PRIORITY) }.ok();
-            Mounts(list.and_then(register))
+            let list = list.and_then(register);
+            if list.is_none() {
+                SAID.call_once(|| {
+                    tracing::warn!(
+                        "the system does not tell of mounts here: outboxes are looked for now and then"
+                    )
+                });
+            }
+            Mounts(list)
         }
 
-        /// Returns at the next change; where nobody tells of changes, after some seconds. May be dropped at any time.
-        pub(in crate::outbox) async fn changed(&self) {
+        /// Returns at the next change, with true; where nobody tells of changes, after some seconds, with false. May be
+        /// dropped at any time.
+        pub(in crate::outbox) async fn changed(&self) -> bool {
             if let Some(list) = &self.0
                 && let Ok(mut ready) = list.ready(Interest::PRIORITY).await
             {
                 ready.clear_ready();
-            } else {
-                tokio::time::sleep(super::LOOK).await;
+                return true;
             }
+            tokio::time::sleep(super::LOOK).await;
+            false
         }
     }
 }
@@ -41,9 +53,10 @@ mod system {
             Mounts
         }
 
-        /// After some seconds: nobody tells here.
-        pub(in crate::outbox) async fn changed(&self) {
+        /// False, after some seconds: nobody tells here.
+        pub(in crate::outbox) async fn changed(&self) -> bool {
             tokio::time::sleep(super::LOOK).await;
+            false
         }
     }
 }

@@ -137,9 +137,11 @@ impl<'a> Tending<'a> {
                     }
                 }
                 at = vigil::heard(watcher.as_deref()) => self.heard(at),
-                () = self.mounts.changed() => {
+                told = self.mounts.changed() => {
                     self.check = true;
-                    self.memory().clear(); // another disk may have come back changed
+                    if told {
+                        self.memory().clear(); // another disk may have come back changed
+                    }
                 }
                 Some(command) = self.task.commands.recv() => self.command(command),
                 Some(scanned) = self.reports.recv(), if !behind => self.scanned(scanned).await,
