@@ -2,6 +2,8 @@
 //!
 //! Each outbox has a lane of its own, so that one whose disk hangs holds up no other; the copies of all sends share one.
 
+mod changed;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     path::PathBuf,
@@ -13,6 +15,8 @@ use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
+use self::changed::Before;
+pub use self::changed::Changed;
 use super::{Shared, blocking};
 use crate::{
     clock::now_ms,
@@ -228,15 +232,18 @@ async fn pass(
         let found = batch.len();
         batch.retain(|d| !held.drops.contains(&d.drop));
         all.some_held |= batch.len() < found;
+        batch.retain(|d| !shared.changed.holds(d));
         if batch.is_empty() {
             continue;
         }
+        let begin = |d: &queue::Disposal| d.found.version.folder.then(|| shared.changed.begin(d));
+        let before = batch.iter().map(|d| begin(d).flatten()).collect();
         let plans: Vec<_> = batch.iter().map(plan).collect();
         let cancel = cancel.clone();
         let outcomes = blocking(move || dispose::dispose_all(&plans, &|| cancel.is_cancelled())).await;
         // It panicked: each of them is tried again.
         let outcomes = outcomes.unwrap_or_else(|_| batch.iter().map(|_| Ok(Disposed::Busy)).collect());
-        let ended = ended(shared, batch, outcomes, held).await?;
+        let ended = ended(shared, batch, before, outcomes, held).await?;
         all.some_left |= ended.some_left;
         all.some_held |= ended.some_held;
     }
@@ -278,14 +285,18 @@ struct Ended {
 async fn ended(
     shared: &Arc<Shared>,
     batch: Vec<queue::Disposal>,
+    before: Vec<Option<Before>>,
     outcomes: Vec<Result<Disposed, DisposeError>>,
     held: &mut Held,
 ) -> Result<Ended, DbError> {
     let (mut noted, mut gone, mut changed) = (Vec::new(), Vec::new(), Vec::new());
     let total = batch.len();
     let mut waiting = 0;
-    for (disposal, outcome) in batch.into_iter().zip(outcomes) {
+    for ((disposal, before), outcome) in batch.into_iter().zip(before).zip(outcomes) {
         let path = &disposal.found.path;
+        if before.is_some() && !matches!(outcome, Ok(Disposed::Changed)) && shared.changed.forget(&disposal) {
+            shared.disposal.notify_one();
+        }
         match outcome {
             Ok(Disposed::Done | Disposed::Gone) => {
                 debug!(%path, "left the outbox");
@@ -295,9 +306,12 @@ async fn ended(
             // It may become what was delivered again, when an editor's swap file goes, say; a newer version that was
             // delivered and left ends it, too.
             Ok(Disposed::Changed) if disposal.found.version.folder => {
-                debug!(%path, "changed since it was delivered: looked at, and tried again");
-                waiting += 1;
-                held.add(disposal.drop);
+                debug!(%path, "changed since it was delivered: looked at, and tried again when it is another");
+                let is_tended = shared.outbox(disposal.found.outbox).is_some();
+                if !before.is_some_and(|before| is_tended && shared.changed.hold(&disposal, before)) {
+                    waiting += 1;
+                    held.add(disposal.drop);
+                }
                 changed.push(disposal);
             }
             Ok(Disposed::Changed) => {

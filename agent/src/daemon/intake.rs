@@ -214,6 +214,9 @@ struct InQueue {
 impl Known for InQueue {
     fn unknown(&self, found: Vec<Found>) -> Pin<Box<dyn Future<Output = Option<Vec<Found>>> + Send + '_>> {
         Box::pin(async move {
+            if self.shared.changed.told(&found) {
+                self.shared.disposal.notify_one();
+            }
             let ask = || self.shared.queue.unknown(found.clone());
             persistently(&self.cancel, FIRST_WAIT, TRIES, ask).await
         })

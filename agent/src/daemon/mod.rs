@@ -93,6 +93,8 @@ struct Shared {
     /// A peer's dispatcher looks for due jobs when woken.
     wakes: Mutex<HashMap<AgentId, Arc<Notify>>>,
     disposal: Notify,
+    /// Folders that are left alone by it until something is told of them.
+    changed: disposal::Changed,
     /// Outboxes whose disk lost what it was told to keep, and how that was told: nothing leaves them until the agent
     /// starts anew.
     unsynced: Mutex<HashMap<PathBuf, String>>,
@@ -164,6 +166,7 @@ impl Agent {
             live: Live::default(),
             wakes: Mutex::default(),
             disposal: Notify::new(),
+            changed: disposal::Changed::default(),
             unsynced: Mutex::default(),
             queued: Notify::new(),
             checkpoints,
