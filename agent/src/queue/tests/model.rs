@@ -350,7 +350,7 @@ impl Pair {
     async fn compare(&self) {
         let (drops, jobs, closing) = self
             .queue
-            .call(|db, _| {
+            .call(|db| {
                 let drops: Vec<DropState> = db
                     .prepare("SELECT state FROM drops ORDER BY id")?
                     .query_map([], |row| row.get(0))?
