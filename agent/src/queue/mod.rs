@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `schema` | the tables, and what drops and jobs may become |
 //! | `job` | what goes in and comes out |
+//! | `edit` | one change while it is made, and how many jobs it turns |
 //! | `change` | the steps that every change is made of |
 //! | `enqueue` | S2: what was found becomes jobs |
 //! | `overlap` | a folder's files and the folder itself |
