@@ -382,7 +382,10 @@ impl Pair {
     }
 
     async fn counts_agree(&self, jobs: &[(AgentId, JobState)]) {
-        for (peer, counts) in self.queue.counts().await.unwrap().peers {
+        let counted = self.queue.counts().await.unwrap().peers;
+        let listed = |job: &(AgentId, JobState)| counted.iter().any(|(peer, _)| *peer == job.0);
+        assert!(jobs.iter().all(listed));
+        for (peer, counts) in counted {
             let count = |state| jobs.iter().filter(|job| **job == (peer, state)).count() as u64;
             let expected = PeerCounts {
                 queued: count(JobState::Queued),
