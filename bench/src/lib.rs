@@ -5,6 +5,7 @@
 //!   works          what is done: drop, wait, and the figures that come of it
 //!   contestants    who does it: one file for each; all look the same from outside (Contestant, Session)
 //!   yardstick      the barest pair of programs that does the same: the limit
+//!   home           the folder that an agent lives in
 //!   process        what runs, what it spent, and that it ends
 //!   sources        random bytes, made once; fresh pages taken before they count
 //!   arrivals       names as they appear in an inbox
@@ -15,6 +16,7 @@
 
 pub mod arrivals;
 pub mod contestants;
+pub mod home;
 pub mod meter;
 pub mod process;
 pub mod sources;

@@ -31,8 +31,8 @@ CREATE TABLE inbox_transfer (
     receipt BLOB,
     changed_ms INTEGER NOT NULL,
     idle_since INTEGER,         -- running time: last sign of life (receiving), Forget (delivered), withdrawal
-    PRIMARY KEY (sender, id)
-) WITHOUT ROWID;
+    UNIQUE (sender, id)         -- not the rows' order: one by one, ids lie anywhere, and each row would be a page to write
+);
 CREATE INDEX inbox_unfinished ON inbox_transfer (state, sender, idle_since, changed_ms) WHERE state < 2;
 CREATE INDEX inbox_withdrawn ON inbox_transfer (sender, idle_since, changed_ms) WHERE state = 3;
 CREATE INDEX inbox_ended ON inbox_transfer (idle_since) WHERE state >= 2;

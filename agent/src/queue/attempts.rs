@@ -9,11 +9,12 @@ use super::{
     DropId, JobState, Queue, Todo,
     change::{self, Key},
     delivery,
+    edit::Edit,
     job::{JOB_COLUMNS, JOB_TABLES, JobRow, job_of},
     schedule::Load,
     schema::{DropState, Step},
 };
-use crate::{clock::milliseconds, db::DbError, identity::Identity};
+use crate::{clock::milliseconds, db::DbError};
 
 /// Why the jobs of a peer end that is no longer paired.
 pub const PEER_REMOVED: &str = "peer removed from the config";
@@ -64,7 +65,7 @@ impl Queue {
 
     /// What [`Queue::keep_checkpoints`] kept last of this drop; empty where there is nothing.
     pub async fn checkpoints(&self, drop: DropId) -> Result<Vec<u8>, DbError> {
-        self.call(move |db, _| {
+        self.call(move |db| {
             db.prepare_cached("SELECT bytes FROM checkpoints WHERE drop_id = ?")?
                 .query_row([drop.0], |row| row.get(0))
                 .optional()
@@ -76,7 +77,7 @@ impl Queue {
     /// Keeps how far a large file was read, in the reader's own form, while a job of the drop is queued. Losing it
     /// costs reading, nothing else.
     pub async fn keep_checkpoints(&self, drop: DropId, bytes: Vec<u8>) -> Result<(), DbError> {
-        self.call(move |db, _| {
+        self.call(move |db| {
             db.prepare_cached(
                 "INSERT OR REPLACE INTO checkpoints SELECT id, ?2 FROM drops WHERE id = ?1 AND state = 0",
             )?
@@ -94,7 +95,7 @@ impl Queue {
         next_attempt_ms: i64,
         now_ms: i64,
     ) -> Result<(), DbError> {
-        self.call(move |db, _| {
+        self.call(move |db| {
             let Some(job) = queued(db, id)? else {
                 return Ok(());
             };
@@ -110,7 +111,7 @@ impl Queue {
     /// A queued job's file is not there any more: the job ends failed, with all others that wait for that file. Seen
     /// again, it is a new drop.
     pub async fn gone(&self, id: TransferId, now_ms: i64) -> Result<(), DbError> {
-        self.call(move |db, _| match queued(db, id)? {
+        self.call(move |db| match queued(db, id)? {
             Some(job) => change::end_version(db, job.drop, GONE, now_ms).map(drop),
             None => Ok(()),
         })
@@ -120,7 +121,7 @@ impl Queue {
     /// Ends queued jobs as cancelled: the files stay, and these versions are not queued again by themselves.
     /// Returns those that it ended.
     pub async fn cancel(&self, ids: Vec<TransferId>, now_ms: i64) -> Result<Vec<TransferId>, DbError> {
-        self.each(ids, move |db, _, id, ended| {
+        self.each(ids, move |db, id, ended| {
             ended.extend(end_all(db, &[*id], JobState::Cancelled, "cancelled", now_ms)?);
             Ok(())
         })
@@ -130,12 +131,12 @@ impl Queue {
     /// Gives a queued job a new id, due now, because what the peer holds under the old one is not these bytes.
     /// The old id is withdrawn. None if the job is not queued.
     pub async fn recount(&self, id: TransferId, now_ms: i64) -> Result<Option<TransferId>, DbError> {
-        self.call(move |db, identity| {
+        self.call(move |db| {
             let Some(job) = queued(db, id)? else {
                 return Ok(None);
             };
             change::note(db, job.row, now_ms, "begun again under a new id")?;
-            renew(db, identity, &job, now_ms).map(Some)
+            renew(db, &job, now_ms).map(Some)
         })
         .await
     }
@@ -143,7 +144,7 @@ impl Queue {
     /// What every peer acknowledged turned out to be other bytes than lie there under the same version: its jobs
     /// begin again under new ids, due now. The receipts are kept with the old ids.
     pub async fn begin_again(&self, drop: DropId, now_ms: i64) -> Result<(), DbError> {
-        self.call(move |db, identity| {
+        self.call(move |db| {
             let acknowledged = db
                 .prepare_cached("UPDATE drops SET state = ? WHERE id = ? AND state = ?")?
                 .execute(params![DropState::Open, drop.0, DropState::Acknowledged])?
@@ -164,7 +165,7 @@ impl Queue {
                     now_ms,
                     "the file has other bytes than were delivered: sent again",
                 )?;
-                queue_again(db, identity, &job, now_ms)?;
+                queue_again(db, &job, now_ms)?;
             }
             Ok(())
         })
@@ -174,8 +175,8 @@ impl Queue {
     /// The user wants these sent: queued ones become due now; failed and cancelled ones are queued again under a
     /// new id, unless their version does not lie there any more. Returns the ids they have now, in order.
     pub async fn resend(&self, ids: Vec<TransferId>, now_ms: i64) -> Result<Vec<TransferId>, DbError> {
-        self.each(ids, move |db, identity, id, now_queued| {
-            now_queued.extend(resend_one(db, identity, *id, now_ms)?);
+        self.each(ids, move |db, id, now_queued| {
+            now_queued.extend(resend_one(db, *id, now_ms)?);
             Ok(())
         })
         .await
@@ -187,7 +188,7 @@ impl Queue {
         loop {
             let known = known.clone();
             let ended = self
-                .call(move |db, _| {
+                .call(move |db| {
                     let peers = ids(
                         db,
                         "SELECT DISTINCT peer FROM tally WHERE state = 0 AND n > 0",
@@ -220,7 +221,7 @@ impl Queue {
         loop {
             let text = text.clone();
             let ended = self
-                .call(move |db, _| {
+                .call(move |db| {
                     let mut ended = Vec::new();
                     for id in transfers(db, OLD, [limit_ms])? {
                         let last: Option<String> = db
@@ -265,7 +266,7 @@ fn queued(db: &Connection, id: TransferId) -> Result<Option<Key>> {
 
 /// Ends those that are queued; returns them.
 fn end_all(
-    db: &Connection,
+    db: &Edit<'_>,
     ids: &[TransferId],
     state: JobState,
     text: &str,
@@ -281,12 +282,7 @@ fn end_all(
     Ok(ended)
 }
 
-fn resend_one(
-    db: &Connection,
-    identity: &Identity,
-    id: TransferId,
-    now_ms: i64,
-) -> Result<Option<TransferId>> {
+fn resend_one(db: &Edit<'_>, id: TransferId, now_ms: i64) -> Result<Option<TransferId>> {
     let Some(job) = change::find(db, id)? else {
         return Ok(None);
     };
@@ -308,23 +304,24 @@ fn resend_one(
                 return Ok(None);
             }
             change::note(db, job.row, now_ms, "queued again")?;
-            queue_again(db, identity, &job, now_ms).map(Some)
+            queue_again(db, &job, now_ms).map(Some)
         }
     }
 }
 
 /// An ended job is queued under a new id.
-fn queue_again(db: &Connection, identity: &Identity, job: &Key, now_ms: i64) -> Result<TransferId> {
+fn queue_again(db: &Edit<'_>, job: &Key, now_ms: i64) -> Result<TransferId> {
     db.prepare_cached(
         "UPDATE jobs SET state = 0, attempts = 0, ended_ms = NULL, queued_ms = ?1,
                          queued_running_ms = (SELECT ms FROM running) WHERE id = ?2",
     )?
     .execute([now_ms, job.row])?;
-    renew(db, identity, job, now_ms)
+    change::turn(db, job, JobState::Queued);
+    renew(db, job, now_ms)
 }
 
 /// The next counter's id for a job. What the peer has to be told of the old id, and a receipt for it, are kept.
-fn renew(db: &Connection, identity: &Identity, job: &Key, now_ms: i64) -> Result<TransferId> {
+fn renew(db: &Edit<'_>, job: &Key, now_ms: i64) -> Result<TransferId> {
     let (JobRow { job: full, .. }, counter) = db
         .prepare_cached(&format!(
             "SELECT {JOB_COLUMNS}, j.counter FROM {JOB_TABLES} WHERE j.id = ?"
@@ -333,7 +330,7 @@ fn renew(db: &Connection, identity: &Identity, job: &Key, now_ms: i64) -> Result
             Ok((job_of(row)?, row.get::<_, i64>("counter")?.cast_unsigned()))
         })?;
     let found = &full.found;
-    let new = identity.transfer_id(
+    let new = db.identity.transfer_id(
         job.peer,
         found.outbox.0,
         found.path.as_bytes(),

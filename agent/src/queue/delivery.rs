@@ -8,6 +8,7 @@ use rusqlite::{Connection, OptionalExtension, Result, Row, params};
 use super::{
     Disposal, DropId, JobState, Proof, Queue, Resting,
     change::{self, Key},
+    edit::Edit,
     job::{found_of, path_of},
     schema::{DropState, Step},
 };
@@ -19,7 +20,7 @@ impl Queue {
     /// A job that had ended otherwise keeps its state and only gets the receipt; a former id's receipt is kept with
     /// it. Neither disposes of anything. Receipts that are known, or for ids that are not, change nothing.
     pub async fn delivered(&self, proofs: Vec<Proof>, now_ms: i64) -> Result<Vec<DropId>, DbError> {
-        self.each(proofs, move |db, _, proof, acknowledged| {
+        self.each(proofs, move |db, proof, acknowledged| {
             match change::find(db, proof.id)? {
                 Some(job) if job.has_receipt && !fault::mutant("S4-once") => {}
                 Some(job) => acknowledged.extend(record(db, &job, proof, now_ms)?),
@@ -71,7 +72,7 @@ impl Queue {
     /// These files left their outboxes (S6), or stay there because of the text. Where a version is not there any more,
     /// call [`Queue::left`] after that, or the next enqueued version of the path says so.
     pub async fn disposed(&self, ended: Vec<(DropId, Option<String>)>, now_ms: i64) -> Result<(), DbError> {
-        self.each(ended, move |db, _, (drop, stays), _: &mut Vec<()>| {
+        self.each(ended, move |db, (drop, stays), _: &mut Vec<()>| {
             if state_of(db, *drop)? != Some(DropState::Acknowledged) || fault::mutant("S6") {
                 return Ok(());
             }
@@ -100,7 +101,7 @@ impl Queue {
     pub async fn seen(&self, there: Vec<DropId>, missed: Vec<DropId>) -> Result<(), DbError> {
         let drops = there.into_iter().map(|drop| (drop, true));
         let drops = drops.chain(missed.into_iter().map(|drop| (drop, false)));
-        self.each(drops.collect(), |db, _, (drop, there), _: &mut Vec<()>| {
+        self.each(drops.collect(), |db, (drop, there), _: &mut Vec<()>| {
             let sql = if *there {
                 "UPDATE drops SET left_running_ms = NULL WHERE id = ? AND state = 1"
             } else {
@@ -116,7 +117,7 @@ impl Queue {
     /// These resting versions do not lie there any more, for good; seen again, they are new drops. Returns those of them
     /// that left by this: not one that was queued again meanwhile.
     pub async fn left(&self, drops: Vec<DropId>) -> Result<Vec<DropId>, DbError> {
-        self.each(drops, |db, _, drop, left| {
+        self.each(drops, |db, drop, left| {
             if state_of(db, *drop)? == Some(DropState::Stays) {
                 // Their ctime may be the old one when they return, by a folder above them that was moved.
                 db.prepare_cached("UPDATE drops SET ctime_ns = 0 WHERE id = ?")?
@@ -131,7 +132,7 @@ impl Queue {
 
     /// The bytes were found unchanged under this ctime (nanoseconds since 1970).
     pub async fn witnessed(&self, drop: DropId, ctime_ns: i64) -> Result<(), DbError> {
-        self.call(move |db, _| {
+        self.call(move |db| {
             db.prepare_cached("UPDATE drops SET ctime_ns = ? WHERE id = ?")?
                 .execute([ctime_ns, drop.0])?;
             Ok(())
@@ -141,7 +142,7 @@ impl Queue {
 
     /// `peer` will never deliver these; it may forget them.
     pub async fn withdrawn(&self, ids: Vec<TransferId>, now_ms: i64) -> Result<(), DbError> {
-        self.each(ids, move |db, _, id, _: &mut Vec<()>| {
+        self.each(ids, move |db, id, _: &mut Vec<()>| {
             let known = db
                 .prepare_cached("UPDATE closing SET step = ?2 WHERE transfer = ?1 AND step = ?3")?
                 .execute(params![id.0, Step::Forget, Step::Withdraw])?
@@ -157,7 +158,7 @@ impl Queue {
 
     /// The peer has forgotten them: nothing is left to be told.
     pub async fn forgotten(&self, ids: Vec<TransferId>) -> Result<(), DbError> {
-        self.each(ids, |db, _, id, _: &mut Vec<()>| {
+        self.each(ids, |db, id, _: &mut Vec<()>| {
             db.prepare_cached("DELETE FROM closing WHERE transfer = ? AND step = ?")?
                 .execute(params![id.0, Step::Forget])?;
             Ok(())
@@ -225,7 +226,7 @@ fn resting_of(row: &Row<'_>) -> Result<Resting> {
     })
 }
 
-fn record(db: &Connection, job: &Key, proof: &Proof, now_ms: i64) -> Result<Option<DropId>> {
+fn record(db: &Edit<'_>, job: &Key, proof: &Proof, now_ms: i64) -> Result<Option<DropId>> {
     let receipt = params![
         job.row,
         proof.receipt,
@@ -240,6 +241,7 @@ fn record(db: &Connection, job: &Key, proof: &Proof, now_ms: i64) -> Result<Opti
                              state = 1, error = NULL, ended_ms = ?6 WHERE id = ?1",
         )?
         .execute(receipt)?;
+        change::turn(db, job, JobState::Delivered);
         let state = change::settle(db, job.drop)?;
         return Ok((state == DropState::Acknowledged).then_some(job.drop));
     }

@@ -6,13 +6,12 @@ use dropwire_protocol::{RemotePath, TransferId};
 use rusqlite::{Connection, OptionalExtension, Result, params};
 
 use super::{
-    Class, DropId, Enqueued, NewDrop, Queue, change, job::path_bytes, overlap::goes_otherwise,
-    schema::DropState,
+    Class, DropId, Enqueued, JobState, NewDrop, Queue, change, edit::Edit, job::path_bytes,
+    overlap::goes_otherwise, schema::DropState,
 };
 use crate::{
     db::DbError,
     fault,
-    identity::Identity,
     version::{Found, OutboxId, Version},
 };
 
@@ -26,12 +25,15 @@ impl Queue {
     /// and is seen again is a new drop; if every peer has it and even its ctime is the old one, it was only looked at
     /// before it left. A file of a folder that is still to go whole is known too, and so is a folder of which files are.
     pub async fn unknown(&self, found: Vec<Found>) -> Result<Vec<Found>, DbError> {
-        self.each(found, |db, _, found, unknown| {
-            let is_new = past(db, found)?.is_new(&found.version) || fault::mutant("S2-unknown");
-            if is_new && !goes_otherwise(db, found)? {
-                unknown.push(found.clone());
+        self.read(move |db| {
+            let mut unknown = Vec::new();
+            for found in found {
+                let is_new = past(db, &found)?.is_new(&found.version) || fault::mutant("S2-unknown");
+                if is_new && !goes_otherwise(db, &found)? {
+                    unknown.push(found);
+                }
             }
-            Ok(())
+            Ok(unknown)
         })
         .await
     }
@@ -42,23 +44,26 @@ impl Queue {
         outbox: OutboxId,
         folders: Vec<RemotePath>,
     ) -> Result<Vec<RemotePath>, DbError> {
-        self.each(folders, move |db, _, folder, emptied| {
-            // All paths in it: from `folder/` to `folder0`, which is the next byte.
-            let (from, to) = (
-                [folder.as_bytes(), b"/"].concat(),
-                [folder.as_bytes(), b"0"].concat(),
-            );
-            if db.prepare_cached(EMPTIED)?.exists(params![outbox.0, from, to])? {
-                emptied.push(folder.clone());
+        self.read(move |db| {
+            let mut emptied = Vec::new();
+            for folder in folders {
+                // All paths in it: from `folder/` to `folder0`, which is the next byte.
+                let (from, to) = (
+                    [folder.as_bytes(), b"/"].concat(),
+                    [folder.as_bytes(), b"0"].concat(),
+                );
+                if db.prepare_cached(EMPTIED)?.exists(params![outbox.0, from, to])? {
+                    emptied.push(folder);
+                }
             }
-            Ok(())
+            Ok(emptied)
         })
         .await
     }
 
     /// The outboxes with these marks were found there: their drops lie there from now on. Nothing for one without any.
     pub async fn outboxes_lie_at(&self, found: Vec<(OutboxId, PathBuf)>) -> Result<(), DbError> {
-        self.each(found, |db, _, (outbox, root), _: &mut Vec<()>| {
+        self.each(found, |db, (outbox, root), _: &mut Vec<()>| {
             db.prepare_cached("UPDATE outboxes SET root = ?1 WHERE mark = ?2 AND root <> ?1")?
                 .execute(params![path_bytes(root), outbox.0])?;
             Ok(())
@@ -73,8 +78,8 @@ impl Queue {
     /// from their peers, their files are never disposed of. After Ok all of it is on disk.
     pub async fn enqueue(&self, drops: Vec<NewDrop>, now_ms: i64) -> Result<Enqueued, DbError> {
         let parts = self
-            .each(drops, move |db, identity, new, parts| {
-                parts.push(enqueue_one(db, identity, new, now_ms)?);
+            .each(drops, move |db, new, parts| {
+                parts.push(enqueue_one(db, new, now_ms)?);
                 Ok(())
             })
             .await?;
@@ -87,7 +92,7 @@ impl Queue {
     }
 }
 
-fn enqueue_one(db: &Connection, identity: &Identity, new: &NewDrop, now_ms: i64) -> Result<Enqueued> {
+fn enqueue_one(db: &Edit<'_>, new: &NewDrop, now_ms: i64) -> Result<Enqueued> {
     let Found {
         outbox,
         path,
@@ -113,7 +118,9 @@ fn enqueue_one(db: &Connection, identity: &Identity, new: &NewDrop, now_ms: i64)
     peers.sort_unstable();
     peers.dedup();
     for peer in peers {
-        let id = identity.transfer_id(peer, outbox.0, path.as_bytes(), version, past.next_counter);
+        let id = db
+            .identity
+            .transfer_id(peer, outbox.0, path.as_bytes(), version, past.next_counter);
         let large = Class::of(version) == Class::Large;
         insert.execute(params![
             drop.0,
@@ -123,6 +130,7 @@ fn enqueue_one(db: &Connection, identity: &Identity, new: &NewDrop, now_ms: i64)
             large,
             now_ms
         ])?;
+        db.count(peer, outbox_row, JobState::Queued, 1);
         done.queued.push(id);
     }
     Ok(done)
@@ -237,7 +245,7 @@ fn insert_drop(db: &Connection, outbox: i64, new: &NewDrop, counter: u64) -> Res
 
 /// Ends what lies at the path as open or staying. An acknowledged one goes on to its disposal, which looks at
 /// the version itself and may have the file in `leaving` already.
-fn supersede(db: &Connection, outbox: i64, path: &[u8], now_ms: i64) -> Result<Vec<TransferId>> {
+fn supersede(db: &Edit<'_>, outbox: i64, path: &[u8], now_ms: i64) -> Result<Vec<TransferId>> {
     let older: Option<i64> = db
         .prepare_cached(LYING)?
         .query_row(params![outbox, path], |row| row.get(0))

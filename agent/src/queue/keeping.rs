@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use dropwire_protocol::AgentId;
 use rusqlite::params;
 
-use super::Queue;
+use super::{Queue, edit::Edit};
 use crate::{clock::milliseconds, db::DbError};
 
 /// How long ended jobs are kept once their file has left. A file that is missed counts as left after the same time,
@@ -18,7 +19,7 @@ impl Queue {
     /// Pulls attempts nearer that lie further ahead than `max_backoff` (the clock was set back). To be called when
     /// a jump of the clock is seen; [`Queue::open`] does it too.
     pub async fn pull_in(&self, now_ms: i64, max_backoff: Duration) -> Result<(), DbError> {
-        self.call(move |db, _| {
+        self.call(move |db| {
             db.prepare_cached(PULL_IN)?
                 .execute([now_ms.saturating_add(milliseconds(max_backoff))])?;
             Ok(())
@@ -30,7 +31,7 @@ impl Queue {
     ///
     /// One whose peer still has to be told something is looked at again after the same time.
     pub async fn sweep(&self) -> Result<bool, DbError> {
-        self.call(|db, _| {
+        self.call(|db| {
             let old: Vec<(i64, bool)> = db
                 .prepare_cached(OLD_DROPS)?
                 .query_map(params![milliseconds(KEPT), SWEPT_AT_ONCE as i64], |row| {
@@ -38,12 +39,14 @@ impl Queue {
                 })?
                 .collect::<rusqlite::Result<_>>()?;
             for (drop, closing) in &old {
-                let steps: &[&str] = if *closing { &LATER } else { &REMOVE };
-                for step in steps {
-                    db.prepare_cached(step)?.execute([drop])?;
+                if *closing {
+                    db.prepare_cached(LATER)?.execute([drop])?;
+                } else {
+                    remove(db, *drop)?;
                 }
             }
             if old.iter().any(|(_, closing)| !closing) {
+                db.write_tally()?;
                 for step in REMOVE_OUTBOXES {
                     db.prepare_cached(step)?.execute([])?;
                 }
@@ -68,7 +71,20 @@ pub(super) const OLD_DROPS: &str = "
     WHERE d.state = 3 AND d.left_running_ms <= (SELECT ms FROM running WHERE one = 1) - ?
     ORDER BY d.left_running_ms LIMIT ?";
 
-const LATER: [&str; 1] = ["UPDATE drops SET left_running_ms = (SELECT ms FROM running) WHERE id = ?"];
+const LATER: &str = "UPDATE drops SET left_running_ms = (SELECT ms FROM running) WHERE id = ?";
+
+fn remove(db: &Edit<'_>, drop: i64) -> rusqlite::Result<()> {
+    let mut jobs = db.prepare_cached(
+        "SELECT j.peer, d.outbox, j.state FROM jobs j JOIN drops d ON d.id = j.drop_id WHERE d.id = ?",
+    )?;
+    let mut jobs = jobs.query([drop])?;
+    while let Some(job) = jobs.next()? {
+        db.count(AgentId(job.get(0)?), job.get(1)?, job.get(2)?, -1);
+    }
+    REMOVE
+        .iter()
+        .try_for_each(|step| db.prepare_cached(step)?.execute([drop]).map(|_| ()))
+}
 
 const REMOVE: [&str; 4] = [
     "DELETE FROM history WHERE job IN (SELECT id FROM jobs WHERE drop_id = ?)",

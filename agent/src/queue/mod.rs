@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `schema` | the tables, and what drops and jobs may become |
 //! | `job` | what goes in and comes out |
+//! | `edit` | one change while it is made, and how many jobs it turns |
 //! | `change` | the steps that every change is made of |
 //! | `enqueue` | S2: what was found becomes jobs |
 //! | `overlap` | a folder's files and the folder itself |
@@ -27,6 +28,7 @@
 mod attempts;
 mod change;
 mod delivery;
+mod edit;
 mod enqueue;
 mod job;
 mod keeping;
@@ -54,6 +56,7 @@ use crate::{
     db::{Db, DbError},
     identity::Identity,
 };
+use edit::Edit;
 
 /// Most items of a batch in one change, so that no other change waits long.
 const CHUNK: usize = 512;
@@ -98,11 +101,11 @@ impl Queue {
     async fn call<T, F>(&self, change: F) -> Result<T, DbError>
     where
         T: Send + 'static,
-        F: FnOnce(&Transaction<'_>, &Identity) -> rusqlite::Result<T> + Send + 'static,
+        F: FnOnce(&Edit<'_>) -> rusqlite::Result<T> + Send + 'static,
     {
         let identity = self.identity.clone();
         self.db
-            .call(move |transaction| change(transaction, &identity))
+            .call(move |transaction| Edit::run(transaction, &identity, change))
             .await
     }
 
@@ -111,7 +114,7 @@ impl Queue {
     where
         T: Send + 'static,
         R: Send + 'static,
-        F: Fn(&Transaction<'_>, &Identity, &T, &mut Vec<R>) -> rusqlite::Result<()> + Clone + Send + 'static,
+        F: Fn(&Edit<'_>, &T, &mut Vec<R>) -> rusqlite::Result<()> + Clone + Send + 'static,
     {
         let mut results = Vec::new();
         let mut items = items.into_iter();
@@ -122,10 +125,10 @@ impl Queue {
             }
             let change = change.clone();
             let part = self
-                .call(move |transaction, identity| {
+                .call(move |edit| {
                     let mut part = Vec::new();
                     for item in &chunk {
-                        change(transaction, identity, item, &mut part)?;
+                        change(edit, item, &mut part)?;
                     }
                     Ok(part)
                 })

@@ -24,7 +24,7 @@ use crate::config::AfterSend;
 /// Order matters in two places: `jobs_due` is read in its own order by the dispatcher, and the unique index of
 /// `drops` begins with what a version is looked up by. `drops_lying` promises one lying version a path.
 /// `closing` holds what the peer still has to be told; a row goes once it was. `tally` spares the status page
-/// a count over all jobs.
+/// a count over all jobs; `Edit` keeps it.
 pub const SCHEMA_1: &str = "
 CREATE TABLE outboxes (
     id INTEGER PRIMARY KEY,
@@ -115,20 +115,6 @@ CREATE TABLE tally (
     n INTEGER NOT NULL,
     PRIMARY KEY (peer, outbox, state)
 ) STRICT, WITHOUT ROWID;
-CREATE TRIGGER job_added AFTER INSERT ON jobs BEGIN
-    INSERT INTO tally SELECT NEW.peer, outbox, NEW.state, 1 FROM drops WHERE id = NEW.drop_id
-        ON CONFLICT DO UPDATE SET n = n + 1;
-END;
-CREATE TRIGGER job_turned AFTER UPDATE OF state ON jobs WHEN OLD.state <> NEW.state BEGIN
-    UPDATE tally SET n = n - 1 WHERE peer = OLD.peer AND state = OLD.state
-        AND outbox = (SELECT outbox FROM drops WHERE id = OLD.drop_id);
-    INSERT INTO tally SELECT NEW.peer, outbox, NEW.state, 1 FROM drops WHERE id = NEW.drop_id
-        ON CONFLICT DO UPDATE SET n = n + 1;
-END;
-CREATE TRIGGER job_removed AFTER DELETE ON jobs BEGIN
-    UPDATE tally SET n = n - 1 WHERE peer = OLD.peer AND state = OLD.state
-        AND outbox = (SELECT outbox FROM drops WHERE id = OLD.drop_id);
-END;
 ";
 
 /// Where a drop stands; statements name the numbers, because partial indexes need literals.

@@ -10,8 +10,7 @@ use std::{
     fmt::Write as _,
     fs, io,
     net::SocketAddr,
-    path::PathBuf,
-    process::Command,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -23,6 +22,7 @@ use bytes::BytesMut;
 use dropwire::identity::Identity;
 use dropwire_bench::{
     failed,
+    home::Home,
     process::{Running, eventually, output},
     statistics::Spread,
 };
@@ -60,7 +60,7 @@ fn main() -> io::Result<()> {
         None => LINKS,
     };
     let home = tempfile::tempdir()?;
-    let hub = Hub::new(program, home.path().into())?;
+    let hub = Hub::new(&program, home.path())?;
     let others: Vec<Arc<Identity>> = (0..links).map(|_| Arc::new(Identity::generate())).collect();
     let running = hub.start(&others)?;
     let runtime = Runtime::new()?;
@@ -124,74 +124,49 @@ fn row(when: &str, running: &Running) -> io::Result<()> {
     Ok(())
 }
 
-/// The agent under measurement and its folder.
+/// The agent under measurement.
 struct Hub {
-    program: PathBuf,
-    root: PathBuf,
+    home: Home,
 }
 
 impl Hub {
-    fn new(program: PathBuf, root: PathBuf) -> io::Result<Hub> {
-        for folder in ["outbox", "inbox"] {
-            fs::create_dir(root.join(folder))?;
-        }
-        let hub = Hub { program, root };
+    fn new(program: &Path, root: &Path) -> io::Result<Hub> {
+        let hub = Hub {
+            home: Home::make(program, root)?,
+        };
         hub.write_config(&[])?;
-        output(&mut hub.command(&["init"]))?;
+        output(&mut hub.home.command(&["init"]))?;
         Ok(hub)
     }
 
-    fn write_config(&self, peers: &[Arc<Identity>]) -> io::Result<()> {
-        let folder = |name| self.root.join(name);
-        let mut text = format!(
-            "name = \"hub\"\nlisten = \"127.0.0.1:0\"\nstate_dir = {:?}\n[[outbox]]\npath = {:?}\n[inbox]\npath = {:?}\n\
-             min_free = \"1 MiB\"\n",
-            folder("state"),
-            folder("outbox"),
-            folder("inbox")
-        );
-        for (number, peer) in peers.iter().enumerate() {
+    fn write_config(&self, others: &[Arc<Identity>]) -> io::Result<()> {
+        let mut peers = String::new();
+        for (number, peer) in others.iter().enumerate() {
             let id = dropwire::id::format(peer.id());
             // A String takes all that is written.
-            let _ = write!(text, "[[peer]]\nname = \"peer-{number}\"\nid = {id:?}\n");
+            let _ = write!(peers, "[[peer]]\nname = \"peer-{number}\"\nid = {id:?}\n");
         }
-        fs::write(folder("config.toml"), text)
+        self.home
+            .write_config("hub", "listen = \"127.0.0.1:0\"\n", "", &peers)
     }
 
     fn start(&self, others: &[Arc<Identity>]) -> io::Result<Running> {
         self.write_config(others)?;
-        let mut running = Running::start(self.command(&["run"]), None)?;
+        let mut command = self.home.command(&["run"]);
+        command.env("RUST_LOG", "error");
+        let mut running = Running::start(command, None)?;
         eventually("the agent answers", || {
             running.lives()?;
-            Ok(self.status())
+            Ok(self.home.status())
         })?;
         Ok(running)
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(&self.program);
-        command
-            .arg("--config")
-            .arg(self.root.join("config.toml"))
-            .args(arguments);
-        command
-            .env_clear()
-            .env("HOME", &self.root)
-            .env("RUST_LOG", "error");
-        command
-    }
-
-    /// None until it answers.
-    fn status(&self) -> Option<serde_json::Value> {
-        let text = output(&mut self.command(&["status", "--json"])).ok()?;
-        serde_json::from_str(&text).ok()
-    }
-
     /// Where and who it is.
     fn target(&self) -> io::Result<(SocketAddr, AgentId)> {
-        let status = self.status().ok_or_else(|| failed("no status"))?;
+        let status = self.home.status().ok_or_else(|| failed("no status"))?;
         let address = status["listen"].as_str().and_then(|a| a.parse().ok());
-        let id = dropwire::id::parse(&output(&mut self.command(&["id"]))?).map_err(io::Error::other)?;
+        let id = dropwire::id::parse(&output(&mut self.home.command(&["id"]))?).map_err(io::Error::other)?;
         Ok((
             address.ok_or_else(|| failed(format!("no address: {status}")))?,
             id,
@@ -199,7 +174,7 @@ impl Hub {
     }
 
     fn linked(&self) -> usize {
-        let status = self.status().unwrap_or_default();
+        let status = self.home.status().unwrap_or_default();
         let peers = status["peers"].as_array().map_or(&[][..], |peers| peers);
         peers.iter().filter(|peer| peer["connected"] == true).count()
     }
@@ -209,7 +184,7 @@ impl Hub {
         let times: Vec<f64> = (0..ANSWERS)
             .map(|_| {
                 let began = Instant::now();
-                self.status().ok_or_else(|| failed("no status"))?;
+                self.home.status().ok_or_else(|| failed("no status"))?;
                 Ok(began.elapsed().as_secs_f64() * 1e3)
             })
             .collect::<io::Result<_>>()?;

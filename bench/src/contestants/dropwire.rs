@@ -3,12 +3,12 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use super::{Contestant, Session, Site};
 use crate::{
     failed,
+    home::Home,
     process::{Running, Usage, eventually, output},
     works::Work,
 };
@@ -42,20 +42,20 @@ impl Contestant for Dropwire {
         let mut laptop = Agent::new(&self.program, &site.root.join("sender"), "laptop")?;
         office.listen = Some(format!("{}:0", site.receiver_ip()));
         office.write_config(Some(&laptop), None)?;
-        let mut office_runs = Running::start(office.command(&["run"]), site.receiver())?;
+        let mut office_runs = Running::start(office.home.command(&["run"]), site.receiver())?;
         let status = eventually("the receiver answers", || {
             office_runs.lives()?;
-            Ok(office.status())
+            Ok(office.home.status())
         })?;
         let address = status["listen"].as_str().and_then(|a| a.parse().ok());
         let address = site.dial(address.ok_or_else(|| failed(format!("no address: {status}")))?);
         laptop.keep = site.keep;
         laptop.write_config(Some(&office), Some(address.to_string()))?;
-        let mut laptop_runs = Running::start(laptop.command(&["run"]), site.sender())?;
+        let mut laptop_runs = Running::start(laptop.home.command(&["run"]), site.sender())?;
         for agent in [&laptop, &office] {
             eventually("both agents are connected", || {
                 laptop_runs.lives()?;
-                let status = agent.status();
+                let status = agent.home.status();
                 Ok(status.filter(|s| s["peers"][0]["connected"] == true))
             })?;
         }
@@ -112,8 +112,7 @@ fn is_empty(outbox: &Path) -> io::Result<bool> {
 }
 
 struct Agent {
-    program: PathBuf,
-    root: PathBuf,
+    home: Home,
     name: &'static str,
     id: String,
     listen: Option<String>,
@@ -123,56 +122,29 @@ struct Agent {
 impl Agent {
     fn new(program: &Path, root: &Path, name: &'static str) -> io::Result<Agent> {
         let mut agent = Agent {
-            program: program.into(),
-            root: root.into(),
+            home: Home::make(program, root)?,
             name,
             id: String::new(),
             listen: None,
             keep: false,
         };
-        for folder in ["outbox", "inbox"] {
-            fs::create_dir_all(root.join(folder))?;
-        }
         agent.write_config(None, None)?;
-        output(&mut agent.command(&["init"]))?;
-        agent.id = output(&mut agent.command(&["id"]))?;
+        output(&mut agent.home.command(&["init"]))?;
+        agent.id = output(&mut agent.home.command(&["id"]))?;
         Ok(agent)
     }
 
     fn write_config(&self, peer: Option<&Agent>, address: Option<String>) -> io::Result<()> {
-        let folder = |name| self.root.join(name);
-        let mut text = format!("name = {:?}\nstate_dir = {:?}\n", self.name, folder("state"));
-        if let Some(listen) = &self.listen {
-            text += &format!("listen = {listen:?}\n");
-        }
-        let (outbox, inbox) = (folder("outbox"), folder("inbox"));
-        text += &format!("[[outbox]]\npath = {outbox:?}\n");
-        if self.keep {
-            text += "after_send = \"keep\"\n";
-        }
-        text += &format!("[inbox]\npath = {inbox:?}\nmin_free = \"1 MiB\"\n");
+        let listen = self.listen.as_ref();
+        let listen = listen.map_or(String::new(), |at| format!("listen = {at:?}\n"));
+        let outbox = if self.keep { "after_send = \"keep\"\n" } else { "" };
+        let mut peers = String::new();
         if let Some(peer) = peer {
-            text += &format!("[[peer]]\nname = {:?}\nid = {:?}\n", peer.name, peer.id);
+            peers += &format!("[[peer]]\nname = {:?}\nid = {:?}\n", peer.name, peer.id);
         }
         if let Some(address) = address {
-            text += &format!("address = {address:?}\n");
+            peers += &format!("address = {address:?}\n");
         }
-        fs::write(folder("config.toml"), text)
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(&self.program);
-        command
-            .arg("--config")
-            .arg(self.root.join("config.toml"))
-            .args(arguments);
-        command.env_clear().env("HOME", &self.root);
-        command
-    }
-
-    /// None until it answers.
-    fn status(&self) -> Option<serde_json::Value> {
-        let text = output(&mut self.command(&["status", "--json"])).ok()?;
-        serde_json::from_str(&text).ok()
+        self.home.write_config(self.name, &listen, outbox, &peers)
     }
 }

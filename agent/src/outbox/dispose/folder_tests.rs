@@ -222,14 +222,16 @@ mod order {
 
     #[test]
     fn what_comes_at_the_last_moment_is_given_back_with_it() {
-        let outbox = Outbox::new();
-        let what = outbox.delivered(AfterSend::Delete);
-        let late = outbox.at("batch/late");
-        let renamed = Call::Name("batch".into(), leaving(&what));
-        trace::before(outbox.temp.path(), renamed, move || fs::write(late, "late"));
-        assert_eq!(outbox.dispose(&what), Disposed::Changed);
-        assert_eq!(fs::read(outbox.at("batch/late")).unwrap(), b"late");
-        assert!(outbox.leaving_is_empty());
+        for after in [AfterSend::Archive, AfterSend::Delete] {
+            let outbox = Outbox::new();
+            let what = outbox.delivered(after);
+            let late = outbox.at("batch/late");
+            let renamed = Call::Name("batch".into(), leaving(&what));
+            trace::before(outbox.temp.path(), renamed, move || fs::write(late, "late"));
+            assert_eq!(outbox.dispose(&what), Disposed::Changed);
+            assert_eq!(fs::read(outbox.at("batch/late")).unwrap(), b"late");
+            assert!(outbox.at("batch/a").exists() && outbox.leaving_is_empty());
+        }
     }
 
     /// A program whose working folder it is goes on while it is being removed.

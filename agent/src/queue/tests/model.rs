@@ -350,7 +350,7 @@ impl Pair {
     async fn compare(&self) {
         let (drops, jobs, closing) = self
             .queue
-            .call(|db, _| {
+            .call(|db| {
                 let drops: Vec<DropState> = db
                     .prepare("SELECT state FROM drops ORDER BY id")?
                     .query_map([], |row| row.get(0))?
@@ -382,7 +382,10 @@ impl Pair {
     }
 
     async fn counts_agree(&self, jobs: &[(AgentId, JobState)]) {
-        for (peer, counts) in self.queue.counts().await.unwrap().peers {
+        let counted = self.queue.counts().await.unwrap().peers;
+        let listed = |job: &(AgentId, JobState)| counted.iter().any(|(peer, _)| *peer == job.0);
+        assert!(jobs.iter().all(listed));
+        for (peer, counts) in counted {
             let count = |state| jobs.iter().filter(|job| **job == (peer, state)).count() as u64;
             let expected = PeerCounts {
                 queued: count(JobState::Queued),
