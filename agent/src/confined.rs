@@ -6,10 +6,11 @@ use std::{
     fs::File,
     io,
     path::{Path, PathBuf},
+    rc::Rc,
 };
 
 use cap_fs_ext::{DirExt, FollowSymlinks, OpenOptionsFollowExt};
-use cap_std::fs::{Dir, OpenOptions};
+use cap_std::fs::{Dir, Metadata, OpenOptions};
 use dropwire_protocol::RemotePath;
 
 use crate::version::Version;
@@ -24,6 +25,39 @@ pub fn parent(root: &Dir, path: &RemotePath) -> io::Result<Dir> {
     match path.parent() {
         Some(folder) => open_folder(root, &folder),
         None => root.try_clone(),
+    }
+}
+
+/// An outbox, and the folder in it that was opened last: files that follow each other in one folder open it once. For
+/// what is done in one go: a folder that is swapped meanwhile is noticed by the next.
+pub struct Parents {
+    root: Rc<Dir>,
+    /// The one that was opened last, by its path; None: nothing yet.
+    last: Option<(Option<RemotePath>, Dir)>,
+}
+
+impl Parents {
+    /// Below `root`.
+    pub fn new(root: Dir) -> Self {
+        Parents {
+            root: Rc::new(root),
+            last: None,
+        }
+    }
+
+    /// The outbox itself.
+    pub fn root(&self) -> &Rc<Dir> {
+        &self.root
+    }
+
+    /// As [`parent`].
+    pub fn of(&mut self, path: &RemotePath) -> io::Result<&Dir> {
+        let at = path.parent();
+        let last = match self.last.take() {
+            Some(last) if last.0 == at => last,
+            _ => (at, parent(&self.root, path)?),
+        };
+        Ok(&self.last.insert(last).1)
     }
 }
 
@@ -43,8 +77,14 @@ pub fn open_folder(root: &Dir, path: &RemotePath) -> io::Result<Dir> {
 /// The regular file `name` in `folder`, for reading; `InvalidInput` for anything else that has the name. Never waits
 /// (a FIFO, another's lease: `WouldBlock`) and touches no device.
 pub fn open_file(folder: &Dir, name: &OsStr) -> io::Result<File> {
+    let seen = folder.symlink_metadata(name)?;
+    open_seen_file(folder, name, &seen)
+}
+
+/// The same for a name of which it was just `seen` what has it.
+pub fn open_seen_file(folder: &Dir, name: &OsStr, seen: &Metadata) -> io::Result<File> {
     let not_regular = || io::Error::new(io::ErrorKind::InvalidInput, "not a regular file");
-    if !folder.symlink_metadata(name)?.is_file() {
+    if !seen.is_file() {
         return Err(not_regular());
     }
     let mut options = OpenOptions::new();

@@ -146,6 +146,10 @@ impl<'b, C> minicbor::Decode<'b, C> for RemotePath {
 /// Would some system open `.dropwire` when asked for this name? Windows drops trailing dots and spaces, takes `:` for
 /// the start of a stream's name and knows short names; HFS+ and case-folding ext4 skip ignorable characters.
 fn is_reserved(component: &[u8]) -> bool {
+    // Nearly every name holds no such word, whatever its case and what is skipped in it.
+    if component.is_ascii() && !contains_dropwi(component) {
+        return false;
+    }
     let seen: String = String::from_utf8_lossy(component)
         .chars()
         .filter(|c| !is_ignorable(*c))
@@ -160,6 +164,11 @@ fn is_reserved(component: &[u8]) -> bool {
         .strip_prefix("dropwi~")
         .is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()));
     seen == ".dropwire" || short
+}
+
+/// In whatever case. What else a name may skip is not ASCII.
+fn contains_dropwi(name: &[u8]) -> bool {
+    name.windows(6).any(|part| part.eq_ignore_ascii_case(b"dropwi"))
 }
 
 /// Unicode's Default_Ignorable_Code_Point: shown as nothing, and no part of a name to some file systems. Among them

@@ -8,7 +8,8 @@ use dropwire_protocol::RemotePath;
 
 use super::{ignore::DOWNLOADS, marker, settle::Sight};
 use crate::{
-    confined, durable, fault,
+    confined::{self, Parents},
+    durable, fault,
     lease::{Asked, Lease},
     version::Version,
 };
@@ -48,9 +49,9 @@ pub(super) struct Rules {
     pub(super) marker: Option<String>,
 }
 
-/// Looks at `path` below `root`. Blocks only for the disk.
-pub(super) fn look(root: &Dir, path: &RemotePath, rules: &Rules) -> Seen {
-    match try_look(root, path, rules) {
+/// Looks at `path`. Blocks only for the disk.
+pub(super) fn look(parents: &mut Parents, path: &RemotePath, rules: &Rules) -> Seen {
+    match try_look(parents, path, rules) {
         Ok(seen) => seen,
         Err(e) if e.kind() == io::ErrorKind::WouldBlock => Seen::File {
             sight: Sight::Writer, // somebody holds a write lease
@@ -61,8 +62,8 @@ pub(super) fn look(root: &Dir, path: &RemotePath, rules: &Rules) -> Seen {
     }
 }
 
-fn try_look(root: &Dir, path: &RemotePath, rules: &Rules) -> io::Result<Seen> {
-    let folder = confined::parent(root, path)?;
+fn try_look(parents: &mut Parents, path: &RemotePath, rules: &Rules) -> io::Result<Seen> {
+    let folder = parents.of(path)?;
     let name = confined::os_str(path.file_name())?;
     let meta = folder.symlink_metadata(name)?;
     let kind = meta.file_type();
@@ -80,11 +81,11 @@ fn try_look(root: &Dir, path: &RemotePath, rules: &Rules) -> io::Result<Seen> {
                 false => Seen::Refused(marker::HAS_BYTES.into()),
             });
         }
-        if !marker::is_there(&folder, name, suffix) {
+        if !marker::is_there(folder, name, suffix) {
             return Ok(Seen::Unmarked(marker::missing(name, suffix)));
         }
     }
-    let file = confined::open_file(&folder, name)?;
+    let file = confined::open_seen_file(folder, name, &meta)?;
     let leased = match Lease::take(&file) {
         Asked::Lease(lease) => Some(lease),
         Asked::Unsupported => None,
@@ -98,7 +99,7 @@ fn try_look(root: &Dir, path: &RemotePath, rules: &Rules) -> io::Result<Seen> {
         let sight = Sight::Writer;
         return Ok(Seen::File { sight, file: None });
     }
-    let (rest, why) = rest(&folder, path.file_name(), &version, leased.is_some(), rules);
+    let (rest, why) = rest(folder, path.file_name(), &version, leased.is_some(), rules);
     Ok(Seen::File {
         sight: Sight::Still { version, rest, why },
         file: Some(file),
@@ -220,7 +221,11 @@ mod tests {
 
     fn at(root: &std::path::Path, path: &str) -> Seen {
         let dir = confined::root(root).unwrap();
-        look(&dir, &RemotePath::parse(path.as_bytes()).unwrap(), &RULES)
+        look(
+            &mut Parents::new(dir.try_clone().unwrap()),
+            &RemotePath::parse(path.as_bytes()).unwrap(),
+            &RULES,
+        )
     }
 
     fn rest_of(seen: Seen) -> Duration {
@@ -262,7 +267,13 @@ mod tests {
         let dir = confined::root(temp.path()).unwrap();
         let marker = Some(".ok".into());
         let rules = Rules { quiet: QUIET, marker };
-        let at = |path: &str| look(&dir, &RemotePath::parse(path.as_bytes()).unwrap(), &rules);
+        let at = |path: &str| {
+            look(
+                &mut Parents::new(dir.try_clone().unwrap()),
+                &RemotePath::parse(path.as_bytes()).unwrap(),
+                &rules,
+            )
+        };
         fs::create_dir(temp.path().join("sub.ok")).unwrap();
         fs::write(temp.path().join("file"), "").unwrap();
         assert!(matches!(at("file"), Seen::Unmarked(why) if why.ends_with("file.ok")));
@@ -329,7 +340,11 @@ mod tests {
         }
         assert!(matches!(at(root, "sublink/file"), Seen::Nothing));
         let devices = confined::root(std::path::Path::new("/dev")).unwrap();
-        let null = look(&devices, &RemotePath::parse(b"null").unwrap(), &RULES);
+        let null = look(
+            &mut Parents::new(devices),
+            &RemotePath::parse(b"null").unwrap(),
+            &RULES,
+        );
         assert!(matches!(null, Seen::Refused(why) if why.contains("device")));
         assert!(matches!(at(root, "sub"), Seen::Folder));
     }

@@ -277,8 +277,8 @@ async fn empty_hidden_and_still_downloading_files_rest_first() {
     for (name, bytes) in [
         ("empty", ""),
         (".hidden", "bytes"),
+        ("x.part", "bytes"), // before the file that it holds up
         ("x", "bytes"),
-        ("x.part", "bytes"),
     ] {
         fs::write(running.at(name), bytes).unwrap();
     }

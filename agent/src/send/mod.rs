@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 use self::{
     checkpoints::Checkpoints,
     folder::FolderPass,
-    pass::{Ended, Pass, Take},
+    pass::{Ended, Opened, Pass, Take},
 };
 use crate::{
     fault,
@@ -44,10 +44,10 @@ enum AnyPass<'a> {
 }
 
 impl<'a> AnyPass<'a> {
-    fn begin(root: &Path, found: &'a Found) -> Result<Self, Voided> {
+    fn begin(opened: &mut Opened, root: &Path, found: &'a Found) -> Result<Self, Voided> {
         match found.version.folder {
             true => FolderPass::begin(root, found).map(AnyPass::Folder),
-            false => Pass::begin(root, found).map(AnyPass::File),
+            false => Pass::begin(opened, root, found).map(AnyPass::File),
         }
     }
 
@@ -130,7 +130,9 @@ impl Source for FileSource {
         let refused = out.clone();
         let started = thread::Builder::new().name("send".into()).spawn(move || {
             let mut feed = |piece| out.blocking_send(piece).is_ok();
-            subject.read(offset, digest, &mut feed, &|| out.is_closed());
+            subject.read(&mut Opened::default(), offset, digest, &mut feed, &|| {
+                out.is_closed()
+            });
         });
         if let Err(error) = started {
             // The channel is new and empty; if not, its end says the same.
@@ -142,7 +144,7 @@ impl Source for FileSource {
 /// Its digest, read under the same checks as when it is sent, and the ctime that witnesses it. Blocks for as
 /// long as that takes, or until `stopped`: then it is [`Voided::Unreadable`].
 pub fn digest_of(root: &Path, found: &Found, stopped: &dyn Fn() -> bool) -> Result<(Digest, i64), Voided> {
-    let pass = AnyPass::begin(root, found)?;
+    let pass = AnyPass::begin(&mut Opened::default(), root, found)?;
     let mut hash = Default::default();
     match pass.read(&mut hash, found.version.size, &mut |_, _, _| !stopped()) {
         Ok(()) => {}
@@ -157,12 +159,13 @@ impl Subject {
     /// One pass from `offset` to the end, into `feed` until that says false.
     fn read(
         &self,
+        opened: &mut Opened,
         offset: u64,
         digest: Digest,
         feed: &mut dyn FnMut(Piece) -> bool,
         stopped: &dyn Fn() -> bool,
     ) {
-        match self.pass(offset, digest, feed, stopped) {
+        match self.pass(opened, offset, digest, feed, stopped) {
             Ok(digest) => {
                 *self.read.lock().unwrap_or_else(PoisonError::into_inner) = Some(digest);
                 feed(Piece::End { digest });
@@ -176,6 +179,7 @@ impl Subject {
 
     fn pass(
         &self,
+        opened: &mut Opened,
         offset: u64,
         digest: Digest,
         feed: &mut dyn FnMut(Piece) -> bool,
@@ -186,7 +190,7 @@ impl Subject {
         if offset > size {
             return Err(Ended::Void(Voided::PrefixDiffers));
         }
-        let pass = AnyPass::begin(root, found)?;
+        let pass = AnyPass::begin(opened, root, found)?;
         let mut hash = self.checkpoints().best(pass.witness(), offset);
         pass.read(&mut hash, offset, &mut |_, _, hash| {
             self.note(pass.witness(), hash);

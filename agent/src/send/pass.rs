@@ -4,7 +4,8 @@
 use std::{
     fs::File,
     io::{self, Read, Seek, SeekFrom},
-    path::Path,
+    path::{Path, PathBuf},
+    rc::Rc,
 };
 
 use bytes::Bytes;
@@ -13,7 +14,7 @@ use dropwire_protocol::{RemotePath, RunningDigest, message::MAX_CHUNK};
 
 use super::buffers::Buffers;
 use crate::{
-    confined,
+    confined::{self, Parents},
     error::shown,
     fault,
     lease::{Asked, Lease},
@@ -40,9 +41,27 @@ impl From<Voided> for Ended {
 /// Takes the bytes at an offset and the hash up to their end; false ends the pass.
 pub(super) type Take<'a> = dyn FnMut(u64, Bytes, &RunningDigest) -> bool + 'a;
 
+/// The outbox that was opened last: files that are read one after the other open it, and their folder, once.
+#[derive(Default)]
+pub(super) struct Opened(Option<(PathBuf, Parents)>);
+
+impl Opened {
+    fn outbox(&mut self, root: &Path) -> Result<&mut Parents, Voided> {
+        let last = match self.0.take() {
+            Some(last) if last.0 == root => last,
+            _ => {
+                let outbox = confined::root(root)
+                    .map_err(|e| Voided::Unreadable(format!("the outbox {}: {e}", shown(root))))?;
+                (root.to_path_buf(), Parents::new(outbox))
+            }
+        };
+        Ok(&mut self.0.insert(last).1)
+    }
+}
+
 /// An open file that was the wanted version at the beginning, with a lease where there are leases.
 pub(super) struct Pass<'a> {
-    root: Dir,
+    root: Rc<Dir>,
     found: &'a Found,
     file: File,
     lease: Option<Lease>,
@@ -51,11 +70,11 @@ pub(super) struct Pass<'a> {
 
 impl<'a> Pass<'a> {
     /// Opens the file and takes the lease before the first look at it.
-    pub(super) fn begin(root: &Path, found: &'a Found) -> Result<Self, Voided> {
-        let outbox = confined::root(root)
-            .map_err(|e| Voided::Unreadable(format!("the outbox {}: {e}", shown(root))))?;
+    pub(super) fn begin(opened: &mut Opened, root: &Path, found: &'a Found) -> Result<Self, Voided> {
+        let parents = opened.outbox(root)?;
+        let outbox = Rc::clone(parents.root());
         let void = |e| void_of(&outbox, found.outbox, &e);
-        let file = open(&outbox, &found.path).map_err(void)?;
+        let file = open(parents, &found.path).map_err(void)?;
         let lease = match Lease::take(&file) {
             Asked::Lease(lease) => Some(lease),
             Asked::Writer if fault::mutant("S3-writer") => None,
@@ -142,9 +161,8 @@ impl<'a> Pass<'a> {
     }
 }
 
-fn open(root: &Dir, path: &RemotePath) -> io::Result<File> {
-    let folder = confined::parent(root, path)?;
-    confined::open_file(&folder, confined::os_str(path.file_name())?)
+fn open(parents: &mut Parents, path: &RemotePath) -> io::Result<File> {
+    confined::open_file(parents.of(path)?, confined::os_str(path.file_name())?)
 }
 
 /// Missing counts as gone only in a folder that is still the outbox: an unmounted one says nothing of its files.

@@ -15,7 +15,7 @@ use tokio::{
     sync::mpsc::{self, error::TrySendError},
 };
 
-use super::Subject;
+use super::{Subject, pass::Opened};
 use crate::link::Piece;
 
 /// Most groups that are read at the same time.
@@ -69,7 +69,8 @@ impl Work {
             let _counted = Counted;
             work().starting = false;
             while let Some(group) = next_group(&own) {
-                group.into_iter().for_each(|job| job.run(&own));
+                let mut opened = Opened::default();
+                group.into_iter().for_each(|job| job.run(&own, &mut opened));
             }
         });
     }
@@ -94,7 +95,7 @@ fn next_group(runtime: &Handle) -> Option<VecDeque<Job>> {
 }
 
 impl Job {
-    fn run(self, runtime: &Handle) {
+    fn run(self, runtime: &Handle, opened: &mut Opened) {
         let Job {
             subject,
             offset,
@@ -114,7 +115,7 @@ impl Job {
             }
             true
         };
-        subject.read(offset, digest, &mut feed, &|| false);
+        subject.read(opened, offset, digest, &mut feed, &|| false);
         if !late.is_empty() {
             runtime.spawn(async move {
                 for piece in late {

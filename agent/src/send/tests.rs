@@ -235,7 +235,7 @@ fn what_happens_to_the_file_after_the_last_read_voids_the_pass() {
         let outbox = Outbox::new();
         let (path, version) = outbox.file("file", b"bytes");
         let found = outbox.found(&path, version);
-        let pass = Pass::begin(outbox.root(), &found).unwrap();
+        let pass = Pass::begin(&mut Opened::default(), outbox.root(), &found).unwrap();
         let mut hash = Default::default();
         pass.read(&mut hash, version.size, &mut |_, _, _| true).unwrap();
         assert_eq!(pass.check(), Ok(()));

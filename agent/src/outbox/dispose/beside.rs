@@ -30,13 +30,15 @@ pub(in crate::outbox) fn rename_beside(from: &Dir, name: &OsStr, to: &Dir, wante
         }
         number = high;
     }
-    let file = from.symlink_metadata(name)?;
-    let is_it = |n: u64| {
-        let there = to.symlink_metadata(numbered(wanted, n));
-        there.is_ok_and(|there| same_file(&there, &file))
-    };
-    if has_further_names(&file) && (0..number).any(is_it) && !fault::mutant("S5-twice") {
-        return durable::unlink(from, name);
+    if number > 0 {
+        let file = from.symlink_metadata(name)?;
+        let is_it = |n: u64| {
+            let there = to.symlink_metadata(numbered(wanted, n));
+            there.is_ok_and(|there| same_file(&there, &file))
+        };
+        if has_further_names(&file) && (0..number).any(is_it) && !fault::mutant("S5-twice") {
+            return durable::unlink(from, name);
+        }
     }
     loop {
         match durable::rename_noreplace(from, name, to, &numbered(wanted, number)) {

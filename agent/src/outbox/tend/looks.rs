@@ -7,6 +7,7 @@ use dropwire_protocol::RemotePath;
 use super::{Deaf, LISTED, LOOKS, Tending};
 use crate::{
     config::AfterSend,
+    confined::Parents,
     outbox::{
         OutboxEvent,
         look::{self, Rules, Seen},
@@ -31,10 +32,10 @@ impl Tending<'_> {
             Rules { quiet, marker }
         };
         let looked = blocking(move || {
-            let dir = place.open().ok()?;
-            let look = |path| match (look::look(&dir, &path, &rules), &shared.ignore) {
+            let mut parents = Parents::new(place.open().ok()?);
+            let look = |path| match (look::look(&mut parents, &path, &rules), &shared.ignore) {
                 (Seen::Folder, Some(ignore)) if path.parent().is_none() && shared.goes_whole(&path) => {
-                    (whole::look(&dir, &path, &rules, ignore), path)
+                    (whole::look(parents.root(), &path, &rules, ignore), path)
                 }
                 (seen, _) => (seen, path),
             };
