@@ -31,6 +31,8 @@ use crate::{
 
 /// Most files in one go.
 const BATCH: usize = 256;
+/// Deliveries go first: while something is on its way, a lane rests so long before each batch.
+const BESIDE_SENDING: Duration = Duration::from_millis(100);
 /// Most lanes at work; further ones wait for one to end.
 const AT_WORK: usize = 16;
 /// A file that could not leave yet (a writer has it, the outbox is away) is tried again after this...
@@ -224,6 +226,11 @@ async fn pass(
         after: DropId(0),
     };
     while !cancel.is_cancelled() {
+        if shared.live.any() {
+            cancel
+                .run_until_cancelled(tokio::time::sleep(BESIDE_SENDING))
+                .await;
+        }
         let mut batch = pages.next(shared).await?;
         if batch.is_empty() {
             break;

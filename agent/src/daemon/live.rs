@@ -41,6 +41,11 @@ impl Live {
         self.map().keys().copied().collect()
     }
 
+    /// Is anything on its way?
+    pub fn any(&self) -> bool {
+        !self.map().is_empty()
+    }
+
     /// How many are on their way to `peer`.
     pub fn sending_to(&self, peer: AgentId) -> usize {
         self.map().values().filter(|t| t.peer == peer).count()
