@@ -68,7 +68,7 @@ pub use ledger::SCHEMA_1;
 /// Commands of one link that wait.
 const COMMANDS: usize = 64;
 /// Bytes of chunks that wait for a desk or a writer, all links together.
-const ROOM: usize = 5 << 20;
+const ROOM: usize = 6 << 20;
 /// Outcomes of one link that wait; a live link never lets it come near (see `reply::Outcomes`).
 const OUTCOMES: usize = 8192;
 /// How long a start waits for the first look at the inbox's folder.

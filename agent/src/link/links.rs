@@ -408,9 +408,9 @@ fn cannot_listen(address: &str, error: &io::Error) -> Fatal {
     Fatal::new(exit, format_args!("cannot listen on {address}: {error}")).mend(mend)
 }
 
-/// Bytes of one transfer under way without an Ack: fills 20 ms, up to where a line is long, at 150 MB/s. They lie in the
+/// Bytes of one transfer under way without an Ack: fills 20 ms, up to where a line is long, at 250 MB/s. They lie in the
 /// network and in the sink, not here; one whose disk is slow leaves room there for others.
-const WINDOW: u64 = 3 * 1024 * 1024;
+const WINDOW: u64 = 5 * 1024 * 1024;
 /// The same on a long line, where a packet that is lost holds up all that comes after it for another round trip.
 const WINDOW_FAR: u64 = 16 * 1024 * 1024;
 /// Connections beside the first of a link, over all links. An idle one takes some 50 KiB, one that was busy 300.
