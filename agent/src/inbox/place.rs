@@ -91,7 +91,7 @@ impl Places {
         kind: Kind,
         opened: &mut Opened,
     ) -> Result<Place, PlaceError> {
-        let root = reuse(opened, &[], || Ok(site.root.try_clone()?))?;
+        let root = reuse(opened, &[], || site.root.try_clone())?;
         let mut walk = Walk {
             folders: vec![(Vec::new(), root)],
             aliases: Vec::new(),
@@ -135,13 +135,6 @@ impl Places {
             .clone()
             .unwrap_or_else(|| naming::mapped(component, Rules::HERE));
         let (path, dir) = walk.last()?;
-        if known.is_none() {
-            let path = joined(path, &name);
-            if let Some(open) = walk.opened.get(&path).cloned() {
-                walk.folders.push((path, open)); // it was looked at when it was opened
-                return Ok(());
-            }
-        }
         let taken = |n| -> io::Result<bool> {
             let candidate = os_name(&naming::numbered_folder(&name, n));
             match dir.symlink_metadata(&candidate) {
@@ -159,12 +152,11 @@ impl Places {
         let path = joined(path, &chosen);
         let dir = dir.clone();
         let next = reuse(walk.opened, &path, || {
-            let next = durable::open_or_make_dir(&dir, &os_name(&chosen))?;
-            match site.is_own(&next)? {
-                false => Ok(next),
-                true => Err(PlaceError::BadName("it leads into dropwire's own folder".into())),
-            }
+            durable::open_or_make_dir(&dir, &os_name(&chosen))
         })?;
+        if site.is_own(&next)? {
+            return Err(PlaceError::BadName("it leads into dropwire's own folder".into()));
+        }
         if number > 0 || known.is_some() {
             self.lock().aliases.insert(key, chosen.clone());
             walk.aliases.push((offered.to_vec(), chosen));
@@ -279,11 +271,7 @@ impl Walk<'_> {
 }
 
 /// The folder at `path` from those that are open, else by `open`.
-fn reuse(
-    opened: &mut Opened,
-    path: &[u8],
-    open: impl FnOnce() -> Result<Dir, PlaceError>,
-) -> Result<Arc<Dir>, PlaceError> {
+fn reuse(opened: &mut Opened, path: &[u8], open: impl FnOnce() -> io::Result<Dir>) -> io::Result<Arc<Dir>> {
     if let Some(dir) = opened.get(path) {
         return Ok(dir.clone());
     }
