@@ -177,3 +177,33 @@ pub fn below(root: &Path, path: &Path) -> Result<RemotePath, String> {
     }
     RemotePath::parse(&joined).map_err(|e| e.to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_that_follow_each_other_get_each_its_own_folder() {
+        let temp = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(temp.path().join("a/b")).unwrap();
+        let mut parents = Parents::new(root(temp.path()).unwrap());
+        let mut leads_to = |path: &str| -> io::Result<u64> {
+            let folder = parents.of(&RemotePath::parse(path.as_bytes()).unwrap())?;
+            Ok(Version::listed(&folder.dir_metadata()?).inode)
+        };
+        let inode = |path: &str| {
+            Version::listed(&root(&temp.path().join(path)).unwrap().dir_metadata().unwrap()).inode
+        };
+        for (path, folder) in [
+            ("a/1", "a"),
+            ("a/2", "a"),
+            ("a/b/1", "a/b"),
+            ("1", ""),
+            ("a/3", "a"),
+        ] {
+            assert_eq!(leads_to(path).unwrap(), inode(folder), "{path}");
+        }
+        assert!(is_absent(&leads_to("c/1").unwrap_err()));
+        assert_eq!(leads_to("a/4").unwrap(), inode("a"));
+    }
+}

@@ -31,7 +31,9 @@ use crate::{
 
 /// Most files in one go.
 const BATCH: usize = 256;
-/// Deliveries go first: while something is on its way, a lane rests so long before each batch.
+/// Deliveries go first: while more files than this are on their way...
+const MANY: usize = 64;
+/// ...a lane rests so long before each batch.
 const BESIDE_SENDING: Duration = Duration::from_millis(100);
 /// Most lanes at work; further ones wait for one to end.
 const AT_WORK: usize = 16;
@@ -226,11 +228,6 @@ async fn pass(
         after: DropId(0),
     };
     while !cancel.is_cancelled() {
-        if shared.live.any() {
-            cancel
-                .run_until_cancelled(tokio::time::sleep(BESIDE_SENDING))
-                .await;
-        }
         let mut batch = pages.next(shared).await?;
         if batch.is_empty() {
             break;
@@ -243,12 +240,16 @@ async fn pass(
         if batch.is_empty() {
             continue;
         }
+        if shared.live.count() > MANY {
+            let rest = tokio::time::sleep(BESIDE_SENDING);
+            cancel.run_until_cancelled(rest).await;
+        }
         let begin = |d: &queue::Disposal| d.found.version.folder.then(|| shared.changed.begin(d));
         let before = batch.iter().map(|d| begin(d).flatten()).collect();
         let plans: Vec<_> = batch.iter().map(plan).collect();
         let cancel = cancel.clone();
         let outcomes = blocking(move || dispose::dispose_all(&plans, &|| cancel.is_cancelled())).await;
-        // It panicked: each of them is tried again.
+        // The runtime ends: each of them is found again.
         let outcomes = outcomes.unwrap_or_else(|_| batch.iter().map(|_| Ok(Disposed::Busy)).collect());
         let ended = ended(shared, batch, before, outcomes, held).await?;
         all.some_left |= ended.some_left;
@@ -297,7 +298,6 @@ async fn ended(
     held: &mut Held,
 ) -> Result<Ended, DbError> {
     let (mut noted, mut gone, mut changed) = (Vec::new(), Vec::new(), Vec::new());
-    let total = batch.len();
     let mut waiting = 0;
     for ((disposal, before), outcome) in batch.into_iter().zip(before).zip(outcomes) {
         let path = &disposal.found.path;
@@ -352,6 +352,7 @@ async fn ended(
             }
         }
     }
+    let some_left = !noted.is_empty();
     shared.queue.disposed(noted, now_ms()).await?;
     left(shared, &gone).await;
     for disposal in changed {
@@ -360,7 +361,7 @@ async fn ended(
         }
     }
     Ok(Ended {
-        some_left: waiting < total,
+        some_left,
         some_held: waiting > 0,
     })
 }

@@ -41,9 +41,9 @@ impl Live {
         self.map().keys().copied().collect()
     }
 
-    /// Is anything on its way?
-    pub fn any(&self) -> bool {
-        !self.map().is_empty()
+    /// How many are on their way.
+    pub fn count(&self) -> usize {
+        self.map().len()
     }
 
     /// How many are on their way to `peer`.

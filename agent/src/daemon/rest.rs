@@ -9,13 +9,14 @@
 //! - A copy that `send` took and whose jobs ended otherwise waits for a retry for [`KEPT`], and is removed.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     io,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
+use tokio::task::{JoinHandle, spawn_blocking};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -42,10 +43,22 @@ pub async fn run(shared: Arc<Shared>, cancel: CancellationToken) {
     let look_after = async {
         loop {
             told(look_after(&shared.queue, &shared.spool()).await);
-            let all = shared.clone();
-            let gone = move || all.changed.forget_gone(&|outbox| all.outbox(outbox).is_none());
-            if let Ok(true) = blocking(gone).await {
-                shared.disposal.notify_one();
+            tokio::time::sleep(EVERY).await;
+        }
+    };
+    // Each outbox for itself: the disk of one may hang.
+    let forget_gone = async {
+        let mut asked: HashMap<OutboxId, JoinHandle<()>> = HashMap::new();
+        loop {
+            asked.retain(|_, asked| !asked.is_finished());
+            for outbox in shared.changed.outboxes() {
+                let all = shared.clone();
+                let ask = move || {
+                    if all.changed.forget_gone(outbox, all.outbox(outbox).is_none()) {
+                        all.disposal.notify_one();
+                    }
+                };
+                asked.entry(outbox).or_insert_with(|| spawn_blocking(ask));
             }
             tokio::time::sleep(EVERY).await;
         }
@@ -66,6 +79,7 @@ pub async fn run(shared: Arc<Shared>, cancel: CancellationToken) {
     tokio::select! {
         () = cancel.cancelled() => {}
         () = look_after => {}
+        () = forget_gone => {}
         () = compare => {}
     }
 }

@@ -77,8 +77,13 @@ fn weight(command: &Command) -> u32 {
 /// Its bytes give the room back once nobody holds them any more.
 fn counted(mut command: Command, room: OwnedSemaphorePermit) -> Command {
     if let Command::Write { bytes, .. } = &mut command {
+        // A chunk is a part of what was read with it, which its whole memory holds: that must not be many times the chunk.
+        let bytes_alone = match bytes.len() < MAX_CHUNK / 8 {
+            true => Bytes::copy_from_slice(bytes),
+            false => std::mem::take(bytes),
+        };
         let held = Held {
-            bytes: std::mem::take(bytes),
+            bytes: bytes_alone,
             _room: room,
         };
         *bytes = Bytes::from_owner(held);

@@ -19,7 +19,7 @@
 //! meantime, under the next free one beside it (`report (1).pdf`). It was never sent, so it is a new drop there:
 //! nothing is lost and nothing sent twice.
 
-use std::{cell::OnceCell, ffi::OsStr, fs::File, io, mem, path::PathBuf, rc::Rc};
+use std::{cell::OnceCell, ffi::OsStr, fs::File, io, mem, path::PathBuf};
 
 use cap_std::fs::Dir;
 use dropwire_protocol::{Digest, RemotePath};
@@ -298,14 +298,11 @@ impl<'a> Steps<'a> {
         }
         let failed = |e| what.failed("the disposal", e);
         let at = confined::os_str(what.path.file_name()).map_err(failed)?;
-        let place = (Area::Outbox, what.path.parent());
-        let folder = match self.touched.get(&place) {
-            Some(folder) => Some(Rc::clone(folder)),
-            None => match confined::parent(&self.outbox, &what.path) {
-                Ok(folder) => Some(Rc::new(folder)),
-                Err(e) if confined::is_absent(&e) => None,
-                Err(e) => return Err(failed(e)),
-            },
+        // Anew for each file: one that was opened for another may have been moved out of the outbox since.
+        let folder = match confined::parent(&self.outbox, &what.path) {
+            Ok(folder) => Some(folder),
+            Err(e) if confined::is_absent(&e) => None,
+            Err(e) => return Err(failed(e)),
         };
         // A crash, or an error, left it there: ctime says nothing after the rename, so the bytes decide.
         if let Some(file) = what.open(&self.leaving, name)? {
@@ -333,7 +330,7 @@ impl<'a> Steps<'a> {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return self.gone(what),
             Err(e) => return Err(failed(e)),
         }
-        self.touched.add(place, folder);
+        self.touched.add((Area::Outbox, what.path.parent()), folder);
         let checked = what.check_again(&file, lease, &self.leaving)?;
         Ok(Stage::Leaving { file, checked })
     }

@@ -148,7 +148,7 @@ impl Task {
     }
 }
 
-/// None: it panicked, or the runtime ends.
+/// None: the runtime ends.
 pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     tokio::task::spawn_blocking(work).await.ok()
 }

@@ -2,7 +2,7 @@
 //! until its outbox tells of it: as a version that was not told before, or as what was delivered.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
 };
@@ -96,21 +96,25 @@ impl Changed {
         some
     }
 
-    /// Lets go of those that are gone, and of those whose outbox `is_away`: nobody tells of them. True: there are some to
-    /// try again. Blocks for the disk.
-    pub fn forget_gone(&self, is_away: &dyn Fn(OutboxId) -> bool) -> bool {
+    /// The outboxes that these are in.
+    pub fn outboxes(&self) -> HashSet<OutboxId> {
+        self.lock().keys().map(|(outbox, _)| *outbox).collect()
+    }
+
+    /// Lets go of those of an outbox that are gone, or of all of them if it `is_away`: nobody tells of them. True: there are
+    /// some to try again. Blocks for the outbox's disk.
+    pub fn forget_gone(&self, outbox: OutboxId, is_away: bool) -> bool {
         let folders: Vec<_> = self
             .lock()
             .iter()
+            .filter(|((of, _), _)| *of == outbox)
             .map(|(key, f)| (key.clone(), f.root.clone()))
             .collect();
         let is_gone = |root: &Path, path: &RemotePath| {
             let meta = std::fs::symlink_metadata(confined::join(root, path));
             meta.is_err_and(|e| confined::is_absent(&e))
         };
-        let gone = |((outbox, path), root): &((OutboxId, RemotePath), PathBuf)| {
-            is_away(*outbox) || is_gone(root, path)
-        };
+        let gone = |((_, path), root): &((OutboxId, RemotePath), PathBuf)| is_away || is_gone(root, path);
         let gone: Vec<_> = folders.into_iter().filter(gone).collect();
         let mut folders = self.lock();
         let gone = gone.into_iter().filter_map(|(key, _)| folders.remove(&key));
@@ -223,10 +227,13 @@ mod tests {
             assert!(changed.hold(&one, before));
         };
         hold();
-        assert!(!changed.forget_gone(&|_| false) && changed.holds(&one));
-        assert!(changed.forget_gone(&|_| true) && !changed.holds(&one));
+        let outbox = one.found.outbox;
+        assert_eq!(changed.outboxes(), [outbox].into());
+        assert!(!changed.forget_gone(outbox, false) && changed.holds(&one));
+        assert!(!changed.forget_gone(OutboxId([9; 16]), true) && changed.holds(&one));
+        assert!(changed.forget_gone(outbox, true) && !changed.holds(&one));
         hold();
         std::fs::remove_dir(temp.path().join("folder")).unwrap();
-        assert!(changed.forget_gone(&|_| false) && !changed.holds(&one));
+        assert!(changed.forget_gone(outbox, false) && !changed.holds(&one));
     }
 }

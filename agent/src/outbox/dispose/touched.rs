@@ -1,6 +1,6 @@
 //! Folders in which names changed, until a sync of each or of all together.
 
-use std::{collections::BTreeMap, fs::File, io, rc::Rc};
+use std::{collections::BTreeMap, fs::File, io};
 
 use cap_fs_ext::MetadataExt;
 use cap_std::fs::Dir;
@@ -27,16 +27,16 @@ pub(super) type Place = (Area, Option<RemotePath>);
 
 /// See the module.
 #[derive(Default)]
-pub(super) struct Touched(BTreeMap<Place, Rc<Dir>>);
+pub(super) struct Touched(BTreeMap<Place, Dir>);
 
 impl Touched {
     /// Names change in this folder, or just did.
-    pub(super) fn add(&mut self, place: Place, folder: impl Into<Rc<Dir>>) {
-        self.0.insert(place, folder.into());
+    pub(super) fn add(&mut self, place: Place, folder: Dir) {
+        self.0.insert(place, folder);
     }
 
     /// Open already: the next name that changes in it needs no further handle.
-    pub(super) fn get(&self, place: &Place) -> Option<&Rc<Dir>> {
+    pub(super) fn get(&self, place: &Place) -> Option<&Dir> {
         self.0.get(place)
     }
 
@@ -57,7 +57,7 @@ impl Touched {
 }
 
 /// Another one may be mounted on a folder below the outbox.
-fn on_its_file_system(anchor: &File, folders: &BTreeMap<Place, Rc<Dir>>) -> io::Result<bool> {
+fn on_its_file_system(anchor: &File, folders: &BTreeMap<Place, Dir>) -> io::Result<bool> {
     let device = cap_std::fs::Metadata::from_file(anchor)?.dev();
     for folder in folders.values() {
         if folder.dir_metadata()?.dev() != device {
