@@ -6,8 +6,11 @@ use dropwire_protocol::{RemotePath, TransferId};
 use rusqlite::{Connection, OptionalExtension, Result, params};
 
 use super::{
-    Class, DropId, Enqueued, JobState, NewDrop, Queue, change, edit::Edit, job::path_bytes,
-    overlap::goes_otherwise, schema::DropState,
+    Class, DropId, Enqueued, JobState, NewDrop, Queue, change,
+    edit::Edit,
+    job::path_bytes,
+    overlap::{bounds, goes_otherwise},
+    schema::DropState,
 };
 use crate::{
     db::DbError,
@@ -47,11 +50,7 @@ impl Queue {
         self.read(move |db| {
             let mut emptied = Vec::new();
             for folder in folders {
-                // All paths in it: from `folder/` to `folder0`, which is the next byte.
-                let (from, to) = (
-                    [folder.as_bytes(), b"/"].concat(),
-                    [folder.as_bytes(), b"0"].concat(),
-                );
+                let (from, to) = bounds(folder.as_bytes());
                 if db.prepare_cached(EMPTIED)?.exists(params![outbox.0, from, to])? {
                     emptied.push(folder);
                 }

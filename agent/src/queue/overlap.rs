@@ -36,8 +36,7 @@ pub(super) fn goes_otherwise(db: &Connection, found: &Found) -> Result<bool> {
     }
     let (outbox, path) = (found.outbox.0, found.path.as_bytes());
     if found.version.folder {
-        // All paths in it: from `folder/` to `folder0`, which is the next byte.
-        let (from, to) = ([path, b"/"].concat(), [path, b"0"].concat());
+        let (from, to) = bounds(path);
         for which in BY_FILES {
             if db.prepare_cached(which)?.exists(params![outbox, &from, &to])? {
                 return Ok(true);
@@ -49,6 +48,11 @@ pub(super) fn goes_otherwise(db: &Connection, found: &Found) -> Result<bool> {
         Some(top) => db.prepare_cached(WHOLE)?.exists(params![outbox, top]),
         None => Ok(false),
     }
+}
+
+/// All paths in a folder lie between these: `folder/` and `folder0`, which is the next byte.
+pub(super) fn bounds(folder: &[u8]) -> (Vec<u8>, Vec<u8>) {
+    ([folder, b"/"].concat(), [folder, b"0"].concat())
 }
 
 pub(super) const WHOLE: &str = "

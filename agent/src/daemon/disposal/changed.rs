@@ -61,8 +61,11 @@ impl Changed {
         }
     }
 
-    /// Is it left alone?
+    /// Is it left alone? A file never is.
     pub(super) fn holds(&self, disposal: &Disposal) -> bool {
+        if !disposal.found.version.folder {
+            return false;
+        }
         let folders = self.lock();
         folders
             .get(&key(disposal))
