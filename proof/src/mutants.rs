@@ -194,12 +194,12 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     (
         "S4-signature",
         "the receipt's signature",
-        Inside(&["identity::tests"]),
+        Inside(&["identity::receipts::tests"]),
     ),
     (
         "S4-key",
         "the receipt's key is the receiver's",
-        Inside(&["identity::tests"]),
+        Inside(&["identity::receipts::tests"]),
     ),
     ("S4-transfer", "the receipt's transfer", RECEIPT),
     ("S4-sender", "the receipt's sender", RECEIPT),

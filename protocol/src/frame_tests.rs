@@ -20,8 +20,14 @@ fn receipt() -> impl Strategy<Value = Receipt> {
         vec(any::<u8>(), 0..600),
         vec(any::<u8>(), 0..60),
         vec(any::<u8>(), 0..70),
+        vec(any::<u8>(), 0..70),
     )
-        .prop_map(|(body, key, signature)| Receipt { body, key, signature })
+        .prop_map(|(body, key, signature, audit_path)| Receipt {
+            body,
+            key,
+            signature,
+            audit_path,
+        })
 }
 
 fn manifest() -> impl Strategy<Value = Manifest> {
@@ -323,6 +329,7 @@ fn texts_and_receipts_have_limits() {
             body: vec![0; length],
             key: vec![],
             signature: vec![],
+            audit_path: vec![],
         };
         let one = Committed {
             id: TransferId([0; 16]),

@@ -32,6 +32,7 @@ pub mod receipt;
 pub mod receiver;
 pub mod sender;
 pub mod transfer;
+mod tree;
 
 pub use conversation::{Conversation, Event, Local};
 pub use error::Error;

@@ -5,7 +5,7 @@
 use minicbor::{Decode, Encode};
 use std::fmt;
 
-use crate::{Digest, RemotePath, TransferId};
+use crate::{Digest, RemotePath, TransferId, tree};
 
 /// SHA-256 of an agent's public key (SubjectPublicKeyInfo, DER). How it is written for people is the agent's business.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Encode, Decode)]
@@ -52,9 +52,12 @@ pub struct Receipt {
     /// The signer's public key (SubjectPublicKeyInfo, DER); its SHA-256 is the receiver's id.
     #[cbor(n(1), with = "minicbor::bytes")]
     pub key: Vec<u8>,
-    /// Ed25519 over [`Receipt::signed_bytes`].
+    /// Ed25519 over the [`Receipt::signed_bytes`] of [`Receipt::root`].
     #[cbor(n(2), with = "minicbor::bytes")]
     pub signature: Vec<u8>,
+    /// From the body up to the root, where receipts that were made together share a signature; empty for a single one.
+    #[cbor(n(3), with = "minicbor::bytes", default, skip_if = "Vec::is_empty")]
+    pub audit_path: Vec<u8>,
 }
 
 impl Receipt {
@@ -64,14 +67,24 @@ impl Receipt {
         minicbor::to_vec(self).unwrap_or_default()
     }
 
-    /// What the signature covers: a fixed context line, then the body.
-    pub fn signed_bytes(body: &[u8]) -> Vec<u8> {
-        [b"dropwire receipt v1\n".as_slice(), body].concat()
+    /// The root of the hash tree that `bodies` are the leaves of, and for each its audit path.
+    pub fn group(bodies: &[Vec<u8>]) -> (Digest, Vec<Vec<u8>>) {
+        tree::grow(bodies)
     }
 
-    /// Bytes of body, key and signature together.
+    /// The root that body and audit path lead to; None: the path is none.
+    pub fn root(&self) -> Option<Digest> {
+        tree::root(&self.body, &self.audit_path)
+    }
+
+    /// What the signature covers: a fixed context line, then the root.
+    pub fn signed_bytes(root: Digest) -> Vec<u8> {
+        [b"dropwire receipt v2\n".as_slice(), &root.0].concat()
+    }
+
+    /// Bytes of all fields together.
     pub fn size(&self) -> usize {
-        self.body.len() + self.key.len() + self.signature.len()
+        self.body.len() + self.key.len() + self.signature.len() + self.audit_path.len()
     }
 
     /// The body, decoded; says nothing about the signature.

@@ -36,6 +36,7 @@ fn receipt() -> Receipt {
         body: vec![1; 9000],
         key: vec![],
         signature: vec![],
+        audit_path: vec![],
     }
 }
 

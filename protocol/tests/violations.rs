@@ -26,6 +26,7 @@ fn receipt() -> Receipt {
         body: vec![],
         key: vec![],
         signature: vec![],
+        audit_path: vec![],
     }
 }
 

@@ -30,6 +30,7 @@ use crate::{
     config::{self, Config},
     db::DbError,
     fault,
+    identity::Verifier,
     link::{LinkEvent, MAX_OPEN, Outgoing, Request, Voided},
     queue::{
         Class, Job, Proof,
@@ -57,6 +58,7 @@ pub struct Dispatcher {
     forgetting: bool,
     /// Files read again because their receipt came without our Done; large ones must not hold up the rest.
     rereading: JoinSet<Reread>,
+    verifier: Verifier,
     cancel: CancellationToken,
 }
 
@@ -79,6 +81,7 @@ impl Dispatcher {
             unanswered: HashSet::new(),
             forgetting: false,
             rereading: JoinSet::new(),
+            verifier: Verifier::default(),
             cancel: cancel.clone(),
         };
         let mut batch = Vec::with_capacity(BATCH);
@@ -355,7 +358,7 @@ impl Dispatcher {
         Ok(())
     }
 
-    fn check(&self, job: &Job, receipt: &Receipt) -> Result<ReceiptBody, String> {
+    fn check(&mut self, job: &Job, receipt: &Receipt) -> Result<ReceiptBody, String> {
         let claim = Claim {
             id: job.id,
             sender: self.shared.identity.id(),
@@ -363,7 +366,7 @@ impl Dispatcher {
             path: &job.found.path,
             size: job.found.version.size,
         };
-        proof::check(receipt, &claim)
+        proof::check(&mut self.verifier, receipt, &claim)
     }
 
     /// The peer has had it before. That counts for what lies in the outbox only if it is the same version with the

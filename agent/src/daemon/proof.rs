@@ -2,7 +2,7 @@
 
 use dropwire_protocol::{AgentId, Digest, Receipt, ReceiptBody, RemotePath, TransferId};
 
-use crate::{fault, identity, queue::Proof};
+use crate::{fault, identity::Verifier, queue::Proof};
 
 /// What a receipt has to agree with.
 pub struct Claim<'a> {
@@ -19,8 +19,8 @@ pub struct Claim<'a> {
 }
 
 /// The receipt's content, if it is what we asked for. The digest is left to the caller: it depends on what was read.
-pub fn check(receipt: &Receipt, claim: &Claim<'_>) -> Result<ReceiptBody, String> {
-    let body = identity::verify(receipt).map_err(|e| e.to_string())?;
+pub fn check(verifier: &mut Verifier, receipt: &Receipt, claim: &Claim<'_>) -> Result<ReceiptBody, String> {
+    let body = verifier.verify(receipt).map_err(|e| e.to_string())?;
     let agrees = [
         ("transfer", body.transfer == claim.id),
         ("sender", body.sender == claim.sender),
@@ -84,7 +84,8 @@ mod tests {
             digest: Digest([4; 32]),
             delivered_at: 5,
         });
-        let body = check(&receipt, &claim()).unwrap();
+        let mut verifier = Verifier::default();
+        let body = check(&mut verifier, &receipt, &claim()).unwrap();
         assert_eq!(same_digest(&body, Digest([4; 32])), Ok(()));
         assert!(same_digest(&body, Digest([5; 32])).is_err());
         let id = TransferId([9; 16]);
@@ -105,7 +106,7 @@ mod tests {
             },
             Claim { size: 4, ..claim() },
         ] {
-            assert!(check(&receipt, &claim).is_err());
+            assert!(check(&mut verifier, &receipt, &claim).is_err());
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Who this agent is: one Ed25519 key, its id, what it signs, and the TLS settings that pin both ways.
 
+mod receipts;
 mod tls;
 
 use std::{
@@ -9,19 +10,16 @@ use std::{
     sync::Arc,
 };
 
-use aws_lc_rs::{
-    digest, hmac,
-    signature::{self, Ed25519KeyPair, UnparsedPublicKey},
-};
-use dropwire_protocol::{AgentId, Receipt, ReceiptBody, TransferId};
+use aws_lc_rs::{digest, hmac, signature::Ed25519KeyPair};
+use dropwire_protocol::{AgentId, TransferId};
 
 use crate::{
     durable,
     error::{Exit, Fatal, shown},
-    fault,
     version::Version,
 };
 
+pub use receipts::{ReceiptError, Verifier, verify};
 pub use tls::{NotPaired, Role, agreed};
 
 /// This agent's key. The file is `identity.key` in the state folder, PKCS#8 PEM, 0600.
@@ -86,17 +84,6 @@ impl Identity {
         self.id
     }
 
-    /// Signs what the receiver says of a delivery.
-    pub fn sign(&self, body: &ReceiptBody) -> Receipt {
-        let body = minicbor::to_vec(body).expect("a Vec takes all that is written");
-        let signature = self.key.sign(&Receipt::signed_bytes(&body));
-        Receipt {
-            signature: signature.as_ref().to_vec(),
-            key: self.spki.clone(),
-            body,
-        }
-    }
-
     /// The id of a drop for a peer: 128 bits of an HMAC-SHA-256 under a key derived from this identity, over peer, outbox, path, version and counter.
     ///
     /// Each field goes in with its length before it, so that no two drops share an input.
@@ -151,39 +138,6 @@ impl Identity {
             key,
         })
     }
-}
-
-/// Why a receipt proves nothing.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ReceiptError {
-    /// It cannot be decoded.
-    #[error("the receipt is damaged: {0}")]
-    Damaged(String),
-    /// The key in it is not the receiver's it names.
-    #[error("the receipt is signed by another key than the receiver's")]
-    WrongKey,
-    /// The signature does not fit.
-    #[error("the receipt's signature does not fit")]
-    BadSignature,
-}
-
-/// Checks key and signature; needs nothing but the receipt.
-pub fn verify(receipt: &Receipt) -> Result<ReceiptBody, ReceiptError> {
-    let body = receipt
-        .decode_body_unverified()
-        .map_err(|error| ReceiptError::Damaged(error.to_string()))?;
-    if id_of(&receipt.key) != body.receiver && !fault::mutant("S4-key") {
-        return Err(ReceiptError::WrongKey);
-    }
-    // An Ed25519 key has one encoding only: a fixed head, then its 32 bytes.
-    let key = receipt
-        .key
-        .strip_prefix(&ED25519_SPKI_HEAD)
-        .ok_or_else(|| ReceiptError::Damaged("its key is not an Ed25519 key".into()))?;
-    let signed = Receipt::signed_bytes(&receipt.body);
-    let verified = UnparsedPublicKey::new(&signature::ED25519, key).verify(&signed, &receipt.signature);
-    fault::step("S4-signature", || verified).map_err(|_| ReceiptError::BadSignature)?;
-    Ok(body)
 }
 
 fn id_of(spki: &[u8]) -> AgentId {
@@ -244,28 +198,9 @@ fn check_private(_file: &File, _path: &Path) -> Result<(), Fatal> {
 const KEY_FILE: &str = "identity.key";
 /// A PKCS#8 Ed25519 key takes some 150 bytes.
 const MAX_KEY_FILE: u64 = 16 * 1024;
-const ED25519_SPKI_HEAD: [u8; 12] = [
-    0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00,
-];
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use dropwire_protocol::{Digest, RemotePath};
-
-    fn body(receiver: AgentId) -> ReceiptBody {
-        let path = RemotePath::parse(b"a/b.txt").unwrap();
-        ReceiptBody {
-            transfer: TransferId([7; 16]),
-            sender: AgentId([1; 32]),
-            receiver,
-            path: path.clone(),
-            delivered_as: path,
-            size: 3,
-            digest: Digest([9; 32]),
-            delivered_at: 1,
-        }
-    }
 
     fn version() -> Version {
         Version {
@@ -276,38 +211,6 @@ mod tests {
             ctime_ns: 5,
             folder: false,
         }
-    }
-
-    #[test]
-    fn receipts_verify_until_anything_is_changed() {
-        let identity = Identity::generate();
-        let receipt = identity.sign(&body(identity.id()));
-        assert_eq!(verify(&receipt), Ok(body(identity.id())));
-
-        let mut other_body = receipt.clone();
-        *other_body.body.last_mut().unwrap() ^= 1;
-        assert_eq!(verify(&other_body), Err(ReceiptError::BadSignature));
-
-        let mut other_signature = receipt.clone();
-        other_signature.signature[0] ^= 1;
-        assert_eq!(verify(&other_signature), Err(ReceiptError::BadSignature));
-
-        let mut other_key = receipt.clone();
-        other_key.key = Identity::generate().spki;
-        assert_eq!(verify(&other_key), Err(ReceiptError::WrongKey));
-
-        let stranger = Identity::generate();
-        assert_eq!(
-            verify(&stranger.sign(&body(identity.id()))),
-            Err(ReceiptError::WrongKey)
-        );
-
-        let empty = Receipt {
-            body: vec![],
-            key: vec![],
-            signature: vec![],
-        };
-        assert!(matches!(verify(&empty), Err(ReceiptError::Damaged(_))));
     }
 
     #[test]

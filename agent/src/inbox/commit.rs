@@ -60,7 +60,14 @@ pub struct Ready {
     pub reservation: Reservation,
 }
 
-/// A file's intended place.
+/// Where a file is to lie, and what its receipt will say.
+struct Chosen {
+    place: Place,
+    inode: u64,
+    body: ReceiptBody,
+}
+
+/// A file's intended place, its receipt signed.
 struct Intent {
     place: Place,
     placing: Placing,
@@ -76,24 +83,21 @@ pub fn place_all(shared: &Arc<Shared>, site: &Site, ready: Vec<Ready>) {
 
 /// As many of `waiting` as [`MOST_FOLDERS`] allows, at least one.
 fn place_some(shared: &Arc<Shared>, site: &Site, waiting: &mut impl Iterator<Item = Ready>) {
-    let mut intents = Vec::new();
+    let (mut files, mut chosen) = (Vec::new(), Vec::new());
     let mut opened = Opened::new();
     while opened.len() < MOST_FOLDERS
         && let Some(file) = waiting.next()
     {
-        match intend(
-            shared,
-            site,
-            file.claim.key(),
-            &file.manifest,
-            file.digest,
-            file.inode,
-            &mut opened,
-        ) {
-            Ok(intent) => intents.push((file, intent)),
+        let (key, digest) = (file.claim.key(), file.digest);
+        match choose(shared, site, key, &file.manifest, digest, file.inode, &mut opened) {
+            Ok(place) => {
+                chosen.push(place);
+                files.push(file);
+            }
             Err(answer) => not_placed(site, &file, answer),
         }
     }
+    let intents: Vec<_> = files.into_iter().zip(sign(shared, site, chosen)).collect();
     let rows = intents
         .iter()
         .map(|(file, intent)| row(file.claim.key(), &file.manifest, intent))
@@ -199,15 +203,7 @@ fn place_again(
     let digest = body
         .map_err(|e| Answer::refused(DeclineReason::DiskError, e.to_string(), None))?
         .digest;
-    let mut intent = intend(
-        shared,
-        site,
-        key,
-        manifest,
-        digest,
-        placing.inode,
-        &mut Opened::new(),
-    )?;
+    let mut intent = intend(shared, site, key, manifest, digest, placing.inode)?;
     if intent.place.path == placing.place && intent.placing.how == placing.how {
         intent.placing = placing;
     } else {
@@ -218,8 +214,7 @@ fn place_again(
     Ok(name(shared, site, key, manifest, intent, false)?.placing)
 }
 
-/// Chooses a place and signs the receipt for it.
-fn intend(
+fn choose(
     shared: &Shared,
     site: &Site,
     key: Key,
@@ -227,12 +222,12 @@ fn intend(
     digest: Digest,
     inode: u64,
     opened: &mut Opened,
-) -> Result<Intent, Answer> {
+) -> Result<Chosen, Answer> {
     let top = shared.top(key.0);
     let place = shared
         .places
         .choose(site, key.0, top.as_deref(), &manifest.path, manifest.kind, opened)?;
-    let receipt = (shared.sign)(&ReceiptBody {
+    let body = ReceiptBody {
         transfer: key.1,
         sender: key.0,
         receiver: shared.me,
@@ -241,14 +236,44 @@ fn intend(
         size: manifest.size,
         digest,
         delivered_at: now_ms().max(0) as u64,
-    });
-    let placing = Placing {
-        place: place.path.clone(),
-        inode,
-        how: site.how,
-        receipt,
     };
-    Ok(Intent { place, placing })
+    Ok(Chosen { place, inode, body })
+}
+
+/// Those that are signed together share signatures.
+fn sign(shared: &Shared, site: &Site, chosen: Vec<Chosen>) -> Vec<Intent> {
+    let mut bodies = Vec::with_capacity(chosen.len());
+    let mut places = Vec::with_capacity(chosen.len());
+    for Chosen { place, inode, body } in chosen {
+        bodies.push(body);
+        places.push((place, inode));
+    }
+    let receipts = (shared.sign)(&bodies);
+    let signed = places.into_iter().zip(receipts);
+    signed
+        .map(|((place, inode), receipt)| Intent {
+            placing: Placing {
+                place: place.path.clone(),
+                inode,
+                how: site.how,
+                receipt,
+            },
+            place,
+        })
+        .collect()
+}
+
+/// A place for one file, signed.
+fn intend(
+    shared: &Shared,
+    site: &Site,
+    key: Key,
+    manifest: &Manifest,
+    digest: Digest,
+    inode: u64,
+) -> Result<Intent, Answer> {
+    let chosen = choose(shared, site, key, manifest, digest, inode, &mut Opened::new())?;
+    Ok(sign(shared, site, vec![chosen]).swap_remove(0))
 }
 
 /// What R6 writes for one file.
@@ -318,7 +343,7 @@ fn name(
                 let digest =
                     digest.map_err(|e| Answer::refused(DeclineReason::DiskError, e.to_string(), None))?;
                 let inode = intent.placing.inode;
-                intent = intend(shared, site, key, manifest, digest, inode, &mut Opened::new())?;
+                intent = intend(shared, site, key, manifest, digest, inode)?;
                 fault::step("R6-next-name", || {
                     write_down(shared, site, vec![row(key, manifest, &intent)])
                 })?;

@@ -133,7 +133,7 @@ pub struct Inbox {
     threads: Arc<Mutex<Vec<JoinHandle<()>>>>,
 }
 
-type Sign = Box<dyn Fn(&ReceiptBody) -> Receipt + Send + Sync>;
+type Sign = Box<dyn Fn(&[ReceiptBody]) -> Vec<Receipt> + Send + Sync>;
 
 /// What all threads of an inbox share.
 struct Shared {
@@ -177,7 +177,7 @@ impl Inbox {
             settings,
             db,
             me,
-            Box::new(move |body| identity.sign(body)),
+            Box::new(move |bodies| identity.sign_all(bodies)),
             cancel,
         )
         .await

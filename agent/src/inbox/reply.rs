@@ -36,9 +36,11 @@ impl Outcomes {
     /// Sends; without effect once the link is gone.
     pub fn send(&self, outcome: Outcome) {
         let mut sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner);
-        let sent = sender.as_ref().map(|s| s.try_send(outcome));
-        if let Some(Err(e)) = sent {
-            if matches!(e, mpsc::error::TrySendError::Full(_)) {
+        let Some(link) = &*sender else {
+            return;
+        };
+        if let Err(refused) = link.try_send(outcome) {
+            if matches!(refused, mpsc::error::TrySendError::Full(_)) {
                 tracing::warn!("a link does not take the inbox's answers and is cut off");
             }
             *sender = None;

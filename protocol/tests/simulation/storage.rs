@@ -243,6 +243,7 @@ impl Storage {
             body: minicbor::to_vec(body).expect("into memory"),
             key: vec![0; 44],
             signature: vec![0; 64],
+            audit_path: vec![],
         };
         self.inbox.push((id, partial.bytes));
         self.ledger.insert(id, receipt.clone());

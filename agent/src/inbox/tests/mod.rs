@@ -143,7 +143,8 @@ impl Rig {
 
 async fn start(settings: &Settings, db: &Db) -> Result<Inbox, Fatal> {
     let cancel = CancellationToken::new();
-    Inbox::with_signer(settings.clone(), db.clone(), ME, Box::new(sign), cancel).await
+    let sign = Box::new(|bodies: &[ReceiptBody]| bodies.iter().map(sign).collect());
+    Inbox::with_signer(settings.clone(), db.clone(), ME, sign, cancel).await
 }
 
 fn sign(body: &ReceiptBody) -> Receipt {
@@ -151,6 +152,7 @@ fn sign(body: &ReceiptBody) -> Receipt {
         body: minicbor::to_vec(body).unwrap(),
         key: b"key".to_vec(),
         signature: b"signature".to_vec(),
+        audit_path: vec![],
     }
 }
 

@@ -1,0 +1,243 @@
+//! What a receiver signs, and how anyone checks it.
+
+use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
+use dropwire_protocol::{Digest, Receipt, ReceiptBody};
+
+use super::{Identity, id_of};
+use crate::fault;
+
+/// Most receipts under one signature. It is 15 of 16 parts of what could be spared, for 132 bytes of audit path a receipt.
+const GROUP: usize = 16;
+/// An Ed25519 key has one encoding only: this, then its 32 bytes.
+const ED25519_SPKI_HEAD: [u8; 12] = [
+    0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00,
+];
+
+impl Identity {
+    /// Signs what the receiver says of one delivery.
+    pub fn sign(&self, body: &ReceiptBody) -> Receipt {
+        self.sign_all(std::slice::from_ref(body)).swap_remove(0)
+    }
+
+    /// Signs what the receiver says of deliveries, one receipt for each, in their order. Those that are signed together share
+    /// signatures, and each can be checked without the others.
+    pub fn sign_all(&self, bodies: &[ReceiptBody]) -> Vec<Receipt> {
+        let encode = |body| minicbor::to_vec(body).expect("a Vec takes all that is written");
+        let groups = bodies.chunks(GROUP).flat_map(|group| {
+            let bodies: Vec<_> = group.iter().map(encode).collect();
+            let (root, paths) = Receipt::group(&bodies);
+            let signature = self.key.sign(&Receipt::signed_bytes(root));
+            bodies
+                .into_iter()
+                .zip(paths)
+                .map(move |(body, audit_path)| Receipt {
+                    body,
+                    key: self.spki.clone(),
+                    signature: signature.as_ref().to_vec(),
+                    audit_path,
+                })
+        });
+        groups.collect()
+    }
+}
+
+/// Why a receipt proves nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReceiptError {
+    /// It cannot be decoded.
+    #[error("the receipt is damaged: {0}")]
+    Damaged(String),
+    /// The key in it is not the receiver's it names.
+    #[error("the receipt is signed by another key than the receiver's")]
+    WrongKey,
+    /// The signature does not fit.
+    #[error("the receipt's signature does not fit")]
+    BadSignature,
+}
+
+/// Checks key and signature; needs nothing but the receipt.
+pub fn verify(receipt: &Receipt) -> Result<ReceiptBody, ReceiptError> {
+    Verifier::default().verify(receipt)
+}
+
+/// Checks receipts one after the other, and each signature that they share once.
+#[derive(Default)]
+pub struct Verifier {
+    /// The last signature that fitted.
+    fitted: Option<Signed>,
+}
+
+/// A signature with what it stands under.
+#[derive(PartialEq)]
+struct Signed {
+    key: Vec<u8>,
+    root: Digest,
+    signature: Vec<u8>,
+}
+
+impl Verifier {
+    /// As [`verify`].
+    pub fn verify(&mut self, receipt: &Receipt) -> Result<ReceiptBody, ReceiptError> {
+        let damaged = |what: &str| ReceiptError::Damaged(what.to_owned());
+        let body = receipt
+            .decode_body_unverified()
+            .map_err(|error| damaged(&error.to_string()))?;
+        if id_of(&receipt.key) != body.receiver && !fault::mutant("S4-key") {
+            return Err(ReceiptError::WrongKey);
+        }
+        let signed = Signed {
+            key: receipt.key.clone(),
+            root: receipt.root().ok_or_else(|| damaged("its audit path is none"))?,
+            signature: receipt.signature.clone(),
+        };
+        if self.fitted.as_ref() != Some(&signed) {
+            fault::step("S4-signature", || signed.check())?;
+            self.fitted = Some(signed);
+        }
+        Ok(body)
+    }
+}
+
+impl Signed {
+    fn check(&self) -> Result<(), ReceiptError> {
+        let key = self
+            .key
+            .strip_prefix(&ED25519_SPKI_HEAD)
+            .ok_or_else(|| ReceiptError::Damaged("its key is not an Ed25519 key".into()))?;
+        UnparsedPublicKey::new(&ED25519, key)
+            .verify(&Receipt::signed_bytes(self.root), &self.signature)
+            .map_err(|_| ReceiptError::BadSignature)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dropwire_protocol::{AgentId, RemotePath, TransferId};
+
+    fn body(receiver: AgentId, number: u8) -> ReceiptBody {
+        let path = RemotePath::parse(b"a/b.txt").unwrap();
+        ReceiptBody {
+            transfer: TransferId([number; 16]),
+            sender: AgentId([1; 32]),
+            receiver,
+            path: path.clone(),
+            delivered_as: path,
+            size: 3,
+            digest: Digest([9; 32]),
+            delivered_at: 1,
+        }
+    }
+
+    fn bodies(identity: &Identity, count: u8) -> Vec<ReceiptBody> {
+        (0..count).map(|number| body(identity.id(), number)).collect()
+    }
+
+    #[test]
+    fn receipts_verify_until_anything_is_changed() {
+        let identity = Identity::generate();
+        for count in [1, 2, 5] {
+            let bodies = bodies(&identity, count);
+            let mut receipts = identity.sign_all(&bodies);
+            assert!(receipts.iter().map(verify).eq(bodies.iter().cloned().map(Ok)));
+            let receipt = receipts.pop().unwrap();
+            assert_eq!(receipt.audit_path.is_empty(), count == 1);
+
+            // With all others of its group seen before, too.
+            let mut verifier = Verifier::default();
+            let mut refused = |change: &dyn Fn(&mut Receipt)| {
+                receipts
+                    .iter()
+                    .for_each(|good| drop(verifier.verify(good).unwrap()));
+                let mut changed = receipt.clone();
+                change(&mut changed);
+                let error = verify(&changed).unwrap_err();
+                assert_eq!(verifier.verify(&changed), Err(error.clone()));
+                error
+            };
+            assert_eq!(
+                refused(&|r| *r.body.last_mut().unwrap() ^= 1),
+                ReceiptError::BadSignature
+            );
+            assert_eq!(refused(&|r| r.signature[0] ^= 1), ReceiptError::BadSignature);
+            let stranger = Identity::generate();
+            assert_eq!(
+                refused(&|r| r.key.clone_from(&stranger.spki)),
+                ReceiptError::WrongKey
+            );
+            let theirs = |r: &mut Receipt| *r = stranger.sign_all(&bodies).pop().unwrap();
+            assert_eq!(refused(&theirs), ReceiptError::WrongKey);
+            let longer = |r: &mut Receipt| r.audit_path.extend([0; 33]);
+            assert_eq!(refused(&longer), ReceiptError::BadSignature);
+            let no_path = |r: &mut Receipt| r.audit_path.push(0);
+            assert!(matches!(refused(&no_path), ReceiptError::Damaged(_)));
+            assert!(matches!(refused(&|r| r.body.clear()), ReceiptError::Damaged(_)));
+            if count > 1 {
+                let other_side = |r: &mut Receipt| r.audit_path[0] ^= 1;
+                assert_eq!(refused(&other_side), ReceiptError::BadSignature);
+                let neighbour = |r: &mut Receipt| *r.audit_path.last_mut().unwrap() ^= 1;
+                assert_eq!(refused(&neighbour), ReceiptError::BadSignature);
+            }
+        }
+    }
+
+    #[test]
+    fn as_many_share_a_signature_as_a_group_has() {
+        let identity = Identity::generate();
+        let receipts = identity.sign_all(&bodies(&identity, 2 * GROUP as u8 + 1));
+        let signatures: std::collections::HashSet<_> = receipts.iter().map(|r| &r.signature).collect();
+        assert_eq!(signatures.len(), 3);
+        assert!(
+            receipts
+                .iter()
+                .all(|r| verify(r).is_ok() && r.audit_path.len() <= 132)
+        );
+    }
+
+    /// PROTOCOL.md's recipe, run as it stands there.
+    #[cfg(unix)]
+    #[test]
+    fn anyone_can_check_a_receipt_with_openssl() {
+        use std::process::Command;
+        if Command::new("openssl").arg("version").output().is_err() {
+            println!("SKIPPED: there is no openssl here");
+            return;
+        }
+        let text = include_str!("../../../protocol/PROTOCOL.md");
+        let recipe: Vec<_> = text
+            .lines()
+            .skip_while(|line| !line.starts_with("## Receipts"))
+            .filter_map(|line| line.strip_prefix("    "))
+            .collect();
+        let identity = Identity::generate();
+        let check = |receipt: &Receipt| {
+            let dir = tempfile::tempdir().unwrap();
+            for (name, bytes) in [
+                ("body", &receipt.body),
+                ("key", &receipt.key),
+                ("signature", &receipt.signature),
+                ("audit-path", &receipt.audit_path),
+                ("the-file", &vec![]),
+            ] {
+                std::fs::write(dir.path().join(name), bytes).unwrap();
+            }
+            let mut sh = Command::new("sh");
+            sh.arg("-ec")
+                .arg(recipe.join("\n"))
+                .current_dir(&dir)
+                .output()
+                .unwrap()
+        };
+        for count in [1, 7] {
+            for receipt in identity.sign_all(&bodies(&identity, count)) {
+                let said = check(&receipt);
+                assert!(said.status.success(), "{said:?}");
+                let id = data_encoding::HEXLOWER.encode(&identity.id().0);
+                assert!(String::from_utf8_lossy(&said.stdout).contains(&id), "{said:?}");
+                let mut forged = receipt.clone();
+                *forged.body.last_mut().unwrap() ^= 1;
+                assert!(!check(&forged).status.success());
+            }
+        }
+    }
+}
