@@ -33,8 +33,10 @@ use crate::{
 const BATCH: usize = 256;
 /// Deliveries go first: while more files than this are on their way...
 const MANY: usize = 64;
-/// ...a lane rests so long before each batch.
-const BESIDE_SENDING: Duration = Duration::from_millis(100);
+/// ...a lane rests before each batch, once...
+const REST: Duration = Duration::from_millis(100);
+/// ...or until there are fewer, but so often at most in one go: on a slow line there always are many.
+const RESTS: usize = 20;
 /// Most lanes at work; further ones wait for one to end.
 const AT_WORK: usize = 16;
 /// A file that could not leave yet (a writer has it, the outbox is away) is tried again after this...
@@ -227,7 +229,9 @@ async fn pass(
         outboxes,
         after: DropId(0),
     };
+    let mut rests = RESTS;
     while !cancel.is_cancelled() {
+        give_way(shared, &mut rests, cancel).await;
         let mut batch = pages.next(shared).await?;
         if batch.is_empty() {
             break;
@@ -239,10 +243,6 @@ async fn pass(
         batch.retain(|d| !shared.changed.holds(d));
         if batch.is_empty() {
             continue;
-        }
-        if shared.live.count() > MANY {
-            let rest = tokio::time::sleep(BESIDE_SENDING);
-            cancel.run_until_cancelled(rest).await;
         }
         let begin = |d: &queue::Disposal| d.found.version.folder.then(|| shared.changed.begin(d));
         let before = batch.iter().map(|d| begin(d).flatten()).collect();
@@ -256,6 +256,16 @@ async fn pass(
         all.some_held |= ended.some_held;
     }
     Ok(all)
+}
+
+/// Deliveries go first.
+async fn give_way(shared: &Shared, rests: &mut usize, cancel: &CancellationToken) {
+    let mut rested = false;
+    while shared.live.count() > MANY && (*rests > 0 || !rested) && !cancel.is_cancelled() {
+        cancel.run_until_cancelled(tokio::time::sleep(REST)).await;
+        *rests = rests.saturating_sub(1);
+        rested = true;
+    }
 }
 
 /// What is to leave some outboxes, one after the other.
