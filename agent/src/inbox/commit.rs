@@ -70,7 +70,7 @@ struct Chosen {
 /// A file's intended place, its receipt signed.
 struct Intent {
     place: Place,
-    placing: Placing,
+    placing: Arc<Placing>,
 }
 
 /// Gives all of `ready` their final names and answers each. Blocks.
@@ -205,13 +205,14 @@ fn place_again(
         .digest;
     let mut intent = intend(shared, site, key, manifest, digest, placing.inode)?;
     if intent.place.path == placing.place && intent.placing.how == placing.how {
-        intent.placing = placing;
+        intent.placing = Arc::new(placing);
     } else {
         fault::step("rule-next-name", || {
             write_down(shared, site, vec![row(key, manifest, &intent)])
         })?;
     }
-    Ok(name(shared, site, key, manifest, intent, false)?.placing)
+    let named = name(shared, site, key, manifest, intent, false)?;
+    Ok(Arc::unwrap_or_clone(named.placing))
 }
 
 fn choose(
@@ -252,12 +253,12 @@ fn sign(shared: &Shared, site: &Site, chosen: Vec<Chosen>) -> Vec<Intent> {
     let signed = places.into_iter().zip(receipts);
     signed
         .map(|((place, inode), receipt)| Intent {
-            placing: Placing {
+            placing: Arc::new(Placing {
                 place: place.path.clone(),
                 inode,
                 how: site.how,
                 receipt,
-            },
+            }),
             place,
         })
         .collect()
@@ -280,7 +281,7 @@ fn intend(
 struct IntentRow {
     key: Key,
     manifest: Manifest,
-    placing: Placing,
+    placing: Arc<Placing>,
     aliases: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
