@@ -194,6 +194,8 @@ struct Steps<'a> {
     outbox: Dir,
     own: Dir,
     leaving: Dir,
+    /// Something lay in it when they began.
+    left_over: bool,
     /// For a sync of the whole file system, where that is trusted.
     anchor: Option<File>,
     /// Names left these, or were made in them, since the last sync.
@@ -249,6 +251,9 @@ impl<'a> Steps<'a> {
             root: shown(&first.root),
             outbox,
             own,
+            left_over: leaving
+                .entries()
+                .map_or(true, |mut entries| entries.next().is_some()),
             anchor: durable::anchor(&leaving).ok().filter(durable::supports_syncfs),
             leaving,
             touched: Touched::default(),
@@ -305,7 +310,9 @@ impl<'a> Steps<'a> {
             Err(e) => return Err(failed(e)),
         };
         // A crash, or an error, left it there: ctime says nothing after the rename, so the bytes decide.
-        if let Some(file) = what.open(&self.leaving, name)? {
+        if self.left_over
+            && let Some(file) = what.open(&self.leaving, name)?
+        {
             let both = folder.as_ref().map(|folder| self.under_both(name, folder, at));
             if !both.transpose().map_err(failed)?.unwrap_or(false) {
                 self.touch(what)?; // that it left there may not be durable yet
@@ -331,7 +338,7 @@ impl<'a> Steps<'a> {
             Err(e) => return Err(failed(e)),
         }
         self.touched.add((Area::Outbox, what.path.parent()), folder);
-        let checked = what.check_again(&file, lease, &self.leaving)?;
+        let checked = what.check_again(lease, &self.leaving)?;
         Ok(Stage::Leaving { file, checked })
     }
 

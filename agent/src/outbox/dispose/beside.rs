@@ -12,33 +12,31 @@ use crate::{confined, durable, fault};
 /// Gives the file `name` in `from` the name `wanted` in `to`, or that with the first number found free. One that has such
 /// a name already, because a crash cut this off, only loses the old one. Durable after a sync of `to`, then of `from`.
 pub(in crate::outbox) fn rename_beside(from: &Dir, name: &OsStr, to: &Dir, wanted: &OsStr) -> io::Result<()> {
-    let taken = |n: u64| to.symlink_metadata(numbered(wanted, n)).is_ok();
-    let mut number = 0;
-    if taken(0) {
-        // Doubling, then halving: as quick for the ten thousandth of a name as for the first.
-        let (mut low, mut high) = (0, 1);
-        while taken(high) {
-            (low, high) = (high, high.saturating_mul(2));
-        }
-        while high - low > 1 {
-            let middle = low + (high - low) / 2;
-            if taken(middle) {
-                low = middle
-            } else {
-                high = middle
-            }
-        }
-        number = high;
+    match durable::rename_noreplace(from, name, to, wanted) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+        other => return other.map(drop),
     }
-    if number > 0 {
-        let file = from.symlink_metadata(name)?;
-        let is_it = |n: u64| {
-            let there = to.symlink_metadata(numbered(wanted, n));
-            there.is_ok_and(|there| same_file(&there, &file))
-        };
-        if has_further_names(&file) && (0..number).any(is_it) && !fault::mutant("S5-twice") {
-            return durable::unlink(from, name);
+    let taken = |n: u64| to.symlink_metadata(numbered(wanted, n)).is_ok();
+    // Doubling, then halving: as quick for the ten thousandth of a name as for the first.
+    let (mut low, mut number) = (0, 1);
+    while taken(number) {
+        (low, number) = (number, number.saturating_mul(2));
+    }
+    while number - low > 1 {
+        let middle = low + (number - low) / 2;
+        if taken(middle) {
+            low = middle
+        } else {
+            number = middle
         }
+    }
+    let file = from.symlink_metadata(name)?;
+    let is_it = |n: u64| {
+        let there = to.symlink_metadata(numbered(wanted, n));
+        there.is_ok_and(|there| same_file(&there, &file))
+    };
+    if has_further_names(&file) && (0..number).any(is_it) && !fault::mutant("S5-twice") {
+        return durable::unlink(from, name);
     }
     loop {
         match durable::rename_noreplace(from, name, to, &numbered(wanted, number)) {

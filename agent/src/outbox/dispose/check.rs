@@ -73,22 +73,15 @@ impl Disposal {
     }
 
     /// After the rename: what was moved is the file that was checked, and nobody came in between.
-    pub(super) fn check_again(
-        &self,
-        file: &File,
-        lease: Option<Lease>,
-        leaving: &Dir,
-    ) -> Result<Checked, DisposeError> {
-        let version = self.version(file)?;
+    pub(super) fn check_again(&self, lease: Option<Lease>, leaving: &Dir) -> Result<Checked, DisposeError> {
         let moved = match leaving.symlink_metadata(OsStr::new(&self.name)) {
-            Ok(moved) if moved.is_file() => Version::listed(&moved).inode,
+            Ok(moved) if moved.is_file() => Version::listed(&moved),
             Ok(_) => return Ok(Checked::Not(Disposed::Changed)),
             Err(e) if confined::is_absent(&e) => return Ok(Checked::Not(Disposed::Changed)),
             Err(e) => return Err(self.failed("the looking again", e)),
         };
         Ok(
-            if (moved != version.inode || !version.same_identity(&self.version)) && !fault::mutant("S5-again")
-            {
+            if !moved.same_identity(&self.version) && !fault::mutant("S5-again") {
                 Checked::Not(Disposed::Changed)
             } else if lease.as_ref().is_none_or(Lease::whole) {
                 Checked::Delivered(lease)
@@ -104,19 +97,22 @@ impl Disposal {
     }
 }
 
-/// None: stopped. `size` is what it is likely to have.
+/// Of the first `size` bytes of a file just opened, or of all where there are less. None: stopped.
 fn digest(mut file: &File, size: u64, stopped: &dyn Fn() -> bool) -> io::Result<Option<Digest>> {
-    io::Seek::rewind(&mut file)?;
     let mut hash = RunningDigest::default();
-    // One byte more: a read that does not fill it is the last but one.
-    let mut buffer = vec![0; usize::try_from(size).map_or(READ, |size| READ.min(size.saturating_add(1)))];
-    while !stopped() {
-        match io::Read::read(&mut file, &mut buffer) {
-            Ok(0) => return Ok(Some(hash.value())),
+    let mut buffer = vec![0; usize::try_from(size).map_or(READ, |size| READ.min(size))];
+    while hash.length() < size {
+        if stopped() {
+            return Ok(None);
+        }
+        let left = usize::try_from(size.saturating_sub(hash.length())).unwrap_or(READ);
+        let wanted = left.min(buffer.len());
+        match io::Read::read(&mut file, buffer.get_mut(..wanted).unwrap_or_default()) {
+            Ok(0) => break,
             Ok(length) => hash.update(buffer.get(..length).unwrap_or_default()),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return Err(e),
         }
     }
-    Ok(None)
+    Ok(Some(hash.value()))
 }
