@@ -40,11 +40,11 @@ impl Readers {
         Ok(connection)
     }
 
-    /// Reads by one that is free. Blocks.
+    /// Reads by one that is free: one state of the database, which is asked for once and not by each statement. Blocks.
     pub(super) fn read<T>(&self, read: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
         let kept = self.idle().as_mut().and_then(Vec::pop);
         let connection = kept.map_or_else(|| self.open(), Ok)?;
-        let result = read(&connection);
+        let result = in_one_state(&connection, read);
         if let Some(idle) = self.idle().as_mut().filter(|idle| idle.len() < KEPT) {
             idle.push(connection);
         }
@@ -60,4 +60,11 @@ impl Readers {
     fn idle(&self) -> MutexGuard<'_, Option<Vec<Connection>>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn in_one_state<T>(connection: &Connection, read: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
+    let transaction = connection.unchecked_transaction()?;
+    let result = read(&transaction)?;
+    transaction.commit()?;
+    Ok(result)
 }
