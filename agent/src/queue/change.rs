@@ -88,49 +88,40 @@ pub(super) fn note(db: &Connection, job: i64, now_ms: i64, text: &str) -> Result
 /// Acknowledged only when every peer has the same bytes. Where they differ, the file was written to without its
 /// version showing it: then that version is gone, and what lies there is found as a new drop.
 pub(super) fn settle(db: &Connection, drop: DropId) -> Result<DropState> {
-    struct Seen {
-        state: DropState,
-        after_send: AfterSend,
-        size: i64,
-        queued: i64,
-        undelivered: i64,
-        differ: bool,
+    let mut jobs = db.prepare_cached(
+        "SELECT d.state, d.after_send, d.size, j.state, j.sha256
+         FROM drops d CROSS JOIN jobs j ON j.drop_id = d.id WHERE d.id = ?",
+    )?;
+    let mut jobs = jobs.query([drop.0])?;
+    let (mut after_send, mut size) = (AfterSend::Keep, 0);
+    let (mut undelivered, mut differ, mut digest) = (false, false, None);
+    while let Some(job) = jobs.next()? {
+        let before: DropState = job.get(0)?;
+        let state: JobState = job.get(3)?;
+        if before != DropState::Open || state == JobState::Queued {
+            return Ok(before);
+        }
+        (after_send, size) = (job.get(1)?, job.get(2)?);
+        undelivered |= state != JobState::Delivered;
+        let its: Option<[u8; 32]> = job.get(4)?;
+        if let Some(its) = its.filter(|_| state == JobState::Delivered) {
+            differ |= *digest.get_or_insert(its) != its;
+        }
     }
-    let seen = db
-        .prepare_cached(
-            "SELECT d.state, d.after_send, d.size,
-                    count(*) FILTER (WHERE j.state = 0), count(*) FILTER (WHERE j.state <> 1),
-                    min(j.sha256) FILTER (WHERE j.state = 1) IS NOT max(j.sha256) FILTER (WHERE j.state = 1)
-             FROM drops d CROSS JOIN jobs j ON j.drop_id = d.id WHERE d.id = ?",
-        )?
-        .query_row([drop.0], |row| {
-            Ok(Seen {
-                state: row.get(0)?,
-                after_send: row.get(1)?,
-                size: row.get(2)?,
-                queued: row.get(3)?,
-                undelivered: row.get(4)?,
-                differ: row.get(5)?,
-            })
-        })?;
-    if seen.state != DropState::Open || seen.queued > 0 {
-        return Ok(seen.state);
-    }
-    if seen.differ && !fault::mutant("S4-one-digest") {
+    if differ && !fault::mutant("S4-one-digest") {
         // Both may have been written within one step of the file system's clock: then no ctime tells them apart.
         db.prepare_cached("UPDATE drops SET ctime_ns = 0 WHERE id = ?")?
             .execute([drop.0])?;
         return leave(db, drop).map(|()| DropState::Left);
     }
-    let state =
-        if seen.after_send == AfterSend::Keep || (seen.undelivered > 0 && !fault::mutant("S5-every-peer")) {
-            DropState::Stays
-        } else {
-            DropState::Acknowledged
-        };
+    let state = if after_send == AfterSend::Keep || (undelivered && !fault::mutant("S5-every-peer")) {
+        DropState::Stays
+    } else {
+        DropState::Acknowledged
+    };
     db.prepare_cached("UPDATE drops SET state = ?, problem = NULL WHERE id = ?")?
         .execute(params![state, drop.0])?;
-    if seen.size >= SOME_CHECKPOINTS {
+    if size >= SOME_CHECKPOINTS {
         db.prepare_cached("DELETE FROM checkpoints WHERE drop_id = ?")?
             .execute([drop.0])?;
     }
