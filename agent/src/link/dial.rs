@@ -156,13 +156,13 @@ pub(super) async fn secure(
     let name = ServerName::from(tcp.peer_addr()?.ip());
     let (socket, traffic) = handshake::socket(tcp, &shared.timing);
     let config = shared.identity.client_config_for(pair.id, roles);
-    let stream = TlsConnector::from(config).connect(name, socket).await?;
-    let (socket, tls) = stream.get_ref();
+    let mut stream = TlsConnector::from(config).connect(name, socket).await?;
+    let (socket, tls) = stream.get_mut();
     let role = match identity::agreed(tls) {
         Some((id, role)) if id == pair.id && roles.contains(&role) => role,
         _ => return Err(io::Error::other("it does not speak dropwire's protocol").into()),
     };
-    handshake::fit(socket, role);
+    handshake::fit(socket, tls, role);
     Ok(Dialled {
         role,
         name: LinkName::of(tls)?,

@@ -3,6 +3,7 @@
 use std::{io, sync::Arc, time::Duration};
 
 use dropwire_protocol::{Conversation, Error, Event, Local, message::ByeReason};
+use rustls::{ConnectionCommon, SideData};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -38,8 +39,9 @@ pub(super) fn socket(tcp: TcpStream, timing: &Timing) -> (Socket, Arc<Traffic>) 
 }
 
 /// Fits a connection to the line, once it is known what it is for.
-pub(super) fn fit(socket: &Socket, role: Role) {
+pub(super) fn fit<S: SideData>(socket: &Socket, tls: &mut ConnectionCommon<S>, role: Role) {
     if role == Role::Whole {
+        tls.set_buffer_limit(Some(ENCRYPTED));
         return;
     }
     // As above, each is for the better only.
@@ -188,6 +190,8 @@ pub(super) fn explain(error: &Error) -> String {
     }
 }
 
+/// Most that lies within TLS, encrypted: it leaves in one call, and each may wake the other side anew.
+const ENCRYPTED: usize = 256 * 1024;
 /// The kernel asks for more once less than this waits for its turn on the wire: what lies there already goes before a
 /// small file that comes up, and on a slow line megabytes would.
 #[cfg(target_os = "linux")]

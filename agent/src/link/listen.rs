@@ -72,7 +72,7 @@ async fn prove(
     let since = Instant::now();
     let (socket, traffic) = handshake::socket(tcp, &shared.timing);
     let accept = TlsAcceptor::from(shared.terms().server.clone()).accept(socket);
-    let stream = match timeout(shared.timing.handshake, accept).await {
+    let mut stream = match timeout(shared.timing.handshake, accept).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return Err((from, error)),
         Err(_) => {
@@ -82,13 +82,13 @@ async fn prove(
             ));
         }
     };
-    let (socket, tls) = stream.get_ref();
+    let (socket, tls) = stream.get_mut();
     let agreed = identity::agreed(tls);
     let agreed = agreed.and_then(|(id, role)| Some((shared.terms().pairs.get(&id)?.clone(), role)));
     let Some((pair, role)) = agreed else {
         return Err((from, io::Error::other("it does not speak dropwire's protocol")));
     };
-    handshake::fit(socket, role);
+    handshake::fit(socket, tls, role);
     Ok(Proven {
         pair,
         role,
