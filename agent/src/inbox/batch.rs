@@ -57,7 +57,7 @@ pub struct Small {
 
 /// Bytes of small files that wait for their batch or are in it. Half of it is a large batch, so that one is
 /// received while another is synced.
-pub const MEMORY: u64 = 4 << 20;
+pub const MEMORY: u64 = 3 << 20;
 
 /// The queue into [`run`].
 pub fn queue() -> (SyncSender<Small>, Receiver<Small>) {
