@@ -61,8 +61,8 @@ impl Version {
         bytes
     }
 
-    /// The same from a confined folder's listing: good for telling what is known; a drop's version is read from the
-    /// open file.
+    /// The same from a confined folder's listing: good for telling what is known, and for what was just
+    /// moved while it is held open; a drop's version is read from the open file.
     pub fn listed(meta: &cap_std::fs::Metadata) -> Version {
         #[cfg(unix)]
         let (inode, ctime) = {

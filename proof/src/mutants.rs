@@ -139,6 +139,7 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         "nothing is placed in a folder that was replaced",
         FLOWS,
     ),
+    ("R6-salt", "nobody can guess a receipt that was not given", FLOWS),
     ("R6", "the commit of the intent", FLOWS),
     (
         "R6-next-name",

@@ -40,6 +40,10 @@ pub struct ReceiptBody {
     /// The receiver's wall clock: milliseconds since 1970.
     #[n(7)]
     pub delivered_at: u64,
+    /// Random. Without it, who knows all else could tell from a neighbour's audit path what this receipt would say, and
+    /// prove by it a delivery that was signed for, but did not come about.
+    #[cbor(n(8), with = "minicbor::bytes")]
+    pub salt: [u8; 16],
 }
 
 /// A signed receipt. It is kept and passed on byte for byte.
@@ -55,7 +59,8 @@ pub struct Receipt {
     /// Ed25519 over the [`Receipt::signed_bytes`] of [`Receipt::root`].
     #[cbor(n(2), with = "minicbor::bytes")]
     pub signature: Vec<u8>,
-    /// From the body up to the root, where receipts that were made together share a signature; empty for a single one.
+    /// From the body up to the root, where receipts that were made together share a signature: steps of 33 bytes, a side and
+    /// a neighbour. Empty for a single one.
     #[cbor(n(3), with = "minicbor::bytes", default, skip_if = "Vec::is_empty")]
     pub audit_path: Vec<u8>,
 }
@@ -69,10 +74,10 @@ impl Receipt {
 
     /// The root of the hash tree that `bodies` are the leaves of, and for each its audit path.
     pub fn group(bodies: &[Vec<u8>]) -> (Digest, Vec<Vec<u8>>) {
-        tree::grow(bodies)
+        tree::build(bodies)
     }
 
-    /// The root that body and audit path lead to; None: the path is none.
+    /// The root that body and audit path lead to; None: not whole steps, or an unknown side.
     pub fn root(&self) -> Option<Digest> {
         tree::root(&self.body, &self.audit_path)
     }

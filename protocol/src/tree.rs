@@ -1,5 +1,6 @@
-//! The hash tree under which receipts that are made together share one signature, as in RFC 6962: a leaf is hashed behind a
-//! zero byte, two nodes behind a one, so that neither can pass for the other. A node without a neighbour moves up as it is.
+//! The hash tree under which receipts that are made together share one signature, as in RFC 6962: a leaf is hashed
+//! behind a zero byte, two nodes behind a one, so that neither can pass for the other. A node without a neighbour moves
+//! up as it is.
 
 use sha2::{Digest as _, Sha256};
 
@@ -14,8 +15,8 @@ struct Node {
     leaves: std::ops::Range<usize>,
 }
 
-/// The root above `leaves`, and for each leaf the audit path that leads there. No leaves: the root is that of nothing.
-pub fn grow<L: AsRef<[u8]>>(leaves: &[L]) -> (Digest, Vec<Vec<u8>>) {
+/// The root above `leaves`, and for each leaf the audit path that leads there. No leaves: as for an empty one.
+pub fn build<L: AsRef<[u8]>>(leaves: &[L]) -> (Digest, Vec<Vec<u8>>) {
     let mut paths = vec![Vec::new(); leaves.len()];
     let mut level: Vec<Node> = (0..leaves.len())
         .map(|at| Node {
@@ -48,7 +49,7 @@ pub fn grow<L: AsRef<[u8]>>(leaves: &[L]) -> (Digest, Vec<Vec<u8>>) {
     (root, paths)
 }
 
-/// The root to which an audit path leads from a leaf; None: it is no path.
+/// The root to which an audit path leads from a leaf; None: not whole steps, or an unknown side.
 pub fn root(bytes: &[u8], audit_path: &[u8]) -> Option<Digest> {
     audit_path
         .chunks(STEP)
@@ -82,7 +83,7 @@ mod tests {
     fn each_leaf_has_its_way_to_the_root() {
         for count in 1..=33u8 {
             let leaves: Vec<_> = (0..count).map(|at| vec![at; usize::from(at)]).collect();
-            let (top, paths) = grow(&leaves);
+            let (top, paths) = build(&leaves);
             for (at, path) in paths.iter().enumerate() {
                 assert!(path.len() <= STEP * 6);
                 assert_eq!(root(&leaves[at], path), Some(top), "leaf {at} of {count}");
@@ -99,7 +100,7 @@ mod tests {
     fn the_roots_are_those_of_rfc_6962() {
         // The test vectors of Certificate Transparency's reference implementation.
         let leaves: [&[u8]; 3] = [&[], &[0x00], &[0x10]];
-        let root_of = |count| format!("{}", grow(&leaves[..count]).0);
+        let root_of = |count| format!("{}", build(&leaves[..count]).0);
         assert_eq!(
             root_of(1),
             "6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d"
@@ -116,7 +117,7 @@ mod tests {
 
     #[test]
     fn what_is_no_path_leads_nowhere() {
-        let (_, paths) = grow(&[b"a", b"b", b"c"]);
+        let (_, paths) = build(&[b"a", b"b", b"c"]);
         let good = &paths[0];
         assert_eq!(good.len(), 2 * STEP);
         for length in 1..good.len() {

@@ -90,6 +90,7 @@ fn a_receipt_that_proves_something_else_proves_nothing() {
         size: 4,
         digest: digest(b"true"),
         delivered_at: 1,
+        salt: [0; 16],
     };
     type Lie<'a> = Box<dyn Fn(&mut ReceiptBody) + 'a>;
     let lies: [Lie<'_>; 7] = [

@@ -33,8 +33,9 @@ pub fn run(paths: &Paths, mut flags: Flags, verbose: u8) -> Result<(), Fatal> {
     result
 }
 
-/// Two pools of memory for all threads instead of eight a core: what one freed is there for the others. And what was freed
-/// is kept, up to a bound: pages that went back to the system and are faulted in again cost a large file 6 % of its processor time.
+/// Two pools of memory for all threads instead of eight a core: what one freed is there for the others. And what was
+/// freed is kept, up to a bound: pages that went back to the system and are faulted in again cost a large file 6 % of its
+/// processor time.
 fn spare_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     for (parameter, value) in [
@@ -47,7 +48,7 @@ fn spare_memory() {
     }
 }
 
-/// Bytes at the end of a pool that stay though nobody uses them: more than the chunks of a large file that are under way.
+/// Bytes at the end of each pool that stay though nobody uses them: more than a large file has under way on a short line.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 const KEPT: libc::c_int = 8 << 20;
 /// What is larger does not come from the pools: chunks and blocks of a large file do, what is rare does not.

@@ -31,11 +31,11 @@ use crate::{
 
 /// Most files in one go.
 const BATCH: usize = 256;
-/// Deliveries go first: while more files than this are on their way...
+/// Deliveries go first: while more files than this are on their way, a lane rests before each batch...
 const MANY: usize = 64;
-/// ...a lane rests before each batch, once...
+/// ...for so long...
 const REST: Duration = Duration::from_millis(100);
-/// ...or until there are fewer, but so often at most in one go: on a slow line there always are many.
+/// ...and then again, so often in one go: a burst is over by then, and on a slow line there always are many.
 const RESTS: usize = 20;
 /// Most lanes at work; further ones wait for one to end.
 const AT_WORK: usize = 16;

@@ -83,6 +83,7 @@ mod tests {
             size: 3,
             digest: Digest([4; 32]),
             delivered_at: 5,
+            salt: [0; 16],
         });
         let mut verifier = Verifier::default();
         let body = check(&mut verifier, &receipt, &claim()).unwrap();

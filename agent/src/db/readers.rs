@@ -45,7 +45,8 @@ impl Readers {
         let kept = self.idle().as_mut().and_then(Vec::pop);
         let connection = kept.map_or_else(|| self.open(), Ok)?;
         let result = in_one_state(&connection, read);
-        if let Some(idle) = self.idle().as_mut().filter(|idle| idle.len() < KEPT) {
+        let is_done = connection.is_autocommit(); // else it could not even be rolled back
+        if let Some(idle) = self.idle().as_mut().filter(|idle| is_done && idle.len() < KEPT) {
             idle.push(connection);
         }
         result
@@ -62,6 +63,7 @@ impl Readers {
     }
 }
 
+/// Reads within one transaction, which an error rolls back.
 fn in_one_state<T>(connection: &Connection, read: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
     let transaction = connection.unchecked_transaction()?;
     let result = read(&transaction)?;

@@ -6,7 +6,7 @@ use dropwire_protocol::{Digest, Receipt, ReceiptBody};
 use super::{Identity, id_of};
 use crate::fault;
 
-/// Most receipts under one signature. It is 15 of 16 parts of what could be spared, for 132 bytes of audit path a receipt.
+/// Most receipts under one signature: spares 15 of 16, for 132 bytes of audit path a receipt.
 const GROUP: usize = 16;
 /// An Ed25519 key has one encoding only: this, then its 32 bytes.
 const ED25519_SPKI_HEAD: [u8; 12] = [
@@ -19,8 +19,8 @@ impl Identity {
         self.sign_all(std::slice::from_ref(body)).swap_remove(0)
     }
 
-    /// Signs what the receiver says of deliveries, one receipt for each, in their order. Those that are signed together share
-    /// signatures, and each can be checked without the others.
+    /// Signs what the receiver says of deliveries, one receipt for each, in their order. Those that are signed together
+    /// share signatures, and each can be checked without the others.
     pub fn sign_all(&self, bodies: &[ReceiptBody]) -> Vec<Receipt> {
         let encode = |body| minicbor::to_vec(body).expect("a Vec takes all that is written");
         let groups = bodies.chunks(GROUP).flat_map(|group| {
@@ -67,8 +67,7 @@ pub struct Verifier {
     fitted: Option<Signed>,
 }
 
-/// A signature with what it stands under.
-#[derive(PartialEq)]
+/// A signature, whose it is, and what it is of.
 struct Signed {
     key: Vec<u8>,
     root: Digest,
@@ -85,29 +84,33 @@ impl Verifier {
         if id_of(&receipt.key) != body.receiver && !fault::mutant("S4-key") {
             return Err(ReceiptError::WrongKey);
         }
-        let signed = Signed {
-            key: receipt.key.clone(),
-            root: receipt.root().ok_or_else(|| damaged("its audit path is none"))?,
-            signature: receipt.signature.clone(),
-        };
-        if self.fitted.as_ref() != Some(&signed) {
-            fault::step("S4-signature", || signed.check())?;
-            self.fitted = Some(signed);
+        let root = receipt
+            .root()
+            .ok_or_else(|| damaged("its audit path leads nowhere"))?;
+        let is_fitted = self.fitted.as_ref().is_some_and(|fitted| {
+            fitted.root == root && fitted.key == receipt.key && fitted.signature == receipt.signature
+        });
+        if !is_fitted {
+            fault::step("S4-signature", || check(receipt, root))?;
+            self.fitted = Some(Signed {
+                key: receipt.key.clone(),
+                root,
+                signature: receipt.signature.clone(),
+            });
         }
         Ok(body)
     }
 }
 
-impl Signed {
-    fn check(&self) -> Result<(), ReceiptError> {
-        let key = self
-            .key
-            .strip_prefix(&ED25519_SPKI_HEAD)
-            .ok_or_else(|| ReceiptError::Damaged("its key is not an Ed25519 key".into()))?;
-        UnparsedPublicKey::new(&ED25519, key)
-            .verify(&Receipt::signed_bytes(self.root), &self.signature)
-            .map_err(|_| ReceiptError::BadSignature)
-    }
+/// Is the receipt's signature its key's, of this root?
+fn check(receipt: &Receipt, root: Digest) -> Result<(), ReceiptError> {
+    let key = receipt
+        .key
+        .strip_prefix(&ED25519_SPKI_HEAD)
+        .ok_or_else(|| ReceiptError::Damaged("its key is not an Ed25519 key".into()))?;
+    UnparsedPublicKey::new(&ED25519, key)
+        .verify(&Receipt::signed_bytes(root), &receipt.signature)
+        .map_err(|_| ReceiptError::BadSignature)
 }
 
 #[cfg(test)]
@@ -126,6 +129,7 @@ mod tests {
             size: 3,
             digest: Digest([9; 32]),
             delivered_at: 1,
+            salt: [0; 16],
         }
     }
 
@@ -234,9 +238,20 @@ mod tests {
                 assert!(said.status.success(), "{said:?}");
                 let id = data_encoding::HEXLOWER.encode(&identity.id().0);
                 assert!(String::from_utf8_lossy(&said.stdout).contains(&id), "{said:?}");
-                let mut forged = receipt.clone();
-                *forged.body.last_mut().unwrap() ^= 1;
-                assert!(!check(&forged).status.success());
+                let other_body = |r: &mut Receipt| *r.body.last_mut().unwrap() ^= 1;
+                let half_a_step = |r: &mut Receipt| r.audit_path.truncate(40);
+                let refused = |forge: &dyn Fn(&mut Receipt)| {
+                    let mut forged = receipt.clone();
+                    forge(&mut forged);
+                    assert!(!check(&forged).status.success() && verify(&forged).is_err());
+                };
+                refused(&other_body);
+                if count > 1 {
+                    refused(&half_a_step);
+                    [2, 10, 11]
+                        .iter()
+                        .for_each(|side| refused(&|r| r.audit_path[0] = *side));
+                }
             }
         }
     }

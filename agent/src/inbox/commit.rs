@@ -215,6 +215,7 @@ fn place_again(
     Ok(Arc::unwrap_or_clone(named.placing))
 }
 
+/// Chooses a place, and what the receipt will say.
 fn choose(
     shared: &Shared,
     site: &Site,
@@ -228,6 +229,9 @@ fn choose(
     let place = shared
         .places
         .choose(site, key.0, top.as_deref(), &manifest.path, manifest.kind, opened)?;
+    let mut salt = [0; 16];
+    fault::step("R6-salt", || getrandom::fill(&mut salt))
+        .map_err(|e| Answer::io("asking for random bytes", &io::Error::other(e)))?;
     let body = ReceiptBody {
         transfer: key.1,
         sender: key.0,
@@ -237,6 +241,7 @@ fn choose(
         size: manifest.size,
         digest,
         delivered_at: now_ms().max(0) as u64,
+        salt,
     };
     Ok(Chosen { place, inode, body })
 }
@@ -250,6 +255,7 @@ fn sign(shared: &Shared, site: &Site, chosen: Vec<Chosen>) -> Vec<Intent> {
         places.push((place, inode));
     }
     let receipts = (shared.sign)(&bodies);
+    debug_assert_eq!(receipts.len(), places.len());
     let signed = places.into_iter().zip(receipts);
     signed
         .map(|((place, inode), receipt)| Intent {

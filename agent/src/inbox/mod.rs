@@ -133,6 +133,7 @@ pub struct Inbox {
     threads: Arc<Mutex<Vec<JoinHandle<()>>>>,
 }
 
+/// One receipt for each body, in their order.
 type Sign = Box<dyn Fn(&[ReceiptBody]) -> Vec<Receipt> + Send + Sync>;
 
 /// What all threads of an inbox share.

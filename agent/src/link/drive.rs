@@ -4,8 +4,9 @@
 //! is blocked, outcomes and writes go on while the sink or the daemon is behind. Then only reading stops, and the
 //! other side feels it by TCP.
 //!
-//! Memory is bounded: what waits to be written (512 KiB at most, and 256 within TLS), a frame that is read (320 KiB),
-//! what one message gave rise to (256 events), chunks read ahead (see `outgoing`), and offers that wait for room (256).
+//! Memory is bounded: what waits to be written (512 KiB at most, and within TLS 256, or 384 over six connections), a
+//! frame that is read (320 KiB), what one message gave rise to (256 events), chunks read ahead (see `outgoing`), and
+//! offers that wait for room (256).
 
 use std::{
     collections::VecDeque,

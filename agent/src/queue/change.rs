@@ -93,7 +93,7 @@ pub(super) fn settle(db: &Connection, drop: DropId) -> Result<DropState> {
          FROM drops d CROSS JOIN jobs j ON j.drop_id = d.id WHERE d.id = ?",
     )?;
     let mut jobs = jobs.query([drop.0])?;
-    let (mut after_send, mut size) = (AfterSend::Keep, 0);
+    let (mut after_send, mut size) = (AfterSend::Keep, 0); // without a job, which no caller has, it would stay
     let (mut undelivered, mut differ, mut digest) = (false, false, None);
     while let Some(job) = jobs.next()? {
         let before: DropState = job.get(0)?;

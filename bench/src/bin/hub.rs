@@ -353,6 +353,7 @@ impl Peer {
             size: manifest.size,
             digest,
             delivered_at: 0,
+            salt: [0; 16],
         }
     }
 }

@@ -238,6 +238,7 @@ impl Storage {
             size: open.manifest.size,
             digest,
             delivered_at: 0,
+            salt: [0; 16],
         };
         let receipt = Receipt {
             body: minicbor::to_vec(body).expect("into memory"),

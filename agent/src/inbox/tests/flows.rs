@@ -1,5 +1,7 @@
 //! Transfers that nothing crashes: small, large, refused, withdrawn, forgotten, fenced.
 
+use std::collections::HashSet;
+
 use dropwire_protocol::message::DeclineReason::*;
 
 use super::*;
@@ -116,11 +118,16 @@ async fn receipts_are_signed_by_this_agent_and_arrivals_told_once() {
     let mut arrivals = inbox.arrivals();
     let rig = Rig { inbox, ..rig };
     let mut link = rig.link(ANA);
+    let mut salts = HashSet::new();
     for n in 0..20 {
         let Outcome::Committed { receipt, .. } = link.send(id(n), "f", b"x").await else {
             panic!();
         };
         let body = crate::identity::verify(&receipt).unwrap();
+        assert!(
+            salts.insert(body.salt),
+            "nobody can guess a receipt that was not given"
+        );
         assert_eq!((body.receiver, body.transfer), (identity.id(), id(n)));
         // Its row may still say *placing*.
         assert!(

@@ -30,6 +30,7 @@ pub(super) async fn placing(rig: &Rig, how: How) -> (PathBuf, Receipt) {
         size: BYTES.len() as u64,
         digest: digest(BYTES),
         delivered_at: 7,
+        salt: [0; 16],
     });
     let row = ledger::Placing {
         place,

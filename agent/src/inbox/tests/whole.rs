@@ -138,6 +138,7 @@ async fn recovered(change: impl FnOnce(&Path, &Path)) -> (Rig, Receipt, Outcome)
         size: offered.size,
         digest: digest(&stream),
         delivered_at: 7,
+        salt: [0; 16],
     });
     let (mark, size) = (site.mark, offered.size);
     let row = ledger::Placing {

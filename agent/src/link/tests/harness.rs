@@ -437,6 +437,7 @@ pub(super) async fn store(
                     size: manifest.size,
                     digest,
                     delivered_at: 0,
+                    salt: [0; 16],
                 });
                 let before = store
                     .lies
