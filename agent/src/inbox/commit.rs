@@ -248,12 +248,8 @@ fn choose(
 
 /// Those that are signed together share signatures.
 fn sign(shared: &Shared, site: &Site, chosen: Vec<Chosen>) -> Vec<Intent> {
-    let mut bodies = Vec::with_capacity(chosen.len());
-    let mut places = Vec::with_capacity(chosen.len());
-    for Chosen { place, inode, body } in chosen {
-        bodies.push(body);
-        places.push((place, inode));
-    }
+    let apart = |chosen: Chosen| ((chosen.place, chosen.inode), chosen.body);
+    let (places, bodies): (Vec<_>, Vec<_>) = chosen.into_iter().map(apart).unzip();
     let receipts = (shared.sign)(&bodies);
     debug_assert_eq!(receipts.len(), places.len());
     let signed = places.into_iter().zip(receipts);

@@ -98,21 +98,17 @@ impl Disposal {
 }
 
 /// Of the first `size` bytes of a file just opened, or of all where there are less. None: stopped.
-fn digest(mut file: &File, size: u64, stopped: &dyn Fn() -> bool) -> io::Result<Option<Digest>> {
+fn digest(file: &File, size: u64, stopped: &dyn Fn() -> bool) -> io::Result<Option<Digest>> {
     let mut hash = RunningDigest::default();
     let mut buffer = vec![0; usize::try_from(size).map_or(READ, |size| READ.min(size))];
-    while hash.length() < size {
-        if stopped() {
-            return Ok(None);
-        }
-        let left = usize::try_from(size.saturating_sub(hash.length())).unwrap_or(READ);
-        let wanted = left.min(buffer.len());
-        match io::Read::read(&mut file, buffer.get_mut(..wanted).unwrap_or_default()) {
-            Ok(0) => break,
+    let mut bytes = io::Read::take(file, size); // knows its end without another read
+    while !stopped() {
+        match io::Read::read(&mut bytes, &mut buffer) {
+            Ok(0) => return Ok(Some(hash.value())),
             Ok(length) => hash.update(buffer.get(..length).unwrap_or_default()),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return Err(e),
         }
     }
-    Ok(Some(hash.value()))
+    Ok(None)
 }
