@@ -117,6 +117,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         FLOWS,
     ),
     ("R4-reread", "a resumed prefix is read again", RESUME),
+    (
+        "R4-seal",
+        "so is one that was touched since this run let go of it",
+        RESUME,
+    ),
     ("R5-partial", "a large partial's sync", ORDER),
     ("R5-partial-dir", "the sync of its folder", ORDER),
     ("R5-folder-file", "the sync of an unpacked file", UNPACK),

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! The steps R1 to R9, and what a crash after each leaves, stand in `commit`, `admit` and `writer`; `recover`
-//! clears up. `ledger` remembers, `claims` keeps two links off one transfer, `site` knows whether the folder is
+//! clears up. `ledger` remembers, `claims` keeps two links off one transfer, `seals` spares a second reading, `site` knows whether the folder is
 //! there at all, `place` and `naming` find a free name below it, `space` keeps room, `keeping` lets go what nobody
 //! comes back for.
 
@@ -56,6 +56,7 @@ mod partial;
 mod place;
 mod recover;
 mod reply;
+mod seals;
 mod site;
 mod space;
 #[cfg(test)]
@@ -141,6 +142,7 @@ struct Shared {
     db: Db,
     gate: site::Gate,
     claims: Arc<claims::Claims>,
+    seals: seals::Seals,
     places: Arc<place::Places>,
     space: Arc<space::Space>,
     memory: Arc<memory::Memory>,
@@ -201,6 +203,7 @@ impl Inbox {
             db,
             gate: site::Gate::new(settings.inbox.as_ref().map(|i| i.path.clone())),
             claims: Arc::default(),
+            seals: seals::Seals::default(),
             places: place::Places::new(aliases),
             space: space::Space::new(settings.min_free()),
             memory: memory::Memory::new(batch::MEMORY),

@@ -17,7 +17,7 @@ use cap_std::fs::{Metadata, OpenOptions};
 use data_encoding::HEXLOWER;
 use dropwire_protocol::{AgentId, Kind, Mtime, RunningDigest, TransferId};
 
-use super::{claims::Key, ledger::Checkpoint, site::Site};
+use super::{claims::Key, ledger::Checkpoint, seals::Seals, site::Site};
 use crate::{durable, fault, id};
 
 /// Bytes read at once.
@@ -74,6 +74,8 @@ pub fn open(site: &Site, key: Key) -> io::Result<Option<File>> {
 pub struct Resumed {
     /// Ends with the resume point.
     pub file: File,
+    /// Nobody touched it since this run verified every byte of it.
+    pub sealed: bool,
     /// Over all of it, as the ledger has it.
     pub digest: RunningDigest,
     /// Up to the resume point, ordered by offset.
@@ -81,10 +83,16 @@ pub struct Resumed {
 }
 
 /// The partial cut to its last checkpoint; None: start over.
-pub fn resume(site: &Site, key: Key, checkpoints: Vec<Checkpoint>) -> io::Result<Option<Resumed>> {
+pub fn resume(
+    site: &Site,
+    seals: &Seals,
+    key: Key,
+    checkpoints: Vec<Checkpoint>,
+) -> io::Result<Option<Resumed>> {
     let (Some(file), Some(last)) = (open(site, key)?, checkpoints.last()) else {
         return Ok(None);
     };
+    let sealed = seals.take(key, &file);
     if file.metadata()?.len() < last.offset && !fault::mutant("R3-short-partial") {
         return Ok(None);
     }
@@ -100,6 +108,7 @@ pub fn resume(site: &Site, key: Key, checkpoints: Vec<Checkpoint>) -> io::Result
     file.set_len(digest.length())?;
     Ok(Some(Resumed {
         file,
+        sealed,
         digest,
         checkpoints,
     }))

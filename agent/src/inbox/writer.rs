@@ -1,8 +1,8 @@
 //! One large transfer: a thread that opens or resumes its partial, writes, checkpoints, and hands it to the commit.
 //!
 //! Every chunk is verified before it is written. Bytes from before a resume are read once more while the rest comes
-//! in, and nothing is committed until they proved right; bytes written in this same opening are trusted to the page
-//! cache and the disk.
+//! in, and nothing is committed until they proved right; bytes that this run of the agent wrote are trusted to the page
+//! cache and the disk, through a cut of the link too, as long as nobody else touched the partial (see `seals`).
 
 mod ending;
 
@@ -145,7 +145,7 @@ impl<'a> Writer<'a> {
             partial::remove_folder(&site, key).map_err(opening)?;
         }
         let resumed = if resume {
-            partial::resume(&site, key, checkpoints).map_err(opening)?
+            partial::resume(&site, &shared.seals, key, checkpoints).map_err(opening)?
         } else {
             None
         };
@@ -164,12 +164,14 @@ impl<'a> Writer<'a> {
         let (file, digest, reread) = match resumed {
             Some(resumed) => {
                 let wake = wake.clone();
-                let reread = match partial::open(&site, key).map_err(opening)? {
-                    Some(again) if held > 0 && !fault::mutant("R4-reread") => Some(
-                        Reread::start(again, resumed.checkpoints, move || poke(&wake)).map_err(opening)?,
-                    ),
-                    _ => None,
+                let proven = resumed.sealed || held == 0 || fault::mutant("R4-reread");
+                let again = if proven {
+                    None
+                } else {
+                    partial::open(&site, key).map_err(opening)?
                 };
+                let reread = again.map(|file| Reread::start(file, resumed.checkpoints, move || poke(&wake)));
+                let reread = reread.transpose().map_err(opening)?;
                 (resumed.file, resumed.digest, reread)
             }
             None => {

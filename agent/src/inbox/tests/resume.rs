@@ -13,6 +13,13 @@ pub(super) async fn break_off(rig: &Rig, bytes: &[u8], end: usize) {
     link.command(Command::Release { id: id(1), opening }).await;
 }
 
+/// Waits until nobody works on the transfer any more.
+async fn let_go(rig: &Rig) {
+    let claims = rig.inbox.shared.claims.clone();
+    let wait = move || drop(claims.take((ANA, id(1)), None));
+    tokio::task::spawn_blocking(wait).await.unwrap();
+}
+
 fn partial_path(root: &Path) -> PathBuf {
     let mut entries = root.join(".dropwire/partial").read_dir().unwrap();
     entries.next().unwrap().unwrap().path()
@@ -84,6 +91,46 @@ async fn a_damaged_prefix_is_cut_to_the_last_good_checkpoint() {
     link.finish(id(1), opening, 1, digest(&bytes)).await;
     assert_eq!(delivered_as(&link.next().await), "big");
     assert!(rig.files() == [("big".into(), bytes)]);
+}
+
+/// Between two links to an agent that goes on running.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partial_that_was_touched_meanwhile_is_read_again() {
+    let rig = Rig::new().await;
+    let bytes = content(2 * MIB);
+    break_off(&rig, &bytes, MIB).await;
+    let_go(&rig).await;
+    flip(&partial_path(&rig.root()), 5);
+    let (mut link, opening) = go_on(&rig, &bytes, MIB).await;
+    assert!(matches!(link.next().await, Outcome::Damaged { offset: 0, .. }));
+    link.write(id(1), opening, 1, &bytes, 0, bytes.len()).await;
+    link.finish(id(1), opening, 1, digest(&bytes)).await;
+    assert_eq!(delivered_as(&link.next().await), "big");
+    assert!(rig.files() == [("big".into(), bytes)]);
+}
+
+/// Damage shows whether it was read: none that leaves the time of change alone happens otherwise.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partial_that_nobody_touched_is_read_again_after_a_restart_only() {
+    for restart in [false, true] {
+        let rig = Rig::new().await;
+        let bytes = content(2 * MIB);
+        break_off(&rig, &bytes, MIB).await;
+        let_go(&rig).await;
+        let partial = partial_path(&rig.root());
+        let untouched = partial.metadata().unwrap().modified().unwrap();
+        flip(&partial, 5);
+        let file = std::fs::File::options().write(true).open(&partial).unwrap();
+        file.set_modified(untouched).unwrap();
+        let rig = if restart { rig.restarted(|_| ()).await } else { rig };
+        let (mut link, opening) = go_on(&rig, &bytes, MIB).await;
+        link.write(id(1), opening, 0, &bytes, MIB, bytes.len()).await;
+        link.finish(id(1), opening, 0, digest(&bytes)).await;
+        match (restart, link.next().await) {
+            (true, Outcome::Damaged { offset: 0, .. }) | (false, Outcome::Committed { .. }) => {}
+            (_, other) => panic!("{restart}: {other:?}"),
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -45,6 +45,7 @@ impl Writer<'_> {
             },
             end => end,
         };
+        let proven = self.reread.is_none();
         if let Some(reread) = self.reread.take() {
             reread.cancel();
         }
@@ -57,6 +58,9 @@ impl Writer<'_> {
             let _ = self.checkpoint(true);
         }
         let synced = self.checkpointer.take().map_or(Ok(0), Checkpointer::finish);
+        if proven && synced.is_ok() && matches!(end, End::Released | End::Said { keep: true, .. }) {
+            self.shared.seals.set(self.claim.key(), self.output.file());
+        }
         let end = match (end, synced) {
             (end @ End::Said { keep: false, .. }, _) => end,
             (End::Released, Err(failure)) => End::Said {
