@@ -155,9 +155,12 @@ impl Db {
             .map_err(|e| DbError::Change(Arc::new(e)))
     }
 
-    /// A connection of its own for long listings; it blocks, so not on the runtime, and writes nothing.
-    pub fn reader(&self) -> rusqlite::Result<Connection> {
-        self.readers.open()
+    /// The same from a thread that may block.
+    pub fn read_blocking<T>(
+        &self,
+        read: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> rusqlite::Result<T> {
+        self.readers.read(read)
     }
 
     /// Ends with the reason once a commit failed; never, while all is well.
@@ -382,6 +385,10 @@ mod tests {
         rows.map(Result::unwrap).collect()
     }
 
+    fn committed(db: &Db) -> Vec<i64> {
+        db.read_blocking(|db| Ok(numbers(db))).unwrap()
+    }
+
     /// Holds the writer inside a commit until told to go on, so that what comes meanwhile waits together.
     async fn hold(db: &Db) -> (std_mpsc::Sender<()>, tokio::task::JoinHandle<Result<(), DbError>>) {
         let (go_on, wait) = std_mpsc::channel();
@@ -404,7 +411,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let db = open(&folder.path().join("state.db")).unwrap();
         let (go_on, held) = hold(&db).await;
-        let reader = db.reader().unwrap();
+        let outside = db.clone();
         // Polled in order, each is sent before the next; all of them wait for the held commit.
         let (first, failing, last, ()) = tokio::join!(
             biased;
@@ -415,7 +422,7 @@ mod tests {
             }),
             db.call(move |db| {
                 insert(db, 3)?;
-                Ok((numbers(db), numbers(&reader)))
+                Ok((numbers(db), committed(&outside)))
             }),
             async { go_on.send(()).unwrap() },
         );
@@ -428,7 +435,7 @@ mod tests {
             (vec![0, 1, 3], vec![]),
             "none was committed before the others"
         );
-        assert_eq!(numbers(&db.reader().unwrap()), [0, 1, 3]);
+        assert_eq!(committed(&db), [0, 1, 3]);
     }
 
     #[tokio::test]
@@ -475,7 +482,7 @@ mod tests {
         assert!(refused.to_string().contains("FOREIGN KEY"), "{refused}");
         let refused = tokio::task::spawn_blocking(move || db.call_blocking(|db| insert(db, 4)));
         assert!(matches!(refused.await.unwrap(), Err(DbError::Failed(_))));
-        assert_eq!(numbers(&open(&path).unwrap().reader().unwrap()), [1]);
+        assert_eq!(committed(&open(&path).unwrap()), [1]);
     }
 
     #[tokio::test]
@@ -494,7 +501,7 @@ mod tests {
             async { go_on.send(()).unwrap() },
         );
         assert!(held.await.unwrap().is_err() && lost.is_err() && next.is_err());
-        let left = numbers(&db.reader().unwrap());
+        let left = committed(&db);
         assert!(left.is_empty(), "written outside any transaction: {left:?}");
         assert!(!db.failed().await.is_empty());
     }

@@ -78,12 +78,15 @@ const DESCRIPTORS: u64 = 65_536;
 pub(super) fn runtime() -> Result<Runtime, Fatal> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
+        .max_blocking_threads(MOST_BLOCKED)
         .thread_name("dropwire")
         .enable_all()
         .build()
         .map_err(|error| Fatal::io("cannot start the runtime", &error))
 }
 
+/// Threads that may sit in system calls: where a disk hangs that may be one for each link, and other work goes on.
+const MOST_BLOCKED: usize = 4096;
 /// How long threads may take to end.
 const PATIENCE: Duration = Duration::from_secs(5);
 

@@ -84,7 +84,7 @@ impl Dispatcher {
             verifier: Verifier::default(),
             cancel: cancel.clone(),
         };
-        let mut batch = Vec::with_capacity(BATCH);
+        let mut batch = Vec::new(); // mostly few, and there are as many as peers
         loop {
             this.take_up_peer();
             // Whatever it waits for (a link that is behind, a large file read once more) does not hold up the end.

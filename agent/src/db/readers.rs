@@ -29,8 +29,8 @@ impl Readers {
         }
     }
 
-    /// A connection of its own.
-    pub(super) fn open(&self) -> Result<Connection> {
+    /// One more.
+    fn open(&self) -> Result<Connection> {
         let connection = Connection::open_with_flags(
             &self.path,
             OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,

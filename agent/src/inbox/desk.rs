@@ -1,5 +1,5 @@
-//! One link's desk: a thread that takes its commands in order, collects small files, and passes the large ones'
-//! orders to their writers.
+//! One link's desk: takes its commands in order, collects small files, and passes the large ones' orders to their
+//! writers. While nothing comes it is no thread: an agent may have a thousand links.
 
 use std::{
     collections::HashMap,
@@ -16,8 +16,7 @@ use dropwire_protocol::{
     message::{DeclineReason, MAX_EAGER},
     receiver::{Command, Opening, Outcome},
 };
-use rusqlite::Connection;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, task::spawn_blocking};
 
 use super::{
     Shared, admit,
@@ -47,7 +46,6 @@ pub struct Desk {
     peer: AgentId,
     outcomes: Outcomes,
     batch: SyncSender<Small>,
-    ledger: Option<Connection>,
     small: HashMap<TransferId, Collecting>,
     /// Bytes of these, all together.
     collected: usize,
@@ -76,7 +74,6 @@ impl Desk {
             peer,
             outcomes,
             batch,
-            ledger: None,
             small: HashMap::new(),
             collected: 0,
             large: HashMap::new(),
@@ -85,23 +82,28 @@ impl Desk {
         }
     }
 
-    /// Serves until the link closes its end or the agent stops; then everything open is released.
-    pub fn run(mut self, mut commands: mpsc::Receiver<Command>) {
-        let shared = self.shared.clone();
-        let next = |commands: &mut mpsc::Receiver<Command>| match commands.try_recv() {
-            Ok(command) => Some(command),
-            Err(_) => shared.runtime.block_on(async {
-                tokio::select! {
-                    biased;
-                    () = shared.cancel.cancelled() => None,
-                    command = commands.recv() => command,
+    /// Serves until the link closes its end or the agent stops; then everything open is released, and waited for.
+    pub async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+        let cancel = self.shared.cancel.clone();
+        while let Some(Some(first)) = cancel.run_until_cancelled(commands.recv()).await {
+            let serving = spawn_blocking(move || {
+                let mut next = Some(first);
+                while let Some(command) = next.filter(|_| !self.shared.cancel.is_cancelled()) {
+                    self.serve(command);
+                    next = commands.try_recv().ok();
                 }
-            }),
-        };
-        while let Some(command) = next(&mut commands).filter(|_| !shared.cancel.is_cancelled()) {
-            self.serve(command);
+                (self, commands)
+            });
+            match serving.await {
+                Ok(served) => (self, commands) = served,
+                Err(_) => return, // the runtime ends
+            }
         }
         drop(commands);
+        let _ = spawn_blocking(move || self.close()).await;
+    }
+
+    fn close(mut self) {
         self.small.clear();
         self.large.clear();
         for thread in self.threads.drain(..) {
@@ -357,19 +359,13 @@ impl Desk {
         }
     }
 
-    /// By a connection of its own, so that a flood of small offers does not queue behind the commits.
-    fn look(&mut self, key: Key) -> Result<Option<Known>, Answer> {
-        let failed = |e: rusqlite::Error| {
+    /// By a connection that only reads, so that a flood of small offers does not queue behind the commits.
+    fn look(&self, key: Key) -> Result<Option<Known>, Answer> {
+        let known = self.shared.db.read_blocking(|db| ledger::look(db, key));
+        known.map_err(|e| {
             let text = format!("the job list cannot be read: {e}");
             Answer::refused(DeclineReason::DiskError, text, None)
-        };
-        let connection = match self.ledger.take() {
-            Some(connection) => connection,
-            None => self.shared.db.reader().map_err(failed)?,
-        };
-        let known = ledger::look(&connection, key).map_err(failed)?;
-        self.ledger = Some(connection);
-        Ok(known)
+        })
     }
 }
 

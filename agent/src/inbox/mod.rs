@@ -1,7 +1,7 @@
 //! The inbox: what arrives is written beside it, verified, made durable, and only then seen under its name.
 //!
 //! ```text
-//!  link ── Command ──▶ desk (a thread a link) ──▶ writer (a thread a large transfer) ─┐
+//!  link ── Command ──▶ desk (a task a link) ────▶ writer (a thread a large transfer) ─┐
 //!   ▲                   │ admit: R1, R2                │ partial, checkpoint: R3, R4  ├─▶ commit: R5 to R9
 //!   │                   └──▶ batch (one thread, all small files) ────────────────────┘      │
 //!   └────────────────────────────────── Outcome ◀───────────────────────────────────────────┘
@@ -36,7 +36,6 @@ use crate::{
     config::{self, Layout},
     db::{Db, DbError},
     error::{Exit, Fatal},
-    id,
     identity::Identity,
     link::{Commands, Room, Sink},
 };
@@ -131,7 +130,8 @@ pub struct Inbox {
     shared: Arc<Shared>,
     /// None after the shutdown.
     batch: Arc<Mutex<Option<SyncSender<batch::Small>>>>,
-    threads: Arc<Mutex<Vec<JoinHandle<()>>>>,
+    thread: Arc<Mutex<Option<JoinHandle<()>>>>,
+    desks: TaskTracker,
 }
 
 /// One receipt for each body, in their order.
@@ -243,7 +243,8 @@ impl Inbox {
         Ok(Inbox {
             shared,
             batch: Arc::new(Mutex::new(Some(batch))),
-            threads: Arc::new(Mutex::new(vec![thread])),
+            thread: Arc::new(Mutex::new(Some(thread))),
+            desks: TaskTracker::new(),
         })
     }
 
@@ -282,13 +283,10 @@ impl Inbox {
     pub async fn shutdown(&self) {
         self.shared.cancel.cancel();
         self.batch.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
-        let joined = tokio::task::spawn_blocking(move || {
-            for thread in threads {
-                let _ = thread.join();
-            }
-        });
-        let _ = joined.await;
+        self.desks.close();
+        self.desks.wait().await;
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let _ = tokio::task::spawn_blocking(|| thread.map(JoinHandle::join)).await;
         self.shared.rows.close();
         self.shared.rows.wait().await;
     }
@@ -301,18 +299,7 @@ impl Sink for Inbox {
         let batch = self.batch.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(batch) = batch {
             let desk = desk::Desk::new(self.shared.clone(), peer, reply::Outcomes::new(outcomes), batch);
-            let thread = thread::Builder::new()
-                .name("inbox-desk".into())
-                .spawn(move || desk.run(commands));
-            let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
-            threads.retain(|thread| !thread.is_finished());
-            match thread {
-                Ok(thread) => threads.push(thread),
-                // Its channels are closed.
-                Err(error) => {
-                    tracing::error!(peer = %id::format(peer), %error, "no thread for a link's transfers")
-                }
-            }
+            self.desks.spawn_on(desk.run(commands), &self.shared.runtime);
         }
         (Commands::new(commands_in, self.shared.room.clone()), outcomes_out)
     }

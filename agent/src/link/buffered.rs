@@ -35,14 +35,14 @@ impl<S> Buffered<S> {
     pub(super) fn get_mut(&mut self) -> &mut S {
         &mut self.inner
     }
+}
 
-    /// After a read of so many bytes.
-    fn fit(&mut self, came: usize) {
-        self.room = match came {
-            all if all >= self.room => (self.room * 2).min(MOST),
-            few if few < self.room / 8 => (self.room / 2).max(LEAST),
-            _ => self.room,
-        };
+/// The room to make for the next read, at most `most`, after one of so many bytes into `room`.
+pub(super) fn fit(room: usize, came: usize, most: usize) -> usize {
+    match came {
+        all if all >= room => (room * 2).min(most),
+        few if few < room / 8 => (room / 2).max(LEAST),
+        _ => room,
     }
 }
 
@@ -54,7 +54,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Buffered<S> {
             me.buffer.reserve(me.room);
             let came = ready!(pin!(me.inner.read_buf(&mut me.buffer)).poll(cx))?;
             let before = me.room;
-            me.fit(came);
+            me.room = fit(me.room, came, MOST);
             if me.room < before {
                 me.buffer = BytesMut::from(&me.buffer[..]);
             }
@@ -93,7 +93,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Buffered<S> {
     }
 }
 
-const LEAST: usize = 4 * 1024;
+/// Bytes that an idle reader makes room for.
+pub(super) const LEAST: usize = 4 * 1024;
 const MOST: usize = 256 * 1024;
 
 #[cfg(test)]

@@ -22,6 +22,8 @@ use dropwire_protocol::{
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf, ReadHalf, WriteHalf};
 use tokio_util::codec::{Decoder as _, Encoder as _};
 
+use super::buffered::{LEAST, fit};
+
 /// Splits a stream into its two directions.
 pub(super) fn wire<S: AsyncRead + AsyncWrite>(stream: S) -> (Reader<S>, Writer<S>) {
     let (read, write) = tokio::io::split(stream);
@@ -29,6 +31,7 @@ pub(super) fn wire<S: AsyncRead + AsyncWrite>(stream: S) -> (Reader<S>, Writer<S
         Reader {
             half: read,
             buffer: BytesMut::new(),
+            room: LEAST,
             codec: FrameCodec::default(),
         },
         Writer {
@@ -46,6 +49,8 @@ pub(super) fn wire<S: AsyncRead + AsyncWrite>(stream: S) -> (Reader<S>, Writer<S
 pub(super) struct Reader<S> {
     half: ReadHalf<S>,
     buffer: BytesMut,
+    /// Bytes that are made room for where no frame has begun.
+    room: usize,
     codec: FrameCodec,
 }
 
@@ -60,12 +65,18 @@ impl<S: AsyncRead> Reader<S> {
     pub(super) async fn fill(&mut self) -> Result<usize, Error> {
         // Where a frame has begun, there is room for just its rest.
         if self.buffer.capacity() == self.buffer.len() {
-            self.buffer.reserve(READ_AHEAD);
+            self.buffer.reserve(self.room);
         }
-        match poll_fn(|cx| self.poll_fill(cx)).await? {
-            0 => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the peer closed it").into()),
-            count => Ok(count),
+        let count = poll_fn(|cx| self.poll_fill(cx)).await?;
+        if count == 0 {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the peer closed it").into());
         }
+        let before = self.room;
+        self.room = fit(before, count, READ_AHEAD);
+        if self.room < before {
+            self.buffer = BytesMut::from(&self.buffer[..]); // idle links are many
+        }
+        Ok(count)
     }
 
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
@@ -139,6 +150,7 @@ impl<S: AsyncWrite> Writer<S> {
     /// Writes a part of what waits, or flushes once nothing does.
     pub(super) async fn progress(&mut self) -> Result<(), Error> {
         if self.waiting == 0 {
+            self.last = BytesMut::new(); // idle links are many
             self.half.flush().await?;
             self.flushed = true;
         } else {
@@ -295,7 +307,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
     }
 }
 
-/// Room made where no frame has begun: as much as the largest takes.
+/// Most room that is made where no frame has begun: as much as the largest takes.
 const READ_AHEAD: usize = MAX_FRAME + 4;
 /// From this size on a chunk's bytes are not copied to the other messages.
 const WHOLE: usize = 16 * 1024;

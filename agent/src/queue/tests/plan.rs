@@ -26,7 +26,7 @@ async fn hot_statements_follow_an_index() {
         &delivery::resting_sql(),
         keeping::OLD_DROPS,
     ] {
-        let plan = plan(&queue.db.reader().unwrap(), statement);
+        let plan = plan(&queue, statement);
         assert!(!plan.is_empty());
         for step in plan {
             let indexed =
@@ -43,7 +43,7 @@ async fn hot_statements_follow_an_index() {
 async fn pulling_in_touches_only_what_is_too_far_ahead() {
     let folder = tempfile::tempdir().unwrap();
     let queue = queue(folder.path()).await;
-    let plan = plan(&queue.db.reader().unwrap(), keeping::PULL_IN);
+    let plan = plan(&queue, keeping::PULL_IN);
     let sought = plan.iter().find(|step| step.starts_with("SEARCH jobs")).unwrap();
     assert!(
         sought.contains("jobs_due") && sought.contains("next_attempt_ms>?"),
@@ -56,7 +56,7 @@ async fn pulling_in_touches_only_what_is_too_far_ahead() {
 async fn asking_for_outboxes_passes_by_what_has_left() {
     let folder = tempfile::tempdir().unwrap();
     let queue = queue(folder.path()).await;
-    let plan = plan(&queue.db.reader().unwrap(), list::OUTBOXES);
+    let plan = plan(&queue, list::OUTBOXES);
     for index in ["drops_lying (outbox=?", "drops_leaving (outbox=?"] {
         assert!(
             plan.iter().any(|step| step.contains(index)),
@@ -74,7 +74,7 @@ async fn asking_for_outboxes_passes_by_what_has_left() {
 async fn asking_what_leaves_passes_by_the_files() {
     let folder = tempfile::tempdir().unwrap();
     let queue = queue(folder.path()).await;
-    let plan = plan(&queue.db.reader().unwrap(), delivery::DISPOSING);
+    let plan = plan(&queue, delivery::DISPOSING);
     let steps: Vec<_> = plan.iter().filter(|step| step.contains("drops")).collect();
     assert!(!steps.is_empty(), "{plan:#?}");
     for step in steps {
@@ -103,12 +103,11 @@ async fn a_hundred_thousand_jobs_are_asked_a_few_at_a_time() {
     assert_eq!(queue.counts().await.unwrap().peers[0].1.queued, 100_000);
 }
 
-fn plan(db: &Connection, statement: &str) -> Vec<String> {
-    let mut explain = db.prepare(&format!("EXPLAIN QUERY PLAN {statement}")).unwrap();
-    let unbound = rusqlite::params_from_iter(vec![None::<i64>; explain.parameter_count()]);
-    explain
-        .query_map(unbound, |row| row.get(3))
-        .unwrap()
-        .map(Result::unwrap)
-        .collect()
+fn plan(queue: &Queue, statement: &str) -> Vec<String> {
+    let explain = |db: &Connection| {
+        let mut explain = db.prepare(&format!("EXPLAIN QUERY PLAN {statement}"))?;
+        let unbound = rusqlite::params_from_iter(vec![None::<i64>; explain.parameter_count()]);
+        explain.query_map(unbound, |row| row.get(3))?.collect()
+    };
+    queue.db.read_blocking(explain).unwrap()
 }
