@@ -122,6 +122,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         "so is one that was touched since this run let go of it",
         RESUME,
     ),
+    (
+        "R4-proven",
+        "only a prefix that this run verified is let go of as good",
+        RESUME,
+    ),
     ("R5-partial", "a large partial's sync", ORDER),
     ("R5-partial-dir", "the sync of its folder", ORDER),
     ("R5-folder-file", "the sync of an unpacked file", UNPACK),

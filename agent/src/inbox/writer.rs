@@ -160,7 +160,12 @@ impl<'a> Writer<'a> {
         } else if unknown {
             keeping::make_way(shared, &site, key.0, Bounds::of(&site)?)?;
         }
-        let reservation = admit::reserve(shared, &site, admit::needed(&manifest).saturating_sub(held))?;
+        let room = admit::reserve(shared, &site, admit::needed(&manifest).saturating_sub(held));
+        let reservation = room.inspect_err(|_| {
+            if let Some(resumed) = resumed.as_ref().filter(|r| r.sealed) {
+                shared.seals.set(key, &resumed.file);
+            }
+        })?;
         let (file, digest, reread) = match resumed {
             Some(resumed) => {
                 let wake = wake.clone();

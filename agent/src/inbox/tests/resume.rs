@@ -134,6 +134,60 @@ async fn a_partial_that_nobody_touched_is_read_again_after_a_restart_only() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_prefix_that_was_not_read_to_its_end_is_read_again() {
+    let bytes = content(24 * MIB);
+    for _ in 0..20 {
+        let rig = Rig::new().await;
+        break_off(&rig, &bytes, 20 * MIB).await;
+        let rig = rig
+            .restarted(|root| flip(&partial_path(root), 18 * MIB as u64))
+            .await;
+        let (link, opening) = go_on(&rig, &bytes, 20 * MIB).await;
+        link.command(Command::Release { id: id(1), opening }).await;
+        let_go(&rig).await;
+        let mut link = rig.link(ANA);
+        let (opening, first) = link.opened(id(1), "big", bytes.len() as u64).await;
+        if matches!(first, Outcome::Opened { offset, .. } if offset < 20 * MIB as u64) {
+            continue; // the reading was quicker than the release
+        }
+        link.write(id(1), opening, 0, &bytes, 20 * MIB, bytes.len()).await;
+        link.finish(id(1), opening, 0, digest(&bytes)).await;
+        let next = link.next().await;
+        assert!(
+            matches!(next, Outcome::Damaged { offset, .. } if offset == 16 * MIB as u64),
+            "{next:?}"
+        );
+        return;
+    }
+    panic!("no release was ever quicker than the reading");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_prefix_that_could_not_be_cut_is_read_again() {
+    let rig = Rig::new().await;
+    let bytes = content(24 * MIB);
+    break_off(&rig, &bytes, 20 * MIB).await;
+    let rig = rig
+        .restarted(|root| flip(&partial_path(root), 18 * MIB as u64))
+        .await;
+    let change = async |sql| rig.db.call(move |tx| tx.execute_batch(sql)).await.unwrap();
+    change("CREATE TRIGGER kept BEFORE DELETE ON inbox_checkpoint BEGIN SELECT RAISE(ABORT, 'kept'); END")
+        .await;
+    let (mut link, _) = go_on(&rig, &bytes, 20 * MIB).await;
+    refused(&link.next().await);
+    let_go(&rig).await;
+    change("DROP TRIGGER kept").await;
+    let (mut link, opening) = go_on(&rig, &bytes, 20 * MIB).await;
+    link.write(id(1), opening, 0, &bytes, 20 * MIB, bytes.len()).await;
+    link.finish(id(1), opening, 0, digest(&bytes)).await;
+    let next = link.next().await;
+    assert!(
+        matches!(next, Outcome::Damaged { offset, .. } if offset == 16 * MIB as u64),
+        "{next:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_first_checkpoint_starts_over() {
     let rig = Rig::new().await;
     let bytes = content(2 * MIB);

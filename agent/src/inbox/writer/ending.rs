@@ -45,7 +45,8 @@ impl Writer<'_> {
             },
             end => end,
         };
-        let proven = self.reread.is_none();
+        // Where a damaged prefix could not be cut, it is there still, and no checkpointer is.
+        let proven = (self.reread.is_none() && self.checkpointer.is_some()) || fault::mutant("R4-proven");
         if let Some(reread) = self.reread.take() {
             reread.cancel();
         }
@@ -58,9 +59,6 @@ impl Writer<'_> {
             let _ = self.checkpoint(true);
         }
         let synced = self.checkpointer.take().map_or(Ok(0), Checkpointer::finish);
-        if proven && synced.is_ok() && matches!(end, End::Released | End::Said { keep: true, .. }) {
-            self.shared.seals.set(self.claim.key(), self.output.file());
-        }
         let end = match (end, synced) {
             (end @ End::Said { keep: false, .. }, _) => end,
             (End::Released, Err(failure)) => End::Said {
@@ -74,6 +72,9 @@ impl Writer<'_> {
             (End::Whole, Err(failure)) => failure.into(),
             (end, Ok(_)) => end,
         };
+        if proven && matches!(end, End::Released | End::Said { keep: true, .. }) {
+            self.shared.seals.set(self.claim.key(), self.output.file());
+        }
         match end {
             End::Released => {}
             End::Said { answer, keep } => {
