@@ -85,7 +85,7 @@ pub(super) fn runtime() -> Result<Runtime, Fatal> {
         .map_err(|error| Fatal::io("cannot start the runtime", &error))
 }
 
-/// Threads that may sit in system calls: where a disk hangs that may be one for each link, and other work goes on.
+/// Threads that may sit in system calls: several times as many as serve the links to an inbox whose disk hangs.
 const MOST_BLOCKED: usize = 4096;
 /// How long threads may take to end.
 const PATIENCE: Duration = Duration::from_secs(5);

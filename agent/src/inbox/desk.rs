@@ -84,9 +84,13 @@ impl Desk {
 
     /// Serves until the link closes its end or the agent stops; then everything open is released, and waited for.
     pub async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
-        let cancel = self.shared.cancel.clone();
+        let (cancel, turns) = (self.shared.cancel.clone(), self.shared.turns.clone());
         while let Some(Some(first)) = cancel.run_until_cancelled(commands.recv()).await {
+            let Some(Ok(turn)) = cancel.run_until_cancelled(turns.clone().acquire_owned()).await else {
+                break;
+            };
             let serving = spawn_blocking(move || {
+                let _turn = turn;
                 let mut next = Some(first);
                 while let Some(command) = next.filter(|_| !self.shared.cancel.is_cancelled()) {
                     self.serve(command);
@@ -96,11 +100,12 @@ impl Desk {
             });
             match serving.await {
                 Ok(served) => (self, commands) = served,
-                Err(_) => return, // the runtime ends
+                Err(_) => return, // the runtime ends, or in a debug build it panicked
             }
         }
         drop(commands);
-        let _ = spawn_blocking(move || self.close()).await;
+        let turn = turns.acquire_owned().await;
+        let _ = spawn_blocking(move || (self.close(), turn)).await;
     }
 
     fn close(mut self) {
@@ -317,7 +322,7 @@ impl Desk {
                 reservation: small.reservation,
                 memory,
             };
-            let _ = self.batch.send(verified); // the batch's thread only ends after this one
+            let _ = self.batch.send(verified); // the batch's thread outlives every desk
         }
     }
 

@@ -8,9 +8,9 @@
 //! ```
 //!
 //! The steps R1 to R9, and what a crash after each leaves, stand in `commit`, `admit` and `writer`; `recover`
-//! clears up. `ledger` remembers, `claims` keeps two links off one transfer, `seals` spares a second reading, `site` knows whether the folder is
-//! there at all, `place` and `naming` find a free name below it, `space` keeps room, `keeping` lets go what nobody
-//! comes back for.
+//! clears up. `ledger` remembers, `claims` keeps two links off one transfer, `seals` spares a second reading, `site`
+//! knows whether the folder is there at all, `place` and `naming` find a free name below it, `space` keeps room,
+//! `keeping` lets go what nobody comes back for.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -27,7 +27,7 @@ use std::{
 use dropwire_protocol::{AgentId, Kind, Receipt, ReceiptBody, RemotePath, TransferId, receiver::Outcome};
 use tokio::{
     runtime::Handle,
-    sync::{broadcast, mpsc},
+    sync::{Semaphore, broadcast, mpsc},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -69,6 +69,9 @@ pub use ledger::SCHEMA_1;
 const COMMANDS: usize = 64;
 /// Bytes of chunks that wait for a desk or a writer, all links together.
 const ROOM: usize = 6 << 20;
+/// Links that are served at the same time, each by a thread that may block: where the inbox's disk hangs, so many hang
+/// with it, and the runtime has more for all other work.
+const TURNS: usize = 1024;
 /// Outcomes of one link that wait; a live link never lets it come near (see `reply::Outcomes`).
 const OUTCOMES: usize = 8192;
 /// How long a start waits for the first look at the inbox's folder.
@@ -147,6 +150,7 @@ struct Shared {
     space: Arc<space::Space>,
     memory: Arc<memory::Memory>,
     room: Room,
+    turns: Arc<Semaphore>,
     me: AgentId,
     sign: Sign,
     /// The folder of each peer; None: all together.
@@ -208,6 +212,7 @@ impl Inbox {
             space: space::Space::new(settings.min_free()),
             memory: memory::Memory::new(batch::MEMORY),
             room: Room::new(ROOM),
+            turns: Arc::new(Semaphore::new(TURNS)),
             me,
             sign,
             tops: RwLock::new(settings.tops()),

@@ -520,3 +520,16 @@ async fn the_shutdown_ends_links_that_are_still_open() {
     assert!(link.outcomes.recv().await.is_none());
     assert!(rig.inbox.attach(ANA).1.recv().await.is_none(), "no more links");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_all_turns_are_taken_a_link_waits() {
+    let rig = Rig::new().await;
+    let turns = rig.inbox.shared.turns.clone();
+    let hung = turns.acquire_many(TURNS as u32).await.unwrap();
+    let mut link = rig.link(ANA);
+    link.open(id(1), "a", 3).await;
+    let answer = tokio::time::timeout(Duration::from_millis(50), link.next()).await;
+    assert!(answer.is_err(), "{answer:?}");
+    drop(hung);
+    assert!(matches!(link.next().await, Outcome::Opened { .. }));
+}
