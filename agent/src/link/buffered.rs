@@ -10,21 +10,17 @@ use std::{
 use bytes::{Buf as _, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 
-/// Reads ahead. Its buffer grows with what comes and shrinks again, so that an idle link holds next to nothing: an agent
-/// may have a thousand of them.
+/// Reads ahead. While it waits for more it holds no memory: an agent may have a thousand links.
 pub(super) struct Buffered<S> {
     inner: S,
     buffer: BytesMut,
-    /// Bytes that the buffer has room for when it is empty.
-    room: usize,
 }
 
 impl<S> Buffered<S> {
     pub(super) fn new(inner: S) -> Self {
         Buffered {
             inner,
-            buffer: BytesMut::with_capacity(LEAST),
-            room: LEAST,
+            buffer: BytesMut::new(),
         }
     }
 
@@ -37,27 +33,16 @@ impl<S> Buffered<S> {
     }
 }
 
-/// The room to make for the next read, at most `most`, after one of so many bytes into `room`.
-pub(super) fn fit(room: usize, came: usize, most: usize) -> usize {
-    match came {
-        all if all >= room => (room * 2).min(most),
-        few if few < room / 8 => (room / 2).max(LEAST),
-        _ => room,
-    }
-}
-
 impl<S: AsyncRead + Unpin> AsyncRead for Buffered<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let me = self.get_mut();
         if me.buffer.is_empty() {
-            // Takes the same memory again where it can.
-            me.buffer.reserve(me.room);
-            let came = ready!(pin!(me.inner.read_buf(&mut me.buffer)).poll(cx))?;
-            let before = me.room;
-            me.room = fit(me.room, came, MOST);
-            if me.room < before {
-                me.buffer = BytesMut::from(&me.buffer[..]);
+            me.buffer.reserve(AHEAD); // takes the same memory again where it can
+            let read = pin!(me.inner.read_buf(&mut me.buffer)).poll(cx);
+            if me.buffer.is_empty() {
+                me.buffer = BytesMut::new();
             }
+            ready!(read)?;
         }
         let count = out.remaining().min(me.buffer.len());
         let (now, _) = me.buffer.split_at(count);
@@ -93,22 +78,23 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Buffered<S> {
     }
 }
 
-/// Bytes that an idle reader makes room for.
-pub(super) const LEAST: usize = 4 * 1024;
-const MOST: usize = 256 * 1024;
+/// Most bytes of one read.
+const AHEAD: usize = 64 * 1024;
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncWriteExt as _;
+    use std::time::Duration;
+
+    use tokio::{io::AsyncWriteExt as _, time::timeout};
 
     use super::*;
 
     #[tokio::test]
-    async fn all_bytes_come_through_while_the_buffer_grows_and_shrinks() {
+    async fn all_bytes_come_through_and_no_memory_is_held_while_it_waits() {
         let (mut near, far) = tokio::io::duplex(1 << 20);
         let mut buffered = Buffered::new(far);
         let sent: Vec<u8> = (0..3_000_000u32).map(|n| (n % 251) as u8).collect();
-        let (mut got, mut at, mut largest) = (vec![0; 4096], 0, 0);
+        let (mut got, mut at) = (vec![0; 4096], 0);
         for piece in sent.chunks(1 << 20) {
             near.write_all(piece).await.unwrap();
             let end = at + piece.len();
@@ -116,16 +102,11 @@ mod tests {
                 let count = buffered.read(&mut got).await.unwrap();
                 assert_eq!(got[..count], sent[at..at + count]);
                 at += count;
-                largest = largest.max(buffered.room);
+                assert!(buffered.buffer.capacity() <= AHEAD);
             }
         }
-        assert_eq!(largest, MOST);
-        for byte in 0..8 {
-            near.write_all(&[byte]).await.unwrap();
-            assert_eq!(buffered.read(&mut got).await.unwrap(), 1);
-        }
-        assert_eq!(buffered.room, LEAST);
-        assert!(buffered.buffer.capacity() <= 2 * LEAST);
+        assert!(timeout(Duration::ZERO, buffered.read(&mut got)).await.is_err());
+        assert_eq!(buffered.buffer.capacity(), 0);
         drop(near);
         assert_eq!(buffered.read(&mut got).await.unwrap(), 0);
     }

@@ -22,8 +22,6 @@ use dropwire_protocol::{
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf, ReadHalf, WriteHalf};
 use tokio_util::codec::{Decoder as _, Encoder as _};
 
-use super::buffered::{LEAST, fit};
-
 /// Splits a stream into its two directions.
 pub(super) fn wire<S: AsyncRead + AsyncWrite>(stream: S) -> (Reader<S>, Writer<S>) {
     let (read, write) = tokio::io::split(stream);
@@ -31,7 +29,6 @@ pub(super) fn wire<S: AsyncRead + AsyncWrite>(stream: S) -> (Reader<S>, Writer<S
         Reader {
             half: read,
             buffer: BytesMut::new(),
-            room: LEAST,
             codec: FrameCodec::default(),
         },
         Writer {
@@ -49,8 +46,6 @@ pub(super) fn wire<S: AsyncRead + AsyncWrite>(stream: S) -> (Reader<S>, Writer<S
 pub(super) struct Reader<S> {
     half: ReadHalf<S>,
     buffer: BytesMut,
-    /// Bytes that are made room for where no frame has begun.
-    room: usize,
     codec: FrameCodec,
 }
 
@@ -63,23 +58,17 @@ impl<S: AsyncRead> Reader<S> {
     /// Waits for more bytes, and takes what comes at once up to the end of what there is room for; says how many came.
     /// The stream's end is an error.
     pub(super) async fn fill(&mut self) -> Result<usize, Error> {
-        // Where a frame has begun, there is room for just its rest.
-        if self.buffer.capacity() == self.buffer.len() {
-            self.buffer.reserve(self.room);
+        match poll_fn(|cx| self.poll_fill(cx)).await? {
+            0 => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the peer closed it").into()),
+            count => Ok(count),
         }
-        let count = poll_fn(|cx| self.poll_fill(cx)).await?;
-        if count == 0 {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the peer closed it").into());
-        }
-        let before = self.room;
-        self.room = fit(before, count, READ_AHEAD);
-        if self.room < before {
-            self.buffer = BytesMut::from(&self.buffer[..]); // idle links are many
-        }
-        Ok(count)
     }
 
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        // Where a frame has begun, there is room for just its rest.
+        if self.buffer.capacity() == self.buffer.len() {
+            self.buffer.reserve(READ_AHEAD);
+        }
         let before = self.buffer.len();
         while self.buffer.len() < self.buffer.capacity() {
             // The stream gives a TLS record at a time.
@@ -87,7 +76,12 @@ impl<S: AsyncRead> Reader<S> {
             match read {
                 Poll::Ready(Ok(1..)) => {}
                 _ if self.buffer.len() > before => break, // an end or error shows again
-                other => return other,
+                other => {
+                    if self.buffer.is_empty() {
+                        self.buffer = BytesMut::new(); // links that wait may be many
+                    }
+                    return other;
+                }
             }
         }
         Poll::Ready(Ok(self.buffer.len() - before))
@@ -150,7 +144,7 @@ impl<S: AsyncWrite> Writer<S> {
     /// Writes a part of what waits, or flushes once nothing does.
     pub(super) async fn progress(&mut self) -> Result<(), Error> {
         if self.waiting == 0 {
-            self.last = BytesMut::new(); // idle links are many
+            self.last = BytesMut::new(); // links that wait may be many
             self.half.flush().await?;
             self.flushed = true;
         } else {
@@ -307,7 +301,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
     }
 }
 
-/// Most room that is made where no frame has begun: as much as the largest takes.
+/// Room made where no frame has begun: as much as the largest takes.
 const READ_AHEAD: usize = MAX_FRAME + 4;
 /// From this size on a chunk's bytes are not copied to the other messages.
 const WHOLE: usize = 16 * 1024;
@@ -316,6 +310,8 @@ const SLICES: usize = 8;
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use dropwire_protocol::{
         Digest, TransferId,
         message::{Chunk, Ping},
@@ -363,6 +359,11 @@ mod tests {
                         None => drop(reader.fill().await.unwrap()),
                     }
                 }
+                let more = tokio::time::timeout(Duration::ZERO, reader.fill()).await;
+                assert!(
+                    more.is_err() && reader.buffer.capacity() == 0,
+                    "memory held while it waits"
+                );
                 read
             };
             let (written, read) = tokio::join!(writer.finish(), read);
