@@ -1,9 +1,9 @@
-//! One agent that many are linked to: its memory, how soon it answers, what it does while nothing happens, and how long
-//! one file takes to all of them.
+//! One agent that many are linked to: its memory, how soon it answers, what it does while nothing happens, how long
+//! one file takes to all of them, and one from each at the same time.
 //!
 //! `hub [DROPWIRE [LINKS]]`. The agent is real, and so is its config. The others are no more than what a link
-//! needs: a key, TLS, the conversation, and a storage that forgets the bytes once it has signed for them. All of them
-//! live in this process.
+//! needs: a key, TLS, the conversation, a storage that forgets the bytes once it has signed for them, and files of
+//! zeros. All of them live in this process.
 
 use std::{
     collections::HashMap,
@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use dropwire::identity::Identity;
 use dropwire_bench::{
     failed,
@@ -27,17 +27,18 @@ use dropwire_bench::{
     statistics::Spread,
 };
 use dropwire_protocol::{
-    AgentId, Conversation, Digest, Event, FrameCodec, Local, Manifest, ReceiptBody, RunningDigest,
-    TransferId,
-    message::{DeclineReason, Hello},
+    AgentId, Conversation, Digest, Event, FrameCodec, Kind, Local, Manifest, Mtime, ReceiptBody, RemotePath,
+    RunningDigest, TransferId,
+    message::{DeclineReason, Hello, MAX_CHUNK},
     receiver::{Command as Storage, Outcome},
+    sender::SenderEvent,
 };
 use rustls::pki_types::ServerName;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
     runtime::Runtime,
-    sync::Semaphore,
+    sync::{Semaphore, watch},
     time::timeout_at,
 };
 use tokio_rustls::TlsConnector;
@@ -48,6 +49,9 @@ const LINKS: usize = 1000;
 const AT_ONCE: usize = 32;
 const QUIET: Duration = Duration::from_secs(30);
 const ANSWERS: usize = 21;
+/// Bytes of what each sends to it.
+const SIZES: [u64; 2] = [4 << 10, 1 << 20];
+static ZEROS: [u8; MAX_CHUNK] = [0; MAX_CHUNK];
 
 fn main() -> io::Result<()> {
     let mut arguments = std::env::args().skip(1);
@@ -68,7 +72,8 @@ fn main() -> io::Result<()> {
     row("started, no link yet", &running)?;
 
     let began = Instant::now();
-    runtime.spawn(link_all(others, hub.target()?, Arc::clone(&tally)));
+    let (offer, offers) = watch::channel(0);
+    runtime.spawn(link_all(others, hub.target()?, Arc::clone(&tally), offers));
     until("all are linked", &running, || hub.linked() == links)?;
     println!("{links} linked after {:.1} s", began.elapsed().as_secs_f64());
     row("all linked", &running)?;
@@ -95,11 +100,27 @@ fn main() -> io::Result<()> {
     println!("out of the outbox after {:.2} s", began.elapsed().as_secs_f64());
     hub.answer("after it")?;
     row("after it", &running)?;
-    running.stop()?;
-    match tally.taken.load(Ordering::Relaxed) {
-        taken if taken == links => Ok(()),
-        taken => Err(failed(format!("{taken} deliveries of one file to {links}"))),
+
+    for size in SIZES {
+        let began = Instant::now();
+        let goal = tally.given.load(Ordering::Relaxed) + links;
+        // A receiver of this lives as long as the links do.
+        let _ = offer.send(size);
+        let what = format!("{} KiB from each", size >> 10);
+        until(&what, &running, || tally.given.load(Ordering::Relaxed) >= goal)?;
+        println!("{what} after {:.2} s", began.elapsed().as_secs_f64());
+        row("after it", &running)?;
     }
+    hub.answer("after all")?;
+    running.stop()?;
+    let came = fs::read_dir(home.path().join("inbox"))?.count() - 1; // its own folder
+    let (taken, given) = (
+        tally.taken.load(Ordering::Relaxed),
+        tally.given.load(Ordering::Relaxed),
+    );
+    let exactly = taken == links && given == SIZES.len() * links && came == given;
+    let wrong = || failed(format!("{taken} of {links} taken, {given} given and {came} came"));
+    exactly.then_some(()).ok_or_else(wrong)
 }
 
 /// Waits for as long as ever is needed, but not for an agent that is gone.
@@ -199,17 +220,25 @@ impl Hub {
 #[derive(Default)]
 struct Tally {
     taken: AtomicUsize,
+    /// With a receipt.
+    given: AtomicUsize,
 }
 
-async fn link_all(others: Vec<Arc<Identity>>, hub: (SocketAddr, AgentId), tally: Arc<Tally>) {
+async fn link_all(
+    others: Vec<Arc<Identity>>,
+    hub: (SocketAddr, AgentId),
+    tally: Arc<Tally>,
+    offers: watch::Receiver<u64>,
+) {
     let doors = Arc::new(Semaphore::new(AT_ONCE));
     for identity in others {
         let Ok(door) = Arc::clone(&doors).acquire_owned().await else {
             return; // never closed
         };
-        let tally = Arc::clone(&tally);
+        let peer = Peer::new(identity, hub.1, Arc::clone(&tally));
+        let offers = offers.clone();
         tokio::spawn(async move {
-            if let Err(error) = Peer::new(identity, hub.1, tally).run(hub.0, door).await {
+            if let Err(error) = peer.run(hub.0, door, offers).await {
                 eprintln!("a link ended: {error}");
             }
         });
@@ -222,6 +251,15 @@ struct Peer {
     hub: AgentId,
     tally: Arc<Tally>,
     open: HashMap<TransferId, (Manifest, RunningDigest)>,
+    giving: Option<Giving>,
+}
+
+/// A file of zeros on its way to the hub.
+struct Giving {
+    id: TransferId,
+    pass: u32,
+    /// Of what was given.
+    hash: RunningDigest,
 }
 
 impl Peer {
@@ -231,6 +269,7 @@ impl Peer {
             hub,
             tally,
             open: HashMap::new(),
+            giving: None,
         }
     }
 
@@ -239,6 +278,7 @@ impl Peer {
         mut self,
         to: SocketAddr,
         door: tokio::sync::OwnedSemaphorePermit,
+        mut offers: watch::Receiver<u64>,
     ) -> Result<(), dropwire_protocol::Error> {
         let tcp = TcpStream::connect(to).await?;
         let config = self.identity.client_config(self.hub);
@@ -266,23 +306,82 @@ impl Peer {
                                 conversation.outcome(outcome);
                             }
                         }
-                        Event::Sender(_) => {}
+                        Event::Sender(event) => self.told(event),
                         Event::Bye(_) => return Ok(()),
                     }
                 }
+                self.give(&mut conversation, *offers.borrow());
                 continue;
             }
-            match timeout_at(
-                (epoch + conversation.deadline()).into(),
-                stream.read_buf(&mut read),
-            )
-            .await
-            {
+            let deadline = (epoch + conversation.deadline()).into();
+            let came = tokio::select! {
+                came = timeout_at(deadline, stream.read_buf(&mut read)) => came,
+                Ok(()) = offers.changed() => {
+                    let size = *offers.borrow_and_update();
+                    self.offer(&mut conversation, size);
+                    continue;
+                }
+            };
+            match came {
                 Ok(Ok(0)) => return Ok(()),
                 Ok(Ok(_)) => {}
                 Ok(Err(error)) => return Err(error.into()),
                 Err(_) => conversation.tick(epoch.elapsed())?,
             }
+        }
+    }
+
+    fn offer(&mut self, conversation: &mut Conversation, size: u64) {
+        let mut id = [0; 16];
+        id[..8].copy_from_slice(&size.to_le_bytes()); // a file of each size
+        let name = format!("{size} from {}", dropwire::id::format(self.identity.id()));
+        if let (Some(sender), Ok(path)) = (conversation.sender(), RemotePath::parse(name.as_bytes())) {
+            let manifest = Manifest {
+                path,
+                size,
+                mtime: Mtime { seconds: 0, nanos: 0 },
+                kind: Kind::File,
+            };
+            sender.offer(TransferId(id), manifest, false);
+        }
+    }
+
+    fn told(&mut self, event: SenderEvent) {
+        match event {
+            SenderEvent::Read { id, pass, .. } => {
+                self.giving = Some(Giving {
+                    id,
+                    pass,
+                    hash: RunningDigest::default(),
+                });
+            }
+            SenderEvent::Delivered { .. } => {
+                self.tally.given.fetch_add(1, Ordering::Relaxed);
+            }
+            SenderEvent::Declined { text, .. } => eprintln!("declined: {text}"),
+            _ => {}
+        }
+    }
+
+    /// As much as the hub takes now.
+    fn give(&mut self, conversation: &mut Conversation, size: u64) {
+        let (Some(giving), Some(sender)) = (&mut self.giving, conversation.sender()) else {
+            return;
+        };
+        let Giving { id, pass, hash } = giving;
+        loop {
+            let left = size - hash.length();
+            let length = left.min(sender.credit(*id, *pass)).min(MAX_CHUNK as u64);
+            if length == 0 {
+                if left == 0 {
+                    sender.done(*id, *pass, hash.value());
+                    self.giving = None;
+                }
+                return;
+            }
+            let (offset, bytes) = (hash.length(), Bytes::from_static(&ZEROS[..length as usize]));
+            hash.update(&bytes);
+            sender.chunk(*id, *pass, offset, bytes, hash.value());
         }
     }
 
