@@ -3,6 +3,7 @@
 
 use std::{
     collections::HashMap,
+    iter,
     sync::{
         Arc,
         mpsc::{SyncSender, sync_channel},
@@ -19,7 +20,7 @@ use dropwire_protocol::{
 use tokio::{sync::mpsc, task::spawn_blocking};
 
 use super::{
-    Shared, admit,
+    COMMANDS, Shared, admit,
     batch::Small,
     claims::{Claim, Key},
     commit, keeping, ledger,
@@ -90,12 +91,14 @@ impl Desk {
                 break;
             };
             let serving = spawn_blocking(move || {
-                let _turn = turn;
-                let mut next = Some(first);
-                while let Some(command) = next.filter(|_| !self.shared.cancel.is_cancelled()) {
+                let more = iter::from_fn(|| commands.try_recv().ok());
+                for command in iter::once(first).chain(more).take(COMMANDS) {
+                    if self.shared.cancel.is_cancelled() {
+                        break;
+                    }
                     self.serve(command);
-                    next = commands.try_recv().ok();
                 }
+                drop(turn);
                 (self, commands)
             });
             match serving.await {
@@ -103,16 +106,16 @@ impl Desk {
                 Err(_) => return, // the runtime ends, or in a debug build it panicked
             }
         }
-        drop(commands);
-        let turn = turns.acquire_owned().await;
-        let _ = spawn_blocking(move || (self.close(), turn)).await;
-    }
-
-    fn close(mut self) {
-        self.small.clear();
-        self.large.clear();
-        for thread in self.threads.drain(..) {
-            let _ = thread.join();
+        drop((commands, self.small, self.large));
+        if !self.threads.is_empty() {
+            let turn = turns.acquire_owned().await;
+            let join = move || {
+                (
+                    self.threads.into_iter().map(JoinHandle::join).for_each(drop),
+                    turn,
+                )
+            };
+            let _ = spawn_blocking(join).await;
         }
     }
 

@@ -173,7 +173,8 @@ impl<'a> Writer<'a> {
                 let again = if proven {
                     None
                 } else {
-                    partial::open(&site, key).map_err(opening)?
+                    let file = partial::open(&site, key).map_err(opening)?;
+                    Some(file.ok_or_else(|| opening(io::ErrorKind::NotFound.into()))?)
                 };
                 let reread = again.map(|file| Reread::start(file, resumed.checkpoints, move || poke(&wake)));
                 let reread = reread.transpose().map_err(opening)?;

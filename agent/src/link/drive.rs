@@ -5,8 +5,8 @@
 //! other side feels it by TCP.
 //!
 //! Memory is bounded: what waits to be written (512 KiB at most, and within TLS 256, or 384 over six connections), a
-//! frame that is read (320 KiB), what one message gave rise to (256 events), chunks read ahead (see `outgoing`), and
-//! offers that wait for room (256).
+//! frame that is read (258 KiB, or 514 where smaller ones came before it) and 64 KiB below TLS for each connection, what
+//! one message gave rise to (256 events), chunks read ahead (see `outgoing`), and offers that wait for room (256).
 
 use std::{
     collections::VecDeque,

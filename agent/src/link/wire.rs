@@ -30,6 +30,7 @@ pub(super) fn wire<S: AsyncRead + AsyncWrite>(stream: S) -> (Reader<S>, Writer<S
             half: read,
             buffer: BytesMut::new(),
             codec: FrameCodec::default(),
+            failed: None,
         },
         Writer {
             half: write,
@@ -47,6 +48,8 @@ pub(super) struct Reader<S> {
     half: ReadHalf<S>,
     buffer: BytesMut,
     codec: FrameCodec,
+    /// Came after bytes that were read with it, and is told next: a stream may say it only once.
+    failed: Option<io::Error>,
 }
 
 impl<S: AsyncRead> Reader<S> {
@@ -65,7 +68,10 @@ impl<S: AsyncRead> Reader<S> {
     }
 
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        // Where a frame has begun, there is room for just its rest.
+        if let Some(error) = self.failed.take() {
+            return Poll::Ready(Err(error));
+        }
+        // Where a large frame has begun, there is room for its rest.
         if self.buffer.capacity() == self.buffer.len() {
             self.buffer.reserve(READ_AHEAD);
         }
@@ -75,7 +81,13 @@ impl<S: AsyncRead> Reader<S> {
             let read = pin!(self.half.read_buf(&mut self.buffer)).poll(cx);
             match read {
                 Poll::Ready(Ok(1..)) => {}
-                _ if self.buffer.len() > before => break, // an end or error shows again
+                read if self.buffer.len() > before => {
+                    self.failed = match read {
+                        Poll::Ready(Err(error)) => Some(error),
+                        _ => None, // an end shows again
+                    };
+                    break;
+                }
                 other => {
                     if self.buffer.is_empty() {
                         self.buffer = BytesMut::new(); // links that wait may be many
@@ -371,6 +383,34 @@ mod tests {
             assert!(writer.is_idle() && writer.waiting() == 0);
             assert!(read == sent, "{capacity}");
         }
+    }
+
+    /// Gives a byte, an error, and nothing more.
+    struct Breaks(u8);
+
+    impl AsyncRead for Breaks {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            to: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            self.0 += 1;
+            match self.0 {
+                1 => to.put_slice(&[0]),
+                2 => return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+                _ => return Poll::Pending,
+            }
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn an_error_right_behind_bytes_is_told_after_them() {
+        let (mut reader, _) = wire(tokio::io::join(Breaks(0), tokio::io::sink()));
+        assert_eq!(reader.fill().await.unwrap(), 1);
+        assert!(
+            matches!(reader.fill().await, Err(Error::Io(e)) if e.kind() == io::ErrorKind::ConnectionReset)
+        );
     }
 
     #[tokio::test]

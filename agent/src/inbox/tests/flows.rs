@@ -525,11 +525,16 @@ async fn the_shutdown_ends_links_that_are_still_open() {
 async fn while_all_turns_are_taken_a_link_waits() {
     let rig = Rig::new().await;
     let turns = rig.inbox.shared.turns.clone();
-    let hung = turns.acquire_many(TURNS as u32).await.unwrap();
+    let hung = turns.acquire_many(TURNS as u32 - 1).await.unwrap();
+    for n in 2..5 {
+        let opened = rig.link(BOB).opened(id(n), "by turns", 3).await.1;
+        assert!(matches!(opened, Outcome::Opened { .. }), "{opened:?}");
+    }
+    let last = turns.acquire().await.unwrap();
     let mut link = rig.link(ANA);
     link.open(id(1), "a", 3).await;
     let answer = tokio::time::timeout(Duration::from_millis(50), link.next()).await;
     assert!(answer.is_err(), "{answer:?}");
-    drop(hung);
+    drop((hung, last));
     assert!(matches!(link.next().await, Outcome::Opened { .. }));
 }
