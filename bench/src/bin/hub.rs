@@ -107,7 +107,9 @@ fn main() -> io::Result<()> {
         // A receiver of this lives as long as the links do.
         let _ = offer.send(size);
         let what = format!("{} KiB from each", size >> 10);
-        until(&what, &running, || tally.given.load(Ordering::Relaxed) >= goal)?;
+        let failed = || tally.failed.load(Ordering::Relaxed);
+        let ended = || tally.given.load(Ordering::Relaxed) + failed() >= goal;
+        until(&what, &running, ended)?;
         println!("{what} after {:.2} s", began.elapsed().as_secs_f64());
         row("after it", &running)?;
     }
@@ -222,6 +224,8 @@ struct Tally {
     taken: AtomicUsize,
     /// With a receipt.
     given: AtomicUsize,
+    /// Declined, and links that ended.
+    failed: AtomicUsize,
 }
 
 async fn link_all(
@@ -236,10 +240,11 @@ async fn link_all(
             return; // never closed
         };
         let peer = Peer::new(identity, hub.1, Arc::clone(&tally));
-        let offers = offers.clone();
+        let (offers, tally) = (offers.clone(), Arc::clone(&tally));
         tokio::spawn(async move {
             if let Err(error) = peer.run(hub.0, door, offers).await {
                 eprintln!("a link ended: {error}");
+                tally.failed.fetch_add(1, Ordering::Relaxed);
             }
         });
     }
@@ -358,7 +363,10 @@ impl Peer {
             SenderEvent::Delivered { .. } => {
                 self.tally.given.fetch_add(1, Ordering::Relaxed);
             }
-            SenderEvent::Declined { text, .. } => eprintln!("declined: {text}"),
+            SenderEvent::Declined { text, .. } => {
+                eprintln!("declined: {text}");
+                self.tally.failed.fetch_add(1, Ordering::Relaxed);
+            }
             _ => {}
         }
     }
