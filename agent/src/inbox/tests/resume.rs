@@ -1,5 +1,7 @@
 //! Large transfers that break off and go on.
 
+use dropwire_protocol::message::DeclineReason;
+
 use super::*;
 
 const MIB: usize = 1 << 20;
@@ -131,6 +133,31 @@ async fn a_partial_that_nobody_touched_is_read_again_after_a_restart_only() {
             (_, other) => panic!("{restart}: {other:?}"),
         }
     }
+}
+
+/// That it is not read again shows by damage that nobody could have done.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_between_two_links_costs_no_second_reading() {
+    let rig = Rig::new().await;
+    let bytes = content(2 * MIB);
+    break_off(&rig, &bytes, MIB).await;
+    let_go(&rig).await;
+    let mut full = rig.settings.clone();
+    full.inbox.as_mut().unwrap().min_free = u64::MAX / 2;
+    rig.inbox.apply(&full);
+    let declined = rig.link(ANA).opened(id(1), "big", bytes.len() as u64).await.1;
+    assert_eq!(refused(&declined), DeclineReason::NoSpace);
+    let_go(&rig).await;
+    rig.inbox.apply(&rig.settings);
+    let partial = partial_path(&rig.root());
+    let untouched = partial.metadata().unwrap().modified().unwrap();
+    flip(&partial, 5);
+    let file = std::fs::File::options().write(true).open(&partial).unwrap();
+    file.set_modified(untouched).unwrap();
+    let (mut link, opening) = go_on(&rig, &bytes, MIB).await;
+    link.write(id(1), opening, 0, &bytes, MIB, bytes.len()).await;
+    link.finish(id(1), opening, 0, digest(&bytes)).await;
+    assert_eq!(delivered_as(&link.next().await), "big");
 }
 
 #[tokio::test(flavor = "multi_thread")]
