@@ -483,10 +483,8 @@ async fn a_disk_that_fills_up_declines_and_resumes() {
         panic!("{first:?}");
     };
     assert!(offset > 1 << 20, "what had arrived is kept: {offset}");
-    link.write(id(1), opening, 0, &bytes, offset as usize, bytes.len())
-        .await;
-    link.finish(id(1), opening, 0, digest(&bytes)).await;
-    assert_eq!(delivered_as(&link.next().await), "f");
+    let outcome = link.rest(id(1), opening, 0, &bytes, offset as usize).await;
+    assert_eq!(delivered_as(&outcome), "f");
     rig.inbox.shutdown().await;
 }
 

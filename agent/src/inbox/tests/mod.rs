@@ -264,16 +264,27 @@ impl Link {
         .await;
     }
 
+    /// Sends `bytes` from `offset` on as one pass, to its end; gives the outcome.
+    async fn rest(
+        &mut self,
+        id: TransferId,
+        opening: Opening,
+        pass: u32,
+        bytes: &[u8],
+        offset: usize,
+    ) -> Outcome {
+        self.write(id, opening, pass, bytes, offset, bytes.len()).await;
+        self.finish(id, opening, pass, digest(bytes)).await;
+        self.next().await
+    }
+
     /// A whole transfer; gives its last outcome.
     async fn send(&mut self, id: TransferId, path: &str, bytes: &[u8]) -> Outcome {
         let (opening, first) = self.opened(id, path, bytes.len() as u64).await;
         let Outcome::Opened { offset, .. } = first else {
             return first;
         };
-        self.write(id, opening, 0, bytes, offset as usize, bytes.len())
-            .await;
-        self.finish(id, opening, 0, digest(bytes)).await;
-        self.next().await
+        self.rest(id, opening, 0, bytes, offset as usize).await
     }
 }
 

@@ -68,9 +68,7 @@ async fn a_large_file_and_its_checkpoints_too() {
         calls[before..].iter().any(is_data),
         "a checkpoint without its bytes"
     );
-    link.write(id(1), opening, 0, &bytes, CHUNK, bytes.len()).await;
-    link.finish(id(1), opening, 0, digest(&bytes)).await;
-    delivered_as(&link.next().await);
+    delivered_as(&link.rest(id(1), opening, 0, &bytes, CHUNK).await);
     let calls = &trace::of(&rig.root())[before..];
     assert_eq!(names(calls), 1);
     trace::holds_the_order(calls);

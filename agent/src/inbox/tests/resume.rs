@@ -41,6 +41,30 @@ fn flip(path: &Path, at: u64) {
     file.write_all(&[byte[0] ^ 1]).unwrap();
 }
 
+/// By nobody: the file's time of change stays.
+fn flip_unseen(path: &Path, at: u64) {
+    let untouched = path.metadata().unwrap().modified().unwrap();
+    flip(path, at);
+    let file = std::fs::File::options().write(true).open(path).unwrap();
+    file.set_modified(untouched).unwrap();
+}
+
+/// An agent that starts with 20 MiB of the file, of which a bit at 18 is flipped.
+async fn damaged_at_18_of_20(bytes: &[u8]) -> Rig {
+    let rig = Rig::new().await;
+    break_off(&rig, bytes, 20 * MIB).await;
+    rig.restarted(|root| flip(&partial_path(root), 18 * MIB as u64))
+        .await
+}
+
+#[track_caller]
+fn damaged_from(outcome: &Outcome) -> (usize, Digest) {
+    match outcome {
+        Outcome::Damaged { offset, digest, .. } => (*offset as usize, *digest),
+        other => panic!("not damaged: {other:?}"),
+    }
+}
+
 pub(super) async fn go_on(rig: &Rig, bytes: &[u8], expected: usize) -> (Link, Opening) {
     let mut link = rig.link(ANA);
     let (opening, first) = link.opened(id(1), "big", bytes.len() as u64).await;
@@ -63,35 +87,20 @@ async fn a_released_transfer_goes_on_where_it_was() {
     break_off(&rig, &bytes, 19 * MIB).await;
     let rig = rig.restarted(|_| ()).await;
     let (mut link, opening) = go_on(&rig, &bytes, 19 * MIB).await;
-    link.write(id(1), opening, 0, &bytes, 19 * MIB, bytes.len()).await;
-    link.finish(id(1), opening, 0, digest(&bytes)).await;
-    assert_eq!(delivered_as(&link.next().await), "big");
+    let outcome = link.rest(id(1), opening, 0, &bytes, 19 * MIB).await;
+    assert_eq!(delivered_as(&outcome), "big");
     assert!(rig.files() == [("big".into(), bytes)]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_prefix_is_cut_to_the_last_good_checkpoint() {
-    let rig = Rig::new().await;
     let bytes = content(24 * MIB);
-    break_off(&rig, &bytes, 20 * MIB).await;
-    let rig = rig
-        .restarted(|root| flip(&partial_path(root), 18 * MIB as u64))
-        .await;
+    let rig = damaged_at_18_of_20(&bytes).await;
     let (mut link, opening) = go_on(&rig, &bytes, 20 * MIB).await;
-    link.write(id(1), opening, 0, &bytes, 20 * MIB, bytes.len()).await;
-    link.finish(id(1), opening, 0, digest(&bytes)).await;
-    match link.next().await {
-        Outcome::Damaged {
-            offset, digest: held, ..
-        } => {
-            assert_eq!(offset as usize, 16 * MIB);
-            assert_eq!(held, digest(&bytes[..16 * MIB]));
-        }
-        other => panic!("{other:?}"),
-    }
-    link.write(id(1), opening, 1, &bytes, 16 * MIB, bytes.len()).await;
-    link.finish(id(1), opening, 1, digest(&bytes)).await;
-    assert_eq!(delivered_as(&link.next().await), "big");
+    let outcome = link.rest(id(1), opening, 0, &bytes, 20 * MIB).await;
+    assert_eq!(damaged_from(&outcome), (16 * MIB, digest(&bytes[..16 * MIB])));
+    let outcome = link.rest(id(1), opening, 1, &bytes, 16 * MIB).await;
+    assert_eq!(delivered_as(&outcome), "big");
     assert!(rig.files() == [("big".into(), bytes)]);
 }
 
@@ -105,9 +114,8 @@ async fn a_partial_that_was_touched_meanwhile_is_read_again() {
     flip(&partial_path(&rig.root()), 5);
     let (mut link, opening) = go_on(&rig, &bytes, MIB).await;
     assert!(matches!(link.next().await, Outcome::Damaged { offset: 0, .. }));
-    link.write(id(1), opening, 1, &bytes, 0, bytes.len()).await;
-    link.finish(id(1), opening, 1, digest(&bytes)).await;
-    assert_eq!(delivered_as(&link.next().await), "big");
+    let outcome = link.rest(id(1), opening, 1, &bytes, 0).await;
+    assert_eq!(delivered_as(&outcome), "big");
     assert!(rig.files() == [("big".into(), bytes)]);
 }
 
@@ -119,16 +127,11 @@ async fn a_partial_that_nobody_touched_is_read_again_after_a_restart_only() {
         let bytes = content(2 * MIB);
         break_off(&rig, &bytes, MIB).await;
         let_go(&rig).await;
-        let partial = partial_path(&rig.root());
-        let untouched = partial.metadata().unwrap().modified().unwrap();
-        flip(&partial, 5);
-        let file = std::fs::File::options().write(true).open(&partial).unwrap();
-        file.set_modified(untouched).unwrap();
+        flip_unseen(&partial_path(&rig.root()), 5);
         let rig = if restart { rig.restarted(|_| ()).await } else { rig };
         let (mut link, opening) = go_on(&rig, &bytes, MIB).await;
-        link.write(id(1), opening, 0, &bytes, MIB, bytes.len()).await;
-        link.finish(id(1), opening, 0, digest(&bytes)).await;
-        match (restart, link.next().await) {
+        let outcome = link.rest(id(1), opening, 0, &bytes, MIB).await;
+        match (restart, outcome) {
             (true, Outcome::Damaged { offset: 0, .. }) | (false, Outcome::Committed { .. }) => {}
             (_, other) => panic!("{restart}: {other:?}"),
         }
@@ -149,26 +152,17 @@ async fn a_full_disk_between_two_links_costs_no_second_reading() {
     assert_eq!(refused(&declined), DeclineReason::NoSpace);
     let_go(&rig).await;
     rig.inbox.apply(&rig.settings);
-    let partial = partial_path(&rig.root());
-    let untouched = partial.metadata().unwrap().modified().unwrap();
-    flip(&partial, 5);
-    let file = std::fs::File::options().write(true).open(&partial).unwrap();
-    file.set_modified(untouched).unwrap();
+    flip_unseen(&partial_path(&rig.root()), 5);
     let (mut link, opening) = go_on(&rig, &bytes, MIB).await;
-    link.write(id(1), opening, 0, &bytes, MIB, bytes.len()).await;
-    link.finish(id(1), opening, 0, digest(&bytes)).await;
-    assert_eq!(delivered_as(&link.next().await), "big");
+    let outcome = link.rest(id(1), opening, 0, &bytes, MIB).await;
+    assert_eq!(delivered_as(&outcome), "big");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_prefix_that_was_not_read_to_its_end_is_read_again() {
     let bytes = content(24 * MIB);
     for _ in 0..20 {
-        let rig = Rig::new().await;
-        break_off(&rig, &bytes, 20 * MIB).await;
-        let rig = rig
-            .restarted(|root| flip(&partial_path(root), 18 * MIB as u64))
-            .await;
+        let rig = damaged_at_18_of_20(&bytes).await;
         let (link, opening) = go_on(&rig, &bytes, 20 * MIB).await;
         link.command(Command::Release { id: id(1), opening }).await;
         let_go(&rig).await;
@@ -177,13 +171,8 @@ async fn a_prefix_that_was_not_read_to_its_end_is_read_again() {
         if matches!(first, Outcome::Opened { offset, .. } if offset < 20 * MIB as u64) {
             continue; // the reading was quicker than the release
         }
-        link.write(id(1), opening, 0, &bytes, 20 * MIB, bytes.len()).await;
-        link.finish(id(1), opening, 0, digest(&bytes)).await;
-        let next = link.next().await;
-        assert!(
-            matches!(next, Outcome::Damaged { offset, .. } if offset == 16 * MIB as u64),
-            "{next:?}"
-        );
+        let outcome = link.rest(id(1), opening, 0, &bytes, 20 * MIB).await;
+        assert_eq!(damaged_from(&outcome), (16 * MIB, digest(&bytes[..16 * MIB])));
         return;
     }
     panic!("no release was ever quicker than the reading");
@@ -191,12 +180,8 @@ async fn a_prefix_that_was_not_read_to_its_end_is_read_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_prefix_that_could_not_be_cut_is_read_again() {
-    let rig = Rig::new().await;
     let bytes = content(24 * MIB);
-    break_off(&rig, &bytes, 20 * MIB).await;
-    let rig = rig
-        .restarted(|root| flip(&partial_path(root), 18 * MIB as u64))
-        .await;
+    let rig = damaged_at_18_of_20(&bytes).await;
     let change = async |sql| rig.db.call(move |tx| tx.execute_batch(sql)).await.unwrap();
     change("CREATE TRIGGER kept BEFORE DELETE ON inbox_checkpoint BEGIN SELECT RAISE(ABORT, 'kept'); END")
         .await;
@@ -205,13 +190,8 @@ async fn a_damaged_prefix_that_could_not_be_cut_is_read_again() {
     let_go(&rig).await;
     change("DROP TRIGGER kept").await;
     let (mut link, opening) = go_on(&rig, &bytes, 20 * MIB).await;
-    link.write(id(1), opening, 0, &bytes, 20 * MIB, bytes.len()).await;
-    link.finish(id(1), opening, 0, digest(&bytes)).await;
-    let next = link.next().await;
-    assert!(
-        matches!(next, Outcome::Damaged { offset, .. } if offset == 16 * MIB as u64),
-        "{next:?}"
-    );
+    let outcome = link.rest(id(1), opening, 0, &bytes, 20 * MIB).await;
+    assert_eq!(damaged_from(&outcome), (16 * MIB, digest(&bytes[..16 * MIB])));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -225,9 +205,8 @@ async fn a_damaged_first_checkpoint_starts_over() {
         matches!(link.next().await, Outcome::Damaged { offset: 0, .. }),
         "without being asked"
     );
-    link.write(id(1), opening, 1, &bytes, 0, bytes.len()).await;
-    link.finish(id(1), opening, 1, digest(&bytes)).await;
-    assert_eq!(delivered_as(&link.next().await), "big");
+    let outcome = link.rest(id(1), opening, 1, &bytes, 0).await;
+    assert_eq!(delivered_as(&outcome), "big");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -268,9 +247,8 @@ async fn bytes_past_the_checkpoint_are_cut() {
         })
         .await;
     let (mut link, opening) = go_on(&rig, &bytes, MIB).await;
-    link.write(id(1), opening, 0, &bytes, MIB, bytes.len()).await;
-    link.finish(id(1), opening, 0, digest(&bytes)).await;
-    assert_eq!(delivered_as(&link.next().await), "big");
+    let outcome = link.rest(id(1), opening, 0, &bytes, MIB).await;
+    assert_eq!(delivered_as(&outcome), "big");
     assert!(rig.files() == [("big".into(), bytes)]);
 }
 
