@@ -109,13 +109,13 @@ impl Desk {
         drop((commands, self.small, self.large));
         if !self.threads.is_empty() {
             let turn = turns.acquire_owned().await;
-            let join = move || {
-                (
-                    self.threads.into_iter().map(JoinHandle::join).for_each(drop),
-                    turn,
-                )
-            };
-            let _ = spawn_blocking(join).await;
+            let joined = spawn_blocking(move || {
+                for thread in self.threads {
+                    let _ = thread.join();
+                }
+                drop(turn);
+            });
+            let _ = joined.await;
         }
     }
 

@@ -170,14 +170,14 @@ impl<'a> Writer<'a> {
             Some(resumed) => {
                 let wake = wake.clone();
                 let proven = resumed.sealed || held == 0 || fault::mutant("R4-reread");
-                let again = if proven {
+                let reread = if proven {
                     None
                 } else {
                     let file = partial::open(&site, key).map_err(opening)?;
-                    Some(file.ok_or_else(|| opening(io::ErrorKind::NotFound.into()))?)
+                    let file = file.ok_or_else(|| opening(io::ErrorKind::NotFound.into()))?;
+                    let reread = Reread::start(file, resumed.checkpoints, move || poke(&wake));
+                    Some(reread.map_err(opening)?)
                 };
-                let reread = again.map(|file| Reread::start(file, resumed.checkpoints, move || poke(&wake)));
-                let reread = reread.transpose().map_err(opening)?;
                 (resumed.file, resumed.digest, reread)
             }
             None => {

@@ -81,13 +81,11 @@ impl<S: AsyncRead> Reader<S> {
             let read = pin!(self.half.read_buf(&mut self.buffer)).poll(cx);
             match read {
                 Poll::Ready(Ok(1..)) => {}
-                read if self.buffer.len() > before => {
-                    self.failed = match read {
-                        Poll::Ready(Err(error)) => Some(error),
-                        _ => None, // an end shows again
-                    };
+                Poll::Ready(Err(error)) if self.buffer.len() > before => {
+                    self.failed = Some(error);
                     break;
                 }
+                _ if self.buffer.len() > before => break, // an end shows again
                 other => {
                     if self.buffer.is_empty() {
                         self.buffer = BytesMut::new(); // links that wait may be many

@@ -107,9 +107,9 @@ fn main() -> io::Result<()> {
         // A receiver of this lives as long as the links do.
         let _ = offer.send(size);
         let what = format!("{} KiB from each", size >> 10);
-        let failed = || tally.failed.load(Ordering::Relaxed);
-        let ended = || tally.given.load(Ordering::Relaxed) + failed() >= goal;
-        until(&what, &running, ended)?;
+        until(&what, &running, || {
+            tally.given.load(Ordering::Relaxed) + tally.failed.load(Ordering::Relaxed) >= goal
+        })?;
         println!("{what} after {:.2} s", began.elapsed().as_secs_f64());
         row("after it", &running)?;
     }
