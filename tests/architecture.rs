@@ -9,8 +9,22 @@ use std::{
 
 /// What every room may use. They may use each other too, as long as nothing above.
 const COMMON: &[&str] = &[
-    "backoff", "bundle", "clock", "config", "confined", "db", "durable", "error", "fault", "id", "identity",
-    "lease", "mark", "version",
+    "backoff",
+    "bundle",
+    "clock",
+    "config",
+    "confined",
+    "db",
+    "durable",
+    "error",
+    "fault",
+    "file_system",
+    "id",
+    "identity",
+    "io_error",
+    "lease",
+    "mark",
+    "version",
 ];
 
 /// Rooms above those, and what they may import besides. `send` and `inbox` implement `link`'s two traits.

@@ -13,7 +13,7 @@ use std::{
 use cap_fs_ext::{DirExt, FollowSymlinks, OpenOptionsFollowExt};
 use cap_std::fs::{Dir, OpenOptions};
 
-use crate::fault;
+use crate::{fault, file_system::FileSystem, io_error::LostWrite};
 
 #[cfg(all(test, target_os = "linux"))]
 pub mod trace;
@@ -43,22 +43,31 @@ pub enum How {
     Linked,
 }
 
-/// After Ok, the file's bytes and metadata survive a power cut. After Err the file is not to be trusted nor synced again.
+/// After Ok, the file's bytes and metadata survive a power cut. After Err ([`LostWrite`]) the file is not to be trusted
+/// nor synced again.
 pub fn sync_file(file: &File) -> io::Result<()> {
-    trace::note("sync", file)?;
-    file.sync_all()
+    trace::note("sync", file)
+        .and_then(|()| file.sync_all())
+        .map_err(LostWrite::wrap)
 }
 
 /// After Ok, the file's bytes (and its size) survive a power cut; times may not. After Err as with [`sync_file`].
 pub fn sync_data(file: &File) -> io::Result<()> {
-    trace::note("data", file)?;
-    file.sync_data()
+    trace::note("data", file)
+        .and_then(|()| file.sync_data())
+        .map_err(LostWrite::wrap)
 }
 
-/// After Ok, names made, renamed and removed in `dir` before the call survive a power cut.
+/// After Ok, names made, renamed and removed in `dir` before the call survive a power cut, if the file system can sync
+/// folders at all: where it has no such call (some FUSE and network file systems) nothing is asked and nothing promised.
+///
+/// Only a sync that the disk refused is a [`LostWrite`]; a folder that could not be opened for it (descriptors, rights)
+/// asked nothing of the disk, and may be synced later.
 pub fn sync_dir(dir: &Dir) -> io::Result<()> {
-    trace::note("sync", dir)?;
-    system::sync_dir(dir)
+    let folder = system::open_for_sync(dir)?;
+    trace::note("sync", dir)
+        .and_then(|()| system::sync_dir(&folder))
+        .map_err(LostWrite::wrap)
 }
 
 /// Gives `from` in `from_dir` the name `to` in `to_dir`, never replacing: `AlreadyExists` if `to` is there (also as a
@@ -131,10 +140,9 @@ pub fn open_or_make_dir(dir: &Dir, name: &OsStr) -> io::Result<Dir> {
     }
 }
 
-/// May many files be made durable by one [`sync_filesystem`], with every write error reported? Only where it was
-/// seen to hold: ext4, xfs and btrfs on Linux 5.8 or later (older kernels swallow the error).
+/// May many files be made durable by one [`sync_filesystem`], with every write error reported? See [`FileSystem`].
 pub fn supports_syncfs(anchor: &File) -> bool {
-    system::supports_syncfs(anchor)
+    FileSystem::of(anchor).is_ok_and(|on| on.syncfs_reports)
 }
 
 /// A folder's handle for [`sync_filesystem`].
@@ -146,8 +154,12 @@ pub fn anchor(dir: &Dir) -> io::Result<File> {
 /// [`supports_syncfs`] and `anchor` was opened before the first of these writes. `Unsupported` where there is no such
 /// call: sync a file at a time.
 pub fn sync_filesystem(anchor: &File) -> io::Result<()> {
-    trace::note("syncfs", anchor)?;
-    system::sync_filesystem(anchor)
+    trace::note("syncfs", anchor)
+        .and_then(|()| system::sync_filesystem(anchor))
+        .map_err(|e| match e.kind() {
+            io::ErrorKind::Unsupported => e,
+            _ => LostWrite::wrap(e),
+        })
 }
 
 /// Makes `path` hold exactly `bytes`, or, crashed, what it held before: temporary file (mode 0600), sync, rename, directory sync.
@@ -212,8 +224,12 @@ mod system {
     use super::*;
     use rustix::fs::{Mode, OFlags};
 
-    pub fn sync_dir(dir: &Dir) -> io::Result<()> {
-        open_for_sync(dir)?.sync_all()
+    /// EINVAL and its kin say that the file system has no such call.
+    pub fn sync_dir(folder: &File) -> io::Result<()> {
+        match folder.sync_all() {
+            Err(e) if is_refused(&e) => Ok(()),
+            synced => synced,
+        }
     }
 
     /// A `Dir` may be an O_PATH handle, which cannot be synced.
@@ -251,35 +267,9 @@ mod system {
         Ok(rustix::fs::syncfs(anchor)?)
     }
 
-    #[cfg(target_os = "linux")]
-    pub fn supports_syncfs(anchor: &File) -> bool {
-        const EXT4: u32 = 0xEF53;
-        const XFS: u32 = 0x5846_5342;
-        const BTRFS: u32 = 0x9123_683E;
-        let kind = rustix::fs::fstatfs(anchor).map(|s| s.f_type as u32); // the magic has 32 bits
-        matches!(kind, Ok(EXT4 | XFS | BTRFS)) && syncfs_reports_errors()
-    }
-
-    #[cfg(target_os = "linux")]
-    fn syncfs_reports_errors() -> bool {
-        static REPORTS: std::sync::LazyLock<bool> = std::sync::LazyLock::new(|| {
-            let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-            let mut numbers = release
-                .split(['.', '-'])
-                .map_while(|n| n.trim().parse::<u32>().ok());
-            (numbers.next(), numbers.next()) >= (Some(5), Some(8))
-        });
-        *REPORTS
-    }
-
     #[cfg(not(target_os = "linux"))]
     pub fn sync_filesystem(_: &File) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
-    }
-
-    #[cfg(not(target_os = "linux"))]
-    pub fn supports_syncfs(_: &File) -> bool {
-        false
     }
 }
 
@@ -288,7 +278,7 @@ mod system {
     use super::*;
 
     /// NTFS journals names by itself and has no call for it.
-    pub fn sync_dir(_: &Dir) -> io::Result<()> {
+    pub fn sync_dir(_: &File) -> io::Result<()> {
         Ok(())
     }
 
@@ -307,10 +297,6 @@ mod system {
 
     pub fn sync_filesystem(_: &File) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
-    }
-
-    pub fn supports_syncfs(_: &File) -> bool {
-        false
     }
 }
 

@@ -8,7 +8,7 @@
 //! | 1 | [`cli`]: commands, rendering, exit codes |
 //! | 2 | [`daemon`]: the only room that knows the others; wires, starts, stops |
 //! | 3 | [`outbox`] watch, scan, settle, dispose · [`queue`] job list, schedule · [`link`] TLS links and the pump · [`send`] a job as chunks · [`inbox`] partials, commit, naming, ledger · [`control`] the local socket |
-//! | 4 | [`config`] · [`identity`] · [`db`] · [`durable`] · [`mark`] · [`confined`] · [`lease`] · [`version`] · [`bundle`] · [`backoff`] · [`clock`] · [`fault`] · [`id`] · [`error`] |
+//! | 4 | [`config`] · [`identity`] · [`db`] · [`durable`] · [`mark`] · [`confined`] · [`lease`] · [`version`] · [`bundle`] · [`backoff`] · [`clock`] · [`fault`] · [`file_system`] · [`io_error`] · [`id`] · [`error`] |
 
 pub mod backoff;
 pub mod bundle;
@@ -22,9 +22,11 @@ pub mod db;
 pub mod durable;
 pub mod error;
 pub mod fault;
+pub mod file_system;
 pub mod id;
 pub mod identity;
 pub mod inbox;
+pub mod io_error;
 pub mod lease;
 pub mod link;
 pub mod mark;
