@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::harness::{Pair, eventually, until};
+use crate::harness::{Pair, eventually, files, until};
 
 #[test]
 fn why_tells_of_files_and_jobs() {
@@ -132,6 +132,41 @@ fn a_cancelled_job_stays_until_it_is_retried() {
     });
 }
 
+/// Over a restart too; the one line in the log has a count.
+#[test]
+fn jobs_of_a_peer_that_is_not_in_the_config_wait_until_they_are_cancelled() {
+    let mut pair = Pair::idle();
+    pair.laptop.start();
+    for name in ["one", "two", "three"] {
+        pair.laptop.drop_file(name, name.as_bytes());
+    }
+    until("all are queued", || pair.laptop.jobs().len() == 3);
+    let office = pair.laptop.settings.peers.pop().expect("the office");
+    pair.laptop.restart();
+    let waits = |job: &serde_json::Value| {
+        job["state"] == "queued" && job["peer"] == "office" && job["error"] == "office is not in the config"
+    };
+    let jobs = pair.laptop.jobs();
+    assert!(jobs.len() == 3 && jobs.iter().all(waits), "{jobs:?}");
+    pair.laptop.run(&["cancel", "--peer", &office.id]).exits(0);
+    let jobs = pair.laptop.jobs();
+    assert!(jobs.iter().all(|job| job["state"] == "cancelled"), "{jobs:?}");
+    assert_eq!(files::list(&pair.laptop.outbox).len(), 3, "the files stay");
+    let told = || {
+        let log = pair.laptop.log_text();
+        let lines = log
+            .lines()
+            .filter(|line| line.contains("without being delivered"));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    until("the log tells of it", || !told().is_empty());
+    let told = told();
+    assert!(
+        told.len() == 1 && told[0].contains("WARN") && told[0].contains("3 jobs"),
+        "{told:?}"
+    );
+}
+
 #[test]
 fn retry_all_dials_at_once() {
     let mut pair = Pair::idle();
@@ -167,23 +202,6 @@ fn a_job_is_given_up_only_when_the_config_says_so() {
     });
     assert!(pair.laptop.outbox.join("hopeless").exists(), "the file stays");
     pair.laptop.kill();
-}
-
-#[test]
-fn a_peer_taken_out_of_the_config_ends_its_jobs() {
-    let mut pair = Pair::idle();
-    pair.laptop.start();
-    pair.laptop.drop_file("orphan", b"orphan");
-    until("it is queued", || !pair.laptop.jobs().is_empty());
-    pair.laptop.settings.peers.clear();
-    pair.laptop.restart();
-    until("its job failed", || {
-        pair.laptop
-            .jobs_of("orphan")
-            .iter()
-            .any(|j| j["state"] == "failed" && j["error"].is_string())
-    });
-    assert!(pair.laptop.outbox.join("orphan").exists(), "the file stays");
 }
 
 #[test]

@@ -113,12 +113,16 @@ fn peers_come_and_go() {
     annex.receives("for one", b"for one");
     let office = pair.laptop.settings.peers.remove(0);
     pair.laptop.write_config();
-    until("its job failed", || {
+    until("its job waits for it to be back", || {
         let jobs = pair.laptop.jobs_of("for one");
         jobs.iter()
-            .any(|j| j["state"] == "failed" && j["error"].is_string())
+            .any(|j| j["state"] == "queued" && j["error"] == "office is not in the config")
     });
-    assert_eq!(connected(&pair.laptop, "office"), None);
+    let error = pair.laptop.peer("office")["last_error"].to_string();
+    assert!(error.contains("office is not in the config"), "{error}");
+    let path = pair.laptop.outbox.join("for one");
+    let why = pair.laptop.run(&["why", path.to_str().expect("plain")]).exits(0);
+    assert!(why.out().contains("office is not in the config"), "{why}");
     assert_eq!(connected(&pair.laptop, "annex"), Some(true));
 
     // It comes back, under another name.
@@ -129,6 +133,7 @@ fn peers_come_and_go() {
     until("it is connected again", || {
         connected(&pair.laptop, "the office") == Some(true) && connected(&pair.office, "laptop") == Some(true)
     });
+    pair.office.receives("for one", b"for one");
     pair.laptop.drop_file("again", b"again");
     pair.office.receives("again", b"again");
     annex.receives("again", b"again");

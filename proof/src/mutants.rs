@@ -55,6 +55,7 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         Inside(&["outbox::tests"]),
     ),
     ("S2-supersede", "an older version of the path ends", QUEUE),
+    ("ends-told", "the log tells of jobs that end undelivered", QUEUE),
     ("S3-writer", "a file that somebody writes to is not read", SEND),
     ("S3-version", "the version before the first read", SEND),
     (

@@ -186,7 +186,7 @@ fn read_over(old: &Config, paths: &Paths, flags: &Flags) -> Result<Config, Fatal
     let config = config::load(&paths.config)?;
     let is_empty =
         |config: &Config| config.peers.is_empty() && config.outboxes.is_empty() && config.inbox.is_none();
-    // A file cut short, most likely; and the peers' jobs would be failed for it.
+    // A file cut short, most likely.
     if is_empty(&config) && !is_empty(old) {
         let message = format!("{} names no outbox, inbox or peer any more", shown(&paths.config));
         return Err(

@@ -10,7 +10,7 @@ use tokio::sync::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{Shared, selection::peer_name};
+use super::Shared;
 use crate::{error::shown, inbox::Arrival};
 
 /// Most files that wait for their program: one that is slow by more is not run for the rest.
@@ -22,7 +22,7 @@ pub async fn run(shared: Arc<Shared>, cancel: CancellationToken) {
     let tell = async {
         let mut arrivals = shared.inbox.arrivals();
         while let Some(arrival) = hear(&mut arrivals).await {
-            let peer = peer_name(&shared.config(), arrival.peer);
+            let peer = shared.peer_name(arrival.peer);
             info!(peer, job = %arrival.job, path = shown(&arrival.path), "arrived");
             if on_arrival(&shared).is_some() && waiting.try_send(arrival).is_err() {
                 warn!(peer, "on_arrival is too slow: not run for a file");
@@ -35,7 +35,7 @@ pub async fn run(shared: Arc<Shared>, cancel: CancellationToken) {
                 continue;
             };
             if let Err(error) = run_one(&program, &arguments, &path).await {
-                let peer = peer_name(&shared.config(), peer);
+                let peer = shared.peer_name(peer);
                 warn!(peer, %job, path = shown(&path), program, error, "on_arrival");
             }
         }

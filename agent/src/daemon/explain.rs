@@ -40,6 +40,8 @@ pub enum Standing {
 pub struct Way {
     /// Our name for it.
     pub peer: String,
+    /// It was not taken out of the config.
+    pub in_config: bool,
     /// A link is up.
     pub connected: bool,
     /// Is there an address to dial?
@@ -48,6 +50,19 @@ pub struct Way {
     pub next_dial_at: Option<SystemTime>,
     /// Why the last dial or link failed.
     pub last_error: Option<String>,
+}
+
+/// Why the jobs of a peer wait that was taken out of the config.
+pub fn taken_out(peer: &str) -> String {
+    format!("{peer} is not in the config")
+}
+
+/// The same with what people can do about it.
+pub fn taken_out_at_length(peer: &str) -> String {
+    format!(
+        "{}; its jobs go on when a peer with the same id is there again, or end with `dropwire cancel --peer`",
+        taken_out(peer)
+    )
 }
 
 /// One sentence.
@@ -65,6 +80,7 @@ pub fn sentence(standing: &Standing, way: &Way, now_ms: i64) -> String {
         }
         Standing::Failed(why) => format!("failed for {peer}: {why}"),
         Standing::Cancelled => format!("cancelled for {peer}"),
+        Standing::Queued { .. } if !way.in_config => format!("waits: {}", taken_out_at_length(peer)),
         Standing::Queued { .. } if !way.connected => {
             let cause = way
                 .last_error
@@ -135,6 +151,7 @@ mod tests {
     fn way() -> Way {
         Way {
             peer: "office".into(),
+            in_config: true,
             connected: true,
             dials: true,
             next_dial_at: None,
@@ -199,6 +216,15 @@ mod tests {
                     ..cut()
                 },
                 "waits for office to dial in: it has no address in the config",
+            ),
+            (
+                queued(3000, Some("refused")),
+                Way {
+                    in_config: false,
+                    ..cut()
+                },
+                "waits: office is not in the config; its jobs go on when a peer with the same id is there again, \
+                 or end with `dropwire cancel --peer`",
             ),
         ];
         for (standing, way, wanted) in cases {

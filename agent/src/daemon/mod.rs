@@ -10,12 +10,14 @@ mod arrival;
 mod dispatch;
 mod disposal;
 mod doors;
+mod ends;
 mod explain;
 mod flight;
 mod intake;
 mod live;
 mod marks;
 mod office;
+mod peers;
 mod proof;
 mod reload;
 mod rest;
@@ -92,6 +94,8 @@ struct Shared {
     live: Live,
     /// A peer's dispatcher looks for due jobs when woken.
     wakes: Mutex<HashMap<AgentId, Arc<Notify>>>,
+    /// What they are called, also those that were taken out of the config.
+    names: peers::Names,
     disposal: Notify,
     /// Folders that are left alone by it until something is told of them.
     changed: disposal::Changed,
@@ -165,6 +169,7 @@ impl Agent {
             doors: Doors::default(),
             live: Live::default(),
             wakes: Mutex::default(),
+            names: peers::Names::default(),
             disposal: Notify::new(),
             changed: disposal::Changed::default(),
             unsynced: Mutex::default(),
@@ -200,9 +205,7 @@ impl Agent {
             ..
         } = self;
         let config = shared.config();
-        // Nothing can say no to the config any more: now a peer that it does not name is one no more.
-        let peers = config.peers.iter().map(|p| p.id).collect();
-        shared.queue.peer_removed(peers, now_ms()).await?;
+        shared.names.learn(&shared.db, &shared.queue, &config).await?;
         let office = office::Office {
             shared: shared.clone(),
         };
@@ -214,6 +217,7 @@ impl Agent {
         tasks.spawn(disposal::run(shared.clone(), cancel.clone()));
         tasks.spawn(keep_checkpoints(shared.queue.clone(), kept, cancel.clone()));
         tasks.spawn(arrival::run(shared.clone(), cancel.clone()));
+        tasks.spawn(ends::run(shared.clone(), cancel.clone()));
         tasks.spawn(keep_house(shared.clone(), cancel.clone()));
         intake::begin(shared, &config.outboxes, tasks, cancel).await?;
         tasks.spawn(rest::run(shared.clone(), cancel.clone()));
@@ -254,6 +258,7 @@ impl Agent {
         let shared = &self.shared;
         let ending = async {
             tokio::join!(shared.links.shutdown(), self.tasks.wait());
+            ends::tell(shared);
             shared.inbox.shutdown().await;
             shared.db.close().await;
         };
@@ -390,10 +395,6 @@ async fn house_round(shared: &Shared, ran: Duration) -> Result<(), DbError> {
     let (queue, config) = (&shared.queue, shared.config());
     let retry = config.retry;
     clock::advance(&shared.db, ran).await?;
-    // Queued while the peer was being taken out of the config.
-    queue
-        .peer_removed(config.peers.iter().map(|p| p.id).collect(), now_ms())
-        .await?;
     queue.pull_in(now_ms(), retry.max).await?; // the clock may have been set back
     if let Some(give_up_after) = retry.give_up_after {
         queue.expire(give_up_after, now_ms()).await?;

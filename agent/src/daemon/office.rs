@@ -14,7 +14,8 @@ use super::{
     Shared, blocking, explain,
     explain::{Standing, Way},
     intake, job_list,
-    selection::{self, Change, find_peer, no_such_job, page_after, peer_name},
+    peers::find_peer,
+    selection::{self, Change, no_such_job, page_after},
 };
 use crate::{
     clock::now_ms,
@@ -51,19 +52,30 @@ impl control::Agent for Office {
         let of_peer: HashMap<_, _> = counts.peers.into_iter().collect();
         let of_outbox: HashMap<_, _> = counts.outboxes.into_iter().collect();
         let mut links = self.links();
-        let peers = config.peers.iter().map(|peer| {
-            let jobs = of_peer.get(&peer.id).copied().unwrap_or_default();
-            let sending = shared.live.sending_to(peer.id) as u64;
-            let link = links.remove(&peer.id);
+        let mut peers: Vec<_> = config.peers.iter().map(|p| (p.id, p.name.clone())).collect();
+        let taken_out = of_peer
+            .iter()
+            .filter(|(id, jobs)| jobs.queued > 0 && !shared.is_peer(**id));
+        let mut taken_out: Vec<_> = taken_out.map(|(id, _)| (*id, shared.peer_name(*id))).collect();
+        taken_out.sort_by(|(_, one), (_, other)| one.cmp(other));
+        peers.append(&mut taken_out);
+        let peers = peers.into_iter().map(|(peer, name)| {
+            let jobs = of_peer.get(&peer).copied().unwrap_or_default();
+            let sending = shared.live.sending_to(peer) as u64;
+            let link = links.remove(&peer);
+            let last_error = match shared.is_peer(peer) {
+                true => link.as_ref().and_then(|l| l.last_error.clone()),
+                false => Some(explain::taken_out_at_length(&name)),
+            };
             PeerReport {
-                name: peer.name.clone(),
-                id: id::format(peer.id),
+                name,
+                id: id::format(peer),
                 connected: link.as_ref().is_some_and(|l| l.connected),
                 paused: false,
                 next_dial_at: link.as_ref().and_then(|l| l.next_dial_at).map(Time::from),
                 sent_bytes: link.as_ref().map_or(0, |l| l.sent_bytes),
                 received_bytes: link.as_ref().map_or(0, |l| l.received_bytes),
-                last_error: link.and_then(|l| l.last_error),
+                last_error,
                 queued: jobs.queued.saturating_sub(sending),
                 sending,
                 failed: jobs.failed,
@@ -121,12 +133,7 @@ impl control::Agent for Office {
     }
 
     async fn jobs(&self, filter: JobFilter, page: Option<String>) -> Result<JobPage, Fatal> {
-        let config = self.shared.config();
-        let peer = filter
-            .peer
-            .map(|p| find_peer(&config, &p))
-            .transpose()?
-            .map(|p| p.id);
+        let peer = filter.peer.map(|p| self.shared.whose_jobs(&p)).transpose()?;
         // "sending" is known only here, not on disk: those are listed from memory.
         if filter.state == Some(JobState::Sending) {
             let mut jobs = Vec::new();
@@ -284,10 +291,13 @@ impl Office {
             queue::JobState::Failed => JobState::Failed,
             queue::JobState::Cancelled => JobState::Cancelled,
         };
-        let waits = state == JobState::Queued && job.error.is_some();
+        let peer = self.shared.peer_name(job.peer);
+        let taken_out =
+            (state == JobState::Queued && !self.shared.is_peer(job.peer)).then(|| explain::taken_out(&peer));
+        let waits = state == JobState::Queued && job.error.is_some() && taken_out.is_none();
         JobReport::new(JobParts {
             id: job.id,
-            peer: peer_name(&self.shared.config(), job.peer),
+            peer,
             path: job.absolute(),
             state,
             // The list counts those that failed; one under way, or that brought the receipt, is one more.
@@ -298,7 +308,7 @@ impl Office {
             } else {
                 sent.unwrap_or(0)
             },
-            error: job.error,
+            error: taken_out.or(job.error),
             queued_at_ms: job.queued_ms,
             delivered_at_ms: job.delivered_ms,
             digest: job.sha256,
@@ -338,7 +348,8 @@ impl Office {
         let config = self.shared.config();
         let link = self.links().remove(&job.peer);
         let way = Way {
-            peer: peer_name(&config, job.peer),
+            peer: self.shared.peer_name(job.peer),
+            in_config: self.shared.is_peer(job.peer),
             connected: link.as_ref().is_some_and(|l| l.connected),
             dials: config
                 .peers

@@ -64,7 +64,7 @@ impl Agent {
 
     /// Takes up a new config. An error, and also [`Reloaded::StartAnew`]: nothing has changed. One at a time.
     ///
-    /// A link ends only when its peer is not in the config any more, whose jobs then fail. An outbox that is not in it
+    /// A link ends only when its peer is not in the config any more; the peer's jobs wait until it is back. An outbox that is not in it
     /// any more finds nothing new, but what it found is still delivered.
     pub async fn reload(&self, new: Config) -> Result<Reloaded, Fatal> {
         let old = self.shared.config();
@@ -109,8 +109,7 @@ impl Agent {
         for peer in &changes.peers_leave {
             shared.doors.close(*peer).await;
         }
-        let peers = new.peers.iter().map(|peer| peer.id).collect();
-        shared.queue.peer_removed(peers, now_ms()).await?;
+        shared.names.learn(&shared.db, &shared.queue, &new).await?;
         shared.queue.pull_in(now_ms(), new.retry.max).await?;
         shared.wake_all();
         info!(

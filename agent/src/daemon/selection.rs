@@ -5,13 +5,11 @@ use dropwire_protocol::{AgentId, TransferId, name::escape};
 use super::{Shared, job_list};
 use crate::{
     clock::now_ms,
-    config::{self, Config},
     control::{
         self,
         api::{Changed, Selection},
     },
     error::{Exit, Fatal},
-    id,
     queue::{Filter, JobState, Page},
 };
 
@@ -35,11 +33,11 @@ pub async fn apply(shared: &Shared, which: Selection, change: Change) -> Result<
     let changed = if jobs_are_named {
         change_some(shared, named, change).await?
     } else {
-        let peer = which.peer.map(|p| find_peer(&config, &p)).transpose()?;
+        let peer = which.peer.map(|p| shared.whose_jobs(&p)).transpose()?;
         if peer.is_none() && !which.all {
             return Err(Fatal::new(Exit::Usage, "no job is named").mend("name jobs, a peer, or --all"));
         }
-        change_all(shared, peer.map(|p| p.id), change).await?
+        change_all(shared, peer, change).await?
     };
     shared.queued.notify_one();
     for peer in &config.peers {
@@ -76,32 +74,6 @@ pub fn no_such_job(prefix: &str) -> Fatal {
         format_args!("no job begins with {}", escape(prefix.as_bytes())),
     )
     .mend("`dropwire jobs` lists them")
-}
-
-/// A peer by its name or id.
-pub fn find_peer<'a>(config: &'a Config, wanted: &str) -> Result<&'a config::Peer, Fatal> {
-    let by_id = id::parse(wanted).ok();
-    let found = config
-        .peers
-        .iter()
-        .find(|p| p.name == wanted || Some(p.id) == by_id);
-    found.ok_or_else(|| {
-        let names: Vec<&str> = config.peers.iter().map(|p| p.name.as_str()).collect();
-        Fatal::new(
-            Exit::Usage,
-            format_args!("no peer is called {}", escape(wanted.as_bytes())),
-        )
-        .mend(format_args!("the config has: {}", names.join(", ")))
-    })
-}
-
-/// Our name for a peer; one that was taken out of the config is shown by its id.
-pub fn peer_name(config: &Config, peer: AgentId) -> String {
-    config
-        .peers
-        .iter()
-        .find(|p| p.id == peer)
-        .map_or_else(|| id::format(peer), |p| p.name.clone())
 }
 
 /// The next page of a listing.

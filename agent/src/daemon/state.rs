@@ -28,6 +28,7 @@ const MIGRATIONS: &[&str] = &[
     queue::SCHEMA_1,
     inbox::SCHEMA_1,
     super::marks::SCHEMA_1,
+    super::peers::SCHEMA_1,
 ];
 
 /// Opens the state folder, making it (0700) where it is missing. A second agent on the same folder gets

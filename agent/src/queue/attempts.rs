@@ -6,7 +6,7 @@ use dropwire_protocol::{AgentId, TransferId};
 use rusqlite::{Connection, OptionalExtension, Result, params};
 
 use super::{
-    DropId, JobState, Queue, Todo,
+    DropId, End, JobState, Queue, Todo,
     change::{self, Key},
     delivery,
     edit::Edit,
@@ -15,12 +15,6 @@ use super::{
     schema::{DropState, Step},
 };
 use crate::{clock::milliseconds, db::DbError};
-
-/// Why the jobs of a peer end that is no longer paired.
-pub const PEER_REMOVED: &str = "peer removed from the config";
-
-/// Why jobs end whose file is not there any more.
-pub const GONE: &str = "gone: the file was removed before it was delivered";
 
 impl Queue {
     /// All that a link to `peer` needs to know to go on: as many due jobs as there is `room` for, the longest due
@@ -112,7 +106,7 @@ impl Queue {
     /// again, it is a new drop.
     pub async fn gone(&self, id: TransferId, now_ms: i64) -> Result<(), DbError> {
         self.call(move |db| match queued(db, id)? {
-            Some(job) => change::end_version(db, job.drop, GONE, now_ms).map(drop),
+            Some(job) => change::end_version(db, job.drop, End::Gone, now_ms).map(drop),
             None => Ok(()),
         })
         .await
@@ -122,7 +116,13 @@ impl Queue {
     /// Returns those that it ended.
     pub async fn cancel(&self, ids: Vec<TransferId>, now_ms: i64) -> Result<Vec<TransferId>, DbError> {
         self.each(ids, move |db, id, ended| {
-            ended.extend(end_all(db, &[*id], JobState::Cancelled, "cancelled", now_ms)?);
+            ended.extend(end_queued(
+                db,
+                *id,
+                End::Cancelled,
+                End::Cancelled.text(),
+                now_ms,
+            )?);
             Ok(())
         })
         .await
@@ -182,41 +182,14 @@ impl Queue {
         .await
     }
 
-    /// Fails the queued jobs of all peers that are not in `known`. Returns their ids.
-    pub async fn peer_removed(&self, known: Vec<AgentId>, now_ms: i64) -> Result<Vec<TransferId>, DbError> {
-        let mut all = Vec::new();
-        loop {
-            let known = known.clone();
-            let ended = self
-                .call(move |db| {
-                    let peers = ids(
-                        db,
-                        "SELECT DISTINCT peer FROM tally WHERE state = 0 AND n > 0",
-                        [],
-                    )?;
-                    let Some(gone) = peers.into_iter().find(|p| !known.contains(&AgentId(*p))) else {
-                        return Ok(Vec::new());
-                    };
-                    end_all(
-                        db,
-                        &transfers(db, OF_PEER, [gone])?,
-                        JobState::Failed,
-                        PEER_REMOVED,
-                        now_ms,
-                    )
-                })
-                .await?;
-            if ended.is_empty() {
-                return Ok(all);
-            }
-            all.extend(ended);
-        }
-    }
-
     /// Fails jobs that were queued for longer than `give_up_after` of observed running time. Returns their ids.
     pub async fn expire(&self, give_up_after: Duration, now_ms: i64) -> Result<Vec<TransferId>, DbError> {
         let limit_ms = milliseconds(give_up_after);
-        let text = format!("given up after {}", humantime::format_duration(give_up_after));
+        let text = format!(
+            "{} after {}",
+            End::GivenUp.text(),
+            humantime::format_duration(give_up_after)
+        );
         let mut all = Vec::new();
         loop {
             let text = text.clone();
@@ -228,7 +201,7 @@ impl Queue {
                             .prepare_cached("SELECT error FROM jobs WHERE transfer = ?")?
                             .query_row([id.0], |row| row.get(0))?;
                         let text = last.map_or_else(|| text.clone(), |last| format!("{text}: {last}"));
-                        ended.extend(end_all(db, &[id], JobState::Failed, &text, now_ms)?);
+                        ended.extend(end_queued(db, id, End::GivenUp, &text, now_ms)?);
                     }
                     Ok(ended)
                 })
@@ -254,9 +227,6 @@ pub(super) const NEXT_DUE: &str = "SELECT next_attempt_ms FROM jobs
     WHERE state = 0 AND peer = ?1 AND large = ?2 AND next_attempt_ms > ?3
     ORDER BY next_attempt_ms LIMIT 1";
 
-pub(super) const OF_PEER: &str =
-    "SELECT transfer FROM jobs WHERE state = 0 AND peer = ? AND large IN (0, 1) LIMIT 512";
-
 pub(super) const OLD: &str = "SELECT transfer FROM jobs
     WHERE state = 0 AND queued_running_ms <= (SELECT ms FROM running WHERE one = 1) - ? LIMIT 512";
 
@@ -264,22 +234,18 @@ fn queued(db: &Connection, id: TransferId) -> Result<Option<Key>> {
     Ok(change::find(db, id)?.filter(|job| job.state == JobState::Queued))
 }
 
-/// Ends those that are queued; returns them.
-fn end_all(
+/// Ends the job if it is queued; its id if it was.
+fn end_queued(
     db: &Edit<'_>,
-    ids: &[TransferId],
-    state: JobState,
+    id: TransferId,
+    end: End,
     text: &str,
     now_ms: i64,
-) -> Result<Vec<TransferId>> {
-    let mut ended = Vec::new();
-    for id in ids {
-        if let Some(job) = queued(db, *id)? {
-            change::end(db, &job, state, text, now_ms)?;
-            ended.push(*id);
-        }
+) -> Result<Option<TransferId>> {
+    match queued(db, id)? {
+        Some(job) => change::end(db, &job, end, text, now_ms).map(|()| Some(id)),
+        None => Ok(None),
     }
-    Ok(ended)
 }
 
 fn resend_one(db: &Edit<'_>, id: TransferId, now_ms: i64) -> Result<Option<TransferId>> {

@@ -4,7 +4,7 @@ use dropwire_protocol::{AgentId, TransferId, message::MAX_EAGER};
 use rusqlite::{Connection, OptionalExtension, Result, params};
 
 use super::{
-    DropId, JobState,
+    DropId, End, JobState,
     edit::Edit,
     schema::{DropState, Step},
 };
@@ -48,12 +48,14 @@ pub(super) fn find(db: &Connection, transfer: TransferId) -> Result<Option<Key>>
 }
 
 /// Ends a queued job as failed or cancelled. Its peer may have been offered it, so it is withdrawn there.
-pub(super) fn end(db: &Edit<'_>, job: &Key, state: JobState, text: &str, now_ms: i64) -> Result<()> {
+pub(super) fn end(db: &Edit<'_>, job: &Key, end: End, text: &str, now_ms: i64) -> Result<()> {
+    let state = end.state();
     db.prepare_cached("UPDATE jobs SET state = ?, error = ?, ended_ms = ? WHERE id = ?")?
         .execute(params![state, text, now_ms, job.row])?;
     turn(db, job, state);
     tell(db, job.transfer, job.peer, Step::Withdraw)?;
     note(db, job.row, now_ms, text)?;
+    db.ended(job, end, text)?;
     settle(db, job.drop).map(drop)
 }
 
@@ -149,7 +151,7 @@ pub(super) fn leave(db: &Connection, drop: DropId) -> Result<()> {
 }
 
 /// A version is not there any more, and not everybody has it: its queued jobs end failed. Returns them.
-pub(super) fn end_version(db: &Edit<'_>, drop: DropId, text: &str, now_ms: i64) -> Result<Vec<TransferId>> {
+pub(super) fn end_version(db: &Edit<'_>, drop: DropId, how: End, now_ms: i64) -> Result<Vec<TransferId>> {
     // First, so that ending the jobs does not settle it otherwise.
     leave(db, drop)?;
     let ids: Vec<[u8; 16]> = db
@@ -159,7 +161,7 @@ pub(super) fn end_version(db: &Edit<'_>, drop: DropId, text: &str, now_ms: i64) 
     let ids: Vec<TransferId> = ids.into_iter().map(TransferId).collect();
     for id in &ids {
         if let Some(job) = find(db, *id)? {
-            end(db, &job, JobState::Failed, text, now_ms)?;
+            end(db, &job, how, how.text(), now_ms)?;
         }
     }
     Ok(ids)

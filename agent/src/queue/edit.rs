@@ -2,11 +2,11 @@
 
 use std::{cell::RefCell, collections::HashMap, mem, ops::Deref};
 
-use dropwire_protocol::AgentId;
+use dropwire_protocol::{AgentId, name::escape};
 use rusqlite::{Connection, Result, Transaction, params};
 
-use super::JobState;
-use crate::identity::Identity;
+use super::{End, Ended, Gathered, JobState, change::Key};
+use crate::{fault, identity::Identity};
 
 /// The tables, whose they are, and how many jobs came and went by this change.
 ///
@@ -16,6 +16,7 @@ pub(super) struct Edit<'a> {
     db: &'a Transaction<'a>,
     pub identity: &'a Identity,
     turned: RefCell<HashMap<(AgentId, i64, JobState), i64>>,
+    ended: RefCell<Gathered>,
 }
 
 impl Deref for Edit<'_> {
@@ -27,25 +28,49 @@ impl Deref for Edit<'_> {
 }
 
 impl Edit<'_> {
-    /// What `change` did, and its sums, are in the transaction after Ok.
+    /// What `change` did, and its sums, are in the transaction after Ok; with what it ended.
     pub fn run<T>(
         db: &Transaction<'_>,
         identity: &Identity,
         change: impl FnOnce(&Edit<'_>) -> Result<T>,
-    ) -> Result<T> {
+    ) -> Result<(T, Gathered)> {
         let edit = Edit {
             db,
             identity,
             turned: RefCell::default(),
+            ended: RefCell::default(),
         };
         let result = change(&edit)?;
         edit.write_tally()?;
-        Ok(result)
+        Ok((result, edit.ended.into_inner()))
     }
 
     /// So many more jobs to `peer` out of the outbox (its row) are in this state; fewer if negative.
     pub fn count(&self, peer: AgentId, outbox: i64, state: JobState, more: i64) {
         *self.turned.borrow_mut().entry((peer, outbox, state)).or_default() += more;
+    }
+
+    /// The job ended like this, without being delivered.
+    pub fn ended(&self, job: &Key, end: End, why: &str) -> Result<()> {
+        if fault::mutant("ends-told") {
+            return Ok(());
+        }
+        let mut ended = self.ended.borrow_mut();
+        if let Some(several) = ended.get_mut(&(job.peer, end)) {
+            several.count += 1;
+            return Ok(());
+        }
+        let path: Vec<u8> = self
+            .prepare_cached("SELECT path FROM drops WHERE id = ?")?
+            .query_row([job.drop.0], |row| row.get(0))?;
+        let first = Ended {
+            count: 1,
+            job: job.transfer,
+            path: escape(&path),
+            why: why.to_owned(),
+        };
+        ended.insert((job.peer, end), first);
+        Ok(())
     }
 
     /// Writes the sums of what was counted until now.

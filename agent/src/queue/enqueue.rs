@@ -6,7 +6,7 @@ use dropwire_protocol::{RemotePath, TransferId};
 use rusqlite::{Connection, OptionalExtension, Result, params};
 
 use super::{
-    Class, DropId, Enqueued, JobState, NewDrop, Queue, change,
+    Class, DropId, End, Enqueued, JobState, NewDrop, Queue, change,
     edit::Edit,
     job::path_bytes,
     overlap::{bounds, goes_otherwise},
@@ -17,9 +17,6 @@ use crate::{
     fault,
     version::{Found, OutboxId, Version},
 };
-
-/// Why jobs of a replaced version end.
-pub const SUPERSEDED: &str = "superseded by a newer version";
 
 impl Queue {
     /// Those of `found` that have to be queued, in their order.
@@ -250,7 +247,7 @@ fn supersede(db: &Edit<'_>, outbox: i64, path: &[u8], now_ms: i64) -> Result<Vec
         .query_row(params![outbox, path], |row| row.get(0))
         .optional()?;
     match older.map(DropId) {
-        Some(older) => change::end_version(db, older, SUPERSEDED, now_ms),
+        Some(older) => change::end_version(db, older, End::Superseded, now_ms),
         None => Ok(Vec::new()),
     }
 }

@@ -9,6 +9,7 @@
 //! | `job` | what goes in and comes out |
 //! | `edit` | one change while it is made, and how many jobs it turns |
 //! | `change` | the steps that every change is made of |
+//! | `ends` | what ended without being delivered, for the log |
 //! | `enqueue` | S2: what was found becomes jobs |
 //! | `overlap` | a folder's files and the folder itself |
 //! | `attempts` | which are due, failures, new beginnings |
@@ -29,6 +30,7 @@ mod attempts;
 mod change;
 mod delivery;
 mod edit;
+mod ends;
 mod enqueue;
 mod job;
 mod keeping;
@@ -43,8 +45,7 @@ use std::{sync::Arc, time::Duration};
 
 use rusqlite::{Connection, Transaction};
 
-pub use attempts::{GONE, PEER_REMOVED};
-pub use enqueue::SUPERSEDED;
+pub use ends::{End, Ended, Ends, Gathered};
 pub use job::{
     Class, Counts, Disposal, DropId, Enqueued, Filter, Job, JobRow, JobState, NewDrop, Page, PeerCounts,
     Proof, Resting, Todo,
@@ -68,6 +69,7 @@ pub struct Queue {
     identity: Arc<Identity>,
     /// The newest job of earlier runs.
     newest_at_start: i64,
+    ends: Arc<Ends>,
 }
 
 impl Queue {
@@ -87,6 +89,7 @@ impl Queue {
             db,
             identity,
             newest_at_start,
+            ends: Arc::default(),
         };
         queue.pull_in(now_ms, max_backoff).await?;
         Ok(queue)
@@ -97,6 +100,11 @@ impl Queue {
         job.row > self.newest_at_start
     }
 
+    /// What ended without being delivered since it was last taken.
+    pub fn ends(&self) -> &Ends {
+        &self.ends
+    }
+
     /// One change in one commit.
     async fn call<T, F>(&self, change: F) -> Result<T, DbError>
     where
@@ -104,9 +112,12 @@ impl Queue {
         F: FnOnce(&Edit<'_>) -> rusqlite::Result<T> + Send + 'static,
     {
         let identity = self.identity.clone();
-        self.db
+        let (done, ended) = self
+            .db
             .call(move |transaction| Edit::run(transaction, &identity, change))
-            .await
+            .await?;
+        self.ends.add(ended);
+        Ok(done)
     }
 
     /// The same change for each item, gathering results; a commit holds [`CHUNK`] items.

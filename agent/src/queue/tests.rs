@@ -202,7 +202,7 @@ async fn a_version_that_was_gone_and_returns_is_a_new_drop() {
     for id in old {
         assert_eq!(
             state(&queue, id).await,
-            (JobState::Failed, Some(GONE.into())),
+            (JobState::Failed, Some(End::Gone.text().into())),
             "it is gone for all"
         );
     }
@@ -235,7 +235,7 @@ async fn a_newer_version_supersedes() {
     assert_eq!((new.queued.len(), &new.superseded), (2, &vec![old[1]]));
     assert_eq!(
         state(&queue, old[1]).await,
-        (JobState::Failed, Some(SUPERSEDED.into()))
+        (JobState::Failed, Some(End::Superseded.text().into()))
     );
     assert_eq!(state(&queue, old[0]).await.0, JobState::Delivered);
     assert_eq!(todo(&queue, 2).await.withdraw, [old[1]]);
@@ -286,14 +286,19 @@ async fn failed_and_cancelled_jobs_keep_the_file() {
         if cancel {
             assert_eq!(queue.cancel(vec![ids[0]], 5).await.unwrap(), [ids[0]]);
         } else {
-            assert_eq!(queue.peer_removed(vec![peer(2)], 5).await.unwrap(), [ids[0]]);
+            crate::clock::advance(&queue.db, Duration::from_secs(9))
+                .await
+                .unwrap();
+            queue.delivered(vec![proof(ids[1], 5)], 5).await.unwrap();
+            let given_up = queue.expire(Duration::from_secs(9), 5).await.unwrap();
+            assert_eq!(given_up, [ids[0]]);
         }
         queue.retry(ids[0], "late".into(), 6, 6).await.unwrap();
         assert!(queue.cancel(vec![ids[0]], 6).await.unwrap().is_empty());
         let expected = if cancel {
             (JobState::Cancelled, Some("cancelled".into()))
         } else {
-            (JobState::Failed, Some(PEER_REMOVED.into()))
+            (JobState::Failed, Some("given up after 9s".into()))
         };
         assert_eq!(state(&queue, ids[0]).await, expected, "final is final");
         assert!(

@@ -3,30 +3,43 @@
 use super::*;
 
 #[tokio::test]
-async fn jobs_of_removed_peers_fail() {
+async fn jobs_that_end_undelivered_are_gathered_by_peer_and_kind() {
     let folder = tempfile::tempdir().unwrap();
     let queue = queue(folder.path()).await;
     let drops = (0..1300)
-        .map(|n| drop_of(found(&format!("f{n}"), 1), AfterSend::Delete, &[1, 2]))
+        .map(|n| drop_of(found(&format!("f\n{n}"), 1), AfterSend::Delete, &[1, 2]))
         .collect();
-    assert_eq!(queue.enqueue(drops, 0).await.unwrap().queued.len(), 2600);
-    let ended = queue.peer_removed(vec![peer(1), peer(3)], 5).await.unwrap();
-    assert_eq!(ended.len(), 1300);
+    let ids = queue.enqueue(drops, 0).await.unwrap().queued;
+    assert_eq!(ids.len(), 2600);
+    let of_two: Vec<_> = ids.iter().skip(1).step_by(2).copied().collect();
+    queue.cancel(of_two[..1290].to_vec(), 5).await.unwrap();
+    queue.gone(of_two[1299], 5).await.unwrap();
+    queue.cancel(of_two[..1290].to_vec(), 6).await.unwrap(); // ended already
+    queue.delivered(vec![proof(ids[0], 5)], 6).await.unwrap();
+    let ended = queue.ends().take();
+    let told: Vec<_> = ended
+        .iter()
+        .map(|((peer, end), e)| (peer.0[0], *end, e.count))
+        .collect();
     assert_eq!(
-        state(&queue, ended[0]).await,
-        (JobState::Failed, Some(PEER_REMOVED.into()))
+        told,
+        [(1, End::Gone, 1), (2, End::Gone, 1), (2, End::Cancelled, 1290)]
     );
+    let first = &ended[&(peer(2), End::Cancelled)];
+    assert_eq!((first.job, first.path.as_str()), (of_two[0], "f\\u{a}0"));
+    assert!(queue.ends().take().is_empty(), "each is told once");
+
     let counts = queue.counts().await.unwrap();
-    let count = |queued, failed| PeerCounts {
-        queued,
-        failed,
-        ..PeerCounts::default()
-    };
+    assert_eq!((counts.peers[0].1.queued, counts.peers[0].1.failed), (1298, 1));
     assert_eq!(
-        counts.peers,
-        [(peer(1), count(1300, 0)), (peer(2), count(0, 1300))]
+        (
+            counts.peers[1].1.queued,
+            counts.peers[1].1.failed,
+            counts.peers[1].1.cancelled
+        ),
+        (9, 1, 1290)
     );
-    assert_eq!(counts.outboxes, [(OUTBOX, 1300)]);
+    assert_eq!(counts.outboxes, [(OUTBOX, 1298 + 9)]);
     assert_eq!(counts.oldest_queued_ms, Some(0));
 }
 

@@ -12,7 +12,6 @@ async fn hot_statements_follow_an_index() {
     for statement in [
         attempts::due_sql().as_str(),
         attempts::NEXT_DUE,
-        attempts::OF_PEER,
         attempts::OLD,
         enqueue::PAST,
         enqueue::LYING,
