@@ -426,7 +426,7 @@ mod tests {
         if supports_syncfs(&file) {
             sync_filesystem(&file).unwrap();
         } else {
-            eprintln!("SKIPPED: no trusted syncfs in the temporary folder");
+            crate::fault::skip("no trusted syncfs in the temporary folder");
         }
     }
 }

@@ -29,6 +29,13 @@ pub fn step<T: Default, E>(name: &str, take: impl FnOnce() -> Result<T, E>) -> R
     if mutant(name) { Ok(T::default()) } else { take() }
 }
 
+/// Says that a test was left out, and why, past the test runner's capture.
+#[cfg(test)]
+pub fn skip(why: &str) {
+    let mut stderr = std::io::stderr().lock();
+    let _ = std::io::Write::write_fmt(&mut stderr, format_args!("SKIPPED: {why}\n"));
+}
+
 /// Panics at this place, if that was asked for.
 #[cfg(debug_assertions)]
 pub fn panic_at(place: &str) {

@@ -221,7 +221,7 @@ async fn a_folder_that_cannot_be_used_takes_the_row_back() {
         .stderr(std::process::Stdio::null())
         .status();
     if !mounted.is_ok_and(|s| s.success()) {
-        eprintln!("SKIPPED: no file system can be mounted here");
+        crate::fault::skip("no file system can be mounted here");
         return;
     }
     let bytes = content(2 * CHUNK);

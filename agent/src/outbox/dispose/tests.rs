@@ -427,7 +427,7 @@ mod order {
         let outbox = Outbox::new();
         let root = confined::root(outbox.temp.path()).unwrap();
         if !durable::anchor(&root).is_ok_and(|anchor| durable::supports_syncfs(&anchor)) {
-            return eprintln!("SKIPPED: no trusted syncfs in the temporary folder");
+            return crate::fault::skip("no trusted syncfs in the temporary folder");
         }
         let delivered = |i: usize| {
             let path = format!("sub{i}/file");
