@@ -24,6 +24,7 @@ const COMMON: &[&str] = &[
     "io_error",
     "lease",
     "mark",
+    "remove_tree",
     "version",
 ];
 

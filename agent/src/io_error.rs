@@ -91,6 +91,14 @@ pub fn meaning(error: &io::Error) -> Meaning {
     }
 }
 
+/// Was there no room for it? Also of a sync that failed for that reason, which is [`Meaning::Lost`].
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
+}
+
 /// A copy of `error` with its meaning, for each of those that share a failed step.
 pub fn copy(error: &io::Error) -> io::Error {
     match meaning(error) {

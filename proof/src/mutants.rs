@@ -246,6 +246,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     ("S5-folder-version", "a whole folder's version", LEAVES),
     ("S5-folder-digest", "its bytes", LEAVES),
     ("S5-folder-again", "the walk through it in leaving", LEAVES),
+    (
+        "S5-folder-list",
+        "what may be removed is on disk before that",
+        LEAVES,
+    ),
     ("S5-folder-gone", "its removal is decided durably", LEAVES),
     (
         "S5-folder-late",
@@ -255,6 +260,16 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     ("S5-both", "a crash left it under its path too", DISPOSE),
     ("S5-twice", "a crash left it in the archive too", DISPOSE),
     ("S5-last-lease", "the lease at the last moment", DISPOSE),
+    (
+        "S5-shortage",
+        "a shortage is no lost write, and needs no restart",
+        DISPOSE,
+    ),
+    (
+        "S5-gone-place",
+        "the archive's sync where a shortage cut it off",
+        DISPOSE,
+    ),
     ("S5-own-dir", "the sync that keeps `leaving`", DISPOSE),
     (
         "S5-folders",

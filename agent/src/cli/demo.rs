@@ -18,6 +18,7 @@ use crate::{
     error::{Exit, Fatal, shown},
     id,
     identity::{self, Identity},
+    remove_tree::remove_tree_at,
 };
 
 #[derive(clap::Args)]
@@ -217,7 +218,7 @@ impl Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.0) {
+        if let Err(error) = remove_tree_at(&self.0) {
             tracing::warn!("cannot remove {}: {error}", shown(&self.0));
         }
     }

@@ -18,7 +18,7 @@ use data_encoding::HEXLOWER;
 use dropwire_protocol::{AgentId, Kind, Mtime, RunningDigest, TransferId};
 
 use super::{claims::Key, ledger::Checkpoint, seals::Seals, site::Site};
-use crate::{durable, fault, id};
+use crate::{durable, fault, id, remove_tree::remove_tree};
 
 /// Bytes read at once.
 const READ: usize = 256 * 1024;
@@ -137,7 +137,7 @@ pub fn remove(site: &Site, key: Key) {
 
 /// Removes what a whole folder was unpacked to, as far as that came; only while its row is not *placing*.
 pub fn remove_folder(site: &Site, key: Key) -> io::Result<()> {
-    match site.partials.remove_dir_all(folder_name(key)) {
+    match remove_tree(&site.partials, &folder_name(key)) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
         _ => Ok(()),
     }
@@ -168,7 +168,7 @@ pub fn key_of(name: &OsStr) -> Option<Key> {
 /// Removes what has this name among the partials, whatever it is.
 pub fn remove_any(site: &Site, name: &OsStr) -> io::Result<()> {
     match site.partials.symlink_metadata(name)?.is_dir() {
-        true => site.partials.remove_dir_all(name),
+        true => remove_tree(&site.partials, name),
         false => durable::unlink(&site.partials, name),
     }
 }

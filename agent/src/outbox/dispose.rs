@@ -28,7 +28,9 @@ use crate::{
     config::AfterSend,
     confined, durable,
     error::shown,
-    fault, mark,
+    fault,
+    io_error::{self, LostWrite, Meaning},
+    mark,
     outbox::marker,
     version::{OutboxId, Version},
 };
@@ -160,7 +162,7 @@ fn dispose_together(steps: &mut Steps<'_>, batch: &[Disposal]) -> Vec<Result<Dis
         .zip(staged)
         .map(|(what, staged)| match (staged?, &synced) {
             (Stage::Stays(answer), _) => steps.unmark(what, answer, of_file(what)),
-            (_, Err(e)) => Err(what.failed("the syncing", copy_of(e))),
+            (_, Err(e)) => Err(what.failed("the syncing", io_error::copy(e))),
             (Stage::Gone, Ok(())) => steps.unmark(what, Disposed::Gone, of_file(what)),
             (Stage::Leaving { file, checked }, Ok(())) => {
                 let answer = steps.leave(what, &file, checked)?;
@@ -173,7 +175,9 @@ fn dispose_together(steps: &mut Steps<'_>, batch: &[Disposal]) -> Vec<Result<Dis
         .iter()
         .zip(ended)
         .map(|(what, ended)| match (ended, &synced) {
-            (Ok(Disposed::Done | Disposed::Gone), Err(e)) => Err(what.failed("the syncing", copy_of(e))),
+            (Ok(Disposed::Done | Disposed::Gone), Err(e)) => {
+                Err(what.failed("the syncing", io_error::copy(e)))
+            }
             (ended, _) => ended,
         })
         .map(|ended| ended.map_err(|error| steps.judged(error)))
@@ -261,14 +265,16 @@ impl<'a> Steps<'a> {
             unsynced: OnceCell::new(),
         };
         let sync = || match fault::loses(&first.root) {
-            true => Err(io::Error::other("asked for")),
+            true => Err(LostWrite::wrap(io::Error::other("asked for"))),
             false => durable::sync_dir(&steps.own),
         };
-        let _ = fault::step("S5-own-dir", || steps.synced(sync)); // else nothing more is done
-        Ok(steps)
+        match fault::step("S5-own-dir", || steps.synced(sync)) {
+            Err(e) if steps.trusted().is_ok() => Err(format!("`.dropwire` in it cannot be synced: {e}")),
+            _ => Ok(steps), // each step asks whether all is well
+        }
     }
 
-    /// Every sync of a folder. After one that failed none is tried: the system would say that all is well.
+    /// Every sync of a folder. After one that lost something none is tried: the system would say that all is well.
     fn sync(&self, folder: &Dir) -> io::Result<()> {
         self.synced(|| durable::sync_dir(folder))
     }
@@ -278,11 +284,13 @@ impl<'a> Steps<'a> {
             return Err(io::Error::other(reason.clone()));
         }
         sync().inspect_err(|error| {
-            let _ = self.unsynced.set(error.to_string());
+            if io_error::meaning(error) == Meaning::Lost || fault::mutant("S5-shortage") {
+                let _ = self.unsynced.set(error.to_string());
+            }
         })
     }
 
-    /// Did all syncs do what was asked?
+    /// Did the disk keep all that it was asked to?
     fn trusted(&self) -> Result<(), DisposeError> {
         match self.unsynced.get() {
             None => Ok(()),
@@ -354,7 +362,23 @@ impl<'a> Steps<'a> {
 
     fn gone(&mut self, what: &Disposal) -> Result<Stage, DisposeError> {
         self.touch(what)?;
+        self.sync_place(what).map_err(|e| what.failed("the syncing", e))?;
         Ok(Stage::Gone)
+    }
+
+    /// It may have reached the archive before a sync there could not be asked for: that name first, as always.
+    fn sync_place(&self, what: &Disposal) -> io::Result<()> {
+        if what.after != AfterSend::Archive {
+            return Ok(());
+        }
+        let sent = RemotePath::parse(b"sent").map_err(io::Error::other)?;
+        let place =
+            confined::open_folder(&self.own, &sent).and_then(|sent| confined::parent(&sent, &what.path));
+        match place {
+            Ok(place) => fault::step("S5-gone-place", || self.sync(&place)),
+            Err(e) if confined::is_absent(&e) => Ok(()),
+            Err(e) => Err(e),
+        }
     }
 
     /// Its absence from its path is made durable by the next sync, in the last folder on the way that is there.
@@ -416,7 +440,7 @@ impl<'a> Steps<'a> {
         }
         let name = OsStr::new(&what.name);
         let done = match what.after {
-            AfterSend::Archive => self.archive(what),
+            AfterSend::Archive => self.archive(what, name),
             AfterSend::Delete | AfterSend::Keep => durable::unlink(&self.leaving, name),
         };
         done.map_err(|e| what.failed("the disposal", e))?;
@@ -448,13 +472,14 @@ impl<'a> Steps<'a> {
         Ok(())
     }
 
-    fn archive(&self, what: &Disposal) -> io::Result<()> {
+    /// Moves what has this name in `leaving`.
+    fn archive(&self, what: &Disposal, from: &OsStr) -> io::Result<()> {
         let place = (Area::Sent, what.path.parent());
         let Some(folder) = self.archived.get(&place) else {
             return Err(io::ErrorKind::NotFound.into()); // not reached: it was made before
         };
         let name = confined::os_str(what.path.file_name())?;
-        rename_beside(&self.leaving, OsStr::new(&what.name), folder, name)
+        rename_beside(&self.leaving, from, folder, name)
     }
 
     /// The marker goes with its file, or back with it.
@@ -519,11 +544,6 @@ impl Disposal {
     fn failed(&self, doing: &'static str, error: io::Error) -> DisposeError {
         DisposeError::Disk(doing, self.path.clone(), error)
     }
-}
-
-/// For each of those that share a failed step.
-fn copy_of(error: &io::Error) -> io::Error {
-    io::Error::new(error.kind(), error.to_string())
 }
 
 #[cfg(test)]

@@ -2,7 +2,10 @@
 //! so. A marker is never sent itself, and leaves with its file. A file of such a name that holds bytes is no marker:
 //! nothing is removed that was not sent.
 
-use std::{ffi::OsString, io};
+use std::{
+    ffi::{OsStr, OsString},
+    io,
+};
 
 use cap_std::fs::{Dir, Metadata};
 
@@ -93,15 +96,17 @@ pub(super) fn end(
         Err(e) if confined::is_absent(&e) => return Ok(()),
         Err(e) => return Err(e),
     }
-    if !left && leaving.symlink_metadata(&what.name).is_ok() {
+    let look = |folder: &Dir, name: &OsStr| match folder.symlink_metadata(name) {
+        Ok(meta) => Ok(Some(Version::listed(&meta))),
+        Err(e) if confined::is_absent(&e) => Ok(None),
+        Err(e) => Err(e), // says nothing of what is there
+    };
+    if !left && look(leaving, OsStr::new(&what.name))?.is_some() {
         return Ok(());
     }
     let folder = folder()?;
-    let file = folder.symlink_metadata(confined::os_str(what.path.file_name())?);
-    let is_its_own = file.is_ok_and(|file| {
-        let there = Version::listed(&file);
-        own == Some((there.inode, there.birth_ns))
-    });
+    let there = look(&folder, confined::os_str(what.path.file_name())?)?;
+    let is_its_own = there.is_some_and(|there| own == Some((there.inode, there.birth_ns)));
     let marker = name_of(what.path.file_name(), suffix);
     let back = || durable::rename_noreplace(leaving, &held, &folder, confined::os_str(&marker)?);
     match (!left && is_its_own).then(back) {

@@ -20,6 +20,7 @@ use crate::{
     fault,
     lease::{Asked, Lease},
     mark,
+    remove_tree::remove_tree_at,
     version::{Found, OutboxId, Version},
 };
 
@@ -126,7 +127,7 @@ pub fn discard_copy(root: &Path, path: &RemotePath) -> io::Result<()> {
 
 /// Removes a send's folder with all that is in it: only when none of its files is still to be sent.
 pub fn discard(root: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(root) {
+    match remove_tree_at(root) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result,
     }
@@ -141,7 +142,7 @@ pub fn discard_if_done(root: &Path) -> io::Result<bool> {
     for entry in dir.entries()? {
         let entry = entry?;
         if entry.file_name() != mark::FOLDER
-            && (!entry.file_type()?.is_dir() || holds_files(&entry.open_dir()?)?)
+            && (!entry.file_type()?.is_dir() || holds_files(&entry.open_dir()?, 1)?)
         {
             return Ok(false);
         }
@@ -150,7 +151,7 @@ pub fn discard_if_done(root: &Path) -> io::Result<bool> {
         .open_dir_nofollow(mark::FOLDER)
         .and_then(|own| own.open_dir_nofollow("leaving"))
     {
-        Ok(leaving) if holds_files(&leaving)? => return Ok(false),
+        Ok(leaving) if holds_files(&leaving, 1)? => return Ok(false),
         Ok(_) => {}
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
         Err(e) => return Err(e),
@@ -310,10 +311,14 @@ fn make_private(dir: &Dir, name: &OsStr) -> io::Result<Dir> {
     dir.open_dir_nofollow(name)
 }
 
-fn holds_files(dir: &Dir) -> io::Result<bool> {
+/// Deeper than any path that is sent counts as holding some.
+fn holds_files(dir: &Dir, depth: usize) -> io::Result<bool> {
+    if depth > RemotePath::MAX_DEPTH {
+        return Ok(true);
+    }
     for entry in dir.entries()? {
         let entry = entry?;
-        if !entry.file_type()?.is_dir() || holds_files(&entry.open_dir()?)? {
+        if !entry.file_type()?.is_dir() || holds_files(&entry.open_dir()?, depth + 1)? {
             return Ok(true);
         }
     }

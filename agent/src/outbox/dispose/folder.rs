@@ -4,7 +4,7 @@
 //! |---|---|
 //! | under its path | the same checks again |
 //! | in `leaving/<name>` | the same checks there, with the bytes' digest |
-//! | in `leaving/<name>.gone.<ctime>` | decided: what is left of it and not newer than that is removed |
+//! | in `leaving/<name>.gone` | decided: what is left of it is removed by `leaving/<name>.list`; without that, archived |
 //!
 //! One that holds what was left out of its delivery is archived even where delivered ones are deleted: nothing is
 //! removed that did not arrive.
@@ -18,7 +18,7 @@ use super::{
     Area, Disposal, DisposeError, Disposed, Steps,
     beside::rename_beside,
     check::{COMPARED_BELOW, Compare},
-    copy_of, removal,
+    removal,
 };
 use crate::{
     bundle::{self, Halt, Listing, Trouble},
@@ -57,11 +57,17 @@ fn disposed(
 ) -> Result<Disposed, DisposeError> {
     let name = OsStr::new(&what.name);
     let failed = |e: io::Error| what.failed("the disposal", e);
-    if let Some((gone, newest_ns)) = removal::find_decided(&steps.leaving, &what.name).map_err(failed)? {
-        if let Some(folder) = open(&steps.leaving, &gone).map_err(failed)? {
-            *own = Some(identity(&folder).map_err(failed)?);
+    if steps.left_over {
+        if let Some(gone) = removal::find_decided(&steps.leaving, &what.name).map_err(failed)? {
+            if let Some(folder) = open(&steps.leaving, &gone).map_err(failed)? {
+                *own = Some(identity(&folder).map_err(failed)?);
+            }
+            return match removal::find_list(&steps.leaving, &what.name).map_err(failed)? {
+                Some(list) => remove(steps, what, &gone, list),
+                None => archive(steps, what, &gone),
+            };
         }
-        return remove(steps, what, &gone, newest_ns);
+        removal::forget_list(&steps.leaving, &what.name).map_err(failed)?;
     }
     // A crash, or an error, left it there: the bytes decide.
     if let Some(folder) = open(&steps.leaving, name).map_err(failed)? {
@@ -174,35 +180,53 @@ fn leave(steps: &mut Steps<'_>, what: &Disposal, checked: Checked) -> Result<Dis
         Err(answer) => return steps.give_back(what, answer),
     };
     let name = OsStr::new(&what.name);
-    if what.after == AfterSend::Delete && listing.left_out.is_empty() {
-        let newest_ns = listing.version().ctime_ns;
-        let gone = removal::decided_name(&what.name, newest_ns);
-        let decided = durable::rename_noreplace(&steps.leaving, name, &steps.leaving, &gone);
-        decided.map_err(|e| what.failed("the disposal", e))?;
-        fault::step("S5-folder-gone", || steps.sync(&steps.leaving))
-            .map_err(|e| what.failed("the syncing", e))?;
-        return remove(steps, what, &gone, newest_ns);
+    if what.after == AfterSend::Archive || !listing.left_out.is_empty() {
+        if what.after == AfterSend::Delete {
+            tracing::warn!(path = %what.path, "archived, not deleted: it holds what was left out of its delivery");
+        }
+        return archive(steps, what, name);
     }
-    if what.after == AfterSend::Delete {
-        tracing::warn!(path = %what.path, "archived, not deleted: it holds what was left out of its delivery");
-    }
+    let failed = |e: io::Error| what.failed("the disposal", e);
+    let Some(folder) = open(&steps.leaving, name).map_err(failed)? else {
+        return absent(steps, what);
+    };
+    let list = match removal::write_list(&steps.leaving, &what.name, &folder) {
+        Ok((again, list)) if again.is_undisturbed(&listing) => list,
+        Ok(_) => return given_back(steps, what, Disposed::Changed),
+        Err(trouble) => return answer_to(what, trouble).and_then(|answer| given_back(steps, what, answer)),
+    };
+    drop(folder);
+    let gone = removal::decided_name(&what.name);
+    durable::rename_noreplace(&steps.leaving, name, &steps.leaving, &gone).map_err(failed)?;
+    fault::step("S5-folder-gone", || steps.sync(&steps.leaving))
+        .map_err(|e| what.failed("the syncing", e))?;
+    remove(steps, what, &gone, list)
+}
+
+fn given_back(steps: &Steps<'_>, what: &Disposal, answer: Disposed) -> Result<Disposed, DisposeError> {
+    removal::forget_list(&steps.leaving, &what.name).map_err(|e| what.failed("the giving back", e))?;
+    steps.give_back(what, answer)
+}
+
+/// Moves what has this name in `leaving` into the archive.
+fn archive(steps: &mut Steps<'_>, what: &Disposal, name: &OsStr) -> Result<Disposed, DisposeError> {
     steps.make_place(what)?;
     steps.sync_touched().map_err(|e| what.failed("the syncing", e))?;
-    steps.archive(what).map_err(|e| what.failed("the disposal", e))?;
     steps
-        .sync_left()
-        .map_err(|e| what.failed("the syncing", copy_of(&e)))?;
+        .archive(what, name)
+        .map_err(|e| what.failed("the disposal", e))?;
+    steps.sync_left().map_err(|e| what.failed("the syncing", e))?;
     Ok(Disposed::Done)
 }
 
-/// Durably gone; what somebody put into it after the check stays, in the folder under its old name or the next free one.
+/// Durably gone; what the list does not name stays, in the folder under its old name or the next free one.
 fn remove(
     steps: &Steps<'_>,
     what: &Disposal,
     gone: &OsStr,
-    newest_ns: i64,
+    list: removal::List,
 ) -> Result<Disposed, DisposeError> {
-    let removed = removal::remove(&steps.leaving, gone, newest_ns);
+    let removed = removal::remove(&steps.leaving, gone, list);
     let answer = if removed.map_err(|e| what.failed("the removal", e))? {
         Disposed::Done
     } else {
@@ -214,6 +238,7 @@ fn remove(
         back().map_err(|e| what.failed("the giving back", e))?;
         Disposed::Changed
     };
+    removal::forget_list(&steps.leaving, &what.name).map_err(|e| what.failed("the removal", e))?;
     steps.sync_leaving().map_err(|e| what.failed("the syncing", e))?;
     Ok(answer)
 }

@@ -62,6 +62,20 @@ impl Outbox {
         leaving
     }
 
+    /// Its removal was decided, and cut off after the first file.
+    fn decided(&self, what: &Disposal, listed: bool) -> PathBuf {
+        let folder = self.in_leaving(what, &what.name);
+        let leaving = confined::root(folder.parent().unwrap()).unwrap();
+        if listed {
+            let written = removal::write_list(&leaving, &what.name, &confined::root(&folder).unwrap());
+            assert!(written.is_ok());
+        }
+        let half = folder.with_file_name(removal::decided_name(&what.name));
+        fs::rename(&folder, &half).unwrap();
+        fs::remove_file(half.join("a")).unwrap();
+        half
+    }
+
     fn leaving_is_empty(&self) -> bool {
         fs::read_dir(self.at(".dropwire/leaving")).unwrap().count() == 0
     }
@@ -95,13 +109,62 @@ fn a_delivered_folder_is_removed_also_after_a_crash_in_between() {
 
     // Half removed: that is no new version, and must not come back.
     let what = outbox.delivered(AfterSend::Delete);
-    let half = outbox.in_leaving(
-        &what,
-        removal::decided_name(&what.name, i64::MAX).to_str().unwrap(),
-    );
-    fs::remove_file(half.join("a")).unwrap();
+    outbox.decided(&what, true);
     assert_eq!(outbox.dispose(&what), Disposed::Done);
     assert!(!outbox.at("batch").exists() && outbox.leaving_is_empty());
+    assert!(!outbox.at(".dropwire/sent").exists());
+}
+
+/// As an earlier version of dropwire left it.
+#[test]
+fn what_is_left_of_a_removal_without_a_list_is_archived() {
+    let outbox = Outbox::new();
+    for earlier in ["", ".1700000000000000000"] {
+        let what = outbox.delivered(AfterSend::Delete);
+        let half = outbox.decided(&what, false);
+        fs::rename(&half, format!("{}{earlier}", half.display())).unwrap();
+        assert_eq!(outbox.dispose(&what), Disposed::Done);
+        assert!(!outbox.at("batch").exists() && outbox.leaving_is_empty());
+    }
+    for name in ["batch", "batch (1)"] {
+        let sent = outbox.at(".dropwire/sent").join(name);
+        assert!(!sent.join("a").exists() && sent.join("sub/b").exists());
+    }
+}
+
+/// What was moved in after the check was never delivered, however old its times are.
+#[test]
+fn only_what_the_list_names_is_removed() {
+    let outbox = Outbox::new();
+    fs::create_dir_all(outbox.at(".dropwire/old/of")).unwrap();
+    for file in ["old/file", "old/of/b", "a"] {
+        fs::write(outbox.at(".dropwire").join(file), "old").unwrap();
+    }
+    let what = outbox.delivered(AfterSend::Delete);
+    let half = outbox.decided(&what, true);
+    fs::rename(outbox.at(".dropwire/old"), half.join("sub/old")).unwrap();
+    fs::rename(outbox.at(".dropwire/a"), half.join("a")).unwrap(); // of a listed name, but another file
+    assert_eq!(outbox.dispose(&what), Disposed::Changed);
+    for file in ["sub/old/file", "sub/old/of/b", "a"] {
+        assert_eq!(fs::read(outbox.at("batch").join(file)).unwrap(), b"old", "{file}");
+    }
+    assert!(!outbox.at("batch/sub/b").exists() && !outbox.at("batch/sub/empty").exists());
+    assert!(outbox.leaving_is_empty());
+}
+
+/// Neither a stack nor open folders grow with what somebody moved in, also at the start after a crash.
+#[test]
+fn a_tree_of_any_depth_that_was_moved_in_stays() {
+    let outbox = Outbox::new();
+    let what = outbox.delivered(AfterSend::Delete);
+    let half = outbox.decided(&what, true);
+    crate::remove_tree::tests::make_deep(&confined::root(&half).unwrap(), 6_000);
+    let small = std::thread::Builder::new().stack_size(512 * 1024);
+    let disposed = small.spawn(move || (outbox.dispose(&what), outbox));
+    let (answer, outbox) = disposed.unwrap().join().unwrap();
+    assert_eq!(answer, Disposed::Changed);
+    assert!(outbox.at("batch/d/d/d").exists() && outbox.leaving_is_empty());
+    crate::remove_tree::remove_tree_at(&outbox.at("batch")).unwrap();
 }
 
 /// An error of the disk, say: it is no other version by that.
@@ -242,12 +305,16 @@ mod order {
         fs::hard_link(outbox.at("batch/a"), outbox.at("batch/sub/a")).unwrap();
         fs::write(outbox.at("batch/Thumbs.db"), "litter").unwrap();
         let what = outbox.as_it_is(AfterSend::Delete);
-        let gone = removal::decided_name(&what.name, what.version.ctime_ns);
+        let gone = removal::decided_name(&what.name);
         let decided = Call::Name(leaving(&what), Path::new(".dropwire/leaving").join(gone));
-        let late = outbox.temp.path().join(leaving(&what)).join("sub/late");
-        trace::before(outbox.temp.path(), decided, move || fs::write(late, "late"));
+        let late = outbox.temp.path().join(leaving(&what)).join("sub");
+        trace::before(outbox.temp.path(), decided, move || {
+            fs::write(late.join("late"), "late")?;
+            fs::write(late.join("b"), "L")
+        });
         assert_eq!(outbox.dispose(&what), Disposed::Changed);
         assert_eq!(fs::read(outbox.at("batch/sub/late")).unwrap(), b"late");
+        assert_eq!(fs::read(outbox.at("batch/sub/b")).unwrap(), b"L");
         assert!(!outbox.at("batch/a").exists() && !outbox.at("batch/sub/a").exists());
         assert!(outbox.leaving_is_empty());
     }
@@ -258,8 +325,8 @@ mod order {
         let what = outbox.delivered(AfterSend::Delete);
         assert_eq!(outbox.dispose(&what), Disposed::Done);
         let calls = trace::of(outbox.temp.path());
-        let gone = removal::decided_name(&what.name, what.version.ctime_ns);
-        let gone = Path::new(".dropwire/leaving").join(gone);
+        let gone = Path::new(".dropwire/leaving").join(removal::decided_name(&what.name));
+        let list = Path::new(".dropwire/leaving").join(format!("{}.list", what.name));
         let at = |wanted: Call| calls.iter().position(|c| *c == wanted).expect("a call");
         let left = at(Call::Name("batch".into(), leaving(&what)));
         let decided = at(Call::Name(leaving(&what), gone));
@@ -267,6 +334,7 @@ mod order {
         for folder in ["", ".dropwire/leaving"] {
             assert!(syncs(&calls[left..decided], folder) > 0, "{calls:#?}");
         }
+        assert!(at(trace::sync(list.to_str().unwrap())) < decided, "{calls:#?}");
         // Once before the removal, once after.
         assert_eq!(syncs(&calls[decided..], ".dropwire/leaving"), 2, "{calls:#?}");
     }

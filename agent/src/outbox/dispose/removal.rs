@@ -1,101 +1,295 @@
-//! A delivered folder is removed: all that was in it when it was checked, and nothing else.
+//! A delivered folder is removed: what the list of the checked folder names, as it was then, and nothing else.
 //!
-//! A program that had the folder open may go on in it after its last name is gone: what it writes then was never
-//! delivered. So each file is looked at once more, and one that was touched since the check stays.
+//! The list is on disk before the removal is decided, so that a removal that a crash cut off goes on by the same list.
+//! What the list does not name was never delivered, whatever its times say (a folder with old files that was moved in),
+//! and stays. The list is read from front to back: no matter how deep a tree somebody moved in, it is not walked.
 
 use std::{
     collections::HashSet,
     ffi::{OsStr, OsString},
-    io,
+    io::{self, BufReader, BufWriter, Cursor, Read, Seek, Write},
 };
 
 use cap_fs_ext::{DirExt, MetadataExt};
-use cap_std::fs::{Dir, Metadata};
+use cap_std::fs::Dir;
+use dropwire_protocol::RemotePath;
 
 use crate::{
-    bundle, confined, durable, fault,
+    bundle::{self, Kind, Listing, Step, Trouble},
+    confined::{self, Parents},
+    durable, fault, io_error,
     lease::{Asked, Lease},
     version::Version,
 };
 
-const GONE: &str = ".gone.";
+/// Most bytes of a list that is kept in memory, where the disk has no room for it.
+const IN_MEMORY: usize = 16 << 20;
 
-/// The name in `leaving` of a folder whose removal is decided; `newest_ns` is the newest ctime that was in it then.
-pub(super) fn decided_name(name: &str, newest_ns: i64) -> OsString {
-    format!("{name}{GONE}{newest_ns}").into()
+/// The name in `leaving` of a folder whose removal is decided.
+pub(super) fn decided_name(name: &str) -> OsString {
+    format!("{name}.gone").into()
 }
 
-/// The folder that has such a name, and the ctime in it.
-pub(super) fn find_decided(leaving: &Dir, name: &str) -> io::Result<Option<(OsString, i64)>> {
+/// The folder whose removal was decided; with more behind the name where an earlier version of dropwire did, without a
+/// list.
+pub(super) fn find_decided(leaving: &Dir, name: &str) -> io::Result<Option<OsString>> {
+    let decided = decided_name(name);
     for entry in leaving.entries()? {
         let found = entry?.file_name();
-        let rest = found
-            .to_str()
-            .and_then(|n| n.strip_prefix(name)?.strip_prefix(GONE));
-        if let Some(newest_ns) = rest.and_then(|ns| ns.parse().ok()) {
-            return Ok(Some((found, newest_ns)));
+        let rest = found.as_encoded_bytes().strip_prefix(decided.as_encoded_bytes());
+        if rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(b".")) {
+            return Ok(Some(found));
         }
     }
     Ok(None)
 }
 
-/// Removes the folder `name` and what in it was not changed since `newest_ns`. False: something stays, and the folder
-/// with it. Durable once `parent` is synced; may be repeated.
-pub(super) fn remove(parent: &Dir, name: &OsStr, newest_ns: i64) -> io::Result<bool> {
+/// What a folder held when it was checked.
+pub(super) struct List(Box<dyn Read>);
+
+/// Lists `folder`, and writes the list into `leaving`, synced; its name is durable after a sync of `leaving`. A disk
+/// without room for it is no reason to keep what would make room: then the list is only in memory.
+pub(super) fn write_list(leaving: &Dir, name: &str, folder: &Dir) -> Result<(Listing, List), Trouble> {
+    let failed = |e: io::Error| Trouble::Held(format!("the list of what may be removed: {e}"));
+    forget_list(leaving, name).map_err(failed)?;
+    let mut file = durable::create_private(leaving, &list_name(name)).map_err(failed)?;
+    let mut out = BufWriter::new(&mut file);
+    let written = listed(folder, &mut out).and_then(|listing| Ok((listing, out.flush()?)));
+    drop(out);
+    let synced = written.and_then(|(listing, ())| {
+        fault::step("S5-folder-list", || durable::sync_file(&file))?;
+        file.rewind()?;
+        Ok(listing)
+    });
+    match synced {
+        Ok(listing) => Ok((listing, List(Box::new(BufReader::new(file))))),
+        Err(Unwritten::Folder(trouble)) => Err(trouble),
+        Err(Unwritten::List(e)) if io_error::is_full(&e) => {
+            forget_list(leaving, name).map_err(failed)?;
+            let mut bytes = Bounded(Vec::new());
+            match listed(folder, &mut bytes) {
+                Ok(listing) => Ok((listing, List(Box::new(Cursor::new(bytes.0))))),
+                Err(Unwritten::Folder(trouble)) => Err(trouble),
+                Err(Unwritten::List(_)) => Err(failed(e)),
+            }
+        }
+        Err(Unwritten::List(e)) => Err(failed(e)),
+    }
+}
+
+/// The list that was written before a crash; None: there is none.
+pub(super) fn find_list(leaving: &Dir, name: &str) -> io::Result<Option<List>> {
+    match confined::open_file(leaving, &list_name(name)) {
+        Ok(file) => Ok(Some(List(Box::new(BufReader::new(file))))),
+        Err(e) if confined::is_absent(&e) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// Nothing is removed by it any more.
+pub(super) fn forget_list(leaving: &Dir, name: &str) -> io::Result<()> {
+    match durable::unlink(leaving, &list_name(name)) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+fn list_name(name: &str) -> OsString {
+    format!("{name}.list").into()
+}
+
+/// Why there is no list.
+enum Unwritten {
+    Folder(Trouble),
+    List(io::Error),
+}
+
+impl From<Trouble> for Unwritten {
+    fn from(trouble: Trouble) -> Self {
+        Unwritten::Folder(trouble)
+    }
+}
+
+impl From<io::Error> for Unwritten {
+    fn from(error: io::Error) -> Self {
+        Unwritten::List(error)
+    }
+}
+
+fn listed(folder: &Dir, out: &mut dyn Write) -> Result<Listing, Unwritten> {
+    let mut failed = None;
+    let listing = bundle::list(folder, false, &mut |step| {
+        Entry::of(step)
+            .map_or(Ok(()), |entry| entry.write(out))
+            .map_err(|e| {
+                failed = Some(e);
+                Trouble::Changed
+            })
+    });
+    match failed {
+        Some(e) => Err(Unwritten::List(e)),
+        None => Ok(listing?),
+    }
+}
+
+/// Takes [`IN_MEMORY`] bytes.
+struct Bounded(Vec<u8>);
+
+impl Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.0.len() + bytes.len() > IN_MEMORY {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A version, its ctime included.
+type Stamp = [u8; 40];
+
+fn stamp(version: &Version) -> Stamp {
+    let mut stamp = [0; 40];
+    stamp[..32].copy_from_slice(&version.identity_bytes());
+    stamp[32..].copy_from_slice(&version.ctime_ns.to_be_bytes());
+    stamp
+}
+
+/// One file or folder of the list; on disk: kind, stamp, length of the path, path.
+struct Entry {
+    is_folder: bool,
+    stamp: Stamp,
+    path: RemotePath,
+}
+
+impl Entry {
+    /// None: it is not removed by the list.
+    fn of(step: &Step<'_>) -> Option<Entry> {
+        Some(Entry {
+            is_folder: match step.kind {
+                Kind::Folder => true,
+                Kind::File => false,
+                Kind::Other(_) => return None,
+            },
+            stamp: stamp(&step.version),
+            path: step.path.clone()?,
+        })
+    }
+
+    fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+        let path = self.path.as_bytes();
+        let length = u16::try_from(path.len()).map_err(io::Error::other)?;
+        out.write_all(&[u8::from(self.is_folder)])?;
+        out.write_all(&self.stamp)?;
+        out.write_all(&length.to_be_bytes())?;
+        out.write_all(path)
+    }
+
+    /// None: that was all.
+    fn read(from: &mut dyn Read) -> io::Result<Option<Entry>> {
+        let (mut kind, mut stamp, mut length) = ([0], [0; 40], [0; 2]);
+        match from.read_exact(&mut kind) {
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+            other => other?,
+        }
+        from.read_exact(&mut stamp)?;
+        from.read_exact(&mut length)?;
+        let mut path = vec![0; u16::from_be_bytes(length).into()];
+        from.read_exact(&mut path)?;
+        Ok(Some(Entry {
+            is_folder: kind != [0],
+            stamp,
+            path: RemotePath::parse(&path).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?,
+        }))
+    }
+}
+
+/// Removes from the folder `name` what the list names and was not changed since, and the folder. False: something
+/// stays, and the folder with it. Durable once `parent` is synced; may be repeated.
+pub(super) fn remove(parent: &Dir, name: &OsStr, list: List) -> io::Result<bool> {
     let folder = match parent.open_dir_nofollow(name) {
         Err(e) if confined::is_absent(&e) => return Ok(true),
         folder => folder?,
     };
     let mut removal = Removal {
-        newest_ns,
         device: folder.dir_metadata()?.dev(),
+        parents: Parents::new(folder),
         further: HashSet::new(),
+        within: Vec::new(),
     };
-    removal.clear(&folder)?;
-    remove_empty(parent, name)
+    let mut list = list.0;
+    while let Some(entry) = Entry::read(&mut list)? {
+        removal.leave_up_to(Some(&entry.path))?;
+        if entry.is_folder {
+            removal.within.push(entry);
+        } else {
+            absent_is_fine(removal.file(&entry))?;
+        }
+    }
+    removal.leave_up_to(None)?;
+    remove_folder(parent, name)
+}
+
+/// It went, or became something else, by somebody else's doing.
+fn absent_is_fine(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(e) if confined::is_absent(&e) => Ok(()),
+        other => other,
+    }
 }
 
 struct Removal {
-    newest_ns: i64,
+    parents: Parents,
     device: u64,
     /// Files of which one name was removed and others are left: their ctime is of that removal.
     further: HashSet<u64>,
+    /// The listed folders that the list is in, each within the one before it.
+    within: Vec<Entry>,
 }
 
 impl Removal {
-    fn clear(&mut self, folder: &Dir) -> io::Result<()> {
-        for entry in folder.entries()? {
-            let name = entry?.file_name();
-            match self.entry(folder, &name) {
-                // It went, or became something else, by somebody else's doing.
-                Err(e) if confined::is_absent(&e) => {}
-                done => done?,
-            }
+    /// The listed folders that do not hold `path` have been cleared.
+    fn leave_up_to(&mut self, path: Option<&RemotePath>) -> io::Result<()> {
+        let holds = |folder: &Entry| path.is_some_and(|path| is_below(path, &folder.path));
+        while let Some(folder) = self.within.pop_if(|folder| !holds(folder)) {
+            absent_is_fine(self.folder(&folder))?;
         }
         Ok(())
     }
 
-    fn entry(&mut self, folder: &Dir, name: &OsStr) -> io::Result<()> {
-        let meta = folder.symlink_metadata(name)?;
-        if meta.dev() != self.device {
-            return Ok(());
+    fn folder(&mut self, entry: &Entry) -> io::Result<()> {
+        let parent = self.parents.of(&entry.path)?;
+        let name = confined::os_str(entry.path.file_name())?;
+        let meta = parent.symlink_metadata(name)?;
+        // Inode and birth: its times changed when it was cleared.
+        if meta.is_dir() && stamp(&Version::listed(&meta))[..16] == entry.stamp[..16] {
+            remove_folder(parent, name)?;
         }
-        if meta.is_dir() {
-            self.clear(&folder.open_dir_nofollow(name)?)?;
-            return remove_empty(folder, name).map(drop);
-        }
-        if !meta.is_file() {
-            return Ok(());
-        }
+        Ok(())
+    }
+
+    fn file(&mut self, entry: &Entry) -> io::Result<()> {
+        let parent = self.parents.of(&entry.path)?;
+        let name = confined::os_str(entry.path.file_name())?;
         // A writer is held up for as long as it lives.
-        let lease = match Lease::take(&confined::open_file(folder, name)?) {
+        let lease = match Lease::take(&confined::open_file(parent, name)?) {
             Asked::Writer => return Ok(()),
             Asked::Unsupported => None,
             Asked::Lease(lease) => Some(lease),
         };
-        let meta = folder.symlink_metadata(name)?;
-        if self.is_as_checked(&meta) || bundle::is_litter(folder, name) || fault::mutant("S5-folder-late") {
-            durable::unlink(folder, name)?;
+        let meta = parent.symlink_metadata(name)?;
+        let now = stamp(&Version::listed(&meta));
+        let compared = match self.further.contains(&meta.ino()) {
+            true => 32, // all but the ctime
+            false => 40,
+        };
+        let is_as_checked = meta.dev() == self.device && now[..compared] == entry.stamp[..compared];
+        if is_as_checked || fault::mutant("S5-folder-late") {
+            durable::unlink(parent, name)?;
             if meta.nlink() > 1 {
                 self.further.insert(meta.ino());
             }
@@ -103,22 +297,30 @@ impl Removal {
         drop(lease);
         Ok(())
     }
-
-    fn is_as_checked(&self, meta: &Metadata) -> bool {
-        let version = Version::listed(meta);
-        let changed_ns = match self.further.contains(&meta.ino()) {
-            true => version.mtime_ns,
-            false => version.ctime_ns,
-        };
-        changed_ns <= self.newest_ns
-    }
 }
 
-/// False: it is not empty.
-fn remove_empty(parent: &Dir, name: &OsStr) -> io::Result<bool> {
-    match parent.remove_dir(name) {
+fn is_below(path: &RemotePath, folder: &RemotePath) -> bool {
+    let rest = path.as_bytes().strip_prefix(folder.as_bytes());
+    rest.is_some_and(|rest| rest.starts_with(b"/"))
+}
+
+/// Also one in which only litter is left. False: something else is.
+fn remove_folder(parent: &Dir, name: &OsStr) -> io::Result<bool> {
+    let remove = || match parent.remove_dir(name) {
         Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(false),
         Err(e) if confined::is_absent(&e) => Ok(true),
         removed => removed.map(|()| true),
+    };
+    if remove()? {
+        return Ok(true);
     }
+    let folder = parent.open_dir_nofollow(name)?;
+    for entry in folder.entries()? {
+        let name = entry?.file_name();
+        match bundle::is_litter(&folder, &name) {
+            true => absent_is_fine(durable::unlink(&folder, &name))?,
+            false => return Ok(false),
+        }
+    }
+    remove()
 }

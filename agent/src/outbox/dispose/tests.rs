@@ -480,6 +480,43 @@ mod order {
         }
     }
 
+    /// What could not be asked of the disk lost nothing: tried again, without a restart.
+    #[test]
+    fn only_a_sync_that_the_disk_refused_holds_the_outbox() {
+        let outbox = Outbox::new();
+        let disposal = outbox.delivered("sub/file", "bytes", AfterSend::Archive);
+        let refused = |code| io::Error::from_raw_os_error(code);
+        for (error, holds) in [
+            (refused(libc::EMFILE), false),
+            (refused(libc::ENFILE), false),
+            (refused(libc::ENOMEM), false),
+            (refused(libc::EINTR), false),
+            (refused(libc::EACCES), false),
+            (refused(libc::EIO), false), // of the opening
+            (LostWrite::wrap(refused(libc::EIO)), true),
+            (LostWrite::wrap(refused(libc::ENOMEM)), true),
+        ] {
+            let steps = Steps::begin(&disposal, &|| false).unwrap();
+            let text = error.to_string();
+            assert!(steps.synced(|| Err(error)).is_err());
+            assert_eq!(steps.trusted().is_err(), holds, "{text}");
+        }
+    }
+
+    /// A shortage came after the rename into the archive: that name is made durable before the old one's absence.
+    #[test]
+    fn what_may_be_in_the_archive_already_is_synced_there_first() {
+        let outbox = Outbox::new();
+        let disposal = outbox.delivered("sub/file", "bytes", AfterSend::Archive);
+        assert_eq!(dispose(&disposal).unwrap(), Disposed::Done);
+        let calls = calls(&outbox, || {
+            assert_eq!(dispose(&disposal).unwrap(), Disposed::Gone);
+        });
+        let at = |path: &str| calls.iter().position(|call| *call == sync(path));
+        let place = at(".dropwire/sent/sub");
+        assert!(place.is_some() && place < at(".dropwire/leaving"), "{calls:#?}");
+    }
+
     #[test]
     fn what_is_swapped_in_at_the_last_moment_is_given_back() {
         let outbox = Outbox::new();
