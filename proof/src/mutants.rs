@@ -95,6 +95,12 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     ("R1-bound", "path and size are bound to the id", FLOWS),
     ("R1-fence", "the older link's writer stops", FLOWS),
     (
+        "withdraw-again",
+        "a withdrawal that met a busy transfer is tried again",
+        FLOWS,
+    ),
+    ("desk-links", "so many links of a peer are at work", FLOWS),
+    (
         "R2-mark",
         "a partial counts only in its own inbox",
         Equivalent(

@@ -1,7 +1,7 @@
 //! Who works on which transfer: one at a time, the newest wins, and only after the one before it has ended.
 
 use std::{
-    collections::{HashMap, hash_map},
+    collections::HashMap,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -9,6 +9,7 @@ use std::{
 };
 
 use dropwire_protocol::{AgentId, TransferId};
+use tokio::sync::watch;
 
 /// A transfer, by its authenticated sender and its id.
 pub type Key = (AgentId, TransferId);
@@ -18,6 +19,8 @@ pub type Key = (AgentId, TransferId);
 pub struct Claims {
     table: Mutex<HashMap<Key, Entry>>,
     ended: Condvar,
+    /// The same for those that wait without a thread.
+    ends: watch::Sender<()>,
 }
 
 struct Entry {
@@ -45,50 +48,52 @@ impl Claims {
         self.insert(key, false, None)
     }
 
+    /// Claims `key` firmly if that needs no waiting. If somebody works on it, that one is asked to end: [`Claims::ends`]
+    /// tells when to try again.
+    pub fn take_now(self: &Arc<Self>, key: Key) -> Option<Claim> {
+        let table = self.lock();
+        match fence(&table, key) {
+            true => None,
+            false => Some(self.enter(table, key, true, None)),
+        }
+    }
+
+    /// Changes whenever a claim ends.
+    pub fn ends(&self) -> watch::Receiver<()> {
+        self.ends.subscribe()
+    }
+
     /// Claims `key` only if nobody has it.
     pub fn try_take(self: &Arc<Self>, key: Key) -> Option<Claim> {
-        let mut table = self.lock();
-        match table.entry(key) {
-            hash_map::Entry::Occupied(_) => None,
-            hash_map::Entry::Vacant(entry) => {
-                let fenced = Arc::new(AtomicBool::new(false));
-                entry.insert(Entry {
-                    fenced: fenced.clone(),
-                    firm: true,
-                    wake: None,
-                });
-                drop(table);
-                Some(self.claim(key, fenced))
-            }
+        let table = self.lock();
+        match table.contains_key(&key) {
+            true => None,
+            false => Some(self.enter(table, key, true, None)),
         }
     }
 
     fn insert(self: &Arc<Self>, key: Key, firm: bool, wake: Option<Box<dyn Fn() + Send>>) -> Claim {
         let mut table = self.lock();
-        while let Some(older) = table.get(&key) {
-            older.fenced.store(true, Ordering::Release);
-            if !older.firm {
-                break;
-            }
-            if let Some(wake) = &older.wake {
-                wake();
-            }
+        while fence(&table, key) {
             table = self.ended.wait(table).unwrap_or_else(PoisonError::into_inner);
         }
-        let fenced = Arc::new(AtomicBool::new(false));
-        table.insert(
-            key,
-            Entry {
-                fenced: fenced.clone(),
-                firm,
-                wake,
-            },
-        );
-        drop(table);
-        self.claim(key, fenced)
+        self.enter(table, key, firm, wake)
     }
 
-    fn claim(self: &Arc<Self>, key: Key, fenced: Arc<AtomicBool>) -> Claim {
+    fn enter(
+        self: &Arc<Self>,
+        mut table: MutexGuard<'_, HashMap<Key, Entry>>,
+        key: Key,
+        firm: bool,
+        wake: Option<Box<dyn Fn() + Send>>,
+    ) -> Claim {
+        let fenced = Arc::new(AtomicBool::new(false));
+        let entry = Entry {
+            fenced: fenced.clone(),
+            firm,
+            wake,
+        };
+        table.insert(key, entry);
         Claim {
             claims: self.clone(),
             key,
@@ -99,6 +104,18 @@ impl Claims {
     fn lock(&self) -> MutexGuard<'_, HashMap<Key, Entry>> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Fences the one who has `key`. True: its claim is firm, and has to end first.
+fn fence(table: &HashMap<Key, Entry>, key: Key) -> bool {
+    let Some(older) = table.get(&key) else {
+        return false;
+    };
+    older.fenced.store(true, Ordering::Release);
+    if let Some(wake) = older.wake.as_ref().filter(|_| older.firm) {
+        wake();
+    }
+    older.firm
 }
 
 impl Claim {
@@ -132,7 +149,9 @@ impl Drop for Claim {
         if table.get(&self.key).is_some_and(ours) {
             table.remove(&self.key);
         }
+        drop(table);
         self.claims.ended.notify_all();
+        self.claims.ends.send_replace(());
     }
 }
 
@@ -157,6 +176,20 @@ mod tests {
         drop(old);
         assert!(!newer.join().unwrap().fenced());
         assert!(claims.try_take(KEY).is_some());
+    }
+
+    #[test]
+    fn who_does_not_wait_is_told_when_to_try_again() {
+        let claims = Arc::new(Claims::default());
+        let old = claims.take(KEY, None);
+        let ends = claims.ends();
+        assert!(claims.take_now(KEY).is_none());
+        assert!(old.fenced() && !ends.has_changed().unwrap());
+        drop(old);
+        assert!(ends.has_changed().unwrap());
+        let soft = claims.take_softly(KEY);
+        assert!(claims.take_now(KEY).is_some_and(|newer| !newer.fenced()));
+        assert!(soft.fenced());
     }
 
     #[test]

@@ -17,7 +17,10 @@ use dropwire_protocol::{
     message::{DeclineReason, MAX_EAGER},
     receiver::{Command, Opening, Outcome},
 };
-use tokio::{sync::mpsc, task::spawn_blocking};
+use tokio::{
+    sync::{Semaphore, mpsc, watch},
+    task::spawn_blocking,
+};
 
 use super::{
     COMMANDS, Shared, admit,
@@ -51,8 +54,14 @@ pub struct Desk {
     /// Bytes of these, all together.
     collected: usize,
     large: HashMap<TransferId, (Opening, Arc<SyncSender<Order>>)>,
+    /// Of the large ones; at most [`MAX_LARGE`].
     threads: Vec<JoinHandle<()>>,
     withdrawals: u64,
+    /// Withdrawn while somebody still works on them: each waits for the end of that. The link itself lets the other side
+    /// have no more than `MAX_ASKED` questions open.
+    waiting: Vec<TransferId>,
+    /// Tells when to look at these again.
+    ends: watch::Receiver<()>,
 }
 
 /// A small file that is coming in.
@@ -71,6 +80,7 @@ impl Desk {
     /// For a link with `peer`.
     pub fn new(shared: Arc<Shared>, peer: AgentId, outcomes: Outcomes, batch: SyncSender<Small>) -> Desk {
         Desk {
+            ends: shared.claims.ends(),
             shared,
             peer,
             outcomes,
@@ -80,19 +90,34 @@ impl Desk {
             large: HashMap::new(),
             threads: Vec::new(),
             withdrawals: 0,
+            waiting: Vec::new(),
         }
     }
 
-    /// Serves until the link closes its end or the agent stops; then everything open is released, and waited for.
-    pub async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+    /// Serves until the link closes its end or the agent stops; then everything open is released, and waited for. Begins
+    /// once the peer has a place among its `links`.
+    pub async fn run(mut self, mut commands: mpsc::Receiver<Command>, links: Arc<Semaphore>) {
         let (cancel, turns) = (self.shared.cancel.clone(), self.shared.turns.clone());
-        while let Some(Some(first)) = cancel.run_until_cancelled(commands.recv()).await {
+        let Some(Ok(_place)) = cancel.run_until_cancelled(links.acquire_owned()).await else {
+            return;
+        };
+        loop {
+            let first = tokio::select! {
+                biased;
+                () = cancel.cancelled() => break,
+                command = commands.recv() => match command {
+                    Some(command) => Some(command),
+                    None => break,
+                },
+                _ = self.ends.changed(), if !self.waiting.is_empty() => None,
+            };
             let Some(Ok(turn)) = cancel.run_until_cancelled(turns.clone().acquire_owned()).await else {
                 break;
             };
             let serving = spawn_blocking(move || {
+                self.withdraw_waiting();
                 let more = iter::from_fn(|| commands.try_recv().ok());
-                for command in iter::once(first).chain(more).take(COMMANDS) {
+                for command in first.into_iter().chain(more).take(COMMANDS) {
                     if self.shared.cancel.is_cancelled() {
                         break;
                     }
@@ -346,24 +371,22 @@ impl Desk {
         self.large.remove(&id);
     }
 
-    /// Off this thread only where somebody still works on it: then it has to be waited for.
+    /// At once, or as soon as nobody works on it any more.
     fn withdraw(&mut self, id: TransferId) {
-        let key = (self.peer, id);
-        let (shared, outcomes) = (self.shared.clone(), self.outcomes.clone());
-        if let Some(claim) = shared.claims.try_take(key) {
-            return withdraw(&shared, &claim, &outcomes);
+        match self.shared.claims.take_now((self.peer, id)) {
+            Some(claim) => withdraw(&self.shared, &claim, &self.outcomes),
+            None => self.waiting.push(id),
         }
-        let waiting = thread::Builder::new()
-            .name("inbox-withdraw".into())
-            .spawn(move || {
-                let claim = shared.claims.take(key, None);
-                withdraw(&shared, &claim, &outcomes);
-            });
-        match waiting {
-            Ok(thread) => self.threads.push(thread),
-            Err(error) => {
-                tracing::error!(peer = %id::format(key.0), job = %id, %error, "a withdrawal waits for the next link");
-            }
+    }
+
+    /// Those that nobody works on any more.
+    fn withdraw_waiting(&mut self) {
+        if fault::mutant("withdraw-again") {
+            return;
+        }
+        self.ends.mark_unchanged(); // first: whatever ends from here on wakes this desk once more
+        for id in std::mem::take(&mut self.waiting) {
+            self.withdraw(id);
         }
     }
 

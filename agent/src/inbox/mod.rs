@@ -69,6 +69,9 @@ pub use ledger::SCHEMA_1;
 const COMMANDS: usize = 64;
 /// Bytes of chunks that wait for a desk or a writer, all links together.
 const ROOM: usize = 6 << 20;
+/// Links of one peer that are served, or still at work on what came by them, at the same time: one, and some that ended
+/// just now. A peer that makes and drops links without end waits for its own.
+const LINKS: usize = 4;
 /// Links that are served at the same time, each by a thread that may block: where the inbox's disk hangs, so many hang
 /// with it, and the runtime has more for all other work.
 const TURNS: usize = 1024;
@@ -151,6 +154,8 @@ struct Shared {
     memory: Arc<memory::Memory>,
     room: Room,
     turns: Arc<Semaphore>,
+    /// [`LINKS`] for each peer that has one.
+    links: Mutex<HashMap<AgentId, Arc<Semaphore>>>,
     me: AgentId,
     sign: Sign,
     /// The folder of each peer; None: all together.
@@ -213,6 +218,7 @@ impl Inbox {
             memory: memory::Memory::new(batch::MEMORY),
             room: Room::new(ROOM),
             turns: Arc::new(Semaphore::new(TURNS)),
+            links: Mutex::default(),
             me,
             sign,
             tops: RwLock::new(settings.tops()),
@@ -304,7 +310,8 @@ impl Sink for Inbox {
         let batch = self.batch.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(batch) = batch {
             let desk = desk::Desk::new(self.shared.clone(), peer, reply::Outcomes::new(outcomes), batch);
-            self.desks.spawn_on(desk.run(commands), &self.shared.runtime);
+            let serving = desk.run(commands, self.shared.links_of(peer));
+            self.desks.spawn_on(serving, &self.shared.runtime);
         }
         (Commands::new(commands_in, self.shared.room.clone()), outcomes_out)
     }
@@ -314,6 +321,19 @@ impl Shared {
     /// The inbox, looked at anew; see [`site::Gate::enter`].
     fn enter(&self) -> Result<Arc<site::Site>, site::Trouble> {
         self.gate.enter(|path| recover::open(self, path))
+    }
+
+    fn links_of(&self, peer: AgentId) -> Arc<Semaphore> {
+        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        links.retain(|_, places| Arc::strong_count(places) > 1);
+        let most = match crate::fault::mutant("desk-links") {
+            true => Semaphore::MAX_PERMITS,
+            false => LINKS,
+        };
+        let places = links
+            .entry(peer)
+            .or_insert_with(|| Arc::new(Semaphore::new(most)));
+        places.clone()
     }
 
     /// The folder for a peer's files, if each has one.

@@ -536,3 +536,70 @@ async fn while_all_turns_are_taken_a_link_waits() {
     drop((hung, last));
     assert!(matches!(link.next().await, Outcome::Opened { .. }));
 }
+
+/// Each of these used to be a thread that nobody joined.
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_is_withdrawn_while_it_is_busy_takes_an_entry_and_is_answered_once_it_is_free() {
+    const BUSY: usize = 300;
+    let rig = Rig::new().await;
+    let (outcomes, mut answers) = mpsc::channel(2 * BUSY);
+    let (batch, stuck) = batch::queue();
+    let outcomes = reply::Outcomes::new(outcomes);
+    let desk = desk::Desk::new(rig.inbox.shared.clone(), ANA, outcomes, batch);
+    let (commands, taken) = mpsc::channel(COMMANDS);
+    let links = Arc::new(tokio::sync::Semaphore::new(1));
+    let serving = tokio::spawn(desk.run(taken, links));
+    let withdrawn = |n: usize| {
+        let mut bytes = [1; 16];
+        bytes[..8].copy_from_slice(&n.to_le_bytes());
+        TransferId(bytes)
+    };
+    for n in 0..BUSY {
+        let (id, opening) = (withdrawn(n), Opening(n as u64));
+        let open = Command::Open {
+            id,
+            opening,
+            manifest: manifest("empty", 0),
+            eager: true,
+        };
+        let finish = Command::Finish {
+            id,
+            opening,
+            pass: 0,
+            digest: digest(b""),
+        };
+        for command in [open, finish, Command::Withdraw { id }] {
+            commands.send(command).await.unwrap();
+        }
+    }
+    // What is asked last is answered: all before it is served, and no one of the busy ones held it up.
+    let last = TransferId([0xEE; 16]);
+    commands.send(Command::Withdraw { id: last }).await.unwrap();
+    let mut answer = async || tokio::time::timeout(Duration::from_secs(60), answers.recv()).await;
+    assert_eq!(answer().await.unwrap(), Some(Outcome::Withdrawn { id: last }));
+    drop(stuck); // the claims in it end
+    for _ in 0..BUSY {
+        let answer = answer().await.unwrap();
+        assert!(matches!(answer, Some(Outcome::Withdrawn { .. })), "{answer:?}");
+    }
+    drop(commands);
+    serving.await.unwrap();
+}
+
+/// A peer that makes and drops links waits for what its own earlier ones left at work; others do not.
+#[tokio::test(flavor = "multi_thread")]
+async fn so_many_links_of_a_peer_are_at_work_and_no_more() {
+    let rig = Rig::new().await;
+    let mut links: Vec<Link> = (0..LINKS).map(|_| rig.link(ANA)).collect();
+    for (n, link) in (1..).zip(&mut links) {
+        link.opened(id(n), "f", 1 << 20).await;
+    }
+    let mut one_more = rig.link(ANA);
+    one_more.open(id(100), "f", 3).await;
+    assert_eq!(rig.inbox.shared.links_of(ANA).available_permits(), 0);
+    let other = rig.link(BOB).opened(id(1), "f", 3).await.1;
+    assert!(matches!(other, Outcome::Opened { .. }), "{other:?}");
+    drop(links.pop());
+    let turn = one_more.next().await;
+    assert!(matches!(turn, Outcome::Opened { .. }), "{turn:?}");
+}
