@@ -17,6 +17,7 @@ mod json;
 mod large;
 mod leaving;
 mod liars;
+mod logs;
 mod names;
 mod readme;
 mod reload;

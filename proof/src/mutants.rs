@@ -317,6 +317,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         "the sync that keeps a mark's folder",
         Inside(&["mark::tests"]),
     ),
+    (
+        "log-room",
+        "log lines that nobody takes are lost instead of kept",
+        Inside(&["cli::logs::lossy::tests"]),
+    ),
 ];
 
 /// The names that stand at safeguards in this source text, as it is written or by rustfmt.

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::Arc,
@@ -25,6 +26,8 @@ pub struct Agent {
     pub env: Vec<(String, String)>,
     /// Most descriptors it may have open; None: as many as the test.
     pub descriptors: Option<u32>,
+    /// Where its next start writes its log instead of the file [`Agent::log`].
+    pub stderr: Option<OwnedFd>,
     /// The temporary folder, which is also HOME.
     pub root: PathBuf,
     /// The state folder.
@@ -56,6 +59,7 @@ impl Agent {
             settings,
             env: Vec::new(),
             descriptors: None,
+            stderr: None,
             state: root.join("state"),
             outbox: root.join("outbox"),
             inbox: root.join("inbox"),
@@ -127,7 +131,7 @@ impl Agent {
             .envs(self.env.iter().map(|(k, v)| (k, v)))
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a second handle"))
-            .stderr(log);
+            .stderr(self.stderr.take().unwrap_or_else(|| log.into()));
         self.child = Some(command.spawn().expect("the agent starts"));
     }
 

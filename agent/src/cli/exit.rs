@@ -1,20 +1,26 @@
 //! How a command ends in error: one rendering, on stderr, and the exit code that scripts rely on.
 
-use std::{io::Write as _, process::ExitCode};
+use std::{
+    io::{self, Write as _},
+    process::ExitCode,
+};
 
+use anstream::AutoStream;
 use anstyle::{AnsiColor, Style};
 
+use super::logs;
 use crate::{config::Invalid, error::Fatal};
 
 /// Prints what happened and the mend; colours are taken out where stderr is no terminal or `NO_COLOR` is set.
 pub fn report(fatal: &Fatal) -> ExitCode {
     let (error, help) = (bold(AnsiColor::Red), bold(AnsiColor::Cyan));
-    let mut stderr = anstream::stderr().lock();
-    // Nobody can be told when stderr is gone; the exit code still says it.
-    let _ = writeln!(stderr, "{error}error{error:#}: {}", fatal.message);
+    let mut text = format!("{error}error{error:#}: {}\n", fatal.message);
     if let Some(mend) = &fatal.mend {
-        let _ = writeln!(stderr, "{help}help{help:#}: {mend}");
+        text += &format!("{help}help{help:#}: {mend}\n");
     }
+    let mut shown = AutoStream::new(Vec::new(), AutoStream::choice(&io::stderr()));
+    let _ = shown.write_all(text.as_bytes()); // into memory
+    logs::last_words(&String::from_utf8_lossy(&shown.into_inner()));
     ExitCode::from(fatal.exit as u8)
 }
 

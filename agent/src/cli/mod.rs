@@ -13,7 +13,11 @@ mod paths;
 mod run;
 mod signals;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    backtrace::{Backtrace, BacktraceStatus},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use clap::{Parser, Subcommand};
 
@@ -90,18 +94,26 @@ enum Command {
 pub fn main() -> ExitCode {
     end_on_panic();
     let cli = Cli::parse(); // wrong usage ends here with 2
-    match dispatch(cli) {
+    let exit = match dispatch(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(fatal) => exit::report(&fatal),
-    }
+    };
+    logs::flush();
+    exit
 }
 
 /// A thread or task that panicked answers nobody any more, and others would wait for it in silence: the whole process
-/// ends. A restart takes up everything, as after a crash.
+/// ends, whether anybody reads its last words or not. A restart resumes everything, as after a crash.
 fn end_on_panic() {
-    let tell = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        tell(panic);
+    std::panic::set_hook(Box::new(|panic| {
+        let thread = std::thread::current();
+        let name = thread.name().unwrap_or("<unnamed>");
+        let trace = Backtrace::capture();
+        let mut text = format!("thread '{name}' {panic}\n");
+        if trace.status() == BacktraceStatus::Captured {
+            text += &format!("{trace}\n");
+        }
+        logs::last_words(&text);
         std::process::exit(Exit::Failed as i32);
     }));
 }

@@ -1,0 +1,283 @@
+//! Lines on their way to a log that may be full, closed, or not read by anybody.
+//!
+//! Whoever logs hands a line over and goes on. A thread of its own writes the lines, and waits where the log lets it
+//! wait. Lines that do not fit into the queue meanwhile, and lines whose writing failed, are lost and counted; one line
+//! says how many as soon as the log can be written again.
+
+use std::{
+    io::{self, ErrorKind, Write},
+    mem,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::Duration,
+};
+
+use crate::fault;
+
+/// Most bytes of lines that wait.
+const ROOM: usize = 256 << 10;
+/// What a line takes beside its bytes.
+const LINE: usize = 64;
+/// Pause before a log that takes nothing just now (a full pipe that does not block) is tried again.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// The way to one log; clones are the same one.
+#[derive(Clone)]
+pub struct Lossy {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: Vec<Box<[u8]>>,
+    /// What these take.
+    bytes: usize,
+    /// Lines behind those that wait, for which there was no room.
+    lost: u64,
+    /// Lines are being written.
+    at_work: bool,
+}
+
+impl Lossy {
+    /// Starts writing to `log`; `lost` makes the line that stands for so many lost ones. Where no thread can be had, all
+    /// lines are lost.
+    pub fn start(log: impl Write + Send + 'static, lost: fn(u64) -> String) -> Lossy {
+        let shared = Arc::new(Shared {
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        });
+        let writer = Writer {
+            log,
+            lost,
+            unsaid: 0,
+            torn: false,
+        };
+        let of_thread = shared.clone();
+        let spawned = thread::Builder::new().name("log".into()).spawn(move || {
+            let_write_in_background();
+            writer.run(&of_thread);
+        });
+        drop(spawned);
+        Lossy { shared }
+    }
+
+    /// Hands over a line. Never waits for the log.
+    pub fn line(&self, line: &[u8]) {
+        let mut state = self.shared.lock();
+        let bytes = line.len() + LINE;
+        // Behind a lost line comes no other: the count says where they are missing.
+        let fits = state.lost == 0 && state.bytes + bytes <= ROOM;
+        if fits || fault::mutant("log-room") {
+            state.bytes += bytes;
+            state.waiting.push(line.into());
+        } else {
+            state.lost += 1;
+        }
+        drop(state);
+        self.shared.changed.notify_all();
+    }
+
+    /// Waits until all lines are written or lost, at most for `patience`.
+    pub fn flush(&self, patience: Duration) {
+        let busy = |state: &mut State| state.at_work || !state.waiting.is_empty();
+        let waited = self
+            .shared
+            .changed
+            .wait_timeout_while(self.shared.lock(), patience, busy);
+        drop(waited);
+    }
+}
+
+/// What tracing writes at once is one line.
+impl Write for Lossy {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.line(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next lines, and how many were lost behind them.
+    fn next(&self) -> (Vec<Box<[u8]>>, u64) {
+        let mut state = self.lock();
+        state.at_work = false;
+        self.changed.notify_all();
+        let nothing = |state: &mut State| state.waiting.is_empty() && state.lost == 0;
+        let waited = self.changed.wait_while(state, nothing);
+        state = waited.unwrap_or_else(PoisonError::into_inner);
+        state.at_work = true;
+        state.bytes = 0;
+        (mem::take(&mut state.waiting), mem::take(&mut state.lost))
+    }
+}
+
+/// The thread's own.
+struct Writer<W> {
+    log: W,
+    lost: fn(u64) -> String,
+    /// Lost lines of which the log does not tell yet.
+    unsaid: u64,
+    /// The log ends within a line.
+    torn: bool,
+}
+
+impl<W: Write> Writer<W> {
+    fn run(mut self, shared: &Shared) {
+        loop {
+            let (lines, lost) = shared.next();
+            for line in lines {
+                if !(self.says_lost() && self.write(&line)) {
+                    self.unsaid += 1;
+                }
+            }
+            self.unsaid += lost;
+            if lost > 0 {
+                self.says_lost();
+            }
+        }
+    }
+
+    /// Tells of lost lines, if there are any. False: the log takes nothing.
+    fn says_lost(&mut self) -> bool {
+        if self.unsaid > 0 && self.write((self.lost)(self.unsaid).as_bytes()) {
+            self.unsaid = 0;
+        }
+        self.unsaid == 0
+    }
+
+    /// Writes a whole line, on a line of its own.
+    fn write(&mut self, line: &[u8]) -> bool {
+        if self.torn && self.put(b"\n").is_err() {
+            return false;
+        }
+        self.torn = false;
+        self.put(line).is_ok()
+    }
+
+    fn put(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            match self.log.write(bytes) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(written) => {
+                    bytes = bytes.get(written..).unwrap_or_default();
+                    self.torn = !bytes.is_empty();
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(PAUSE),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A terminal may stop the whole process when it writes from the background (`stty tostop`), unless the thread that
+/// writes has that signal blocked.
+fn let_write_in_background() {
+    #[cfg(unix)]
+    // SAFETY: the set is initialised by sigemptyset before it is read, and only this thread's mask changes.
+    unsafe {
+        let mut signals = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+        libc::sigemptyset(signals.as_mut_ptr());
+        libc::sigaddset(signals.as_mut_ptr(), libc::SIGTTOU);
+        libc::pthread_sigmask(libc::SIG_BLOCK, signals.as_ptr(), std::ptr::null_mut());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// A log that takes as many bytes as it is told to, fails at a 0, and tells what was written.
+    struct Told {
+        may: Receiver<usize>,
+        left: usize,
+        written: Sender<String>,
+    }
+
+    impl Write for Told {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            if self.left == 0 {
+                self.left = self.may.recv().unwrap_or(0);
+            }
+            if self.left == 0 {
+                return Err(ErrorKind::StorageFull.into());
+            }
+            let taken = self.left.min(bytes.len());
+            self.left -= taken;
+            let _ = self
+                .written
+                .send(String::from_utf8_lossy(&bytes[..taken]).into_owned());
+            Ok(taken)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn log() -> (Lossy, Sender<usize>, Receiver<String>) {
+        let ((go_on, may), (written, lines)) = (channel(), channel());
+        let told = Told {
+            may,
+            left: 0,
+            written,
+        };
+        let lossy = Lossy::start(told, |n| format!("lost {n}\n"));
+        (lossy, go_on, lines)
+    }
+
+    const PLENTY: usize = 1 << 30;
+
+    #[test]
+    fn a_log_that_nobody_reads_costs_lines_and_says_how_many() {
+        let (lossy, go_on, lines) = log();
+        let line = vec![b'x'; 1000];
+        let count = 1000;
+        for _ in 0..count {
+            lossy.line(&line); // returns, though nothing is read
+        }
+        lossy.flush(Duration::from_millis(1));
+        go_on.send(PLENTY).unwrap();
+        lossy.flush(PATIENCE);
+        let all: Vec<String> = lines.try_iter().collect();
+        let (last, kept) = all.split_last().unwrap();
+        assert_eq!(*last, format!("lost {}\n", count - kept.len()));
+        assert!(kept.len() <= 2 * ROOM / 1000, "{} lines waited", kept.len());
+        assert!(kept.len() >= ROOM / 2000, "{} lines waited", kept.len());
+        lossy.line(b"after\n");
+        lossy.flush(PATIENCE);
+        assert_eq!(lines.try_iter().collect::<Vec<_>>(), ["after\n"]);
+    }
+
+    #[test]
+    fn a_log_that_fails_costs_lines_and_says_how_many_once_it_can_be_written() {
+        let (lossy, go_on, lines) = log();
+        for take in [0, 0, 2, 0, PLENTY] {
+            go_on.send(take).unwrap();
+        }
+        for line in ["a\n", "b\n", "c\n", "d\n"] {
+            lossy.line(line.as_bytes());
+            lossy.flush(PATIENCE);
+        }
+        // `a` met a 0, `b` too; in `c`'s place the count was begun and torn.
+        assert_eq!(lines.try_iter().collect::<String>(), "lo\nlost 3\nd\n");
+    }
+}
