@@ -201,6 +201,51 @@ fn init_writes_what_is_missing_and_changes_nothing_else() {
     );
 }
 
+/// The config of one of them counts, and all print the one id.
+#[test]
+fn many_inits_at_once_make_one_agent() {
+    let home = tempfile::tempdir().expect("a home");
+    let init = |number: usize| {
+        let mut command = Command::new(program());
+        command
+            .args(["init", "--name", &format!("name-{number}")])
+            .env_clear()
+            .env("HOME", home.path())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command.spawn().expect("init starts")
+    };
+    let all: Vec<_> = (0..12).map(init).collect();
+    let ended: Vec<_> = all
+        .into_iter()
+        .map(|init| init.wait_with_output().expect("its end"))
+        .collect();
+    let said: std::collections::BTreeSet<String> = ended
+        .iter()
+        .map(|output| {
+            assert!(output.status.success(), "{output:?}");
+            String::from_utf8_lossy(&output.stdout).into_owned()
+        })
+        .collect();
+    assert_eq!(said.len(), 1, "{said:?}");
+}
+
+#[test]
+fn a_lost_key_is_told_by_every_command_that_needs_it() {
+    let mut agent = Agent::new("forgetful", Settings::default());
+    agent.start();
+    agent.stop();
+    fs::remove_file(agent.state.join("identity.key")).expect("its key");
+    for command in ["run", "init", "id", "check"] {
+        let ran = agent.run(&[command]).exits(65);
+        assert!(
+            ran.err().contains("backup") && ran.err().contains("new id"),
+            "{ran}"
+        );
+    }
+    assert!(!agent.state.join("identity.key").exists());
+}
+
 #[test]
 fn check_prints_what_holds() {
     let agent = Agent::new(

@@ -164,15 +164,24 @@ pub fn sync_filesystem(anchor: &File) -> io::Result<()> {
 
 /// Makes `path` hold exactly `bytes`, or, crashed, what it held before: temporary file (mode 0600), sync, rename, directory sync.
 pub fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let (parent, name) = match (path.parent(), path.file_name()) {
-        (Some(parent), Some(name)) => (parent, name),
-        _ => return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a file's path")),
-    };
-    let dir = Dir::open_ambient_dir(parent, cap_std::ambient_authority())?;
+    let (dir, name) = parent_of(path)?;
     write_and_name(&dir, name, bytes, |temporary| dir.rename(temporary, &dir, name))
 }
 
-/// Like [`write_file`], but `AlreadyExists` if anything has the name.
+/// Like [`write_file`], but `AlreadyExists` if anything has the name: of many who write at once, one succeeds.
+pub fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let (dir, name) = parent_of(path)?;
+    write_new_file(&dir, name, bytes)
+}
+
+fn parent_of(path: &Path) -> io::Result<(Dir, &OsStr)> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a file's path"));
+    };
+    Ok((Dir::open_ambient_dir(parent, cap_std::ambient_authority())?, name))
+}
+
+/// The same in an open folder.
 pub fn write_new_file(dir: &Dir, name: &OsStr, bytes: &[u8]) -> io::Result<()> {
     write_and_name(dir, name, bytes, |temporary| {
         rename_noreplace(dir, temporary, dir, name).map(drop)

@@ -26,6 +26,7 @@ const SEND: Proof = Inside(&["send::tests"]);
 const QUEUE: Proof = Inside(&["queue::tests"]);
 const DURABLE: Proof = Inside(&["durable::tests"]);
 const DB: Proof = Inside(&["db::tests"]);
+const IDENTITY: Proof = Inside(&["identity::tests"]);
 const RECEIPT: Proof = Inside(&["daemon::proof::tests"]);
 const SPOOL: Proof = Inside(&["outbox::spool::tests"]);
 const WHOLE: Proof = Inside(&["outbox::whole::tests"]);
@@ -55,6 +56,12 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         Inside(&["outbox::tests"]),
     ),
     ("S2-supersede", "an older version of the path ends", QUEUE),
+    ("identity-once", "a key that is there is never replaced", IDENTITY),
+    (
+        "identity-lost",
+        "a lost key is not made again beside its job list",
+        IDENTITY,
+    ),
     ("ends-told", "the log tells of jobs that end undelivered", QUEUE),
     ("S3-writer", "a file that somebody writes to is not read", SEND),
     ("S3-version", "the version before the first read", SEND),

@@ -1,6 +1,6 @@
 //! `dropwire init`: config, identity and folders, each only where it is missing; so it can be run again at any time.
 
-use std::{fs, path::Path};
+use std::{fs, io, path::Path};
 
 use super::{
     exit,
@@ -31,10 +31,8 @@ pub struct Args {
 
 pub fn run(args: &Args, flags: &Flags) -> Result<(), Fatal> {
     let paths = Paths::find_new(flags).map_err(exit::invalid)?;
-    let fresh = !paths.config.exists();
-    if fresh {
-        write_config(args, flags, &paths)?;
-    } else {
+    let is_new = !paths.config.exists() && write_config(args, flags, &paths)?;
+    if !is_new {
         remark(format_args!(
             "{} is there already and stays as it is",
             shown(&paths.config)
@@ -61,7 +59,8 @@ pub fn run(args: &Args, flags: &Flags) -> Result<(), Fatal> {
     Ok(())
 }
 
-fn write_config(args: &Args, flags: &Flags, paths: &Paths) -> Result<(), Fatal> {
+/// False: another `init` was quicker, and its config counts.
+fn write_config(args: &Args, flags: &Flags, paths: &Paths) -> Result<bool, Fatal> {
     let text = new_config(args, flags)?;
     // What the command line says is wrong before anything is written.
     config::parse(&text, &paths.config, paths::home().as_deref()).map_err(|invalid| match invalid {
@@ -74,13 +73,16 @@ fn write_config(args: &Args, flags: &Flags, paths: &Paths) -> Result<(), Fatal> 
         make_folder(folder)?;
     }
     let failed = |error| Fatal::io(format_args!("cannot write {}", shown(&paths.config)), &error);
-    durable::write_file(&paths.config, text.as_bytes()).map_err(failed)?;
+    match durable::write_new(&paths.config, text.as_bytes()) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
+        written => written.map_err(failed)?,
+    }
     // It holds no secret, and the service may run as another user than the one who wrote it.
     #[cfg(unix)]
     fs::set_permissions(&paths.config, std::os::unix::fs::PermissionsExt::from_mode(0o644))
         .map_err(failed)?;
     remark(format_args!("wrote {}", shown(&paths.config)));
-    Ok(())
+    Ok(true)
 }
 
 fn make_folder(folder: &Path) -> Result<(), Fatal> {

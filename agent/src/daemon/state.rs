@@ -9,7 +9,7 @@ use crate::{
     config::paths::Paths,
     db::{Db, OpenError},
     error::{Exit, Fatal, shown},
-    identity::Identity,
+    identity::{Identity, JOB_LIST},
     inbox, queue,
 };
 
@@ -38,7 +38,7 @@ pub fn open(paths: &Paths) -> Result<State, Fatal> {
     private_folder(folder)?;
     let lock = lock(&folder.join("lock"))?;
     let identity = Arc::new(Identity::load_or_create(folder)?);
-    let file = folder.join("jobs.db");
+    let file = folder.join(JOB_LIST);
     let migrations = Migrations::new(MIGRATIONS.iter().map(|sql| M::up(sql)).collect());
     let db = Db::open(&file, &migrations).map_err(|e| open_failed(&file, &e))?;
     Ok(State {

@@ -16,6 +16,7 @@ use dropwire_protocol::{AgentId, TransferId};
 use crate::{
     durable,
     error::{Exit, Fatal, shown},
+    fault,
     version::Version,
 };
 
@@ -32,13 +33,19 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Reads the key; None when there is none yet. Readable by others: [`Exit::Permission`]; damaged: [`Exit::Data`].
+    /// Reads the key; None when there is none yet. Readable by others: [`Exit::Permission`]; damaged, or missing where it
+    /// once was: [`Exit::Data`].
     pub fn load(state_dir: &Path) -> Result<Option<Identity>, Fatal> {
         let path = state_dir.join(KEY_FILE);
-        let file = match File::open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(Fatal::io(format_args!("cannot open {}", shown(&path)), &error)),
+        let cannot_open = |error| Fatal::io(format_args!("cannot open {}", shown(&path)), &error);
+        let file = match open_if_there(&path).map_err(cannot_open)? {
+            Some(file) => file,
+            None if !state_dir.join(JOB_LIST).exists() || fault::mutant("identity-lost") => return Ok(None),
+            // The key is made before the job list: where both are being made, it is there now.
+            None => match open_if_there(&path).map_err(cannot_open)? {
+                Some(file) => file,
+                None => return Err(lost(state_dir)),
+            },
         };
         check_private(&file, &path)?;
         let mut pem = String::new();
@@ -57,15 +64,24 @@ impl Identity {
 
     /// Reads the key or makes one, durably (0600 whatever the umask), before it is first used.
     ///
-    /// Crash promise: afterwards the file is whole or not there. A key that is there is never replaced.
+    /// Crash promise: afterwards the file is whole or not there. A key that is there is never replaced: of several programs
+    /// that make one at the same time, all get the key of the first.
     pub fn load_or_create(state_dir: &Path) -> Result<Identity, Fatal> {
         if let Some(identity) = Identity::load(state_dir)? {
             return Ok(identity);
         }
         let path = state_dir.join(KEY_FILE);
         let pem = new_pair().serialize_pem();
-        durable::write_file(&path, pem.as_bytes())
-            .map_err(|error| Fatal::io(format_args!("cannot write {}", shown(&path)), &error))?;
+        let written = match fault::mutant("identity-once") {
+            false => durable::write_new(&path, pem.as_bytes()),
+            true => durable::write_file(&path, pem.as_bytes()),
+        };
+        match written {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(Fatal::io(format_args!("cannot write {}", shown(&path)), &error));
+            }
+            _ => {} // another was quicker: its key counts
+        }
         Identity::load(state_dir)?.ok_or_else(|| {
             Fatal::new(
                 Exit::Disk,
@@ -160,6 +176,28 @@ fn transfer_key(key: &Ed25519KeyPair) -> Result<hmac::Key, String> {
     Ok(hmac::Key::new(hmac::HMAC_SHA256, derived.as_ref()))
 }
 
+fn open_if_there(path: &Path) -> io::Result<Option<File>> {
+    match File::open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The agent that the job list belongs to cannot be known without its key.
+fn lost(state_dir: &Path) -> Fatal {
+    let folder = shown(state_dir);
+    Fatal::new(
+        Exit::Data,
+        format_args!("{KEY_FILE} is missing from {folder}, where the job list {JOB_LIST} belongs to it"),
+    )
+    .mend(format_args!(
+        "put {KEY_FILE} back from a backup. If it is lost for good, move the folder {folder} away and run `dropwire init`: \
+         that makes a new agent with a new id, which has to replace the old id in every peer's config; files in the \
+         outboxes are sent as new ones, and what `send` had queued is in the folder that was moved, below `spool`"
+    ))
+}
+
 fn damaged(path: &Path, cause: &dyn std::fmt::Display) -> Fatal {
     Fatal::new(
         Exit::Data,
@@ -196,6 +234,8 @@ fn check_private(_file: &File, _path: &Path) -> Result<(), Fatal> {
 }
 
 const KEY_FILE: &str = "identity.key";
+/// The job list, beside the key; it is never there before the key.
+pub const JOB_LIST: &str = "jobs.db";
 /// A PKCS#8 Ed25519 key takes some 150 bytes.
 const MAX_KEY_FILE: u64 = 16 * 1024;
 #[cfg(test)]
@@ -273,6 +313,45 @@ mod tests {
         }
         std::fs::write(&path, [0xff; 10]).unwrap();
         assert_eq!(Identity::load(dir.path()).err().unwrap().exit, Exit::Data);
+    }
+
+    #[test]
+    fn of_many_who_make_a_key_at_once_all_have_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let ids: Vec<AgentId> = std::thread::scope(|threads| {
+            let make = || Identity::load_or_create(dir.path()).unwrap().id();
+            let made: Vec<_> = (0..12).map(|_| threads.spawn(make)).collect();
+            made.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
+        assert_eq!(dir.path().read_dir().unwrap().count(), 1, "nothing else is left");
+    }
+
+    #[test]
+    fn a_key_that_is_missing_beside_its_job_list_is_not_made_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let id = Identity::load_or_create(dir.path()).unwrap().id();
+        let key = dir.path().join(KEY_FILE);
+        let backup = std::fs::read(&key).unwrap();
+        std::fs::write(dir.path().join(JOB_LIST), "").unwrap();
+        std::fs::remove_file(&key).unwrap();
+        for result in [
+            Identity::load(dir.path()).map(|_| ()),
+            Identity::load_or_create(dir.path()).map(|_| ()),
+        ] {
+            let error = result.unwrap_err();
+            assert_eq!(error.exit, Exit::Data);
+            let mend = error.mend.unwrap();
+            assert!(mend.contains("backup") && mend.contains("new id"), "{mend}");
+        }
+        assert!(!key.exists());
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt as _;
+            std::fs::write(&key, backup).unwrap();
+            std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
+            assert_eq!(Identity::load(dir.path()).unwrap().unwrap().id(), id);
+        }
     }
 
     #[cfg(unix)]
