@@ -25,6 +25,10 @@ mod trace {
         Ok(())
     }
 
+    pub fn opens(_: &Dir) -> io::Result<()> {
+        Ok(())
+    }
+
     pub fn named(_: &Dir, _: &OsStr, _: &Dir, _: &OsStr) -> io::Result<()> {
         Ok(())
     }
@@ -64,7 +68,7 @@ pub fn sync_data(file: &File) -> io::Result<()> {
 /// Only a sync that the disk refused is a [`LostWrite`]; a folder that could not be opened for it (descriptors, rights)
 /// asked nothing of the disk, and may be synced later.
 pub fn sync_dir(dir: &Dir) -> io::Result<()> {
-    let folder = system::open_for_sync(dir)?;
+    let folder = trace::opens(dir).and_then(|()| system::open_for_sync(dir))?;
     trace::note("sync", dir)
         .and_then(|()| system::sync_dir(&folder))
         .map_err(LostWrite::wrap)

@@ -30,6 +30,7 @@ const IDENTITY: Proof = Inside(&["identity::tests"]);
 const RECEIPT: Proof = Inside(&["daemon::proof::tests"]);
 const SPOOL: Proof = Inside(&["outbox::spool::tests"]);
 const WHOLE: Proof = Inside(&["outbox::whole::tests"]);
+const TAKEN: Proof = Inside(&["inbox::tests::taken"]);
 const UNPACK: Proof = Inside(&["inbox::unpack::tests"]);
 const LEAVES: Proof = Inside(&["outbox::dispose::folder::tests"]);
 
@@ -137,6 +138,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         RESUME,
     ),
     (
+        "R3-there",
+        "a checkpoint looks whether the partial is still there",
+        TAKEN,
+    ),
+    (
         "R4-proven",
         "only a prefix that this run verified is let go of as good",
         RESUME,
@@ -163,6 +169,12 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         "nothing is placed in a folder that was replaced",
         FLOWS,
     ),
+    (
+        "R5-folder-whole",
+        "an unpacked folder is compared with its stream before it is placed",
+        TAKEN,
+    ),
+    ("R6-there", "only the partial that was verified is placed", TAKEN),
     ("R6-salt", "nobody can guess a receipt that was not given", FLOWS),
     ("R6", "the commit of the intent", FLOWS),
     (
@@ -172,6 +184,16 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     ),
     ("noreplace", "a name that is taken is never replaced", DURABLE),
     ("link-dir", "a hard link's sync before the old name goes", DURABLE),
+    (
+        "R7-note",
+        "which files got their names is recorded",
+        Inside(&["inbox::named::tests", "inbox::tests::taken"]),
+    ),
+    (
+        "R7-keep",
+        "what is whole and cannot be placed is not sent again",
+        TAKEN,
+    ),
     (
         "R7-link-way",
         "the folders' syncs before a link's old name goes",
@@ -190,6 +212,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         ORDER,
     ),
     (
+        "R8-shortage",
+        "a folder that could not be opened to be synced has lost nothing",
+        TAKEN,
+    ),
+    (
         "R8-held",
         "no folder is synced again after one could not be",
         ORDER,
@@ -198,6 +225,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     (
         "rule-mark",
         "a row placing counts only in its own inbox",
+        RECOVERY,
+    ),
+    (
+        "rule-absence",
+        "a partial that is gone was not delivered for that",
         RECOVERY,
     ),
     (

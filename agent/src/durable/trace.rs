@@ -100,6 +100,11 @@ pub(super) fn note(what: &'static str, at: &impl AsFd) -> io::Result<()> {
     happens(Call::Sync(what, path_of(at)))
 }
 
+/// Of what is to be synced; not one of the calls, but something may happen there: `Call::Sync("open", …)`.
+pub(super) fn opens(at: &impl AsFd) -> io::Result<()> {
+    hook(&Call::Sync("open", path_of(at)))
+}
+
 pub(super) fn named(from_dir: &Dir, from: &OsStr, to_dir: &Dir, to: &OsStr) -> io::Result<()> {
     happens(Call::Name(path_of(from_dir).join(from), path_of(to_dir).join(to)))
 }
@@ -109,12 +114,16 @@ pub(super) fn unlinked(dir: &Dir, name: &OsStr) -> io::Result<()> {
 }
 
 fn happens(call: Call) -> io::Result<()> {
+    calls().push(call.clone());
+    hook(&call)
+}
+
+fn hook(call: &Call) -> io::Result<()> {
     let hook = {
         let mut hooks = hooks();
-        let at = hooks.iter().position(|(wanted, _)| *wanted == call);
+        let at = hooks.iter().position(|(wanted, _)| wanted == call);
         at.map(|at| hooks.swap_remove(at).1)
     };
-    calls().push(call);
     hook.map_or(Ok(()), |hook| hook())
 }
 

@@ -7,16 +7,13 @@ use dropwire_protocol::{Kind, Manifest, message::DeclineReason};
 use super::{
     Shared,
     claims::Key,
-    commit,
     ledger::{self, Known, State},
-    reply::Answer,
+    reply::{Answer, FULL_MS},
+    rule,
     site::{Site, Trouble},
     space::{self, Reservation},
 };
 use crate::{db::DbError, durable::How, fault};
-
-/// Milliseconds after which a full disk is asked again.
-const FULL_MS: u64 = 60_000;
 
 /// Decides on the offer of a claimed transfer: the inbox to receive it in and whether there may be a partial to
 /// resume, or the answer that ends it. A row *placing* is finished first. Blocks.
@@ -59,7 +56,10 @@ pub fn admit(
         }
         State::Placing(placing) => {
             let site = enter_of(shared, mark)?;
-            Err(commit::resolve(shared, &site, key, &bound, placing).map_or_else(|a| a, Answer::Settled))
+            match rule::resolve(shared, &site, key, &bound, placing)? {
+                Some(receipt) => Err(Answer::Settled(receipt)),
+                None => Ok((site, true)), // of a whole folder the stream may be there
+            }
         }
     }
 }

@@ -129,7 +129,7 @@ fn store_each(shared: &Arc<Shared>, site: &Site, batch: impl Iterator<Item = Sma
     for Written { small, inode, file } in written {
         match fault::step("R5-small", || durable::sync_file(&file)) {
             Ok(()) => synced.push((small, inode)),
-            Err(e) => refuse(site, &small, Answer::disk("syncing the file", &e)),
+            Err(e) => refuse(site, &small, Answer::io("syncing the file", &e)),
         }
     }
     if synced.is_empty() {
@@ -138,7 +138,7 @@ fn store_each(shared: &Arc<Shared>, site: &Site, batch: impl Iterator<Item = Sma
     match fault::step("R5-small-dir", || durable::sync_dir(&site.partials)) {
         Ok(()) => place(shared, site, synced),
         Err(e) => {
-            let answer = Answer::disk("syncing the partials' folder", &e);
+            let answer = Answer::io("syncing the partials' folder", &e);
             synced
                 .iter()
                 .for_each(|(small, _)| refuse(site, small, answer.clone()));
@@ -175,7 +175,7 @@ fn place(shared: &Arc<Shared>, site: &Site, synced: Vec<(Small, u64)>) {
         manifest: small.manifest,
         digest: small.digest,
         inode,
-        keep: false,
+        keep: None,
         reply: small.reply,
         claim: small.claim,
         reservation: small.reservation,

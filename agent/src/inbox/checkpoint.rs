@@ -100,7 +100,7 @@ impl Checkpointer {
 /// R3: crashed in between, the ledger names an earlier prefix; never one that is not durable.
 fn take(file: &File, key: Key, db: &Db, checkpoint: Checkpoint) -> Result<(), Failure> {
     fault::step("R3-data", || durable::sync_data(file)).map_err(|e| Failure {
-        answer: Answer::disk("syncing what arrived", &e),
+        answer: Answer::io("syncing what arrived", &e),
         disk: true,
     })?;
     let now = now_ms();

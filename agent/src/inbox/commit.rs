@@ -3,29 +3,24 @@
 //! | step | a crash after it |
 //! |---|---|
 //! | R5 partial and its directory entry durable (the caller's part) | *receiving*; sent or resumed again |
-//! | R6 rows *placing*, each with the whole receipt | [`resolve`]: partial there → R7 again |
-//! | R7 final name given, nothing replaced | [`resolve`]: partial gone → R8 again, then delivered |
+//! | R6 rows *placing*, each with the whole receipt | [`rule`]: partial there → R7 again |
+//! | R7 final name given, nothing replaced | [`rule`]: found under that name → R8 again, then delivered |
 //! | R8 every folder on the way, and the partials' folder, synced | the same |
 //! | R9 receipt out; row *delivered*, on a later commit | the same receipt, byte for byte |
 
-use std::{
-    collections::HashMap,
-    ffi::OsString,
-    io,
-    sync::{Arc, atomic::AtomicBool},
-};
+use std::{collections::HashMap, fs::File, io, sync::Arc};
 
-use cap_fs_ext::MetadataExt;
-use cap_std::fs::{Dir, Metadata};
-use dropwire_protocol::{Digest, Kind, Manifest, Receipt, ReceiptBody, message::DeclineReason};
+use cap_std::fs::Dir;
+use dropwire_protocol::{Digest, Manifest, ReceiptBody, message::DeclineReason};
 
 use super::{
     Shared,
     claims::{Claim, Key},
     ledger::{self, Checkpoint, Placing},
     partial,
-    place::{self, Folder, Opened, Place, os_name},
+    place::{Folder, Opened, Place},
     reply::{Answer, Reply},
+    rule::{self, Found},
     site::Site,
     space::Reservation,
 };
@@ -34,6 +29,7 @@ use crate::{
     db::DbError,
     durable::{self, How},
     fault,
+    io_error::{Meaning, meaning},
 };
 
 /// How often another name is looked for when somebody keeps taking them.
@@ -49,8 +45,8 @@ pub struct Ready {
     pub digest: Digest,
     /// The partial's.
     pub inode: u64,
-    /// A partial that cannot be placed stays for another try; a small one goes.
-    pub keep: bool,
+    /// A partial that cannot be placed stays for another try; None: it goes.
+    pub keep: Option<Whole>,
     /// Who is told.
     pub reply: Reply,
     /// Held until the end.
@@ -58,6 +54,29 @@ pub struct Ready {
     /// Held until the end.
     #[expect(dead_code, reason = "giving it back is what it is for")]
     pub reservation: Reservation,
+}
+
+/// A large partial, of which no byte needs to be sent again if it cannot be placed now.
+pub struct Whole {
+    /// At its end; durable by R5.
+    pub checkpoint: Checkpoint,
+    /// Open; None: it could not be.
+    pub file: Option<File>,
+}
+
+impl Whole {
+    /// The row is *receiving*: the next offer goes on at the end.
+    pub fn keep(&self, shared: &Shared, key: Key) {
+        let (checkpoint, now) = (self.checkpoint.clone(), now_ms());
+        let kept = fault::step("R7-keep", || {
+            shared
+                .db
+                .call_blocking(move |tx| ledger::add_checkpoint(tx, key, &checkpoint, now))
+        });
+        if let (Ok(()), Some(file)) = (kept, &self.file) {
+            shared.seals.set(key, file); // else it is read once more
+        }
+    }
 }
 
 /// Where a file is to lie, and what its receipt will say.
@@ -89,12 +108,20 @@ fn place_some(shared: &Arc<Shared>, site: &Site, waiting: &mut impl Iterator<Ite
         && let Some(file) = waiting.next()
     {
         let (key, digest) = (file.claim.key(), file.digest);
-        match choose(shared, site, key, &file.manifest, digest, file.inode, &mut opened) {
+        let there = is_there(site, &file);
+        if let Ok(false) = there {
+            let gone = rule::give_up(shared, site, key, file.manifest.kind);
+            file.reply.end(gone.map_or_else(Answer::from, |()| rule::taken()));
+            continue;
+        }
+        let place =
+            there.and_then(|_| choose(shared, site, key, &file.manifest, digest, file.inode, &mut opened));
+        match place {
             Ok(place) => {
                 chosen.push(place);
                 files.push(file);
             }
-            Err(answer) => not_placed(site, &file, answer),
+            Err(answer) => not_placed(shared, site, &file, answer),
         }
     }
     let intents: Vec<_> = files.into_iter().zip(sign(shared, site, chosen)).collect();
@@ -105,7 +132,7 @@ fn place_some(shared: &Arc<Shared>, site: &Site, waiting: &mut impl Iterator<Ite
     if let Err(e) = write_down(shared, site, rows) {
         for (file, _) in &intents {
             match e {
-                DbError::Change(_) => not_placed(site, file, e.clone().into()),
+                DbError::Change(_) => not_placed(shared, site, file, e.clone().into()),
                 DbError::Failed(_) => {} // it may be there after the restart: nothing is removed, nothing said
             }
         }
@@ -113,7 +140,14 @@ fn place_some(shared: &Arc<Shared>, site: &Site, waiting: &mut impl Iterator<Ite
     }
     let mut placed = Vec::with_capacity(intents.len());
     for (file, intent) in intents {
-        match name(shared, site, file.claim.key(), &file.manifest, intent, !file.keep) {
+        match name(
+            shared,
+            site,
+            file.claim.key(),
+            &file.manifest,
+            intent,
+            file.keep.as_ref(),
+        ) {
             Ok(intent) => placed.push((file, intent)),
             Err(answer) => file.reply.end(answer),
         }
@@ -134,65 +168,13 @@ fn place_some(shared: &Arc<Shared>, site: &Site, waiting: &mut impl Iterator<Ite
         file.reply.end(Answer::Committed(intent.placing.receipt.clone()));
     }
     if !fault::mutant("R9") {
-        shared.write_down_delivered(certain);
+        let placed = placed.into_iter().map(|(_, intent)| intent.placing).collect();
+        shared.write_down_delivered(site.named.clone(), certain, placed);
     }
-}
-
-/// The rule for a row *placing*: finishes what a crash, or another link, left between intent and certainty. The
-/// caller has claimed `key` and read the inbox's mark, and it is the row's. Repeatable after any crash.
-pub fn resolve(
-    shared: &Shared,
-    site: &Site,
-    key: Key,
-    manifest: &Manifest,
-    placing: Placing,
-) -> Result<Receipt, Answer> {
-    if shared.is_certain(key) {
-        return Ok(placing.receipt);
-    }
-    let unknown = |e: io::Error| Answer::io("looking for the partial", &e);
-    let found = partial::look(site, key, manifest.kind).map_err(unknown)?;
-    let placing = match found {
-        Some(meta) if is_linked(site, manifest.kind, &placing, &meta).map_err(unknown)? => {
-            // As when it was linked: the name that stays is durable before the other goes.
-            let folders = place::existing_folders(site, &placing.place).map_err(unknown)?;
-            fault::step("rule-link", || make_certain(shared, site, &folders))?;
-            durable::unlink(&site.partials, &partial::file_name(key)).map_err(unknown)?;
-            placing
-        }
-        Some(meta) if is_ours(site, key, manifest, &placing, &meta).map_err(unknown)? => {
-            place_again(shared, site, key, manifest, placing)?
-        }
-        Some(_) => {
-            shared.db.call_blocking(move |tx| {
-                ledger::unplace(tx, key)?;
-                ledger::drop_receiving(tx, key).map(drop)
-            })?;
-            partial::remove(site, key);
-            return Err(Answer::refused(
-                DeclineReason::DiskError,
-                "the partial is not the one that was verified",
-                Some(1_000),
-            ));
-        }
-        None => placing,
-    };
-    let folders = place::existing_folders(site, &placing.place).map_err(unknown)?;
-    fault::step("rule-R8", || make_certain(shared, site, &folders))?;
-    let (certain, now) = ((key, manifest.kind, manifest.size), now_ms());
-    if shared
-        .db
-        .call_blocking(move |tx| ledger::deliver(tx, &[certain], now))?
-        > 0
-    {
-        shared.delivered(site, key, &placing.place, manifest.size);
-    }
-    partial::remove_stream(site, key, manifest.kind);
-    Ok(placing.receipt)
 }
 
 /// R7 again, under the name that was meant if it is still free, else under the next one (R6 first).
-fn place_again(
+pub fn place_again(
     shared: &Shared,
     site: &Site,
     key: Key,
@@ -211,7 +193,7 @@ fn place_again(
             write_down(shared, site, vec![row(key, manifest, &intent)])
         })?;
     }
-    let named = name(shared, site, key, manifest, intent, false)?;
+    let named = name(shared, site, key, manifest, intent, None)?;
     Ok(Arc::unwrap_or_clone(named.placing))
 }
 
@@ -320,7 +302,7 @@ fn name(
     key: Key,
     manifest: &Manifest,
     mut intent: Intent,
-    discard: bool,
+    keep: Option<&Whole>,
 ) -> Result<Intent, Answer> {
     let from = partial::staged_name(key, manifest.kind);
     for _ in 0..TRIES {
@@ -340,7 +322,10 @@ fn name(
             )
         });
         match given {
-            Ok(()) => return Ok(intent),
+            Ok(()) => {
+                site.named.note(&intent.placing.receipt);
+                return Ok(intent);
+            }
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
                 let digest = intent.placing.receipt.decode_body_unverified().map(|b| b.digest);
                 let digest =
@@ -351,64 +336,72 @@ fn name(
                     write_down(shared, site, vec![row(key, manifest, &intent)])
                 })?;
             }
-            Err(e) => {
-                let kind = manifest.kind;
-                return Err(take_back(shared, site, key, kind, &intent.placing, discard, &e));
-            }
+            Err(e) => return not_named(shared, site, key, manifest, intent, keep, &e),
         }
     }
     let busy = io::Error::other("other programs keep taking the names that were free");
-    let kind = manifest.kind;
-    Err(take_back(
-        shared,
-        site,
-        key,
-        kind,
-        &intent.placing,
-        discard,
-        &busy,
-    ))
+    not_named(shared, site, key, manifest, intent, keep, &busy)
 }
 
-/// R7 failed. Only where the partial surely lies where it was is the row taken back; else the rule decides later.
-fn take_back(
+/// R7 gave an error. The file may have its name all the same (a file server's answer that got lost); the row is taken
+/// back only where both names are looked at, and it has not.
+fn not_named(
     shared: &Shared,
     site: &Site,
     key: Key,
-    kind: Kind,
-    placing: &Placing,
-    discard: bool,
+    manifest: &Manifest,
+    intent: Intent,
+    keep: Option<&Whole>,
     error: &io::Error,
-) -> Answer {
-    let linked = match partial::look(site, key, kind) {
-        Ok(Some(meta)) => is_linked(site, kind, placing, &meta).ok(),
-        _ => None,
-    };
-    if linked == Some(true) && !fault::mutant("R7-link-hold") {
-        let reason = format!("a file of the inbox has its name, but not for certain: {error}");
-        shared.gate.break_off(reason); // asked again, the folder's sync would say that all is well
-    }
-    if linked == Some(false) {
-        let taken_back = shared.db.call_blocking(move |tx| {
-            ledger::unplace(tx, key)?;
-            if discard {
-                ledger::drop_receiving(tx, key).map(drop)
-            } else {
-                Ok(())
+) -> Result<Intent, Answer> {
+    let failed = Answer::io("giving the file its name", error);
+    match rule::find(site, key, manifest, &intent.placing) {
+        Err(_) => Err(failed), // the rule decides later
+        Ok(Found::Named) => {
+            site.named.note(&intent.placing.receipt);
+            Ok(intent)
+        }
+        // Nothing was asked of the disk yet: the rule links on.
+        Ok(Found::Linked) if !is_lost(error) || fault::mutant("R7-link-hold") => Err(failed),
+        Ok(Found::Linked) => {
+            let reason = format!("a file of the inbox has its name, but not for certain: {error}");
+            shared.gate.break_off(reason); // asked again, the folder's sync would say that all is well
+            Err(failed)
+        }
+        Ok(Found::Nothing) => {
+            rule::give_up(shared, site, key, manifest.kind)?;
+            Err(rule::taken())
+        }
+        Ok(Found::Partial) => {
+            match keep {
+                Some(whole) => {
+                    shared.db.call_blocking(move |tx| ledger::unplace(tx, key))?;
+                    whole.keep(shared, key);
+                }
+                None => rule::give_up(shared, site, key, manifest.kind)?,
             }
-        });
-        match taken_back {
-            Ok(()) if discard => partial::remove(site, key),
-            Ok(()) => {}
-            Err(e) => return e.into(),
+            Err(failed)
         }
     }
-    Answer::io("giving the file its name", error)
 }
 
-fn not_placed(site: &Site, file: &Ready, answer: Answer) {
-    if !file.keep {
-        partial::remove(site, file.claim.key()); // its row never was *placing*
+fn is_lost(error: &io::Error) -> bool {
+    meaning(error) == Meaning::Lost
+}
+
+/// Did nobody take the partial, or put another file in its place?
+fn is_there(site: &Site, file: &Ready) -> Result<bool, Answer> {
+    let found = partial::look(site, file.claim.key(), file.manifest.kind)
+        .map_err(|e| Answer::io("looking for the partial", &e))?;
+    let same = |meta| !site.lasting_inodes || partial::is_inode(&meta, file.inode);
+    Ok(found.is_some_and(same) || fault::mutant("R6-there"))
+}
+
+/// Its row never was *placing*.
+fn not_placed(shared: &Shared, site: &Site, file: &Ready, answer: Answer) {
+    match &file.keep {
+        Some(whole) => whole.keep(shared, file.claim.key()),
+        None => partial::remove(site, file.claim.key()),
     }
     file.reply.end(answer);
 }
@@ -434,6 +427,9 @@ pub fn make_certain<'a>(
     synced
         .and_then(|()| fault::step("R8-partial-dir", || durable::sync_dir(&site.partials)))
         .map_err(|e| {
+            if !is_lost(&e) && !fault::mutant("R8-shortage") {
+                return Answer::io("opening a folder of the inbox to sync it", &e);
+            }
             let reason = format!("a folder of the inbox could not be synced: {e}");
             if !fault::mutant("R8-hold") {
                 shared.gate.break_off(reason.clone());
@@ -441,61 +437,4 @@ pub fn make_certain<'a>(
             held(reason)
         })?;
     shared.gate.broken().map_or(Ok(()), |reason| Err(held(reason)))
-}
-
-/// Placed, with the partial's name still to go? By link; or renamed on a file system (btrfs) where a power cut between
-/// the two directories' syncs leaves the file under both names.
-fn is_linked(site: &Site, kind: Kind, placing: &Placing, partial: &Metadata) -> io::Result<bool> {
-    if kind == Kind::Folder {
-        return Ok(false); // one name is all that a folder can have
-    }
-    if placing.how == How::Linked && partial.nlink() > 1 {
-        return Ok(true);
-    }
-    let folders = place::existing_folders(site, &placing.place)?;
-    let name: OsString = os_name(placing.place.file_name());
-    let depth = placing.place.components().count();
-    match folders.last() {
-        Some((_, dir)) if folders.len() == depth => match dir.symlink_metadata(name) {
-            Ok(meta) => Ok(meta.ino() == partial.ino() && meta.dev() == partial.dev()),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(e) => Err(e),
-        },
-        _ => Ok(false),
-    }
-}
-
-/// Is this the partial that was verified? By its inode, or (restored from a copy) by its bytes.
-fn is_ours(
-    site: &Site,
-    key: Key,
-    manifest: &Manifest,
-    placing: &Placing,
-    meta: &Metadata,
-) -> io::Result<bool> {
-    if manifest.kind == Kind::Folder {
-        // Anything else that lies there is of no use: the stream goes again.
-        return Ok(meta.is_dir() && partial::is_inode(meta, placing.inode));
-    }
-    if !meta.is_file() || meta.len() != manifest.size {
-        return Ok(false);
-    }
-    if partial::is_inode(meta, placing.inode) || fault::mutant("rule-bytes") {
-        return Ok(true);
-    }
-    let (Some(file), Ok(body)) = (
-        partial::open(site, key)?,
-        placing.receipt.decode_body_unverified(),
-    ) else {
-        return Ok(false);
-    };
-    let whole = Checkpoint {
-        offset: manifest.size,
-        digest: body.digest,
-        hash_state: Vec::new(),
-    };
-    let good = partial::good_prefix(&file, &[whole], &AtomicBool::new(false));
-    durable::sync_file(&file)?;
-    durable::sync_dir(&site.partials)?; // R5, whose work the copy has not
-    Ok(good.length() == manifest.size && good.value() == body.digest)
 }

@@ -26,10 +26,11 @@ use super::{
     COMMANDS, Shared, admit,
     batch::Small,
     claims::{Claim, Key},
-    commit, keeping, ledger,
+    keeping, ledger,
     ledger::{Known, State},
     partial,
     reply::{Answer, Outcomes, Reply},
+    rule,
     space::Reservation,
     writer::{self, Order},
 };
@@ -403,34 +404,28 @@ impl Desk {
 /// Makes the tombstone durable before anything is said or removed.
 fn withdraw(shared: &Shared, claim: &Claim, outcomes: &Outcomes) {
     let key = claim.key();
-    let answer = match admit::look(shared, key) {
+    let delivered = match admit::look(shared, key) {
         Err(e) => Err(e.into()),
-        Ok((
-            Some(Known {
-                state: State::Delivered(receipt),
-                ..
-            }),
-            _,
-        )) => Ok(Some(receipt)),
-        Ok((
-            Some(Known {
-                state: State::Placing(placing),
-                manifest: Some(manifest),
-                mark,
-            }),
-            _,
-        )) => admit::enter_of(shared, mark)
-            .and_then(|site| commit::resolve(shared, &site, key, &manifest, placing))
-            .map(Some),
-        Ok(_) => {
+        Ok((Some(known), _)) => match (known.state, known.manifest) {
+            (State::Delivered(receipt), _) => Ok(Some(receipt)),
+            (State::Placing(placing), Some(manifest)) => admit::enter_of(shared, known.mark)
+                .and_then(|site| rule::resolve(shared, &site, key, &manifest, placing)),
+            _ => Ok(None),
+        },
+        Ok((None, _)) => Ok(None),
+    };
+    let answer = delivered.and_then(|delivered| {
+        if delivered.is_none() {
             let now = now_ms();
-            let buried = shared.db.call_blocking(move |tx| ledger::withdraw(tx, key, now));
-            if let (Ok(()), Ok(site)) = (&buried, shared.gate.last_seen()) {
+            shared
+                .db
+                .call_blocking(move |tx| ledger::withdraw(tx, key, now))?;
+            if let Ok(site) = shared.gate.last_seen() {
                 partial::remove(&site, key);
             }
-            buried.map(|()| None).map_err(Answer::from)
         }
-    };
+        Ok(delivered)
+    });
     let id = key.1;
     match answer {
         Ok(None) => outcomes.send(Outcome::Withdrawn { id }),

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! The steps R1 to R9, and what a crash after each leaves, stand in `commit`, `admit` and `writer`; `recover`
-//! clears up. `ledger` remembers, `claims` keeps two links off one transfer, `seals` spares a second reading, `site`
+//! clears up by the `rule`, for which `named` keeps a record. `ledger` remembers, `claims` keeps two links off one transfer, `seals` spares a second reading, `site`
 //! knows whether the folder is there at all, `place` and `naming` find a free name below it, `space` keeps room,
 //! `keeping` lets go what nobody comes back for.
 
@@ -49,12 +49,14 @@ mod desk;
 mod keeping;
 mod ledger;
 mod memory;
+mod named;
 mod naming;
 mod output;
 mod partial;
 mod place;
 mod recover;
 mod reply;
+mod rule;
 mod seals;
 mod site;
 mod space;
@@ -364,15 +366,23 @@ impl Shared {
     }
 
     /// R9's rows. Nobody waits for them: until they are there, the rule gives the same receipts.
-    fn write_down_delivered(self: &Arc<Self>, certain: Vec<(claims::Key, Kind, u64)>) {
+    fn write_down_delivered(
+        self: &Arc<Self>,
+        named: Arc<named::Named>,
+        certain: Vec<(claims::Key, Kind, u64)>,
+        placed: Vec<Arc<ledger::Placing>>,
+    ) {
         let (shared, now) = (self.clone(), now_ms());
         let writing = async move {
             let rows = certain.clone();
             let change = move |tx: &rusqlite::Transaction<'_>| ledger::deliver(tx, &rows, now).map(drop);
             match shared.db.call(change).await {
-                Ok(()) => certain.iter().for_each(|(key, ..)| {
-                    shared.lock_certain().remove(key);
-                }),
+                Ok(()) => {
+                    certain.iter().for_each(|(key, ..)| {
+                        shared.lock_certain().remove(key);
+                    });
+                    placed.iter().for_each(|placing| named.forget(&placing.receipt));
+                }
                 Err(error) => tracing::error!(%error, "deliveries could not be written down"),
             }
         };

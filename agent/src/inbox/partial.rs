@@ -12,8 +12,8 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use cap_fs_ext::{FollowSymlinks, MetadataExt, OpenOptionsFollowExt};
-use cap_std::fs::{Metadata, OpenOptions};
+use cap_fs_ext::{DirExt, FollowSymlinks, MetadataExt, OpenOptionsFollowExt};
+use cap_std::fs::{Dir, Metadata, OpenOptions};
 use data_encoding::HEXLOWER;
 use dropwire_protocol::{AgentId, Kind, Mtime, RunningDigest, TransferId};
 
@@ -58,8 +58,12 @@ pub fn create(site: &Site, key: Key) -> io::Result<File> {
 
 /// The partial as an earlier run left it; None when it is not there (or no plain file).
 pub fn open(site: &Site, key: Key) -> io::Result<Option<File>> {
-    let name = file_name(key);
-    match site.partials.symlink_metadata(&name) {
+    open_in(&site.partials, &file_name(key))
+}
+
+/// The plain file of this name in `dir`.
+pub fn open_in(dir: &Dir, name: &OsStr) -> io::Result<Option<File>> {
+    match dir.symlink_metadata(name) {
         Ok(meta) if meta.is_file() => {}
         Ok(_) => return Ok(None),
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -67,7 +71,7 @@ pub fn open(site: &Site, key: Key) -> io::Result<Option<File>> {
     }
     let mut options = OpenOptions::new();
     options.read(true).write(true).follow(FollowSymlinks::No);
-    Ok(Some(site.partials.open_with(&name, &options)?.into_std()))
+    Ok(Some(dir.open_with(name, &options)?.into_std()))
 }
 
 /// A partial to go on with.
@@ -121,6 +125,18 @@ pub fn look(site: &Site, key: Key, kind: Kind) -> io::Result<Option<Metadata>> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e),
     }
+}
+
+/// What a whole folder was unpacked to.
+pub fn folder(site: &Site, key: Key) -> io::Result<Dir> {
+    site.partials.open_dir_nofollow(folder_name(key))
+}
+
+/// Has `file`, which is open, its partial's name still? Who cleans up, imports or looks for viruses may take it.
+pub fn is_there(site: &Site, key: Key, file: &File) -> io::Result<bool> {
+    let inode = inode(file)?;
+    let found = look(site, key, Kind::File)?;
+    Ok(found.is_some_and(|meta| !site.lasting_inodes || is_inode(&meta, inode)))
 }
 
 /// Removes a partial whose row is not *placing*. Not synced: come back after a crash, it is litter.

@@ -9,10 +9,11 @@ use std::{
 use super::{
     Shared, admit,
     claims::{Claim, Key},
-    commit, ledger,
+    ledger,
     ledger::{Known, State},
     partial,
     reply::Answer,
+    rule,
     site::{Site, Trouble},
 };
 use crate::{db::DbError, id};
@@ -48,8 +49,10 @@ fn finish_placing(shared: &Shared, site: &Site) -> Result<(), Trouble> {
         .db
         .call_blocking(move |tx| ledger::all_placing(tx, mark))
         .map_err(broken)?;
+    let mut open = false;
     for key in keys {
         let Some(_claim) = shared.claims.try_take(key) else {
+            open = true;
             continue;
         };
         let (known, _) = admit::look(shared, key).map_err(broken)?;
@@ -62,15 +65,22 @@ fn finish_placing(shared: &Shared, site: &Site) -> Result<(), Trouble> {
             continue;
         };
         let peer = id::format(key.0);
-        match commit::resolve(shared, site, key, &manifest, placing) {
-            Ok(_) => {
+        match rule::resolve(shared, site, key, &manifest, placing) {
+            Ok(Some(_)) => {
                 tracing::info!(%peer, job = %key.1, path = %manifest.path, "delivered before the last stop")
             }
+            Ok(None) => {
+                tracing::warn!(%peer, job = %key.1, path = %manifest.path, "its partial was taken away; it is received again");
+            }
             Err(Answer::Refused(refusal)) => {
+                open = true;
                 tracing::warn!(%peer, job = %key.1, path = %manifest.path, reason = refusal.text, "cannot be placed yet");
             }
             Err(_) => return Err(broken_list()),
         }
+    }
+    if !open {
+        site.named.start_over();
     }
     Ok(())
 }

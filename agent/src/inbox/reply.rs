@@ -12,11 +12,18 @@ use dropwire_protocol::{
 };
 use tokio::sync::mpsc;
 
-use super::{place::PlaceError, site::Trouble, space};
-use crate::db::DbError;
+use super::{place::PlaceError, site::Trouble};
+use crate::{
+    db::DbError,
+    io_error::{Meaning, Wait, meaning},
+};
 
 /// Milliseconds after which an inbox that was away is asked again.
 const AWAY_MS: u64 = 30_000;
+/// The same for a full disk.
+pub const FULL_MS: u64 = 60_000;
+/// The same for a shortage of this machine.
+const SHORT_MS: u64 = 5_000;
 
 /// The way back to one link. Never blocks: a link that takes no outcomes must not hold up the others, so one that
 /// lets the channel fill up is cut off (its end of the channel closes).
@@ -84,19 +91,30 @@ impl Answer {
 
     /// A failed file operation; `doing` says which.
     pub fn io(doing: &str, error: &io::Error) -> Answer {
-        let (reason, retry_after_ms) = space::decline(error);
+        let (reason, retry_after_ms) = decline(error);
         Answer::refused(reason, format!("{doing}: {error}"), retry_after_ms)
     }
+}
 
-    /// A failed sync or the like, after which the partial is given up.
-    pub fn disk(doing: &str, error: &io::Error) -> Answer {
-        match space::decline(error) {
-            (DeclineReason::NoSpace, retry) => {
-                Answer::refused(DeclineReason::NoSpace, format!("{doing}: {error}"), retry)
-            }
-            _ => Answer::refused(DeclineReason::DiskError, format!("{doing}: {error}"), None),
+/// How a failed file operation is told to the sender, with the milliseconds after which asking again makes sense.
+fn decline(error: &io::Error) -> (DeclineReason, Option<u64>) {
+    use io::ErrorKind as K;
+    match (meaning(error), error.kind()) {
+        (Meaning::Lost, K::StorageFull | K::QuotaExceeded) | (Meaning::NotNow(Wait::Space), _) => {
+            (DeclineReason::NoSpace, Some(FULL_MS))
+        }
+        (Meaning::Lost | Meaning::NotNow(Wait::Device), _) => (DeclineReason::DiskError, None),
+        (Meaning::NotNow(Wait::Shortage | Wait::Busy), _) => (DeclineReason::Busy, Some(SHORT_MS)),
+        (Meaning::Never, K::FileTooLarge) => (DeclineReason::TooLarge, None),
+        (Meaning::NotNow(Wait::Access) | Meaning::Never | Meaning::NotOurs, _) => {
+            (DeclineReason::InboxUnavailable, Some(AWAY_MS))
         }
     }
+}
+
+/// Does this error cast doubt on what was written before it?
+pub fn spoils(error: &io::Error) -> bool {
+    matches!(meaning(error), Meaning::Lost | Meaning::NotNow(Wait::Device))
 }
 
 impl From<Trouble> for Answer {
@@ -192,6 +210,33 @@ impl Reply {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(unix)]
+    #[test]
+    fn errors_are_told_by_what_they_mean() {
+        use DeclineReason::*;
+        let table = [
+            (libc::ENOSPC, NoSpace, false),
+            (libc::EDQUOT, NoSpace, false),
+            (libc::EFBIG, TooLarge, false),
+            (libc::EROFS, InboxUnavailable, false),
+            (libc::EACCES, InboxUnavailable, false),
+            (libc::EXDEV, InboxUnavailable, false),
+            (libc::ENOENT, InboxUnavailable, false),
+            (libc::EMFILE, Busy, false),
+            (libc::ENFILE, Busy, false),
+            (libc::ENOMEM, Busy, false),
+            (libc::EINTR, Busy, false),
+            (libc::EIO, DiskError, true),
+        ];
+        for (code, reason, spoiled) in table {
+            let error = io::Error::from_raw_os_error(code);
+            assert_eq!((decline(&error).0, spoils(&error)), (reason, spoiled), "{code}");
+            let lost = crate::io_error::LostWrite::wrap(error);
+            let reason = if reason == NoSpace { NoSpace } else { DiskError };
+            assert_eq!((decline(&lost).0, spoils(&lost)), (reason, true), "lost: {code}");
+        }
+    }
 
     #[test]
     fn a_link_that_takes_nothing_is_cut_off() {

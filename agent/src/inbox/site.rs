@@ -13,9 +13,11 @@ use std::{
 use cap_fs_ext::{DirExt, MetadataExt};
 use cap_std::fs::{Dir, Metadata};
 
+use super::named::Named;
 use crate::{
     durable::{self, How},
     error::shown,
+    file_system::FileSystem,
     mark,
 };
 
@@ -40,6 +42,10 @@ pub struct Site {
     pub how: How,
     /// May many files be made durable at once?
     pub syncfs: bool,
+    /// Does a file keep its inode number over mounts?
+    pub lasting_inodes: bool,
+    /// Which files got their names.
+    pub named: Arc<Named>,
     /// What a new file's permissions are here (the umask's doing); Unix mode bits.
     pub mode: u32,
     own: Identity,
@@ -88,15 +94,18 @@ impl Site {
             },
             _ => unwritable(e),
         })?;
+        let named = Arc::new(Named::open(&own));
         let own = identity(&own)?;
-        let syncfs = durable::anchor(&root).is_ok_and(|a| durable::supports_syncfs(&a));
+        let on = durable::anchor(&root).and_then(|a| FileSystem::of(&a));
         Ok(Site {
             path: path.into(),
             root,
             partials,
             mark,
             how,
-            syncfs,
+            syncfs: on.as_ref().is_ok_and(|on| on.syncfs_reports),
+            lasting_inodes: on.is_ok_and(|on| on.lasting_inodes),
+            named,
             mode,
             own,
         })

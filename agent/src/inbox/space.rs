@@ -8,7 +8,6 @@ use std::{
 };
 
 use cap_std::fs::Dir;
-use dropwire_protocol::message::DeclineReason;
 
 /// How long room is kept for a transfer of which no byte comes, so that one that is offered and never sent does not
 /// keep the others out. With its next byte it has to ask again.
@@ -148,42 +147,12 @@ fn blocks(folder: &Dir) -> io::Result<(u64, u64)> {
     }
 }
 
-/// How a failed file operation is told to the sender, with the milliseconds after which asking again makes sense.
-pub fn decline(error: &io::Error) -> (DeclineReason, Option<u64>) {
-    use io::ErrorKind as K;
-    match error.kind() {
-        K::StorageFull | K::QuotaExceeded | K::FileTooLarge => (DeclineReason::NoSpace, Some(60_000)),
-        K::ReadOnlyFilesystem
-        | K::PermissionDenied
-        | K::NotFound
-        | K::NotADirectory
-        | K::CrossesDevices
-        | K::StaleNetworkFileHandle => (DeclineReason::InboxUnavailable, Some(30_000)),
-        K::InvalidFilename => (DeclineReason::BadName, None),
-        K::OutOfMemory => (DeclineReason::Busy, Some(5_000)),
-        _ if is_out_of_descriptors(error) => (DeclineReason::Busy, Some(5_000)),
-        _ => (DeclineReason::DiskError, None),
-    }
-}
-
 /// A file-size limit must be an error (EFBIG), not the signal that kills.
 pub fn survive_file_size_limit() {
     #[cfg(unix)]
     // SAFETY: SIG_IGN is no handler, so nothing of ours runs in signal context.
     unsafe {
         libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
-    }
-}
-
-fn is_out_of_descriptors(error: &io::Error) -> bool {
-    #[cfg(unix)]
-    {
-        matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
-    }
-    #[cfg(not(unix))]
-    {
-        let _ = error;
-        false
     }
 }
 
@@ -241,25 +210,5 @@ mod tests {
         let mut all = space.reserve(5, 10, start).unwrap();
         all.used(5, start);
         assert!(!all.has_lapsed(start + PATIENCE * 2));
-    }
-
-    #[cfg(unix)]
-    #[test]
-    fn errors_are_told_by_their_kind() {
-        use DeclineReason::*;
-        let table = [
-            (libc::ENOSPC, NoSpace),
-            (libc::EDQUOT, NoSpace),
-            (libc::EFBIG, NoSpace),
-            (libc::EROFS, InboxUnavailable),
-            (libc::EACCES, InboxUnavailable),
-            (libc::EXDEV, InboxUnavailable),
-            (libc::ENAMETOOLONG, BadName),
-            (libc::EMFILE, Busy),
-            (libc::EIO, DiskError),
-        ];
-        for (code, reason) in table {
-            assert_eq!(decline(&io::Error::from_raw_os_error(code)).0, reason, "{code}");
-        }
     }
 }

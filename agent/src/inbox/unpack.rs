@@ -21,7 +21,8 @@ use super::{
     naming::{self, Rules},
     partial,
     place::os_name,
-    reply::Answer,
+    reply::{Answer, spoils},
+    rule,
     site::Site,
 };
 use crate::{durable, fault};
@@ -45,11 +46,10 @@ impl Failure {
     /// Of a file operation: what a full disk, a lack of descriptors or of rights keeps from being made can be made of
     /// the same stream later.
     fn of(doing: &str, error: &io::Error) -> Failure {
-        match Answer::io(doing, error) {
-            Answer::Refused(refusal) if refusal.reason != DeclineReason::DiskError => {
-                Failure::NotNow(Answer::Refused(refusal))
-            }
-            answer => Failure::Useless(answer),
+        let answer = Answer::io(doing, error);
+        match spoils(error) {
+            true => Failure::Useless(answer),
+            false => Failure::NotNow(answer),
         }
     }
 }
@@ -119,7 +119,45 @@ pub fn unpack(
     }
     .and_then(|()| fault::step("R5-folder-partial-dir", || durable::sync_dir(&site.partials)))
     .map_err(syncing)?;
-    Ok(inode)
+    let made = partial::folder(site, key).and_then(|folder| is_whole(&folder, stream));
+    match made {
+        Ok(true) => Ok(inode),
+        Ok(false) => Err(Failure::NotNow(rule::taken())),
+        Err(e) => Err(making(e)),
+    }
+}
+
+/// Is everything in `folder` that the stream has? Who cleans up or imports may have taken some of it while nobody was to
+/// see it yet. What else is in it is not asked for.
+pub fn is_whole(folder: &Dir, stream: &File) -> io::Result<bool> {
+    if fault::mutant("R5-folder-whole") {
+        return Ok(true);
+    }
+    let unreadable = |_: Failure| io::Error::other("the stream cannot be read");
+    let mut reader = Reader::new(BufReader::new(rewound(stream).map_err(unreadable)?));
+    let mut open = vec![folder.try_clone()?];
+    loop {
+        let Ok(next) = reader.next() else {
+            return Ok(false);
+        };
+        let Some(entry) = next else { return Ok(true) };
+        reader.skip()?;
+        let Some(path) = &entry.path else { continue };
+        open.truncate(path.components().count());
+        let Some(parent) = open.last() else {
+            return Ok(false);
+        };
+        let name = os_name(&naming::mapped(path.file_name(), Rules::HERE));
+        let found = match parent.symlink_metadata(&name) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+            found => found?,
+        };
+        match entry.node {
+            Node::Folder if found.is_dir() => open.push(parent.open_dir_nofollow(&name)?),
+            Node::File { size, .. } if found.is_file() && found.len() == size => {}
+            _ => return Ok(false),
+        }
+    }
 }
 
 struct Unpacking<'a> {

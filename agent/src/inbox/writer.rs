@@ -27,7 +27,8 @@ use super::{
     ledger::{self, Checkpoint},
     output::Output,
     partial::{self, Reread, Verdict},
-    reply::{Answer, Reply},
+    reply::{Answer, Reply, spoils},
+    rule,
     site::Site,
     space::Reservation,
 };
@@ -354,16 +355,26 @@ impl<'a> Writer<'a> {
         if self.output.written() < offset {
             return Ok(()); // an earlier write failed
         }
+        let there = partial::is_there(&self.site, self.claim.key(), self.output.file());
+        if !there.map_err(unwritten)? && !fault::mutant("R3-there") {
+            return Err(End::Said {
+                answer: rule::taken(),
+                keep: false,
+            });
+        }
         let durable = checkpointer.durable().unwrap_or(offset); // a failure is heard at the next order
-        let checkpoint = Checkpoint {
-            offset,
-            digest: self.digest.value(),
-            hash_state: self.digest.state(),
-        };
-        if checkpointer.request(checkpoint, wait || offset - durable > MAX_DIRTY) {
+        if checkpointer.request(self.checkpoint_here(), wait || offset - durable > MAX_DIRTY) {
             self.asked = offset;
         }
         Ok(())
+    }
+
+    fn checkpoint_here(&self) -> Checkpoint {
+        Checkpoint {
+            offset: self.digest.length(),
+            digest: self.digest.value(),
+            hash_state: self.digest.state(),
+        }
     }
 
     fn start_checkpointer(&mut self) -> io::Result<()> {
@@ -375,11 +386,12 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// A full disk is no reason to give up what there is.
+/// A full disk or a shortage is no reason to give up what there is.
 fn unwritten(error: io::Error) -> End {
-    let answer = Answer::disk("writing the partial", &error);
-    let keep = matches!(&answer, Answer::Refused(r) if r.reason == DeclineReason::NoSpace);
-    End::Said { answer, keep }
+    End::Said {
+        answer: Answer::io("writing the partial", &error),
+        keep: !spoils(&error),
+    }
 }
 
 fn conflict(text: &str) -> End {

@@ -6,6 +6,8 @@ mod keeping;
 mod order;
 mod recovery;
 mod resume;
+#[cfg(target_os = "linux")]
+mod taken;
 mod whole;
 
 use std::{

@@ -8,7 +8,7 @@ use crate::durable::{
     trace::{self, Call},
 };
 
-fn partial_of(n: u8) -> PathBuf {
+pub(super) fn partial_of(n: u8) -> PathBuf {
     Path::new(".dropwire/partial").join(partial::file_name((ANA, id(n))))
 }
 

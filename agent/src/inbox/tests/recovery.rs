@@ -75,7 +75,7 @@ async fn partial_there_is_placed_again_with_the_same_receipt() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn partial_gone_is_delivered_also_when_the_file_was_taken_out() {
+async fn the_file_under_its_name_is_delivered() {
     let (rig, receipt, outcome) = recovered(How::Renamed, |root, partial| {
         fs::create_dir(root.join("sub")).unwrap();
         fs::rename(partial, root.join(NAME)).unwrap();
@@ -83,9 +83,56 @@ async fn partial_gone_is_delivered_also_when_the_file_was_taken_out() {
     .await;
     assert_eq!(settled(&outcome), &receipt);
     assert_eq!(rig.files(), [(NAME.into(), BYTES.to_vec())]);
+}
 
-    let (rig, receipt, outcome) =
-        recovered(How::Renamed, |_, partial| fs::remove_file(partial).unwrap()).await;
+#[tokio::test(flavor = "multi_thread")]
+async fn another_file_under_its_name_is_not_it() {
+    let other: [&'static [u8]; 2] = [b"verifieD", b"longer than that"];
+    for bytes in other {
+        let (rig, _, outcome) = recovered(How::Renamed, |root, partial| {
+            fs::remove_file(partial).unwrap();
+            fs::create_dir(root.join("sub")).unwrap();
+            fs::write(root.join(NAME), bytes).unwrap();
+        })
+        .await;
+        assert!(
+            matches!(outcome, Outcome::Opened { offset: 0, .. }),
+            "{outcome:?}"
+        );
+        let sent = rig.link(ANA).send(id(1), NAME, BYTES).await;
+        assert_eq!(delivered_as(&sent), "sub/x (1).txt");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partial_that_was_taken_away_was_not_delivered() {
+    let (rig, _, outcome) = recovered(How::Renamed, |_, partial| fs::remove_file(partial).unwrap()).await;
+    assert!(
+        matches!(outcome, Outcome::Opened { offset: 0, .. }),
+        "{outcome:?}"
+    );
+    assert_eq!(rig.inbox.status().received_files, 0);
+    let sent = rig.link(ANA).send(id(1), NAME, BYTES).await;
+    assert_eq!(delivered_as(&sent), NAME);
+    assert_eq!(rig.files(), [(NAME.into(), BYTES.to_vec())]);
+
+    let rig = Rig::new().await;
+    let (partial, _) = placing(&rig, How::Renamed).await;
+    fs::remove_file(partial).unwrap();
+    let mut link = rig.link(ANA);
+    link.command(Command::Withdraw { id: id(1) }).await;
+    assert_eq!(link.next().await, Outcome::Withdrawn { id: id(1) });
+}
+
+/// The agent was killed between R7 and the commit of R9, and somebody took the file out of the inbox before that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_was_named_and_taken_out_is_delivered() {
+    let rig = Rig::new().await;
+    let (partial, receipt) = placing(&rig, How::Renamed).await;
+    let site = rig.inbox.shared.gate.last_seen().unwrap();
+    site.named.note(&receipt);
+    let rig = rig.restarted(|_| fs::remove_file(partial).unwrap()).await;
+    let (_, outcome) = rig.link(ANA).opened(id(1), NAME, BYTES.len() as u64).await;
     assert_eq!(settled(&outcome), &receipt);
     assert!(rig.names().is_empty());
 }

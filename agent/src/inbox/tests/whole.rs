@@ -10,7 +10,7 @@ use crate::{bundle, confined, durable::How};
 const NAME: &str = "v1.2";
 
 /// Some files and folders, as their stream.
-fn stream() -> Vec<u8> {
+pub(super) fn stream() -> Vec<u8> {
     let temp = tempfile::tempdir().unwrap();
     fs::create_dir_all(temp.path().join("sub/empty")).unwrap();
     fs::write(temp.path().join("a"), "bytes").unwrap();
@@ -26,7 +26,7 @@ fn stream() -> Vec<u8> {
     stream
 }
 
-fn files_of(folder: &str) -> Vec<(String, Vec<u8>)> {
+pub(super) fn files_of(folder: &str) -> Vec<(String, Vec<u8>)> {
     vec![
         (format!("{folder}/a"), b"bytes".to_vec()),
         (format!("{folder}/sub/b"), content(300_000)),
@@ -176,15 +176,27 @@ async fn between_intent_and_name_it_is_placed_with_the_same_receipt() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn after_its_name_it_is_delivered_also_when_it_was_taken_out() {
+async fn under_its_name_it_is_delivered() {
     let (rig, receipt, outcome) =
         recovered(|root, folder| fs::rename(folder, root.join(NAME)).unwrap()).await;
     assert_eq!(settled(&outcome), &receipt);
     assert_eq!((rig.files(), rig.partials()), (files_of(NAME), 0));
+}
 
-    let (rig, receipt, outcome) = recovered(|_, folder| fs::remove_dir_all(folder).unwrap()).await;
-    assert_eq!(settled(&outcome), &receipt);
-    assert!(rig.names().is_empty() && rig.partials() == 0);
+/// All of it, or a piece.
+#[tokio::test(flavor = "multi_thread")]
+async fn taken_away_it_is_made_again_without_a_byte_sent_again() {
+    let whole: fn(&Path, &Path) = |_, folder| fs::remove_dir_all(folder).unwrap();
+    let piece: fn(&Path, &Path) = |_, folder| fs::remove_file(folder.join("sub/b")).unwrap();
+    for taken in [whole, piece] {
+        let (rig, _, outcome) = recovered(taken).await;
+        let stream = stream();
+        assert!(!matches!(outcome, Outcome::Settled { .. }), "{outcome:?}");
+        assert!(rig.names().is_empty());
+        let sent = link(&rig).send(id(1), NAME, &stream).await;
+        assert_eq!(delivered_as(&sent), NAME);
+        assert_eq!((rig.files(), rig.partials()), (files_of(NAME), 0));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

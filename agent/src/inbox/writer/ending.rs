@@ -10,9 +10,9 @@ use crate::{
     inbox::{
         admit,
         checkpoint::Checkpointer,
-        commit::{self, Ready},
+        commit::{self, Ready, Whole},
         ledger, partial,
-        reply::{Answer, Reply},
+        reply::{Answer, Reply, spoils},
         unpack,
     },
 };
@@ -97,11 +97,13 @@ impl Writer<'_> {
             .and_then(|()| partial::inode(self.output.file()));
         match durable {
             Ok(inode) => self.place(inode, reply),
-            Err(e) => {
+            Err(e) if spoils(&e) => {
                 if self.give_up() {
-                    reply.end(Answer::disk("syncing the file", &e));
+                    reply.end(Answer::io("syncing the file", &e));
                 }
             }
+            // Its folder could not be opened to be synced: the file itself may not be durable, so no checkpoint is made.
+            Err(e) => reply.end(Answer::io("syncing the file", &e)),
         }
     }
 
@@ -150,11 +152,13 @@ impl Writer<'_> {
 
     /// R6 and on.
     fn place(self, inode: u64, reply: Reply) {
+        let checkpoint = self.checkpoint_here();
+        let file = self.output.file().try_clone().ok(); // else some of it is sent again
         let ready = Ready {
             manifest: self.manifest,
             digest: self.digest.value(),
             inode,
-            keep: true,
+            keep: Some(Whole { checkpoint, file }),
             reply,
             claim: self.claim,
             reservation: self.reservation,

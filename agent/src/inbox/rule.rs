@@ -1,0 +1,220 @@
+//! The rule for a row *placing*: what a crash, or another link, left between intent and certainty is finished, or taken
+//! back.
+//!
+//! | partial | its final name | means |
+//! |---|---|---|
+//! | there | the same file | named by a link, or both names survived a power cut: the new one is synced, the old one goes |
+//! | there, as verified | free, or another file | R7 again |
+//! | gone | the verified file | R8 again, then delivered |
+//! | gone | free, or another file | delivered if [`super::named`] has it, else the row is taken back: it is received again |
+//!
+//! A partial that is gone proves nothing by itself: whoever cleans up, imports or scans for viruses may have taken it.
+
+use std::{ffi::OsString, io, sync::atomic::AtomicBool};
+
+use cap_fs_ext::{DirExt, MetadataExt};
+use cap_std::fs::{Dir, Metadata};
+use dropwire_protocol::{Kind, Manifest, Receipt, message::DeclineReason};
+
+use super::{
+    Shared,
+    claims::Key,
+    commit,
+    ledger::{self, Checkpoint, Placing},
+    partial,
+    place::{self, os_name},
+    reply::Answer,
+    site::Site,
+    unpack,
+};
+use crate::{clock::now_ms, db::DbError, durable, fault};
+
+/// What there is of a transfer whose row is *placing*.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Found {
+    /// Under both names.
+    Linked,
+    /// The partial, as it was verified; its final name was not given.
+    Partial,
+    /// Under its final name alone.
+    Named,
+    /// Neither: the partial was taken away, or is another one.
+    Nothing,
+}
+
+/// Applies the rule; None: the file is nowhere, and its row says no more that it is *placing*. The caller has claimed
+/// `key` and read the inbox's mark, and it is the row's. Repeatable after any crash.
+pub fn resolve(
+    shared: &Shared,
+    site: &Site,
+    key: Key,
+    manifest: &Manifest,
+    placing: Placing,
+) -> Result<Option<Receipt>, Answer> {
+    if shared.is_certain(key) {
+        return Ok(Some(placing.receipt));
+    }
+    let unknown = |e: io::Error| Answer::io("looking for the partial", &e);
+    let placing = match find(site, key, manifest, &placing).map_err(unknown)? {
+        Found::Linked => {
+            // As when it was linked: the name that stays is durable before the other goes.
+            let folders = place::existing_folders(site, &placing.place).map_err(unknown)?;
+            fault::step("rule-link", || commit::make_certain(shared, site, &folders))?;
+            durable::unlink(&site.partials, &partial::file_name(key)).map_err(unknown)?;
+            placing
+        }
+        Found::Partial => commit::place_again(shared, site, key, manifest, placing)?,
+        Found::Named => placing,
+        Found::Nothing if site.named.has(&placing.receipt) || fault::mutant("rule-absence") => placing,
+        Found::Nothing => {
+            give_up(shared, site, key, manifest.kind)?;
+            return Ok(None);
+        }
+    };
+    let folders = place::existing_folders(site, &placing.place).map_err(unknown)?;
+    fault::step("rule-R8", || commit::make_certain(shared, site, &folders))?;
+    let (certain, now) = ((key, manifest.kind, manifest.size), now_ms());
+    if shared
+        .db
+        .call_blocking(move |tx| ledger::deliver(tx, &[certain], now))?
+        > 0
+    {
+        shared.delivered(site, key, &placing.place, manifest.size);
+    }
+    site.named.forget(&placing.receipt);
+    partial::remove_stream(site, key, manifest.kind);
+    Ok(Some(placing.receipt))
+}
+
+/// Looks at both names.
+pub fn find(site: &Site, key: Key, manifest: &Manifest, placing: &Placing) -> io::Result<Found> {
+    let partial = partial::look(site, key, manifest.kind)?;
+    let same = |meta: &Metadata, partial: &Metadata| {
+        meta.is_file() && meta.ino() == partial.ino() && meta.dev() == partial.dev()
+    };
+    let named = match (at_its_name(site, &placing.place)?, &partial) {
+        (Some((_, _, meta)), Some(partial)) if site.lasting_inodes => same(&meta, partial),
+        (Some((dir, name, meta)), _) => is_named(site, key, manifest, placing, &dir, &name, &meta)?,
+        (None, _) => false,
+    };
+    Ok(match partial {
+        Some(_) if named && manifest.kind == Kind::File => Found::Linked,
+        Some(partial) if is_verified(site, key, manifest, placing, &partial)? => Found::Partial,
+        None if named => Found::Named,
+        _ => Found::Nothing,
+    })
+}
+
+/// Nothing of it counts any more: *receiving* again. A folder's stream, if it is there, is what it is made of again.
+pub fn give_up(shared: &Shared, site: &Site, key: Key, kind: Kind) -> Result<(), DbError> {
+    shared.db.call_blocking(move |tx| {
+        ledger::unplace(tx, key)?;
+        match kind {
+            Kind::File => ledger::drop_receiving(tx, key).map(drop),
+            Kind::Folder => Ok(()),
+        }
+    })?;
+    match kind {
+        Kind::File => partial::remove(site, key),
+        Kind::Folder => {
+            let _ = partial::remove_folder(site, key); // else the next try does
+        }
+    }
+    Ok(())
+}
+
+/// Said of a partial that somebody took out of the partials' folder.
+pub fn taken() -> Answer {
+    let text = "its partial was taken out of the inbox's .dropwire/partial before it was delivered; it is received again";
+    Answer::refused(DeclineReason::Busy, text, Some(1_000))
+}
+
+/// What has the name, its folder and how it is called there; None: nothing.
+fn at_its_name(
+    site: &Site,
+    place: &dropwire_protocol::RemotePath,
+) -> io::Result<Option<(std::sync::Arc<Dir>, OsString, Metadata)>> {
+    let folders = place::existing_folders(site, place)?;
+    let name = os_name(place.file_name());
+    match folders.last() {
+        Some((_, dir)) if folders.len() == place.components().count() => match dir.symlink_metadata(&name) {
+            Ok(meta) => Ok(Some((dir.clone(), name, meta))),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        },
+        _ => Ok(None),
+    }
+}
+
+/// Is what has the final name what was verified? By its inode where that lasts, else by what is in it.
+fn is_named(
+    site: &Site,
+    key: Key,
+    manifest: &Manifest,
+    placing: &Placing,
+    dir: &Dir,
+    name: &OsString,
+    meta: &Metadata,
+) -> io::Result<bool> {
+    let told_by_inode = site.lasting_inodes && placing.inode != 0;
+    match manifest.kind {
+        Kind::Folder if !meta.is_dir() => Ok(false),
+        Kind::File if !meta.is_file() || meta.len() != manifest.size => Ok(false),
+        _ if told_by_inode => Ok(meta.ino() == placing.inode),
+        Kind::Folder => is_whole(site, key, &dir.open_dir_nofollow(name)?),
+        Kind::File => {
+            let file = partial::open_in(dir, name)?;
+            file.map_or(Ok(false), |file| has_the_bytes(&file, manifest, placing))
+        }
+    }
+}
+
+/// Is this the partial that was verified? By its inode, or (restored from a copy) by its bytes.
+fn is_verified(
+    site: &Site,
+    key: Key,
+    manifest: &Manifest,
+    placing: &Placing,
+    meta: &Metadata,
+) -> io::Result<bool> {
+    let same = partial::is_inode(meta, placing.inode);
+    if manifest.kind == Kind::Folder {
+        // Of a copy nobody knows whether it was synced: the stream is unpacked again.
+        let ours = meta.is_dir() && (same || !site.lasting_inodes);
+        return Ok(ours && is_whole(site, key, &partial::folder(site, key)?)?);
+    }
+    if !meta.is_file() || meta.len() != manifest.size {
+        return Ok(false);
+    }
+    if (same && site.lasting_inodes) || fault::mutant("rule-bytes") {
+        return Ok(true);
+    }
+    let Some(file) = partial::open(site, key)? else {
+        return Ok(false);
+    };
+    let good = has_the_bytes(&file, manifest, placing)?;
+    durable::sync_file(&file)?;
+    durable::sync_dir(&site.partials)?; // R5, whose work a copy has not
+    Ok(good)
+}
+
+fn has_the_bytes(file: &std::fs::File, manifest: &Manifest, placing: &Placing) -> io::Result<bool> {
+    let Ok(body) = placing.receipt.decode_body_unverified() else {
+        return Ok(false);
+    };
+    let whole = Checkpoint {
+        offset: manifest.size,
+        digest: body.digest,
+        hash_state: Vec::new(),
+    };
+    let good = partial::good_prefix(file, &[whole], &AtomicBool::new(false));
+    Ok(good.length() == manifest.size && good.value() == body.digest)
+}
+
+/// Is everything in `folder` that its stream says? Without the stream nobody can tell.
+fn is_whole(site: &Site, key: Key, folder: &Dir) -> io::Result<bool> {
+    match partial::open(site, key)? {
+        Some(stream) => unpack::is_whole(folder, &stream),
+        None => Ok(false),
+    }
+}

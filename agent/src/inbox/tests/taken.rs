@@ -1,0 +1,126 @@
+//! Somebody takes partials out of the partials' folder while they arrive, or a file cannot get its name: nothing is
+//! delivered that is not there, and nothing is sent again that is.
+
+use std::{fs, io, os::unix::fs::MetadataExt as _};
+
+use dropwire_protocol::message::DeclineReason::*;
+
+use super::{order::partial_of, *};
+use crate::durable::trace::{self, Call};
+
+/// Something is to happen right before the partial of `n` gets its name.
+fn before_its_name(rig: &Rig, n: u8, name: &str, hook: impl FnOnce() -> io::Result<()> + Send + 'static) {
+    trace::before(&rig.root(), Call::Name(partial_of(n), name.into()), hook);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partial_that_is_taken_before_it_gets_its_name_is_received_again() {
+    let rig = Rig::new().await;
+    let mut link = rig.link(ANA);
+    for (n, bytes) in [(1, b"small".to_vec()), (2, content(2 * CHUNK))] {
+        let name = format!("file {n}");
+        let partial = rig.root().join(partial_of(n));
+        before_its_name(&rig, n, &name, move || fs::remove_file(partial));
+        assert_eq!(refused(&link.send(id(n), &name, &bytes).await), Busy);
+        assert!(rig.row(ANA, id(n)).await.is_none() && rig.partials() == 0);
+        assert_eq!(delivered_as(&link.send(id(n), &name, &bytes).await), name);
+    }
+    assert_eq!(rig.names(), ["file 1", "file 2"]);
+    assert_eq!(rig.inbox.status().received_files, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_file_in_the_partial_s_place_is_not_delivered() {
+    let rig = Rig::new().await;
+    let (mut link, bytes) = (rig.link(ANA), content(2 * CHUNK));
+    let size = bytes.len() as u64;
+    let (opening, _) = link.opened(id(1), "file", size).await;
+    link.write(id(1), opening, 0, &bytes, 0, bytes.len()).await;
+    link.written(size).await;
+    let partial = rig.root().join(partial_of(1));
+    fs::rename(&partial, rig.root().join("taken")).unwrap();
+    fs::write(&partial, vec![7; bytes.len()]).unwrap();
+    link.finish(id(1), opening, 0, digest(&bytes)).await;
+    assert_eq!(refused(&link.next().await), Busy);
+    assert_eq!(rig.names(), ["taken"]);
+    assert_eq!(delivered_as(&link.send(id(1), "file", &bytes).await), "file");
+    assert!(rig.files()[0].1 == bytes);
+}
+
+/// Not only once all of it came.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partial_that_is_taken_while_it_arrives_is_noticed_at_the_next_checkpoint() {
+    let rig = Rig::new().await;
+    let (mut link, bytes) = (rig.link(ANA), content(17 << 20));
+    let (opening, _) = link.opened(id(1), "file", 20 << 20).await;
+    fs::remove_file(rig.root().join(partial_of(1))).unwrap();
+    link.write(id(1), opening, 0, &bytes, 0, bytes.len()).await;
+    assert_eq!(refused(&link.next().await), Busy);
+    let (_, again) = link.opened(id(1), "file", 20 << 20).await;
+    assert!(matches!(again, Outcome::Opened { offset: 0, .. }), "{again:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_whole_folder_of_which_a_piece_is_taken_is_made_again() {
+    let rig = Rig::new().await;
+    let mut link = Link {
+        kind: Kind::Folder,
+        ..rig.link(ANA)
+    };
+    let stream = whole::stream();
+    let unpacked = rig.root().join(partial_of(1)).with_extension("d");
+    let partials = trace::sync(".dropwire/partial");
+    trace::before(&rig.root(), partials, move || fs::remove_file(unpacked.join("a")));
+    assert_eq!(refused(&link.send(id(1), "folder", &stream).await), Busy);
+    assert!(rig.names().is_empty());
+    let (opening, first) = link.opened(id(1), "folder", stream.len() as u64).await;
+    assert!(matches!(first, Outcome::Opened { offset, .. } if offset == stream.len() as u64));
+    link.finish(id(1), opening, 0, digest(&stream)).await;
+    assert_eq!(delivered_as(&link.next().await), "folder");
+    assert_eq!(rig.files(), whole::files_of("folder"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_whole_and_cannot_be_named_now_is_not_sent_again() {
+    let rig = Rig::new().await;
+    let (mut link, bytes) = (rig.link(ANA), content(3 * CHUNK + 5));
+    let size = bytes.len() as u64;
+    before_its_name(&rig, 1, "file", || {
+        Err(io::Error::from_raw_os_error(libc::EACCES))
+    });
+    assert_eq!(refused(&link.send(id(1), "file", &bytes).await), InboxUnavailable);
+    let inode = fs::metadata(rig.root().join(partial_of(1))).unwrap().ino();
+    let (opening, first) = link.opened(id(1), "file", size).await;
+    assert!(
+        matches!(first, Outcome::Opened { offset, .. } if offset == size),
+        "{first:?}"
+    );
+    link.finish(id(1), opening, 0, digest(&bytes)).await;
+    assert_eq!(delivered_as(&link.next().await), "file");
+    assert!(rig.files() == [("file".into(), bytes)]);
+    assert_eq!(fs::metadata(rig.root().join("file")).unwrap().ino(), inode);
+}
+
+/// A folder that cannot be opened to be synced has lost nothing: with descriptors again the file is delivered, also if
+/// somebody took it out of the inbox meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shortage_of_descriptors_passes() {
+    let rig = Rig::new().await;
+    let mut link = rig.link(ANA);
+    for (n, name) in [(1, "stays"), (2, "taken")] {
+        let root = rig.root();
+        before_its_name(&rig, n, name, move || {
+            let shortage = || Err(io::Error::from_raw_os_error(libc::EMFILE));
+            trace::before(&root, Call::Sync("open", "".into()), shortage);
+            Ok(())
+        });
+        assert_eq!(refused(&link.send(id(n), name, b"x").await), Busy);
+        if name == "taken" {
+            fs::remove_file(rig.root().join(name)).unwrap();
+        }
+        assert_eq!(delivered_as(&link.opened(id(n), name, 1).await.1), name);
+    }
+    assert_eq!(delivered_as(&link.send(id(3), "next", b"y").await), "next");
+    assert_eq!(rig.names(), ["next", "stays"]);
+    assert_eq!(rig.inbox.status().received_files, 3);
+}
