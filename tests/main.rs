@@ -12,6 +12,7 @@ mod crash;
 mod damage;
 mod delivery;
 mod disk_full;
+mod file_systems;
 mod jobs;
 mod json;
 mod large;

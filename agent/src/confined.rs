@@ -10,10 +10,10 @@ use std::{
 };
 
 use cap_fs_ext::{DirExt, FollowSymlinks, OpenOptionsFollowExt};
-use cap_std::fs::{Dir, Metadata, OpenOptions};
+use cap_std::fs::{Dir, DirEntry, FileType, Metadata, OpenOptions};
 use dropwire_protocol::RemotePath;
 
-use crate::version::Version;
+use crate::{fault, version::Version};
 
 /// The handle of a folder that the config names (symlinks on the way to it are the user's business).
 pub fn root(path: &Path) -> io::Result<Dir> {
@@ -114,13 +114,24 @@ pub fn open_seen_file(folder: &Dir, name: &OsStr, seen: &Metadata) -> io::Result
     }
 }
 
-/// The inode of the regular file at `path`, without opening it: no event for whoever watches, no lease in its way. The
+/// The version of the regular file at `path`, without opening it: no event for whoever watches, no lease in its way. The
 /// same errors as opening it.
-pub fn inode(root: &Dir, path: &RemotePath) -> io::Result<u64> {
-    let meta = parent(root, path)?.symlink_metadata(os_str(path.file_name())?)?;
+pub fn version(root: &Dir, path: &RemotePath) -> io::Result<Version> {
+    let (folder, name) = (parent(root, path)?, os_str(path.file_name())?);
+    let meta = folder.symlink_metadata(name)?;
     match meta.is_file() {
-        true => Ok(Version::listed(&meta).inode),
+        true => Ok(Version::listed(&folder, name, &meta)),
         false => Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")),
+    }
+}
+
+/// What a listing's entry is; asked for where the listing does not say it, as on some file systems none does.
+pub fn kind(entry: &DirEntry) -> io::Result<FileType> {
+    match entry.file_type()? {
+        unknown if unknown == FileType::unknown() && !fault::mutant("scan-types") => {
+            Ok(entry.metadata()?.file_type())
+        }
+        kind => Ok(kind),
     }
 }
 
@@ -189,10 +200,11 @@ mod tests {
         let mut parents = Parents::new(root(temp.path()).unwrap());
         let mut leads_to = |path: &str| -> io::Result<u64> {
             let folder = parents.of(&RemotePath::parse(path.as_bytes()).unwrap())?;
-            Ok(Version::listed(&folder.dir_metadata()?).inode)
+            Ok(Version::of_folder(folder)?.0.inode)
         };
         let inode = |path: &str| {
-            Version::listed(&root(&temp.path().join(path)).unwrap().dir_metadata().unwrap()).inode
+            let folder = root(&temp.path().join(path)).unwrap();
+            Version::of_folder(&folder).unwrap().0.inode
         };
         for (path, folder) in [
             ("a/1", "a"),

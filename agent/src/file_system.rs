@@ -3,7 +3,9 @@
 //! A file system is trusted with an answer only where that answer is known to hold. Everything that is not in the table
 //! (FUSE, network and stacked file systems, new ones) gets the slower sure way: files rest for `quiet`, and bytes decide.
 
-use std::{fs::File, io};
+use std::{fs::File, io, time::Duration};
+
+use cap_std::fs::Dir;
 
 /// What a file system can be trusted to tell.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -15,6 +17,8 @@ pub struct FileSystem {
     pub sees_writers: bool,
     /// A file keeps its inode number as long as it exists, over mounts too, so the number tells one file from another.
     pub lasting_inodes: bool,
+    /// Native events tell of every change in a folder, whoever makes it.
+    pub tells_changes: bool,
     /// One `syncfs` reports every write error, so that it can stand for many syncs (Linux 5.8 or later; earlier kernels
     /// lose the error).
     pub syncfs_reports: bool,
@@ -24,13 +28,43 @@ const UNKNOWN: FileSystem = FileSystem {
     name: "unknown",
     sees_writers: false,
     lasting_inodes: false,
+    tells_changes: false,
     syncfs_reports: false,
 };
 
+/// For so long may a file's size and times come from a cache: one second on FUSE and SMB, three on NFS.
+const ATTRIBUTES_CACHED: Duration = Duration::from_secs(3);
+
+/// Nothing is trusted: for where it cannot be asked.
+impl Default for FileSystem {
+    fn default() -> Self {
+        UNKNOWN
+    }
+}
+
 impl FileSystem {
-    /// The file system that the open `file` or folder is on.
+    /// The file system that the open `file` is on.
     pub fn of(file: &File) -> io::Result<FileSystem> {
-        system::of(file)
+        pretended().map_or_else(|| system::of(file), Ok)
+    }
+
+    /// The one that the open `folder` is on.
+    pub fn of_folder(folder: &Dir) -> io::Result<FileSystem> {
+        pretended().map_or_else(|| system::of(folder), Ok)
+    }
+
+    /// The one with this `device` number, for whoever looks at many files: the system is asked (`ask`) once a second.
+    /// Where that fails, nothing is trusted.
+    pub fn on(device: u64, ask: impl FnOnce() -> io::Result<FileSystem>) -> FileSystem {
+        pretended().unwrap_or_else(|| system::on(device, ask))
+    }
+
+    /// A file has to rest at least so long before it counts as written, where that is not known otherwise.
+    pub fn least_rest(&self) -> Duration {
+        match self.tells_changes {
+            true => Duration::ZERO,
+            false => ATTRIBUTES_CACHED,
+        }
     }
 
     /// What is not trusted here, a sentence each; empty where everything is.
@@ -50,55 +84,127 @@ impl FileSystem {
     }
 }
 
-#[cfg(target_os = "linux")]
-mod system {
+#[cfg(not(test))]
+fn pretended() -> Option<FileSystem> {
+    None
+}
+
+#[cfg(test)]
+pub use pretence::{pretend, pretended};
+
+/// Lets a test see how files fare on a file system that it cannot mount.
+#[cfg(test)]
+mod pretence {
+    use std::cell::Cell;
+
     use super::*;
 
-    /// Name, magic number of statfs(2), sees writers, lasting inodes, syncfs reports.
-    type Row = (&'static str, u32, bool, bool, bool);
+    thread_local!(static PRETENDED: Cell<Option<FileSystem>> = const { Cell::new(None) });
+
+    /// What is pretended on this thread.
+    pub fn pretended() -> Option<FileSystem> {
+        PRETENDED.get()
+    }
+
+    /// Whatever this thread asks about, it is told this, as long as the answer lives. By itself, nothing is trusted.
+    pub fn pretend(on: FileSystem) -> impl Drop {
+        struct Ends;
+        impl Drop for Ends {
+            fn drop(&mut self) {
+                PRETENDED.set(None);
+            }
+        }
+        PRETENDED.set(Some(on));
+        Ends
+    }
+}
+
+#[cfg(target_os = "linux")]
+mod system {
+    use std::{
+        os::fd::AsFd,
+        sync::{Mutex, PoisonError},
+        time::Instant,
+    };
+
+    use super::*;
+
+    /// Name, magic number of statfs(2), sees writers, lasting inodes, tells changes, syncfs reports.
+    type Row = (&'static str, u32, bool, bool, bool, bool);
 
     /// Disks of this machine, and its memory: the kernel itself keeps their files and sees all who open them.
     /// FAT and exFAT keep no inode numbers, so the kernel makes them up for as long as it remembers the file.
-    /// On a server or in a layer below (NFS, SMB, 9p, Ceph, FUSE, overlay, eCryptfs) others write unseen.
+    /// On a server or in a layer below (NFS, SMB, 9p, Ceph, FUSE, overlay, eCryptfs) others write unseen. Events come for
+    /// what is written through an overlay or eCryptfs itself, which is how both are used.
     /// `syncfs` was seen to report errors on ext4, xfs and btrfs only.
     const TABLE: &[Row] = &[
-        ("ext4", 0xEF53, true, true, true), // ext2 and ext3 have the same number
-        ("xfs", 0x5846_5342, true, true, true),
-        ("btrfs", 0x9123_683E, true, true, true),
-        ("f2fs", 0xF2F5_2010, true, true, false),
-        ("zfs", 0x2FC1_2FC1, true, true, false),
-        ("bcachefs", 0xCA45_1A4E, true, true, false),
-        ("jfs", 0x3153_464A, true, true, false),
-        ("tmpfs", 0x0102_1994, true, true, false),
-        ("ramfs", 0x8584_58F6, true, true, false),
-        ("fat", 0x4D44, true, false, false),
-        ("exfat", 0x2011_BAB0, true, false, false),
-        ("ntfs3", 0x7366_746E, true, false, false),
-        ("nfs", 0x6969, false, true, false),
-        ("ecryptfs", 0xF15F, false, true, false),
-        ("fuse", 0x6573_5546, false, false, false),
-        ("overlay", 0x794C_7630, false, false, false),
-        ("smb", 0x517B, false, false, false),
-        ("smb", 0xFE53_4D42, false, false, false),
-        ("smb", 0xFF53_4D42, false, false, false),
-        ("9p", 0x0102_1997, false, false, false),
-        ("ceph", 0x00C3_6400, false, false, false),
+        ("ext4", 0xEF53, true, true, true, true), // ext2 and ext3 have the same number
+        ("xfs", 0x5846_5342, true, true, true, true),
+        ("btrfs", 0x9123_683E, true, true, true, true),
+        ("f2fs", 0xF2F5_2010, true, true, true, false),
+        ("zfs", 0x2FC1_2FC1, true, true, true, false),
+        ("bcachefs", 0xCA45_1A4E, true, true, true, false),
+        ("jfs", 0x3153_464A, true, true, true, false),
+        ("tmpfs", 0x0102_1994, true, true, true, false),
+        ("ramfs", 0x8584_58F6, true, true, true, false),
+        ("fat", 0x4D44, true, false, true, false),
+        ("exfat", 0x2011_BAB0, true, false, true, false),
+        ("ntfs3", 0x7366_746E, true, false, true, false),
+        ("nfs", 0x6969, false, true, false, false),
+        ("ecryptfs", 0xF15F, false, true, true, false),
+        ("fuse", 0x6573_5546, false, false, false, false),
+        ("overlay", 0x794C_7630, false, false, true, false),
+        ("smb", 0x517B, false, false, false, false),
+        ("smb", 0xFE53_4D42, false, false, false, false),
+        ("smb", 0xFF53_4D42, false, false, false, false),
+        ("9p", 0x0102_1997, false, false, false, false),
+        ("ceph", 0x00C3_6400, false, false, false, false),
     ];
 
-    pub(super) fn of(file: &File) -> io::Result<FileSystem> {
-        Ok(known(rustix::fs::fstatfs(file)?.f_type as u32)) // the magic number has 32 bits
+    pub(super) fn of(open: impl AsFd) -> io::Result<FileSystem> {
+        Ok(known(rustix::fs::fstatfs(open)?.f_type as u32)) // the magic number has 32 bits
+    }
+
+    /// An answer is believed for so long: a device's number is free for another file system once it is unmounted.
+    const BELIEVED: Duration = Duration::from_secs(1);
+    /// Most answers that are kept.
+    const KEPT: usize = 64;
+
+    static ANSWERS: Mutex<Vec<(u64, Instant, FileSystem)>> = Mutex::new(Vec::new());
+
+    pub(super) fn on(device: u64, ask: impl FnOnce() -> io::Result<FileSystem>) -> FileSystem {
+        let now = Instant::now();
+        let answers = || ANSWERS.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_young = |asked: &Instant| now.saturating_duration_since(*asked) < BELIEVED;
+        let known = answers().iter().find(|(of, ..)| *of == device).copied();
+        if let Some((_, asked, file_system)) = known
+            && is_young(&asked)
+        {
+            return file_system;
+        }
+        let Ok(file_system) = ask() else {
+            return UNKNOWN;
+        };
+        let mut answers = answers();
+        answers.retain(|(of, asked, _)| *of != device && is_young(asked));
+        if answers.len() < KEPT {
+            answers.push((device, now, file_system));
+        }
+        file_system
     }
 
     fn known(magic: u32) -> FileSystem {
         let row = TABLE.iter().find(|(_, number, ..)| *number == magic);
-        row.map_or(UNKNOWN, |&(name, _, sees_writers, lasting_inodes, syncfs)| {
-            FileSystem {
+        row.map_or(
+            UNKNOWN,
+            |&(name, _, sees_writers, lasting_inodes, tells_changes, syncfs)| FileSystem {
                 name,
                 sees_writers,
                 lasting_inodes,
+                tells_changes,
                 syncfs_reports: syncfs && kernel_reports_errors(),
-            }
-        })
+            },
+        )
     }
 
     fn kernel_reports_errors() -> bool {
@@ -130,6 +236,27 @@ mod system {
         }
 
         #[test]
+        fn the_system_is_asked_once_a_second_for_each_device() {
+            let (device, mut asked) = (u64::MAX, 0);
+            let mut ask = |device| {
+                on(device, || {
+                    asked += 1;
+                    Ok(known(0xEF53))
+                })
+            };
+            let first = Instant::now();
+            assert_eq!(ask(device).name, "ext4");
+            while first.elapsed() < BELIEVED / 2 {
+                ask(device);
+            }
+            ask(device - 1);
+            let seconds = 1 + first.elapsed().as_secs();
+            assert!((2..=1 + seconds).contains(&asked), "{asked} times in {seconds} s");
+            let failed = on(device - 2, || Err(io::ErrorKind::Other.into()));
+            assert_eq!(failed, UNKNOWN);
+        }
+
+        #[test]
         fn a_number_stands_once() {
             let numbers: std::collections::BTreeSet<u32> = TABLE.iter().map(|row| row.1).collect();
             assert_eq!(numbers.len(), TABLE.len());
@@ -137,15 +264,23 @@ mod system {
     }
 }
 
-/// No leases here, and files' numbers last on the systems' own disks (APFS, NTFS).
+/// Files' numbers last on the systems' own disks (APFS, NTFS), and nobody writes past them; leases there are none.
 #[cfg(not(target_os = "linux"))]
 mod system {
     use super::*;
 
-    pub(super) fn of(_: &File) -> io::Result<FileSystem> {
-        Ok(FileSystem {
-            lasting_inodes: true,
-            ..UNKNOWN
-        })
+    const OWN_DISK: FileSystem = FileSystem {
+        sees_writers: true,
+        lasting_inodes: true,
+        tells_changes: true,
+        ..UNKNOWN
+    };
+
+    pub(super) fn of<T>(_: &T) -> io::Result<FileSystem> {
+        Ok(OWN_DISK)
+    }
+
+    pub(super) fn on(_: u64, _: impl FnOnce() -> io::Result<FileSystem>) -> FileSystem {
+        OWN_DISK
     }
 }

@@ -6,7 +6,9 @@
 //! A writer that comes is held up by the kernel until the lease is given up. So every live lease stands in a list;
 //! the kernel's signal wakes a thread that gives up those being broken, whatever their holders are doing.
 
-use std::fs::File;
+use std::{fs::File, io};
+
+use crate::{fault, file_system::FileSystem, version::Version};
 
 /// What the kernel says of a file.
 #[derive(Debug)]
@@ -17,6 +19,32 @@ pub enum Asked {
     Writer,
     /// No leases here (file system, owner, operating system): rest for `quiet` instead.
     Unsupported,
+}
+
+/// An open file that nobody is known to write to.
+#[derive(Debug)]
+pub struct Looked {
+    /// None: writers cannot be seen here, so the file has to rest, and has to be compared after it was read.
+    pub lease: Option<Lease>,
+    /// As it was once the lease was held.
+    pub version: Version,
+    /// What the file system is trusted with.
+    pub on: FileSystem,
+}
+
+/// Asks who writes to `file` (opened for reading, not writing), and then which version it is. None: somebody writes.
+///
+/// A lease counts only where the file system sees every writer: elsewhere the kernel grants one while somebody writes at
+/// the other side. That somebody on this side writes is believed everywhere.
+pub fn look(file: &File) -> io::Result<Option<Looked>> {
+    let lease = match Lease::take(file) {
+        Asked::Writer => return Ok(None),
+        Asked::Lease(lease) => Some(lease),
+        Asked::Unsupported => None,
+    };
+    let (version, on) = Version::read(file)?;
+    let lease = lease.filter(|_| on.sees_writers || fault::mutant("S1-writers"));
+    Ok(Some(Looked { lease, version, on }))
 }
 
 /// A read lease; given up when dropped, or by itself as soon as a writer knocks (then [`Lease::whole`] is false).

@@ -1,20 +1,26 @@
 //! The version of a file or a whole folder: what tells one drop from the next, without reading the bytes.
 
 use std::{
-    fs::Metadata,
+    ffi::OsStr,
+    fs::{File, Metadata},
+    io,
     time::{Duration, SystemTime},
 };
 
+use cap_std::fs::Dir;
 use dropwire_protocol::{Mtime, RemotePath};
 
-/// Path aside, what identifies a version: inode, birth time, size, mtime. No device number: it changes at a mount.
+use crate::{fault, file_system::FileSystem};
+
+/// Path aside, what identifies a version: inode, birth time, size, mtime. No device number: it changes at a mount. Where
+/// the file system's numbers do not last ([`FileSystem::lasting_inodes`]), inode and birth time are 0.
 ///
 /// ctime is only a witness: where it alone differs (chmod, a link made), the bytes decide.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub struct Version {
-    /// Inode (file index on Windows).
+    /// Inode; 0 where the system has none that lasts.
     pub inode: u64,
-    /// Nanoseconds since 1970; 0 where the file system keeps none.
+    /// Nanoseconds since 1970; 0 where the file system keeps none, or none that can be trusted.
     pub birth_ns: i64,
     /// Bytes.
     pub size: u64,
@@ -28,8 +34,35 @@ pub struct Version {
 }
 
 impl Version {
-    /// From an open file's metadata (never from a path: it may be swapped).
-    pub fn of(meta: &Metadata) -> Version {
+    /// Of an open file (never of a path: it may be swapped), as the file system says now, and what it is trusted with.
+    pub fn read(file: &File) -> io::Result<(Version, FileSystem)> {
+        let meta = file.metadata()?;
+        let on = FileSystem::on(system::device(&meta), || FileSystem::of(file));
+        let fresh = match on.sees_writers {
+            true => None,
+            false => system::fresh(file),
+        };
+        Ok((fresh.unwrap_or_else(|| Version::raw(&meta)).trusting(on), on))
+    }
+
+    /// Of what has the name `name` in `folder`, by its metadata there: good for telling what is known, and for what was
+    /// just moved while it is held open; a drop's version is read from the open file.
+    pub fn listed(folder: &Dir, name: &OsStr, meta: &cap_std::fs::Metadata) -> Version {
+        let device = cap_fs_ext::MetadataExt::dev(meta);
+        let on = FileSystem::on(device, || system::file_system(folder, name));
+        Version::of_listing(meta).trusting(on)
+    }
+
+    /// Of a folder itself, as [`Version::read`].
+    pub fn of_folder(folder: &Dir) -> io::Result<(Version, FileSystem)> {
+        let meta = folder.dir_metadata()?;
+        let device = cap_fs_ext::MetadataExt::dev(&meta);
+        let on = FileSystem::on(device, || FileSystem::of_folder(folder));
+        Ok((Version::of_listing(&meta).trusting(on), on))
+    }
+
+    /// As the metadata have it, whatever they are worth on that file system.
+    pub fn raw(meta: &Metadata) -> Version {
         #[cfg(unix)]
         let (inode, ctime) = {
             use std::os::unix::fs::MetadataExt;
@@ -46,9 +79,22 @@ impl Version {
         )
     }
 
-    /// The same version, ctime aside?
+    /// Without what `on` is not trusted with: numbers that do not last tell nothing, and neither does a time of birth that
+    /// came with them.
+    fn trusting(mut self, on: FileSystem) -> Version {
+        if !on.lasting_inodes && !fault::mutant("S1-inodes") {
+            (self.inode, self.birth_ns) = (0, 0);
+        }
+        self
+    }
+
+    /// The same version, ctime aside? A 0 for inode or birth says that it is not known (an older version of this program
+    /// kept numbers that do not last).
     pub fn same_identity(&self, other: &Version) -> bool {
-        self.folder == other.folder && self.identity_bytes() == other.identity_bytes()
+        self.folder == other.folder
+            && (self.size, self.mtime_ns) == (other.size, other.mtime_ns)
+            && (self.inode == other.inode || self.inode == 0 || other.inode == 0)
+            && (self.birth_ns == other.birth_ns || self.birth_ns == 0 || other.birth_ns == 0)
     }
 
     /// What goes into the transfer's id: everything but ctime, in a fixed layout.
@@ -61,9 +107,8 @@ impl Version {
         bytes
     }
 
-    /// The same from a confined folder's listing: good for telling what is known, and for what was just
-    /// moved while it is held open; a drop's version is read from the open file.
-    pub fn listed(meta: &cap_std::fs::Metadata) -> Version {
+    /// As a listing's metadata have it, whatever they are worth on that file system.
+    pub fn of_listing(meta: &cap_std::fs::Metadata) -> Version {
         #[cfg(unix)]
         let (inode, ctime) = {
             use cap_std::fs::MetadataExt;
@@ -94,9 +139,14 @@ impl Version {
         }
     }
 
-    /// How far apart two changes must be to show in ctime: a file system that keeps whole seconds shows no fraction.
+    /// The file system seems to keep whole seconds only.
+    pub fn has_coarse_clock(&self) -> bool {
+        self.ctime_ns % 1_000_000_000 == 0
+    }
+
+    /// How far apart two changes must be to show in ctime.
     pub fn clock_step(&self) -> Duration {
-        if self.ctime_ns % 1_000_000_000 == 0 {
+        if self.has_coarse_clock() {
             Duration::from_secs(2)
         } else {
             Duration::from_millis(20)
@@ -117,6 +167,62 @@ impl Version {
             seconds: self.mtime_ns.div_euclid(1_000_000_000),
             nanos: self.mtime_ns.rem_euclid(1_000_000_000) as u32,
         }
+    }
+}
+
+#[cfg(target_os = "linux")]
+mod system {
+    use std::os::unix::fs::MetadataExt;
+
+    use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags, StatxTimestamp};
+
+    use super::*;
+
+    pub(super) fn device(meta: &Metadata) -> u64 {
+        meta.dev()
+    }
+
+    /// Touches nothing, whatever has the name.
+    pub(super) fn file_system(folder: &Dir, name: &OsStr) -> io::Result<FileSystem> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        FileSystem::of(&rustix::fs::openat(folder, name, flags, Mode::empty())?.into())
+    }
+
+    /// As the server or the program behind the mount says, past the kernel's cache. None: it cannot be asked so.
+    pub(super) fn fresh(file: &File) -> Option<Version> {
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
+        let wanted = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
+        let stat = rustix::fs::statx(file, c"", flags, wanted).ok()?;
+        let ns = |time: StatxTimestamp| {
+            let seconds = time.tv_sec.saturating_mul(1_000_000_000);
+            seconds.saturating_add(time.tv_nsec.into())
+        };
+        let has_birth = StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::BTIME);
+        Some(Version {
+            inode: stat.stx_ino,
+            birth_ns: if has_birth { ns(stat.stx_btime) } else { 0 },
+            size: stat.stx_size,
+            mtime_ns: ns(stat.stx_mtime),
+            ctime_ns: ns(stat.stx_ctime),
+            folder: false,
+        })
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+mod system {
+    use super::*;
+
+    pub(super) fn device(_: &Metadata) -> u64 {
+        0
+    }
+
+    pub(super) fn file_system(folder: &Dir, _: &OsStr) -> io::Result<FileSystem> {
+        FileSystem::of_folder(folder)
+    }
+
+    pub(super) fn fresh(_: &File) -> Option<Version> {
+        None
     }
 }
 
@@ -151,17 +257,46 @@ mod tests {
     fn a_listing_and_the_open_file_agree() {
         let temp = tempfile::tempdir().unwrap();
         std::fs::write(temp.path().join("file"), "bytes").unwrap();
-        let open = std::fs::File::open(temp.path().join("file")).unwrap();
+        let open = File::open(temp.path().join("file")).unwrap();
         let dir = crate::confined::root(temp.path()).unwrap();
-        let listed = dir
-            .entries()
-            .unwrap()
-            .next()
-            .unwrap()
-            .unwrap()
-            .metadata()
-            .unwrap();
-        assert_eq!(Version::listed(&listed), Version::of(&open.metadata().unwrap()));
+        let entry = dir.entries().unwrap().next().unwrap().unwrap();
+        let listed = Version::listed(&dir, &entry.file_name(), &entry.metadata().unwrap());
+        assert_eq!(listed, Version::read(&open).unwrap().0);
+        #[cfg(target_os = "linux")]
+        assert!(system::fresh(&open).unwrap().same_identity(&listed));
+    }
+
+    #[test]
+    fn numbers_that_do_not_last_tell_nothing() {
+        let version = Version {
+            inode: 7,
+            birth_ns: 7,
+            size: 1,
+            mtime_ns: 1,
+            ctime_ns: 1,
+            folder: false,
+        };
+        let on = FileSystem::of(&tempfile::tempfile().unwrap()).unwrap();
+        let on = |lasting_inodes| FileSystem { lasting_inodes, ..on };
+        assert_eq!(version.trusting(on(true)), version);
+        let seen = version.trusting(on(false));
+        assert_eq!((seen.inode, seen.birth_ns), (0, 0));
+        assert!(
+            seen.same_identity(&version) && version.same_identity(&seen),
+            "kept by an older program"
+        );
+        for other in [
+            Version { size: 2, ..seen },
+            Version { mtime_ns: 2, ..seen },
+            Version { folder: true, ..seen },
+        ] {
+            assert!(!other.same_identity(&seen) && !other.same_identity(&version));
+        }
+        assert!(!version.same_identity(&Version { inode: 8, ..version }));
+        assert!(!version.same_identity(&Version {
+            birth_ns: 8,
+            ..version
+        }));
     }
 
     #[test]

@@ -44,6 +44,21 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     ),
     ("S1-folder-each", "the syncs of all in a whole folder", WHOLE),
     ("S1-folder-syncfs", "the one sync of a whole folder", WHOLE),
+    (
+        "S1-writers",
+        "a lease counts only where every writer is seen",
+        Inside(&["outbox::look::tests"]),
+    ),
+    (
+        "S1-inodes",
+        "numbers that do not last are no part of a version",
+        Inside(&["version::tests"]),
+    ),
+    (
+        "scan-types",
+        "a type that a listing does not tell is asked for",
+        EndToEnd(&["file_systems::listings_without_types"]),
+    ),
     ("S2-unknown", "a known version is not looked at again", QUEUE),
     ("S2-known", "a known version is not queued again", QUEUE),
     (
@@ -75,6 +90,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     ),
     ("S3-end", "version and lease after the last read", SEND),
     ("S3-path", "the path still leads to what was read", SEND),
+    (
+        "S3-reopen",
+        "the path is opened again where others write unseen",
+        SEND,
+    ),
     (
         "S3-folder-version",
         "a whole folder's version before the first byte",
@@ -280,6 +300,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     ("S5-writer", "a file that somebody writes to stays", DISPOSE),
     ("S5-version", "another version stays", DISPOSE),
     ("S5-digest", "other bytes stay", DISPOSE),
+    (
+        "S5-unseen",
+        "large files too are compared where a change may not show",
+        DISPOSE,
+    ),
     (
         "S5-lease",
         "the lease after the look",

@@ -53,3 +53,45 @@ impl Drop for SmallDisk {
         let _ = Command::new("umount").arg("-l").arg(&self.path).status();
     }
 }
+
+/// A file system mounted on a folder by some command; unmounted when dropped.
+pub struct Mounted {
+    path: PathBuf,
+}
+
+impl Mounted {
+    /// Runs `program` with `args`, which mounts something at `path`; the reason when that is not possible here.
+    pub fn by(program: &str, args: &[&str], path: &Path) -> Result<Mounted, String> {
+        fs::create_dir_all(path).map_err(|e| e.to_string())?;
+        run(program, args)?;
+        Ok(Mounted { path: path.into() })
+    }
+
+    /// A small ext4 file system made with `options`, in a file beside `path`.
+    pub fn ext4(options: &[&str], path: &Path) -> Result<Mounted, String> {
+        let image = path.with_extension("img");
+        let file = fs::File::create(&image).map_err(|e| e.to_string())?;
+        file.set_len(64 << 20).map_err(|e| e.to_string())?;
+        let (image, at) = (image.to_string_lossy(), path.to_string_lossy());
+        run("mkfs.ext4", &[&["-q", "-F"], options, &[&image]].concat())?;
+        Mounted::by("mount", &["-o", "loop", &image, &at], path)
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        // Lazily: an agent of a failing test may still have files open there.
+        let _ = Command::new("umount").arg("-l").arg(&self.path).status();
+    }
+}
+
+fn run(program: &str, args: &[&str]) -> Result<(), String> {
+    match Command::new(program).args(args).output() {
+        Ok(ran) if ran.status.success() => Ok(()),
+        Ok(ran) => Err(format!(
+            "{program}: {}",
+            String::from_utf8_lossy(&ran.stderr).trim()
+        )),
+        Err(e) => Err(format!("{program}: {e}")),
+    }
+}

@@ -17,11 +17,7 @@ use dropwire_protocol::{
 pub use stream::{Halt, digest, read};
 pub use walk::{Kind, Step, is_litter, walk};
 
-use crate::{
-    confined,
-    lease::{Asked, Lease},
-    version::Version,
-};
+use crate::{confined, lease, version::Version};
 
 /// Names of files that systems litter folders with: left out, and no part of what a folder holds.
 const LITTER: [&str; 3] = [".DS_Store", "Thumbs.db", "desktop.ini"];
@@ -161,17 +157,14 @@ impl Step<'_> {
     /// It can be read, is what the walk saw, and nobody has it open for writing.
     fn ask(&self) -> Result<(), Trouble> {
         let file = self.open()?;
-        let lease = Lease::take(&file);
-        let version = file
-            .metadata()
-            .map(|m| Version::of(&m))
-            .map_err(|e| self.unreadable(&e))?;
-        let undisturbed = match &lease {
-            Asked::Lease(lease) => lease.whole(),
-            Asked::Writer => false,
-            Asked::Unsupported => !version.is_fresh(std::time::SystemTime::now()),
+        let Some(looked) = lease::look(&file).map_err(|e| self.unreadable(&e))? else {
+            return Err(Trouble::Writer(self.shown()));
         };
-        if undisturbed && version == self.version {
+        let undisturbed = match &looked.lease {
+            Some(lease) => lease.whole(),
+            None => !looked.version.is_fresh(std::time::SystemTime::now()),
+        };
+        if undisturbed && looked.version == self.version {
             Ok(())
         } else {
             Err(Trouble::Writer(self.shown()))

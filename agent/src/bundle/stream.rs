@@ -13,10 +13,7 @@ use dropwire_protocol::{
 };
 
 use super::{Step, Trouble, walk};
-use crate::{
-    lease::{Asked, Lease},
-    version::Version,
-};
+use crate::lease::{self, Looked};
 
 /// Why reading ended early.
 #[derive(PartialEq, Debug)]
@@ -123,13 +120,10 @@ impl Out<'_> {
     fn file(&mut self, step: &Step<'_>, size: u64) -> Result<(), Break> {
         let end = self.at + size;
         let mut file = step.open()?;
-        let lease = match Lease::take(&file) {
-            Asked::Lease(lease) => Some(lease),
-            Asked::Writer => return Err(Trouble::Writer(step.shown()).into()),
-            Asked::Unsupported => None,
-        };
         let failed = |e: &io::Error| Break::from(step.unreadable(e));
-        let version = file.metadata().map(|m| Version::of(&m)).map_err(|e| failed(&e))?;
+        let Some(Looked { lease, version, .. }) = lease::look(&file).map_err(|e| failed(&e))? else {
+            return Err(Trouble::Writer(step.shown()).into());
+        };
         if version != step.version {
             return Err(Trouble::Changed.into());
         }

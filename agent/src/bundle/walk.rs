@@ -58,12 +58,13 @@ pub fn walk<E: From<Trouble>>(
     visit: &mut dyn FnMut(&Step<'_>) -> Result<(), E>,
 ) -> Result<(), E> {
     let meta = folder.dir_metadata().map_err(|e| unsendable(b".", &e))?;
+    let (version, _) = Version::of_folder(folder).map_err(|e| unsendable(b".", &e))?;
     visit(&Step {
         parent: folder,
         name: OsStr::new(""),
         path: None,
         kind: Kind::Folder,
-        version: Version::listed(&meta),
+        version,
     })?;
     let mut walk = Walk {
         device: meta.dev(),
@@ -123,7 +124,7 @@ impl<E: From<Trouble>> Walk<'_, E> {
             name,
             path: Some(RemotePath::parse(path).map_err(|e| unsendable(path, &e))?),
             kind,
-            version: Version::listed(&meta),
+            version: Version::listed(dir, name, &meta),
         };
         (self.visit)(&step)?;
         if kind != Kind::Folder {

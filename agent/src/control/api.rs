@@ -69,6 +69,9 @@ pub struct OutboxReport {
     /// Seconds from a change to its event, as the watch's last test measured them.
     #[serde(default)]
     pub watch_latency_seconds: Option<f64>,
+    /// What its file system is not trusted with, a sentence each; empty where everything is trusted.
+    #[serde(default)]
+    pub cautions: Vec<String>,
     /// What lies there and is not sent; the first of them by name.
     #[serde(default)]
     pub not_sent: Vec<NotSent>,
@@ -124,6 +127,7 @@ impl OutboxReport {
             disposal_held: None,
             watch_reason: None,
             watch_latency_seconds: None,
+            cautions: Vec::new(),
             not_sent: Vec::new(),
             not_sent_count: 0,
             path_bytes,
@@ -310,7 +314,7 @@ mod tests {
             "schema": 1, "name": "laptop", "id": "AAAAAAA", "version": "0.1.0", "pid": 1, "uptime_seconds": 1.0,
             "listen": "127.0.0.1:7420", "config_error": null,
             "outboxes": [{"path": "/out", "watch": "native", "folder": "files", "settling": 0, "queued": 0, "held": null,
-                          "disposal_held": null, "watch_reason": null, "watch_latency_seconds": null, "not_sent": [], "not_sent_count": 0}],
+                          "disposal_held": null, "watch_reason": null, "watch_latency_seconds": null, "cautions": [], "not_sent": [], "not_sent_count": 0}],
             "inbox": {"path": "/in", "free_bytes": 0, "received_files": 0, "received_bytes": 0, "held": null},
             "peers": [{"name": "office", "id": "BBBBBBB", "connected": true, "paused": false, "next_dial_at": null,
                        "last_error": null, "queued": 0, "sending": 0, "failed": 0, "delivered": 0,

@@ -102,6 +102,7 @@ impl control::Agent for Office {
                 report.folder = "whole".to_owned();
             }
             report.disposal_held = shared.unsynced(&status.path);
+            report.cautions = status.cautions.into_iter().map(str::to_owned).collect();
             report.watch_reason = status.watch_reason;
             report.watch_latency_seconds = status.latency.map(|l| l.as_secs_f64());
             report.not_sent = not_sent.map(|(name, why)| NotSent::new(&name, why)).collect();

@@ -250,8 +250,9 @@ pub fn lies(root: &Path, found: &Found) -> Lies {
             })
         } else {
             confined::parent(&root, path).and_then(|folder| {
-                let meta = folder.symlink_metadata(confined::os_str(path.file_name())?)?;
-                Ok(Version::listed(&meta))
+                let name = confined::os_str(path.file_name())?;
+                let meta = folder.symlink_metadata(name)?;
+                Ok(Version::listed(&folder, name, &meta))
             })
         };
         match version {

@@ -32,7 +32,7 @@ impl Seals {
         let sealing = file.set_times(FileTimes::new().set_modified(time()));
         let version = sealing
             .and_then(|()| file.metadata())
-            .map(|meta| Version::of(&meta));
+            .map(|meta| Version::raw(&meta));
         let mut sealed = self.sealed.lock().unwrap_or_else(PoisonError::into_inner);
         sealed.remove(&key);
         if let Ok(version) = version {
@@ -52,7 +52,7 @@ impl Seals {
             return false;
         };
         drop(sealed); // a disk may hang
-        let now = file.metadata().map(|meta| Version::of(&meta));
+        let now = file.metadata().map(|meta| Version::raw(&meta));
         now.is_ok_and(|now| now.same_identity(&version)) || fault::mutant("R4-seal")
     }
 }

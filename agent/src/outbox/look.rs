@@ -10,8 +10,7 @@ use super::{ignore::DOWNLOADS, marker, settle::Sight};
 use crate::{
     confined::{self, Parents},
     durable, fault,
-    lease::{Asked, Lease},
-    version::Version,
+    lease::{self, Lease, Looked},
 };
 
 /// Above this many, one sync of the file system replaces a sync for each file.
@@ -86,20 +85,13 @@ fn try_look(parents: &mut Parents, path: &RemotePath, rules: &Rules) -> io::Resu
         }
     }
     let file = confined::open_seen_file(folder, name, &meta)?;
-    let leased = match Lease::take(&file) {
-        Asked::Lease(lease) => Some(lease),
-        Asked::Unsupported => None,
-        Asked::Writer => {
-            let sight = Sight::Writer;
-            return Ok(Seen::File { sight, file: None });
-        }
-    };
-    let version = Version::of(&file.metadata()?);
-    if leased.as_ref().is_some_and(|lease| !lease.whole()) {
+    let looked = lease::look(&file)?;
+    let Some(looked) = looked.filter(|looked| looked.lease.as_ref().is_none_or(Lease::whole)) else {
         let sight = Sight::Writer;
         return Ok(Seen::File { sight, file: None });
-    }
-    let (rest, why) = rest(folder, path.file_name(), &version, leased.is_some(), rules);
+    };
+    let version = looked.version;
+    let (rest, why) = rest(folder, path.file_name(), &looked, rules);
     Ok(Seen::File {
         sight: Sight::Still { version, rest, why },
         file: Some(file),
@@ -107,21 +99,14 @@ fn try_look(parents: &mut Parents, path: &RemotePath, rules: &Rules) -> io::Resu
 }
 
 /// How long it has to rest although nobody has it open, and the reason.
-fn rest(
-    folder: &Dir,
-    name: &[u8],
-    version: &Version,
-    leased: bool,
-    rules: &Rules,
-) -> (Duration, &'static str) {
-    let quiet = rules.quiet;
-    if rules.marker.is_some() {
-        let rest = if leased {
-            Duration::ZERO
-        } else {
-            version.clock_step()
-        };
-        (rest, "its marker is there")
+fn rest(folder: &Dir, name: &[u8], looked: &Looked, rules: &Rules) -> (Duration, &'static str) {
+    let (quiet, version) = (rules.quiet, &looked.version);
+    let least = match looked.lease {
+        Some(_) => Duration::ZERO,
+        None => version.clock_step().max(looked.on.least_rest()),
+    };
+    let (rest, why) = if rules.marker.is_some() {
+        (Duration::ZERO, "its marker is there")
     } else if download_beside(folder, name) {
         (
             quiet * DOWNLOAD_FACTOR,
@@ -131,14 +116,12 @@ fn rest(
         (quiet, "it is empty, and has to rest first")
     } else if name.first() == Some(&b'.') {
         (quiet, "it is hidden, and has to rest first")
-    } else if !leased {
-        (
-            quiet.max(version.clock_step()),
-            "it has to rest first: nobody can say here who has it open",
-        )
+    } else if looked.lease.is_none() {
+        (quiet, "it has to rest first: nobody can say here who has it open")
     } else {
         (Duration::ZERO, "it is ready")
-    }
+    };
+    (rest.max(least), why)
 }
 
 /// Why what is neither file nor folder is not sent.
@@ -212,6 +195,7 @@ mod tests {
     use std::fs;
 
     use super::*;
+    use crate::file_system::{self, FileSystem};
 
     const QUIET: Duration = Duration::from_secs(2);
     const RULES: Rules = Rules {
@@ -258,6 +242,37 @@ mod tests {
         assert_eq!(rest_of(at(root, "file")), Duration::ZERO);
         assert!(matches!(at(root, "missing"), Seen::Nothing));
         assert!(matches!(at(root, "file/below"), Seen::Nothing));
+    }
+
+    /// As on FUSE: the kernel grants a lease while somebody writes at the other side.
+    #[test]
+    fn where_writers_cannot_be_seen_a_lease_says_nothing() {
+        let temp = tempfile::tempdir().unwrap();
+        fs::write(temp.path().join("file"), "bytes").unwrap();
+        let _untrusted = file_system::pretend(FileSystem::default());
+        assert!(
+            rest_of(at(temp.path(), "file")) > QUIET,
+            "past the attribute caches"
+        );
+        let seen = at(temp.path(), "file");
+        assert!(matches!(seen, Seen::File { sight: Sight::Still { version, .. }, .. } if version.inode == 0));
+        let _writer = File::options()
+            .append(true)
+            .open(temp.path().join("file"))
+            .unwrap();
+        if cfg!(target_os = "linux") {
+            let seen = at(temp.path(), "file");
+            assert!(
+                matches!(
+                    seen,
+                    Seen::File {
+                        sight: Sight::Writer,
+                        ..
+                    }
+                ),
+                "on this side they are seen"
+            );
+        }
     }
 
     #[cfg(target_os = "linux")]

@@ -97,7 +97,7 @@ pub(super) fn end(
         Err(e) => return Err(e),
     }
     let look = |folder: &Dir, name: &OsStr| match folder.symlink_metadata(name) {
-        Ok(meta) => Ok(Some(Version::listed(&meta))),
+        Ok(meta) => Ok(Some(Version::listed(folder, name, &meta))),
         Err(e) if confined::is_absent(&e) => Ok(None),
         Err(e) => Err(e), // says nothing of what is there
     };
@@ -106,7 +106,9 @@ pub(super) fn end(
     }
     let folder = folder()?;
     let there = look(&folder, confined::os_str(what.path.file_name())?)?;
-    let is_its_own = there.is_some_and(|there| own == Some((there.inode, there.birth_ns)));
+    // One without a lasting number cannot be told from another.
+    let is_its_own =
+        there.is_some_and(|there| there.inode != 0 && own == Some((there.inode, there.birth_ns)));
     let marker = name_of(what.path.file_name(), suffix);
     let back = || durable::rename_noreplace(leaving, &held, &folder, confined::os_str(&marker)?);
     match (!left && is_its_own).then(back) {
@@ -174,7 +176,7 @@ mod tests {
                 outbox: OutboxId([0; 16]),
                 root: temp.path().into(),
                 path: RemotePath::parse(b"x").unwrap(),
-                version: Version::listed(&folder.symlink_metadata("x").unwrap()),
+                version: Version::listed(&folder, "x".as_ref(), &folder.symlink_metadata("x").unwrap()),
                 digest: dropwire_protocol::RunningDigest::default().value(),
                 after: AfterSend::Delete,
                 marker: Some(".done".into()),

@@ -14,22 +14,22 @@ use std::{
 use cap_fs_ext::MetadataExt;
 use cap_std::fs::Dir;
 
-use crate::version::Version;
+use crate::{file_system::FileSystem, version::Version};
 
 /// A folder as it was just before it was listed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Stamp {
     device: u64,
     version: Version,
+    /// What its file system is trusted with.
+    pub(super) on: FileSystem,
 }
 
 impl Stamp {
     pub(super) fn of(folder: &Dir) -> io::Result<Stamp> {
-        let meta = folder.dir_metadata()?;
-        Ok(Stamp {
-            device: meta.dev(),
-            version: Version::listed(&meta),
-        })
+        let device = folder.dir_metadata()?.dev();
+        let (version, on) = Version::of_folder(folder)?;
+        Ok(Stamp { device, version, on })
     }
 }
 
@@ -122,7 +122,8 @@ mod tests {
             ctime_ns: mtime_ns,
             folder: false,
         };
-        Stamp { device: 1, version }
+        let (device, on) = (1, FileSystem::default());
+        Stamp { device, version, on }
     }
 
     fn now() -> SystemTime {

@@ -107,6 +107,8 @@ pub struct OutboxStatus {
     pub settling: usize,
     /// Why nothing is sent from it.
     pub held: Option<String>,
+    /// What its file system is not trusted with, a sentence each.
+    pub cautions: Vec<&'static str>,
     /// What is not sent, by its path below the outbox, and why; the first [`OutboxStatus::NOT_SENT`] of them.
     pub not_sent: Vec<(Vec<u8>, String)>,
     /// How many those are in all.
@@ -140,6 +142,7 @@ pub fn start(
             id: None,
             health: Health::new(config.watch, config.rescan),
             held: ignore.as_ref().err().cloned(),
+            cautions: Vec::new(),
             problems: Problems::default(),
             settle: Settle::new(config.quiet, config.max_wait),
         }),
@@ -181,6 +184,7 @@ impl Outbox {
             latency: state.health.latency().filter(|_| there),
             settling: state.settle.len(),
             held: state.held.clone(),
+            cautions: state.cautions.clone(),
             not_sent,
             not_sent_count,
         }
@@ -304,6 +308,8 @@ struct State {
     id: Option<OutboxId>,
     health: Health,
     held: Option<String>,
+    /// Of the file system that it is on.
+    cautions: Vec<&'static str>,
     problems: Problems,
     settle: Settle,
 }

@@ -6,7 +6,7 @@ use cap_fs_ext::MetadataExt;
 use cap_std::fs::Dir;
 use dropwire_protocol::RemotePath;
 
-use crate::{confined, mark, version::OutboxId};
+use crate::{confined, file_system::FileSystem, mark, version::OutboxId};
 
 /// An outbox that is there.
 #[derive(Clone, Debug)]
@@ -16,6 +16,9 @@ pub(super) struct Place {
     /// Without symlinks: as native events name it.
     pub(super) root: PathBuf,
     pub(super) id: OutboxId,
+    /// What its file system is trusted with.
+    pub(super) on: FileSystem,
+    /// Device, and inode where that lasts.
     folder: (u64, u64),
 }
 
@@ -38,7 +41,8 @@ impl Place {
             Ok(None) => mark::create(&dir).map_err(|e| format!("the folder cannot be marked: {e}"))?,
             Err(e) => return Err(format!("the folder's mark (.dropwire/id) cannot be read: {e}")),
         };
-        let folder = identity(&dir).map_err(|e| format!("the folder cannot be read: {e}"))?;
+        let on = FileSystem::of_folder(&dir).unwrap_or_default();
+        let folder = identity(&dir, on).map_err(|e| format!("the folder cannot be read: {e}"))?;
         let root = path
             .canonicalize()
             .map_err(|e| format!("the folder cannot be read: {e}"))?;
@@ -48,6 +52,7 @@ impl Place {
             path,
             root,
             id,
+            on,
             folder,
         })
     }
@@ -59,7 +64,8 @@ impl Place {
 
     fn open_at(&self, path: &Path) -> io::Result<Dir> {
         let dir = confined::root(path)?;
-        if identity(&dir)? == self.folder {
+        let same = identity(&dir, self.on)? == self.folder;
+        if same && (self.on.lasting_inodes || self.is_marked(&dir)) {
             Ok(dir)
         } else {
             Err(io::Error::new(io::ErrorKind::NotFound, "another folder is there"))
@@ -68,14 +74,17 @@ impl Place {
 
     /// It is still there, where the config says, and has its mark.
     pub(super) fn still(&self) -> bool {
-        let marked = |dir: Dir| matches!(mark::read(&dir), Ok(Some(id)) if OutboxId(id) == self.id);
-        self.open_at(&self.path).is_ok_and(marked)
+        self.open_at(&self.path).is_ok_and(|dir| self.is_marked(&dir))
+    }
+
+    fn is_marked(&self, dir: &Dir) -> bool {
+        matches!(mark::read(dir), Ok(Some(id)) if OutboxId(id) == self.id)
     }
 }
 
-fn identity(dir: &Dir) -> io::Result<(u64, u64)> {
+fn identity(dir: &Dir, on: FileSystem) -> io::Result<(u64, u64)> {
     let meta = dir.dir_metadata()?;
-    Ok((meta.dev(), meta.ino()))
+    Ok((meta.dev(), if on.lasting_inodes { meta.ino() } else { 0 }))
 }
 
 /// Removes `folder` if it is empty and has rested for `quiet`; gives the folder to try next, after another
@@ -123,6 +132,22 @@ mod tests {
         fs::rename(&path, temp.path().join("moved")).unwrap();
         fs::create_dir(&path).unwrap();
         assert!(!place.still() && place.open().is_err());
+    }
+
+    /// As on sshfs: the same folder has another number at each look.
+    #[test]
+    fn where_numbers_do_not_last_the_mark_alone_tells_the_folder() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("outbox");
+        fs::create_dir(&path).unwrap();
+        let _untrusted = crate::file_system::pretend(FileSystem::default());
+        let place = Place::find(&path, false).unwrap();
+        fs::rename(path.join(".dropwire"), temp.path().join("kept")).unwrap();
+        fs::remove_dir(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        assert!(place.open().is_err() && !place.still());
+        fs::rename(temp.path().join("kept"), path.join(".dropwire")).unwrap();
+        assert!(place.open().is_ok() && place.still());
     }
 
     #[cfg(unix)]

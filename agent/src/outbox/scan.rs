@@ -135,7 +135,10 @@ impl Walk<'_> {
         let troubled_above = std::mem::take(&mut stand.troubled);
         let folders = self.list(dir, stand, depth)?;
         match stamp {
-            Some(stamp) if !stand.troubled => self.memory().listed(&stand.path, stamp, begun, folders),
+            // What is mounted below the outbox may tell less than the outbox's own file system, which the watch's test is of.
+            Some(stamp) if !stand.troubled && stamp.0.on.tells_changes => {
+                self.memory().listed(&stand.path, stamp, begun, folders)
+            }
             _ => self.memory().forget(&stand.path),
         }
         stand.troubled = troubled_above;
@@ -250,7 +253,7 @@ impl Walk<'_> {
         if self.ignore.matched_step(name, &stand.path).is_some() {
             return Ok(false);
         }
-        let Ok(kind) = entry.file_type() else {
+        let Ok(kind) = confined::kind(entry) else {
             return Ok(false); // gone since it was listed
         };
         if kind.is_dir() {
@@ -278,7 +281,7 @@ impl Walk<'_> {
             (Ok(path), Ok(meta)) => stand.batch.push(Found {
                 outbox: self.outbox,
                 path,
-                version: Version::listed(&meta),
+                version: Version::listed(dir, &entry.file_name(), &meta),
             }),
             (Err(e), _) => self.problem(stand, e.to_string())?,
             (_, Err(e)) if confined::is_absent(&e) => {} // gone since it was listed
@@ -411,7 +414,7 @@ mod tests {
     fn age(root: &Path, folders: &[&str]) {
         for folder in folders {
             let path = root.join(folder);
-            let version = Version::of(&fs::metadata(&path).unwrap());
+            let version = Version::raw(&fs::metadata(&path).unwrap());
             while version.is_fresh(SystemTime::now()) {
                 std::thread::yield_now();
             }

@@ -17,9 +17,7 @@ use dropwire_protocol::RemotePath;
 use crate::{
     confined, durable,
     error::shown,
-    fault,
-    lease::{Asked, Lease},
-    mark,
+    fault, lease, mark,
     remove_tree::remove_tree_at,
     version::{Found, OutboxId, Version},
 };
@@ -142,7 +140,7 @@ pub fn discard_if_done(root: &Path) -> io::Result<bool> {
     for entry in dir.entries()? {
         let entry = entry?;
         if entry.file_name() != mark::FOLDER
-            && (!entry.file_type()?.is_dir() || holds_files(&entry.open_dir()?, 1)?)
+            && (!confined::kind(&entry)?.is_dir() || holds_files(&entry.open_dir()?, 1)?)
         {
             return Ok(false);
         }
@@ -230,7 +228,7 @@ impl Begun {
             if name == mark::FOLDER {
                 continue; // an outbox's own things are no content
             }
-            let kind = entry.file_type().map_err(|e| failed(&place, e))?;
+            let kind = confined::kind(&entry).map_err(|e| failed(&place, e))?;
             let path = self.path(&below, &name).map_err(|e| failed(&place, e))?;
             if kind.is_dir() {
                 let from = from.open_dir_nofollow(&name).map_err(|e| failed(&place, e))?;
@@ -269,21 +267,17 @@ impl Begun {
 fn copy(from: &Dir, name: &OsStr, to: &Dir, as_name: &OsStr) -> io::Result<Version> {
     let busy = |text: &str| io::Error::new(io::ErrorKind::WouldBlock, text.to_string());
     let mut original = confined::open_file(from, name)?;
-    let lease = match Lease::take(&original) {
-        Asked::Lease(lease) => Some(lease),
-        Asked::Writer => return Err(busy("a program has it open for writing")),
-        Asked::Unsupported => None,
+    let Some(before) = lease::look(&original)? else {
+        return Err(busy("a program has it open for writing"));
     };
-    let before = original.metadata()?;
     let mut copy = durable::create_private(to, as_name)?;
     copy_bytes(&mut original, &mut copy)?;
-    let same =
-        Version::of(&original.metadata()?) == Version::of(&before) && copy.metadata()?.len() == before.len();
-    if !same || lease.as_ref().is_some_and(|lease| !lease.whole()) {
+    let same = Version::read(&original)?.0 == before.version && copy.metadata()?.len() == before.version.size;
+    if !same || before.lease.as_ref().is_some_and(|lease| !lease.whole()) {
         return Err(busy("it changed while it was copied"));
     }
-    copy.set_modified(before.modified()?)?;
-    let version = Version::of(&copy.metadata()?);
+    copy.set_modified(original.metadata()?.modified()?)?;
+    let (version, _) = Version::read(&copy)?;
     fault::step("send-copy", || durable::sync_file(&copy))?;
     Ok(version)
 }
@@ -318,7 +312,7 @@ fn holds_files(dir: &Dir, depth: usize) -> io::Result<bool> {
     }
     for entry in dir.entries()? {
         let entry = entry?;
-        if !entry.file_type()?.is_dir() || holds_files(&entry.open_dir()?, depth + 1)? {
+        if !confined::kind(&entry)?.is_dir() || holds_files(&entry.open_dir()?, depth + 1)? {
             return Ok(true);
         }
     }
@@ -418,7 +412,7 @@ mod tests {
             assert_eq!(fs::read(&copy).unwrap(), fs::read(original).unwrap());
             let (of_copy, of_original) = (fs::metadata(&copy).unwrap(), fs::metadata(original).unwrap());
             assert_eq!(of_copy.modified().unwrap(), of_original.modified().unwrap());
-            assert!(Version::of(&of_copy).same_identity(version));
+            assert!(Version::raw(&of_copy).same_identity(version));
             #[cfg(unix)]
             assert_eq!(std::os::unix::fs::MetadataExt::mode(&of_copy) & 0o777, 0o600);
         }

@@ -11,9 +11,9 @@ use super::{
     mounts::Mounts,
     place::Place,
     tend::Tending,
-    watch::{self, Hint, Watcher, Went},
+    watch::{Hint, Watcher, Went},
 };
-use crate::{config::Watch, confined, error::shown, fault, version::OutboxId};
+use crate::{config::Watch, error::shown, fault, version::OutboxId};
 
 /// Time between the first looks for a folder that is not there; then it grows.
 const ABSENT: Duration = Duration::from_secs(1);
@@ -60,6 +60,7 @@ impl Task {
                 let mut state = self.shared.state();
                 state.id = Some(place.id);
                 state.held = None;
+                state.cautions = place.on.cautions();
             }
             let root = place.root.clone();
             let mut tending = Tending::new(self, place, watched);
@@ -121,10 +122,10 @@ impl Task {
     pub(super) async fn watch(&self, place: &Place) -> Watched {
         let (hints_in, hints) = mpsc::channel(HINTS);
         let (wanted, missed) = (self.shared.config.watch, Arc::clone(&self.shared.missed));
-        let root = place.root.clone();
+        let (root, on) = (place.root.clone(), place.on);
         let started = blocking(move || match wanted {
             Watch::Poll => Err("the config says so".into()),
-            Watch::Auto if !confined::root(&root).is_ok_and(|dir| watch::tells_all(&dir)) => {
+            Watch::Auto if !on.tells_changes => {
                 Err("its file system does not tell of what others change".into())
             }
             Watch::Native | Watch::Auto => {

@@ -227,7 +227,9 @@ async fn files_without_a_marker_are_listed_until_it_comes() {
 }
 
 fn version(path: &Path) -> crate::version::Version {
-    crate::version::Version::of(&fs::metadata(path).unwrap())
+    crate::version::Version::read(&fs::File::open(path).unwrap())
+        .unwrap()
+        .0
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -162,34 +162,6 @@ pub(super) fn probe(outbox: &Dir) -> io::Result<()> {
 /// In the outbox's own folder; always empty.
 const PROBE: &str = "probe";
 
-/// Whether native events tell of everything that happens in `dir`: not for file systems that others write to, too.
-pub(super) fn tells_all(dir: &Dir) -> bool {
-    #[cfg(target_os = "linux")]
-    {
-        // NFS, SMB (three generations), 9p, FUSE, AFS, Ceph, Lustre, VirtualBox, GFS2, OCFS2
-        const REMOTE: [u64; 12] = [
-            0x6969,
-            0x517b,
-            0xff53_4d42,
-            0xfe53_4d42,
-            0x0102_1997,
-            0x6573_5546,
-            0x5346_414f,
-            0x00c3_6400,
-            0x0bd0_0bd0,
-            0x786f_4256,
-            0x0116_1970,
-            0x7461_636f,
-        ];
-        rustix::fs::fstatfs(dir).map_or(true, |s| !REMOTE.contains(&(s.f_type as u64 & 0xffff_ffff)))
-    }
-    #[cfg(not(target_os = "linux"))]
-    {
-        let _ = dir;
-        true
-    }
-}
-
 /// inotify watches folders, not trees. Each is watched before it is read, which a watcher that adds them on its own,
 /// after it told of them, cannot promise. The other systems watch trees themselves.
 const FOLDER_BY_FOLDER: bool = cfg!(target_os = "linux");

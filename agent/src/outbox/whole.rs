@@ -22,6 +22,7 @@ use super::{
 use crate::{
     bundle::{self, Kind, Listing, Step, Trouble},
     confined, durable, fault,
+    file_system::FileSystem,
     version::Version,
 };
 
@@ -39,6 +40,7 @@ pub(super) fn look(root: &Dir, path: &RemotePath, rules: &Rules, ignore: &Ignore
         Err(e) if confined::is_absent(&e) => return Seen::Nothing,
         Err(e) => return Seen::Refused(format!("it cannot be read: {e}")),
     };
+    let least = FileSystem::of_folder(&folder).unwrap_or_default().least_rest();
     let mut inspect = |step: &Step<'_>| keep_back(step, path, ignore);
     // The kernel is asked of each file only once the rest is over: while it is being filled that would be in vain.
     let listing = match bundle::list(&folder, false, &mut inspect) {
@@ -53,7 +55,7 @@ pub(super) fn look(root: &Dir, path: &RemotePath, rules: &Rules, ignore: &Ignore
             let version = listing.version();
             let sight = Sight::Still {
                 version,
-                rest: quiet.max(version.clock_step()),
+                rest: quiet.max(version.clock_step()).max(least),
                 why: "nothing in it may change for a while",
             };
             Seen::Whole {

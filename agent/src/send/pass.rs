@@ -17,7 +17,8 @@ use crate::{
     confined::{self, Parents},
     error::shown,
     fault,
-    lease::{Asked, Lease},
+    file_system::FileSystem,
+    lease::{self, Lease, Looked},
     link::Voided,
     mark,
     version::{Found, OutboxId, Version},
@@ -66,6 +67,8 @@ pub(super) struct Pass<'a> {
     file: File,
     lease: Option<Lease>,
     first: Version,
+    /// What its file system is trusted with.
+    on: FileSystem,
 }
 
 impl<'a> Pass<'a> {
@@ -75,13 +78,23 @@ impl<'a> Pass<'a> {
         let outbox = Rc::clone(parents.root());
         let void = |e| void_of(&outbox, found.outbox, &e);
         let file = open(parents, &found.path).map_err(void)?;
-        let lease = match Lease::take(&file) {
-            Asked::Lease(lease) => Some(lease),
-            Asked::Writer if fault::mutant("S3-writer") => None,
-            Asked::Writer => return Err(Voided::Writer),
-            Asked::Unsupported => None,
+        let looked = lease::look(&file).map_err(void)?;
+        let Looked {
+            lease,
+            version: first,
+            on,
+        } = match looked {
+            Some(looked) => looked,
+            None if fault::mutant("S3-writer") => {
+                let (version, on) = Version::read(&file).map_err(void)?;
+                Looked {
+                    lease: None,
+                    version,
+                    on,
+                }
+            }
+            None => return Err(Voided::Writer),
         };
-        let first = Version::of(&file.metadata().map_err(void)?);
         if !first.same_identity(&found.version) && !fault::mutant("S3-version") {
             return Err(Voided::Changed);
         }
@@ -97,6 +110,7 @@ impl<'a> Pass<'a> {
             file,
             lease,
             first,
+            on,
         })
     }
 
@@ -144,7 +158,11 @@ impl<'a> Pass<'a> {
 
     /// After the last read: still that version, nobody wrote, and the path still leads to it.
     pub(super) fn check(&self) -> Result<(), Voided> {
-        let now = Version::of(&self.file.metadata().map_err(|e| self.void(&e))?);
+        let void = |e| self.void(&e);
+        let now = match self.on.sees_writers || fault::mutant("S3-reopen") {
+            true => Version::read(&self.file).map_err(void)?.0,
+            false => self.reopened()?,
+        };
         let undisturbed = match &self.lease {
             Some(lease) => lease.whole(),
             None => now.ctime_ns == self.first.ctime_ns,
@@ -152,11 +170,25 @@ impl<'a> Pass<'a> {
         if (!undisturbed || !now.same_identity(&self.first)) && !fault::mutant("S3-end") {
             return Err(Voided::Changed);
         }
-        let named = confined::inode(&self.root, &self.found.path).map_err(|e| self.void(&e))?;
-        if named == now.inode || fault::mutant("S3-path") {
+        let named = confined::version(&self.root, &self.found.path).map_err(void)?;
+        if named.same_identity(&now) || fault::mutant("S3-path") {
             Ok(())
         } else {
             Err(Voided::Changed)
+        }
+    }
+
+    /// As whoever opens it now sees it: what an open file says may be as old as its opening where others write past this
+    /// mount.
+    fn reopened(&self) -> Result<Version, Voided> {
+        let open = || -> io::Result<Option<Looked>> {
+            let folder = confined::parent(&self.root, &self.found.path)?;
+            let name = confined::os_str(self.found.path.file_name())?;
+            lease::look(&confined::open_file(&folder, name)?)
+        };
+        match open().map_err(|e| self.void(&e))? {
+            Some(looked) => Ok(looked.version),
+            None => Err(Voided::Writer),
         }
     }
 }

@@ -27,7 +27,9 @@ impl Outbox {
     /// A file written and closed, and its version.
     fn file(&self, name: &str, bytes: &[u8]) -> (RemotePath, Version) {
         fs::write(self.root().join(name), bytes).unwrap();
-        let version = Version::of(&fs::metadata(self.root().join(name)).unwrap());
+        let version = Version::read(&fs::File::open(self.root().join(name)).unwrap())
+            .unwrap()
+            .0;
         (RemotePath::parse(name.as_bytes()).unwrap(), version)
     }
 
@@ -385,4 +387,32 @@ async fn what_is_written_to_a_file_that_was_read_already_voids_the_pass() {
         last = Some(piece);
     }
     assert!(matches!(last, Some(Piece::Void(Voided::Changed))), "{last:?}");
+}
+
+/// As on FUSE and network file systems, where an open file's times may be as old as its opening.
+#[test]
+fn where_others_write_unseen_the_path_is_opened_again_after_the_last_read() {
+    let outbox = Outbox::new();
+    fs::create_dir(outbox.root().join("sub")).unwrap();
+    let (path, version) = outbox.file("sub/file", b"bytes");
+    let found = outbox.found(&path, version);
+    while version.is_fresh(std::time::SystemTime::now()) {
+        std::thread::yield_now();
+    }
+    let _untrusted = crate::file_system::pretend(Default::default());
+    assert!(digest_of(outbox.root(), &found, &|| false).is_ok());
+    let swapped = std::cell::Cell::new(false);
+    let swap = || {
+        if !swapped.replace(true) {
+            let at = |name: &str| outbox.root().join(name);
+            let mtime = fs::metadata(at("sub/file")).unwrap().modified().unwrap();
+            fs::rename(at("sub"), at("aside")).unwrap();
+            fs::create_dir(at("sub")).unwrap();
+            fs::write(at("sub/file"), "OTHER").unwrap();
+            let file = fs::File::options().write(true).open(at("sub/file")).unwrap();
+            file.set_modified(mtime).unwrap();
+        }
+        false
+    };
+    assert_eq!(digest_of(outbox.root(), &found, &swap), Err(Voided::Changed));
 }

@@ -81,7 +81,7 @@ fn text(report: &StatusReport, before: Option<&StatusReport>, now: SystemTime) -
         seconds(report.uptime_seconds),
     )];
     parts.extend(report.config_error.as_deref().map(config_error));
-    parts.push(outboxes(report));
+    parts.push(outboxes(report) + &cautions(report));
     parts.extend(report.outboxes.iter().map(not_sent));
     parts.push(inbox(report));
     parts.push(peers(report, before, now));
@@ -119,6 +119,19 @@ fn outboxes(report: &StatusReport) -> String {
         &[2, 3],
         report.outboxes.iter().map(row).collect(),
     )
+}
+
+/// One line for each outbox whose file system is not trusted with everything.
+fn cautions(report: &StatusReport) -> String {
+    let line = |outbox: &OutboxReport| {
+        let name = render::name(outbox.raw_path());
+        format!("{name}: {}\n", render::text(&outbox.cautions.join("; ")))
+    };
+    let outboxes = report.outboxes.iter();
+    outboxes
+        .filter(|outbox| !outbox.cautions.is_empty())
+        .map(line)
+        .collect()
 }
 
 /// With the time that events take, as it was measured last.
@@ -289,6 +302,7 @@ OUTBOX     WATCH           SETTLING  QUEUED
 /out       native, 0.4 ms         1       2
 /a\\u{1b}b  none                   0       0  its folder is not there
 /poll      poll                   0       0  events do not come
+/poll: files rest; files are told apart by content
 
 OUTBOX  NOT SENT
 /poll   p\\u{1b}   it is a FIFO
@@ -351,6 +365,7 @@ OUTBOX";
         ];
         all[0].watch_latency_seconds = Some(0.0004);
         all[2].watch_reason = Some("events do not come".into());
+        all[2].cautions = vec!["files rest".into(), "files are told apart by content".into()];
         all[2].not_sent = vec![NotSent::new(b"p\x1b", "it is a FIFO".into())];
         all[2].not_sent_count = 5;
         all

@@ -57,7 +57,7 @@ impl World {
         Found {
             outbox: self.outbox,
             path: RemotePath::parse(name.as_bytes()).unwrap(),
-            version: Version::of(&file.metadata().unwrap()),
+            version: Version::read(&file).unwrap().0,
         }
     }
 

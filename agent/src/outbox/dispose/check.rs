@@ -8,7 +8,8 @@ use dropwire_protocol::{Digest, RunningDigest};
 use super::{Disposal, DisposeError, Disposed};
 use crate::{
     confined, fault,
-    lease::{Asked, Lease},
+    file_system::FileSystem,
+    lease::{self, Lease, Looked},
     version::Version,
 };
 
@@ -44,13 +45,19 @@ impl Disposal {
         if stopped() {
             return Err(DisposeError::Stopped);
         }
-        let lease = match Lease::take(file) {
-            Asked::Lease(lease) => Some(lease),
-            Asked::Writer if fault::mutant("S5-writer") => None,
-            Asked::Writer => return Ok(Checked::Not(Disposed::Busy)),
-            Asked::Unsupported => None,
+        let looked = lease::look(file).map_err(|e| self.failed("the reading", e))?;
+        let Looked { lease, version, on } = match looked {
+            Some(looked) => looked,
+            None if fault::mutant("S5-writer") => {
+                let (version, on) = Version::read(file).map_err(|e| self.failed("the reading", e))?;
+                Looked {
+                    lease: None,
+                    version,
+                    on,
+                }
+            }
+            None => return Ok(Checked::Not(Disposed::Busy)),
         };
-        let version = self.version(file)?;
         if lease.is_none() && version.is_fresh(SystemTime::now()) && matches!(compare, Compare::IfTouched) {
             return Ok(Checked::Not(Disposed::Busy)); // a write within the clock's step would not show
         }
@@ -59,6 +66,7 @@ impl Disposal {
         }
         let touched = version.ctime_ns != self.version.ctime_ns;
         let must = matches!(compare, Compare::Always) || touched || version.size < COMPARED_BELOW;
+        let must = must || shows_too_little(&version, on);
         if must && !fault::mutant("S5-digest") {
             let digest = digest(file, version.size, stopped).map_err(|e| self.failed("the reading", e))?;
             if digest.ok_or(DisposeError::Stopped)? != self.digest {
@@ -75,7 +83,7 @@ impl Disposal {
     /// After the rename: what was moved is the file that was checked, and nobody came in between.
     pub(super) fn check_again(&self, lease: Option<Lease>, leaving: &Dir) -> Result<Checked, DisposeError> {
         let moved = match leaving.symlink_metadata(OsStr::new(&self.name)) {
-            Ok(moved) if moved.is_file() => Version::listed(&moved),
+            Ok(moved) if moved.is_file() => Version::listed(leaving, OsStr::new(&self.name), &moved),
             Ok(_) => return Ok(Checked::Not(Disposed::Changed)),
             Err(e) if confined::is_absent(&e) => return Ok(Checked::Not(Disposed::Changed)),
             Err(e) => return Err(self.failed("the looking again", e)),
@@ -92,9 +100,15 @@ impl Disposal {
     }
 
     pub(super) fn version(&self, file: &File) -> Result<Version, DisposeError> {
-        let meta = file.metadata().map_err(|e| self.failed("the reading", e))?;
-        Ok(Version::of(&meta))
+        let read = Version::read(file).map_err(|e| self.failed("the reading", e))?;
+        Ok(read.0)
     }
+}
+
+/// Could the bytes have changed without a sign of it? By whoever writes past this mount, or within one step of a clock
+/// that keeps whole seconds.
+pub(super) fn shows_too_little(version: &Version, on: FileSystem) -> bool {
+    (!on.sees_writers || version.has_coarse_clock()) && !fault::mutant("S5-unseen")
 }
 
 /// Of the first `size` bytes of a file just opened, or of all where there are less. None: stopped.

@@ -17,7 +17,7 @@ use cap_std::fs::Dir;
 use super::{
     Area, Disposal, DisposeError, Disposed, Steps,
     beside::rename_beside,
-    check::{COMPARED_BELOW, Compare},
+    check::{COMPARED_BELOW, Compare, shows_too_little},
     removal,
 };
 use crate::{
@@ -26,6 +26,7 @@ use crate::{
     confined, durable,
     error::shown,
     fault,
+    file_system::FileSystem,
     outbox::marker,
     version::Version,
 };
@@ -141,6 +142,8 @@ fn check(
     }
     let touched = version.ctime_ns != what.version.ctime_ns;
     let must = matches!(compare, Compare::Always) || touched || version.size < COMPARED_BELOW;
+    let on = FileSystem::of_folder(folder).unwrap_or_default();
+    let must = must || shows_too_little(&version, on);
     if must && !fault::mutant("S5-folder-digest") {
         let digest = match bundle::digest(folder, version.size, stopped) {
             Ok(digest) => digest,
@@ -251,7 +254,7 @@ fn absent(steps: &mut Steps<'_>, what: &Disposal) -> Result<Disposed, DisposeErr
 }
 
 fn identity(folder: &Dir) -> io::Result<(u64, i64)> {
-    let version = Version::listed(&folder.dir_metadata()?);
+    let (version, _) = Version::of_folder(folder)?;
     Ok((version.inode, version.birth_ns))
 }
 

@@ -266,7 +266,7 @@ impl Removal {
         let name = confined::os_str(entry.path.file_name())?;
         let meta = parent.symlink_metadata(name)?;
         // Inode and birth: its times changed when it was cleared.
-        if meta.is_dir() && stamp(&Version::listed(&meta))[..16] == entry.stamp[..16] {
+        if meta.is_dir() && stamp(&Version::listed(parent, name, &meta))[..16] == entry.stamp[..16] {
             remove_folder(parent, name)?;
         }
         Ok(())
@@ -282,7 +282,7 @@ impl Removal {
             Asked::Lease(lease) => Some(lease),
         };
         let meta = parent.symlink_metadata(name)?;
-        let now = stamp(&Version::listed(&meta));
+        let now = stamp(&Version::listed(parent, name, &meta));
         let compared = match self.further.contains(&meta.ino()) {
             true => 32, // all but the ctime
             false => 40,

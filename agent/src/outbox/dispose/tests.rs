@@ -2,7 +2,11 @@ use std::{ffi::OsString, fs, path::Path};
 
 use dropwire_protocol::RunningDigest;
 
-use super::*;
+use super::{
+    check::{COMPARED_BELOW, shows_too_little},
+    *,
+};
+use crate::file_system::{self, FileSystem};
 
 struct Outbox {
     temp: tempfile::TempDir,
@@ -31,7 +35,7 @@ impl Outbox {
             outbox: self.id,
             root: self.temp.path().to_path_buf(),
             path: RemotePath::parse(path.as_bytes()).unwrap(),
-            version: Version::of(&fs::metadata(self.at(path)).unwrap()),
+            version: Version::read(&File::open(self.at(path)).unwrap()).unwrap().0,
             digest: hash.value(),
             after,
             marker: None,
@@ -102,6 +106,44 @@ fn another_version_stays() {
     fs::rename(outbox.at("other"), outbox.at("file")).unwrap();
     assert_eq!(dispose(&disposal).unwrap(), Disposed::Changed);
     assert_eq!(read(&outbox.at("file")), "new");
+}
+
+/// A large file that nothing but its bytes tells from what was delivered.
+#[test]
+fn where_a_change_may_not_show_large_files_are_compared_too() {
+    let on = FileSystem::of(&tempfile::tempfile().unwrap()).unwrap();
+    let version = |ctime_ns| Version {
+        inode: 1,
+        birth_ns: 1,
+        size: COMPARED_BELOW,
+        mtime_ns: 1,
+        ctime_ns,
+        folder: false,
+    };
+    let trusted = FileSystem {
+        sees_writers: true,
+        ..on
+    };
+    assert!(!shows_too_little(&version(1), trusted));
+    assert!(
+        shows_too_little(&version(1), FileSystem::default()),
+        "others write past it"
+    );
+    assert!(
+        shows_too_little(&version(1_000_000_000), trusted),
+        "whole seconds"
+    );
+    let outbox = Outbox::new();
+    let mut disposal = outbox.delivered("file", "old", AfterSend::Delete);
+    let file = File::options().write(true).open(outbox.at("file")).unwrap();
+    file.set_len(COMPARED_BELOW).unwrap();
+    drop(file);
+    disposal.version = Version::read(&File::open(outbox.at("file")).unwrap()).unwrap().0;
+    while disposal.version.is_fresh(std::time::SystemTime::now()) {
+        std::thread::yield_now();
+    }
+    let _untrusted = file_system::pretend(FileSystem::default());
+    assert_eq!(dispose(&disposal).unwrap(), Disposed::OtherBytes);
 }
 
 #[test]

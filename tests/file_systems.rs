@@ -1,0 +1,106 @@
+//! Outboxes on file systems that tell less than the usual ones: each file arrives once, and whole.
+
+use std::{fs, io::Write as _, os::unix::fs::PermissionsExt as _, time::Instant};
+
+use crate::harness::{Pair, files, mount::Mounted, skip, until};
+
+/// An outbox on what `mount` mounts there; None: not possible here, which was said.
+fn pair(
+    test: &str,
+    after_send: &str,
+    mount: impl FnOnce(&std::path::Path) -> Result<Mounted, String>,
+) -> Option<(Pair, Mounted)> {
+    let mut pair = Pair::idle();
+    let mounted = match mount(&pair.laptop.outbox) {
+        Ok(mounted) => mounted,
+        Err(why) => {
+            skip(test, &why);
+            return None;
+        }
+    };
+    let lines = &mut pair.laptop.settings.outbox;
+    lines.push(format!("after_send = \"{after_send}\""));
+    lines.push("rescan = \"1s\"".into());
+    pair.office.start();
+    pair.laptop.start();
+    pair.connects();
+    Some((pair, mounted))
+}
+
+/// A lease says nothing of whoever writes at the other side of a FUSE mount.
+#[test]
+fn a_writer_at_the_other_side_is_waited_for() {
+    let real = tempfile::tempdir().expect("a folder");
+    let mount = |at: &std::path::Path| {
+        let args = [&*real.path().to_string_lossy(), &*at.to_string_lossy()];
+        Mounted::by("bindfs", &args, at)
+    };
+    let Some((mut pair, _mounted)) = pair("a_writer_at_the_other_side_is_waited_for", "delete", mount) else {
+        return;
+    };
+    let bytes = files::noise(7, 4 << 20);
+    let mut file = fs::File::create(real.path().join("growing")).expect("a file at the other side");
+    for piece in bytes.chunks(1 << 20) {
+        file.write_all(piece).expect("written");
+        let begun = Instant::now();
+        until("the agent had time to see it", || {
+            begun.elapsed().as_millis() > 700
+        });
+    }
+    drop(file);
+    pair.office.receives("growing", &bytes);
+    pair.laptop.empties_outbox();
+    assert_eq!(pair.office.received().len(), 1);
+    let shown = pair.laptop.status()["outboxes"][0]["cautions"].clone();
+    assert!(shown.to_string().contains("every writer"), "{shown}");
+    pair.laptop.kill();
+}
+
+/// On sshfs a file has another inode number at each look.
+#[test]
+fn where_numbers_do_not_last_a_file_arrives_once() {
+    let test = "where_numbers_do_not_last_a_file_arrives_once";
+    for after_send in ["delete", "keep"] {
+        let real = tempfile::tempdir().expect("a folder");
+        let server = real.path().with_extension("server");
+        fs::write(&server, "#!/bin/sh\nexec /usr/lib/openssh/sftp-server\n").expect("a script");
+        fs::set_permissions(&server, fs::Permissions::from_mode(0o755)).expect("chmod");
+        let mount = |at: &std::path::Path| {
+            let command = format!("ssh_command={}", server.to_string_lossy());
+            let from = format!("localhost:{}", real.path().to_string_lossy());
+            let args = ["-o", &command, "-o", "dir_cache=no", &from, &at.to_string_lossy()];
+            Mounted::by("sshfs", &args, at)
+        };
+        let begun = pair(test, after_send, mount);
+        let Some((mut pair, _mounted)) = begun else {
+            return;
+        };
+        fs::write(real.path().join("one"), "bytes").expect("a file at the other side");
+        pair.office.receives("one", b"bytes");
+        if after_send == "delete" {
+            pair.laptop.empties_outbox();
+        }
+        // Whatever comes again would come before this.
+        fs::write(real.path().join("two"), "bytes").expect("another");
+        pair.office.receives("two", b"bytes");
+        assert_eq!(pair.office.received().len(), 2, "after_send = {after_send}");
+        pair.laptop.kill();
+        let _ = fs::remove_file(server);
+    }
+}
+
+#[test]
+fn listings_without_types() {
+    let mount = |at: &std::path::Path| Mounted::ext4(&["-O", "^filetype,^has_journal"], at);
+    let Some((mut pair, _mounted)) = pair("listings_without_types", "delete", mount) else {
+        return;
+    };
+    pair.laptop.kill();
+    // Only a scan tells of it.
+    fs::create_dir(pair.laptop.outbox.join("sub")).expect("a folder");
+    fs::write(pair.laptop.outbox.join("sub/file"), "bytes").expect("a file");
+    pair.laptop.start();
+    pair.office.receives("sub/file", b"bytes");
+    pair.laptop.empties_outbox();
+    pair.laptop.kill();
+}
