@@ -16,6 +16,7 @@
 //! - [`oracle`]: lost, doubled, torn, wrongly acknowledged
 //! - [`point`]: one run with one fault, from an empty world to the oracle's word
 //! - [`enumerate`]: all points of a scenario
+//! - [`field`]: file systems, other programs and shortages that agents meet on other people's machines
 //! - [`disk`]: loop-mounted file systems whose power can be cut
 //!
 //! And apart from that: [`soak`], agents under random trouble for as long as one likes; [`churn`], outboxes in which all
@@ -28,6 +29,7 @@ pub mod calls;
 pub mod churn;
 pub mod disk;
 pub mod enumerate;
+pub mod field;
 pub mod mutants;
 pub mod oracle;
 pub mod point;

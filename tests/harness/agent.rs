@@ -28,6 +28,8 @@ pub struct Agent {
     pub descriptors: Option<u32>,
     /// Where its next start writes its log instead of the file [`Agent::log`].
     pub stderr: Option<OwnedFd>,
+    /// False: what it logs goes into a pipe that nobody reads.
+    pub log_is_read: bool,
     /// The temporary folder, which is also HOME.
     pub root: PathBuf,
     /// The state folder.
@@ -41,6 +43,8 @@ pub struct Agent {
     /// Everything that `run` printed, over all starts.
     pub log: PathBuf,
     child: Option<Child>,
+    /// The end of the log's pipe that would be read.
+    unread: Option<std::io::PipeReader>,
     front: Option<Arc<Proxy>>,
     _folder: TempDir, // last: removed after the process is gone
 }
@@ -60,6 +64,7 @@ impl Agent {
             env: Vec::new(),
             descriptors: None,
             stderr: None,
+            log_is_read: true,
             state: root.join("state"),
             outbox: root.join("outbox"),
             inbox: root.join("inbox"),
@@ -67,6 +72,7 @@ impl Agent {
             log: root.join("log"),
             root,
             child: None,
+            unread: None,
             front: None,
             _folder: folder,
         };
@@ -132,6 +138,11 @@ impl Agent {
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a second handle"))
             .stderr(self.stderr.take().unwrap_or_else(|| log.into()));
+        if !self.log_is_read {
+            let (unread, log) = std::io::pipe().expect("a pipe");
+            self.unread = Some(unread);
+            command.stderr(log);
+        }
         self.child = Some(command.spawn().expect("the agent starts"));
     }
 
@@ -275,13 +286,18 @@ impl Agent {
     pub fn drop_file(&self, name: impl AsRef<Path>, bytes: &[u8]) -> PathBuf {
         let aside = tempfile::Builder::new()
             .prefix("aside-")
-            .tempfile_in(&self.root)
+            .tempfile_in(self.boxes())
             .expect("a file aside");
         fs::write(aside.path(), bytes).expect("the file aside");
         let path = self.outbox.join(name);
         fs::create_dir_all(path.parent().expect("below the outbox")).expect("its folder");
         aside.persist(&path).expect("into the outbox");
         path
+    }
+
+    /// The folder that outbox and inbox lie in.
+    pub fn boxes(&self) -> &Path {
+        self.outbox.parent().unwrap_or(&self.root)
     }
 
     /// Returns once `name` is in the inbox; its content has to be `bytes` at the first look.

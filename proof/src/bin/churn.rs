@@ -7,6 +7,7 @@ use clap::Parser;
 use dropwire_proof::{
     choose_program,
     churn::{self, Plan},
+    field::Field,
     report,
 };
 
@@ -25,6 +26,9 @@ struct Arguments {
     /// Some seconds: what a continuous integration has time for.
     #[arg(long, conflicts_with_all = ["steps", "kills"])]
     short: bool,
+    /// What surrounds the agents; default: nothing special.
+    #[arg(long, value_enum)]
+    field: Option<Field>,
     /// Default: the one beside this program.
     dropwire: Option<PathBuf>,
 }
@@ -38,6 +42,13 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    let field = match arguments.field.map(Field::enter).transpose() {
+        Ok(field) => field,
+        Err(why) => {
+            println!("SKIPPED: churn in this field: {why}");
+            return ExitCode::SUCCESS;
+        }
+    };
     let seed = report::seed(arguments.seed);
     let (steps, kills) = match arguments.short {
         true => (1000, 2),
@@ -49,6 +60,7 @@ fn main() -> ExitCode {
         kills,
         seed,
         after_send: ["archive", "delete"][(seed % 2) as usize],
+        field: field.as_ref(),
     })
     .show()
 }

@@ -18,6 +18,7 @@ use dropwire_proof::{
     calls::{Call, Kind},
     choose_program,
     enumerate::Stage,
+    field::{Field, There},
     point::Plain,
     scenario::Scenario,
     table, tracer,
@@ -52,6 +53,9 @@ struct Options {
     /// One point alone: CALL:K:before or CALL:K:after
     #[arg(long)]
     only: Option<String>,
+    /// Outboxes and inboxes lie there; only file systems make a difference
+    #[arg(long, value_enum)]
+    field: Option<Field>,
     /// Worlds are made there; default: the temporary folder
     #[arg(long)]
     base: Option<PathBuf>,
@@ -120,6 +124,14 @@ fn prove(mut options: Options) -> io::Result<u64> {
     if options.fault.is_empty() {
         options.fault = vec![FaultName::Kill];
     }
+    let field = match options.field.map(Field::enter).transpose() {
+        Ok(field) => field,
+        Err(why) => {
+            println!("SKIPPED: crash points in this field: {why}");
+            return Ok(0);
+        }
+    };
+    let boxes = field.as_ref().and_then(|field| field.boxes.as_deref());
     let sides = options.side.all();
     println!("{}", program.display());
     let base = options.base.clone().unwrap_or_else(std::env::temp_dir);
@@ -148,7 +160,10 @@ fn prove(mut options: Options) -> io::Result<u64> {
                     hits: &|call| fault.hits(call),
                     scenario,
                     side,
-                    ground: &|_| Ok(Box::new(Plain)),
+                    ground: &|worker| match boxes {
+                        Some(boxes) => Ok(Box::new(There::new(boxes, worker))),
+                        None => Ok(Box::new(Plain)),
+                    },
                 };
                 let row = stage.enumerate()?;
                 eprintln!(

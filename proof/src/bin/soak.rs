@@ -4,7 +4,7 @@
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::Parser;
-use dropwire_proof::{choose_program, report, soak};
+use dropwire_proof::{choose_program, field::Field, report, soak};
 
 /// Agents under random trouble: nothing is lost, doubled or torn.
 #[derive(Parser)]
@@ -27,6 +27,9 @@ struct Arguments {
     /// About a minute: what a continuous integration has time for.
     #[arg(long, conflicts_with_all = ["transfers", "kills", "minutes"])]
     short: bool,
+    /// What surrounds the agents; default: nothing special.
+    #[arg(long, value_enum)]
+    field: Option<Field>,
     /// Default: the one beside this program.
     dropwire: Option<PathBuf>,
 }
@@ -38,6 +41,13 @@ fn main() -> ExitCode {
         Err(mend) => {
             eprintln!("{mend}");
             return ExitCode::from(2);
+        }
+    };
+    let field = match arguments.field.map(Field::enter).transpose() {
+        Ok(field) => field,
+        Err(why) => {
+            println!("SKIPPED: soak in this field: {why}");
+            return ExitCode::SUCCESS;
         }
     };
     let seed = report::seed(arguments.seed);
@@ -56,6 +66,7 @@ fn main() -> ExitCode {
         seed,
         agents: arguments.agents.into(),
         most,
+        field: field.as_ref(),
     })
     .show()
 }

@@ -23,6 +23,7 @@ use serde_json::Value;
 
 use self::outbox::Outbox;
 use crate::{
+    field::Entered,
     harness::{Agent, Pair, files},
     report::Report,
     soak::{
@@ -32,8 +33,8 @@ use crate::{
 };
 
 /// How much is done.
-#[derive(Clone, Copy, Debug)]
-pub struct Plan {
+#[derive(Clone, Copy)]
+pub struct Plan<'a> {
     /// Changes, in both outboxes together.
     pub steps: u64,
     /// SIGKILLs of either agent, spread over them.
@@ -42,6 +43,8 @@ pub struct Plan {
     pub seed: u64,
     /// What becomes of the first agent's delivered files: `archive` or `delete`.
     pub after_send: &'static str,
+    /// What surrounds the agents; None: nothing special.
+    pub field: Option<&'a Entered>,
 }
 
 /// Without a single arrival for so long, what is missing is lost.
@@ -50,16 +53,20 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const HARVEST: u64 = 50;
 
 /// Runs `plan` to its end, or to the first file that should not be there.
-pub fn run(plan: Plan) -> Report {
+pub fn run(plan: Plan<'_>) -> Report {
     let pair = Pair::with(|laptop, office| {
         laptop
             .settings
             .outbox
             .push(format!("after_send = {:?}", plan.after_send));
         office.settings.outbox.push("after_send = \"keep\"".into());
+        if let Some(field) = plan.field {
+            field.surround(laptop);
+            field.surround(office);
+        }
     });
     let outbox =
-        |agent: &Agent, other: &Agent, keeps| Outbox::new(&agent.outbox, &agent.root, &other.name, keeps);
+        |agent: &Agent, other: &Agent, keeps| Outbox::new(&agent.outbox, agent.boxes(), &other.name, keeps);
     let outboxes = [
         outbox(&pair.laptop, &pair.office, false),
         outbox(&pair.office, &pair.laptop, true),
@@ -85,8 +92,8 @@ pub fn run(plan: Plan) -> Report {
     churn.report()
 }
 
-struct Churn {
-    plan: Plan,
+struct Churn<'a> {
+    plan: Plan<'a>,
     chance: Chance,
     /// For the harvest, which does not come at the same steps of another run.
     luck: Chance,
@@ -103,7 +110,7 @@ struct Churn {
     started: Instant,
 }
 
-impl Churn {
+impl Churn<'_> {
     fn step_until_done(&mut self) {
         for step in 0..self.plan.steps {
             // The chance of its own that each step has keeps a run the same whatever the agents took away meanwhile.

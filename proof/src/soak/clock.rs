@@ -6,7 +6,7 @@ use std::{
     process::Command,
 };
 
-use crate::harness::Agent;
+use crate::{field::preload, harness::Agent};
 
 const SOURCE: &str = include_str!("clock.c");
 
@@ -25,9 +25,10 @@ impl Clock {
             .and_then(|()| clock.set(0))
             .map_err(|e| e.to_string())?;
         compile(&source, &library)?;
-        for (name, path) in [("LD_PRELOAD", &library), ("SOAK_CLOCK", &clock.file)] {
-            agent.env.push((name.to_owned(), path.display().to_string()));
-        }
+        preload(agent, &library);
+        agent
+            .env
+            .push(("SOAK_CLOCK".into(), clock.file.display().to_string()));
         Ok(clock)
     }
 

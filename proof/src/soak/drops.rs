@@ -5,10 +5,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::{
+    fs::{CWD, RenameFlags, renameat_with},
+    io::Errno,
+};
 
 use super::{Soak, archive, inbox, ledger::Item};
-use crate::harness::files;
+use crate::{field::Field, harness::files};
 
 /// How many names are used again and again.
 const NAMES: u64 = 24;
@@ -16,8 +19,10 @@ const NAMES: u64 = 24;
 const CONTENTS: u64 = 6;
 /// How many drops are remembered, to be replaced.
 const RECENT: usize = 32;
+/// How often a place in an outbox is tried for.
+const TRIES: usize = 100;
 
-impl Soak {
+impl Soak<'_> {
     /// One drop, by chance.
     pub(super) fn drop_one(&mut self) {
         let serial = self.tally.drops;
@@ -42,7 +47,7 @@ impl Soak {
         let receivers = self.world.agents.len() as u64 - 1;
         let (outbox, aside) = {
             let agent = &self.world.agents[from];
-            (agent.outbox.clone(), agent.root.join("aside"))
+            (agent.outbox.clone(), agent.boxes().join("aside"))
         };
         // Before it can arrive.
         items.into_iter().for_each(|item| self.ledger.expect(item));
@@ -50,6 +55,8 @@ impl Soak {
         self.tally.transfers += receivers;
         self.tally.bytes += bytes.len() as u64 * receivers;
         fs::write(&aside, bytes).expect("a file beside the outbox");
+        let late = self.plan.field.is_some_and(|f| f.field == Field::LateTimes);
+        self.late.extend(late.then(|| outbox.join(path)));
         if place(&aside, &outbox.join(path)).expect("a place in the outbox") {
             let old = files::sha256(&aside).expect("the replaced file");
             let receivers_of_old = self.items(from, path, old);
@@ -103,16 +110,37 @@ impl Soak {
 
 /// Moves `aside` to `path`; true: what was there lies at `aside` now.
 fn place(aside: &Path, path: &Path) -> io::Result<bool> {
-    let mut tries = 0..100; // the agent removes folders that it emptied, and files that it delivered
-    loop {
-        fs::create_dir_all(path.parent().unwrap_or(path))?;
-        match renameat_with(CWD, aside, CWD, path, RenameFlags::NOREPLACE) {
-            Ok(()) => return Ok(false),
-            Err(e) if tries.next().is_none() => return Err(e.into()),
-            Err(_) => {}
+    // The agent removes folders that it emptied, and files that it delivered, at the same time.
+    for _ in 0..TRIES {
+        if fs::create_dir_all(path.parent().unwrap_or(path)).is_err() {
+            continue;
         }
-        if renameat_with(CWD, aside, CWD, path, RenameFlags::EXCHANGE).is_ok() {
-            return Ok(true);
+        for flags in [RenameFlags::NOREPLACE, RenameFlags::EXCHANGE] {
+            match renameat_with(CWD, aside, CWD, path, flags) {
+                Ok(()) => return Ok(flags == RenameFlags::EXCHANGE),
+                // Some FUSE file systems know no flags.
+                Err(Errno::INVAL) => return place_without_flags(aside, path),
+                Err(_) => {}
+            }
         }
     }
+    Err(io::ErrorKind::TimedOut.into())
+}
+
+/// The same in several steps: what is there is taken out first, and a link takes the free place.
+fn place_without_flags(aside: &Path, path: &Path) -> io::Result<bool> {
+    let old = aside.with_extension("old");
+    let mut replaced = false;
+    for _ in 0..TRIES {
+        replaced |= fs::rename(path, &old).is_ok();
+        let folder = fs::create_dir_all(path.parent().unwrap_or(path));
+        if folder.and_then(|()| fs::hard_link(aside, path)).is_ok() {
+            fs::remove_file(aside)?;
+            if replaced {
+                fs::rename(&old, aside)?;
+            }
+            return Ok(replaced);
+        }
+    }
+    Err(io::ErrorKind::TimedOut.into())
 }

@@ -12,6 +12,7 @@ pub(crate) mod chance;
 mod clock;
 mod drops;
 pub(crate) mod ledger;
+mod surroundings;
 mod trouble;
 mod world;
 
@@ -27,11 +28,11 @@ use chance::Chance;
 use ledger::{Item, Ledger};
 use world::World;
 
-use crate::{harness::files, report::Report};
+use crate::{field::Entered, harness::files, report::Report};
 
 /// How much is done.
-#[derive(Clone, Copy, Debug)]
-pub struct Plan {
+#[derive(Clone, Copy)]
+pub struct Plan<'a> {
     /// Deliveries: a drop for two peers is two.
     pub transfers: u64,
     /// SIGKILLs, spread over them.
@@ -42,6 +43,8 @@ pub struct Plan {
     pub agents: usize,
     /// Nothing new is begun after so long.
     pub most: Duration,
+    /// What surrounds the agents; None: nothing special.
+    pub field: Option<&'a Entered>,
 }
 
 /// What happened so far.
@@ -57,6 +60,9 @@ struct Tally {
     stops: u64,
     full_disks: u64,
     jumps: u64,
+    swept: u64,
+    late: u64,
+    seconds: u64,
 }
 
 /// More than this under way, and no more is dropped for a while.
@@ -67,15 +73,16 @@ const PATIENCE: Duration = Duration::from_secs(90);
 const LEFT: u64 = 64 << 10;
 
 /// Runs `plan` to its end, or to the first file that should not be there.
-pub fn run(plan: Plan) -> Report {
+pub fn run(plan: Plan<'_>) -> Report {
     let mut soak = Soak {
         plan,
         chance: Chance::new(plan.seed),
-        world: World::new(plan.agents),
+        world: World::new(plan.agents, plan.field),
         ledger: Ledger::default(),
         tally: Tally::default(),
         seen: HashSet::new(),
         recent: Vec::new(),
+        late: Vec::new(),
         violations: Vec::new(),
         started: Instant::now(),
     };
@@ -86,8 +93,8 @@ pub fn run(plan: Plan) -> Report {
     soak.report()
 }
 
-struct Soak {
-    plan: Plan,
+struct Soak<'a> {
+    plan: Plan<'a>,
     chance: Chance,
     world: World,
     ledger: Ledger,
@@ -96,11 +103,13 @@ struct Soak {
     seen: HashSet<PathBuf>,
     /// The newest drops' agents and paths, to be replaced some day.
     recent: Vec<(usize, PathBuf)>,
+    /// Drops whose producers have yet to set their times.
+    late: Vec<PathBuf>,
     violations: Vec<String>,
     started: Instant,
 }
 
-impl Soak {
+impl Soak<'_> {
     fn trouble_until_done(&mut self) {
         let mut told = Instant::now();
         while self.fine() && self.started.elapsed() < self.plan.most {
@@ -258,6 +267,9 @@ impl Soak {
             ("stops", self.tally.stops.to_string()),
             ("full disks", self.tally.full_disks.to_string()),
             ("clock jumps", self.tally.jumps.to_string()),
+            ("partials swept away", self.tally.swept.to_string()),
+            ("late times", self.tally.late.to_string()),
+            ("second agents", self.tally.seconds.to_string()),
             ("replaced drops", self.tally.replaced.to_string()),
             ("lost", lost.to_string()),
             ("doubled", self.ledger.doubled.len().to_string()),

@@ -10,7 +10,7 @@ use crate::harness::{Fault, Toward};
 /// How the agent ends whose job list finds no room.
 const DISK: i32 = 74;
 
-impl Soak {
+impl Soak<'_> {
     /// One trouble; without `kills` only such as end nobody.
     pub(super) fn trouble(&mut self, kills: bool) {
         let kind = if kills {
@@ -19,6 +19,7 @@ impl Soak {
             70 + self.chance.below(30)
         };
         thread::sleep(self.chance.pause(1, 250));
+        self.of_the_field();
         match kind {
             0..=39 => self.kill_one(),
             40..=54 => self.kill_all(),

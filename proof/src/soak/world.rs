@@ -7,7 +7,10 @@ use std::{
 };
 
 use super::clock::Clock;
-use crate::harness::{Agent, Proxy, Toward, mount::SmallDisk, pair::peer, settings::Settings};
+use crate::{
+    field::Entered,
+    harness::{Agent, Proxy, Toward, mount::SmallDisk, pair::peer, settings::Settings},
+};
 
 /// Each agent's way with delivered files.
 const AFTER_SEND: [&str; 3] = ["archive", "delete", "keep"];
@@ -34,12 +37,12 @@ pub struct Disk {
     /// Where it is mounted.
     pub folder: PathBuf,
     /// Fills and frees it.
-    pub disk: SmallDisk,
+    pub disk: Arc<SmallDisk>,
 }
 
 impl World {
-    /// `count` (2 or 3) agents, running.
-    pub fn new(count: usize) -> World {
+    /// `count` (2 or 3) agents in the `field`, running.
+    pub fn new(count: usize, field: Option<&Entered>) -> World {
         let mut world = World {
             agents: Vec::new(),
             wires: Vec::new(),
@@ -50,7 +53,10 @@ impl World {
         for index in 0..count {
             world.add(index);
         }
-        world.mount();
+        for agent in &mut world.agents {
+            field.iter().for_each(|field| field.surround(agent));
+        }
+        world.mount(field.is_some_and(|field| field.boxes.is_some()));
         world.wind();
         for agent in &mut world.agents {
             agent.start();
@@ -97,16 +103,19 @@ impl World {
         }
     }
 
-    /// The first agent's state and the second's inbox lie on small disks, where that is allowed.
-    fn mount(&mut self) {
+    /// The first agent's state and the second's inbox lie on small disks, where that is allowed and no field says
+    /// where inboxes have to be.
+    fn mount(&mut self, boxes_are_elsewhere: bool) {
         let state = self.agents[0].state.clone();
         let inbox = self.agents[1].inbox.clone();
-        for (index, folder, mebibytes) in [(0, state, 192), (1, inbox, 256)] {
+        let small = [(0, state, 192), (1, inbox, 256)];
+        for (index, folder, mebibytes) in small.into_iter().take(if boxes_are_elsewhere { 1 } else { 2 }) {
             let before = tempfile::tempdir().expect("a temporary folder");
             copy(&folder, before.path());
             match SmallDisk::mount(&folder, mebibytes) {
                 Ok(disk) => {
                     copy(before.path(), &folder);
+                    let disk = Arc::new(disk);
                     self.disks.push(Disk { index, folder, disk });
                 }
                 Err(why) => eprintln!("SKIPPED: full disks: {why}"),
