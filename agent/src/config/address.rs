@@ -21,9 +21,17 @@ pub fn dial(text: &str) -> Result<String, Wrong> {
 
 /// Reads an address to listen on; the answer always has a port, 0 lets the system choose one.
 pub fn listen(text: &str) -> Result<String, Wrong> {
-    let (host, port) = split(text)?;
+    let (host, port) = split(text).map_err(|wrong| Wrong {
+        mend: format!(
+            "{}; `\"0.0.0.0:{DEFAULT_PORT}\"` listens on every IPv4 address",
+            wrong.mend
+        ),
+        ..wrong
+    })?;
     Ok(format!("{host}:{port}"))
 }
+
+const SUCH_V6: &str = "write an IPv6 address in brackets, like `\"[2001:db8::7]:7420\"`";
 
 fn split(text: &str) -> Result<(String, u16), Wrong> {
     let trimmed = text.trim();
@@ -31,26 +39,26 @@ fn split(text: &str) -> Result<(String, u16), Wrong> {
     if trimmed.is_empty() {
         return Err(wrong(
             "the address is empty",
-            "write `host:port`, or leave the key out",
+            "write it like `\"office.example.org:7420\"`, or leave the key out",
         ));
     }
     if trimmed.contains("://") || trimmed.contains('/') {
         return Err(wrong(
             format!("`{shown}` is more than an address"),
-            "write `host:port` alone, without scheme or path",
+            "write host and port alone, without scheme or path, like `\"office.example.org:7420\"`",
         ));
     }
     if let Ok(v6) = trimmed.parse::<Ipv6Addr>() {
         return Err(wrong(
             format!("`{shown}` is an IPv6 address without brackets"),
-            format!("write `[{v6}]:{DEFAULT_PORT}`"),
+            format!("write `\"[{v6}]:{DEFAULT_PORT}\"`"),
         ));
     }
     let (host, port) = match trimmed.strip_prefix('[') {
         Some(rest) => {
             let (inside, after) = rest
                 .split_once(']')
-                .ok_or_else(|| wrong(format!("`{shown}` lacks its `]`"), "write `[address]:port`"))?;
+                .ok_or_else(|| wrong(format!("`{shown}` lacks its `]`"), SUCH_V6))?;
             let port = match after {
                 "" => None,
                 _ => Some(after.strip_prefix(':').ok_or_else(|| no_address(&shown))?),
@@ -80,7 +88,7 @@ fn ipv6(inside: &str, shown: &str) -> Result<String, Wrong> {
         .map_err(|_| {
             wrong(
                 format!("`{shown}` holds no IPv6 address"),
-                "write `[address]:port`, a zone as its number: `[fe80::1%2]:7420`",
+                "write it like `\"[2001:db8::7]:7420\"`, a zone as its number: `\"[fe80::1%2]:7420\"`",
             )
         })
 }
@@ -89,20 +97,17 @@ fn check_name(host: &str, shown: &str) -> Result<(), Wrong> {
     if host.is_empty() {
         return Err(wrong(
             format!("`{shown}` has no host"),
-            "write a name or an IP address before the port; `0.0.0.0` listens on every IPv4 address, `[::]` on all",
+            "write a name or an IP address before the port",
         ));
     }
     if host.contains(':') {
-        return Err(wrong(
-            format!("`{shown}` has too many colons"),
-            "write an IPv6 address in brackets: `[::1]:7420`",
-        ));
+        return Err(wrong(format!("`{shown}` has too many colons"), SUCH_V6));
     }
     let numeric = host.chars().all(|c| c.is_ascii_digit() || c == '.');
     if numeric && host.parse::<Ipv4Addr>().is_err() {
         return Err(wrong(
             format!("`{shown}` holds no IPv4 address"),
-            "write four numbers up to 255: `192.0.2.7:7420`",
+            "write four numbers up to 255: `\"192.0.2.7:7420\"`",
         ));
     }
     let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
@@ -125,7 +130,7 @@ fn read_port(port: &str, shown: &str) -> Result<u16, Wrong> {
 fn no_address(shown: &str) -> Wrong {
     wrong(
         format!("`{shown}` is no address"),
-        "write `host:port`, `192.0.2.7:7420` or `[2001:db8::7]:7420`",
+        "write it like `\"office.example.org:7420\"`, `\"192.0.2.7:7420\"` or `\"[2001:db8::7]:7420\"`",
     )
 }
 
@@ -182,7 +187,7 @@ mod tests {
         }
         assert_eq!(listen("127.0.0.1:0").as_deref(), Ok("127.0.0.1:0"));
         assert!(dial("127.0.0.1:0").is_err());
-        assert_eq!(dial("fe80::1").unwrap_err().mend, "write `[fe80::1]:7420`");
+        assert_eq!(dial("fe80::1").unwrap_err().mend, "write `\"[fe80::1]:7420\"`");
     }
 
     proptest! {

@@ -12,7 +12,7 @@ use super::{
     folders::{self, Role},
     peers::{self, NamedPeer},
     raw::{Quantity, RawConfig, RawInbox, RawLimits, RawOutbox, RawRetry},
-    units::{self, Wrong},
+    units::{self, Bare, Wrong},
 };
 
 /// Checks all of it and tells all faults at once, in the order of the file.
@@ -167,7 +167,7 @@ fn marker(ready: Option<Ready>, written: Option<Spanned<String>>, faults: &mut F
                 faults.push(Fault::new(
                     written.span(),
                     "this cannot be the end of a marker's name",
-                    "write something like `.done`: 1 to 100 bytes, without `/`",
+                    "write something like `\".done\"`: 1 to 100 bytes, without `/`",
                 ));
             }
             written.into_inner()
@@ -183,21 +183,18 @@ fn check_pattern(pattern: &str) -> Result<(), Wrong> {
     if pattern.is_empty() {
         return wrong("an empty pattern matches nothing".into(), "take it out".into());
     }
-    if let Some(rest) = pattern.strip_prefix('/') {
-        let rest = dropwire_protocol::name::escape(rest.as_bytes());
-        return wrong(
-            format!("`{shown}` is an absolute path, patterns are matched below the outbox"),
-            format!("write `{rest}`"),
-        );
-    }
-    if let Some(folder) = pattern.strip_suffix('/') {
-        let folder = dropwire_protocol::name::escape(folder.as_bytes());
-        return wrong(
-            format!("`{shown}` matches no file, as none ends in a slash"),
-            format!("write `{folder}/**` for all in that folder"),
-        );
-    }
+    let (inner, path) = (pattern.trim_matches('/'), pattern.trim_start_matches('/'));
+    let all_in = quoted(&format!("{inner}/**"));
     match globset::Glob::new(pattern) {
+        Ok(_) if inner.is_empty() => wrong(format!("`{shown}` matches no file"), "take it out".into()),
+        Ok(_) if pattern.ends_with('/') => wrong(
+            format!("`{shown}` matches no file, as none ends in a slash"),
+            format!("write `{all_in}` for all in that folder"),
+        ),
+        Ok(_) if pattern.starts_with('/') => wrong(
+            format!("`{shown}` is an absolute path, patterns are matched below the outbox"),
+            format!("write `{}`", quoted(path)),
+        ),
         Ok(_) => Ok(()),
         Err(error) => wrong(
             format!("`{shown}` is no pattern: {}", error.kind()),
@@ -280,8 +277,7 @@ fn retry(raw: RawRetry, faults: &mut Faults) -> Retry {
     let max_span = raw.max.as_ref().map(Spanned::span);
     let give_up_after = raw
         .give_up_after
-        .filter(|written| !is_word(written, "never"))
-        .and_then(|written| duration(Some(written), faults));
+        .and_then(|written| quantity_or("never", written, units::duration, units::bare_duration, faults));
     let read = |written, default, faults: &mut Faults| match written {
         None => Some(default),
         written => duration(written, faults),
@@ -316,9 +312,7 @@ fn retry(raw: RawRetry, faults: &mut Faults) -> Retry {
 
 fn limits(raw: RawLimits, faults: &mut Faults) -> Limits {
     let mut rate = |written: Option<Spanned<Quantity>>| {
-        written
-            .filter(|written| !is_word(written, "unlimited"))
-            .and_then(|written| quantity(written, units::rate, units::bare_rate, faults))
+        written.and_then(|written| quantity_or("unlimited", written, units::rate, units::bare_rate, faults))
     };
     Limits {
         upload: rate(raw.upload),
@@ -330,22 +324,38 @@ fn duration(written: Option<Spanned<Quantity>>, faults: &mut Faults) -> Option<D
     quantity(written?, units::duration, units::bare_duration, faults)
 }
 
-/// Reads a quantity; a bare number gets its own answer.
-pub(super) fn quantity<T>(
+/// Reads a quantity; whatever is no string gets its own answer.
+fn quantity<T>(
     written: Spanned<Quantity>,
     read: fn(&str) -> Result<T, Wrong>,
-    bare: fn(&str) -> Wrong,
+    bare: fn(&Bare) -> Wrong,
     faults: &mut Faults,
 ) -> Option<T> {
     let result = match written.get_ref() {
         Quantity::Text(text) => read(text),
-        Quantity::Bare(number) => Err(bare(number)),
+        Quantity::Bare(other) => Err(bare(other)),
     };
     faults.take(written.span(), result)
 }
 
-pub(super) fn is_word(written: &Spanned<Quantity>, word: &str) -> bool {
-    matches!(written.get_ref(), Quantity::Text(text) if text == word)
+/// The same where `word` stands for none.
+pub(super) fn quantity_or<T>(
+    word: &str,
+    written: Spanned<Quantity>,
+    read: fn(&str) -> Result<T, Wrong>,
+    bare: fn(&Bare) -> Wrong,
+    faults: &mut Faults,
+) -> Option<T> {
+    let result = match written.get_ref() {
+        Quantity::Text(text) if text == word => return None,
+        Quantity::Text(text) => read(text),
+        Quantity::Bare(other) => Err(bare(other)),
+    };
+    let result = result.map_err(|wrong| Wrong {
+        mend: format!("{}; or write `\"{word}\"`", wrong.mend),
+        ..wrong
+    });
+    faults.take(written.span(), result)
 }
 
 /// The host's name, as far as it can be a name here.

@@ -1,5 +1,7 @@
 //! Turns the TOML reader's own errors into faults with a mend: near names, keys in the wrong table, missing brackets.
 
+use std::ops::Range;
+
 use serde::de::DeserializeOwned;
 
 use super::{
@@ -12,26 +14,25 @@ pub(super) fn explain(error: &toml::de::Error, source: &str) -> Fault {
     let span = error.span().unwrap_or(0..0);
     // Some messages bring a second line, which only repeats the place.
     let said = error.message().lines().next().unwrap_or_default();
-    let table = table_at(source, span.start);
     let (message, mend) = match said.split_once(" `") {
         // An array of tables where one table is expected is read as a list of its values.
-        _ if ["[[inbox]]", "[[retry]]", "[[limits]]"].contains(&table.as_str()) => {
-            let single = table.get(1..table.len() - 1).unwrap_or_default();
-            (
-                format!("there can be only one `{single}`"),
-                format!("write `{single}`, in single brackets, and only once"),
-            )
-        }
-        Some(("unknown field", rest)) => unknown_key(rest, &table),
+        _ if let Some(single) = doubled_brackets(source, span.start) => (
+            format!("there can be only one `{single}`"),
+            format!("write `{single}`, in single brackets, and only once"),
+        ),
+        Some(("unknown field", rest)) => unknown_key(rest, &table_at(source, span.start)),
         Some(("unknown variant", rest)) => unknown_value(rest),
         Some(("missing field", rest)) => {
             let key = rest.trim_end_matches('`');
             (
-                format!("{table} lacks `{key}`"),
+                format!(
+                    "{} lacks `{key}`",
+                    which_lacks(key, &table_at(source, span.start))
+                ),
                 format!("add `{key} = \"…\"` to it"),
             )
         }
-        _ => (said.to_owned(), wrong_shape(said).to_owned()),
+        _ => wrong_shape(said, source, &span),
     };
     Fault::new(span, message, mend)
 }
@@ -64,43 +65,47 @@ pub(super) fn all_keys() -> [(&'static str, Vec<String>); 6] {
     ]
 }
 
-/// Keys that are planned; naming them is no typo.
-const LATER: [&str; 10] = [
-    "sent_keep",
-    "mode",
-    "file_mode",
-    "ready",
-    "folder",
-    "on_problem",
-    "metrics",
-    "quiet_hours",
-    "priority",
-    "log",
-];
-
-fn unknown_key(rest: &str, table: &str) -> (String, String) {
+fn unknown_key(rest: &str, around: &str) -> (String, String) {
     let (key, known) = word_and_list(rest);
     let shown = dropwire_protocol::name::escape(key.as_bytes());
-    let preposition = if table == TOP { "at" } else { "in" };
-    let message = format!("unknown key `{shown}` {preposition} {table}");
-    if LATER.contains(&key) {
-        return (message, "this version does not have it yet: take it out".into());
-    }
-    if let Some(near) = nearest(key, known.iter().copied()) {
-        return (message, format!("did you mean `{near}`?"));
-    }
     let all = all_keys();
-    let home = all
+    // The known keys tell the table, however it is written.
+    let table = all.iter().find(|(_, keys)| *keys == known);
+    let table = table.map_or(around, |(name, _)| name);
+    let message = match table {
+        TOP if around != TOP => format!("unknown table `{shown}`"),
+        TOP => format!("unknown key `{shown}` at {TOP}"),
+        table => format!("unknown key `{shown}` in {table}"),
+    };
+    let homes: Vec<&str> = all
         .iter()
-        .find(|(name, keys)| *name != table && keys.iter().any(|known| known == key));
-    let mend = match home {
-        Some((name, _)) if *name == TOP => {
-            format!("`{key}` stands at the top of the file, before the first line in brackets: move it there")
-        }
-        Some((name, _)) => format!("`{key}` belongs in `{name}`: move it there"),
-        None => format!("take it out; known here are {}", known.join(", ")),
+        .filter(|(name, keys)| *name != table && keys.iter().any(|known| known == key))
+        .map(|(name, _)| *name)
+        .collect();
+    let mend = if let [TOP, ..] = homes[..] {
+        format!("`{key}` stands at the top of the file, before the first line in brackets: move it there")
+    } else if !homes.is_empty() {
+        format!("`{key}` belongs in `{}`: move it there", homes.join("` or `"))
+    } else if let Some(near) = nearest(key, known.iter().copied()) {
+        format!("did you mean `{near}`?")
+    } else {
+        format!("take it out; known here are {}", known.join(", "))
     };
     (message, mend)
+}
+
+/// The table that a key is missing from: the one `around` the place, if it has such a key.
+fn which_lacks(key: &str, around: &str) -> String {
+    let all = all_keys();
+    let having: Vec<&str> = all
+        .iter()
+        .filter(|(name, keys)| *name != TOP && keys.iter().any(|known| known == key))
+        .map(|(name, _)| *name)
+        .collect();
+    match having.iter().find(|name| **name == around) {
+        Some(name) => (*name).to_owned(),
+        None => having.join(" or "),
+    }
 }
 
 fn unknown_value(rest: &str) -> (String, String) {
@@ -108,7 +113,7 @@ fn unknown_value(rest: &str) -> (String, String) {
     let shown = dropwire_protocol::name::escape(value.as_bytes());
     let mend = match nearest(value, known.iter().copied()) {
         Some(near) => format!("did you mean `\"{near}\"`?"),
-        None => format!("write one of \"{}\"", known.join("\", \"")),
+        None => format!("write one of `\"{}\"`", known.join("\"`, `\"")),
     };
     (format!("`\"{shown}\"` is not known here"), mend)
 }
@@ -119,25 +124,104 @@ fn word_and_list(rest: &str) -> (&str, Vec<&str>) {
     (word, list.split('`').skip(1).step_by(2).collect())
 }
 
-fn wrong_shape(said: &str) -> &'static str {
+fn wrong_shape(said: &str, source: &str, span: &Range<usize>) -> (String, String) {
+    let told = |mend: &str| (said.to_owned(), mend.to_owned());
     let expected = said.rsplit_once("expected ").map_or("", |(_, expected)| expected);
     if said.starts_with("duplicate key") {
-        "keep one of the two"
-    } else if said.starts_with("invalid type: map") && expected.starts_with("a sequence") {
-        "write the table's name in double brackets, such as `[[outbox]]`, for it may stand there more than once"
-    } else if said.starts_with("invalid type: sequence") && expected.starts_with("a table") {
-        "write the table's name in single brackets, such as `[inbox]`, and only once"
-    } else if expected.starts_with("a string with a unit") {
-        "write a string with a unit, such as `\"10m\"` or `\"1 GiB\"`"
-    } else if expected.starts_with("a string") || expected.starts_with("string or table") {
-        "write it in double quotes"
-    } else if expected.starts_with("a sequence") {
-        "write a list in brackets, such as `[\"office\"]`"
-    } else if expected.starts_with("a table") {
-        "write it as a table: its name in brackets, the keys below"
-    } else {
-        "write `key = \"value\"`, each on a line of its own, with straight double quotes; config.example.toml shows every key"
+        return told("keep one of the two");
     }
+    let key = key_at(source, span.start);
+    let all = all_keys();
+    let table = all
+        .iter()
+        .map(|(name, _)| *name)
+        .find(|name| *name != TOP && name.trim_matches(['[', ']']) == key);
+    match table {
+        Some(table) if table.starts_with("[[") => (
+            format!("`{key}` is one of several tables"),
+            format!("write `{table}`, in double brackets, on a line of its own, and its keys below"),
+        ),
+        Some(table) => (
+            format!("`{key}` is a table"),
+            format!("write `{table}` on a line of its own, and its keys below"),
+        ),
+        None if said.contains("string or table") => {
+            let choices = choices(key);
+            let list: Vec<String> = choices.iter().map(|choice| format!("`\"{choice}\"`")).collect();
+            (
+                format!("`{key}` is one of some words"),
+                format!("write one of {}", list.join(", ")),
+            )
+        }
+        None if expected.starts_with("a string") => told("write one text in double quotes"),
+        None if expected.starts_with("a sequence") => match source.get(span.clone()) {
+            Some(text) if text.starts_with('"') && text.ends_with('"') => {
+                told(&format!("write a list in brackets: `[{text}]`"))
+            }
+            _ => told("write a list of texts in brackets, each in double quotes"),
+        },
+        None => told(
+            "write `key = \"value\"`, each on a line of its own, with straight double quotes; config.example.toml shows \
+             every key",
+        ),
+    }
+}
+
+/// What the value at `offset` is written for: its key, or the name of the table whose header is there.
+fn key_at(source: &str, offset: usize) -> &str {
+    let start = source
+        .get(..offset)
+        .and_then(|text| text.rfind('\n'))
+        .map_or(0, |at| at + 1);
+    let line = source
+        .get(start..)
+        .and_then(|rest| rest.lines().next())
+        .unwrap_or_default();
+    if let Some(header) = line.trim_start().strip_prefix('[') {
+        let name = header.trim_start_matches('[');
+        return name.split([']', '.']).next().unwrap_or_default().trim();
+    }
+    let before = source.get(start..offset).unwrap_or_default();
+    let (key, _) = before
+        .split_once('=')
+        .unwrap_or((line.split('=').next().unwrap_or_default(), ""));
+    key.split('.').next().unwrap_or_default().trim()
+}
+
+/// The right header where one is in double brackets whose table is there once.
+fn doubled_brackets(source: &str, offset: usize) -> Option<&'static str> {
+    let name = source
+        .get(offset..)?
+        .strip_prefix("[[")?
+        .split(']')
+        .next()?
+        .trim();
+    let single = format!("[{name}]");
+    all_keys()
+        .into_iter()
+        .map(|(table, _)| table)
+        .find(|table| *table == single)
+}
+
+/// The words that a key takes, as its reader tells them of itself.
+fn choices(key: &str) -> Vec<String> {
+    let probe = format!("{key} = \"no-such-word\"");
+    let asked = [
+        toml::from_str::<RawOutbox>(&probe).err(),
+        toml::from_str::<RawInbox>(&probe).err(),
+    ];
+    asked
+        .into_iter()
+        .flatten()
+        .filter_map(|error| Some(error.message().split_once("unknown variant `")?.1.to_owned()))
+        .flat_map(|rest| {
+            word_and_list(&rest)
+                .1
+                .into_iter()
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        })
+        .collect()
 }
 
 /// The header of the table that `offset` lies in, or the top of the file.
@@ -213,6 +297,24 @@ mod tests {
         for (table, keys) in all_keys() {
             assert!(keys.len() >= 2, "{table}: {keys:?}");
         }
+    }
+
+    #[test]
+    fn words_are_told_by_their_reader() {
+        assert_eq!(choices("watch"), ["auto", "native", "poll"]);
+        assert_eq!(choices("layout"), ["flat", "by-peer"]);
+        assert!(choices("path").is_empty());
+    }
+
+    #[test]
+    fn what_a_value_is_written_for() {
+        let source = "a = 1\nretry = 5\n [[ peer.x ]]\nignore = [\"a\", 5]\nname.first = 2";
+        let at = |needle: &str| key_at(source, source.find(needle).unwrap());
+        assert_eq!(at("5\n"), "retry");
+        assert_eq!(at("peer"), "peer");
+        assert_eq!(at("5]"), "ignore");
+        assert_eq!(at("name"), "name");
+        assert_eq!(at("2"), "name");
     }
 
     #[test]

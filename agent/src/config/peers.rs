@@ -8,7 +8,7 @@ use toml::Spanned;
 
 use super::{
     Peer, address,
-    check::{is_word, quantity},
+    check::quantity_or,
     fault::{Fault, Faults},
     raw::RawPeer,
     units::{self, Wrong},
@@ -53,7 +53,7 @@ pub(super) fn check_name(name: &str) -> Result<(), Wrong> {
     if name.trim().is_empty() {
         return wrong(
             "the name is empty".into(),
-            "write a short name, such as \"office\"",
+            "write a short name, such as `\"office\"`",
         );
     }
     if name.len() > MAX_NAME {
@@ -88,21 +88,18 @@ fn one(raw: RawPeer, as_folders: bool, faults: &mut Faults) -> NamedPeer {
     let address = raw
         .address
         .and_then(|written| faults.take(written.span(), address::dial(written.get_ref())));
-    let max_file_size = raw
-        .max_file_size
-        .filter(|written| !is_word(written, "unlimited"))
-        .and_then(|written| {
-            let span = written.span();
-            let size = quantity(written, units::size, units::bare_size, faults)?;
-            if size == 0 {
-                faults.push(Fault::new(
-                    span,
-                    "a largest size of nothing would refuse every file",
-                    "leave it out for no limit",
-                ));
-            }
-            Some(size)
-        });
+    let max_file_size = raw.max_file_size.and_then(|written| {
+        let span = written.span();
+        let size = quantity_or("unlimited", written, units::size, units::bare_size, faults)?;
+        if size == 0 {
+            faults.push(Fault::new(
+                span,
+                "a largest size of nothing would refuse every file",
+                "leave it out for no limit",
+            ));
+        }
+        Some(size)
+    });
     NamedPeer {
         valid: id.is_some(),
         peer: Peer {

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Deserializer, de};
 use toml::Spanned;
 
-use super::{AfterSend, Folder, Layout, Ready, Watch};
+use super::{AfterSend, Folder, Layout, Ready, Watch, units::Bare};
 
 /// The whole file.
 #[derive(Deserialize)]
@@ -88,10 +88,10 @@ pub(super) struct RawPlaces {
     pub control: Option<Spanned<String>>,
 }
 
-/// A duration, size or rate. A bare number is taken in too, to be answered with its mend.
+/// A duration, size or rate. Whatever else stands there is taken in too, to be answered with a hint of the right kind.
 pub(super) enum Quantity {
     Text(String),
-    Bare(String),
+    Bare(Bare),
 }
 
 impl<'de> Deserialize<'de> for Quantity {
@@ -102,7 +102,7 @@ impl<'de> Deserialize<'de> for Quantity {
 
 struct QuantityVisitor;
 
-impl de::Visitor<'_> for QuantityVisitor {
+impl<'de> de::Visitor<'de> for QuantityVisitor {
     type Value = Quantity;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -114,10 +114,24 @@ impl de::Visitor<'_> for QuantityVisitor {
     }
 
     fn visit_i64<E>(self, number: i64) -> Result<Quantity, E> {
-        Ok(Quantity::Bare(number.to_string()))
+        Ok(Quantity::Bare(Bare::Number(number.to_string())))
     }
 
     fn visit_f64<E>(self, number: f64) -> Result<Quantity, E> {
-        Ok(Quantity::Bare(number.to_string()))
+        Ok(Quantity::Bare(Bare::Number(number.to_string())))
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Quantity, E> {
+        Ok(Quantity::Bare(Bare::Other))
+    }
+
+    fn visit_seq<A: de::SeqAccess<'de>>(self, mut items: A) -> Result<Quantity, A::Error> {
+        while items.next_element::<de::IgnoredAny>()?.is_some() {}
+        Ok(Quantity::Bare(Bare::Other))
+    }
+
+    fn visit_map<A: de::MapAccess<'de>>(self, mut keys: A) -> Result<Quantity, A::Error> {
+        while keys.next_entry::<de::IgnoredAny, de::IgnoredAny>()?.is_some() {}
+        Ok(Quantity::Bare(Bare::Other))
     }
 }

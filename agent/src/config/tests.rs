@@ -50,6 +50,46 @@ fn bad_configs_are_told_with_line_and_mend() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// What a hint proposes as it stands, to be put in place of what is wrong: a TOML string, a list, a key, a header.
+fn proposals<'a>(mend: &'a str, source: &str, fault: &Fault) -> Vec<&'a str> {
+    let is_key = mend.starts_with("did you mean ");
+    let is_header = source[..fault.span.start].ends_with('\n') && source[fault.span.clone()].starts_with('[');
+    mend.split('`')
+        .skip(1)
+        .step_by(2)
+        .filter(|text| match is_header {
+            true => text.starts_with('['),
+            false => is_key || text.starts_with('"') || text.starts_with("[\""),
+        })
+        .collect()
+}
+
+/// None leads from one error to the next.
+#[test]
+fn what_a_hint_proposes_is_right() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/bad-configs");
+    let mut proposed = 0;
+    for entry in std::fs::read_dir(&folder).unwrap() {
+        let path = entry.unwrap().path();
+        let source = String::from_utf8_lossy(&std::fs::read(&path).unwrap()).into_owned();
+        let Err(Invalid::Content { faults, .. }) = read_here(&source) else {
+            panic!("{} is taken", path.display());
+        };
+        let [fault] = &faults[..] else {
+            continue; // what one of them proposes does not cure the others
+        };
+        for text in proposals(&fault.mend, &source, fault) {
+            let mut right = source.clone();
+            right.replace_range(fault.span.clone(), text);
+            proposed += 1;
+            if let Err(still) = read_here(&right) {
+                panic!("{}: {}\n{still:?}", path.display(), fault.mend);
+            }
+        }
+    }
+    assert!(proposed >= 30, "{proposed}");
+}
+
 #[test]
 fn the_example_holds_every_key_with_its_default() {
     let as_is = read_here(EXAMPLE).unwrap();

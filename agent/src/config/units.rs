@@ -1,6 +1,6 @@
 //! Durations, sizes and rates as they are written: a number and a unit, in one string.
 
-use std::{fmt::Write as _, time::Duration};
+use std::time::Duration;
 
 /// What is wrong with a quantity, and how to write it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,54 +15,69 @@ pub struct Wrong {
 pub fn duration(text: &str) -> Result<Duration, Wrong> {
     let millis = quantity(text, &DURATIONS)?;
     match u64::try_from(millis) {
-        Ok(0) => Err(DURATIONS.wrong(
+        Ok(0) => Err(wrong(
             format!("`{}` is no time at all", shown(text)),
-            "write at least `1ms`",
+            "write at least `\"1ms\"`",
         )),
         Ok(millis) if millis <= MAX_MILLIS => Ok(Duration::from_millis(millis)),
-        _ => Err(DURATIONS.wrong(format!("`{}` is too long", shown(text)), "at most `36500d`")),
+        _ => Err(wrong(
+            format!("`{}` is too long", shown(text)),
+            "write at most `\"36500d\"`",
+        )),
     }
 }
 
 /// Bytes, of `100 GiB`, `1.5kB`, `0 B`: at most 2^63 - 1, as the job list can hold no more.
 pub fn size(text: &str) -> Result<u64, Wrong> {
-    let bytes = quantity(text, &SIZES)?;
-    u64::try_from(bytes)
-        .ok()
-        .filter(|bytes| i64::try_from(*bytes).is_ok())
-        .ok_or_else(|| SIZES.wrong(format!("`{}` is too large", shown(text)), "at most `8000000 TiB`"))
+    bytes(text, &SIZES)
 }
 
 /// Bytes a second, of `20 MiB/s`; more than none.
 pub fn rate(text: &str) -> Result<u64, Wrong> {
-    let Some(size) = text.trim_end().strip_suffix("/s") else {
-        return Err(Wrong {
-            message: format!("`{}` is no rate", shown(text)),
-            mend: "write a size a second, such as `\"20 MiB/s\"`".into(),
-        });
-    };
-    match self::size(size)? {
-        0 => Err(Wrong {
-            message: "a rate of nothing would let no file through".into(),
-            mend: "leave it out for no limit".into(),
-        }),
+    match bytes(text, &RATES)? {
+        0 => Err(wrong(
+            "a rate of nothing would let no file through".into(),
+            "leave it out for no limit",
+        )),
         rate => Ok(rate),
     }
 }
 
-/// What a bare number in place of a duration gets told.
-pub fn bare_duration(number: &str) -> Wrong {
-    bare(number, &DURATIONS, "s")
+fn bytes(text: &str, kind: &Kind) -> Result<u64, Wrong> {
+    let bytes = quantity(text, kind)?;
+    u64::try_from(bytes)
+        .ok()
+        .filter(|bytes| i64::try_from(*bytes).is_ok())
+        .ok_or_else(|| {
+            wrong(
+                format!("`{}` is too large", shown(text)),
+                format!("write at most `\"8000000 TiB{}\"`", kind.per),
+            )
+        })
 }
 
-/// What a bare number in place of a size gets told.
-pub fn bare_size(number: &str) -> Wrong {
-    bare(number, &SIZES, " MiB")
+/// What another value than a string gets told, in place of a duration.
+pub fn bare_duration(written: &Bare) -> Wrong {
+    bare(written, &DURATIONS, "s", |text| duration(text).is_ok())
 }
 
-/// What a bare number in place of a rate gets told.
-pub fn bare_rate(number: &str) -> Wrong {
-    bare(number, &SIZES, " MiB/s")
+/// What another value than a string gets told, in place of a size.
+pub fn bare_size(written: &Bare) -> Wrong {
+    bare(written, &SIZES, " B", |text| size(text).is_ok())
+}
+
+/// What another value than a string gets told, in place of a rate.
+pub fn bare_rate(written: &Bare) -> Wrong {
+    bare(written, &RATES, " B/s", |text| rate(text).is_ok())
+}
+
+/// What stands there in place of a string with a unit.
+#[derive(Debug)]
+pub enum Bare {
+    /// A number, as it is written.
+    Number(String),
+    /// A boolean, a list, a table.
+    Other,
 }
 
 /// Writes a duration in the largest unit that holds it exactly; [`duration`] reads it back.
@@ -80,6 +95,8 @@ struct Kind {
     example: &'static str,
     /// Smallest first; of two equal ones the first is written.
     units: &'static [(&'static str, u128)],
+    /// Stands behind each unit.
+    per: &'static str,
 }
 
 const DURATIONS: Kind = Kind {
@@ -92,6 +109,7 @@ const DURATIONS: Kind = Kind {
         ("h", 3_600_000),
         ("d", 86_400_000),
     ],
+    per: "",
 };
 
 const SIZES: Kind = Kind {
@@ -108,30 +126,31 @@ const SIZES: Kind = Kind {
         ("TB", 1_000_000_000_000),
         ("TiB", 1 << 40),
     ],
+    per: "",
+};
+
+const RATES: Kind = Kind {
+    name: "rate",
+    example: "20 MiB/s",
+    per: "/s",
+    ..SIZES
 };
 
 /// A hundred years: far from where a clock's arithmetic overflows.
 const MAX_MILLIS: u64 = 36_500 * 86_400_000;
 
 impl Kind {
-    fn wrong(&self, message: String, mend: &str) -> Wrong {
-        Wrong {
-            message,
-            mend: mend.into(),
-        }
-    }
-
-    fn no_unit(&self, message: String) -> Wrong {
-        let mut units = String::new();
-        for (unit, _) in self.units {
-            let _ = write!(units, "{}{unit}", if units.is_empty() { "" } else { ", " });
-        }
-        self.wrong(
-            message,
-            &format!(
-                "write a number and a unit, such as `\"{}\"`; units are {units}",
-                self.example
-            ),
+    /// How one is written.
+    fn hint(&self) -> String {
+        let units: Vec<String> = self
+            .units
+            .iter()
+            .map(|(unit, _)| format!("{unit}{}", self.per))
+            .collect();
+        format!(
+            "write a number and a unit, such as `\"{}\"`; units are {}",
+            self.example,
+            units.join(", ")
         )
     }
 }
@@ -140,39 +159,46 @@ impl Kind {
 fn quantity(text: &str, kind: &Kind) -> Result<u128, Wrong> {
     let trimmed = text.trim();
     if trimmed.starts_with('-') {
-        return Err(kind.no_unit(format!("a {} cannot be negative", kind.name)));
+        return Err(wrong(format!("a {} cannot be negative", kind.name), kind.hint()));
     }
     let end = trimmed
         .find(|c: char| !c.is_ascii_digit() && c != '.')
         .unwrap_or(trimmed.len());
-    let (number, unit) = trimmed.split_at(end);
-    let unit = unit.trim();
-    let not_one = || kind.no_unit(format!("`{}` is no {}", shown(text), kind.name));
+    let (number, rest) = trimmed.split_at(end);
+    let unit = rest.trim();
+    let not_one = || wrong(format!("`{}` is no {}", shown(text), kind.name), kind.hint());
     if number.is_empty() {
         return Err(not_one());
     }
     if unit.is_empty() {
-        return Err(kind.no_unit(format!("`{}` has no unit", shown(text))));
+        return Err(wrong(format!("`{}` has no unit", shown(text)), kind.hint()));
     }
-    let Some((_, factor)) = kind.units.iter().find(|(name, _)| *name == unit) else {
+    let known = |wanted: &str| kind.units.iter().find(|(name, _)| *name == wanted);
+    let Some((_, factor)) = unit.strip_suffix(kind.per).and_then(known) else {
+        let stem = unit.split('/').next().unwrap_or_default().trim();
         let near = kind
             .units
             .iter()
-            .find(|(name, _)| name.eq_ignore_ascii_case(unit));
-        return Err(match near {
-            Some((near, _)) => kind.wrong(
-                format!("`{}` is no unit of a {}", shown(unit), kind.name),
-                &format!("did you mean `{near}`?"),
-            ),
-            None => kind.no_unit(format!("`{}` is no unit of a {}", shown(unit), kind.name)),
-        });
+            .find(|(name, _)| name.eq_ignore_ascii_case(stem))
+            .map(|(near, _)| {
+                format!(
+                    "{number}{}{near}{}",
+                    if rest == unit { "" } else { " " },
+                    kind.per
+                )
+            })
+            .filter(|near| quantity(near, kind).is_ok());
+        return Err(wrong(
+            format!("`{}` is no unit of a {}", shown(unit), kind.name),
+            near.map_or_else(|| kind.hint(), |near| format!("did you mean `\"{near}\"`?")),
+        ));
     };
     let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
     if whole.is_empty() || fraction.is_empty() || fraction.len() > 9 || fraction.contains('.') {
         return Err(not_one());
     }
     let too_large = || {
-        kind.wrong(
+        wrong(
             format!("`{}` is too large", shown(text)),
             "write a smaller number",
         )
@@ -187,18 +213,37 @@ fn quantity(text: &str, kind: &Kind) -> Result<u128, Wrong> {
         .ok_or_else(too_large)?;
     if scaled % scale != 0 {
         let smallest = kind.units.first().map_or("", |(name, _)| name);
-        return Err(kind.wrong(
+        let (above, per) = (scaled / scale + 1, kind.per);
+        return Err(wrong(
             format!("`{}` is no whole number of {smallest}", shown(text)),
-            "write it in a smaller unit",
+            format!("write a whole number, such as `\"{above} {smallest}{per}\"`"),
         ));
     }
     Ok(scaled / scale)
 }
 
-fn bare(number: &str, kind: &Kind, unit: &str) -> Wrong {
+/// The number is taken as one of the smallest usual `unit`, if it can be one.
+fn bare(written: &Bare, kind: &Kind, unit: &str, is_right: impl Fn(&str) -> bool) -> Wrong {
+    match written {
+        Bare::Number(number) => {
+            let with_unit = Some(format!("{number}{unit}")).filter(|text| is_right(text));
+            let such = with_unit.as_deref().unwrap_or(kind.example);
+            wrong(
+                format!("a {} needs a unit, `{number}` has none", kind.name),
+                format!("write it as a string with its unit, such as `\"{such}\"`"),
+            )
+        }
+        Bare::Other => wrong(
+            format!("a {} is written as a string with a unit", kind.name),
+            kind.hint(),
+        ),
+    }
+}
+
+fn wrong(message: String, mend: impl Into<String>) -> Wrong {
     Wrong {
-        message: format!("a {} needs a unit, `{number}` has none", kind.name),
-        mend: format!("write it as a string with its unit, such as `\"{number}{unit}\"`"),
+        message,
+        mend: mend.into(),
     }
 }
 
@@ -257,7 +302,7 @@ mod tests {
         ] {
             assert!(duration(text).is_err(), "{text}");
         }
-        assert_eq!(duration("5S").unwrap_err().mend, "did you mean `s`?");
+        assert_eq!(duration("5S").unwrap_err().mend, "did you mean `\"5s\"`?");
     }
 
     #[test]
@@ -289,12 +334,61 @@ mod tests {
             assert!(size(text).is_err(), "{text}");
         }
         assert_eq!(rate("20 MiB/s"), Ok(20 << 20));
-        assert!(rate("20 MiB").is_err());
-        assert!(rate("0 B/s").is_err());
-        assert_eq!(size("1 gib").unwrap_err().mend, "did you mean `GiB`?");
+        for text in ["20 MiB", "20 MiB/h", "20 mib/S", "0 B/s", "/s", "5 M/s"] {
+            assert!(rate(text).is_err(), "{text}");
+        }
+    }
+
+    /// The quoted texts of a hint.
+    fn literals(mend: &str) -> impl Iterator<Item = &str> {
+        mend.split('`')
+            .skip(1)
+            .step_by(2)
+            .filter_map(|text| text.strip_prefix('"')?.strip_suffix('"'))
+    }
+
+    #[test]
+    fn hints_are_of_the_right_kind_and_keep_the_number() {
+        for (mend, expected) in [
+            (size("1 gib").unwrap_err().mend, "1 GiB"),
+            (size("0.5 B").unwrap_err().mend, "1 B"),
+            (size("1GIB").unwrap_err().mend, "1GiB"),
+            (rate("20 MiB").unwrap_err().mend, "20 MiB/s"),
+            (rate("20 mib/sec").unwrap_err().mend, "20 MiB/s"),
+            (rate("lots").unwrap_err().mend, "20 MiB/s"),
+            (duration("0.5ms").unwrap_err().mend, "1 ms"),
+            (bare_size(&Bare::Number("1000000".into())).mend, "1000000 B"),
+            (bare_size(&Bare::Number("1.5".into())).mend, "1 GiB"),
+            (bare_size(&Bare::Number("-5".into())).mend, "1 GiB"),
+            (bare_rate(&Bare::Number("1000000".into())).mend, "1000000 B/s"),
+            (bare_rate(&Bare::Number("0".into())).mend, "20 MiB/s"),
+            (bare_duration(&Bare::Number("30".into())).mend, "30s"),
+            (bare_duration(&Bare::Number("0".into())).mend, "10m"),
+            (bare_duration(&Bare::Other).mend, "10m"),
+        ] {
+            assert_eq!(literals(&mend).next(), Some(expected), "{mend}");
+        }
     }
 
     proptest! {
+        #[test]
+        fn a_hint_can_be_written(text in "-?[0-9.]{0,12} ?[a-zA-Z/]{0,4}", number in "-?[0-9]{1,19}(\\.[0-9]{1,3})?") {
+            let bare = Bare::Number(number);
+            for (wrong, reads) in [
+                (duration(&text).err(), &(|text: &str| duration(text).is_ok()) as &dyn Fn(&str) -> bool),
+                (Some(bare_duration(&bare)), &|text| duration(text).is_ok()),
+                (size(&text).err(), &|text| size(text).is_ok()),
+                (Some(bare_size(&bare)), &|text| size(text).is_ok()),
+                (rate(&text).err(), &|text| rate(text).is_ok()),
+                (Some(bare_rate(&bare)), &|text| rate(text).is_ok()),
+            ] {
+                let mend = wrong.map(|wrong| wrong.mend).unwrap_or_default();
+                for literal in literals(&mend) {
+                    prop_assert!(reads(literal), "{mend}");
+                }
+            }
+        }
+
         #[test]
         fn what_is_formatted_parses(millis in 1..=MAX_MILLIS, bytes in 0..=i64::MAX as u64) {
             let time = Duration::from_millis(millis);
