@@ -25,6 +25,8 @@ const COMMON: &[&str] = &[
     "lease",
     "mark",
     "remove_tree",
+    "snapshot",
+    "unsent",
     "version",
 ];
 

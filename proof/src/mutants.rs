@@ -59,6 +59,16 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         "a type that a listing does not tell is asked for",
         EndToEnd(&["file_systems::listings_without_types"]),
     ),
+    (
+        "S1-no-drop",
+        "what is no drop by its name is not sent",
+        Inside(&["outbox::ignore::tests"]),
+    ),
+    (
+        "S1-snapshot",
+        "nor is what a snapshot shows once more",
+        Inside(&["outbox::scan::tests"]),
+    ),
     ("S2-unknown", "a known version is not looked at again", QUEUE),
     ("S2-known", "a known version is not queued again", QUEUE),
     (

@@ -19,8 +19,6 @@ pub use walk::{Kind, Step, is_litter, walk};
 
 use crate::{confined, lease, version::Version};
 
-/// Names of files that systems litter folders with: left out, and no part of what a folder holds.
-const LITTER: [&str; 3] = [".DS_Store", "Thumbs.db", "desktop.ini"];
 /// Most entries of which [`Listing::left_out`] tells.
 const TOLD: usize = 16;
 

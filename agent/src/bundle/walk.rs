@@ -9,8 +9,12 @@ use dropwire_protocol::{
     bundle::{MAX_ENTRIES, Node},
 };
 
-use super::{LITTER, Trouble, unsendable};
-use crate::{confined, version::Version};
+use super::{Trouble, unsendable};
+use crate::{
+    confined,
+    unsent::{self, Why},
+    version::Version,
+};
 
 /// One thing in the folder.
 pub struct Step<'a> {
@@ -76,7 +80,11 @@ pub fn walk<E: From<Trouble>>(
 
 /// Of such a name, and a file: a folder may hold anything.
 pub fn is_litter(dir: &Dir, name: &OsStr) -> bool {
-    LITTER.iter().any(|litter| name == *litter) && dir.symlink_metadata(name).is_ok_and(|meta| meta.is_file())
+    is(name, Why::Litter) && dir.symlink_metadata(name).is_ok_and(|meta| meta.is_file())
+}
+
+fn is(name: &OsStr, why: Why) -> bool {
+    unsent::matching(name).is_some_and(|(_, its)| its == why)
 }
 
 struct Walk<'a, E> {
@@ -107,7 +115,9 @@ impl<E: From<Trouble>> Walk<'_, E> {
             Err(e) if confined::is_absent(&e) => return Ok(()),
             Err(e) => return Err(unsendable(path, &e).into()),
         };
-        let kind = if meta.is_dir() {
+        let kind = if meta.is_dir() && is(name, Why::SystemFolder) {
+            Kind::Other("a folder that a system keeps for itself")
+        } else if meta.is_dir() {
             Kind::Folder
         } else if meta.is_file() {
             Kind::File

@@ -1,34 +1,21 @@
-//! Which names are never sent: dropwire's own folder, files that look unfinished, litter, and the config's patterns.
+//! Which names are never sent: dropwire's own folder, what is no drop by its name, and the config's patterns.
 
 use std::path::Path;
 
 use dropwire_protocol::RemotePath;
 use globset::{Glob, GlobBuilder, GlobSet, GlobSetBuilder};
 
-use crate::{confined, mark};
+use crate::{
+    confined, fault, mark,
+    unsent::{self, Why},
+};
 
-/// Looks unfinished, or is litter; ignored until renamed.
-const BUILT_IN: [&str; 14] = [
-    "*.part",
-    "*.partial",
-    "*.crdownload",
-    "*.download",
-    "*.tmp",
-    "*.swp",
-    "*~",
-    "~$*",
-    ".~lock.*",
-    ".~tmp~",
-    ".syncthing.*.tmp",
-    ".DS_Store",
-    "Thumbs.db",
-    "desktop.ini",
-];
+/// What a program puts beside a file that it is still fetching.
+pub(super) const DOWNLOADS: [&str; 3] = [".part", ".crdownload", IN_PLACE];
+/// The one that is beside a file already written to under its final name, as long as that is not complete.
+pub(super) const IN_PLACE: &str = ".aria2";
 
-/// What a browser puts beside a file that it is still fetching.
-pub(super) const DOWNLOADS: [&str; 2] = [".part", ".crdownload"];
-
-/// The built-in list and an outbox's own patterns.
+/// What [`unsent`] knows, and an outbox's own patterns.
 #[derive(Debug)]
 pub(super) struct Ignore {
     patterns: Vec<String>,
@@ -43,11 +30,7 @@ impl Ignore {
     /// A pattern without `/` matches a name at any depth, one with `/` the path below the outbox. The error names
     /// the pattern.
     pub(super) fn new(own: &[String]) -> Result<Self, String> {
-        let patterns: Vec<String> = BUILT_IN
-            .iter()
-            .map(ToString::to_string)
-            .chain(own.iter().cloned())
-            .collect();
+        let patterns = own.to_vec();
         let (mut names, mut paths) = (GlobSetBuilder::new(), GlobSetBuilder::new());
         let (mut name_patterns, mut path_patterns) = (Vec::new(), Vec::new());
         for (index, pattern) in patterns.iter().enumerate() {
@@ -91,6 +74,22 @@ impl Ignore {
 
     /// The same for one step of a walk: the name `name`, whose path is `path`; folders above it were asked before.
     pub(super) fn matched_step(&self, name: &[u8], path: &[u8]) -> Option<&str> {
+        match unsent::matching(confined::os_str(name).ok()?) {
+            Some((pattern, _)) if !fault::mutant("S1-no-drop") => Some(pattern),
+            _ => self.forbidden(name, path),
+        }
+    }
+
+    /// The pattern by which something in a folder keeps all of it back: it is not left out, nor sent along.
+    pub(super) fn keeps_back(&self, name: &[u8], path: &[u8]) -> Option<&str> {
+        match unsent::matching(confined::os_str(name).ok()?) {
+            Some((pattern, Why::Unfinished)) => Some(pattern),
+            _ => self.forbidden(name, path),
+        }
+    }
+
+    /// dropwire's own folder, and the config's patterns.
+    fn forbidden(&self, name: &[u8], path: &[u8]) -> Option<&str> {
         if name.eq_ignore_ascii_case(mark::FOLDER.as_bytes()) {
             return Some(mark::FOLDER);
         }
@@ -130,6 +129,10 @@ mod tests {
             ("~$letter.docx", Some("~$*")),
             (".~lock.sheet.ods#", Some(".~lock.*")),
             (".syncthing.a.b.tmp", Some("*.tmp")),
+            ("sub/.report.pdf.Ab3dE9", Some(".*.XXXXXX")),
+            (".env.sample", None),
+            ("lost+found/#1234", Some("lost+found")),
+            ("sub/.Trash-1000/files/x", Some(".Trash-*")),
             (".DS_Store", Some(".DS_Store")),
             ("sub/Thumbs.db", Some("Thumbs.db")),
             (".hidden", None),
@@ -152,6 +155,22 @@ mod tests {
             ignore.matched_step(b".Dropwire", b"sub/.Dropwire"),
             Some(".dropwire")
         );
+        for (name, pattern) in [
+            ("x.part", Some("*.part")),
+            (".report.pdf.Ab3dE9", Some(".*.XXXXXX")),
+            ("old.bak", Some("*.bak")),
+            (".DropWire", Some(".dropwire")),
+            ("._photo.jpg", None),
+            ("@eaDir", None),
+            (".nfs0000000001", None),
+            (".DS_Store", None),
+        ] {
+            assert_eq!(
+                ignore.keeps_back(name.as_bytes(), name.as_bytes()),
+                pattern,
+                "{name}"
+            );
+        }
         #[cfg(unix)]
         assert_eq!(ignore.matched_step(b"\xff.tmp", b"\xff.tmp"), Some("*.tmp"));
     }

@@ -6,17 +6,24 @@ use std::{fs::File, io, time::Duration};
 use cap_std::fs::Dir;
 use dropwire_protocol::RemotePath;
 
-use super::{ignore::DOWNLOADS, marker, settle::Sight};
+use super::{
+    ignore::{DOWNLOADS, IN_PLACE},
+    marker,
+    settle::Sight,
+};
 use crate::{
     confined::{self, Parents},
     durable, fault,
     lease::{self, Lease, Looked},
+    unsent,
 };
 
 /// Above this many, one sync of the file system replaces a sync for each file.
 const SYNC_EACH: usize = 8;
 /// How many times `quiet` an unfinished download beside a file holds it up.
 const DOWNLOAD_FACTOR: u32 = 15;
+/// How long a file rests that only may be one that rsync has not finished.
+const PERHAPS_UNFINISHED: Duration = Duration::from_secs(600);
 
 /// What lies under a path.
 #[derive(Debug)]
@@ -30,7 +37,7 @@ pub(super) enum Seen {
         sight: Sight,
         left_out: Vec<(RemotePath, &'static str)>,
     },
-    /// A folder that is kept back by this; `why` in few words.
+    /// Kept back by this; `why` in few words.
     Held { why: &'static str, reason: String },
     /// It waits for its marker; the reason says so. The marker's coming is an event, and scans look again.
     Unmarked(String),
@@ -84,6 +91,12 @@ fn try_look(parents: &mut Parents, path: &RemotePath, rules: &Rules) -> io::Resu
             return Ok(Seen::Unmarked(marker::missing(name, suffix)));
         }
     }
+    if is_beside(folder, path.file_name(), IN_PLACE) {
+        return Ok(Seen::Held {
+            why: "aria2 has not finished it",
+            reason: format!("aria2 has not finished it: its file {IN_PLACE} is beside it"),
+        });
+    }
     let file = confined::open_seen_file(folder, name, &meta)?;
     let looked = lease::look(&file)?;
     let Some(looked) = looked.filter(|looked| looked.lease.as_ref().is_none_or(Lease::whole)) else {
@@ -107,10 +120,15 @@ fn rest(folder: &Dir, name: &[u8], looked: &Looked, rules: &Rules) -> (Duration,
     };
     let (rest, why) = if rules.marker.is_some() {
         (Duration::ZERO, "its marker is there")
-    } else if download_beside(folder, name) {
+    } else if DOWNLOADS.iter().any(|suffix| is_beside(folder, name, suffix)) {
         (
             quiet * DOWNLOAD_FACTOR,
             "an unfinished download of that name lies beside it",
+        )
+    } else if unsent::is_rsync_temporary(name).is_some() {
+        (
+            quiet.max(PERHAPS_UNFINISHED),
+            "it may be one that rsync has not finished, and has to rest for 10 minutes",
         )
     } else if version.size == 0 {
         (quiet, "it is empty, and has to rest first")
@@ -146,11 +164,9 @@ pub(super) fn no_file(kind: cap_std::fs::FileType) -> &'static str {
     }
 }
 
-fn download_beside(folder: &Dir, name: &[u8]) -> bool {
-    DOWNLOADS.iter().any(|suffix| {
-        let beside = [name, suffix.as_bytes()].concat();
-        confined::os_str(&beside).is_ok_and(|beside| folder.symlink_metadata(beside).is_ok())
-    })
+fn is_beside(folder: &Dir, name: &[u8], suffix: &str) -> bool {
+    let beside = [name, suffix.as_bytes()].concat();
+    confined::os_str(&beside).is_ok_and(|beside| folder.symlink_metadata(beside).is_ok())
 }
 
 /// S1: after Ok the bytes of the version that was read before survive a power cut; an error for each that may not.
@@ -226,13 +242,24 @@ mod tests {
     fn closed_files_are_ready_and_some_rest_first() {
         let temp = tempfile::tempdir().unwrap();
         let root = temp.path();
-        for name in ["file", ".hidden", "x.iso", "x.iso.part", "y", "y.crdownload"] {
+        for name in [
+            "file",
+            ".hidden",
+            ".env.sample",
+            "x.iso",
+            "x.iso.part",
+            "y",
+            "y.crdownload",
+            "z",
+            "z.aria2",
+        ] {
             fs::write(root.join(name), "bytes").unwrap();
         }
         fs::write(root.join("empty"), "").unwrap();
         for (name, rest) in [
             ("empty", QUIET),
             (".hidden", QUIET),
+            (".env.sample", PERHAPS_UNFINISHED),
             ("x.iso", QUIET * 15),
             ("y", QUIET * 15),
         ] {
@@ -240,6 +267,7 @@ mod tests {
         }
         #[cfg(target_os = "linux")]
         assert_eq!(rest_of(at(root, "file")), Duration::ZERO);
+        assert!(matches!(at(root, "z"), Seen::Held { .. }));
         assert!(matches!(at(root, "missing"), Seen::Nothing));
         assert!(matches!(at(root, "file/below"), Seen::Nothing));
     }

@@ -18,7 +18,7 @@ use super::{
     whole,
 };
 use crate::{
-    confined,
+    confined, fault, snapshot,
     version::{Found, OutboxId, Version},
 };
 
@@ -103,6 +103,9 @@ impl Walk<'_> {
     /// Walks a folder, if it could be opened.
     fn enter(&self, dir: io::Result<Dir>, stand: &mut Stand, depth: usize) -> Result<(), Ended> {
         match dir {
+            Ok(dir) if !stand.path.is_empty() && snapshot::is_one(&dir) && !fault::mutant("S1-snapshot") => {
+                self.problem(stand, snapshot::REASON.into())
+            }
             Ok(dir) => match RemotePath::parse(&stand.path) {
                 Ok(top) if top.parent().is_none() && (self.whole)(&top) => {
                     self.whole_folder(&dir, top, stand)
@@ -481,5 +484,37 @@ mod tests {
         fs::write(deep.join("file"), "").unwrap();
         let (files, problems, _) = walk(temp.path(), None);
         assert_eq!((files.len(), problems.len()), (2 * BATCH + 1, 1));
+    }
+
+    /// Its files are in the outbox already, where it was made of.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_btrfs_snapshot_is_not_entered_and_another_subvolume_is() {
+        let temp = tempfile::tempdir().unwrap();
+        let (image, mount) = (temp.path().join("image"), temp.path().join("mount"));
+        fs::create_dir(&mount).unwrap();
+        fs::File::create(&image).unwrap().set_len(128 << 20).unwrap();
+        let run = |line: &str| {
+            let line = line.replace("IMAGE", image.to_str().unwrap());
+            let line = line.replace("MOUNT", mount.to_str().unwrap());
+            let mut command = std::process::Command::new("sh");
+            let output = command.args(["-c", &line]).output();
+            output.is_ok_and(|output| output.status.success())
+        };
+        if !run("mkfs.btrfs -q IMAGE && mount -o loop IMAGE MOUNT") {
+            eprintln!("skipped: no btrfs can be mounted here");
+            return;
+        }
+        let made = run(
+            "cd MOUNT && btrfs subvolume create outbox && cd outbox && echo 1 >one \
+                        && btrfs subvolume create sub && echo 2 >sub/two && btrfs subvolume snapshot . snap",
+        );
+        let (files, problems, watched) = walk(&mount.join("outbox"), None);
+        assert!(run("umount -l MOUNT") && made);
+        assert_eq!(files, ["one", "sub/two"]);
+        assert_eq!(
+            (problems, watched),
+            (vec!["snap".into()], vec!["".into(), "sub".into()])
+        );
     }
 }

@@ -1,8 +1,8 @@
 //! A top-level folder that is one delivery: when it is ready, and made durable (S1).
 //!
 //! All of it is sent, or nothing: a name in it that is never sent because it looks unfinished, or by a pattern of the
-//! config, keeps it back until that is renamed or gone, and so does what cannot be read. Only litter, and what is neither file
-//! nor folder, is left out.
+//! config, keeps it back until that is renamed or gone, and so does what cannot be read. Only litter, what systems keep for
+//! themselves, and what is neither file nor folder, is left out.
 
 use std::{
     fs::File,
@@ -23,6 +23,7 @@ use crate::{
     bundle::{self, Kind, Listing, Step, Trouble},
     confined, durable, fault,
     file_system::FileSystem,
+    snapshot,
     version::Version,
 };
 
@@ -42,6 +43,9 @@ pub(super) fn look(root: &Dir, path: &RemotePath, rules: &Rules, ignore: &Ignore
     };
     let least = FileSystem::of_folder(&folder).unwrap_or_default().least_rest();
     let mut inspect = |step: &Step<'_>| keep_back(step, path, ignore);
+    if snapshot::is_one(&folder) {
+        return held(snapshot::REASON, snapshot::REASON.into());
+    }
     // The kernel is asked of each file only once the rest is over: while it is being filled that would be in vain.
     let listing = match bundle::list(&folder, false, &mut inspect) {
         Ok(listing) if rests(&listing.version(), quiet) => bundle::list(&folder, true, &mut inspect),
@@ -145,7 +149,7 @@ fn keep_back(step: &Step<'_>, folder: &RemotePath, ignore: &Ignore) -> Result<()
         return Ok(());
     };
     let path = [folder.as_bytes(), b"/", below.as_bytes()].concat();
-    match ignore.matched_step(below.file_name(), &path) {
+    match ignore.keeps_back(below.file_name(), &path) {
         Some(pattern) => {
             let pattern = dropwire_protocol::name::escape(pattern.as_bytes());
             Err(Trouble::Held(format!(
@@ -223,11 +227,18 @@ mod tests {
             assert!(reason.contains(name), "{reason}");
             fs::remove_file(at(name)).unwrap();
         }
-        fs::write(at(".DS_Store"), "").unwrap();
-        assert!(
-            matches!(sees(&temp, &path), Seen::Whole { .. }),
-            "litter does not"
-        );
+        fs::create_dir(at("@eaDir")).unwrap();
+        for name in [".DS_Store", "@eaDir/x.part", "._a"] {
+            fs::write(at(name), "").unwrap();
+        }
+        match sees(&temp, &path) {
+            Seen::Whole { left_out, .. } => {
+                let left_out: Vec<_> = left_out.iter().map(|(path, _)| path.to_string()).collect();
+                assert_eq!(left_out, ["@eaDir"], "litter does not");
+            }
+            other => panic!("{other:?}"),
+        }
+        fs::remove_file(at("._a")).unwrap();
         fs::remove_file(at("sub/file")).unwrap();
         assert!(held_by(sees(&temp, &path)).contains("no file"));
         fs::remove_dir_all(at("")).unwrap();

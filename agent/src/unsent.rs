@@ -1,0 +1,220 @@
+//! Names that are no drop: files that other programs have not finished, what systems litter folders with, and folders
+//! that systems keep for themselves. The one list for single files and for whole folders.
+
+use std::{ffi::OsStr, path::Path, sync::LazyLock};
+
+use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
+
+/// Why a name is no drop, and so what becomes of it inside a folder that is sent whole.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Why {
+    /// Some program will rename it when it is complete: ignored until then, and a whole folder waits for it.
+    Unfinished,
+    /// A system makes it again at any time, or has deleted it already: not part of a whole folder, and goes with it.
+    Litter,
+    /// A system's own folder: never entered; left out of a whole folder, which is then archived rather than deleted.
+    SystemFolder,
+    /// Belongs to the file beside it; part of a whole folder like any other file.
+    Companion,
+}
+
+/// Patterns of names; of those that match, the first is told. Names that systems give are meant whatever their case.
+pub const PATTERNS: &[(&str, Why)] = &[
+    // Browsers, download managers and torrent clients.
+    ("*.part", Why::Unfinished),
+    ("*.partial", Why::Unfinished),
+    ("*.crdownload", Why::Unfinished),
+    ("*.download", Why::Unfinished),
+    ("*.opdownload", Why::Unfinished),
+    ("*.aria2", Why::Unfinished),
+    ("*.!qB", Why::Unfinished),
+    ("*.!ut", Why::Unfinished),
+    ("*.!bt", Why::Unfinished),
+    ("*.bc!", Why::Unfinished),
+    // File transfer: WinSCP, ProFTPD, Pure-FTPd, rsync.
+    ("*.filepart", Why::Unfinished),
+    (".in.*.", Why::Unfinished),
+    (".pureftpd-upload.*", Why::Unfinished),
+    (".rsync-partial", Why::Unfinished),
+    // Editors and desktops that write beside a file and rename.
+    ("*.tmp", Why::Unfinished),
+    ("*.swp", Why::Unfinished),
+    ("*.crswap", Why::Unfinished),
+    (".goutputstream-*", Why::Unfinished),
+    ("*.sb-????????-??????", Why::Unfinished),
+    ("*~", Why::Unfinished),
+    ("~$*", Why::Unfinished),
+    (".~lock.*", Why::Unfinished),
+    (".~tmp~", Why::Unfinished),
+    (".~*", Why::Unfinished),
+    (".syncthing.*.tmp", Why::Unfinished),
+    // Files that were deleted while a program still had them open.
+    (
+        ".nfs[0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f]*",
+        Why::Litter,
+    ),
+    (".fuse_hidden*", Why::Litter),
+    (".smbdelete*", Why::Litter),
+    // What file managers leave in each folder that they show.
+    (".DS_Store", Why::Litter),
+    ("Thumbs.db", Why::Litter),
+    ("ehthumbs.db", Why::Litter),
+    ("desktop.ini", Why::Litter),
+    // What macOS keeps of a file where the file system cannot.
+    ("._*", Why::Companion),
+    // Trash.
+    (".Trash", Why::SystemFolder),
+    (".Trash-*", Why::SystemFolder),
+    (".Trashes", Why::SystemFolder),
+    ("$RECYCLE.BIN", Why::SystemFolder),
+    ("#recycle", Why::SystemFolder),
+    ("@Recycle", Why::SystemFolder),
+    // Snapshots of everything that is there.
+    (".snapshots", Why::SystemFolder),
+    (".snapshot", Why::SystemFolder),
+    ("~snapshot", Why::SystemFolder),
+    ("#snapshot", Why::SystemFolder),
+    ("@Recently-Snapshot", Why::SystemFolder),
+    (".zfs", Why::SystemFolder),
+    // The rest.
+    ("lost+found", Why::SystemFolder),
+    ("@eaDir", Why::SystemFolder),
+    (".AppleDouble", Why::SystemFolder),
+    ("System Volume Information", Why::SystemFolder),
+    (".Spotlight-V100", Why::SystemFolder),
+    (".DocumentRevisions-V100", Why::SystemFolder),
+    (".fseventsd", Why::SystemFolder),
+    (".TemporaryItems", Why::SystemFolder),
+    (".stversions", Why::SystemFolder),
+];
+
+/// How the names that [`is_rsync_temporary`] knows are told.
+pub const RSYNC: &str = ".*.XXXXXX";
+
+/// How sure it is that a name is one of rsync's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Temporary {
+    /// rsync's: ignored until renamed.
+    Surely,
+    /// May be a person's own (`.env.sample`): sent once it has rested for long.
+    Perhaps,
+}
+
+/// Is it a name under which rsync receives a file: hidden, with six letters and digits at random behind the last dot?
+///
+/// One in twenty-five of rsync's has no capital letter, and so cannot be told from `.env.sample` or `.list.sha256`; one
+/// in two hundred has nothing else.
+pub fn is_rsync_temporary(name: &[u8]) -> Option<Temporary> {
+    let visible = name.strip_prefix(b".")?;
+    let dot = visible.iter().rposition(|b| *b == b'.').filter(|at| *at > 0)?;
+    let suffix = &visible[dot + 1..];
+    if suffix.len() != 6 || !suffix.iter().all(u8::is_ascii_alphanumeric) {
+        return None;
+    }
+    let capitals = suffix.iter().filter(|b| b.is_ascii_uppercase()).count();
+    Some(match capitals {
+        1..=5 => Temporary::Surely,
+        _ => Temporary::Perhaps,
+    })
+}
+
+/// The pattern that a name matches, and why it is no drop.
+pub fn matching(name: &OsStr) -> Option<(&'static str, Why)> {
+    let patterns = LazyLock::force(&COMPILED);
+    let at = patterns.matches(Path::new(name)).into_iter().min();
+    at.and_then(|at| PATTERNS.get(at).copied()).or_else(|| {
+        let temporary = is_rsync_temporary(name.as_encoded_bytes());
+        (temporary == Some(Temporary::Surely)).then_some((RSYNC, Why::Unfinished))
+    })
+}
+
+static COMPILED: LazyLock<GlobSet> = LazyLock::new(|| {
+    let glob = |(pattern, why): &(&str, Why)| {
+        let is_systems = matches!(why, Why::Litter | Why::SystemFolder);
+        GlobBuilder::new(pattern)
+            .case_insensitive(is_systems)
+            .build()
+            .ok()
+    };
+    let mut set = GlobSetBuilder::new();
+    PATTERNS.iter().filter_map(glob).for_each(|glob| {
+        set.add(glob);
+    });
+    set.build().unwrap_or_default()
+});
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_pattern_is_one() {
+        assert_eq!(COMPILED.len(), PATTERNS.len());
+    }
+
+    #[test]
+    fn names_that_are_no_drop() {
+        use Why::*;
+        let table: &[(&str, Option<Why>)] = &[
+            ("up.pdf.filepart", Some(Unfinished)),
+            (".in.doc.pdf.", Some(Unfinished)),
+            (".goutputstream-X7YZ12", Some(Unfinished)),
+            (".pureftpd-upload.5f2c.15.1a2b", Some(Unfinished)),
+            ("dl.iso.aria2", Some(Unfinished)),
+            ("movie.mkv.!qB", Some(Unfinished)),
+            ("movie.mkv.!ut", Some(Unfinished)),
+            ("notes.txt.crswap", Some(Unfinished)),
+            ("page.html.opdownload", Some(Unfinished)),
+            ("letter.txt.sb-1a2b3c4d-AbCdEf", Some(Unfinished)),
+            (".~report.odt", Some(Unfinished)),
+            (".nfs000000000001e2f400000001", Some(Litter)),
+            (".nfs0000000001", Some(Litter)),
+            (".fuse_hidden01", Some(Litter)),
+            ("thumbs.db", Some(Litter)),
+            ("._photo.jpg", Some(Companion)),
+            (".Trash-1000", Some(SystemFolder)),
+            (".Trashes", Some(SystemFolder)),
+            ("lost+found", Some(SystemFolder)),
+            (".snapshots", Some(SystemFolder)),
+            ("@eaDir", Some(SystemFolder)),
+            ("#recycle", Some(SystemFolder)),
+            ("$Recycle.Bin", Some(SystemFolder)),
+            ("System Volume Information", Some(SystemFolder)),
+            // rsync's, and what only resembles them.
+            (".report.pdf.Ab3dE9", Some(Unfinished)),
+            (".x.aaaaaZ", Some(Unfinished)),
+            ("report.pdf.Ab3dE9", None),
+            (".Ab3dE9", None),
+            (".config.backup", None),
+            (".list.sha256", None),
+            (".NOTES.BACKUP", None),
+            (".report.pdf.Ab3dE", None),
+            (".report.pdf.Ab3d-9", None),
+            // Names that people give.
+            ("report.pdf", None),
+            (".bashrc", None),
+            (".nfsrc", None),
+            (".nfs-notes", None),
+            ("trash", None),
+            ("snapshot", None),
+            ("in.doc.pdf", None),
+            ("aria2", None),
+            ("SCAN.TMP", None),
+        ];
+        for (name, expected) in table {
+            assert_eq!(
+                matching(OsStr::new(name)).map(|(_, why)| why),
+                *expected,
+                "{name}"
+            );
+        }
+        for (name, expected) in [
+            (".env.sample", Some(Temporary::Perhaps)),
+            (".NOTES.BACKUP", Some(Temporary::Perhaps)),
+            (".env.samples", None),
+            ("..sample", None),
+        ] {
+            assert_eq!(is_rsync_temporary(name.as_bytes()), expected, "{name}");
+        }
+    }
+}
