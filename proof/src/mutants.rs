@@ -236,6 +236,17 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     ),
     ("R8-inbox-dirs", "the sync of the inbox's folders", ORDER),
     ("R8-partial-dir", "the sync of the partials' folder", ORDER),
+    ("R8-syncfs", "the one sync of many of the inbox's folders", ORDER),
+    (
+        "fair-turns",
+        "peers' small files take turns",
+        Inside(&["inbox::fair_queue::tests"]),
+    ),
+    (
+        "fair-memory",
+        "nobody takes more than a share of the memory for small files",
+        Inside(&["inbox::memory::tests"]),
+    ),
     (
         "R8-hold",
         "nothing more is taken after a folder's sync failed",
@@ -260,6 +271,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     (
         "rule-absence",
         "a partial that is gone was not delivered for that",
+        RECOVERY,
+    ),
+    (
+        "rule-time",
+        "a file under the final name counts by its inode only with the time it was given",
         RECOVERY,
     ),
     (

@@ -6,11 +6,7 @@
 use std::{
     fs::File,
     io,
-    sync::{
-        Arc,
-        atomic::Ordering,
-        mpsc::{Receiver, SyncSender, sync_channel},
-    },
+    sync::{Arc, atomic::Ordering},
 };
 
 use dropwire_protocol::{Digest, Manifest};
@@ -19,6 +15,7 @@ use super::{
     Shared,
     claims::Claim,
     commit::{self, Ready},
+    fair_queue::FairQueue,
     memory::Taken,
     partial,
     reply::{Answer, Reply},
@@ -27,8 +24,13 @@ use super::{
 };
 use crate::{durable, fault};
 
-/// Most files of one batch, and most that wait for it.
+/// Most files of one batch.
 const BATCH: usize = 512;
+/// Folders on the files' paths, and the files themselves, after which a batch takes no further one: others' files wait as
+/// long as it takes to make and sync them.
+const WORK: usize = 2048;
+/// What a file takes beside its bytes and its path while it waits.
+const OVERHEAD: u64 = 512;
 /// Most files that are open until each is synced for itself: descriptors are few.
 const OPEN: usize = 64;
 /// From so many on, one syncfs is cheaper than a sync of each...
@@ -59,16 +61,21 @@ pub struct Small {
 /// received while another is synced.
 pub const MEMORY: u64 = 3 << 20;
 
-/// The queue into [`run`].
-pub fn queue() -> (SyncSender<Small>, Receiver<Small>) {
-    sync_channel(BATCH)
+/// Bytes that a file takes of [`MEMORY`].
+pub fn weight(manifest: &Manifest) -> u64 {
+    manifest.size + manifest.path.as_bytes().len() as u64 + OVERHEAD
+}
+
+impl Small {
+    /// How much work it is: names on its path.
+    pub fn work(&self) -> usize {
+        self.manifest.path.components().count()
+    }
 }
 
 /// Takes batches until the queue is closed.
-pub fn run(shared: &Arc<Shared>, waiting: &Receiver<Small>) {
-    while let Ok(first) = waiting.recv() {
-        let mut batch = vec![first];
-        batch.extend(waiting.try_iter().take(BATCH - 1));
+pub fn run(shared: &Arc<Shared>, waiting: &FairQueue<Small>) {
+    while let Some(batch) = waiting.batch(BATCH, WORK) {
         store(shared, batch);
     }
 }

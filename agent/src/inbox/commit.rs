@@ -36,6 +36,8 @@ use crate::{
 const TRIES: usize = 100;
 /// From so many open folders on, the next file waits for the next commit: descriptors are few.
 const MOST_FOLDERS: usize = 128;
+/// From so many folders on, one syncfs is cheaper than a sync of each.
+const FOLDERS_TOGETHER: usize = 32;
 
 /// A whole, verified, durable partial (R5 is done).
 pub struct Ready {
@@ -94,14 +96,23 @@ struct Intent {
 
 /// Gives all of `ready` their final names and answers each. Blocks.
 pub fn place_all(shared: &Arc<Shared>, site: &Site, ready: Vec<Ready>) {
+    let folders = |file: &Ready| file.manifest.path.components().count() - 1;
+    let many = ready.iter().map(folders).sum::<usize>() >= FOLDERS_TOGETHER;
     let mut waiting = ready.into_iter().peekable();
     while waiting.peek().is_some() {
-        place_some(shared, site, &mut waiting);
+        // Before the first folder is made: errors count from here.
+        let anchor = (many && site.syncfs).then(|| site.anchor().ok()).flatten();
+        place_some(shared, site, &mut waiting, anchor.as_ref());
     }
 }
 
 /// As many of `waiting` as [`MOST_FOLDERS`] allows, at least one.
-fn place_some(shared: &Arc<Shared>, site: &Site, waiting: &mut impl Iterator<Item = Ready>) {
+fn place_some(
+    shared: &Arc<Shared>,
+    site: &Site,
+    waiting: &mut impl Iterator<Item = Ready>,
+    anchor: Option<&File>,
+) {
     let (mut files, mut chosen) = (Vec::new(), Vec::new());
     let mut opened = Opened::new();
     while opened.len() < MOST_FOLDERS
@@ -156,7 +167,7 @@ fn place_some(shared: &Arc<Shared>, site: &Site, waiting: &mut impl Iterator<Ite
         return;
     }
     let folders = placed.iter().flat_map(|(_, intent)| &intent.place.folders);
-    if let Err(answer) = make_certain(shared, site, folders) {
+    if let Err(answer) = make_certain_at_once(shared, site, folders, anchor) {
         return placed.iter().for_each(|(file, _)| file.reply.end(answer.clone()));
     }
     let certain = |(file, _): &(Ready, Intent)| (file.claim.key(), file.manifest.kind, file.manifest.size);
@@ -413,6 +424,16 @@ pub fn make_certain<'a>(
     site: &Site,
     folders: impl IntoIterator<Item = &'a Folder>,
 ) -> Result<(), Answer> {
+    make_certain_at_once(shared, site, folders, None)
+}
+
+/// The same; of many folders by one sync of the file system, if `anchor` was opened before they were touched.
+fn make_certain_at_once<'a>(
+    shared: &Shared,
+    site: &Site,
+    folders: impl IntoIterator<Item = &'a Folder>,
+    anchor: Option<&File>,
+) -> Result<(), Answer> {
     let each: HashMap<&[u8], &Dir> = folders
         .into_iter()
         .map(|(path, dir)| (path.as_slice(), &**dir))
@@ -421,20 +442,25 @@ pub fn make_certain<'a>(
     if let Some(reason) = shared.gate.broken().filter(|_| !fault::mutant("R8-held")) {
         return Err(held(reason));
     }
-    let synced = fault::step("R8-inbox-dirs", || {
-        each.values().try_for_each(|dir| durable::sync_dir(dir))
-    });
-    synced
+    let each_alone = || {
+        fault::step("R8-inbox-dirs", || {
+            each.values().try_for_each(|dir| durable::sync_dir(dir))
+        })
         .and_then(|()| fault::step("R8-partial-dir", || durable::sync_dir(&site.partials)))
-        .map_err(|e| {
-            if !is_lost(&e) && !fault::mutant("R8-shortage") {
-                return Answer::io("opening a folder of the inbox to sync it", &e);
-            }
-            let reason = format!("a folder of the inbox could not be synced: {e}");
-            if !fault::mutant("R8-hold") {
-                shared.gate.break_off(reason.clone());
-            }
-            held(reason)
-        })?;
+    };
+    let synced = match anchor.filter(|_| each.len() >= FOLDERS_TOGETHER) {
+        Some(anchor) => fault::step("R8-syncfs", || durable::sync_filesystem(anchor)),
+        None => each_alone(),
+    };
+    synced.map_err(|e| {
+        if !is_lost(&e) && !fault::mutant("R8-shortage") {
+            return Answer::io("opening a folder of the inbox to sync it", &e);
+        }
+        let reason = format!("a folder of the inbox could not be synced: {e}");
+        if !fault::mutant("R8-hold") {
+            shared.gate.break_off(reason.clone());
+        }
+        held(reason)
+    })?;
     shared.gate.broken().map_or(Ok(()), |reason| Err(held(reason)))
 }

@@ -24,8 +24,9 @@ use tokio::{
 
 use super::{
     COMMANDS, Shared, admit,
-    batch::Small,
+    batch::{self, Small},
     claims::{Claim, Key},
+    fair_queue::FairQueue,
     keeping, ledger,
     ledger::{Known, State},
     partial,
@@ -50,7 +51,7 @@ pub struct Desk {
     shared: Arc<Shared>,
     peer: AgentId,
     outcomes: Outcomes,
-    batch: SyncSender<Small>,
+    batch: Arc<FairQueue<Small>>,
     small: HashMap<TransferId, Collecting>,
     /// Bytes of these, all together.
     collected: usize,
@@ -79,7 +80,7 @@ struct Collecting {
 
 impl Desk {
     /// For a link with `peer`.
-    pub fn new(shared: Arc<Shared>, peer: AgentId, outcomes: Outcomes, batch: SyncSender<Small>) -> Desk {
+    pub fn new(shared: Arc<Shared>, peer: AgentId, outcomes: Outcomes, batch: Arc<FairQueue<Small>>) -> Desk {
         Desk {
             ends: shared.claims.ends(),
             shared,
@@ -341,7 +342,7 @@ impl Desk {
         } else if !small.claim.make_firm() {
             small.reply.end(fenced());
         } else {
-            let memory = self.shared.memory.take(small.manifest.size);
+            let memory = self.shared.memory.take(self.peer, batch::weight(&small.manifest));
             let verified = Small {
                 manifest: small.manifest,
                 bytes: small.bytes,
@@ -351,7 +352,7 @@ impl Desk {
                 reservation: small.reservation,
                 memory,
             };
-            let _ = self.batch.send(verified); // the batch's thread outlives every desk
+            self.batch.push(self.peer, verified.work(), verified);
         }
     }
 

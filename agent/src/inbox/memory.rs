@@ -1,47 +1,89 @@
-//! How much memory small files may take that wait for their batch, all links together.
+//! How much memory small files may take that wait for their batch, all links together, and who gets it.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+};
 
-/// A budget of bytes; who wants more waits for others to be done.
+use dropwire_protocol::AgentId;
+
+/// A budget of bytes; who wants more waits for others to be done. While several peers want some, none has more than an
+/// equal share, and each at least one file.
 pub struct Memory {
-    free: Mutex<u64>,
+    all: u64,
+    state: Mutex<State>,
     given_back: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    taken: u64,
+    /// Of the peers that have some or wait for some: bytes, and how many wait.
+    peers: HashMap<AgentId, (u64, usize)>,
 }
 
 /// Bytes taken from the budget; given back when dropped.
 pub struct Taken {
     memory: Arc<Memory>,
+    peer: AgentId,
     bytes: u64,
 }
 
 impl Memory {
-    /// A budget of `bytes`.
-    pub fn new(bytes: u64) -> Arc<Memory> {
+    /// A budget of `all` bytes.
+    pub fn new(all: u64) -> Arc<Memory> {
         Arc::new(Memory {
-            free: Mutex::new(bytes),
+            all,
+            state: Mutex::default(),
             given_back: Condvar::new(),
         })
     }
 
-    /// Takes `bytes`, which must not be more than the whole budget, and blocks until there are so many.
-    pub fn take(self: &Arc<Self>, bytes: u64) -> Taken {
-        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut free = self
+    /// Takes `bytes` for `peer`, and blocks until it may have them; of more than the whole budget, the whole.
+    pub fn take(self: &Arc<Self>, peer: AgentId, bytes: u64) -> Taken {
+        let bytes = bytes.min(self.all);
+        let mut state = self.lock();
+        state.peers.entry(peer).or_default().1 += 1;
+        let mut state = self
             .given_back
-            .wait_while(free, |free| *free < bytes)
+            .wait_while(state, |state| !state.may_take(self.all, peer, bytes))
             .unwrap_or_else(PoisonError::into_inner);
-        *free -= bytes;
-        drop(free);
+        state.taken += bytes;
+        let (has, waiting) = state.peers.entry(peer).or_default();
+        *has += bytes;
+        *waiting -= 1;
         Taken {
             memory: self.clone(),
+            peer,
             bytes,
         }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn may_take(&self, all: u64, peer: AgentId, bytes: u64) -> bool {
+        let has = self.peers.get(&peer).map_or(0, |(has, _)| *has);
+        let share = all / self.peers.len().max(1) as u64;
+        let fair = has == 0 || has + bytes <= share || crate::fault::mutant("fair-memory");
+        self.taken + bytes <= all && fair
     }
 }
 
 impl Drop for Taken {
     fn drop(&mut self) {
-        *self.memory.free.lock().unwrap_or_else(PoisonError::into_inner) += self.bytes;
+        let mut state = self.memory.lock();
+        state.taken -= self.bytes;
+        if let Some((has, waiting)) = state.peers.get_mut(&self.peer) {
+            *has -= self.bytes;
+            if (*has, *waiting) == (0, 0) {
+                state.peers.remove(&self.peer);
+            }
+        }
+        drop(state);
         self.memory.given_back.notify_all();
     }
 }
@@ -52,16 +94,19 @@ mod tests {
 
     use super::*;
 
+    const ANA: AgentId = AgentId([1; 32]);
+    const BOB: AgentId = AgentId([2; 32]);
+
     #[test]
     fn who_wants_more_than_is_free_waits_until_it_is_given_back() {
         let memory = Memory::new(10);
-        let first = memory.take(7);
-        let _second = memory.take(3);
+        let first = memory.take(ANA, 7);
+        let second = memory.take(ANA, 3);
         let (told, heard) = mpsc::channel();
         let waiting = {
             let memory = memory.clone();
             thread::spawn(move || {
-                let taken = memory.take(5);
+                let taken = memory.take(ANA, 5);
                 told.send("taken").unwrap();
                 drop(taken);
             })
@@ -70,6 +115,26 @@ mod tests {
         drop(first);
         assert_eq!(heard.recv(), Ok("taken"));
         waiting.join().unwrap();
-        drop(memory.take(7));
+        drop(second);
+        drop(memory.take(ANA, 7));
+        assert!(memory.lock().peers.is_empty(), "nobody stays in the table");
+    }
+
+    #[test]
+    fn nobody_has_more_than_a_share_while_others_want_some() {
+        let mut state = State::default();
+        assert!(state.may_take(10, ANA, 10), "alone, all of it");
+        state.taken = 6;
+        state.peers.insert(ANA, (6, 0));
+        state.peers.insert(BOB, (0, 1));
+        assert!(!state.may_take(10, ANA, 1), "half is 5");
+        assert!(state.may_take(10, BOB, 4));
+        assert!(!state.may_take(10, BOB, 5), "there is no more");
+        state.peers.insert(BOB, (4, 0));
+        state.taken = 4;
+        assert!(
+            state.may_take(10, AgentId([3; 32]), 6),
+            "the first file in any case"
+        );
     }
 }

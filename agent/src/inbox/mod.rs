@@ -18,7 +18,6 @@ use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicU64, AtomicUsize, Ordering},
-        mpsc::SyncSender,
     },
     thread::{self, JoinHandle},
     time::Duration,
@@ -31,6 +30,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use self::fair_queue::FairQueue;
 use crate::{
     clock::now_ms,
     config::{self, Layout},
@@ -46,6 +46,7 @@ mod checkpoint;
 mod claims;
 mod commit;
 mod desk;
+mod fair_queue;
 mod keeping;
 mod ledger;
 mod memory;
@@ -137,7 +138,7 @@ pub struct Arrival {
 pub struct Inbox {
     shared: Arc<Shared>,
     /// None after the shutdown.
-    batch: Arc<Mutex<Option<SyncSender<batch::Small>>>>,
+    batch: Arc<Mutex<Option<Arc<FairQueue<batch::Small>>>>>,
     thread: Arc<Mutex<Option<JoinHandle<()>>>>,
     desks: TaskTracker,
 }
@@ -247,9 +248,9 @@ impl Inbox {
             // It goes on by itself; what sends need not wait for it.
             Err(_) => tracing::warn!("the inbox is held: {}", site::NO_LOOK),
         }
-        let (batch, waiting) = batch::queue();
+        let batch = Arc::new(FairQueue::new());
         let thread = thread::Builder::new().name("inbox-small".into()).spawn({
-            let shared = shared.clone();
+            let (shared, waiting) = (shared.clone(), batch.clone());
             move || batch::run(&shared, &waiting)
         });
         let thread = thread.map_err(|e| Fatal::io("starting the inbox's thread", &e))?;
@@ -295,9 +296,10 @@ impl Inbox {
     /// Releases everything open, after the last checkpoint, and ends all threads.
     pub async fn shutdown(&self) {
         self.shared.cancel.cancel();
-        self.batch.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let batch = self.batch.lock().unwrap_or_else(PoisonError::into_inner).take();
         self.desks.close();
         self.desks.wait().await;
+        batch.iter().for_each(|batch| batch.close());
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         let _ = tokio::task::spawn_blocking(|| thread.map(JoinHandle::join)).await;
         self.shared.rows.close();

@@ -27,7 +27,7 @@ use super::{
     site::Site,
     unpack,
 };
-use crate::{clock::now_ms, db::DbError, durable, fault};
+use crate::{clock::now_ms, db::DbError, durable, fault, version::Version};
 
 /// What there is of a transfer whose row is *placing*.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -146,7 +146,8 @@ fn at_its_name(
     }
 }
 
-/// Is what has the final name what was verified? By its inode where that lasts, else by what is in it.
+/// Is what has the final name what was verified? By its inode where that lasts, and its time (a number is used again once
+/// its file is gone), else by what is in it.
 fn is_named(
     site: &Site,
     key: Key,
@@ -156,7 +157,8 @@ fn is_named(
     name: &OsString,
     meta: &Metadata,
 ) -> io::Result<bool> {
-    let told_by_inode = site.lasting_inodes && placing.inode != 0;
+    let dated = manifest.kind == Kind::Folder || Version::of_listing(meta).mtime() == manifest.mtime;
+    let told_by_inode = site.lasting_inodes && placing.inode != 0 && (dated || fault::mutant("rule-time"));
     match manifest.kind {
         Kind::Folder if !meta.is_dir() => Ok(false),
         Kind::File if !meta.is_file() || meta.len() != manifest.size => Ok(false),

@@ -543,9 +543,9 @@ async fn whatever_is_withdrawn_while_it_is_busy_takes_an_entry_and_is_answered_o
     const BUSY: usize = 300;
     let rig = Rig::new().await;
     let (outcomes, mut answers) = mpsc::channel(2 * BUSY);
-    let (batch, stuck) = batch::queue();
+    let stuck = Arc::new(FairQueue::new());
     let outcomes = reply::Outcomes::new(outcomes);
-    let desk = desk::Desk::new(rig.inbox.shared.clone(), ANA, outcomes, batch);
+    let desk = desk::Desk::new(rig.inbox.shared.clone(), ANA, outcomes, stuck.clone());
     let (commands, taken) = mpsc::channel(COMMANDS);
     let links = Arc::new(tokio::sync::Semaphore::new(1));
     let serving = tokio::spawn(desk.run(taken, links));
@@ -577,7 +577,7 @@ async fn whatever_is_withdrawn_while_it_is_busy_takes_an_entry_and_is_answered_o
     commands.send(Command::Withdraw { id: last }).await.unwrap();
     let mut answer = async || tokio::time::timeout(Duration::from_secs(60), answers.recv()).await;
     assert_eq!(answer().await.unwrap(), Some(Outcome::Withdrawn { id: last }));
-    drop(stuck); // the claims in it end
+    drop(stuck.batch(usize::MAX, usize::MAX)); // the claims in it end
     for _ in 0..BUSY {
         let answer = answer().await.unwrap();
         assert!(matches!(answer, Some(Outcome::Withdrawn { .. })), "{answer:?}");

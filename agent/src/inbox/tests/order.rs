@@ -49,6 +49,22 @@ async fn so_are_many_that_go_together() {
     trace::holds_the_order(calls);
 }
 
+/// A sync for each of them would hold up everybody else's files.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_new_folders_share_a_sync() {
+    let rig = Rig::new().await;
+    let before = trace::of(&rig.root()).len();
+    let deep = vec!["d"; 100].join("/") + "/file";
+    let mut link = rig.link(ANA);
+    assert_eq!(delivered_as(&link.send(id(1), &deep, b"x").await), deep);
+    let calls = &trace::of(&rig.root())[before..];
+    trace::holds_the_order(calls);
+    let is_folder = |c: &Call| matches!(c, Call::Sync("sync", path) if path.starts_with("d"));
+    let alone = calls.iter().filter(|c| is_folder(c)).count();
+    let together = rig.inbox.shared.enter().is_ok_and(|site| site.syncfs);
+    assert_eq!(alone, if together { 0 } else { 100 }, "{calls:#?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_large_file_and_its_checkpoints_too() {
     let rig = Rig::new().await;

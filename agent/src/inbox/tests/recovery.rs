@@ -104,6 +104,21 @@ async fn another_file_under_its_name_is_not_it() {
     }
 }
 
+/// File systems use the number of a file again once that is gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_file_with_its_inode_number_is_not_it() {
+    let (_, _, outcome) = recovered(How::Renamed, |root, partial| {
+        fs::write(partial, b"verifieD").unwrap();
+        fs::create_dir(root.join("sub")).unwrap();
+        fs::rename(partial, root.join(NAME)).unwrap();
+    })
+    .await;
+    assert!(
+        matches!(outcome, Outcome::Opened { offset: 0, .. }),
+        "{outcome:?}"
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_partial_that_was_taken_away_was_not_delivered() {
     let (rig, _, outcome) = recovered(How::Renamed, |_, partial| fs::remove_file(partial).unwrap()).await;
