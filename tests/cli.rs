@@ -247,26 +247,79 @@ fn a_lost_key_is_told_by_every_command_that_needs_it() {
 }
 
 #[test]
-fn check_prints_what_holds() {
-    let agent = Agent::new(
+fn check_says_what_it_found_and_what_is_in_effect() {
+    let mut agent = Agent::new(
         "checked",
         Settings {
             listen: true,
             ..Settings::default()
         },
     );
+    let folders = [&agent.outbox, &agent.inbox].map(|path| path.to_str().expect("plain").to_owned());
     let ran = agent.run(&["check"]).exits(0);
-    for word in [
-        "checked",
-        "127.0.0.1:0",
-        agent.outbox.to_str().expect("plain"),
-        agent.inbox.to_str().expect("plain"),
+    for word in ["checked", "127.0.0.1:0", &folders[0], &folders[1], "all is well"] {
+        assert!(ran.out().contains(word), "{word} was not looked at\n{ran}");
+    }
+    let ran = agent.run(&["check", "--settings"]).exits(0);
+    for word in ["name = \"checked\"", "rescan = \"10m\"", &folders[0], &folders[1]] {
+        assert!(ran.out().contains(word), "{word} is not in effect\n{ran}");
+    }
+    assert!(ran.err().contains("all is well"), "{ran}");
+    for (outbox, inbox, code, told) in [
+        ("max_wait = \"100ms\"", "", 78, "`max_wait` (100ms) is shorter"),
+        ("", "min_free = \"1000000 TiB\"", 74, "every file is declined"),
+        ("", "on_arrival = [\"/no/such/program\"]", 66, "/no/such/program"),
+        ("", "on_arrival = [\"/etc/passwd\", \"{path}\"]", 77, "chmod +x"),
     ] {
+        agent.settings.outbox = vec![outbox.into()];
+        agent.settings.inbox = vec![inbox.into()];
+        agent.write_config();
+        let ran = agent.run(&["check"]).exits(code);
         assert!(
-            ran.out().contains(word),
-            "{word} is not in the effective settings\n{ran}"
+            ran.out().contains(told) && ran.out().contains("one trouble"),
+            "{ran}"
         );
     }
+}
+
+#[test]
+fn check_knows_its_own_agent_and_tries_its_peers() {
+    let mut pair = Pair::linked();
+    let ran = pair.laptop.run(&["check"]).exits(0);
+    assert!(ran.out().contains("is linked"), "{ran}");
+    pair.office.run(&["check"]).exits(0);
+
+    // The office's port is in use by an agent, but not by the laptop's own.
+    let taken = pair.office.status()["listen"]
+        .as_str()
+        .expect("an address")
+        .to_owned();
+    let config = fs::read_to_string(&pair.laptop.config).expect("the config");
+    fs::write(&pair.laptop.config, format!("listen = {taken:?}\n{config}")).expect("the config");
+    let ran = pair.laptop.run(&["check"]);
+    assert!(
+        ran.code != Some(0) && ran.out().contains("trouble  listen"),
+        "{ran}"
+    );
+
+    // Without its agent it dials.
+    pair.laptop.stop();
+    fs::write(&pair.laptop.config, &config).expect("the config");
+    let ran = pair.laptop.run(&["check"]).exits(0);
+    assert!(ran.out().contains("answers at"), "{ran}");
+    pair.office.settings.peers.clear();
+    pair.office.restart();
+    let ran = pair.laptop.run(&["check"]).exits(69);
+    assert!(ran.out().contains("`dropwire id` prints here"), "{ran}");
+    pair.office.stop();
+    let ran = pair.laptop.run(&["check"]).exits(0);
+    assert!(ran.out().contains("does not answer now"), "{ran}");
+
+    // Nobody can dial.
+    pair.laptop.settings.peers[0].address = None;
+    pair.laptop.write_config();
+    let ran = pair.laptop.run(&["check"]).exits(78);
+    assert!(ran.out().contains("nobody can dial"), "{ran}");
 }
 
 #[test]

@@ -1,16 +1,15 @@
 //! `dropwire check`: would the agent run well with this config? Nothing is changed by asking.
 
-use std::{
-    io,
-    net::{TcpListener, ToSocketAddrs as _},
-    path::Path,
-};
+mod folders;
+mod network;
+mod programs;
 
 use serde_json::json;
 
 use super::output::{remark, say, say_json};
 use crate::{
     config::{self, Config, paths::Paths},
+    control::{Client, api::StatusReport},
     daemon,
     error::{Exit, Fatal, shown},
     id,
@@ -19,207 +18,193 @@ use crate::{
 
 #[derive(clap::Args)]
 pub struct Args {
+    /// Also print the settings that are in effect, defaults included
+    #[arg(long)]
+    settings: bool,
     /// As one line of JSON
     #[arg(long)]
     json: bool,
 }
 
-/// What was found goes to stderr, the settings that hold to stdout; the first trouble is the command's error.
+/// What was found, and a verdict; the first trouble is the command's error. With `--settings` these go to stdout, what was
+/// found to stderr.
 pub fn run(args: &Args, paths: &Paths) -> Result<(), Fatal> {
     let config = super::load(paths)?;
-    let findings = look(&config, paths);
+    let findings = look(&config, paths)?;
     let settings = config::effective(&config);
     if args.json {
         say_json(&report(&config, paths, &findings, &settings))?;
     } else {
-        for finding in &findings {
-            match &finding.result {
-                Ok(good) => remark(format_args!("ok       {}: {good}", finding.subject)),
-                Err(bad) => remark(format_args!("trouble  {}: {bad}", finding.subject)),
+        for line in findings.iter().map(Finding::text).chain([verdict(&findings)]) {
+            match args.settings {
+                true => remark(line),
+                false => say(line)?,
             }
         }
-        say(settings.trim_end())?;
+        if args.settings {
+            say(settings.trim_end())?;
+        }
     }
-    match findings.into_iter().find_map(|finding| finding.result.err()) {
-        None => Ok(()),
-        Some(trouble) => Err(trouble),
-    }
+    let trouble = findings.into_iter().find_map(|finding| match finding.told {
+        Told::Trouble(fatal) => Some(fatal),
+        Told::Good(_) | Told::Note(_) => None,
+    });
+    trouble.map_or(Ok(()), Err)
 }
 
+/// What was found of one thing.
 struct Finding {
     subject: String,
-    result: Result<String, Fatal>,
+    told: Told,
 }
 
-fn look(config: &Config, paths: &Paths) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    let mut add = |subject: String, result| findings.push(Finding { subject, result });
-    add("config".into(), Ok(shown(&paths.config)));
+enum Told {
+    Good(String),
+    /// Worth knowing, and nothing to be put right in the config.
+    Note(String),
+    Trouble(Fatal),
+}
+
+impl From<Result<String, Fatal>> for Told {
+    fn from(result: Result<String, Fatal>) -> Told {
+        match result {
+            Ok(good) => Told::Good(good),
+            Err(fatal) => Told::Trouble(fatal),
+        }
+    }
+}
+
+impl Finding {
+    fn new(subject: impl Into<String>, told: impl Into<Told>) -> Finding {
+        Finding {
+            subject: subject.into(),
+            told: told.into(),
+        }
+    }
+
+    fn text(&self) -> String {
+        let subject = &self.subject;
+        match &self.told {
+            Told::Good(text) => format!("ok       {subject}: {text}"),
+            Told::Note(text) => format!("note     {subject}: {text}"),
+            Told::Trouble(fatal) => {
+                let help = fatal.mend.iter().map(|mend| format!("\n         help: {mend}"));
+                format!("trouble  {subject}: {fatal}{}", help.collect::<String>())
+            }
+        }
+    }
+
+    fn is_trouble(&self) -> bool {
+        matches!(self.told, Told::Trouble(_))
+    }
+}
+
+fn verdict(findings: &[Finding]) -> String {
+    match findings.iter().filter(|finding| finding.is_trouble()).count() {
+        0 => "verdict  all is well".into(),
+        1 => "verdict  there is one trouble".into(),
+        n => format!("verdict  there are {n} troubles"),
+    }
+}
+
+fn look(config: &Config, paths: &Paths) -> Result<Vec<Finding>, Fatal> {
+    let mut findings = vec![Finding::new(
+        "config",
+        Ok(format!("{}, of `{}`", shown(&paths.config), config.name)),
+    )];
     if paths.state_dir.exists() {
         let private = daemon::check_private(&paths.state_dir).map(|()| "is closed to others".into());
-        add(format!("state folder {}", shown(&paths.state_dir)), private);
+        findings.push(Finding::new(
+            format!("state folder {}", shown(&paths.state_dir)),
+            private,
+        ));
     }
-    add("identity".into(), identity(config, paths));
-    for outbox in &config.outboxes {
-        add(format!("outbox {}", shown(&outbox.path)), folder(&outbox.path));
-    }
-    if let Some(inbox) = &config.inbox {
-        add(format!("inbox {}", shown(&inbox.path)), folder(&inbox.path));
-    }
-    if let Some(address) = &config.listen {
-        add(format!("listen {address}"), listen(address, paths));
-    }
-    let peers = match config.peers.len() {
-        0 => "none yet: add a `[[peer]]`, its block is what `dropwire init` prints there".into(),
-        n => n.to_string(),
+    let identity = match Identity::load(&paths.state_dir) {
+        Ok(identity) => identity,
+        Err(fatal) => {
+            findings.push(Finding::new("identity", Err(fatal)));
+            None
+        }
     };
-    add("peers".into(), Ok(peers));
-    findings
+    findings.extend(own_id(config, paths, identity.as_ref()));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Fatal::io("cannot start the runtime", &error))?;
+    let agent = runtime.block_on(Client::new(&paths.control).status()).ok();
+    findings.extend(
+        agent
+            .as_ref()
+            .map(|agent| running(agent, paths, identity.as_ref())),
+    );
+    // Another one's answers say nothing of ours.
+    let agent =
+        agent.filter(|agent| Some(&agent.id) == identity.as_ref().map(|own| id::format(own.id())).as_ref());
+    findings.extend(folders::look(config, agent.as_ref()));
+    findings.extend(programs::look(config));
+    findings.extend(runtime.block_on(network::look(config, identity, agent)));
+    Ok(findings)
 }
 
-/// Also tells of a key that others may read.
-fn identity(config: &Config, paths: &Paths) -> Result<String, Fatal> {
-    let Some(identity) = Identity::load(&paths.state_dir)? else {
-        return Ok(format!(
+/// None: something is wrong with the key, and was told.
+fn own_id(config: &Config, paths: &Paths, identity: Option<&Identity>) -> Option<Finding> {
+    let found = match identity {
+        Some(identity) => config
+            .check_own_id(identity.id())
+            .map(|()| id::format(identity.id())),
+        None if Identity::load(&paths.state_dir).is_err() => return None,
+        None => Ok(format!(
             "none yet in {}: `dropwire init` makes it",
             shown(&paths.state_dir)
-        ));
+        )),
     };
-    config.check_own_id(identity.id())?;
-    Ok(id::format(identity.id()))
+    Some(Finding::new("identity", found))
 }
 
-fn folder(path: &Path) -> Result<String, Fatal> {
-    let metadata = path.metadata().map_err(|error| {
-        let fatal = Fatal::io(shown(path), &error);
-        match error.kind() {
-            io::ErrorKind::NotFound => fatal.mend("make it, or run `dropwire init`; the agent waits for it"),
-            _ => fatal.mend("let this user enter the folders above it"),
-        }
-    })?;
-    if !metadata.is_dir() {
-        return Err(
-            Fatal::new(Exit::CannotCreate, format_args!("{} is no folder", shown(path)))
-                .mend("name a folder"),
-        );
-    }
-    writable(path).map_err(|error| {
-        Fatal::io(format_args!("cannot read and write in {}", shown(path)), &error)
-            .mend("let the user that runs the agent read and write there")
-    })?;
-    Ok("can be read and written".into())
-}
-
-/// Asks without writing: a file made for a test would be sent.
-#[cfg(unix)]
-fn writable(path: &Path) -> io::Result<()> {
-    use rustix::fs::Access;
-    Ok(rustix::fs::access(
-        path,
-        Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK,
-    )?)
-}
-
-#[cfg(not(unix))]
-fn writable(path: &Path) -> io::Result<()> {
-    match path.metadata()?.permissions().readonly() {
-        true => Err(io::ErrorKind::PermissionDenied.into()),
-        false => Ok(()),
-    }
-}
-
-fn listen(address: &str, paths: &Paths) -> Result<String, Fatal> {
-    let bound = address
-        .to_socket_addrs()
-        .and_then(|addresses| TcpListener::bind(addresses.collect::<Vec<_>>().as_slice()));
-    match bound {
-        Ok(_) => Ok("is free".into()),
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse && agent_answers(paths) => {
-            Ok("is in use by the running agent".into())
-        }
-        Err(error) => {
-            let exit = match error.kind() {
-                io::ErrorKind::PermissionDenied => Exit::Permission,
-                _ => Exit::CannotCreate,
-            };
-            Err(
-                Fatal::new(exit, format_args!("cannot listen on {address}: {error}")).mend(
-                    match error.kind() {
-                        io::ErrorKind::AddrInUse => "another program has it: choose another port in `listen`",
-                        io::ErrorKind::PermissionDenied => "choose a port above 1023 in `listen`",
-                        _ => "write an address of this machine in `listen`, or `0.0.0.0` for all",
-                    },
-                ),
-            )
-        }
-    }
-}
-
-#[cfg(unix)]
-fn agent_answers(paths: &Paths) -> bool {
-    std::os::unix::net::UnixStream::connect(&paths.control).is_ok()
-}
-
-#[cfg(not(unix))]
-fn agent_answers(_: &Paths) -> bool {
-    false
+/// The agent that answers at our control socket.
+fn running(agent: &StatusReport, paths: &Paths, identity: Option<&Identity>) -> Finding {
+    let told = match identity {
+        Some(own) if id::format(own.id()) == agent.id => match &agent.config_error {
+            None => Ok(format!("process {} runs with this config", agent.pid)),
+            Some(error) => Err(Fatal::new(
+                Exit::Config,
+                format_args!("process {} still runs with an earlier config: {error}", agent.pid),
+            )),
+        },
+        _ => Err(Fatal::new(
+            Exit::CannotCreate,
+            format_args!(
+                "another agent answers at {}, with the id {}",
+                shown(&paths.control),
+                agent.id
+            ),
+        )
+        .mend("give this one a socket of its own: `control` in the config")),
+    };
+    Finding::new("agent", told)
 }
 
 fn report(config: &Config, paths: &Paths, findings: &[Finding], settings: &str) -> serde_json::Value {
     let settings: Option<toml::Table> = toml::from_str(settings).ok();
-    let findings: Vec<_> = findings
+    let list: Vec<_> = findings
         .iter()
         .map(|finding| {
-            let (detail, mend) = match &finding.result {
-                Ok(good) => (good.clone(), None),
-                Err(bad) => (bad.to_string(), bad.mend.clone()),
+            let (detail, mend) = match &finding.told {
+                Told::Good(text) | Told::Note(text) => (text.clone(), None),
+                Told::Trouble(fatal) => (fatal.to_string(), fatal.mend.clone()),
             };
-            json!({"subject": finding.subject, "ok": finding.result.is_ok(), "detail": detail, "mend": mend})
+            let note = matches!(finding.told, Told::Note(_));
+            json!({
+                "subject": finding.subject, "ok": !finding.is_trouble(), "note": note, "detail": detail, "mend": mend,
+            })
         })
         .collect();
     json!({
         "schema": 1,
         "name": config.name,
         "config": paths.config.to_string_lossy(),
-        "ok": findings.iter().all(|finding| finding["ok"] == true),
-        "findings": findings,
+        "ok": !findings.iter().any(Finding::is_trouble),
+        "findings": list,
         "settings": settings,
     })
-}
-
-#[cfg(all(test, unix))]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn folders_are_looked_at_without_a_trace() {
-        let dir = tempfile::tempdir().unwrap();
-        assert!(folder(dir.path()).is_ok());
-        assert_eq!(dir.path().read_dir().unwrap().count(), 0);
-        let missing = folder(&dir.path().join("none")).unwrap_err();
-        assert_eq!(missing.exit, Exit::NoInput);
-        assert!(missing.mend.is_some());
-        let file = dir.path().join("file");
-        std::fs::write(&file, "").unwrap();
-        assert_eq!(folder(&file).unwrap_err().exit, Exit::CannotCreate);
-    }
-
-    #[test]
-    fn an_address_in_use_is_told() {
-        let dir = tempfile::tempdir().unwrap();
-        let paths = Paths {
-            config: dir.path().join("config.toml"),
-            state_dir: dir.path().into(),
-            control: dir.path().join("control.sock"),
-        };
-        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = taken.local_addr().unwrap().to_string();
-        assert_eq!(listen(&address, &paths).unwrap_err().exit, Exit::CannotCreate);
-        let _agent = std::os::unix::net::UnixListener::bind(&paths.control).unwrap();
-        assert_eq!(
-            listen(&address, &paths).unwrap(),
-            "is in use by the running agent"
-        );
-        assert_eq!(listen("127.0.0.1:0", &paths).unwrap(), "is free");
-    }
 }

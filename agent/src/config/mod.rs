@@ -23,6 +23,7 @@ pub use edits::{Edits, undisturbed};
 pub use effective::{effective, quoted};
 pub use fault::{Fault, Invalid};
 pub use read::{load, parse, read};
+pub use units::format_duration;
 
 /// What holds, checked: paths absolute, names unique, every outbox's peers known.
 #[derive(Clone, PartialEq, Debug)]

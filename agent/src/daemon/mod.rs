@@ -55,6 +55,12 @@ use live::Live;
 pub use reload::Reloaded;
 pub use state::{check_private, private_folder};
 
+/// What `check` asks without an agent.
+pub use crate::{
+    inbox::Disk,
+    link::{Unreached, probe},
+};
+
 /// Events of one link that may wait: more than one peer's requests in flight (the schedule's `MOST` offers, 256
 /// withdrawals) can ever cause, so that nobody blocks.
 const EVENTS: usize = 2048;

@@ -67,6 +67,7 @@ mod unpack;
 mod writer;
 
 pub use ledger::SCHEMA_1;
+pub use space::Disk;
 
 /// Commands of one link that wait.
 const COMMANDS: usize = 64;

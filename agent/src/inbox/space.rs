@@ -133,6 +133,23 @@ pub fn size(folder: &Dir) -> io::Result<u64> {
     blocks(folder).map(|(_, all)| all)
 }
 
+/// How much room there is where an inbox is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Disk {
+    /// Bytes free for us.
+    pub free: u64,
+    /// Bytes in all.
+    pub size: u64,
+}
+
+impl Disk {
+    /// The disk that `folder` is on; None where its file system does not tell.
+    pub fn of(folder: &Dir) -> io::Result<Option<Disk>> {
+        let (free, size) = blocks(folder)?;
+        Ok((size > 0 && size < u64::MAX).then_some(Disk { free, size }))
+    }
+}
+
 fn blocks(folder: &Dir) -> io::Result<(u64, u64)> {
     #[cfg(unix)]
     {

@@ -15,6 +15,7 @@ mod links;
 mod listen;
 mod outgoing;
 mod pair;
+mod probe;
 mod rate;
 mod strands;
 #[cfg(test)]
@@ -34,6 +35,7 @@ use tokio::sync::mpsc;
 
 pub use commands::{Commands, Room};
 pub use links::{Links, MAX_OPEN, NotLinked, PeerLink, Settings, bind};
+pub use probe::{Unreached, probe};
 
 /// One transfer to offer.
 pub struct Outgoing {

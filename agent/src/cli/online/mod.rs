@@ -10,6 +10,8 @@ pub mod why;
 mod render;
 mod wait;
 
+pub(super) use render::size;
+
 use std::{
     io,
     path::{Component, Path, PathBuf},

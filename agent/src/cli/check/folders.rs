@@ -1,0 +1,179 @@
+//! Outboxes and inbox: rights, room, times, and what their file systems are trusted with.
+
+use std::{io, path::Path};
+
+use super::{Finding, Told};
+use crate::{
+    config::{self, Config},
+    confined,
+    control::api::StatusReport,
+    daemon::Disk,
+    error::{Exit, Fatal, shown},
+    file_system::FileSystem,
+};
+
+pub(super) fn look(config: &Config, agent: Option<&StatusReport>) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for outbox in &config.outboxes {
+        let subject = format!("outbox {}", shown(&outbox.path));
+        let seen = agent.and_then(|agent| {
+            let seen = agent.outboxes.iter();
+            seen.into_iter()
+                .find(|seen| seen.raw_path() == outbox.path.as_os_str().as_encoded_bytes())
+        });
+        let held = seen.and_then(|seen| seen.held.as_deref().or(seen.disposal_held.as_deref()));
+        findings.push(Finding::new(&subject, folder(&outbox.path, held)));
+        let watch = seen.and_then(|seen| seen.watch_reason.clone());
+        findings.extend(watch.map(|reason| Finding::new(&subject, Told::Note(reason))));
+        findings.extend(waits(outbox).map(|fatal| Finding::new(&subject, Err(fatal))));
+        findings.extend(caution(&outbox.path).map(|text| Finding::new(&subject, Told::Note(text))));
+    }
+    if let Some(inbox) = &config.inbox {
+        let subject = format!("inbox {}", shown(&inbox.path));
+        let held = agent.and_then(|agent| agent.inbox.as_ref()?.held.as_deref());
+        findings.push(Finding::new(&subject, folder(&inbox.path, held)));
+        let disk = confined::root(&inbox.path).and_then(|folder| Disk::of(&folder));
+        findings.extend(
+            disk.ok()
+                .flatten()
+                .map(|disk| Finding::new(&subject, room(disk, inbox.min_free))),
+        );
+        findings.extend(caution(&inbox.path).map(|text| Finding::new(&subject, Told::Note(text))));
+    }
+    findings
+}
+
+/// Can the agent work in it? `held`: why the running one does not.
+fn folder(path: &Path, held: Option<&str>) -> Result<String, Fatal> {
+    let metadata = path.metadata().map_err(|error| {
+        let fatal = Fatal::io(shown(path), &error);
+        match error.kind() {
+            io::ErrorKind::NotFound => fatal.mend("make it, or run `dropwire init`; the agent waits for it"),
+            _ => fatal.mend("let this user enter the folders above it"),
+        }
+    })?;
+    if !metadata.is_dir() {
+        return Err(
+            Fatal::new(Exit::CannotCreate, format_args!("{} is no folder", shown(path)))
+                .mend("name a folder"),
+        );
+    }
+    writable(path).map_err(|error| {
+        Fatal::io(format_args!("cannot read and write in {}", shown(path)), &error)
+            .mend("let the user that runs the agent read and write there")
+    })?;
+    match held {
+        None => Ok("can be read and written".into()),
+        Some(reason) => Err(Fatal::new(
+            Exit::CannotCreate,
+            format_args!("the running agent does not use it: {reason}"),
+        )),
+    }
+}
+
+/// Asks without writing: a file made for a test would be sent.
+#[cfg(unix)]
+fn writable(path: &Path) -> io::Result<()> {
+    use rustix::fs::Access;
+    Ok(rustix::fs::access(
+        path,
+        Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK,
+    )?)
+}
+
+#[cfg(not(unix))]
+fn writable(path: &Path) -> io::Result<()> {
+    match path.metadata()?.permissions().readonly() {
+        true => Err(io::ErrorKind::PermissionDenied.into()),
+        false => Ok(()),
+    }
+}
+
+/// Times of an outbox that cannot both be meant.
+fn waits(outbox: &config::Outbox) -> Option<Fatal> {
+    let [max_wait, quiet] = [outbox.max_wait, outbox.quiet].map(config::format_duration);
+    (outbox.max_wait < outbox.quiet).then(|| {
+        Fatal::new(
+            Exit::Config,
+            format_args!(
+                "`max_wait` ({max_wait}) is shorter than `quiet` ({quiet}), so that files are reported while they only rest"
+            ),
+        )
+        .mend("make `max_wait` longer than `quiet`")
+    })
+}
+
+fn room(disk: Disk, min_free: u64) -> Result<String, Fatal> {
+    let [free, size, kept] = [disk.free, disk.size, min_free].map(super::super::online::size);
+    if disk.free > min_free {
+        return Ok(format!("{free} of {size} are free, `min_free` keeps {kept}"));
+    }
+    let fatal = Fatal::new(
+        Exit::Disk,
+        format_args!("only {free} of {size} are free and `min_free` keeps {kept}: every file is declined"),
+    );
+    Err(fatal.mend("free space on its disk, or lower `min_free`"))
+}
+
+/// What its file system is not trusted with.
+fn caution(path: &Path) -> Option<String> {
+    let on = confined::root(path).and_then(|folder| FileSystem::of_folder(&folder));
+    let on = on.ok()?; // told already
+    let cautions = on.cautions();
+    (!cautions.is_empty()).then(|| format!("its file system ({}): {}", on.name, cautions.join("; ")))
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_are_looked_at_without_a_trace() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(folder(dir.path(), None).is_ok());
+        assert_eq!(dir.path().read_dir().unwrap().count(), 0);
+        let held = folder(dir.path(), Some("another one has it")).unwrap_err();
+        assert!(held.message.contains("another one has it"), "{held}");
+        let missing = folder(&dir.path().join("none"), None).unwrap_err();
+        assert_eq!(missing.exit, Exit::NoInput);
+        assert!(missing.mend.is_some());
+        let file = dir.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        assert_eq!(folder(&file, None).unwrap_err().exit, Exit::CannotCreate);
+    }
+
+    #[test]
+    fn room_is_held_against_what_stays_free() {
+        let disk = Disk {
+            free: 10 << 30,
+            size: 100 << 30,
+        };
+        assert!(room(disk, 0).is_ok() && room(disk, 9 << 30).is_ok());
+        for min_free in [10 << 30, 900 << 30] {
+            let fatal = room(disk, min_free).unwrap_err();
+            assert!(fatal.message.contains("10.0 GiB of 100.0 GiB"), "{fatal}");
+        }
+    }
+
+    #[test]
+    fn max_wait_is_held_against_quiet() {
+        let waits = |times: &str| {
+            let text = format!("[[outbox]]\npath = \"/o\"\n{times}");
+            let config = config::parse(&text, Path::new("/c.toml"), None).unwrap();
+            waits(&config.outboxes[0]).map(|fatal| fatal.message)
+        };
+        assert_eq!(waits(""), None);
+        assert_eq!(waits("quiet = \"1s\"\nmax_wait = \"1s\""), None);
+        for times in ["max_wait = \"1s\"", "quiet = \"1h\""] {
+            assert!(waits(times).is_some(), "{times}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_trusted_is_one_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let _untrusted = crate::file_system::pretend(FileSystem::default());
+        let text = caution(dir.path()).unwrap();
+        assert!(text.contains("unknown") && !text.contains('\n'), "{text}");
+    }
+}
