@@ -104,3 +104,48 @@ fn listings_without_types() {
     pair.laptop.empties_outbox();
     pair.laptop.kill();
 }
+
+/// Whole seconds, inodes that are used again, no time of birth: the next file looks like the one that left.
+#[test]
+fn files_that_look_alike_each_arrive_where_the_clock_is_coarse() {
+    let test = "files_that_look_alike_each_arrive_where_the_clock_is_coarse";
+    let mount = |at: &std::path::Path| Mounted::ext4(&["-I", "128", "-O", "^has_journal"], at);
+    let Some((mut pair, _mounted)) = pair(test, "delete", mount) else {
+        return;
+    };
+    let time = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
+    for (bytes, name) in [("one", "f"), ("two", "f (1)"), ("two", "f (2)")] {
+        let mut file = fs::File::create(pair.laptop.outbox.join("f")).expect("a file");
+        file.write_all(bytes.as_bytes()).expect("written");
+        file.set_modified(time).expect("a time");
+        drop(file);
+        pair.laptop.empties_outbox();
+        pair.office.receives(name, bytes.as_bytes());
+    }
+    assert_eq!(pair.office.received().len(), 3);
+    pair.laptop.kill();
+}
+
+#[test]
+fn a_kept_file_is_sent_again_for_new_bytes_only() {
+    let mut pair = Pair::with(|laptop, _| laptop.settings.outbox.push("after_send = \"keep\"".into()));
+    let path = pair.laptop.drop_file("f", b"bytes");
+    pair.office.receives("f", b"bytes");
+    let file = || fs::File::options().write(true).open(&path).expect("the file");
+    let later = std::time::SystemTime::now() + std::time::Duration::from_secs(3600);
+    file().set_modified(later).expect("a time");
+    pair.laptop.drop_file("aside", b"bytes");
+    pair.office.receives("aside", b"bytes");
+    fs::rename(pair.laptop.outbox.join("aside"), &path).expect("replaced by a copy");
+    pair.laptop.stop();
+    file()
+        .set_modified(later + std::time::Duration::from_secs(3600))
+        .expect("a time");
+    pair.laptop.start();
+    pair.connects();
+    pair.laptop.drop_file("last", b"bytes");
+    pair.office.receives("last", b"bytes");
+    fs::write(&path, "BYTES").expect("written");
+    pair.office.receives("f (1)", b"BYTES");
+    assert_eq!(pair.office.received().len(), 4);
+}

@@ -69,6 +69,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         "nor is what a snapshot shows once more",
         Inside(&["outbox::scan::tests"]),
     ),
+    (
+        "S1-step",
+        "a file changed just now rests where nothing is compared at the end",
+        Inside(&["outbox::look::tests"]),
+    ),
     ("S2-unknown", "a known version is not looked at again", QUEUE),
     ("S2-known", "a known version is not queued again", QUEUE),
     (
@@ -80,6 +85,16 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         "S2-way",
         "a folder that went file by file goes on so",
         Inside(&["outbox::tests"]),
+    ),
+    (
+        "S2-left",
+        "a version that had left is queued only if it is there now",
+        QUEUE,
+    ),
+    (
+        "S2-kept",
+        "a kept file with the bytes that were delivered is not queued again",
+        QUEUE,
     ),
     ("S2-supersede", "an older version of the path ends", QUEUE),
     ("identity-once", "a key that is there is never replaced", IDENTITY),
@@ -398,6 +413,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         ),
     ),
     ("S6", "the commit that the file has left", QUEUE),
+    (
+        "S6-again",
+        "a name that is taken again is looked at where nothing tells the new file",
+        Inside(&["daemon::disposal::tests"]),
+    ),
     ("commit-sync", "every commit is synced", DB),
     ("commit-failed", "after a failed commit everything is refused", DB),
     ("write-file", "the sync of a key or mark", DURABLE),

@@ -2,6 +2,7 @@
 //!
 //! Each outbox has a lane of its own, so that one whose disk hangs holds up no other; the copies of all sends share one.
 
+mod again;
 mod changed;
 
 use std::{
@@ -395,6 +396,18 @@ async fn left(shared: &Shared, gone: &[queue::Disposal]) {
     for root in sends {
         if let Ok(Err(error)) = blocking(move || spool::discard_if_done(&root)).await {
             warn!(%error, "a sent copy's folder stays");
+        }
+    }
+    let mistakable: Vec<_> = gone.iter().filter(|d| again::is_mistakable(d)).cloned().collect();
+    if mistakable.is_empty() {
+        return;
+    }
+    for there in blocking(move || again::is_there(mistakable))
+        .await
+        .unwrap_or_default()
+    {
+        if let Some(outbox) = shared.outbox(there.found.outbox) {
+            outbox.recheck(there.found.path);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What outboxes find ready becomes jobs (S2), one for each peer, before anything else happens to it.
 
 use std::{
+    collections::BTreeSet,
     future::Future,
     path::PathBuf,
     pin::Pin,
@@ -13,14 +14,14 @@ use tokio::{sync::mpsc, task::JoinHandle};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
-use super::{Shared, marks};
+use super::{Shared, doubts::Doubts, marks};
 use crate::{
     backoff,
     clock::now_ms,
     config::{self, AfterSend},
     db::DbError,
     outbox::{self, Known, Outbox, OutboxEvent, spool},
-    queue::{NewDrop, Queue},
+    queue::{Enqueued, NewDrop, Queue},
     version::{Found, OutboxId},
 };
 
@@ -88,10 +89,23 @@ async fn take_in(
     mut events: mpsc::Receiver<OutboxEvent>,
     cancel: CancellationToken,
 ) {
+    let doubts = Doubts::default();
+    let queued = take_all_in(&shared, &outbox, &mut events, &doubts, &cancel);
+    let answered = doubts.run(&shared, &cancel);
+    tokio::join!(queued, answered);
+}
+
+async fn take_all_in(
+    shared: &Shared,
+    outbox: &config::Outbox,
+    events: &mut mpsc::Receiver<OutboxEvent>,
+    doubts: &Doubts,
+    cancel: &CancellationToken,
+) {
     while let Some(event) = events.recv().await {
-        let queued = persistently(&cancel, FIRST_WAIT, tries(&event), || async {
+        let queued = persistently(cancel, FIRST_WAIT, tries(&event), || async {
             match event.clone() {
-                OutboxEvent::Marked { root, id } => found(&shared, root, id).await,
+                OutboxEvent::Marked { root, id } => found(shared, root, id).await,
                 OutboxEvent::Settled { root, found } => {
                     let drops = found.into_iter().map(|found| NewDrop {
                         found,
@@ -100,8 +114,10 @@ async fn take_in(
                         after_send: outbox.after_send,
                         marker: outbox.marker.clone(),
                         origin: None,
+                        is_not: None,
                     });
-                    queue(&shared, drops.collect(), &outbox.to).await.map(drop)
+                    let queued = queue(shared, drops.collect()).await;
+                    queued.map(|queued| doubts.add(queued.doubts))
                 }
             }
         })
@@ -181,28 +197,28 @@ pub async fn take_spooled(
         after_send: AfterSend::Delete,
         marker: None,
         origin: Some(original),
+        is_not: None,
     });
-    let jobs = queue(shared, drops.collect(), peers).await?;
+    let jobs = queue(shared, drops.collect()).await?.queued;
     let root = spooled.root;
     // Already taken out again, if it fails.
     let _ = tokio::task::spawn_blocking(move || spool::note_queued(&root)).await;
     Ok(jobs)
 }
 
-async fn queue(
-    shared: &Shared,
-    drops: Vec<NewDrop>,
-    peers: &[AgentId],
-) -> Result<Vec<dropwire_protocol::TransferId>, DbError> {
+/// What may be known is not queued: those doubts are for [`super::doubts`].
+pub(super) async fn queue(shared: &Shared, drops: Vec<NewDrop>) -> Result<Enqueued, DbError> {
+    let mut peers = BTreeSet::new();
     for drop in &drops {
         debug!(path = %drop.found.path, size = drop.found.version.size, "ready");
+        peers.extend(&drop.peers);
     }
     let enqueued = shared.queue.enqueue(drops, now_ms()).await?;
     shared.queued.notify_one();
     for peer in peers {
-        shared.wake(*peer).notify_one();
+        shared.wake(peer).notify_one();
     }
-    Ok(enqueued.queued)
+    Ok(enqueued)
 }
 
 /// The job list as outboxes see it.

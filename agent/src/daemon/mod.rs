@@ -10,6 +10,7 @@ mod arrival;
 mod dispatch;
 mod disposal;
 mod doors;
+mod doubts;
 mod ends;
 mod explain;
 mod flight;

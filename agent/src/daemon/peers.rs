@@ -148,6 +148,7 @@ mod tests {
             folder: false,
         };
         NewDrop {
+            is_not: None,
             found: Found {
                 outbox: OutboxId([0; 16]),
                 path: RemotePath::parse(b"a").unwrap(),

@@ -1,7 +1,11 @@
 //! The look at a file: opened without waiting and without following, leased, its version read; and step S1, which
 //! makes what was seen durable before it is queued.
 
-use std::{fs::File, io, time::Duration};
+use std::{
+    fs::File,
+    io,
+    time::{Duration, SystemTime},
+};
 
 use cap_std::fs::Dir;
 use dropwire_protocol::RemotePath;
@@ -51,6 +55,8 @@ pub(super) enum Seen {
 #[derive(Clone, Debug)]
 pub(super) struct Rules {
     pub(super) quiet: Duration,
+    /// What was delivered stays.
+    pub(super) keep: bool,
     /// What a marker's name adds to its file's.
     pub(super) marker: Option<String>,
 }
@@ -114,9 +120,19 @@ fn try_look(parents: &mut Parents, path: &RemotePath, rules: &Rules) -> io::Resu
 /// How long it has to rest although nobody has it open, and the reason.
 fn rest(folder: &Dir, name: &[u8], looked: &Looked, rules: &Rules) -> (Duration, &'static str) {
     let (quiet, version) = (rules.quiet, &looked.version);
+    let step = version.clock_step();
     let least = match looked.lease {
+        // What is written within the step would pass for this version. Where a delivered file leaves, its bytes are
+        // compared at the end; whole seconds are too long to count on that.
+        Some(_)
+            if (rules.keep || version.has_coarse_clock())
+                && version.is_fresh(SystemTime::now())
+                && !fault::mutant("S1-step") =>
+        {
+            step
+        }
         Some(_) => Duration::ZERO,
-        None => version.clock_step().max(looked.on.least_rest()),
+        None => step.max(looked.on.least_rest()),
     };
     let (rest, why) = if rules.marker.is_some() {
         (Duration::ZERO, "its marker is there")
@@ -137,7 +153,7 @@ fn rest(folder: &Dir, name: &[u8], looked: &Looked, rules: &Rules) -> (Duration,
     } else if looked.lease.is_none() {
         (quiet, "it has to rest first: nobody can say here who has it open")
     } else {
-        (Duration::ZERO, "it is ready")
+        (Duration::ZERO, "it is ready, unless it is changed in this moment")
     };
     (rest.max(least), why)
 }
@@ -211,11 +227,15 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::file_system::{self, FileSystem};
+    use crate::{
+        file_system::{self, FileSystem},
+        version::Version,
+    };
 
     const QUIET: Duration = Duration::from_secs(2);
     const RULES: Rules = Rules {
         quiet: QUIET,
+        keep: false,
         marker: None,
     };
 
@@ -272,6 +292,43 @@ mod tests {
         assert!(matches!(at(root, "file/below"), Seen::Nothing));
     }
 
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn what_may_be_changed_unseen_rests_past_the_clocks_step() {
+        let temp = tempfile::tempdir().unwrap();
+        let version = |age_ms: u64, coarse: bool| {
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+            let changed = now - Duration::from_millis(age_ms);
+            let fraction = if coarse { 0 } else { changed.subsec_nanos().max(1) };
+            Version {
+                inode: 1,
+                birth_ns: 0,
+                size: 1,
+                mtime_ns: 0,
+                ctime_ns: changed.as_secs() as i64 * 1_000_000_000 + i64::from(fraction),
+                folder: false,
+            }
+        };
+        let rest_of = |version: Version, keep: bool| {
+            fs::write(temp.path().join("file"), "bytes").unwrap();
+            let mut looked = lease::look(&File::open(temp.path().join("file")).unwrap())
+                .unwrap()
+                .unwrap();
+            assert!(looked.lease.is_some());
+            looked.version = version;
+            let folder = confined::root(temp.path()).unwrap();
+            rest(&folder, b"file", &looked, &Rules { keep, ..RULES }).0
+        };
+        let (second, none) = (Duration::from_secs(2), Duration::ZERO);
+        assert_eq!(rest_of(version(0, true), false), second);
+        assert_eq!(rest_of(version(5000, true), false), none);
+        assert_eq!(rest_of(version(5000, false), true), none);
+        assert_eq!(rest_of(version(0, false), false), none, "compared when it leaves");
+        // Unless the machine is so busy that the step is over by then.
+        let step = Duration::from_millis(20);
+        assert!((0..1000).any(|_| rest_of(version(0, false), true) == step));
+    }
+
     /// As on FUSE: the kernel grants a lease while somebody writes at the other side.
     #[test]
     fn where_writers_cannot_be_seen_a_lease_says_nothing() {
@@ -309,7 +366,7 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let dir = confined::root(temp.path()).unwrap();
         let marker = Some(".ok".into());
-        let rules = Rules { quiet: QUIET, marker };
+        let rules = Rules { marker, ..RULES };
         let at = |path: &str| {
             look(
                 &mut Parents::new(dir.try_clone().unwrap()),

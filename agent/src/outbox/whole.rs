@@ -203,6 +203,7 @@ mod tests {
         let root = confined::root(temp.path()).unwrap();
         let rules = Rules {
             quiet: Duration::ZERO,
+            keep: false,
             marker: None,
         };
         look(&root, path, &rules, &Ignore::new(&["*.raw".into()]).unwrap())

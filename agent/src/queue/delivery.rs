@@ -119,9 +119,6 @@ impl Queue {
     pub async fn left(&self, drops: Vec<DropId>) -> Result<Vec<DropId>, DbError> {
         self.each(drops, |db, drop, left| {
             if state_of(db, *drop)? == Some(DropState::Stays) {
-                // Their ctime may be the old one when they return, by a folder above them that was moved.
-                db.prepare_cached("UPDATE drops SET ctime_ns = 0 WHERE id = ?")?
-                    .execute([drop.0])?;
                 change::leave(db, *drop)?;
                 left.push(*drop);
             }

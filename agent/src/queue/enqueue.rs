@@ -2,33 +2,33 @@
 
 use std::path::PathBuf;
 
-use dropwire_protocol::{RemotePath, TransferId};
-use rusqlite::{Connection, OptionalExtension, Result, params};
+use dropwire_protocol::{AgentId, Digest, RemotePath, TransferId};
+use rusqlite::{Connection, OptionalExtension, Result, Row, params};
 
 use super::{
-    Class, DropId, End, Enqueued, JobState, NewDrop, Queue, change,
+    Class, Doubt, DropId, End, Enqueued, JobState, NewDrop, Question, Queue, change,
     edit::Edit,
     job::path_bytes,
     overlap::{bounds, goes_otherwise},
     schema::DropState,
 };
 use crate::{
+    config::AfterSend,
     db::DbError,
     fault,
-    version::{Found, OutboxId, Version},
+    version::{Found, OutboxId},
 };
 
 impl Queue {
     /// Those of `found` that have to be queued, in their order.
     ///
-    /// Known is a version (ctime aside) that lies there and has a drop, however its jobs ended. A version that had left
-    /// and is seen again is a new drop; if every peer has it and even its ctime is the old one, it was only looked at
-    /// before it left. A file of a folder that is still to go whole is known too, and so is a folder of which files are.
+    /// Known is a version (ctime aside) that lies there and has a drop, however its jobs ended. A file of a folder that
+    /// is still to go whole is known too, and so is a folder of which files are.
     pub async fn unknown(&self, found: Vec<Found>) -> Result<Vec<Found>, DbError> {
         self.read(move |db| {
             let mut unknown = Vec::new();
             for found in found {
-                let is_new = past(db, &found)?.is_new(&found.version) || fault::mutant("S2-unknown");
+                let is_new = !past(db, &found)?.lies() || fault::mutant("S2-unknown");
                 if is_new && !goes_otherwise(db, &found)? {
                     unknown.push(found);
                 }
@@ -83,21 +83,55 @@ impl Queue {
         for part in parts {
             all.queued.extend(part.queued);
             all.superseded.extend(part.superseded);
+            all.doubts.extend(part.doubts);
         }
         Ok(all)
+    }
+
+    /// These drops lie in their outboxes as these versions now, with the bytes that were delivered. Only the versions of
+    /// drops that are open or stay are changed.
+    pub async fn same(&self, drops: Vec<(DropId, Found)>) -> Result<(), DbError> {
+        self.each(drops, |db, (drop, found), _: &mut Vec<()>| {
+            let version = &found.version;
+            let past = past(db, found)?;
+            if past.lies() {
+                return Ok(()); // answered already
+            }
+            db.prepare_cached(
+                "UPDATE drops SET mtime_ns = ?2, inode = ?3, birth_ns = ?4, ctime_ns = ?5, counter = ?6,
+                                  left_running_ms = NULL
+                 WHERE id = ?1 AND state < 2",
+            )?
+            .execute(params![
+                drop.0,
+                version.mtime_ns,
+                version.inode.cast_signed(),
+                version.birth_ns,
+                version.ctime_ns,
+                past.next_counter.cast_signed()
+            ])?;
+            Ok(())
+        })
+        .await
+        .map(|_| ())
     }
 }
 
 fn enqueue_one(db: &Edit<'_>, new: &NewDrop, now_ms: i64) -> Result<Enqueued> {
-    let Found {
-        outbox,
-        path,
-        version,
-    } = &new.found;
+    let path = &new.found.path;
     let past = past(db, &new.found)?;
     let mut done = Enqueued::default();
-    let is_known = !past.is_new(version) && !fault::mutant("S2-known");
+    let is_known = past.lies() && !fault::mutant("S2-known");
     if new.peers.is_empty() || is_known || goes_otherwise(db, &new.found)? {
+        return Ok(done);
+    }
+    if let Some((earlier, question)) = doubted(db, new, &past)? {
+        let new = new.clone();
+        done.doubts.push(Doubt {
+            new,
+            earlier,
+            question,
+        });
         return Ok(done);
     }
     let outbox_row = outbox_row(db, new)?;
@@ -105,62 +139,114 @@ fn enqueue_one(db: &Edit<'_>, new: &NewDrop, now_ms: i64) -> Result<Enqueued> {
         supersede(db, outbox_row, path.as_bytes(), now_ms)
     })?;
     let drop = insert_drop(db, outbox_row, new, past.next_counter)?;
-    let mut insert = db.prepare_cached(
-        "INSERT INTO jobs (drop_id, peer, transfer, counter, large, state, next_attempt_ms, queued_ms,
-                           queued_running_ms)
-         VALUES (?1, ?2, ?3, ?4, ?5, 0, ?6, ?6, (SELECT ms FROM running))",
-    )?;
     let mut peers = new.peers.clone();
     peers.sort_unstable();
     peers.dedup();
     for peer in peers {
-        let id = db
-            .identity
-            .transfer_id(peer, outbox.0, path.as_bytes(), version, past.next_counter);
-        let large = Class::of(version) == Class::Large;
-        insert.execute(params![
-            drop.0,
-            peer.0,
-            id.0,
-            past.next_counter.cast_signed(),
-            large,
-            now_ms
-        ])?;
+        let id = insert_job(db, drop, peer, new, past.next_counter, now_ms)?;
         db.count(peer, outbox_row, JobState::Queued, 1);
         done.queued.push(id);
     }
     Ok(done)
 }
 
+/// Under the first counter from `counter` on whose id was never used: a drop that became another version by
+/// [`Queue::same`] keeps the ids of the one it was.
+fn insert_job(
+    db: &Edit<'_>,
+    drop: DropId,
+    peer: AgentId,
+    new: &NewDrop,
+    mut counter: u64,
+    now_ms: i64,
+) -> Result<TransferId> {
+    let Found {
+        outbox,
+        path,
+        version,
+    } = &new.found;
+    let mut insert = db.prepare_cached(
+        "INSERT INTO jobs (drop_id, peer, transfer, counter, large, state, next_attempt_ms, queued_ms,
+                           queued_running_ms)
+         SELECT ?1, ?2, ?3, ?4, ?5, 0, ?6, ?6, (SELECT ms FROM running)
+         WHERE NOT EXISTS (SELECT 1 FROM former WHERE transfer = ?3)
+         ON CONFLICT (transfer) DO NOTHING",
+    )?;
+    let large = Class::of(version) == Class::Large;
+    loop {
+        let id = db
+            .identity
+            .transfer_id(peer, outbox.0, path.as_bytes(), version, counter);
+        let row = params![drop.0, peer.0, id.0, counter.cast_signed(), large, now_ms];
+        if insert.execute(row)? > 0 {
+            return Ok(id);
+        }
+        counter += 1;
+    }
+}
+
 /// What the list holds of a version.
 struct Past {
-    /// The newest drop of it, with its ctime, and whether every peer has it.
-    last: Option<(DropState, i64, bool)>,
+    /// The newest drop of it.
+    last: Option<(DropId, DropState)>,
     /// Above every counter that a drop of it used.
     next_counter: u64,
 }
 
 impl Past {
-    fn is_new(&self, version: &Version) -> bool {
-        match self.last {
-            None => true,
-            // A folder that moved away and returned leaves its files' ctimes alone, and where there are none (0) a second
-            // look cannot be told from a return either: rather a job too many, which ends by itself.
-            Some((DropState::Left, ctime_ns, delivered)) => {
-                !delivered || ctime_ns != version.ctime_ns || ctime_ns == 0
-            }
-            Some(_) => false,
-        }
+    /// It is known, and as far as is known it is still in the outbox.
+    fn lies(&self) -> bool {
+        self.last.is_some_and(|(_, state)| state != DropState::Left)
     }
 }
 
+/// Whether `new` may be an earlier drop, whatever its version says, and what has to be asked then.
+fn doubted(db: &Connection, new: &NewDrop, past: &Past) -> Result<Option<(DropId, Question)>> {
+    let kept = match new.after_send {
+        AfterSend::Keep if !fault::mutant("S2-kept") => kept(db, &new.found)?,
+        _ => None,
+    };
+    if let Some((kept, digest)) = kept {
+        // Its bytes were read: so it is there as well.
+        return Ok((new.is_not != Some(kept)).then_some((kept, Question::IsOther(digest))));
+    }
+    let left = past.last.filter(|(_, state)| *state == DropState::Left);
+    let left = left.filter(|(left, _)| new.is_not != Some(*left) && !fault::mutant("S2-left"));
+    Ok(left.map(|(left, _)| (left, Question::IsThere)))
+}
+
+/// The drop that lies at the path, has this size, and was delivered to somebody, with the digest of that.
+fn kept(db: &Connection, found: &Found) -> Result<Option<(DropId, Digest)>> {
+    let (outbox, path, version) = (found.outbox.0, found.path.as_bytes(), &found.version);
+    db.prepare_cached(KEPT)?
+        .query_row(
+            params![outbox, path, version.size.cast_signed(), version.folder],
+            |row| Ok((DropId(row.get(0)?), Digest(row.get(1)?))),
+        )
+        .optional()
+}
+
+pub(super) const KEPT: &str = "
+    SELECT d.id, j.sha256
+    FROM drops d CROSS JOIN jobs j ON j.drop_id = d.id AND j.state = 1 AND j.sha256 IS NOT NULL
+    WHERE d.outbox = (SELECT id FROM outboxes WHERE mark = ?1) AND d.path = ?2 AND d.state < 2 AND d.size = ?3
+      AND d.folder = ?4
+    LIMIT 1";
+
+/// With the highest counter of the drop and its jobs.
 pub(super) const PAST: &str = "
-    SELECT d.state, d.ctime_ns, (SELECT max(counter) FROM jobs WHERE drop_id = d.id),
-           NOT EXISTS (SELECT 1 FROM jobs WHERE drop_id = d.id AND state <> 1)
+    SELECT d.id, d.state, max(d.counter, coalesce((SELECT max(counter) FROM jobs WHERE drop_id = d.id), 0))
     FROM drops d
     WHERE d.outbox = (SELECT id FROM outboxes WHERE mark = ?1) AND d.path = ?2 AND d.mtime_ns = ?3
       AND d.inode = ?4 AND d.birth_ns = ?5 AND d.size = ?6
     ORDER BY d.counter DESC LIMIT 1";
+
+/// The same where numbers do not last: an older version of this program kept them all the same.
+pub(super) const PAST_BY_TIME: &str = "
+    SELECT d.id, d.state, max(d.counter, coalesce((SELECT max(counter) FROM jobs WHERE drop_id = d.id), 0))
+    FROM drops d
+    WHERE d.outbox = (SELECT id FROM outboxes WHERE mark = ?1) AND d.path = ?2 AND d.mtime_ns = ?3 AND d.size = ?4
+    LIMIT 1";
 
 pub(super) const EMPTIED: &str = "
     SELECT 1 FROM drops d
@@ -177,23 +263,35 @@ fn past(
         version,
     }: &Found,
 ) -> Result<Past> {
-    let mut drops = db.prepare_cached(PAST)?;
-    let last: Option<(DropState, i64, i64, bool)> = drops
+    let (mtime_ns, size) = (version.mtime_ns, version.size.cast_signed());
+    let row = |row: &Row<'_>| {
+        let counter: i64 = row.get(2)?;
+        Ok((DropId(row.get(0)?), row.get(1)?, counter.cast_unsigned() + 1))
+    };
+    let mut last: Option<(DropId, DropState, u64)> = db
+        .prepare_cached(PAST)?
         .query_row(
             params![
                 outbox.0,
                 path.as_bytes(),
-                version.mtime_ns,
+                mtime_ns,
                 version.inode.cast_signed(),
                 version.birth_ns,
-                version.size.cast_signed()
+                size
             ],
-            |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)),
+            row,
         )
         .optional()?;
+    if last.is_none() && (version.inode, version.birth_ns) == (0, 0) {
+        let by_time = params![outbox.0, path.as_bytes(), mtime_ns, size];
+        last = db
+            .prepare_cached(PAST_BY_TIME)?
+            .query_row(by_time, row)
+            .optional()?;
+    }
     Ok(Past {
-        next_counter: last.map_or(0, |(_, _, counter, _)| counter.cast_unsigned() + 1),
-        last: last.map(|(state, ctime_ns, _, delivered)| (state, ctime_ns, delivered)),
+        next_counter: last.map_or(0, |(_, _, next_counter)| next_counter),
+        last: last.map(|(id, state, _)| (id, state)),
     })
 }
 

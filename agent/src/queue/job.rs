@@ -32,15 +32,40 @@ pub struct NewDrop {
     pub marker: Option<String>,
     /// Who gets it. Without any, nothing is queued.
     pub peers: Vec<AgentId>,
+    /// It was found to be another drop than this one, see [`Doubt`].
+    pub is_not: Option<DropId>,
+}
+
+/// A found version of which the list cannot tell whether it is a new drop: what lies in the outbox decides.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Doubt {
+    /// Queued as it is, once `is_not` names `earlier`.
+    pub new: NewDrop,
+    /// The drop that it may be.
+    pub earlier: DropId,
+    /// What is asked.
+    pub question: Question,
+}
+
+/// What tells a found version from an earlier drop.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Question {
+    /// Is it there? The same version had left, so it is new if it is there now; else it was only seen before it left.
+    IsThere,
+    /// Does it have other bytes than these, which were delivered, and which this outbox keeps? Times and numbers alone do
+    /// not make it new.
+    IsOther(Digest),
 }
 
 /// What [`super::Queue::enqueue`] did.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Debug, Default)]
 pub struct Enqueued {
     /// The new jobs; none for a version that was known.
     pub queued: Vec<TransferId>,
     /// Jobs of older versions that ended by it; what is under way of them should be closed.
     pub superseded: Vec<TransferId>,
+    /// What was not queued because it may be known: to be answered by queueing it with `is_not`, or by [`super::Queue::same`].
+    pub doubts: Vec<Doubt>,
 }
 
 /// Where a job stands. All but `Queued` are final until a deliberate resend; *sending* is not a state on disk.

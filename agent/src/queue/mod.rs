@@ -47,8 +47,8 @@ use rusqlite::{Connection, Transaction};
 
 pub use ends::{End, Ended, Ends, Gathered};
 pub use job::{
-    Class, Counts, Disposal, DropId, Enqueued, Filter, Job, JobRow, JobState, NewDrop, Page, PeerCounts,
-    Proof, Resting, Todo,
+    Class, Counts, Disposal, Doubt, DropId, Enqueued, Filter, Job, JobRow, JobState, NewDrop, Page,
+    PeerCounts, Proof, Question, Resting, Todo,
 };
 pub use keeping::KEPT;
 pub use schema::SCHEMA_1;

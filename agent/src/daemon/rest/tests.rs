@@ -83,6 +83,7 @@ impl World {
 
     async fn enqueue(&self, found: Found, root: PathBuf, after_send: AfterSend) -> TransferId {
         let drop = NewDrop {
+            is_not: None,
             found,
             root,
             origin: None,

@@ -28,8 +28,11 @@ impl Tending<'_> {
         let (place, shared) = (Arc::clone(&self.place), Arc::clone(&self.task.shared));
         let rules = {
             let config = &self.task.shared.config;
-            let (quiet, marker) = (config.quiet, config.marker.clone());
-            Rules { quiet, marker }
+            Rules {
+                quiet: config.quiet,
+                keep: config.after_send == AfterSend::Keep,
+                marker: config.marker.clone(),
+            }
         };
         let looked = blocking(move || {
             let mut parents = Parents::new(place.open().ok()?);

@@ -9,24 +9,48 @@ use crate::queue::schema::{DropState, Step};
 
 #[derive(Clone, Debug)]
 enum Op {
-    Find { path: u8, version: i64, ctime: i64 },
-    Deliver { id: usize, digest: u8 },
-    Retry { id: usize },
+    /// `same`: whatever its version, its bytes are those that lie there already.
+    Find {
+        path: u8,
+        version: i64,
+        same: bool,
+    },
+    Deliver {
+        id: usize,
+        digest: u8,
+    },
+    Retry {
+        id: usize,
+    },
     GiveUp,
-    Cancel { id: usize },
-    Resend { id: usize },
-    Recount { id: usize },
-    Dispose { stays: bool },
-    Leave { resting: usize },
-    Withdrawn { id: usize },
-    Forgotten { id: usize },
+    Cancel {
+        id: usize,
+    },
+    Resend {
+        id: usize,
+    },
+    Recount {
+        id: usize,
+    },
+    Dispose {
+        stays: bool,
+    },
+    Leave {
+        resting: usize,
+    },
+    Withdrawn {
+        id: usize,
+    },
+    Forgotten {
+        id: usize,
+    },
     Restart,
 }
 
 fn op() -> impl Strategy<Value = Op> {
     let id = 0..100usize;
     prop_oneof![
-        6 => (0..2u8, 0..3i64, 1..3i64).prop_map(|(path, version, ctime)| Op::Find { path, version, ctime }),
+        6 => (0..2u8, 0..3i64, any::<bool>()).prop_map(|(path, version, same)| Op::Find { path, version, same }),
         8 => (id.clone(), prop_oneof![9 => Just(1u8), 1 => Just(2u8)]).prop_map(|(id, digest)| Op::Deliver { id, digest }),
         1 => id.clone().prop_map(|id| Op::Retry { id }),
         1 => Just(Op::GiveUp),
@@ -44,7 +68,8 @@ fn op() -> impl Strategy<Value = Op> {
 struct ModelDrop {
     path: u8,
     version: i64,
-    ctime: i64,
+    /// When it became this version.
+    since: usize,
     keep: bool,
     state: DropState,
     jobs: Vec<ModelJob>,
@@ -89,12 +114,28 @@ impl Model {
         })
     }
 
-    fn is_new(&self, path: u8, version: i64, ctime: i64) -> bool {
-        let same = |d: &&ModelDrop| d.path == path && d.version == version;
-        self.drops.iter().rfind(same).is_none_or(|d| {
-            let delivered = d.jobs.iter().all(|j| j.state == JobState::Delivered);
-            d.state == DropState::Left && (d.ctime != ctime || !delivered)
-        })
+    /// The newest one of this version.
+    fn newest(&self, path: u8, version: i64) -> Option<usize> {
+        let same = |d: &usize| self.drops[*d].path == path && self.drops[*d].version == version;
+        (0..self.drops.len())
+            .filter(same)
+            .max_by_key(|d| self.drops[*d].since)
+    }
+
+    fn is_new(&self, path: u8, version: i64) -> bool {
+        let newest = self.newest(path, version);
+        newest.is_none_or(|d| self.drops[d].state == DropState::Left)
+    }
+
+    /// What has to be asked before a new version is queued.
+    fn doubted(&self, path: u8, version: i64, keep: bool) -> Option<(usize, bool)> {
+        let delivered = |d: &usize| {
+            let jobs = self.drops[*d].jobs.iter();
+            jobs.into_iter().any(|j| j.state == JobState::Delivered)
+        };
+        let kept = self.lies(path).filter(|d| keep && delivered(d));
+        kept.map(|d| (d, true))
+            .or_else(|| Some((self.newest(path, version)?, false)))
     }
 
     fn lies(&self, path: u8) -> Option<usize> {
@@ -127,7 +168,6 @@ impl Model {
         let delivered = d.jobs.iter().filter(|j| j.state == JobState::Delivered);
         let digests: BTreeSet<_> = delivered.map(|j| j.digest()).collect();
         if digests.len() > 1 {
-            d.ctime = 0; // none that a file has
             self.leave(drop);
         } else if d.keep || count(JobState::Delivered) < d.jobs.len() {
             d.state = DropState::Stays;
@@ -178,6 +218,8 @@ struct Pair {
     folder: tempfile::TempDir,
     queue: Queue,
     model: Model,
+    /// Versions that drops became.
+    steps: usize,
 }
 
 impl Pair {
@@ -186,7 +228,7 @@ impl Pair {
         let pick = |n: usize| ids.get(n % ids.len().max(1)).copied();
         let queue = &self.queue;
         match *op {
-            Op::Find { path, version, ctime } => self.find(path, version, ctime).await,
+            Op::Find { path, version, same } => self.find(path, version, same).await,
             Op::Deliver { id, digest } => {
                 let Some(id) = pick(id) else { return };
                 let drops = queue.delivered(vec![proof(id, digest)], 1).await.unwrap();
@@ -234,7 +276,6 @@ impl Pair {
                 queue.left(vec![resting.drop]).await.unwrap();
                 let drop = usize::try_from(resting.drop.0 - 1).unwrap();
                 self.model.leave(drop);
-                self.model.drops[drop].ctime = 0; // none that a file has
             }
             Op::Withdrawn { id } => {
                 let Some(id) = pick(id) else { return };
@@ -252,18 +293,32 @@ impl Pair {
         }
     }
 
-    async fn find(&mut self, path: u8, version: i64, ctime: i64) {
+    async fn find(&mut self, path: u8, version: i64, same: bool) {
         let keep = path == 1;
-        let mut seen = found(&path.to_string(), version);
-        seen.version.ctime_ns = ctime;
-        let is_new = self.model.is_new(path, version, ctime);
+        let seen = found(&path.to_string(), version);
+        let is_new = self.model.is_new(path, version);
         assert_eq!(is_unknown(&self.queue, seen.clone()).await, is_new);
         let after_send = if keep { AfterSend::Keep } else { AfterSend::Delete };
-        let done = self
-            .queue
-            .enqueue(vec![drop_of(seen, after_send, &[1, 2])], 1)
-            .await
-            .unwrap();
+        let new = drop_of(seen.clone(), after_send, &[1, 2]);
+        let mut done = self.queue.enqueue(vec![new], 1).await.unwrap();
+        let doubted = self.model.doubted(path, version, keep).filter(|_| is_new);
+        assert_eq!(done.doubts.len(), usize::from(doubted.is_some()));
+        if let (Some(doubt), Some((earlier, is_kept))) = (done.doubts.pop(), doubted) {
+            assert!(done.queued.is_empty() && done.superseded.is_empty());
+            assert_eq!(doubt.earlier, DropId(earlier as i64 + 1));
+            assert_eq!(matches!(doubt.question, Question::IsOther(_)), is_kept);
+            if is_kept && same {
+                self.queue.same(vec![(doubt.earlier, seen)]).await.unwrap();
+                self.steps += 1;
+                let drop = &mut self.model.drops[earlier];
+                (drop.version, drop.since) = (version, self.steps);
+                return assert!(!self.model.is_new(path, version));
+            }
+            let mut new = doubt.new;
+            new.is_not = Some(doubt.earlier);
+            done = self.queue.enqueue(vec![new], 1).await.unwrap();
+            assert!(done.doubts.is_empty(), "answered");
+        }
         assert_eq!(done.queued.len(), if is_new { 2 } else { 0 });
         let known = self.model.all_ids();
         assert!(
@@ -287,10 +342,11 @@ impl Pair {
             ids: vec![(*id, None)],
             state: JobState::Queued,
         };
+        self.steps += 1;
         self.model.drops.push(ModelDrop {
             path,
             version,
-            ctime,
+            since: self.steps,
             keep,
             state: DropState::Open,
             jobs: (1..).zip(&done.queued).map(job).collect(),
@@ -407,7 +463,7 @@ proptest! {
         runtime.block_on(async {
             let folder = tempfile::tempdir().unwrap();
             let queue = super::queue(folder.path()).await;
-            let mut pair = Pair { folder, queue, model: Model::default() };
+            let mut pair = Pair { folder, queue, model: Model::default(), steps: 0 };
             for op in &ops {
                 pair.apply(op).await;
                 pair.compare().await;

@@ -14,6 +14,8 @@ async fn hot_statements_follow_an_index() {
         attempts::NEXT_DUE,
         attempts::OLD,
         enqueue::PAST,
+        enqueue::PAST_BY_TIME,
+        enqueue::KEPT,
         enqueue::LYING,
         enqueue::EMPTIED,
         list::OLDEST,

@@ -1,0 +1,320 @@
+//! Found versions that may be known, whatever their times and numbers say: the disk is asked, and the answer decides
+//! whether they are queued.
+//!
+//! Each outbox has a lane of its own, since a disk may hang and comparing takes as long as reading. What is in it is
+//! bounded: what finds no room is found again by a scan.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use dropwire_protocol::RemotePath;
+use tokio::{sync::Notify, time::Instant};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use super::{
+    Shared, blocking,
+    intake::queue,
+    rest::{self, Lies},
+};
+use crate::{
+    db::DbError,
+    queue::{Doubt, Question},
+    send,
+};
+
+/// Most that wait in a lane.
+const MOST: usize = 16 * 1024;
+/// Answered together, unless they hold more than [`BYTES`].
+const TOGETHER: usize = 64;
+/// What is read before the answers so far go to the job list.
+const BYTES: u64 = 8 << 20;
+/// What gave no answer (it was changed, written to or could not be read) is looked at again after this.
+const AGAIN: Duration = Duration::from_secs(30);
+
+/// The doubts of one outbox.
+#[derive(Default)]
+pub struct Doubts {
+    waiting: Mutex<Waiting>,
+    more: Notify,
+}
+
+#[derive(Default)]
+struct Waiting {
+    /// The last one of each path.
+    doubts: BTreeMap<RemotePath, Doubt>,
+    /// Some found no room.
+    missed: bool,
+}
+
+/// What the disk says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Answer {
+    /// It is another drop than the earlier one.
+    New,
+    /// It is the earlier one.
+    Same,
+    /// It is not there any more.
+    Nothing,
+    /// That cannot be told now.
+    Unclear,
+}
+
+impl Doubts {
+    /// Takes these in; the latest of a path counts.
+    pub fn add(&self, doubts: Vec<Doubt>) {
+        if doubts.is_empty() {
+            return;
+        }
+        let mut waiting = self.lock();
+        for doubt in doubts {
+            let path = doubt.new.found.path.clone();
+            if waiting.doubts.len() < MOST || waiting.doubts.contains_key(&path) {
+                waiting.doubts.insert(path, doubt);
+            } else {
+                waiting.missed = true;
+            }
+        }
+        self.more.notify_one();
+    }
+
+    /// Answers them, one after the other, until cancelled.
+    pub async fn run(&self, shared: &Shared, cancel: &CancellationToken) {
+        let (mut unclear, mut again_at) = (BTreeSet::new(), None);
+        while !cancel.is_cancelled() {
+            let doubts = self.take();
+            if doubts.is_empty() {
+                let again = async {
+                    match again_at {
+                        Some(at) => tokio::time::sleep_until(at).await,
+                        None => std::future::pending().await,
+                    }
+                };
+                tokio::select! {
+                    () = cancel.cancelled() => return,
+                    () = self.more.notified() => {}
+                    () = again => {
+                        again_at = None;
+                        for (outbox, path) in mem::take(&mut unclear) {
+                            if let Some(outbox) = shared.outbox(outbox) {
+                                outbox.recheck(path);
+                            }
+                        }
+                    }
+                }
+                continue;
+            }
+            let outbox = doubts.first().map(|doubt| doubt.new.found.outbox);
+            let stop = cancel.clone();
+            let answered = blocking(move || answer_some(doubts, &|| stop.is_cancelled()));
+            let Some(Ok((answered, rest))) = cancel.run_until_cancelled(answered).await else {
+                return; // a disk that hangs holds up no end
+            };
+            self.put_back(rest);
+            for (doubt, answer) in &answered {
+                if *answer == Answer::Unclear && unclear.len() < MOST {
+                    unclear.insert((doubt.new.found.outbox, doubt.new.found.path.clone()));
+                    again_at = again_at.or(Some(Instant::now() + AGAIN));
+                }
+            }
+            let heeded = self.heed(shared, answered).await;
+            if let Err(error) = &heeded {
+                warn!(%error, "files could not be queued");
+            }
+            if (heeded.is_err() || self.is_done_but_missed())
+                && let Some(outbox) = outbox.and_then(|outbox| shared.outbox(outbox))
+            {
+                outbox.find_again();
+            }
+        }
+    }
+
+    async fn heed(&self, shared: &Shared, answered: Vec<(Doubt, Answer)>) -> Result<(), DbError> {
+        let (mut new, mut same) = (Vec::new(), Vec::new());
+        for (doubt, answer) in answered {
+            let Doubt {
+                new: mut drop,
+                earlier,
+                ..
+            } = doubt;
+            match answer {
+                Answer::New => {
+                    drop.is_not = Some(earlier);
+                    new.push(drop);
+                }
+                Answer::Same => {
+                    debug!(path = %drop.found.path, "touched, but its bytes were delivered already");
+                    same.push((earlier, drop.found));
+                }
+                Answer::Nothing | Answer::Unclear => {}
+            }
+        }
+        shared.queue.same(same).await?;
+        if !new.is_empty() {
+            self.add(queue(shared, new).await?.doubts);
+        }
+        Ok(())
+    }
+
+    fn take(&self) -> Vec<Doubt> {
+        let mut waiting = self.lock();
+        let taken = std::iter::from_fn(|| waiting.doubts.pop_first());
+        taken.take(TOGETHER).map(|(_, doubt)| doubt).collect()
+    }
+
+    /// Unless a later one of the same path came meanwhile.
+    fn put_back(&self, doubts: Vec<Doubt>) {
+        let mut waiting = self.lock();
+        for doubt in doubts {
+            waiting
+                .doubts
+                .entry(doubt.new.found.path.clone())
+                .or_insert(doubt);
+        }
+    }
+
+    fn is_done_but_missed(&self) -> bool {
+        let mut waiting = self.lock();
+        waiting.doubts.is_empty() && mem::take(&mut waiting.missed)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Those that were answered, and the rest. Blocks for the disk.
+fn answer_some(doubts: Vec<Doubt>, stopped: &dyn Fn() -> bool) -> (Vec<(Doubt, Answer)>, Vec<Doubt>) {
+    let (mut answered, mut read) = (Vec::new(), 0_u64);
+    let mut doubts = doubts.into_iter();
+    for doubt in doubts.by_ref() {
+        let answer = answer(&doubt, stopped);
+        read = read.saturating_add(doubt.new.found.version.size);
+        answered.push((doubt, answer));
+        if read >= BYTES || stopped() {
+            break;
+        }
+    }
+    (answered, doubts.collect())
+}
+
+fn answer(doubt: &Doubt, stopped: &dyn Fn() -> bool) -> Answer {
+    let (root, found) = (&doubt.new.root, &doubt.new.found);
+    match doubt.question {
+        Question::IsThere => match rest::lies(root, found) {
+            Lies::There(_) => Answer::New,
+            Lies::Missing => Answer::Nothing,
+            Lies::Spooled | Lies::Unknown => Answer::Unclear,
+        },
+        Question::IsOther(delivered) => match send::digest_of(root, found, stopped) {
+            Ok((digest, _)) if digest == delivered => Answer::Same,
+            Ok(_) => Answer::New,
+            Err(_) => Answer::Unclear,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use dropwire_protocol::{Digest, RunningDigest};
+
+    use super::*;
+    use crate::{
+        config::AfterSend,
+        confined, mark,
+        queue::{DropId, NewDrop},
+        version::{Found, OutboxId, Version},
+    };
+
+    fn doubt(root: &Path, outbox: OutboxId, name: &str, question: Question) -> Doubt {
+        let version = Version::read(&fs::File::open(root.join(name)).unwrap())
+            .unwrap()
+            .0;
+        let found = Found {
+            outbox,
+            path: RemotePath::parse(name.as_bytes()).unwrap(),
+            version,
+        };
+        let new = NewDrop {
+            found,
+            root: root.to_owned(),
+            origin: None,
+            after_send: AfterSend::Keep,
+            marker: None,
+            peers: Vec::new(),
+            is_not: None,
+        };
+        Doubt {
+            new,
+            earlier: DropId(1),
+            question,
+        }
+    }
+
+    fn digest(bytes: &[u8]) -> Digest {
+        let mut hash = RunningDigest::default();
+        hash.update(bytes);
+        hash.value()
+    }
+
+    #[test]
+    fn the_disk_decides() {
+        let temp = tempfile::tempdir().unwrap();
+        let root = temp.path();
+        let outbox = OutboxId(mark::create(&confined::root(root).unwrap()).unwrap());
+        fs::write(root.join("file"), "bytes").unwrap();
+        let ask = |question| doubt(root, outbox, "file", question);
+        let (there, same, other) = (
+            ask(Question::IsThere),
+            ask(Question::IsOther(digest(b"bytes"))),
+            ask(Question::IsOther(digest(b"other"))),
+        );
+        let asked = |doubt: &Doubt| answer(doubt, &|| false);
+        assert_eq!(asked(&there), Answer::New);
+        assert_eq!(asked(&same), Answer::Same);
+        assert_eq!(asked(&other), Answer::New);
+        assert_eq!(answer(&same, &|| true), Answer::Unclear, "stopped");
+        fs::write(root.join("file"), "changed").unwrap();
+        assert_eq!((asked(&there), asked(&same)), (Answer::Nothing, Answer::Unclear));
+        fs::rename(root.join(mark::FOLDER), root.join("aside")).unwrap();
+        assert_eq!(asked(&there), Answer::Unclear, "it may be another folder");
+    }
+
+    #[test]
+    fn many_wait_in_bounded_room_and_are_answered_a_few_at_a_time() {
+        let temp = tempfile::tempdir().unwrap();
+        let outbox = OutboxId([1; 16]);
+        fs::write(temp.path().join("file"), "bytes").unwrap();
+        let one = doubt(temp.path(), outbox, "file", Question::IsThere);
+        let named = |name: String| {
+            let mut one = one.clone();
+            one.new.found.path = RemotePath::parse(name.as_bytes()).unwrap();
+            one
+        };
+        let doubts = Doubts::default();
+        doubts.add((0..MOST).map(|n| named(n.to_string())).collect());
+        doubts.add(vec![named("0".into())]);
+        assert!(!doubts.lock().missed, "known there");
+        doubts.add(vec![named("one too many".into())]);
+        assert!(doubts.lock().missed && !doubts.is_done_but_missed());
+        assert_eq!(doubts.lock().doubts.len(), MOST);
+        let taken = doubts.take();
+        assert_eq!(taken.len(), TOGETHER);
+        let mut large = taken.clone();
+        large[0].new.found.version.size = BYTES;
+        let (answered, rest) = answer_some(large, &|| false);
+        assert_eq!((answered.len(), rest.len()), (1, TOGETHER - 1));
+        doubts.put_back(taken);
+        while !doubts.take().is_empty() {}
+        assert!(
+            doubts.is_done_but_missed() && !doubts.is_done_but_missed(),
+            "a scan finds it, once"
+        );
+    }
+}
