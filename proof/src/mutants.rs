@@ -32,6 +32,7 @@ const SPOOL: Proof = Inside(&["outbox::spool::tests"]);
 const WHOLE: Proof = Inside(&["outbox::whole::tests"]);
 const TAKEN: Proof = Inside(&["inbox::tests::taken"]);
 const UNPACK: Proof = Inside(&["inbox::unpack::tests"]);
+const LOBBY: Proof = Inside(&["link::lobby::tests"]);
 const LEAVES: Proof = Inside(&["outbox::dispose::folder::tests"]);
 
 /// Name, what is left out, and what shows that it is needed; in the order of a file's way.
@@ -143,6 +144,17 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         "send-parent",
         "the sync of the folder that holds the send's",
         SPOOL,
+    ),
+    (
+        "lobby-progress",
+        "a silent connection goes before one that is in its handshake",
+        LOBBY,
+    ),
+    ("lobby-party", "of equals one of the busiest address goes", LOBBY),
+    (
+        "lobby-pair",
+        "few proven connections of a pair without a link",
+        LOBBY,
     ),
     ("R1-known", "a known transfer is not begun again", FLOWS),
     ("R1-bound", "path and size are bound to the id", FLOWS),

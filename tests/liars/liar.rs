@@ -54,16 +54,35 @@ impl Liar {
             identity,
             other: id,
         };
-        liar.say(Message::Hello(Hello {
-            version_min: 1,
-            version_max: 1,
-            name: own.name.clone(),
-            software: "liar".into(),
-            window: 8 << 20,
-            max_open: 256,
-        }));
+        liar.say(Message::Hello(hello_of(&own.name)));
         assert!(matches!(liar.hears(), Some(Message::Hello(_))));
         liar
+    }
+
+    /// So many further connections with its key, TLS complete; each second one has said Hello, none says more.
+    pub fn crowds(&mut self, count: usize) -> Vec<TlsStream<TcpStream>> {
+        let address = self.stream.get_ref().0.peer_addr().expect("an address");
+        let connector = TlsConnector::from(self.identity.client_config(self.other));
+        let mut hello = BytesMut::new();
+        let said = Message::Hello(hello_of("crowd"));
+        self.codec.encode(said, &mut hello).expect("a message");
+        let one = async |number: usize| {
+            let tcp = TcpStream::connect(address).await.expect("the port is open");
+            let name = "dropwire".try_into().expect("a name");
+            let mut stream = connector.connect(name, tcp).await.expect("TLS with both pins");
+            if number.is_multiple_of(2) {
+                let _ = stream.write_all(&hello).await; // it may have been let go
+                let _ = stream.flush().await;
+            }
+            stream
+        };
+        self.runtime.block_on(async {
+            let mut crowd = Vec::new();
+            for number in 0..count {
+                crowd.push(timeout(PATIENCE, one(number)).await.expect("it is accepted"));
+            }
+            crowd
+        })
     }
 
     /// Its own id.
@@ -153,5 +172,16 @@ impl Liar {
                 return bye;
             }
         }
+    }
+}
+
+fn hello_of(name: &str) -> Hello {
+    Hello {
+        version_min: 1,
+        version_max: 1,
+        name: name.into(),
+        software: "liar".into(),
+        window: 8 << 20,
+        max_open: 256,
     }
 }

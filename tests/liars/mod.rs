@@ -12,7 +12,7 @@ use tokio_util::codec::Encoder as _;
 
 use liar::Liar;
 
-use crate::harness::{Agent, Pair, files, until};
+use crate::harness::{Agent, Pair, files, pair::peer, settings::Settings, until};
 
 /// The office runs, behind on its own wishes: it tries again at once.
 fn office() -> (Liar, Pair) {
@@ -266,4 +266,26 @@ fn nonsense_without_end_ends_in_a_refusal() {
     pair.laptop.start();
     pair.laptop.drop_file("honest", b"honest");
     pair.office.receives("honest", b"honest");
+}
+
+/// Connections cost nothing but descriptors: those of one peer must not take them from the others.
+#[test]
+fn a_crowd_of_proven_connections_leaves_descriptors_for_others() {
+    let mut pair = Pair::idle();
+    let mut home = Agent::new("home", Settings::default());
+    pair.office.descriptors = Some(128);
+    pair.office.settings.peers.push(peer(&home, None));
+    pair.office.start();
+    let office = peer(&pair.office, Some(pair.wire.address().to_string()));
+    home.settings.peers.push(office);
+    let mut liar = Liar::dial(&pair.laptop, &pair.office);
+    let crowd = liar.crowds(300);
+    home.start();
+    home.drop_file("large", &[7; 300_000]);
+    pair.office.receives("large", &[7; 300_000]);
+    assert!(!pair.office.log_text().contains("Too many open files"));
+    drop((crowd, liar));
+    pair.laptop.start();
+    pair.laptop.drop_file("back to honesty", b"x");
+    pair.office.receives("back to honesty", b"x");
 }

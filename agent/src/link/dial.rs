@@ -123,12 +123,12 @@ async fn connect(shared: &Arc<Shared>, pair: &Arc<Pair>, to: SocketAddr) -> Resu
     } = secure(shared, pair, tcp, roles).await?;
     if role != Role::First {
         shared
-            .meet(pair, Line::Whole(stream.into()), traffic, true)
+            .meet(pair, Line::Whole(stream.into()), traffic, None)
             .await?;
         return Ok(());
     }
     let (line, door) = Door::open(stream, name, &traffic);
-    if shared.meet(pair, line, traffic, true).await? {
+    if shared.meet(pair, line, traffic, None).await? {
         let further = joining::dial_further(shared.clone(), pair.clone(), to, door);
         shared.tasks.spawn(further);
     }

@@ -8,7 +8,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use dropwire_protocol::{AgentId, Error, Local, message::Hello};
+use dropwire_protocol::{
+    AgentId, Error, Local,
+    message::{ByeReason, Hello},
+};
 use tokio::{
     net::TcpListener,
     sync::{Semaphore, mpsc},
@@ -21,7 +24,8 @@ use super::{
     drive::{Ends, drive},
     handshake::{Greeted, greet},
     line::Line,
-    listen,
+    listen::{self, Refusals},
+    lobby::{Lobby, Seat},
     pair::{Admission, Pair},
     rate::Rate,
     wire::Traffic,
@@ -135,6 +139,8 @@ impl Links {
             cancel: cancel.child_token(),
             tasks: TaskTracker::new(),
             timing,
+            lobby: Lobby::new(listen::affordable(LOBBY)),
+            refusals: Mutex::default(),
             further: Arc::new(Semaphore::new(listen::affordable(FURTHER))),
             listening: Mutex::default(),
         });
@@ -266,6 +272,9 @@ pub(super) struct Shared {
     pub(super) cancel: CancellationToken,
     pub(super) tasks: TaskTracker,
     pub(super) timing: Timing,
+    /// All that came in and is no link yet, by whichever listener.
+    pub(super) lobby: Arc<Lobby>,
+    refusals: Mutex<Refusals>,
     /// Places for connections beside the first of a link, over all links.
     pub(super) further: Arc<Semaphore>,
     sink: Arc<dyn Sink>,
@@ -297,19 +306,24 @@ impl Shared {
         self.terms.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    pub(super) fn refusals(&self) -> std::sync::MutexGuard<'_, Refusals> {
+        self.refusals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn listening(&self) -> std::sync::MutexGuard<'_, Option<Listening>> {
         self.listening.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Exchanges Hellos on a connection whose key is proven. If it is the one to stay, it begins to carry transfers
-    /// by itself, and this is true; the caller is done.
+    /// by itself, and this is true; the caller is done. `seat` is that of a connection that came in; without one, we dialled.
     pub(super) async fn meet(
         self: &Arc<Self>,
         pair: &Arc<Pair>,
         line: Line,
         traffic: Arc<Traffic>,
-        dialled: bool,
+        seat: Option<Seat>,
     ) -> Result<bool, Error> {
+        let dialled = seat.is_none();
         let mut hello = self.terms().hello.clone();
         if matches!(line, Line::Strands(_)) {
             hello.window = WINDOW_FAR;
@@ -326,32 +340,63 @@ impl Shared {
         match admitted {
             Ok(admission) => {
                 self.tasks
-                    .spawn(carry(self.clone(), pair.clone(), link, admission));
+                    .spawn(carry(self.clone(), pair.clone(), link, admission, seat));
             }
             Err(reason) => {
                 tracing::debug!(peer = %pair.name(), dialled, ?reason, "no further link of this pair");
                 let within = self.timing.goodbye;
                 self.tasks
-                    .spawn(async move { link.goodbye(reason, within).await });
+                    .spawn(async move { seated(&seat, link.goodbye(reason, within)).await });
             }
         }
         Ok(stays)
     }
 }
 
-/// One link from Up to Down.
-async fn carry(shared: Arc<Shared>, pair: Arc<Pair>, mut link: Greeted<Line>, admission: Admission) {
-    // The link before this one is on its way out; it has a deadline for that.
-    let _turn = pair.turn.lock().await;
-    let ordered = admission.orders.borrow().end;
-    if let Some(reason) = ordered {
-        return link.goodbye(reason, shared.timing.goodbye).await;
+/// Until the connection has to leave its seat.
+async fn seated<T>(seat: &Option<Seat>, what: impl Future<Output = T>) -> Option<T> {
+    match seat {
+        Some(seat) => seat.out.run_until_cancelled(what).await,
+        None => Some(what.await),
     }
+}
+
+/// One link from Up to Down; `seat` is its place until it is one.
+async fn carry(
+    shared: Arc<Shared>,
+    pair: Arc<Pair>,
+    mut link: Greeted<Line>,
+    admission: Admission,
+    seat: Option<Seat>,
+) {
+    // The link before this one is on its way out; it has a deadline for that. Meanwhile a newer one may come.
+    let mut orders = admission.orders.clone();
+    let waiting = async {
+        tokio::select! {
+            biased;
+            ordered = orders.wait_for(|orders| orders.end.is_some()) => Err(ordered.ok().and_then(|o| o.end)),
+            turn = pair.turn.lock() => Ok(turn),
+        }
+    };
+    let _turn = match seated(&seat, waiting).await {
+        Some(Ok(turn)) => turn,
+        Some(Err(ordered)) => {
+            let reason = ordered.unwrap_or(ByeReason::Duplicate);
+            seated(&seat, link.goodbye(reason, shared.timing.goodbye)).await;
+            return pair.close(&admission, None);
+        }
+        None => return pair.close(&admission, None),
+    };
+    drop(seat);
     let peer = pair.id;
     let (commands, outcomes) = shared.sink.attach(peer);
     let (give, requests) = mpsc::channel(REQUESTS);
     pair.open(&admission, give);
-    tracing::info!(peer = %pair.name(), "linked");
+    // A peer can make links as often as it likes.
+    let told = pair.seldom().links.due();
+    if let Some(more) = told {
+        tracing::info!(peer = %pair.name(), more, "linked");
+    }
     shared.tell(LinkEvent::Up { peer }).await;
     let ends = Ends {
         peer,
@@ -366,7 +411,9 @@ async fn carry(shared: Arc<Shared>, pair: Arc<Pair>, mut link: Greeted<Line>, ad
         timing: shared.timing,
     };
     let error = drive(link, ends).await;
-    tracing::info!(peer = %pair.name(), error, "link ended");
+    if told.is_some() {
+        tracing::info!(peer = %pair.name(), error, "link ended");
+    }
     pair.close(&admission, error.as_deref());
     shared.tell(LinkEvent::Down { peer, error }).await;
 }
@@ -413,6 +460,8 @@ fn cannot_listen(address: &str, error: &io::Error) -> Fatal {
 const WINDOW: u64 = 5 * 1024 * 1024;
 /// The same on a long line, where a packet that is lost holds up all that comes after it for another round trip.
 const WINDOW_FAR: u64 = 16 * 1024 * 1024;
+/// Connections that are no link yet; each takes some 30 KiB.
+const LOBBY: usize = 256;
 /// Connections beside the first of a link, over all links. An idle one takes some 50 KiB, one that was busy 300.
 const FURTHER: usize = 128;
 /// Transfers that a link takes in at once; our Hello says so, and as a sender we keep to it too.

@@ -1,27 +1,30 @@
 //! Accepting: anyone may connect, few may stay.
 //!
-//! The number of connections that have not proven a paired key is bounded, and each has a deadline. Above the bound
-//! the oldest goes: so a crowd of idle ones never keeps a paired agent out.
+//! Each connection has a deadline, and a seat in the lobby until it is a link: that bounds how many there are.
 
-use std::{collections::VecDeque, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
     net::{TcpListener, TcpStream},
-    task::{AbortHandle, JoinSet},
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    handshake,
+    handshake::{self, Socket},
     joining::{self, Door, LinkName},
     line::{Line, Tls},
     links::Shared,
+    lobby::Seat,
     pair::Pair,
+    seldom::Seldom,
     wire::Traffic,
 };
-use crate::identity::{self, NotPaired, Role};
+use crate::{
+    identity::{self, NotPaired, Role},
+    io_error::{Meaning, Wait, meaning},
+};
 
 /// A connection whose other side has proven a paired key.
 struct Proven {
@@ -30,55 +33,56 @@ struct Proven {
     role: Role,
     /// Of the link, if this is its first connection.
     name: LinkName,
-    traffic: Arc<Traffic>,
-    since: Instant,
 }
 
 /// Accepts until cancelled.
 pub(super) async fn serve(shared: Arc<Shared>, listener: TcpListener, cancel: CancellationToken) {
-    let mut handshakes = JoinSet::new();
-    let mut oldest: VecDeque<AbortHandle> = VecDeque::new();
-    let mut refusals = Refusals::default();
-    let unproven = affordable(UNPROVEN);
-    loop {
-        tokio::select! {
-            () = cancel.cancelled() => return,
-            // One above the bound is on its way out: it is waited for, so that a burst takes no more than the bound.
-            accepted = listener.accept(), if handshakes.len() <= unproven => match accepted {
+    let mut shortage = Shortage::default();
+    let accepting = async {
+        loop {
+            shared.lobby.room().await;
+            match listener.accept().await {
                 Ok((tcp, from)) => {
-                    oldest.retain(|handle| !handle.is_finished());
-                    if oldest.len() >= unproven && let Some(handle) = oldest.pop_front() {
-                        handle.abort();
-                    }
-                    oldest.push_back(handshakes.spawn(prove(shared.clone(), tcp, from)));
+                    shortage.over();
+                    receive(&shared, tcp, from, &cancel);
                 }
-                Err(error) => accept_failed(&error, &mut refusals).await,
-            },
-            Some(done) = handshakes.join_next() => match done {
-                Ok(Ok(proven)) => { shared.tasks.spawn(welcome(shared.clone(), proven)); }
-                Ok(Err((from, error))) => refusals.log(from, &error),
-                Err(_aborted) => {}
-            },
+                Err(error) => shortage.wait_out(&shared, &error).await,
+            }
         }
-    }
+    };
+    cancel.run_until_cancelled(accepting).await;
+}
+
+/// Sees a connection through to its link, or to its end; returns at once.
+fn receive(shared: &Arc<Shared>, tcp: TcpStream, from: SocketAddr, cancel: &CancellationToken) {
+    let since = Instant::now();
+    let (socket, traffic) = handshake::socket(tcp, &shared.timing);
+    let seat = shared.lobby.enter(from.ip(), traffic.clone(), cancel);
+    let (out, owned) = (seat.out.clone(), shared.clone());
+    let coming = async move {
+        let shared = owned;
+        match prove(&shared, socket).await {
+            Ok(proven) => {
+                seat.proven(proven.pair.id);
+                welcome(&shared, proven, traffic, since, seat).await;
+            }
+            Err(error) => shared.refusals().log(from, &error),
+        }
+    };
+    shared
+        .tasks
+        .spawn(async move { out.run_until_cancelled(coming).await });
 }
 
 /// TLS, within the deadline.
-async fn prove(
-    shared: Arc<Shared>,
-    tcp: TcpStream,
-    from: SocketAddr,
-) -> Result<Proven, (SocketAddr, io::Error)> {
-    let since = Instant::now();
-    let (socket, traffic) = handshake::socket(tcp, &shared.timing);
+async fn prove(shared: &Shared, socket: Socket) -> io::Result<Proven> {
     let accept = TlsAcceptor::from(shared.terms().server.clone()).accept(socket);
     let mut stream = match timeout(shared.timing.handshake, accept).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return Err((from, error)),
+        Ok(stream) => stream?,
         Err(_) => {
-            return Err((
-                from,
-                io::Error::new(io::ErrorKind::TimedOut, "no TLS handshake in time"),
+            return Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "no TLS handshake in time",
             ));
         }
     };
@@ -86,28 +90,24 @@ async fn prove(
     let agreed = identity::agreed(tls);
     let agreed = agreed.and_then(|(id, role)| Some((shared.terms().pairs.get(&id)?.clone(), role)));
     let Some((pair, role)) = agreed else {
-        return Err((from, io::Error::other("it does not speak dropwire's protocol")));
+        return Err(io::Error::other("it does not speak dropwire's protocol"));
     };
     handshake::fit(socket, tls, role);
     Ok(Proven {
         pair,
         role,
-        name: LinkName::of(tls).map_err(|error| (from, error))?,
+        name: LinkName::of(tls)?,
         stream: stream.into(),
-        traffic,
-        since,
     })
 }
 
 /// The Hellos, or the way into the link that it belongs to, within what is left of the deadline.
-async fn welcome(shared: Arc<Shared>, proven: Proven) {
+async fn welcome(shared: &Arc<Shared>, proven: Proven, traffic: Arc<Traffic>, since: Instant, seat: Seat) {
     let Proven {
         pair,
         stream,
         role,
         name,
-        traffic,
-        since,
     } = proven;
     let met = async {
         let line = match role {
@@ -117,19 +117,21 @@ async fn welcome(shared: Arc<Shared>, proven: Proven) {
                 pair.let_join(door);
                 line
             }
-            Role::Further => return joining::answer(&shared, &pair, stream).await,
+            Role::Further => return joining::answer(shared, &pair, stream).await,
         };
-        shared.meet(&pair, line, traffic, false).await.map(drop)
+        shared.meet(&pair, line, traffic, Some(seat)).await.map(drop)
     };
     let error = tokio::select! {
         () = pair.cancel.cancelled() => return,
-        met = tokio::time::timeout_at(since + shared.timing.handshake, met) => match met {
+        met = timeout_at(since + shared.timing.handshake, met) => match met {
             Ok(Ok(())) => return,
             Ok(Err(error)) => handshake::explain(&error),
             Err(_) => "no Hello in time".into(),
         },
     };
-    tracing::warn!(peer = %pair.name(), error, "the peer connected, but no link came of it");
+    if let Some(more) = pair.seldom().failed.due() {
+        tracing::warn!(peer = %pair.name(), error, more, "the peer connected, but no link came of it");
+    }
 }
 
 /// So many connections of a kind, but no more than a quarter of the descriptors: files can be opened and paired agents
@@ -142,67 +144,66 @@ pub(super) fn affordable(most: usize) -> usize {
     most
 }
 
-/// Out of descriptors or memory: waiting helps, spinning does not.
-async fn accept_failed(error: &io::Error, refusals: &mut Refusals) {
-    use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
-    if matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted) {
-        return;
+/// No connection can be accepted: descriptors or memory are short.
+#[derive(Default)]
+struct Shortage {
+    since: Option<Instant>,
+}
+
+impl Shortage {
+    /// Waiting helps, spinning does not; nor does keeping what is no link yet.
+    async fn wait_out(&mut self, shared: &Shared, error: &io::Error) {
+        use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
+        if matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted) {
+            return; // that connection's own
+        }
+        if meaning(error) == Meaning::NotNow(Wait::Shortage) {
+            shared.lobby.let_one_go();
+        }
+        if self.since.is_none() {
+            self.since = Some(Instant::now());
+            tracing::error!(%error, "cannot accept connections; trying again until it works");
+        }
+        sleep(ACCEPT_PAUSE).await;
     }
-    if refusals.failed.due() {
-        tracing::error!(%error, "cannot accept connections; trying again");
+
+    fn over(&mut self) {
+        if let Some(since) = self.since.take() {
+            tracing::info!(after = ?since.elapsed(), "connections are accepted again");
+        }
     }
-    sleep(ACCEPT_PAUSE).await;
 }
 
 /// Tells of those who were turned away, without letting them fill the log.
 #[derive(Default)]
-struct Refusals {
+pub(super) struct Refusals {
     unpaired: Seldom,
+    ourselves: Seldom,
     broken: Seldom,
-    failed: Seldom,
 }
 
 impl Refusals {
     fn log(&mut self, from: SocketAddr, error: &io::Error) {
         match NotPaired::find(error) {
-            Some(NotPaired::Unknown(id)) if self.unpaired.due() => {
-                let id = crate::id::format(id);
-                tracing::warn!(%from, id, more = self.unpaired.take_missed(), "turned away an agent that is not paired");
+            Some(NotPaired::Unknown(id)) => {
+                if let Some(more) = self.unpaired.due() {
+                    let id = crate::id::format(id);
+                    tracing::warn!(%from, id, more, "turned away an agent that is not paired");
+                }
             }
-            Some(NotPaired::Ourselves) if self.unpaired.due() => {
-                tracing::warn!(%from, "turned away a connection with this agent's own key");
+            Some(NotPaired::Ourselves) => {
+                if let Some(more) = self.ourselves.due() {
+                    tracing::warn!(%from, more, "turned away a connection with this agent's own key");
+                }
             }
-            None if self.broken.due() => {
-                tracing::info!(%from, %error, more = self.broken.take_missed(), "turned away a connection");
+            None => {
+                if let Some(more) = self.broken.due() {
+                    tracing::info!(%from, %error, more, "turned away a connection");
+                }
             }
-            _ => {}
         }
     }
 }
 
-/// True at most once an interval, and how often it was not.
-#[derive(Default)]
-struct Seldom {
-    last: Option<Instant>,
-    missed: u64,
-}
-
-impl Seldom {
-    fn due(&mut self) -> bool {
-        if self.last.is_some_and(|last| last.elapsed() < LOG_INTERVAL) {
-            self.missed += 1;
-            return false;
-        }
-        self.last = Some(Instant::now());
-        true
-    }
-
-    fn take_missed(&mut self) -> u64 {
-        std::mem::take(&mut self.missed)
-    }
-}
-
-/// Connections without a proven key; each takes some 30 KiB.
-const UNPROVEN: usize = 128;
+/// How long nothing is accepted after a failure.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-const LOG_INTERVAL: Duration = Duration::from_secs(10);

@@ -13,10 +13,12 @@ mod joining;
 mod line;
 mod links;
 mod listen;
+mod lobby;
 mod outgoing;
 mod pair;
 mod probe;
 mod rate;
+mod seldom;
 mod strands;
 #[cfg(test)]
 mod tests;

@@ -16,6 +16,7 @@ use super::{
     PeerLink, Request,
     drive::Orders,
     joining::{Door, Entry, LinkName},
+    seldom::Seldom,
     wire::Traffic,
 };
 use crate::config;
@@ -34,6 +35,14 @@ pub(super) struct Pair {
     pub(super) turn: tokio::sync::Mutex<()>,
     /// Someone wants it dialled now.
     pub(super) dial_now: Notify,
+    seldom: Mutex<Told>,
+}
+
+/// What the log is told of it.
+#[derive(Default)]
+pub(super) struct Told {
+    pub(super) links: Seldom,
+    pub(super) failed: Seldom,
 }
 
 #[derive(Default)]
@@ -77,7 +86,13 @@ impl Pair {
             linked: watch::Sender::new(false),
             turn: tokio::sync::Mutex::default(),
             dial_now: Notify::new(),
+            seldom: Mutex::default(),
         }
+    }
+
+    /// What may be logged of it now.
+    pub(super) fn seldom(&self) -> MutexGuard<'_, Told> {
+        self.seldom.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     /// Our name for it.

@@ -230,6 +230,13 @@ impl Traffic {
         self.received.load(Relaxed)
     }
 
+    /// So many came in and went out.
+    #[cfg(test)]
+    pub(super) fn count(&self, received: u64, sent: u64) {
+        self.sent.fetch_add(sent, Relaxed);
+        self.received.fetch_add(received, Relaxed);
+    }
+
     /// Takes in another connection's counts.
     pub(super) fn add(&self, other: &Traffic) {
         self.sent.fetch_add(other.sent(), Relaxed);

@@ -6,8 +6,16 @@ mod strands;
 
 use std::{sync::Arc, time::Duration};
 
-use dropwire_protocol::{TransferId, message::MAX_CHUNK};
-use tokio::net::TcpStream;
+use dropwire_protocol::{
+    Message, TransferId,
+    message::{Hello, MAX_CHUNK},
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    task::JoinSet,
+};
+use tokio_util::codec::Encoder as _;
 
 use self::harness::{Agent, Relay, identities, linked, settings, within};
 use super::*;
@@ -267,6 +275,68 @@ async fn idle_connections_do_not_keep_a_pair_apart() {
     within(b.all_delivered()).await;
     within(a.up()).await;
     b.assert_lies_at(&a);
+}
+
+/// Whoever has the key may dial as often as it likes, and say Hello or not.
+#[tokio::test]
+async fn proven_connections_without_a_link_are_few_and_the_newest_stays() {
+    for says_hello in [false, true] {
+        let [one, two] = identities();
+        let mut a = Agent::start(&one, &two, None).await;
+        let connector = tokio_rustls::TlsConnector::from(two.client_config(a.id()));
+        let mut flood = Vec::new();
+        for _ in 0..100 {
+            let tcp = TcpStream::connect(a.addr()).await.unwrap();
+            let name = "dropwire".try_into().unwrap();
+            let mut stream = within(connector.connect(name, tcp)).await.unwrap();
+            if says_hello {
+                stream.write_all(&hello()).await.unwrap();
+            }
+            flood.push(stream);
+        }
+        // What was let go ends, with an error where bytes were on their way.
+        let mut ended = JoinSet::new();
+        for mut stream in flood {
+            ended.spawn(async move { while matches!(stream.read(&mut [0; 1024]).await, Ok(1..)) {} });
+        }
+        let at_most = lobby::OF_A_PAIR + 1; // one is the link
+        let events = async {
+            loop {
+                a.events.recv().await;
+            }
+        };
+        tokio::select! {
+            () = within(async { while ended.len() > at_most { ended.join_next().await; } }) => {}
+            () = events => {}
+        }
+        let mut b = Agent::start(&two, &one, Some(a.addr())).await;
+        b.drop_files(1, 10).await;
+        let events = async {
+            loop {
+                a.events.recv().await;
+            }
+        };
+        tokio::select! {
+            () = within(b.all_delivered()) => {}
+            () = events => {}
+        }
+    }
+}
+
+fn hello() -> bytes::BytesMut {
+    let hello = Hello {
+        version_min: 1,
+        version_max: 1,
+        name: "flood".into(),
+        software: "test".into(),
+        window: 8 << 20,
+        max_open: 16,
+    };
+    let mut bytes = bytes::BytesMut::new();
+    dropwire_protocol::FrameCodec::default()
+        .encode(Message::Hello(hello), &mut bytes)
+        .unwrap();
+    bytes
 }
 
 #[tokio::test]
