@@ -33,6 +33,7 @@ const WHOLE: Proof = Inside(&["outbox::whole::tests"]);
 const TAKEN: Proof = Inside(&["inbox::tests::taken"]);
 const UNPACK: Proof = Inside(&["inbox::unpack::tests"]);
 const LOBBY: Proof = Inside(&["link::lobby::tests"]);
+const TWINS: Proof = Inside(&["link::twins::tests"]);
 const LEAVES: Proof = Inside(&["outbox::dispose::folder::tests"]);
 
 /// Name, what is left out, and what shows that it is needed; in the order of a file's way.
@@ -156,6 +157,12 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         "few proven connections of a pair without a link",
         LOBBY,
     ),
+    (
+        "twins-kept-out",
+        "a run that comes back does not get the other one's link",
+        TWINS,
+    ),
+    ("twins-certain", "two machines with one key are told of", TWINS),
     ("R1-known", "a known transfer is not begun again", FLOWS),
     ("R1-bound", "path and size are bound to the id", FLOWS),
     ("R1-fence", "the older link's writer stops", FLOWS),

@@ -8,7 +8,9 @@ use std::time::Duration;
 use crate::{
     Error, Message,
     keepalive::Keepalive,
-    message::{Bye, ByeReason, Hello, MAX_NAME, MAX_TEXT, MIN_WINDOW, Ping, VERSION_MAX, VERSION_MIN, cut},
+    message::{
+        Bye, ByeReason, Hello, MAX_NAME, MAX_TEXT, MIN_WINDOW, Ping, SharedKey, VERSION_MAX, VERSION_MIN, cut,
+    },
     receiver::{Command, Outcome, Receiver},
     sender::{Sender, SenderEvent},
 };
@@ -40,6 +42,8 @@ pub enum Event {
     Sender(SenderEvent),
     /// For the storage, from the receiving half.
     Storage(Command),
+    /// The other side sees two machines with our key, or not any more.
+    SharedKey(bool),
     /// The other side said Bye; the link ends.
     Bye(Bye),
 }
@@ -55,9 +59,12 @@ pub struct Conversation {
     ping: Option<Ping>,
     pong: Option<Ping>,
     pings: u64,
+    /// To be told.
+    shared_key: Option<SharedKey>,
     farewell: Farewell,
     ready: Option<Event>,
     bye: Option<Event>,
+    told: Option<Event>,
 }
 
 enum Stage {
@@ -94,9 +101,11 @@ impl Conversation {
             ping: None,
             pong: None,
             pings: 0,
+            shared_key: None,
             farewell: Farewell::NotYet,
             ready: None,
             bye: None,
+            told: None,
             local,
         }
     }
@@ -128,6 +137,10 @@ impl Conversation {
                     Ok(())
                 }
                 Message::Pong(_) => Ok(()),
+                Message::SharedKey(SharedKey { seen }) => {
+                    self.told = Some(Event::SharedKey(seen));
+                    Ok(())
+                }
                 Message::Accept(_)
                 | Message::Decline(_)
                 | Message::Settled(_)
@@ -184,6 +197,11 @@ impl Conversation {
         }
     }
 
+    /// Tells the other side whether a second machine uses its key. Only where its Hello stated a run.
+    pub fn tell_shared_key(&mut self, seen: bool) {
+        self.shared_key = Some(SharedKey { seen });
+    }
+
     /// Asks for a sign of life now; without one the link is dead after `within`.
     pub fn probe(&mut self, now: Duration, within: Duration) {
         self.keepalive.probe(now, within);
@@ -200,6 +218,9 @@ impl Conversation {
         }
         if let Some(pong) = self.pong.take() {
             return Some(Message::Pong(pong));
+        }
+        if let Some(shared_key) = self.shared_key.take() {
+            return Some(Message::SharedKey(shared_key));
         }
         if let Some(message) = self.halves().and_then(|(_, receiver)| receiver.poll_message()) {
             return Some(message);
@@ -228,7 +249,7 @@ impl Conversation {
                 return Some(Event::Sender(event));
             }
         }
-        self.bye.take()
+        self.told.take().or_else(|| self.bye.take())
     }
 
     /// When [`Conversation::tick`] wants to be called, on the same clock.

@@ -207,6 +207,7 @@ cbor_types! {
     Withdrawn = 15,
     Forget = 16,
     Forgotten = 17,
+    SharedKey = 18,
 }
 
 #[cfg(test)]

@@ -72,18 +72,22 @@ pub fn message() -> impl Strategy<Value = Message> {
         "[a-z/0-9.]{0,256}",
         any::<u64>(),
         any::<u32>(),
+        option::of(any::<u64>()),
     );
     prop_oneof![
-        hello.prop_map(|((version_min, version_max), name, software, window, max_open)| {
-            Message::Hello(Hello {
-                version_min,
-                version_max,
-                name,
-                software,
-                window,
-                max_open,
-            })
-        }),
+        hello.prop_map(
+            |((version_min, version_max), name, software, window, max_open, run)| {
+                Message::Hello(Hello {
+                    version_min,
+                    version_max,
+                    name,
+                    software,
+                    window,
+                    max_open,
+                    run,
+                })
+            }
+        ),
         (bye_reason(), "[ -~]{0,256}").prop_map(|(reason, text)| Message::Bye(Bye { reason, text })),
         any::<u64>().prop_map(|number| Message::Ping(Ping { number })),
         any::<u64>().prop_map(|number| Message::Pong(Ping { number })),
@@ -162,6 +166,7 @@ pub fn message() -> impl Strategy<Value = Message> {
         id().prop_map(|id| Message::Withdrawn(Withdrawn { id })),
         vec(id(), 1..=MAX_BATCH).prop_map(|ids| Message::Forget(Forget { ids })),
         vec(id(), 1..=MAX_BATCH).prop_map(|ids| Message::Forgotten(Forgotten { ids })),
+        any::<bool>().prop_map(|seen| Message::SharedKey(SharedKey { seen })),
     ]
 }
 

@@ -51,6 +51,7 @@ pub enum Message {
     Withdrawn(Withdrawn),
     Forget(Forget),
     Forgotten(Forgotten),
+    SharedKey(SharedKey),
 }
 
 /// First message of both sides; nothing else is read before it.
@@ -75,6 +76,10 @@ pub struct Hello {
     /// How many transfers it takes in at once on this link.
     #[n(5)]
     pub max_open: u32,
+    /// A random number of this run of the agent, by which a restart is told from a second machine with the same key. Whoever
+    /// states it reads [`SharedKey`].
+    #[n(6)]
+    pub run: Option<u64>,
 }
 
 /// The last message: why the sender of it closes the link.
@@ -355,6 +360,15 @@ pub struct Forgotten {
     pub ids: Vec<TransferId>,
 }
 
+/// Whether the sender of this sees two machines that use the key of its reader. Only to one whose Hello states its run.
+#[derive(Clone, PartialEq, Debug, Encode, Decode)]
+#[cbor(map)]
+pub struct SharedKey {
+    /// It does; or not any more.
+    #[n(0)]
+    pub seen: bool,
+}
+
 impl Message {
     /// What it is called in PROTOCOL.md.
     pub fn name(&self) -> &'static str {
@@ -376,6 +390,7 @@ impl Message {
             Message::Withdrawn(_) => "Withdrawn",
             Message::Forget(_) => "Forget",
             Message::Forgotten(_) => "Forgotten",
+            Message::SharedKey(_) => "SharedKey",
         }
     }
 
@@ -427,7 +442,8 @@ impl Message {
             | Message::Done(_)
             | Message::Close(_)
             | Message::Withdraw(_)
-            | Message::Withdrawn(_) => Ok(()),
+            | Message::Withdrawn(_)
+            | Message::SharedKey(_) => Ok(()),
         }
     }
 }

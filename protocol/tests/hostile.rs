@@ -318,6 +318,7 @@ fn local() -> Local {
             software: "test".into(),
             window: MIN_WINDOW,
             max_open: 2,
+            run: None,
         },
         max_file_size: None,
         ping_after: Duration::from_secs(15),

@@ -183,5 +183,6 @@ fn hello_of(name: &str) -> Hello {
         software: "liar".into(),
         window: 8 << 20,
         max_open: 256,
+        run: None,
     }
 }

@@ -79,7 +79,10 @@ impl fmt::Display for NotPaired {
             NotPaired::Unknown(id) => {
                 write!(f, "the key of {} is not the expected one", crate::id::format(*id))
             }
-            NotPaired::Ourselves => f.write_str("it has this agent's own key"),
+            NotPaired::Ourselves => f.write_str(
+                "it has this agent's own key: either the address leads back to this agent, or that machine is a copy of this \
+                 one and needs an identity of its own (stop its agent, move its state folder away, run `dropwire init` there)",
+            ),
         }
     }
 }

@@ -52,8 +52,11 @@ async fn redial(shared: &Arc<Shared>, pair: &Arc<Pair>, address: &str) {
     let mut linked = pair.linked();
     // Dials since a link last held.
     let mut attempt: u32 = 0;
+    // What the log says of them.
+    let mut told = None;
     loop {
         if *linked.borrow_and_update() {
+            told = None;
             let up = Instant::now();
             let _ = linked.wait_for(|linked| !linked).await;
             if up.elapsed() >= HELD {
@@ -79,7 +82,12 @@ async fn redial(shared: &Arc<Shared>, pair: &Arc<Pair>, address: &str) {
         pair.plan_dial(None);
         attempt = attempt.saturating_add(1);
         if let Err(error) = dial(shared, pair, address).await {
-            tracing::info!(peer = %pair.name(), address, attempt, error, "cannot reach the peer");
+            if told.as_ref() != Some(&error)
+                && let Some(more) = pair.seldom().failed.due()
+            {
+                tracing::info!(peer = %pair.name(), address, attempt, error, more, "cannot reach the peer; dialling on");
+                told = Some(error.clone());
+            }
             pair.dial_failed(error);
         }
     }
@@ -123,12 +131,12 @@ async fn connect(shared: &Arc<Shared>, pair: &Arc<Pair>, to: SocketAddr) -> Resu
     } = secure(shared, pair, tcp, roles).await?;
     if role != Role::First {
         shared
-            .meet(pair, Line::Whole(stream.into()), traffic, None)
+            .meet(pair, Line::Whole(stream.into()), traffic, to.ip(), None)
             .await?;
         return Ok(());
     }
     let (line, door) = Door::open(stream, name, &traffic);
-    if shared.meet(pair, line, traffic, None).await? {
+    if shared.meet(pair, line, traffic, to.ip(), None).await? {
         let further = joining::dial_further(shared.clone(), pair.clone(), to, door);
         shared.tasks.spawn(further);
     }

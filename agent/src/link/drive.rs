@@ -44,6 +44,8 @@ pub(super) struct Orders {
     pub(super) end: Option<ByeReason>,
     /// Raised to have the other side show a sign of life soon.
     pub(super) probes: u64,
+    /// To be told: whether two machines use the other side's key.
+    pub(super) shared_key: Option<bool>,
     /// Larger files are declined; bytes.
     pub(super) max_file_size: Option<u64>,
 }
@@ -55,6 +57,8 @@ pub(super) struct Ends {
     pub(super) outcomes: mpsc::Receiver<Outcome>,
     pub(super) requests: mpsc::Receiver<Request>,
     pub(super) events: mpsc::Sender<LinkEvent>,
+    /// The other side sees two machines with our key, or not any more.
+    pub(super) shared_key: Box<dyn Fn(bool) + Send + Sync>,
     pub(super) orders: watch::Receiver<Orders>,
     pub(super) cancel: CancellationToken,
     pub(super) upload: Arc<Rate>,
@@ -75,9 +79,11 @@ pub(super) async fn drive<S: AsyncRead + AsyncWrite>(mut link: Greeted<S>, ends:
         sent: 0,
         sent_at: Instant::now(),
         probes: orders.probes,
+        shared_key: None,
         link,
         ends,
     };
+    drive.tell_shared_key(orders.shared_key);
     let end = drive.pump().await;
     let link = &mut drive.link;
     match &end {
@@ -157,6 +163,7 @@ struct Drive<S> {
     sent: u64,
     sent_at: Instant,
     probes: u64,
+    shared_key: Option<bool>,
 }
 
 impl<S: AsyncRead + AsyncWrite> Drive<S> {
@@ -227,6 +234,7 @@ impl<S: AsyncRead + AsyncWrite> Drive<S> {
                     return Err(End::Ordered(reason));
                 }
                 self.link.conversation.set_max_file_size(orders.max_file_size);
+                self.tell_shared_key(orders.shared_key);
                 if orders.probes != self.probes {
                     self.probes = orders.probes;
                     self.link
@@ -236,6 +244,13 @@ impl<S: AsyncRead + AsyncWrite> Drive<S> {
             }
         }
         Ok(())
+    }
+
+    fn tell_shared_key(&mut self, ordered: Option<bool>) {
+        if let Some(seen) = ordered.filter(|_| ordered != self.shared_key) {
+            self.shared_key = ordered;
+            self.link.conversation.tell_shared_key(seen);
+        }
     }
 
     /// All that can be done without waiting.
@@ -350,6 +365,7 @@ impl<S: AsyncRead + AsyncWrite> Drive<S> {
                 Event::Ready { .. } => {}
                 Event::Sender(event) => self.heed(event),
                 Event::Storage(command) => self.held_commands.push_back(command),
+                Event::SharedKey(seen) => (self.ends.shared_key)(seen),
                 Event::Bye(bye) => return Err(End::PeerSaid(bye)),
             }
         }

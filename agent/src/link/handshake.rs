@@ -92,6 +92,7 @@ pub(super) async fn greet<S: AsyncRead + AsyncWrite>(
     let epoch = Instant::now();
     let mut conversation = Conversation::new(local, Duration::ZERO);
     let (mut reader, mut writer) = wire(stream);
+    let mut run = None;
     let hello = async {
         loop {
             while let Some(message) = conversation.poll_message() {
@@ -103,7 +104,10 @@ pub(super) async fn greet<S: AsyncRead + AsyncWrite>(
             if let Some(message) = decoded {
                 conversation.receive(message, epoch.elapsed())?;
                 match conversation.poll_event() {
-                    Some(Event::Ready { .. }) => return Ok(()),
+                    Some(Event::Ready { hello, .. }) => {
+                        run = hello.run;
+                        return Ok(());
+                    }
                     Some(Event::Bye(bye)) => {
                         let text = dropwire_protocol::name::escape(bye.text.as_bytes());
                         return Err(
@@ -127,6 +131,7 @@ pub(super) async fn greet<S: AsyncRead + AsyncWrite>(
         writer,
         traffic,
         epoch,
+        run,
     };
     match greeted {
         Ok(()) => Ok(link),
@@ -147,6 +152,8 @@ pub(super) struct Greeted<S> {
     pub(super) traffic: Arc<Traffic>,
     /// Where the conversation's clock stands at zero.
     pub(super) epoch: Instant,
+    /// What the other side's Hello said of its run.
+    pub(super) run: Option<u64>,
 }
 
 impl<S: AsyncRead + AsyncWrite> Greeted<S> {
@@ -178,8 +185,12 @@ pub(super) fn explain(error: &Error) -> String {
     let Error::Io(io) = error else {
         return error.to_string();
     };
-    if let Some(why) = NotPaired::find(io) {
-        return format!("{why}; compare its `dropwire id` with our config");
+    match NotPaired::find(io) {
+        Some(why @ NotPaired::Unknown(_)) => {
+            return format!("{why}; compare its `dropwire id` with our config");
+        }
+        Some(why @ NotPaired::Ourselves) => return why.to_string(),
+        None => {}
     }
     match io.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>()) {
         Some(rustls::Error::AlertReceived(rustls::AlertDescription::CertificateUnknown)) => {

@@ -3,8 +3,8 @@
 use std::{
     collections::HashMap,
     io,
-    net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, PoisonError, RwLock, atomic::Ordering::Relaxed},
     time::{Duration, SystemTime},
 };
 
@@ -26,7 +26,7 @@ use super::{
     line::Line,
     listen::{self, Refusals},
     lobby::{Lobby, Seat},
-    pair::{Admission, Pair},
+    pair::{Admission, Pair, Refused, Visitor},
     rate::Rate,
     wire::Traffic,
 };
@@ -124,6 +124,7 @@ impl Links {
         cancel: CancellationToken,
         timing: Timing,
     ) -> Links {
+        let run = getrandom::u64().ok();
         let shared = Arc::new(Shared {
             upload: Arc::new(Rate::new(settings.limits.upload)),
             download: Arc::new(Rate::new(settings.limits.download)),
@@ -131,8 +132,9 @@ impl Links {
                 server: identity.server_config(Vec::new()),
                 pairs: HashMap::new(),
                 retry: settings.retry,
-                hello: hello(String::new()),
+                hello: hello(String::new(), run),
             })),
+            run,
             identity,
             sink,
             events,
@@ -197,7 +199,7 @@ impl Links {
             server: shared.identity.server_config(pairs.keys().copied().collect()),
             pairs,
             retry: settings.retry,
-            hello: hello(settings.name),
+            hello: hello(settings.name, shared.run),
         });
         *shared.terms.write().unwrap_or_else(PoisonError::into_inner) = terms;
         for pair in added {
@@ -277,6 +279,8 @@ pub(super) struct Shared {
     refusals: Mutex<Refusals>,
     /// Places for connections beside the first of a link, over all links.
     pub(super) further: Arc<Semaphore>,
+    /// See [`Hello::run`].
+    run: Option<u64>,
     sink: Arc<dyn Sink>,
     events: mpsc::Sender<LinkEvent>,
     upload: Arc<Rate>,
@@ -315,12 +319,14 @@ impl Shared {
     }
 
     /// Exchanges Hellos on a connection whose key is proven. If it is the one to stay, it begins to carry transfers
-    /// by itself, and this is true; the caller is done. `seat` is that of a connection that came in; without one, we dialled.
+    /// by itself, and this is true; the caller is done. `at` is where the other side is; `seat` is that of a connection that
+    /// came in: without one, we dialled.
     pub(super) async fn meet(
         self: &Arc<Self>,
         pair: &Arc<Pair>,
         line: Line,
         traffic: Arc<Traffic>,
+        at: IpAddr,
         seat: Option<Seat>,
     ) -> Result<bool, Error> {
         let dialled = seat.is_none();
@@ -335,22 +341,46 @@ impl Shared {
             dead_after: self.timing.dead_after,
         };
         let mut link = greet(line, traffic, local, &self.timing).await?;
-        let admitted = pair.admit(dialled, link.traffic.clone());
+        let visitor = Visitor {
+            dialled,
+            run: link.run,
+            at,
+        };
+        let within = self.timing.twins;
+        let admitted = pair.admit(visitor, link.traffic.clone(), within);
         let stays = admitted.is_ok();
         match admitted {
             Ok(admission) => {
                 self.tasks
                     .spawn(carry(self.clone(), pair.clone(), link, admission, seat));
             }
-            Err(reason) => {
+            Err(Refused { reason, shared_key }) => {
                 tracing::debug!(peer = %pair.name(), dialled, ?reason, "no further link of this pair");
+                if shared_key {
+                    link.conversation.tell_shared_key(true);
+                }
                 let within = self.timing.goodbye;
                 self.tasks
                     .spawn(async move { seated(&seat, link.goodbye(reason, within)).await });
             }
         }
+        if pair.has_twins() && !pair.watched.swap(true, Relaxed) {
+            self.tasks.spawn(watch_twins(pair.clone(), within));
+        }
         Ok(stays)
     }
+}
+
+/// Until only one machine uses the peer's key, or the agent ends.
+async fn watch_twins(pair: Arc<Pair>, within: Duration) {
+    let watching = async {
+        while pair.has_twins() {
+            tokio::time::sleep(within / 15).await;
+            pair.look_for_twins(within);
+        }
+    };
+    pair.cancel.run_until_cancelled(watching).await;
+    pair.watched.store(false, Relaxed);
 }
 
 /// Until the connection has to leave its seat.
@@ -404,6 +434,10 @@ async fn carry(
         outcomes,
         requests,
         events: shared.events.clone(),
+        shared_key: Box::new({
+            let pair = pair.clone();
+            move |seen| pair.told_shared_key(seen)
+        }),
         orders: admission.orders.clone(),
         cancel: shared.cancel.clone(),
         upload: shared.upload.clone(),
@@ -429,7 +463,7 @@ impl Shared {
     }
 }
 
-fn hello(name: String) -> Hello {
+fn hello(name: String, run: Option<u64>) -> Hello {
     Hello {
         version_min: 0, // both are filled in by the conversation
         version_max: 0,
@@ -437,6 +471,7 @@ fn hello(name: String) -> Hello {
         software: concat!("dropwire ", env!("CARGO_PKG_VERSION")).into(),
         window: WINDOW,
         max_open: MAX_OPEN,
+        run,
     }
 }
 
@@ -480,6 +515,7 @@ impl Default for Timing {
             probe: Duration::from_secs(5),
             goodbye: Duration::from_secs(2),
             far: Duration::from_millis(20),
+            twins: Duration::from_secs(900),
         }
     }
 }

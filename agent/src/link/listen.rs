@@ -2,7 +2,12 @@
 //!
 //! Each connection has a deadline, and a seat in the lobby until it is a link: that bounds how many there are.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -64,7 +69,8 @@ fn receive(shared: &Arc<Shared>, tcp: TcpStream, from: SocketAddr, cancel: &Canc
         match prove(&shared, socket).await {
             Ok(proven) => {
                 seat.proven(proven.pair.id);
-                welcome(&shared, proven, traffic, since, seat).await;
+                let at = from.ip();
+                welcome(&shared, proven, traffic, at, since, seat).await;
             }
             Err(error) => shared.refusals().log(from, &error),
         }
@@ -102,7 +108,14 @@ async fn prove(shared: &Shared, socket: Socket) -> io::Result<Proven> {
 }
 
 /// The Hellos, or the way into the link that it belongs to, within what is left of the deadline.
-async fn welcome(shared: &Arc<Shared>, proven: Proven, traffic: Arc<Traffic>, since: Instant, seat: Seat) {
+async fn welcome(
+    shared: &Arc<Shared>,
+    proven: Proven,
+    traffic: Arc<Traffic>,
+    at: IpAddr,
+    since: Instant,
+    seat: Seat,
+) {
     let Proven {
         pair,
         stream,
@@ -119,7 +132,7 @@ async fn welcome(shared: &Arc<Shared>, proven: Proven, traffic: Arc<Traffic>, si
             }
             Role::Further => return joining::answer(shared, &pair, stream).await,
         };
-        shared.meet(&pair, line, traffic, Some(seat)).await.map(drop)
+        shared.meet(&pair, line, traffic, at, Some(seat)).await.map(drop)
     };
     let error = tokio::select! {
         () = pair.cancel.cancelled() => return,
@@ -193,7 +206,7 @@ impl Refusals {
             }
             Some(NotPaired::Ourselves) => {
                 if let Some(more) = self.ourselves.due() {
-                    tracing::warn!(%from, more, "turned away a connection with this agent's own key");
+                    tracing::warn!(%from, more, "turned away a connection with this agent's own key: {}", NotPaired::Ourselves);
                 }
             }
             None => {

@@ -22,6 +22,7 @@ mod seldom;
 mod strands;
 #[cfg(test)]
 mod tests;
+mod twins;
 mod wire;
 
 use std::{
@@ -175,6 +176,8 @@ struct Timing {
     goodbye: Duration,
     /// A round trip from which on a link goes over several connections.
     far: Duration,
+    /// How long a second machine with the same key is remembered after it was seen last.
+    twins: Duration,
 }
 
 impl LinkEvent {

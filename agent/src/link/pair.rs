@@ -4,12 +4,16 @@
 //! agent with the smaller id. Both sides judge alike, so one is left.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard},
-    time::SystemTime,
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, atomic::AtomicBool},
+    time::{Duration, SystemTime},
 };
 
 use dropwire_protocol::{AgentId, message::ByeReason};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::{
+    sync::{Notify, mpsc, watch},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -17,6 +21,7 @@ use super::{
     drive::Orders,
     joining::{Door, Entry, LinkName},
     seldom::Seldom,
+    twins::{Change, Entry as Place, Twins, WAY_OUT},
     wire::Traffic,
 };
 use crate::config;
@@ -36,6 +41,8 @@ pub(super) struct Pair {
     /// Someone wants it dialled now.
     pub(super) dial_now: Notify,
     seldom: Mutex<Told>,
+    /// Somebody looks now and then whether two machines still use its key.
+    pub(super) watched: AtomicBool,
 }
 
 /// What the log is told of it.
@@ -57,12 +64,18 @@ struct State {
     parted: bool,
     /// Of the links that it dialled and that may go over several connections.
     doors: Vec<Door>,
+    /// Who uses its key.
+    twins: Twins,
+    /// It says that two machines use ours.
+    shared_key: bool,
 }
 
 /// The link that stays.
 struct Live {
     number: u64,
     dialled: bool,
+    /// Its Hello stated a run: it reads SharedKey.
+    reads: bool,
     orders: watch::Sender<Orders>,
     traffic: Arc<Traffic>,
     /// From Up on.
@@ -73,6 +86,32 @@ struct Live {
 pub(super) struct Admission {
     number: u64,
     pub(super) orders: watch::Receiver<Orders>,
+}
+
+/// Who wants to be the link.
+pub(super) struct Visitor {
+    /// We dialled.
+    pub(super) dialled: bool,
+    /// From its Hello.
+    pub(super) run: Option<u64>,
+    pub(super) at: IpAddr,
+}
+
+/// A link that was not let in.
+#[derive(PartialEq, Eq, Debug)]
+pub(super) struct Refused {
+    pub(super) reason: ByeReason,
+    /// It is to be told that two machines use its key.
+    pub(super) shared_key: bool,
+}
+
+impl From<ByeReason> for Refused {
+    fn from(reason: ByeReason) -> Refused {
+        Refused {
+            reason,
+            shared_key: false,
+        }
+    }
 }
 
 impl Pair {
@@ -87,6 +126,7 @@ impl Pair {
             turn: tokio::sync::Mutex::default(),
             dial_now: Notify::new(),
             seldom: Mutex::default(),
+            watched: AtomicBool::new(false),
         }
     }
 
@@ -127,16 +167,37 @@ impl Pair {
     }
 
     /// A new connection, both Hellos done: let in, and an older one told to go; or not, and for which reason. Then
-    /// an older one has to prove that it lives.
-    pub(super) fn admit(&self, dialled: bool, traffic: Arc<Traffic>) -> Result<Admission, ByeReason> {
+    /// an older one has to prove that it lives. A second machine with the same key is remembered for `within`.
+    pub(super) fn admit(
+        &self,
+        visitor: Visitor,
+        traffic: Arc<Traffic>,
+        within: Duration,
+    ) -> Result<Admission, Refused> {
+        let Visitor { dialled, run, at } = visitor;
         let mut state = self.state();
         if state.parted {
-            return Err(ByeReason::Unpaired);
+            return Err(ByeReason::Unpaired.into());
+        }
+        self.look(&mut state, within);
+        if let Some(run) = run {
+            let up = state.live.is_some();
+            let (place, change) = state.twins.meet(run, at, up, Instant::now());
+            self.note(&mut state, change);
+            if place == Place::KeptOut {
+                if let Some(old) = &state.live {
+                    old.orders.send_modify(|orders| orders.probes += 1);
+                }
+                return Err(Refused {
+                    reason: ByeReason::Duplicate,
+                    shared_key: state.twins.certain(),
+                });
+            }
         }
         if let Some(old) = &state.live {
             if old.dialled != dialled && dialled != (self.own < self.id) {
                 old.orders.send_modify(|orders| orders.probes += 1);
-                return Err(ByeReason::Duplicate);
+                return Err(ByeReason::Duplicate.into());
             }
             old.orders
                 .send_modify(|orders| orders.end = Some(ByeReason::Duplicate));
@@ -145,11 +206,13 @@ impl Pair {
         let number = state.links;
         let (give, orders) = watch::channel(Orders {
             max_file_size: self.peer.borrow().max_file_size,
+            shared_key: run.map(|_| state.twins.certain()),
             ..Orders::default()
         });
         if let Some(old) = state.live.replace(Live {
             number,
             dialled,
+            reads: run.is_some(),
             orders: give,
             traffic,
             requests: None,
@@ -158,6 +221,50 @@ impl Pair {
         }
         self.linked.send_replace(true);
         Ok(Admission { number, orders })
+    }
+
+    /// Do two machines use its key?
+    pub(super) fn has_twins(&self) -> bool {
+        self.state().twins.certain()
+    }
+
+    /// Time went by.
+    pub(super) fn look_for_twins(&self, within: Duration) {
+        self.look(&mut self.state(), within);
+    }
+
+    fn look(&self, state: &mut State, within: Duration) {
+        let up = state.live.is_some();
+        let change = state.twins.look(up, within, Instant::now());
+        self.note(state, change);
+    }
+
+    /// Tells of it: the log, and the one that has the link.
+    fn note(&self, state: &mut State, change: Option<Change>) {
+        let seen = match change {
+            None => return,
+            Some(Change::Begins) => true,
+            Some(Change::Ends) => false,
+        };
+        match seen {
+            true => tracing::warn!(peer = %self.name(), "{}", state.twins),
+            false => tracing::warn!(peer = %self.name(), "only one machine uses the key of this peer now"),
+        }
+        if let Some(live) = state.live.as_ref().filter(|live| live.reads) {
+            live.orders.send_modify(|orders| orders.shared_key = Some(seen));
+        }
+    }
+
+    /// The peer sees two machines with our key, or not any more.
+    pub(super) fn told_shared_key(&self, seen: bool) {
+        let before = std::mem::replace(&mut self.state().shared_key, seen);
+        match (before, seen) {
+            (false, true) => tracing::warn!(peer = %self.name(), "{}", shared_key(&self.name())),
+            (true, false) => {
+                tracing::warn!(peer = %self.name(), "no other machine uses this agent's key any more");
+            }
+            _ => {}
+        }
     }
 
     /// Further connections may join a link that it dialled.
@@ -217,11 +324,18 @@ impl Pair {
     pub(super) fn status(&self) -> PeerLink {
         let state = self.state();
         let now = state.live.as_ref().map(|live| &live.traffic);
+        let last_error = if state.twins.certain() {
+            Some(state.twins.to_string())
+        } else if state.shared_key {
+            Some(shared_key(&self.name()))
+        } else {
+            state.last_error.clone()
+        };
         PeerLink {
             peer: self.id,
             connected: state.live.as_ref().is_some_and(|live| live.requests.is_some()),
             next_dial_at: state.next_dial_at,
-            last_error: state.last_error.clone(),
+            last_error,
             sent_bytes: state.totals.sent() + now.map_or(0, |traffic| traffic.sent()),
             received_bytes: state.totals.received() + now.map_or(0, |traffic| traffic.received()),
         }
@@ -230,6 +344,13 @@ impl Pair {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(|e| e.into_inner())
     }
+}
+
+fn shared_key(peer: &str) -> String {
+    format!(
+        "another machine uses this agent's key: {peer} sees both, and lets in only one at a time; one is a copy of the \
+         other: {WAY_OUT}"
+    )
 }
 
 #[cfg(test)]
@@ -250,8 +371,16 @@ mod tests {
         )
     }
 
+    fn visitor(dialled: bool) -> Visitor {
+        Visitor {
+            dialled,
+            run: None,
+            at: std::net::Ipv4Addr::LOCALHOST.into(),
+        }
+    }
+
     fn admit(pair: &Pair, dialled: bool) -> Option<Admission> {
-        pair.admit(dialled, Arc::default()).ok()
+        pair.admit(visitor(dialled), Arc::default(), Duration::MAX).ok()
     }
 
     fn ended(admission: &Admission) -> bool {
@@ -301,7 +430,7 @@ mod tests {
         pair.part();
         assert_eq!(link.orders.borrow().end, Some(ByeReason::Unpaired));
         assert!(pair.cancel.is_cancelled(), "nobody dials it");
-        let late = pair.admit(false, Arc::default());
-        assert_eq!(late.err(), Some(ByeReason::Unpaired));
+        let late = pair.admit(visitor(false), Arc::default(), Duration::MAX);
+        assert_eq!(late.err(), Some(ByeReason::Unpaired.into()));
     }
 }

@@ -312,6 +312,7 @@ impl Peer {
                             }
                         }
                         Event::Sender(event) => self.told(event),
+                        Event::SharedKey(_) => {}
                         Event::Bye(_) => return Ok(()),
                     }
                 }
@@ -474,6 +475,7 @@ fn local() -> Local {
             software: "hub".into(),
             window: 1 << 20,
             max_open: 256,
+            run: None,
         },
         max_file_size: None,
         ping_after: Duration::from_secs(20),

@@ -240,6 +240,7 @@ impl World {
                 Event::Ready { .. } => self.resume(who),
                 Event::Storage(command) => self.sides[who].storage.commands.push_back((self.link, command)),
                 Event::Sender(event) => self.sent(who, event),
+                Event::SharedKey(seen) => panic!("nobody has another key: {seen}"),
                 Event::Bye(bye) => panic!("{bye:?}"),
             }
         }
@@ -465,6 +466,7 @@ fn local(max_open: u32) -> Local {
             software: "test".into(),
             window: 0,
             max_open,
+            run: None,
         },
         max_file_size: None,
         ping_after: Duration::from_secs(15),

@@ -331,6 +331,7 @@ fn hello() -> bytes::BytesMut {
         software: "test".into(),
         window: 8 << 20,
         max_open: 16,
+        run: None,
     };
     let mut bytes = bytes::BytesMut::new();
     dropwire_protocol::FrameCodec::default()
@@ -357,6 +358,70 @@ async fn an_unpaired_agent_is_told_why_and_brings_no_link() {
     assert!(error.contains("does not let this agent's key in"), "{error}");
     assert!(!c.links.status()[0].connected);
     assert!(!a.links.status()[0].connected);
+}
+
+/// A disk image was copied: both machines dial the same third one.
+#[tokio::test]
+async fn two_machines_with_one_key_do_not_take_the_link_from_each_other_and_all_three_say_so() {
+    let [one, two] = identities();
+    let timing = Timing {
+        twins: Duration::from_secs(5),
+        ..Timing::default()
+    };
+    let mut c = Agent::start_with(&one, &two, None, timing).await;
+    let mut a = Agent::start_with(&two, &one, Some(c.addr()), timing).await;
+    within(async { tokio::join!(a.up(), c.up()) }).await;
+    let mut copy = Agent::start_with(&two, &one, Some(c.addr()), timing).await;
+    let says = |agent: &Agent, what: &str| {
+        let error = agent.links.status().remove(0).last_error;
+        error.is_some_and(|error| error.contains(what))
+    };
+    let all_say = |agents: [&Agent; 3]| {
+        says(agents[0], "two machines use the key of this peer")
+            && agents[1..]
+                .iter()
+                .all(|agent| says(agent, "another machine uses this agent's key"))
+    };
+    let told = async {
+        while !all_say([&c, &a, &copy]) {
+            tokio::select! {
+                _ = c.event() => {}
+                _ = a.event() => {}
+                _ = copy.event() => {}
+                () = tokio::time::sleep(Duration::from_millis(5)) => {}
+            }
+        }
+    };
+    within(told).await;
+    // Who is kept out tries on; the link stays.
+    let (changes, refused) = (c.downs, a.downs + copy.downs + 5);
+    let refusals = async {
+        while a.downs + copy.downs < refused {
+            tokio::select! {
+                _ = c.event() => {}
+                _ = a.event() => {}
+                _ = copy.event() => {}
+            }
+        }
+    };
+    within(refusals).await;
+    assert_eq!(c.downs, changes);
+    let (stays, goes) = match a.links.status()[0].connected && a.ups > a.downs {
+        true => (&mut a, copy),
+        false => (&mut copy, a),
+    };
+    goes.links.shutdown().await;
+    let over = async {
+        while says(&c, "two machines") || says(stays, "another machine") {
+            tokio::select! {
+                _ = c.event() => {}
+                _ = stays.event() => {}
+                () = tokio::time::sleep(Duration::from_millis(5)) => {}
+            }
+        }
+    };
+    within(over).await;
+    assert_eq!(c.downs, changes);
 }
 
 #[tokio::test]

@@ -55,6 +55,7 @@ impl Side {
             software: "test".into(),
             window: 1 << 20,
             max_open: 16,
+            run: None,
         };
         let (ping_after, dead_after) = (timing.ping_after, timing.dead_after);
         let local = Local {
@@ -78,6 +79,7 @@ impl Side {
             outcomes,
             requests: self.requests.1.take().unwrap(),
             events,
+            shared_key: Box::new(drop),
             orders,
             cancel: cancel.clone(),
             upload: unlimited.clone(),
