@@ -272,6 +272,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     ("R8-partial-dir", "the sync of the partials' folder", ORDER),
     ("R8-syncfs", "the one sync of many of the inbox's folders", ORDER),
     (
+        "alias-bound",
+        "a peer's folders with other names are bounded",
+        Inside(&["inbox::aliases::tests"]),
+    ),
+    (
         "fair-turns",
         "peers' small files take turns",
         Inside(&["inbox::fair_queue::tests"]),

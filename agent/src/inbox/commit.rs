@@ -277,7 +277,7 @@ struct IntentRow {
     key: Key,
     manifest: Manifest,
     placing: Arc<Placing>,
-    aliases: Vec<(Vec<u8>, Vec<u8>)>,
+    aliases: Vec<(Vec<u8>, Option<Vec<u8>>)>,
 }
 
 fn row(key: Key, manifest: &Manifest, intent: &Intent) -> IntentRow {
@@ -299,7 +299,7 @@ fn write_down(shared: &Shared, site: &Site, rows: Vec<IntentRow>) -> Result<(), 
         for row in &rows {
             ledger::place(tx, row.key, &row.manifest, mark, &row.placing, now)?;
             for (folder, alias) in &row.aliases {
-                ledger::set_alias(tx, row.key.0, folder, alias)?;
+                ledger::set_alias(tx, row.key.0, folder, alias.as_deref())?;
             }
         }
         Ok(())

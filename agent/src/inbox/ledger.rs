@@ -3,7 +3,7 @@
 //! A row is keyed by the sender's authenticated id and the transfer's id. It goes from *receiving* over *placing* to
 //! *delivered*, or ends *withdrawn*. Small files are written as *placing* right away: nothing of them is ever resumed.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use dropwire_protocol::{
     AgentId, Digest, Kind, Manifest, Mtime, Receipt, RemotePath, TransferId, message::MAX_EAGER,
@@ -360,10 +360,36 @@ pub fn aliases(db: &Connection) -> Result<Vec<Alias>> {
         .collect()
 }
 
-/// Remembers that a sender's folder has another name here.
-pub fn set_alias(db: &Connection, sender: AgentId, folder: &[u8], alias: &[u8]) -> Result<()> {
-    db.prepare_cached("INSERT OR REPLACE INTO inbox_folder_alias VALUES (?1, ?2, ?3)")?
-        .execute(params![sender.0, folder, alias])?;
+/// Remembers that a sender's folder has another name here, or (None) forgets it.
+pub fn set_alias(db: &Connection, sender: AgentId, folder: &[u8], alias: Option<&[u8]>) -> Result<()> {
+    match alias {
+        Some(alias) => db
+            .prepare_cached("INSERT OR REPLACE INTO inbox_folder_alias VALUES (?1, ?2, ?3)")?
+            .execute(params![sender.0, folder, alias])?,
+        None => db
+            .prepare_cached("DELETE FROM inbox_folder_alias WHERE sender = ?1 AND folder = ?2")?
+            .execute(params![sender.0, folder])?,
+    };
+    Ok(())
+}
+
+/// Forgets the aliases of all but `peers`, and of each of these all but `most`.
+pub fn bound_aliases(db: &Connection, peers: &HashSet<AgentId>, most: usize) -> Result<()> {
+    let senders: Vec<[u8; 32]> = db
+        .prepare("SELECT DISTINCT sender FROM inbox_folder_alias")?
+        .query_map([], |r| r.get(0))?
+        .collect::<Result<_>>()?;
+    for sender in senders {
+        let most = match peers.contains(&AgentId(sender)) {
+            true => most,
+            false => 0,
+        };
+        db.execute(
+            "DELETE FROM inbox_folder_alias WHERE sender = ?1 AND folder NOT IN
+             (SELECT folder FROM inbox_folder_alias WHERE sender = ?1 ORDER BY folder LIMIT ?2)",
+            params![sender, most as i64],
+        )?;
+    }
     Ok(())
 }
 

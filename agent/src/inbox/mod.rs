@@ -41,6 +41,7 @@ use crate::{
 };
 
 mod admit;
+mod aliases;
 mod batch;
 mod checkpoint;
 mod claims;
@@ -96,6 +97,10 @@ pub struct Settings {
 }
 
 impl Settings {
+    fn peer_ids(&self) -> HashSet<AgentId> {
+        self.peers.iter().map(|peer| peer.id).collect()
+    }
+
     fn min_free(&self) -> u64 {
         self.inbox.as_ref().map_or(0, |inbox| inbox.min_free)
     }
@@ -209,7 +214,13 @@ impl Inbox {
         space::survive_file_size_limit();
         let failed = |e: DbError| Fatal::new(Exit::Disk, e);
         let (aliases, (files, bytes)) = db
-            .call(|tx| Ok((ledger::aliases(tx)?, ledger::totals(tx)?)))
+            .call({
+                let peers = settings.peer_ids();
+                move |tx| {
+                    ledger::bound_aliases(tx, &peers, aliases::MOST)?;
+                    Ok((ledger::aliases(tx)?, ledger::totals(tx)?))
+                }
+            })
             .await
             .map_err(failed)?;
         let shared = Arc::new(Shared {
@@ -268,6 +279,7 @@ impl Inbox {
     pub fn apply(&self, settings: &Settings) {
         let shared = &self.shared;
         shared.space.set_min_free(settings.min_free());
+        shared.places.keep_aliases_of(&settings.peer_ids()); // the ledger lets them go at the next start
         let mut tops = shared.tops.write().unwrap_or_else(PoisonError::into_inner);
         if let (Some(tops), Some(now)) = (tops.as_mut(), settings.tops()) {
             tops.extend(now); // something of one who is gone may still be on its way

@@ -14,6 +14,7 @@ use dropwire_protocol::{AgentId, Kind, RemotePath};
 use lru::LruCache;
 
 use super::{
+    aliases::Aliases,
     ledger::Alias,
     naming::{self, Rules},
     site::Site,
@@ -31,7 +32,7 @@ pub struct Places {
 struct Inner {
     given: HashSet<Vec<u8>>,
     next: LruCache<Vec<u8>, u64>,
-    aliases: HashMap<(AgentId, Vec<u8>), Vec<u8>>,
+    aliases: Aliases,
 }
 
 /// A name that was free; nobody else is given it while this lives.
@@ -42,8 +43,8 @@ pub struct Place {
     pub folders: Vec<Folder>,
     /// The file's own name.
     pub name: OsString,
-    /// Folders that have another name here: as offered, and the alias. To be kept with the intent.
-    pub aliases: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Folders that have another name here: as offered, and the alias; None: it is forgotten. To be kept with the intent.
+    pub aliases: Vec<(Vec<u8>, Option<Vec<u8>>)>,
     places: Arc<Places>,
 }
 
@@ -72,12 +73,14 @@ impl Places {
             inner: Mutex::new(Inner {
                 given: HashSet::new(),
                 next: LruCache::new(REMEMBERED),
-                aliases: aliases
-                    .into_iter()
-                    .map(|(who, folder, alias)| ((who, folder), alias))
-                    .collect(),
+                aliases: Aliases::new(aliases),
             }),
         })
+    }
+
+    /// Forgets the aliases of all who are no peers any more.
+    pub fn keep_aliases_of(&self, peers: &HashSet<AgentId>) {
+        self.lock().aliases.keep_of(peers);
     }
 
     /// A free place for what `sender` calls `path`, below the folder `top` of the inbox if one is given.
@@ -129,8 +132,7 @@ impl Places {
         offered: &[u8],
         component: &[u8],
     ) -> Result<(), PlaceError> {
-        let key = (sender, offered.to_vec());
-        let known = self.lock().aliases.get(&key).cloned();
+        let known = self.lock().aliases.get(sender, offered);
         let name = known
             .clone()
             .unwrap_or_else(|| naming::mapped(component, Rules::HERE));
@@ -158,8 +160,10 @@ impl Places {
             return Err(PlaceError::BadName("it leads into dropwire's own folder".into()));
         }
         if number > 0 || known.is_some() {
-            self.lock().aliases.insert(key, chosen.clone());
-            walk.aliases.push((offered.to_vec(), chosen));
+            let mut inner = self.lock();
+            let forgotten = inner.aliases.set(sender, offered.to_vec(), chosen.clone());
+            walk.aliases.push((offered.to_vec(), Some(chosen)));
+            walk.aliases.extend(forgotten.map(|folder| (folder, None)));
         }
         walk.folders.push((path, next));
         Ok(())
@@ -259,7 +263,7 @@ pub fn os_name(bytes: &[u8]) -> OsString {
 
 struct Walk<'a> {
     folders: Vec<Folder>,
-    aliases: Vec<(Vec<u8>, Vec<u8>)>,
+    aliases: Vec<(Vec<u8>, Option<Vec<u8>>)>,
     opened: &'a mut Opened,
 }
 
@@ -395,7 +399,7 @@ mod tests {
             .unwrap()
             .aliases
             .clone();
-        assert_eq!(kept, [(b"sub".to_vec(), b"sub (1)".to_vec())]);
+        assert_eq!(kept, [(b"sub".to_vec(), Some(b"sub (1)".to_vec()))]);
     }
 
     #[cfg(unix)]

@@ -301,3 +301,21 @@ async fn withdrawals_without_end_do_not_fill_the_ledger() {
         Some(ledger::State::Withdrawn)
     ));
 }
+
+/// Also such as an earlier release kept without a bound, and a peer that is none any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn aliases_of_folders_are_bounded_and_go_with_their_peer() {
+    const STRANGER: AgentId = AgentId([0xDD; 32]);
+    let rig = Rig::new().await;
+    let known = |tx: &rusqlite::Transaction<'_>| {
+        for n in 0..2 * aliases::MOST {
+            ledger::set_alias(tx, ANA, n.to_string().as_bytes(), Some(b"alias"))?;
+        }
+        ledger::set_alias(tx, STRANGER, b"sub", Some(b"sub (1)"))
+    };
+    rig.db.call(known).await.unwrap();
+    let rig = rig.restarted(|_| ()).await;
+    let left = rig.db.call(|tx| ledger::aliases(tx)).await.unwrap();
+    assert_eq!(left.len(), aliases::MOST);
+    assert!(left.iter().all(|(sender, ..)| *sender == ANA));
+}

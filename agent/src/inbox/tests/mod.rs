@@ -41,6 +41,15 @@ struct Rig {
     settings: Settings,
 }
 
+fn peer((name, id): (&str, AgentId)) -> config::Peer {
+    config::Peer {
+        name: name.into(),
+        id,
+        address: None,
+        max_file_size: None,
+    }
+}
+
 impl Rig {
     async fn new() -> Rig {
         let temp = tempfile::tempdir().unwrap();
@@ -57,7 +66,7 @@ impl Rig {
                 min_free: 0,
                 on_arrival: Vec::new(),
             }),
-            peers: Vec::new(),
+            peers: [("ana", ANA), ("bob", BOB)].map(peer).into(),
         };
         let migrations = Migrations::new(vec![M::up(clock::RUNNING), M::up(SCHEMA_1)]);
         let db = Db::open(&temp.path().join("state.db"), &migrations).unwrap();
