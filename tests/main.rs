@@ -13,6 +13,7 @@ mod damage;
 mod delivery;
 mod disk_full;
 mod file_systems;
+mod folders;
 mod jobs;
 mod json;
 mod large;

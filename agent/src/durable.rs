@@ -169,7 +169,12 @@ pub fn sync_filesystem(anchor: &File) -> io::Result<()> {
 /// Makes `path` hold exactly `bytes`, or, crashed, what it held before: temporary file (mode 0600), sync, rename, directory sync.
 pub fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let (dir, name) = parent_of(path)?;
-    write_and_name(&dir, name, bytes, |temporary| dir.rename(temporary, &dir, name))
+    replace_file(&dir, name, bytes)
+}
+
+/// The same for the file `name` in `dir`.
+pub fn replace_file(dir: &Dir, name: &OsStr, bytes: &[u8]) -> io::Result<()> {
+    write_and_name(dir, name, bytes, |temporary| dir.rename(temporary, dir, name))
 }
 
 /// Like [`write_file`], but `AlreadyExists` if anything has the name: of many who write at once, one succeeds.

@@ -8,7 +8,7 @@
 //! | 1 | [`cli`]: commands, rendering, exit codes |
 //! | 2 | [`daemon`]: the only room that knows the others; wires, starts, stops |
 //! | 3 | [`outbox`] watch, scan, settle, dispose · [`queue`] job list, schedule · [`link`] TLS links and the pump · [`send`] a job as chunks · [`inbox`] partials, commit, naming, ledger · [`control`] the local socket |
-//! | 4 | [`config`] · [`identity`] · [`db`] · [`durable`] · [`mark`] · [`confined`] · [`lease`] · [`snapshot`] · [`unsent`] · [`remove_tree`] · [`version`] · [`bundle`] · [`backoff`] · [`clock`] · [`fault`] · [`file_system`] · [`io_error`] · [`id`] · [`error`] |
+//! | 4 | [`config`] · [`identity`] · [`db`] · [`durable`] · [`mark`] · [`owner`] · [`homes`] · [`confined`] · [`lease`] · [`snapshot`] · [`unsent`] · [`remove_tree`] · [`version`] · [`bundle`] · [`backoff`] · [`clock`] · [`fault`] · [`file_system`] · [`io_error`] · [`id`] · [`error`] |
 
 pub mod backoff;
 pub mod bundle;
@@ -23,6 +23,7 @@ pub mod durable;
 pub mod error;
 pub mod fault;
 pub mod file_system;
+pub mod homes;
 pub mod id;
 pub mod identity;
 pub mod inbox;
@@ -31,6 +32,7 @@ pub mod lease;
 pub mod link;
 pub mod mark;
 pub mod outbox;
+pub mod owner;
 pub mod queue;
 pub mod remove_tree;
 pub mod send;

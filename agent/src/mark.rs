@@ -38,11 +38,20 @@ pub fn read(root: &Dir) -> io::Result<Option<[u8; 16]>> {
 /// Marks the folder `root` with a new random id. After Ok it survives a power cut; crashed before, the folder has
 /// either no mark or the whole one. `AlreadyExists` if it has one.
 pub fn create(root: &Dir) -> io::Result<[u8; 16]> {
+    write(root, durable::write_new_file)
+}
+
+/// Marks the folder `root` with a new random id, whether or not it has one. Crashed before, it has the old or the new one.
+pub fn replace(root: &Dir) -> io::Result<[u8; 16]> {
+    write(root, durable::replace_file)
+}
+
+fn write(root: &Dir, write: impl FnOnce(&Dir, &OsStr, &[u8]) -> io::Result<()>) -> io::Result<[u8; 16]> {
     let mut id = [0; 16];
     getrandom::fill(&mut id).map_err(io::Error::other)?;
     let folder = folder(root)?;
     let text = format!("{}\n", data_encoding::HEXLOWER.encode(&id));
-    durable::write_new_file(&folder, OsStr::new(FILE), text.as_bytes())?;
+    write(&folder, OsStr::new(FILE), text.as_bytes())?;
     fault::step("mark-dir", || durable::sync_dir(root))?;
     Ok(id)
 }
@@ -77,6 +86,9 @@ mod tests {
         }
         assert_eq!(create(&root).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(read(&root).unwrap(), Some(id));
+        let other = replace(&root).unwrap();
+        assert_ne!(other, id);
+        assert_eq!(read(&root).unwrap(), Some(other));
     }
 
     #[test]

@@ -106,6 +106,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         IDENTITY,
     ),
     ("ends-told", "the log tells of jobs that end undelivered", QUEUE),
+    (
+        "S3-mark",
+        "what is read is in the outbox where it was found",
+        SEND,
+    ),
     ("S3-writer", "a file that somebody writes to is not read", SEND),
     ("S3-version", "the version before the first read", SEND),
     (
@@ -446,6 +451,21 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     ("commit-failed", "after a failed commit everything is refused", DB),
     ("write-file", "the sync of a key or mark", DURABLE),
     ("write-dir", "the sync of its folder", DURABLE),
+    (
+        "owner",
+        "a folder that belongs to another agent is not used",
+        Inside(&["owner::tests"]),
+    ),
+    (
+        "inbox-lock",
+        "an inbox that a clone of this agent has open is not used",
+        Inside(&["owner::tests"]),
+    ),
+    (
+        "folder-home",
+        "a folder whose id is at home elsewhere is not used",
+        Inside(&["homes::tests"]),
+    ),
     (
         "mark-dir",
         "the sync that keeps a mark's folder",

@@ -4,6 +4,8 @@ mod folders;
 mod network;
 mod programs;
 
+use std::path::Path;
+
 use serde_json::json;
 
 use super::output::{remark, say, say_json};
@@ -14,6 +16,7 @@ use crate::{
     error::{Exit, Fatal, shown},
     id,
     identity::Identity,
+    owner::Me,
 };
 
 #[derive(clap::Args)]
@@ -140,7 +143,13 @@ fn look(config: &Config, paths: &Paths) -> Result<Vec<Finding>, Fatal> {
     // Another one's answers say nothing of ours.
     let agent =
         agent.filter(|agent| Some(&agent.id) == identity.as_ref().map(|own| id::format(own.id())).as_ref());
-    findings.extend(folders::look(config, agent.as_ref()));
+    let me = identity.as_ref().map(|own| Me {
+        id: own.id(),
+        name: config.name.clone(),
+    });
+    // Without an identity no folder is anybody else's yet.
+    let held = |path: &Path| daemon::folder_trouble(config, paths, me.as_ref()?, path);
+    findings.extend(folders::look(config, agent.as_ref(), &held));
     findings.extend(programs::look(config));
     findings.extend(runtime.block_on(network::look(config, identity, agent)));
     Ok(findings)

@@ -1,5 +1,6 @@
 //! The command line: one file a command, errors and exit codes in one place (`exit`).
 
+mod adopt;
 mod check;
 mod completions;
 mod demo;
@@ -86,6 +87,8 @@ enum Command {
     Retry(online::retry::Args),
     /// Give jobs up
     Cancel(online::cancel::Args),
+    /// Take over an inbox or outbox folder that has no id or another's
+    Adopt(adopt::Args),
     /// Print completions for a shell
     Completions(completions::Args),
 }
@@ -139,6 +142,7 @@ fn dispatch(cli: Cli) -> Result<(), Fatal> {
         Command::Send(args) => online::send::run(args, &find()?),
         Command::Retry(args) => online::retry::run(args, &find()?),
         Command::Cancel(args) => online::cancel::run(args, &find()?),
+        Command::Adopt(args) => adopt::run(&args, &find()?),
         Command::Completions(args) => completions::run(&args),
     }
 }

@@ -48,6 +48,15 @@ pub struct Config {
     pub limits: Limits,
 }
 
+impl Config {
+    /// Every outbox and the inbox.
+    pub fn folders(&self) -> Vec<PathBuf> {
+        let outboxes = self.outboxes.iter().map(|outbox| &outbox.path);
+        let inbox = self.inbox.iter().map(|inbox| &inbox.path);
+        outboxes.chain(inbox).cloned().collect()
+    }
+}
+
 /// A folder whose files are sent.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Outbox {

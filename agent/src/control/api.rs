@@ -276,6 +276,28 @@ pub struct Changed {
     pub jobs: Vec<String>,
 }
 
+/// What `adopt` asks for.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct AdoptRequest {
+    /// The folder, absolute.
+    pub path: LocalPath,
+    /// Do it; else only say what it means.
+    pub go: bool,
+}
+
+/// What `adopt` answers.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct AdoptReply {
+    /// The folder as the config names it, escaped.
+    pub folder: String,
+    /// Why it is held; None: it is not, so there is nothing to adopt.
+    pub reason: Option<String>,
+    /// What adopting it means, in sentences.
+    pub meaning: Vec<String>,
+    /// It was done, durably.
+    pub adopted: bool,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -17,8 +17,8 @@ use tokio::time::timeout;
 use super::{
     LONG, QUICK,
     api::{
-        Changed, JobFilter, JobReport, ListLine, Selection, SendReply, SendRequest, StatusReport, WhyQuery,
-        WhyReport,
+        AdoptReply, AdoptRequest, Changed, JobFilter, JobReport, ListLine, Selection, SendReply, SendRequest,
+        StatusReport, WhyQuery, WhyReport,
     },
     socket,
     wire::Failure,
@@ -89,6 +89,11 @@ impl Client {
     /// See [`super::Agent::cancel`].
     pub async fn cancel(&self, which: &Selection) -> Result<Changed, Fatal> {
         self.post("/v1/cancel", which, LONG).await
+    }
+
+    /// See [`super::Agent::adopt`].
+    pub async fn adopt(&self, request: &AdoptRequest) -> Result<AdoptReply, Fatal> {
+        self.post("/v1/adopt", request, LONG).await
     }
 
     async fn post<T: DeserializeOwned>(

@@ -112,6 +112,15 @@ impl Agent for Fake {
         })
     }
 
+    async fn adopt(&self, request: AdoptRequest) -> Result<AdoptReply, Fatal> {
+        Ok(AdoptReply {
+            folder: "/in".into(),
+            reason: Some("it lost its id".into()),
+            meaning: vec!["Files stay.".into()],
+            adopted: request.go,
+        })
+    }
+
     async fn cancel(&self, selection: Selection) -> Result<Changed, Fatal> {
         Ok(Changed {
             count: if selection.all { 1_000_000 } else { 0 },

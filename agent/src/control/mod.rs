@@ -17,8 +17,8 @@ mod tests;
 use std::{future::Future, time::Duration};
 
 use api::{
-    Changed, JobFilter, JobPage, JobReport, Selection, SendReply, SendRequest, StatusReport, WhyQuery,
-    WhyReport,
+    AdoptReply, AdoptRequest, Changed, JobFilter, JobPage, JobReport, Selection, SendReply, SendRequest,
+    StatusReport, WhyQuery, WhyReport,
 };
 pub use client::Client;
 pub use server::serve;
@@ -58,6 +58,9 @@ pub trait Agent: Send + Sync + 'static {
 
     /// Ends jobs for good; their files stay.
     fn cancel(&self, selection: Selection) -> impl Future<Output = Result<Changed, Fatal>> + Send;
+
+    /// Says what taking over a folder means, and does it.
+    fn adopt(&self, request: AdoptRequest) -> impl Future<Output = Result<AdoptReply, Fatal>> + Send;
 }
 
 /// Most jobs of one page.

@@ -31,8 +31,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     Agent, LONG, Listener, QUICK,
     api::{
-        Changed, JobFilter, JobPage, JobReport, ListLine, Selection, SendReply, SendRequest, StatusReport,
-        WhyQuery, WhyReport,
+        AdoptReply, AdoptRequest, Changed, JobFilter, JobPage, JobReport, ListLine, Selection, SendReply,
+        SendRequest, StatusReport, WhyQuery, WhyReport,
     },
     socket::Stream,
     wire::Failure,
@@ -102,6 +102,7 @@ fn router<A: Agent>(agent: Arc<A>) -> Router {
         .route("/v1/send", post(send::<A>))
         .route("/v1/retry", post(retry::<A>))
         .route("/v1/cancel", post(cancel::<A>))
+        .route("/v1/adopt", post(adopt::<A>))
         .layer(from_fn(|request, next| within(LONG, request, next)));
     quick
         .merge(long)
@@ -139,6 +140,13 @@ async fn retry<A: Agent>(State(agent): State<Arc<A>>, Json(which): Json<Selectio
 
 async fn cancel<A: Agent>(State(agent): State<Arc<A>>, Json(which): Json<Selection>) -> Answer<Changed> {
     Ok(Json(agent.cancel(which).await?))
+}
+
+async fn adopt<A: Agent>(
+    State(agent): State<Arc<A>>,
+    Json(request): Json<AdoptRequest>,
+) -> Answer<AdoptReply> {
+    Ok(Json(agent.adopt(request).await?))
 }
 
 async fn jobs<A: Agent>(

@@ -46,7 +46,9 @@ pub fn tell(shared: &Shared) {
         match end {
             // The newer version is on its way.
             End::Superseded => info!(peer, %job, path, why, count, "{text}"),
-            End::Gone | End::GivenUp | End::Cancelled => warn!(peer, %job, path, why, count, "{text}"),
+            End::Gone | End::Replaced | End::GivenUp | End::Cancelled => {
+                warn!(peer, %job, path, why, count, "{text}")
+            }
         }
     }
 }

@@ -14,12 +14,13 @@ use tokio::{sync::mpsc, task::JoinHandle};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
-use super::{Shared, doubts::Doubts, marks};
+use super::{Shared, doubts::Doubts};
 use crate::{
     backoff,
     clock::now_ms,
     config::{self, AfterSend},
     db::DbError,
+    homes,
     outbox::{self, Known, Outbox, OutboxEvent, spool},
     queue::{Enqueued, NewDrop, Queue},
     version::{Found, OutboxId},
@@ -50,14 +51,24 @@ pub async fn begin(
 ) -> Result<(), DbError> {
     for config in outboxes {
         let (events_in, events) = mpsc::channel(WAITING);
-        let expected = marks::expected(&shared.db, &config.path).await?;
+        let path = config.path.clone();
+        let expected = shared.db.call(move |tx| homes::expected(tx, &path)).await?;
         let cancel = cancel.child_token();
         let known = Arc::new(InQueue {
             shared: shared.clone(),
+            path: config.path.clone(),
             cancel: cancel.clone(),
         });
+        let me = shared.me();
         let running = Running {
-            outbox: outbox::start(config.clone(), expected, known, events_in, cancel.clone()),
+            outbox: outbox::start(
+                config.clone(),
+                me,
+                expected.map(OutboxId),
+                known,
+                events_in,
+                cancel.clone(),
+            ),
             path: config.path.clone(),
             intake: tasks.spawn(take_in(shared.clone(), config.clone(), events, cancel.clone())),
             cancel,
@@ -166,7 +177,6 @@ where
 
 /// An outbox is there; jobs of it that wait are looked for here from now on, wherever it lay before.
 async fn found(shared: &Shared, root: PathBuf, id: OutboxId) -> Result<(), DbError> {
-    marks::remember(&shared.db, root.clone(), id).await?;
     shared.queue.outboxes_lie_at(vec![(id, root)]).await
 }
 
@@ -224,10 +234,42 @@ pub(super) async fn queue(shared: &Shared, drops: Vec<NewDrop>) -> Result<Enqueu
 /// The job list as outboxes see it.
 struct InQueue {
     shared: Arc<Shared>,
+    /// The outbox's, as in the config.
+    path: PathBuf,
     cancel: CancellationToken,
 }
 
+impl InQueue {
+    async fn find_home(&self, id: OutboxId, is_new: bool) -> Result<Result<(), String>, DbError> {
+        let (path, configured) = (self.path.clone(), self.shared.config().folders());
+        let settle = move |tx: &rusqlite::Transaction<'_>| {
+            let elsewhere = homes::elsewhere(tx, id.0, &path, &configured)?;
+            if elsewhere.is_none() {
+                homes::settle(tx, id.0, &path)?;
+            }
+            Ok(elsewhere)
+        };
+        if let Some(other) = self.shared.db.call(settle).await? {
+            let path = self.path.clone();
+            let reason = tokio::task::spawn_blocking(move || homes::reason(&path, &other)).await;
+            return Ok(Err(reason.map_err(|e| DbError::Failed(e.to_string()))?));
+        }
+        if is_new {
+            let queue = &self.shared.queue;
+            queue.outbox_replaced(self.path.clone(), id, now_ms()).await?;
+        }
+        Ok(Ok(()))
+    }
+}
+
 impl Known for InQueue {
+    fn settle(&self, outbox: OutboxId, is_new: bool) -> outbox::Settling<'_> {
+        Box::pin(async move {
+            let ask = || self.find_home(outbox, is_new);
+            persistently(&self.cancel, FIRST_WAIT, TRIES, ask).await
+        })
+    }
+
     fn unknown(&self, found: Vec<Found>) -> Pin<Box<dyn Future<Output = Option<Vec<Found>>> + Send + '_>> {
         Box::pin(async move {
             if self.shared.changed.told(&found) {

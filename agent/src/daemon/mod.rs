@@ -6,6 +6,7 @@
 //!     └───────────── disposal ◀──to_dispose──┘                          control ──▶ office (answers the CLI)
 //! ```
 
+mod adopt;
 mod arrival;
 mod dispatch;
 mod disposal;
@@ -16,7 +17,6 @@ mod explain;
 mod flight;
 mod intake;
 mod live;
-mod marks;
 mod office;
 mod peers;
 mod proof;
@@ -48,9 +48,11 @@ use crate::{
     inbox::Inbox,
     link::{self, Links},
     outbox::Outbox,
+    owner::Me,
     queue::{DropId, Job, Proof, Queue},
     version::OutboxId,
 };
+pub use adopt::{offline as adopt_offline, trouble as folder_trouble};
 use doors::Doors;
 use live::Live;
 pub use reload::Reloaded;
@@ -280,6 +282,14 @@ impl Agent {
 }
 
 impl Shared {
+    /// This agent, as the folders that it owns name it.
+    fn me(&self) -> Me {
+        Me {
+            id: self.identity.id(),
+            name: self.config().name.clone(),
+        }
+    }
+
     fn config(&self) -> Arc<Config> {
         self.config.read().unwrap_or_else(PoisonError::into_inner).clone()
     }

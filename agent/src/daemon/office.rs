@@ -11,7 +11,7 @@ use dropwire_protocol::AgentId;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Shared, blocking, explain,
+    Shared, adopt, blocking, explain,
     explain::{Standing, Way},
     intake, job_list,
     peers::find_peer,
@@ -23,9 +23,9 @@ use crate::{
     control::{
         self,
         api::{
-            Changed, Event, InboxReport, JobFilter, JobKind, JobPage, JobParts, JobReport, JobState, NotSent,
-            OutboxReport, PeerReport, SCHEMA, Selection, SendReply, SendRequest, StatusReport, WhyQuery,
-            WhyReport,
+            AdoptReply, AdoptRequest, Changed, Event, InboxReport, JobFilter, JobKind, JobPage, JobParts,
+            JobReport, JobState, NotSent, OutboxReport, PeerReport, SCHEMA, Selection, SendReply,
+            SendRequest, StatusReport, WhyQuery, WhyReport,
         },
         wire::Time,
     },
@@ -278,6 +278,27 @@ impl control::Agent for Office {
 
     async fn cancel(&self, selection: Selection) -> Result<Changed, Fatal> {
         selection::apply(&self.shared, selection, Change::Cancel).await
+    }
+
+    async fn adopt(&self, request: AdoptRequest) -> Result<AdoptReply, Fatal> {
+        let shared = &self.shared;
+        let adopter = adopt::Adopter {
+            config: shared.config(),
+            me: shared.me(),
+            db: shared.db.clone(),
+            queue: shared.queue.clone(),
+        };
+        let lock = adopt::LockOf::of(&shared.inbox);
+        let reply = adopter.answer(request, Arc::new(lock)).await?;
+        if reply.adopted {
+            for outbox in shared.outboxes() {
+                outbox.look();
+            }
+            let inbox = shared.inbox.clone();
+            blocking(move || inbox.look().ok()).await?;
+            shared.wake_all();
+        }
+        Ok(reply)
     }
 }
 

@@ -138,6 +138,8 @@ pub fn inbox_settings(config: &Config) -> inbox::Settings {
     inbox::Settings {
         inbox: config.inbox.clone(),
         peers: config.peers.clone(),
+        name: config.name.clone(),
+        outboxes: config.outboxes.iter().map(|outbox| outbox.path.clone()).collect(),
     }
 }
 

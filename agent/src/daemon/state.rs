@@ -9,6 +9,7 @@ use crate::{
     config::paths::Paths,
     db::{Db, OpenError},
     error::{Exit, Fatal, shown},
+    homes,
     identity::{Identity, JOB_LIST},
     inbox, queue,
 };
@@ -27,8 +28,11 @@ const MIGRATIONS: &[&str] = &[
     clock::RUNNING,
     queue::SCHEMA_1,
     inbox::SCHEMA_1,
-    super::marks::SCHEMA_1,
+    // The marks of outboxes, which `homes` took over.
+    "CREATE TABLE outbox_mark (path BLOB PRIMARY KEY, id BLOB NOT NULL) STRICT, WITHOUT ROWID;",
     super::peers::SCHEMA_1,
+    homes::SCHEMA_1,
+    homes::FROM_MARKS,
 ];
 
 /// Opens the state folder, making it (0700) where it is missing. A second agent on the same folder gets
@@ -173,5 +177,20 @@ mod tests {
 
         let error = private_folder(&missing.join("x")).unwrap_err();
         assert_eq!(error.exit, Exit::CannotCreate);
+    }
+
+    /// The tables are only ever added to, and what earlier versions kept is still there.
+    #[test]
+    fn an_older_job_list_keeps_what_it_knows_of_folders() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("jobs.db");
+        let migrations = |n| Migrations::new(MIGRATIONS[..n].iter().map(|sql| M::up(sql)).collect());
+        let mut db = rusqlite::Connection::open(&file).unwrap();
+        migrations(4).to_latest(&mut db).unwrap();
+        db.execute_batch("INSERT INTO outbox_mark VALUES (x'2f6f', zeroblob(16)); INSERT INTO inbox_mark VALUES (x'2f69', randomblob(16));")
+            .unwrap();
+        migrations(MIGRATIONS.len()).to_latest(&mut db).unwrap();
+        assert_eq!(homes::expected(&db, Path::new("/o")).unwrap(), Some([0; 16]));
+        assert!(homes::expected(&db, Path::new("/i")).unwrap().is_some());
     }
 }

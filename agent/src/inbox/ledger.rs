@@ -393,19 +393,29 @@ pub fn bound_aliases(db: &Connection, peers: &HashSet<AgentId>, most: usize) -> 
     Ok(())
 }
 
-/// The mark that the inbox at `path` had.
-pub fn mark(db: &Connection, path: &[u8]) -> Result<Option<[u8; 16]>> {
-    db.query_row("SELECT mark FROM inbox_mark WHERE path = ?1", [path], |r| {
-        r.get(0)
-    })
-    .optional()
+/// The rows *placing* in a folder that is at home nowhere any more, since another one took its place.
+pub fn homeless_placing(db: &Connection) -> Result<Vec<Key>> {
+    db.prepare_cached(
+        "SELECT sender, id FROM inbox_transfer WHERE state = 1 AND mark NOT IN (SELECT id FROM folder_home)",
+    )?
+    .query_map([], key)?
+    .collect()
 }
 
-/// Remembers the mark of the inbox at `path`; one that is known stays.
-pub fn set_mark(db: &Connection, path: &[u8], mark: [u8; 16]) -> Result<()> {
+/// How many rows are *placing* in another folder than the one with this id.
+pub fn placing_elsewhere(db: &Connection, mark: [u8; 16]) -> Result<u64> {
+    db.query_row(
+        "SELECT count(*) FROM inbox_transfer WHERE state = 1 AND mark <> ?1",
+        [mark],
+        |row| Ok(row.get::<_, i64>(0)? as u64),
+    )
+}
+
+/// Folders with another id in which something was being placed are at home nowhere any more.
+pub fn give_up_elsewhere(db: &Connection, mark: [u8; 16]) -> Result<()> {
     db.execute(
-        "INSERT OR IGNORE INTO inbox_mark VALUES (?1, ?2)",
-        params![path, mark],
+        "DELETE FROM folder_home WHERE id <> ?1 AND id IN (SELECT mark FROM inbox_transfer WHERE state = 1)",
+        [mark],
     )?;
     Ok(())
 }

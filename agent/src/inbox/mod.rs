@@ -38,6 +38,7 @@ use crate::{
     error::{Exit, Fatal},
     identity::Identity,
     link::{Commands, Room, Sink},
+    owner::{Lock, Me},
 };
 
 mod admit;
@@ -67,7 +68,7 @@ mod tests;
 mod unpack;
 mod writer;
 
-pub use ledger::SCHEMA_1;
+pub use ledger::{SCHEMA_1, give_up_elsewhere, placing_elsewhere};
 pub use space::Disk;
 
 /// Commands of one link that wait.
@@ -94,6 +95,10 @@ pub struct Settings {
     pub inbox: Option<config::Inbox>,
     /// For the folders' names in the layout by peer.
     pub peers: Vec<config::Peer>,
+    /// This agent's name.
+    pub name: String,
+    /// Folders that the inbox must not be a copy of.
+    pub outboxes: Vec<PathBuf>,
 }
 
 impl Settings {
@@ -167,6 +172,7 @@ struct Shared {
     links: Mutex<HashMap<AgentId, Arc<Semaphore>>>,
     me: AgentId,
     sign: Sign,
+    outboxes: Vec<PathBuf>,
     /// The folder of each peer; None: all together.
     tops: RwLock<Option<HashMap<AgentId, String>>>,
     files: AtomicU64,
@@ -225,7 +231,13 @@ impl Inbox {
             .map_err(failed)?;
         let shared = Arc::new(Shared {
             db,
-            gate: site::Gate::new(settings.inbox.as_ref().map(|i| i.path.clone())),
+            gate: site::Gate::new(
+                settings.inbox.as_ref().map(|i| i.path.clone()),
+                Me {
+                    id: me,
+                    name: settings.name.clone(),
+                },
+            ),
             claims: Arc::default(),
             seals: seals::Seals::default(),
             places: place::Places::new(aliases),
@@ -236,6 +248,7 @@ impl Inbox {
             links: Mutex::default(),
             me,
             sign,
+            outboxes: settings.outboxes.clone(),
             tops: RwLock::new(settings.tops()),
             files: files.into(),
             bytes: bytes.into(),
@@ -286,6 +299,16 @@ impl Inbox {
         }
     }
 
+    /// Looks at its folder now, and says why it is held if it is. Blocks.
+    pub fn look(&self) -> Result<(), String> {
+        self.shared.enter().map(drop).map_err(|trouble| trouble.reason)
+    }
+
+    /// The lock of its folder.
+    pub fn lock(&self) -> &Lock {
+        self.shared.gate.lock()
+    }
+
     /// How it is doing. Asks the file system for its free bytes, which may block where that hangs.
     pub fn status(&self) -> InboxStatus {
         let seen = self.shared.gate.last_seen();
@@ -317,6 +340,7 @@ impl Inbox {
         let _ = tokio::task::spawn_blocking(|| thread.map(JoinHandle::join)).await;
         self.shared.rows.close();
         self.shared.rows.wait().await;
+        self.shared.gate.lock().release();
     }
 }
 

@@ -407,7 +407,7 @@ mod tests {
     #[test]
     fn partials_are_private_new_and_named_by_their_key() {
         let temp = tempfile::tempdir().unwrap();
-        let site = Site::open(temp.path(), None).unwrap();
+        let site = Site::alone(temp.path());
         let key = (AgentId([1; 32]), TransferId([2; 16]));
         assert!(open(&site, key).unwrap().is_none());
         write_at(&create(&site, key).unwrap(), 0, b"old").unwrap();

@@ -312,7 +312,7 @@ mod tests {
 
     fn site() -> (tempfile::TempDir, Site) {
         let temp = tempfile::tempdir().unwrap();
-        let site = Site::open(temp.path(), None).unwrap();
+        let site = Site::alone(temp.path());
         (temp, site)
     }
 

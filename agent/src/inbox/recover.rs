@@ -16,30 +16,59 @@ use super::{
     rule,
     site::{Site, Trouble},
 };
-use crate::{db::DbError, id};
+use crate::{db::DbError, homes, id};
 
 /// Opens the inbox at `path`: with the mark that the ledger knows for it, or (the first time) with the one it has or
 /// gets. Blocks.
 pub fn open(shared: &Shared, path: &Path) -> Result<Site, Trouble> {
-    let name = path.as_os_str().as_encoded_bytes().to_vec();
-    let expected = {
-        let name = name.clone();
-        shared
-            .db
-            .call_blocking(move |tx| ledger::mark(tx, &name))
-            .map_err(broken)?
-    };
-    let site = Site::open(path, expected)?;
-    let mark = site.mark;
-    if expected.is_none() {
-        shared
-            .db
-            .call_blocking(move |tx| ledger::set_mark(tx, &name, mark))
-            .map_err(broken)?;
-    }
+    let name = path.to_path_buf();
+    let expected = shared
+        .db
+        .call_blocking(move |tx| homes::expected(tx, &name))
+        .map_err(broken)?;
+    let site = shared.gate.open(path, expected)?;
+    settle(shared, path, site.mark)?;
     finish_placing(shared, &site)?;
+    give_up_placing(shared)?;
     remove_litter(shared, &site)?;
     Ok(site)
+}
+
+/// The folder is at home here, unless it is a copy of an outbox.
+fn settle(shared: &Shared, path: &Path, mark: [u8; 16]) -> Result<(), Trouble> {
+    let (here, others) = (path.to_path_buf(), shared.outboxes.clone());
+    let settle = move |tx: &rusqlite::Transaction<'_>| {
+        let elsewhere = homes::elsewhere(tx, mark, &here, &others)?;
+        if elsewhere.is_none() {
+            homes::settle(tx, mark, &here)?;
+        }
+        Ok(elsewhere)
+    };
+    match shared.db.call_blocking(settle).map_err(broken)? {
+        None => Ok(()),
+        Some(other) => Err(Trouble {
+            reason: homes::reason(path, &other),
+            hopeless: false,
+        }),
+    }
+}
+
+/// What was being placed in a folder that another one replaced for good: whether it got its name there nobody can tell
+/// any more, so it is taken again when it is offered again.
+fn give_up_placing(shared: &Shared) -> Result<(), Trouble> {
+    let keys = shared.db.call_blocking(|tx| ledger::homeless_placing(tx));
+    for key in keys.map_err(broken)? {
+        if let Some(_claim) = shared.claims.try_take(key)
+            && !shared.is_certain(key)
+        {
+            tracing::warn!(peer = %id::format(key.0), job = %key.1, "was being placed in a folder that was replaced: taken again if it is offered again");
+            shared
+                .db
+                .call_blocking(move |tx| ledger::unplace(tx, key))
+                .map_err(broken)?;
+        }
+    }
+    Ok(())
 }
 
 /// The rule, for every row of this inbox that nobody works on.

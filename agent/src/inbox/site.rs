@@ -19,6 +19,7 @@ use crate::{
     error::shown,
     file_system::FileSystem,
     mark,
+    owner::{self, Lock, Me},
 };
 
 /// Where partials lie, below `.dropwire`.
@@ -64,13 +65,27 @@ pub struct Trouble {
 }
 
 impl Site {
-    /// Opens the folder at `path`, which has to have the mark `expected`; None: one that it has or gets now.
-    pub fn open(path: &Path, expected: Option<[u8; 16]>) -> Result<Site, Trouble> {
+    /// Opens the folder at `path` for this agent, which then has the lock. It has to have the mark `expected`; None: one
+    /// that it has or gets now. Nothing is touched in a folder that belongs to another agent.
+    pub fn open(path: &Path, expected: Option<[u8; 16]>, me: &Me, lock: &Lock) -> Result<Site, Trouble> {
         let root = Dir::open_ambient_dir(path, cap_std::ambient_authority())
             .map_err(|e| trouble(path, "cannot be opened", &e))?;
+        let held = |reason: String| Trouble {
+            reason,
+            hopeless: false,
+        };
+        owner::check(&root, path, me).map_err(held)?;
         let mark = check_mark(path, &root, expected)?;
         let unwritable = |e: io::Error| trouble(path, "cannot be written", &e);
         let own = mark::folder(&root).map_err(unwritable)?;
+        owner::take(&root, path, me).map_err(held)?;
+        lock.hold(&root).map_err(|e| match e.kind() {
+            io::ErrorKind::WouldBlock => held(format!(
+                "{} is in use by another dropwire process with this agent's key; stop that one",
+                shown(path)
+            )),
+            _ => unwritable(e),
+        })?;
         let partials = durable::open_or_make_dir(&own, OsStr::new(PARTIALS)).map_err(unwritable)?;
         durable::sync_dir(&own).map_err(unwritable)?;
         durable::sync_dir(&root).map_err(unwritable)?;
@@ -111,6 +126,16 @@ impl Site {
         })
     }
 
+    /// For tests that need no agent. (Theirs is the one of the room's tests.)
+    #[cfg(test)]
+    pub fn alone(path: &Path) -> Site {
+        let me = Me {
+            id: super::tests::ME,
+            name: "me".into(),
+        };
+        Site::open(path, None, &me, &Lock::default()).unwrap_or_else(|e| panic!("{e:?}"))
+    }
+
     /// A new descriptor of the folder, for syncfs and for asking how much is free.
     pub fn anchor(&self) -> io::Result<File> {
         durable::anchor(&self.root)
@@ -143,6 +168,8 @@ impl Site {
 /// The way to the inbox: gives out its [`Site`] while it is there, else says why not.
 pub struct Gate {
     path: Option<PathBuf>,
+    me: Me,
+    lock: Lock,
     entering: Mutex<()>,
     state: Mutex<State>,
 }
@@ -155,10 +182,12 @@ enum State {
 }
 
 impl Gate {
-    /// To the folder at `path`; None: this agent has no inbox.
-    pub fn new(path: Option<PathBuf>) -> Gate {
+    /// For this agent, to the folder at `path`; None: it has no inbox.
+    pub fn new(path: Option<PathBuf>, me: Me) -> Gate {
         Gate {
             path,
+            me,
+            lock: Lock::default(),
             entering: Mutex::new(()),
             state: Mutex::new(State::Held(NO_LOOK.into())),
         }
@@ -167,6 +196,16 @@ impl Gate {
     /// Where it leads.
     pub fn path(&self) -> Option<&Path> {
         self.path.as_deref()
+    }
+
+    /// [`Site::open`] for this agent.
+    pub fn open(&self, path: &Path, expected: Option<[u8; 16]>) -> Result<Site, Trouble> {
+        Site::open(path, expected, &self.me, &self.lock)
+    }
+
+    /// The folder's lock.
+    pub fn lock(&self) -> &Lock {
+        &self.lock
     }
 
     /// The inbox, looked at anew. Where it comes (back), `open` opens it and clears up what a crash left.
@@ -189,7 +228,7 @@ impl Gate {
             Err(reason) if self.broken().is_some() => return Err(held(&reason)),
             Err(_) => open(path).map(Arc::new),
         };
-        let mut state = self.lock();
+        let mut state = self.state();
         drop(one_at_a_time);
         if let State::Broken(reason) = &*state {
             return Err(held(reason)); // by what `open` cleared up, or by others meanwhile
@@ -208,7 +247,7 @@ impl Gate {
 
     /// The inbox as it was when it was last looked at; the error is why it is held.
     pub fn last_seen(&self) -> Result<Arc<Site>, String> {
-        match &*self.lock() {
+        match &*self.state() {
             State::Open(site) => Ok(site.clone()),
             State::Held(reason) | State::Broken(reason) => Err(reason.clone()),
         }
@@ -218,12 +257,12 @@ impl Gate {
     /// kernel again would be answered with a lie.
     pub fn break_off(&self, reason: String) {
         tracing::error!(reason, "the inbox takes nothing until a restart");
-        *self.lock() = State::Broken(reason);
+        *self.state() = State::Broken(reason);
     }
 
     /// Why, if [`Gate::break_off`] was called.
     pub fn broken(&self) -> Option<String> {
-        match &*self.lock() {
+        match &*self.state() {
             State::Broken(reason) => Some(reason.clone()),
             _ => None,
         }
@@ -232,30 +271,35 @@ impl Gate {
     /// As on a file system that cannot rename without replacing.
     #[cfg(test)]
     pub fn link_from_now_on(&self) {
-        let mut site = Site::open(self.path().unwrap(), None).unwrap_or_else(|e| panic!("{e:?}"));
+        let mut site = self
+            .open(self.path().unwrap(), None)
+            .unwrap_or_else(|e| panic!("{e:?}"));
         site.how = How::Linked;
-        *self.lock() = State::Open(Arc::new(site));
+        *self.state() = State::Open(Arc::new(site));
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 fn check_mark(path: &Path, root: &Dir, expected: Option<[u8; 16]>) -> Result<[u8; 16], Trouble> {
     let found =
-        mark::read(root).map_err(|e| trouble(path, "has a mark (.dropwire/id) that cannot be read", &e))?;
+        mark::read(root).map_err(|e| trouble(path, "has an id (.dropwire/id) that cannot be read", &e))?;
     let other = |what: &str| Trouble {
         reason: format!(
-            "{} {what}; is its disk not mounted, or was the folder replaced?",
-            shown(path)
+            "{} {what}; is its disk not mounted, or was the folder replaced? To use the one that is there now: `{}`",
+            shown(path),
+            owner::adopt(path)
         ),
         hopeless: false,
     };
     match (found, expected) {
-        (Some(found), Some(expected)) if found != expected => Err(other("has another mark than before")),
+        (Some(found), Some(expected)) if found != expected => {
+            Err(other("has another id (.dropwire/id) than before"))
+        }
         (Some(found), _) => Ok(found),
-        (None, Some(_)) => Err(other("has lost its mark (.dropwire/id)")),
+        (None, Some(_)) => Err(other("has lost its id (.dropwire/id)")),
         (None, None) => mark::create(root).map_err(|e| trouble(path, "cannot be written", &e)),
     }
 }
@@ -303,53 +347,81 @@ fn trouble(path: &Path, what: &str, error: &io::Error) -> Trouble {
 
 #[cfg(test)]
 mod tests {
+    use dropwire_protocol::AgentId;
+
     use super::*;
+
+    fn me(n: u8) -> Me {
+        Me {
+            id: AgentId([n; 32]),
+            name: "me".into(),
+        }
+    }
+
+    #[test]
+    fn a_second_agent_touches_nothing() {
+        let temp = tempfile::tempdir().unwrap();
+        let lock = Lock::default();
+        let site = Site::open(temp.path(), None, &me(1), &lock).unwrap();
+        std::fs::write(temp.path().join(".dropwire/partial/x"), "bytes").unwrap();
+        let other = Lock::default();
+        let held = |n| {
+            Site::open(temp.path(), None, &me(n), &other)
+                .map(|_| ())
+                .unwrap_err()
+                .reason
+        };
+        assert!(held(2).contains("belongs to the agent"), "{}", held(2));
+        assert!(held(1).contains("in use"), "a clone: {}", held(1));
+        assert!(temp.path().join(".dropwire/partial/x").exists());
+        drop(site);
+        lock.release();
+        Site::open(temp.path(), None, &me(1), &other).unwrap();
+    }
 
     #[test]
     fn an_inbox_is_held_until_it_is_back_with_its_mark() {
+        let open = |p: &Path, expected| Site::open(p, expected, &me(1), &Lock::default());
         let temp = tempfile::tempdir().unwrap();
         let (path, away) = (temp.path().join("in"), temp.path().join("away"));
-        let gate = Gate::new(Some(path.clone()));
-        assert!(gate.enter(|p| Site::open(p, None)).is_err(), "never made");
+        let gate = Gate::new(Some(path.clone()), me(1));
+        assert!(gate.enter(|p| open(p, None)).is_err(), "never made");
         assert!(!path.exists());
 
         std::fs::create_dir(&path).unwrap();
-        let mark = gate.enter(|p| Site::open(p, None)).map(|s| s.mark).unwrap();
+        let mark = gate.enter(|p| open(p, None)).map(|s| s.mark).unwrap();
         assert_eq!(gate.enter(|_| panic!("still open")).map(|s| s.mark), Ok(mark));
 
         std::fs::rename(&path, &away).unwrap();
-        assert!(gate.enter(|p| Site::open(p, Some(mark))).is_err());
+        assert!(gate.enter(|p| open(p, Some(mark))).is_err());
         std::fs::create_dir(&path).unwrap();
-        let held = gate
-            .enter(|p| Site::open(p, Some(mark)))
-            .map(|s| s.mark)
-            .unwrap_err();
-        assert!(held.reason.contains("lost its mark"), "{held:?}");
+        let held = gate.enter(|p| open(p, Some(mark))).map(|s| s.mark).unwrap_err();
+        assert!(held.reason.contains("lost its id"), "{held:?}");
         assert!(gate.last_seen().is_err());
 
         std::fs::remove_dir(&path).unwrap();
         std::fs::rename(&away, &path).unwrap();
-        assert_eq!(
-            gate.enter(|p| Site::open(p, Some(mark))).map(|s| s.mark),
-            Ok(mark)
-        );
+        assert_eq!(gate.enter(|p| open(p, Some(mark))).map(|s| s.mark), Ok(mark));
     }
 
     #[test]
     fn another_folder_s_mark_is_not_taken_for_ours() {
         let temp = tempfile::tempdir().unwrap();
-        Site::open(temp.path(), None).unwrap();
-        let held = Site::open(temp.path(), Some([7; 16]))
+        let lock = Lock::default();
+        Site::open(temp.path(), None, &me(1), &lock).unwrap();
+        let held = Site::open(temp.path(), Some([7; 16]), &me(1), &lock)
             .map(|s| s.mark)
             .unwrap_err();
-        assert!(held.reason.contains("another mark"), "{held:?}");
+        assert!(held.reason.contains("another id"), "{held:?}");
     }
 
     #[test]
     fn a_broken_one_stays_broken() {
         let temp = tempfile::tempdir().unwrap();
-        let gate = Gate::new(Some(temp.path().into()));
-        gate.enter(|p| Site::open(p, None)).map(|s| s.mark).unwrap();
+        let gate = Gate::new(Some(temp.path().into()), me(1));
+        gate.enter(|p| Site::open(p, None, &me(1), &Lock::default()))
+            .map(|s| s.mark)
+            .unwrap();
         gate.break_off("the disk".into());
         assert!(gate.enter(|_| panic!("not opened again")).is_err());
     }

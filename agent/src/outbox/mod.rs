@@ -38,18 +38,26 @@ use std::{
 };
 
 use dropwire_protocol::RemotePath;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use self::{health::Health, ignore::Ignore, settle::Settle};
 use crate::{
     config::{self, Folder},
     confined,
+    owner::Me,
     version::{Found, OutboxId},
 };
 
+/// Answers [`Known::settle`].
+pub type Settling<'a> = Pin<Box<dyn Future<Output = Option<Result<(), String>>> + Send + 'a>>;
+
 /// Tells which found files are already in the job list.
 pub trait Known: Send + Sync {
+    /// The outbox with this mark was found, and is at home at its path from now on. The error is why it is not: the folder
+    /// is a copy. One that `is_new` took the place of any other for good. None: it cannot be told now.
+    fn settle(&self, outbox: OutboxId, is_new: bool) -> Settling<'_>;
+
     /// Those of `found` (at most 1,000) that have no job for this version yet. None: it cannot be told now.
     fn unknown(&self, found: Vec<Found>) -> Pin<Box<dyn Future<Output = Option<Vec<Found>>> + Send + '_>>;
 
@@ -73,8 +81,7 @@ pub trait Known: Send + Sync {
 /// What an outbox tells the daemon.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OutboxEvent {
-    /// The folder was found, with this mark: to be kept, and passed to [`start`] next time. Whatever is known of the
-    /// outbox with this mark lies here now.
+    /// The folder was found, with this mark. Whatever is known of the outbox with this mark is here now.
     Marked {
         /// As in the config.
         root: PathBuf,
@@ -127,9 +134,11 @@ pub struct Outbox {
     commands: mpsc::Sender<Command>,
 }
 
-/// Starts to watch and scan the outbox `config` names, on the current runtime. `expected` is the mark it had before.
+/// Starts to watch and scan the outbox `config` names, on the current runtime, for the agent `me`. `expected` is the mark
+/// it had before.
 pub fn start(
     config: config::Outbox,
+    me: Me,
     expected: Option<OutboxId>,
     known: Arc<dyn Known>,
     events: mpsc::Sender<OutboxEvent>,
@@ -148,6 +157,7 @@ pub fn start(
         }),
         other_way: Mutex::default(),
         missed: Arc::default(),
+        look: Notify::new(),
         ignore: ignore.ok(),
         config,
     });
@@ -158,6 +168,7 @@ pub fn start(
         cancel,
         commands: inbox,
         expected,
+        me,
     }));
     Outbox { shared, commands }
 }
@@ -269,6 +280,11 @@ impl Outbox {
         self.command(Command::Emptied(folder));
     }
 
+    /// Where it is held, looks again now.
+    pub fn look(&self) {
+        self.shared.look.notify_one();
+    }
+
     /// Scans everything again soon: what was found is not queued.
     pub fn find_again(&self) {
         self.shared.missed.store(true, Ordering::Release); // seen before the task waits again
@@ -301,6 +317,8 @@ struct Shared {
     other_way: Mutex<BTreeSet<RemotePath>>,
     /// Hints or commands were lost: scan.
     missed: Arc<AtomicBool>,
+    /// While it is held: look for the folder now.
+    look: Notify,
     state: Mutex<State>,
 }
 

@@ -6,7 +6,14 @@ use cap_fs_ext::MetadataExt;
 use cap_std::fs::Dir;
 use dropwire_protocol::RemotePath;
 
-use crate::{confined, file_system::FileSystem, mark, version::OutboxId};
+use crate::{
+    confined,
+    error::shown,
+    file_system::FileSystem,
+    mark,
+    owner::{self, Me},
+    version::OutboxId,
+};
 
 /// An outbox that is there.
 #[derive(Clone, Debug)]
@@ -16,6 +23,9 @@ pub(super) struct Place {
     /// Without symlinks: as native events name it.
     pub(super) root: PathBuf,
     pub(super) id: OutboxId,
+    /// It was made just now: no folder with another id is waited for here.
+    pub(super) is_new: bool,
+    me: Me,
     /// What its file system is trusted with.
     pub(super) on: FileSystem,
     /// Device, and inode where that lasts.
@@ -23,35 +33,47 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Finds the outbox at `path`, which gets a mark if it never had one; else the reason why it is held.
-    pub(super) fn find(path: &Path, had_mark: bool) -> Result<Place, String> {
+    /// Finds the outbox at `path` for this agent, which owns it then; it gets a mark if it never had one. Else the reason
+    /// why it is held. Nothing is touched in a folder that belongs to another agent.
+    pub(super) fn find(path: &Path, had_mark: bool, me: &Me) -> Result<Place, String> {
         let dir = confined::root(path).map_err(|e| match e.kind() {
             io::ErrorKind::NotFound => "the folder is not there; it is waited for".to_string(),
             _ => format!("the folder cannot be opened: {e}"),
         })?;
-        let id = match mark::read(&dir) {
-            Ok(Some(id)) => id,
+        owner::check(&dir, path, me)?;
+        let (id, is_new) = match mark::read(&dir) {
+            Ok(Some(id)) => (id, false),
             Ok(None) if had_mark => {
-                return Err(
-                    "the folder has lost its mark (.dropwire/id): is the right one mounted? \
-                            What is to be sent from it as new goes into a new folder"
-                        .into(),
-                );
+                return Err(format!(
+                    "{} has lost its id (.dropwire/id): is the right disk mounted? To use the folder that is there now: `{}`",
+                    shown(path),
+                    owner::adopt(path)
+                ));
             }
-            Ok(None) => mark::create(&dir).map_err(|e| format!("the folder cannot be marked: {e}"))?,
-            Err(e) => return Err(format!("the folder's mark (.dropwire/id) cannot be read: {e}")),
+            Ok(None) => match mark::create(&dir) {
+                Ok(id) => (id, true),
+                Err(e) => return Err(format!("the folder cannot be marked: {e}")),
+            },
+            Err(e) => {
+                return Err(format!(
+                    "the id of {} (.dropwire/id) cannot be read: {e}; `{}` gives it a new one",
+                    shown(path),
+                    owner::adopt(path)
+                ));
+            }
         };
+        owner::take(&dir, path, me)?;
         let on = FileSystem::of_folder(&dir).unwrap_or_default();
         let folder = identity(&dir, on).map_err(|e| format!("the folder cannot be read: {e}"))?;
         let root = path
             .canonicalize()
             .map_err(|e| format!("the folder cannot be read: {e}"))?;
-        let id = OutboxId(id);
-        let path = path.to_path_buf();
         Ok(Place {
-            path,
+            path: path.to_path_buf(),
             root,
-            id,
+            id: OutboxId(id),
+            is_new,
+            me: me.clone(),
             on,
             folder,
         })
@@ -65,20 +87,26 @@ impl Place {
     fn open_at(&self, path: &Path) -> io::Result<Dir> {
         let dir = confined::root(path)?;
         let same = identity(&dir, self.on)? == self.folder;
-        if same && (self.on.lasting_inodes || self.is_marked(&dir)) {
+        if same && (self.on.lasting_inodes || self.is_ours(&dir)) {
             Ok(dir)
         } else {
             Err(io::Error::new(io::ErrorKind::NotFound, "another folder is there"))
         }
     }
 
-    /// It is still there, where the config says, and has its mark.
+    /// It is still there, where the config says, has its mark, and belongs to this agent.
     pub(super) fn still(&self) -> bool {
-        self.open_at(&self.path).is_ok_and(|dir| self.is_marked(&dir))
+        self.open_at(&self.path).is_ok_and(|dir| self.is_ours(&dir))
     }
 
-    fn is_marked(&self, dir: &Dir) -> bool {
+    /// Its handle, if it is still this agent's: before anything new is found in it.
+    pub(super) fn enter(&self) -> Option<Dir> {
+        self.open().ok().filter(|dir| self.is_ours(dir))
+    }
+
+    fn is_ours(&self, dir: &Dir) -> bool {
         matches!(mark::read(dir), Ok(Some(id)) if OutboxId(id) == self.id)
+            && owner::check(dir, &self.path, &self.me).is_ok()
     }
 }
 
@@ -111,21 +139,55 @@ pub(super) fn remove_empty(outbox: &Dir, folder: &RemotePath, quiet: Duration) -
 mod tests {
     use std::fs;
 
+    use dropwire_protocol::AgentId;
+
     use super::*;
+
+    fn me(n: u8) -> Me {
+        Me {
+            id: AgentId([n; 32]),
+            name: "me".into(),
+        }
+    }
+
+    #[test]
+    fn an_outbox_is_one_agents_until_it_is_handed_over() {
+        let temp = tempfile::tempdir().unwrap();
+        let first = Place::find(temp.path(), false, &me(1)).unwrap();
+        assert!(first.is_new && first.enter().is_some());
+        let refused = Place::find(temp.path(), false, &me(2)).unwrap_err();
+        assert!(refused.contains("belongs to the agent"), "{refused}");
+        // After a stop or a crash it is the same agent's again.
+        assert!(!Place::find(temp.path(), true, &me(1)).unwrap().is_new);
+        let dir = first.open().unwrap();
+        owner::replace(&dir, &me(2)).unwrap();
+        assert!(first.enter().is_none() && !first.still(), "nothing more is found");
+        let second = Place::find(temp.path(), false, &me(2)).unwrap();
+        mark::replace(&dir).unwrap();
+        assert!(second.enter().is_none() && !second.still(), "another id");
+    }
 
     #[test]
     fn a_folder_is_marked_once_and_held_without_its_mark() {
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("outbox");
-        assert!(Place::find(&path, false).unwrap_err().contains("not there"));
+        assert!(
+            Place::find(&path, false, &me(1))
+                .unwrap_err()
+                .contains("not there")
+        );
         assert!(!path.exists(), "never made");
         fs::create_dir(&path).unwrap();
-        let place = Place::find(&path, false).unwrap();
+        let place = Place::find(&path, false, &me(1)).unwrap();
         assert!(place.still());
-        assert_eq!(Place::find(&path, true).unwrap().id, place.id);
+        assert_eq!(Place::find(&path, true, &me(1)).unwrap().id, place.id);
         fs::rename(path.join(".dropwire"), temp.path().join("kept")).unwrap();
         assert!(!place.still() && place.open().is_ok());
-        assert!(Place::find(&path, true).unwrap_err().contains("lost its mark"));
+        assert!(
+            Place::find(&path, true, &me(1))
+                .unwrap_err()
+                .contains("lost its id")
+        );
         assert_eq!(fs::read_dir(&path).unwrap().count(), 0);
         fs::rename(temp.path().join("kept"), path.join(".dropwire")).unwrap();
         assert!(place.still());
@@ -141,7 +203,7 @@ mod tests {
         let path = temp.path().join("outbox");
         fs::create_dir(&path).unwrap();
         let _untrusted = crate::file_system::pretend(FileSystem::default());
-        let place = Place::find(&path, false).unwrap();
+        let place = Place::find(&path, false, &me(1)).unwrap();
         fs::rename(path.join(".dropwire"), temp.path().join("kept")).unwrap();
         fs::remove_dir(&path).unwrap();
         fs::create_dir(&path).unwrap();
@@ -163,7 +225,7 @@ mod tests {
             fs::create_dir(folder).unwrap();
         }
         std::os::unix::fs::symlink(&a, &link).unwrap();
-        let place = Place::find(&link, false).unwrap();
+        let place = Place::find(&link, false, &me(1)).unwrap();
         assert!(place.still());
         fs::remove_file(&link).unwrap();
         std::os::unix::fs::symlink(&b, &link).unwrap();

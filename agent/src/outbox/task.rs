@@ -13,7 +13,7 @@ use super::{
     tend::Tending,
     watch::{Hint, Watcher, Went},
 };
-use crate::{config::Watch, error::shown, fault, version::OutboxId};
+use crate::{config::Watch, error::shown, fault, owner::Me, version::OutboxId};
 
 /// Time between the first looks for a folder that is not there; then it grows.
 const ABSENT: Duration = Duration::from_secs(1);
@@ -31,6 +31,7 @@ pub(super) struct Task {
     pub(super) cancel: CancellationToken,
     pub(super) commands: mpsc::Receiver<Command>,
     pub(super) expected: Option<OutboxId>,
+    pub(super) me: Me,
 }
 
 /// The native watch and where its hints arrive.
@@ -100,12 +101,9 @@ impl Task {
                     }
                 }
             }
-            let (path, had_mark) = (self.shared.config.path.clone(), self.expected.is_some());
-            let found = blocking(move || Place::find(&path, had_mark)).await;
-            let reason = match found {
-                Some(Ok(place)) => return place,
-                Some(Err(reason)) => reason,
-                None => "the look for it failed".into(),
+            let reason = match self.find().await {
+                Ok(place) => return place,
+                Err(reason) => reason,
             };
             if said.as_ref() != Some(&reason) {
                 tracing::warn!(outbox = %shown(&self.shared.config.path), %reason, "held");
@@ -113,9 +111,24 @@ impl Task {
                 said = Some(reason);
             }
             // In either case the folder is looked for.
-            let _ = tokio::time::timeout(pause, mounts.changed()).await;
+            tokio::select! {
+                _ = mounts.changed() => {}
+                () = self.shared.look.notified() => {}
+                () = tokio::time::sleep(pause) => {}
+            }
             pause = (pause * 2).min(LONG_ABSENT);
         }
+    }
+
+    /// The outbox, if it is there, this agent's, and at home here; else why it is held.
+    async fn find(&self) -> Result<Place, String> {
+        let (path, had_mark) = (self.shared.config.path.clone(), self.expected.is_some());
+        let me = self.me.clone();
+        let place = blocking(move || Place::find(&path, had_mark, &me)).await;
+        let place = place.unwrap_or_else(|| Err("the look for it failed".into()))?;
+        let settled = self.known.settle(place.id, place.is_new).await;
+        settled.unwrap_or_else(|| Err("the job list does not answer".into()))?;
+        Ok(place)
     }
 
     /// Begins to watch natively, where that is wanted and possible; else there are only scans.

@@ -15,9 +15,23 @@ struct List {
     known: Mutex<HashSet<Found>>,
     /// So many questions are not answered.
     fails: AtomicU32,
+    /// Why the outbox is not at home.
+    copy: Mutex<Option<String>>,
+}
+
+fn me() -> Me {
+    Me {
+        id: dropwire_protocol::AgentId([1; 32]),
+        name: "me".into(),
+    }
 }
 
 impl Known for List {
+    fn settle(&self, _: OutboxId, _: bool) -> Settling<'_> {
+        let copy = self.copy.lock().unwrap().clone();
+        Box::pin(async move { Some(copy.map_or(Ok(()), Err)) })
+    }
+
     fn unknown(&self, found: Vec<Found>) -> Pin<Box<dyn Future<Output = Option<Vec<Found>>> + Send + '_>> {
         assert!(found.len() <= 1000);
         let failed = self
@@ -95,7 +109,7 @@ async fn run(prepare: impl FnOnce(&Path), change: impl FnOnce(&mut config::Outbo
     change(&mut config);
     let (events_in, events) = mpsc::channel(16);
     let (list, cancel) = (Arc::new(List::default()), CancellationToken::new());
-    let outbox = start(config, None, list.clone(), events_in, cancel.clone());
+    let outbox = start(config, me(), None, list.clone(), events_in, cancel.clone());
     let mut running = Running {
         temp,
         outbox,
@@ -403,6 +417,7 @@ async fn a_folder_that_is_not_there_is_waited_for_and_never_made() {
     let (list, cancel) = (Arc::new(List::default()), CancellationToken::new());
     let outbox = start(
         config(root.clone()),
+        me(),
         None,
         list.clone(),
         events_in,
@@ -431,7 +446,7 @@ async fn a_folder_that_is_not_there_is_waited_for_and_never_made() {
         .await;
     fs::create_dir(&root).unwrap();
     running
-        .until("held", |outbox| held(outbox).contains("lost its mark"))
+        .until("held", |outbox| held(outbox).contains("lost its id"))
         .await;
     fs::remove_dir(&root).unwrap();
     fs::rename(&aside, &root).unwrap();
@@ -452,6 +467,21 @@ async fn a_folder_that_is_not_there_is_waited_for_and_never_made() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_copy_finds_nothing_until_it_has_an_id_of_its_own() {
+    let mut running = run(|_| {}, |config| config.rescan = Duration::from_millis(50)).await;
+    *running.list.copy.lock().unwrap() = Some("a copy".into());
+    crate::mark::replace(&confined::root(&running.at("")).unwrap()).unwrap();
+    running
+        .until("held", |outbox| outbox.status().held.as_deref() == Some("a copy"))
+        .await;
+    fs::write(running.at("file"), "bytes").unwrap();
+    *running.list.copy.lock().unwrap() = None;
+    running.outbox.look();
+    running.marked().await;
+    running.settles(&["file"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_pattern_holds_the_outbox() {
     let temp = tempfile::tempdir().unwrap();
     let mut config = config(temp.path().to_path_buf());
@@ -459,6 +489,7 @@ async fn a_wrong_pattern_holds_the_outbox() {
     let (events, _kept) = mpsc::channel(1);
     let outbox = start(
         config,
+        me(),
         None,
         Arc::new(List::default()),
         events,

@@ -235,7 +235,7 @@ fn queued(db: &Connection, id: TransferId) -> Result<Option<Key>> {
 }
 
 /// Ends the job if it is queued; its id if it was.
-fn end_queued(
+pub(super) fn end_queued(
     db: &Edit<'_>,
     id: TransferId,
     end: End,
@@ -330,6 +330,10 @@ fn ids<const N: usize>(db: &Connection, sql: &str, params: impl rusqlite::Params
         .collect()
 }
 
-fn transfers(db: &Connection, sql: &str, params: impl rusqlite::Params) -> Result<Vec<TransferId>> {
+pub(super) fn transfers(
+    db: &Connection,
+    sql: &str,
+    params: impl rusqlite::Params,
+) -> Result<Vec<TransferId>> {
     Ok(ids(db, sql, params)?.into_iter().map(TransferId).collect())
 }

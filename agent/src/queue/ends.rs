@@ -19,6 +19,8 @@ pub enum End {
     Superseded,
     /// The file is not there any more.
     Gone,
+    /// Its outbox's folder was replaced by another for good.
+    Replaced,
     /// `give_up_after` has passed.
     GivenUp,
     /// The user does not want it sent.
@@ -29,7 +31,7 @@ impl End {
     /// The job's state from then on.
     pub(super) fn state(self) -> JobState {
         match self {
-            End::Superseded | End::Gone | End::GivenUp => JobState::Failed,
+            End::Superseded | End::Gone | End::Replaced | End::GivenUp => JobState::Failed,
             End::Cancelled => JobState::Cancelled,
         }
     }
@@ -39,6 +41,7 @@ impl End {
         match self {
             End::Superseded => "superseded by a newer version",
             End::Gone => "gone: the file was removed before it was delivered",
+            End::Replaced => "its outbox was replaced",
             End::GivenUp => "given up",
             End::Cancelled => "cancelled",
         }

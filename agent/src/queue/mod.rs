@@ -12,6 +12,7 @@
 //! | `ends` | what ended without being delivered, for the log |
 //! | `enqueue` | S2: what was found becomes jobs |
 //! | `overlap` | a folder's files and the folder itself |
+//! | `replaced` | the jobs of an outbox whose folder was replaced |
 //! | `attempts` | which are due, failures, new beginnings |
 //! | `delivery` | S4 to S6: receipts, disposal, what peers are told |
 //! | `keeping` | running time and retention |
@@ -36,6 +37,7 @@ mod job;
 mod keeping;
 mod list;
 mod overlap;
+mod replaced;
 pub mod schedule;
 mod schema;
 #[cfg(test)]

@@ -554,3 +554,38 @@ async fn without_peers_nothing_is_queued() {
         1
     );
 }
+
+#[tokio::test]
+async fn jobs_of_an_outbox_that_was_replaced_end_and_others_go_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let queue = queue(folder.path()).await;
+    let waits = enqueue(&queue, 1, AfterSend::Delete, &[1]).await.queued[0];
+    let delivered = drop_of(found("b", 2), AfterSend::Delete, &[1]);
+    let delivered = queue.enqueue(vec![delivered], 100).await.unwrap().queued[0];
+    queue.delivered(vec![proof(delivered, 1)], 100).await.unwrap();
+    let new = OutboxId([8; 16]);
+    let mut of_new = found("c", 3);
+    of_new.outbox = new;
+    let of_new = drop_of(of_new, AfterSend::Delete, &[1]);
+    let of_new = queue.enqueue(vec![of_new], 100).await.unwrap().queued[0];
+    let mut elsewhere = found("d", 4);
+    elsewhere.outbox = OutboxId([9; 16]);
+    let mut elsewhere = drop_of(elsewhere, AfterSend::Delete, &[1]);
+    elsewhere.root = "/elsewhere".into();
+    let elsewhere = queue.enqueue(vec![elsewhere], 100).await.unwrap().queued[0];
+
+    assert_eq!(queue.waiting_at("/out".into()).await.unwrap(), 2);
+    assert_eq!(queue.disposing().await.unwrap().len(), 1);
+    assert_eq!(queue.outbox_replaced("/out".into(), new, 5).await.unwrap(), 1);
+    let failed = (JobState::Failed, Some(End::Replaced.text().to_owned()));
+    assert_eq!(state(&queue, waits).await, failed);
+    assert_eq!(due(&queue, 200).await, [of_new, elsewhere]);
+    assert!(
+        queue.disposing().await.unwrap().is_empty(),
+        "nothing of it leaves"
+    );
+    assert!(
+        !is_unknown(&queue, found("b", 2)).await,
+        "nor is it sent again, should it come back"
+    );
+}

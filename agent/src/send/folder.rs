@@ -9,12 +9,10 @@ use bytes::Bytes;
 use cap_std::fs::Dir;
 use dropwire_protocol::RunningDigest;
 
-use super::pass::{Ended, Take, void_of};
+use super::pass::{Ended, Take, open_outbox, void_of};
 use crate::{
     bundle::{self, Halt, Listing, Trouble},
-    confined,
-    error::shown,
-    fault,
+    confined, fault,
     link::Voided,
     version::Found,
 };
@@ -30,8 +28,7 @@ pub(super) struct FolderPass<'a> {
 impl<'a> FolderPass<'a> {
     /// Walks the folder before anything of it is read.
     pub(super) fn begin(root: &Path, found: &'a Found) -> Result<Self, Voided> {
-        let outbox = confined::root(root)
-            .map_err(|e| Voided::Unreadable(format!("the outbox {}: {e}", shown(root))))?;
+        let outbox = open_outbox(root, found.outbox)?;
         let folder =
             confined::open_folder(&outbox, &found.path).map_err(|e| void_of(&outbox, found.outbox, &e))?;
         let first = bundle::list_quickly(&folder).map_err(voided)?;

@@ -47,14 +47,10 @@ pub(super) type Take<'a> = dyn FnMut(u64, Bytes, &RunningDigest) -> bool + 'a;
 pub(super) struct Opened(Option<(PathBuf, Parents)>);
 
 impl Opened {
-    fn outbox(&mut self, root: &Path) -> Result<&mut Parents, Voided> {
+    fn outbox(&mut self, root: &Path, id: OutboxId) -> Result<&mut Parents, Voided> {
         let last = match self.0.take() {
             Some(last) if last.0 == root => last,
-            _ => {
-                let outbox = confined::root(root)
-                    .map_err(|e| Voided::Unreadable(format!("the outbox {}: {e}", shown(root))))?;
-                (root.to_path_buf(), Parents::new(outbox))
-            }
+            _ => (root.to_path_buf(), Parents::new(open_outbox(root, id)?)),
         };
         Ok(&mut self.0.insert(last).1)
     }
@@ -74,7 +70,7 @@ pub(super) struct Pass<'a> {
 impl<'a> Pass<'a> {
     /// Opens the file and takes the lease before the first look at it.
     pub(super) fn begin(opened: &mut Opened, root: &Path, found: &'a Found) -> Result<Self, Voided> {
-        let parents = opened.outbox(root)?;
+        let parents = opened.outbox(root, found.outbox)?;
         let outbox = Rc::clone(parents.root());
         let void = |e| void_of(&outbox, found.outbox, &e);
         let file = open(parents, &found.path).map_err(void)?;
@@ -205,12 +201,31 @@ pub(super) fn void_of(root: &Dir, outbox: OutboxId, error: &io::Error) -> Voided
     if !confined::is_absent(error) {
         return Voided::Unreadable(error.to_string());
     }
-    match mark::read(root) {
-        Ok(Some(id)) if OutboxId(id) == outbox => Voided::Gone,
-        Ok(Some(_)) => Voided::Unreadable("another outbox's mark (.dropwire/id) lies there".into()),
-        Ok(None) => Voided::Unreadable("the outbox has lost its mark (.dropwire/id): not mounted?".into()),
-        Err(e) => Voided::Unreadable(format!("the outbox's mark cannot be read: {e}")),
+    match marked(root, outbox) {
+        Ok(()) => Voided::Gone,
+        Err(why) => why,
     }
+}
+
+/// The outbox at `root`, if the folder there has its mark: another one, or one that was handed to another agent since,
+/// may hold files of the same names.
+pub(super) fn open_outbox(root: &Path, outbox: OutboxId) -> Result<Dir, Voided> {
+    let dir =
+        confined::root(root).map_err(|e| Voided::Unreadable(format!("the outbox {}: {e}", shown(root))))?;
+    if !fault::mutant("S3-mark") {
+        marked(&dir, outbox)?;
+    }
+    Ok(dir)
+}
+
+fn marked(root: &Dir, outbox: OutboxId) -> Result<(), Voided> {
+    let why = match mark::read(root) {
+        Ok(Some(id)) if OutboxId(id) == outbox => return Ok(()),
+        Ok(Some(_)) => "another folder is where the outbox was (its .dropwire/id differs)".into(),
+        Ok(None) => "the outbox has lost its id (.dropwire/id): not mounted?".into(),
+        Err(e) => format!("the outbox's id cannot be read: {e}"),
+    };
+    Err(Voided::Unreadable(why))
 }
 
 #[cfg(target_os = "linux")]

@@ -416,3 +416,25 @@ fn where_others_write_unseen_the_path_is_opened_again_after_the_last_read() {
     };
     assert_eq!(digest_of(outbox.root(), &found, &swap), Err(Voided::Changed));
 }
+
+/// Another folder, or one that another agent took over, may hold a file of the same name and version.
+#[tokio::test]
+async fn nothing_is_read_from_a_folder_with_another_id() {
+    let outbox = Outbox::new();
+    for size in [10, 2 * MAX_CHUNK] {
+        let (path, version) = outbox.file("file", &pattern(size));
+        let source = outbox.source(&path, version);
+        assert!(pass(&source, 0, &[]).await.1.is_ok());
+        mark::replace(&confined::root(outbox.root()).unwrap()).unwrap();
+        let (sent, end) = pass(&source, 0, &[]).await;
+        assert!(
+            sent.is_empty() && matches!(end, Err(Voided::Unreadable(_))),
+            "{end:?}"
+        );
+        fs::write(
+            outbox.root().join(".dropwire/id"),
+            data_encoding::HEXLOWER.encode(&outbox.id.0),
+        )
+        .unwrap();
+    }
+}

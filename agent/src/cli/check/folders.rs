@@ -12,7 +12,12 @@ use crate::{
     file_system::FileSystem,
 };
 
-pub(super) fn look(config: &Config, agent: Option<&StatusReport>) -> Vec<Finding> {
+/// `trouble` says why an agent that does not run would hold a folder.
+pub(super) fn look(
+    config: &Config,
+    agent: Option<&StatusReport>,
+    trouble: &dyn Fn(&Path) -> Option<String>,
+) -> Vec<Finding> {
     let mut findings = Vec::new();
     for outbox in &config.outboxes {
         let subject = format!("outbox {}", shown(&outbox.path));
@@ -21,8 +26,11 @@ pub(super) fn look(config: &Config, agent: Option<&StatusReport>) -> Vec<Finding
             seen.into_iter()
                 .find(|seen| seen.raw_path() == outbox.path.as_os_str().as_encoded_bytes())
         });
-        let held = seen.and_then(|seen| seen.held.as_deref().or(seen.disposal_held.as_deref()));
-        findings.push(Finding::new(&subject, folder(&outbox.path, held)));
+        let held = match seen {
+            Some(seen) => seen.held.clone().or_else(|| seen.disposal_held.clone()),
+            None => trouble(&outbox.path),
+        };
+        findings.push(Finding::new(&subject, folder(&outbox.path, held.as_deref())));
         let watch = seen.and_then(|seen| seen.watch_reason.clone());
         findings.extend(watch.map(|reason| Finding::new(&subject, Told::Note(reason))));
         findings.extend(waits(outbox).map(|fatal| Finding::new(&subject, Err(fatal))));
@@ -30,8 +38,11 @@ pub(super) fn look(config: &Config, agent: Option<&StatusReport>) -> Vec<Finding
     }
     if let Some(inbox) = &config.inbox {
         let subject = format!("inbox {}", shown(&inbox.path));
-        let held = agent.and_then(|agent| agent.inbox.as_ref()?.held.as_deref());
-        findings.push(Finding::new(&subject, folder(&inbox.path, held)));
+        let held = match agent.and_then(|agent| agent.inbox.as_ref()) {
+            Some(seen) => seen.held.clone(),
+            None => trouble(&inbox.path),
+        };
+        findings.push(Finding::new(&subject, folder(&inbox.path, held.as_deref())));
         let disk = confined::root(&inbox.path).and_then(|folder| Disk::of(&folder));
         findings.extend(
             disk.ok()
@@ -43,7 +54,7 @@ pub(super) fn look(config: &Config, agent: Option<&StatusReport>) -> Vec<Finding
     findings
 }
 
-/// Can the agent work in it? `held`: why the running one does not.
+/// Can the agent work in it? `held`: why it does not.
 fn folder(path: &Path, held: Option<&str>) -> Result<String, Fatal> {
     let metadata = path.metadata().map_err(|error| {
         let fatal = Fatal::io(shown(path), &error);
@@ -66,7 +77,7 @@ fn folder(path: &Path, held: Option<&str>) -> Result<String, Fatal> {
         None => Ok("can be read and written".into()),
         Some(reason) => Err(Fatal::new(
             Exit::CannotCreate,
-            format_args!("the running agent does not use it: {reason}"),
+            format_args!("the agent does not use it: {reason}"),
         )),
     }
 }

@@ -73,19 +73,23 @@ impl From<io::Error> for Stop {
 
 /// Runs one command to its end.
 fn run(command: impl Future<Output = Result<(), Stop>>) -> Result<(), Fatal> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| Fatal::new(Exit::Failed, format_args!("cannot start: {error}")))?;
-    match runtime.block_on(command) {
+    match runtime()?.block_on(command) {
         Ok(()) | Err(Stop::Unread) => Ok(()),
         Err(Stop::Fatal(fatal)) => Err(fatal),
     }
+}
+
+/// The runtime of one question.
+pub(super) fn runtime() -> Result<tokio::runtime::Runtime, Fatal> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|error| Fatal::new(Exit::Failed, format_args!("cannot start: {error}")))
 }
 
 /// `path` from the root, its last component as it is: a symlink there is not followed.
 ///
 /// Symlinks on the way stay too, since outboxes are known by the paths in the config; only where a `..` has to be taken away
 /// are they resolved, as the system would do it.
-fn absolute(path: &Path) -> Result<PathBuf, Fatal> {
+pub(super) fn absolute(path: &Path) -> Result<PathBuf, Fatal> {
     let from_root = std::path::absolute(path)
         .map_err(|error| Fatal::io(format_args!("cannot tell where {} is", shown(path)), &error))?;
     if !from_root.components().any(|part| part == Component::ParentDir) {

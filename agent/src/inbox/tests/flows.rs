@@ -110,6 +110,7 @@ async fn a_known_transfer_is_settled_byte_for_byte() {
 async fn receipts_are_signed_by_this_agent_and_arrivals_told_once() {
     let rig = Rig::new().await;
     rig.inbox.shutdown().await;
+    std::fs::remove_file(rig.root().join(".dropwire/owner")).unwrap(); // this agent is another one
     let identity = Arc::new(Identity::generate());
     let (settings, db) = (rig.settings.clone(), rig.db.clone());
     let inbox = Inbox::open(settings, db, identity.clone(), CancellationToken::new())

@@ -26,11 +26,11 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::clock;
+use crate::{clock, homes};
 
 const ANA: AgentId = AgentId([0xAA; 32]);
 const BOB: AgentId = AgentId([0xBB; 32]);
-const ME: AgentId = AgentId([0xCC; 32]);
+pub(super) const ME: AgentId = AgentId([0xCC; 32]);
 const CHUNK: usize = 256 * 1024;
 
 /// An inbox in a folder of its own.
@@ -67,8 +67,11 @@ impl Rig {
                 on_arrival: Vec::new(),
             }),
             peers: [("ana", ANA), ("bob", BOB)].map(peer).into(),
+            name: "me".into(),
+            outboxes: Vec::new(),
         };
-        let migrations = Migrations::new(vec![M::up(clock::RUNNING), M::up(SCHEMA_1)]);
+        let schema = [clock::RUNNING, SCHEMA_1, homes::SCHEMA_1].map(M::up);
+        let migrations = Migrations::new(schema.into());
         let db = Db::open(&temp.path().join("state.db"), &migrations).unwrap();
         let inbox = start(&settings, &db).await.unwrap();
         Rig {

@@ -246,8 +246,14 @@ async fn nor_does_what_was_under_way_when_a_folder_s_sync_failed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failed_sync_ends_the_whole_batch() {
     let rig = Rig::new().await;
+    let site = rig
+        .inbox
+        .shared
+        .gate
+        .last_seen()
+        .map_err(|e| panic!("{e}"))
+        .unwrap();
     rig.inbox.shared.gate.break_off("a sync failed".into());
-    let site = site::Site::open(&rig.root(), None).unwrap_or_else(|e| panic!("{e:?}"));
     let folders = place::existing_folders(&site, &RemotePath::parse(b"f").unwrap()).unwrap();
     let before = trace::of(&rig.root()).len();
     let answer = commit::make_certain(&rig.inbox.shared, &site, &folders);

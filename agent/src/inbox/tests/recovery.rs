@@ -3,7 +3,9 @@
 use std::fs;
 
 use super::*;
-use crate::durable::How;
+use dropwire_protocol::message::DeclineReason;
+
+use crate::{confined, durable::How, mark};
 
 const NAME: &str = "sub/x.txt";
 const BYTES: &[u8] = b"verified";
@@ -310,4 +312,63 @@ async fn a_folder_that_cannot_be_used_takes_the_row_back() {
     assert_eq!(delivered_as(&link.send(id(1), "sub/s", b"x").await), "sub/s");
     assert_eq!(delivered_as(&link.send(id(2), "sub/l", &bytes).await), "sub/l");
     assert_eq!(rig.partials(), 0);
+}
+
+/// The folder was replaced for good while a file was being placed in it: nobody can tell whether it got its name there.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_being_placed_in_a_folder_that_was_given_up_is_taken_again() {
+    let rig = Rig::new().await;
+    let (old, _) = placing(&rig, How::Renamed).await;
+    let away = rig.temp.path().join("away");
+    let rig = rig
+        .restarted(|root| {
+            fs::rename(root, &away).unwrap();
+            fs::create_dir(root).unwrap();
+        })
+        .await;
+    let held = rig.inbox.status().held.unwrap();
+    assert!(
+        held.contains("lost its id") && held.contains("dropwire adopt"),
+        "{held}"
+    );
+    let (_, outcome) = rig.link(ANA).opened(id(1), NAME, BYTES.len() as u64).await;
+    assert_eq!(refused(&outcome), DeclineReason::InboxUnavailable);
+
+    let root = confined::root(&rig.root()).unwrap();
+    let (new, path) = (mark::replace(&root).unwrap(), rig.root());
+    rig.db
+        .call(move |tx| homes::settle(tx, new, &path))
+        .await
+        .unwrap();
+    let inbox = rig.inbox.clone();
+    tokio::task::spawn_blocking(move || inbox.look().unwrap())
+        .await
+        .unwrap();
+    let outcome = rig.link(ANA).send(id(1), NAME, BYTES).await;
+    assert_eq!(delivered_as(&outcome), NAME);
+    assert_eq!(rig.files(), [(NAME.into(), BYTES.to_vec())]);
+    assert!(
+        away.join(old.strip_prefix(rig.root()).unwrap()).exists(),
+        "not touched"
+    );
+}
+
+/// A copy of an outbox is no inbox, and its partials are none of ours.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_that_is_a_copy_is_held() {
+    let mut rig = Rig::new().await;
+    let (mark, other) = (
+        rig.inbox.shared.gate.last_seen().unwrap().mark,
+        PathBuf::from("/out"),
+    );
+    rig.settings.outboxes.push(other.clone());
+    rig.db
+        .call(move |tx| homes::settle(tx, mark, &other))
+        .await
+        .unwrap();
+    let litter = rig.root().join(".dropwire/partial/x");
+    let rig = rig.restarted(|_| fs::write(&litter, "bytes").unwrap()).await;
+    let held = rig.inbox.status().held.unwrap();
+    assert!(held.contains("same id") && held.contains("/out"), "{held}");
+    assert!(litter.exists());
 }

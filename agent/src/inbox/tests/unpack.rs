@@ -19,7 +19,7 @@ impl Place {
         let temp = tempfile::tempdir().unwrap();
         let inbox = temp.path().join("inbox");
         fs::create_dir(&inbox).unwrap();
-        let site = Site::open(&inbox, None).unwrap();
+        let site = Site::alone(&inbox);
         Place { temp, site }
     }
 

@@ -225,7 +225,7 @@ async fn another_folder_in_its_place_is_not_taken_for_it() {
 #[test]
 fn where_names_are_given_by_links_no_folder_is_taken() {
     let temp = tempfile::tempdir().unwrap();
-    let mut site = site::Site::open(temp.path(), None).unwrap();
+    let mut site = site::Site::alone(temp.path());
     assert!(admit::takes(&site, Kind::Folder).is_ok());
     site.how = How::Linked;
     assert!(admit::takes(&site, Kind::File).is_ok());

@@ -35,7 +35,7 @@ impl Tending<'_> {
             }
         };
         let looked = blocking(move || {
-            let mut parents = Parents::new(place.open().ok()?);
+            let mut parents = Parents::new(place.enter()?);
             let look = |path| match (look::look(&mut parents, &path, &rules), &shared.ignore) {
                 (Seen::Folder, Some(ignore)) if path.parent().is_none() && shared.goes_whole(&path) => {
                     (whole::look(parents.root(), &path, &rules, ignore), path)

@@ -1,0 +1,349 @@
+//! Takes over an inbox or outbox folder that has no id or another's, by the word of a person: it becomes this agent's,
+//! under a new id. With the running agent or, under the state folder's lock, without.
+//!
+//! First the owner's record is replaced, then the id, then it is noted where that is at home. Whatever a crash cuts off,
+//! the folder is held as before and can be adopted again.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use rusqlite::{Connection, OpenFlags};
+
+use super::{blocking, job_list, state};
+use crate::{
+    clock::now_ms,
+    config::{Config, paths::Paths},
+    confined,
+    control::api::{AdoptReply, AdoptRequest},
+    db::{Db, DbError},
+    error::{Exit, Fatal, shown},
+    homes, inbox, mark,
+    owner::{self, Lock, Me, Owner},
+    queue::Queue,
+    version::OutboxId,
+};
+
+/// What it takes.
+pub struct Adopter {
+    pub(super) config: Arc<Config>,
+    pub(super) me: Me,
+    pub(super) db: Db,
+    pub(super) queue: Queue,
+}
+
+/// As [`Adopter::answer`], where no agent runs.
+pub async fn offline(config: Config, paths: &Paths, request: AdoptRequest) -> Result<AdoptReply, Fatal> {
+    let paths = paths.clone();
+    let state = blocking(move || state::open(&paths)).await??;
+    let queue = Queue::open(
+        state.db.clone(),
+        state.identity.clone(),
+        now_ms(),
+        config.retry.max,
+    );
+    let adopter = Adopter {
+        me: Me {
+            id: state.identity.id(),
+            name: config.name.clone(),
+        },
+        config: Arc::new(config),
+        db: state.db.clone(),
+        queue: queue.await.map_err(|e| job_list(&e))?,
+    };
+    let answer = adopter.answer(request, Arc::default()).await;
+    state.db.close().await;
+    answer
+}
+
+/// Why the folder at `path` would be held, as far as can be told without the agent; for `check`. Blocks.
+pub fn trouble(config: &Config, paths: &Paths, me: &Me, path: &Path) -> Option<String> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    // Without a job list nothing is expected yet.
+    let list = Connection::open_with_flags(paths.state_dir.join("jobs.db"), flags);
+    let known = list
+        .and_then(|list| Known::read(&list, config, path))
+        .unwrap_or_default();
+    let is_inbox = config.inbox.as_ref().is_some_and(|inbox| inbox.path == path);
+    let seen = Seen::look(path, me).ok()?;
+    reason(path, is_inbox, &seen, &known)
+}
+
+/// What the job list says.
+#[derive(Default)]
+struct Known {
+    /// The ids at home in the config's folders.
+    homes: Vec<(homes::FolderId, PathBuf)>,
+    /// Files that were being placed in a folder with another id than is expected here.
+    placing_elsewhere: u64,
+}
+
+impl Known {
+    fn read(db: &Connection, config: &Config, path: &Path) -> rusqlite::Result<Known> {
+        let mut homes = Vec::new();
+        for folder in config.folders() {
+            homes.extend(homes::expected(db, &folder)?.map(|id| (id, folder)));
+        }
+        let here = homes::expected(db, path)?.unwrap_or_default();
+        Ok(Known {
+            homes,
+            placing_elsewhere: inbox::placing_elsewhere(db, here)?,
+        })
+    }
+
+    fn expected(&self, path: &Path) -> Option<homes::FolderId> {
+        let home = self.homes.iter().find(|(_, home)| home == path);
+        home.map(|(id, _)| *id)
+    }
+
+    fn home(&self, id: homes::FolderId) -> Option<&Path> {
+        let home = self.homes.iter().find(|(its, _)| *its == id);
+        home.map(|(_, path)| path.as_path())
+    }
+}
+
+/// What is in the folder.
+struct Seen {
+    /// Why another agent has it, or nobody can tell.
+    refused: Option<String>,
+    owner: Option<Owner>,
+    id: Result<Option<homes::FolderId>, io::Error>,
+}
+
+impl Seen {
+    fn look(path: &Path, me: &Me) -> io::Result<Seen> {
+        let root = confined::root(path)?;
+        Ok(Seen {
+            refused: owner::check(&root, path, me).err(),
+            owner: owner::read(&root).ok().flatten(),
+            id: mark::read(&root),
+        })
+    }
+}
+
+/// Why the folder is held; None: it is used as it is. The same rules as where inboxes and outboxes are opened.
+fn reason(path: &Path, is_inbox: bool, seen: &Seen, known: &Known) -> Option<String> {
+    if seen.refused.is_some() {
+        return seen.refused.clone();
+    }
+    let adopt = owner::adopt(path);
+    match (&seen.id, known.expected(path)) {
+        (Err(error), _) => Some(format!(
+            "the id of {} (.dropwire/id) cannot be read: {error}; `{adopt}` gives it a new one",
+            shown(path)
+        )),
+        (Ok(None), Some(_)) => Some(format!(
+            "{} has lost its id (.dropwire/id): is the right disk mounted? To use the folder that is there now: `{adopt}`",
+            shown(path)
+        )),
+        (Ok(Some(id)), Some(expected)) if is_inbox && *id != expected => Some(format!(
+            "{} has another id (.dropwire/id) than before: is the right disk mounted? To use the folder that is there \
+             now: `{adopt}`",
+            shown(path)
+        )),
+        (Ok(Some(id)), _) if known.home(*id).is_some_and(|home| home != path) => {
+            known.home(*id).map(|home| homes::reason(path, home))
+        }
+        _ if is_inbox && known.placing_elsewhere > 0 => Some(format!(
+            "{} files were being placed in another inbox folder and wait for it; to give that one up: `{adopt}`",
+            known.placing_elsewhere
+        )),
+        _ => None,
+    }
+}
+
+impl Adopter {
+    /// Says what adopting the folder means and, if that is what is asked, does it. Where nothing holds the folder there is
+    /// nothing to adopt: then the answer has no reason. `lock` is the inbox's.
+    pub async fn answer(&self, request: AdoptRequest, lock: Arc<LockOf>) -> Result<AdoptReply, Fatal> {
+        let (path, is_inbox) = self.configured(&request.path.0)?;
+        let known = self.known(&path).await.map_err(|e| job_list(&e))?;
+        let (seen, is_one_of_two) = {
+            let (path, me, known_homes) = (path.clone(), self.me.clone(), known.homes.clone());
+            blocking(move || {
+                let twin = known_homes
+                    .iter()
+                    .any(|(_, home)| *home != path && homes::is_same(&path, home));
+                (Seen::look(&path, &me), twin)
+            })
+            .await?
+        };
+        let seen = seen.map_err(|e| {
+            Fatal::io(format_args!("cannot open {}", shown(&path)), &e).mend("make or mount the folder first")
+        })?;
+        let mut reply = AdoptReply {
+            folder: shown(&path),
+            reason: reason(&path, is_inbox, &seen, &known),
+            meaning: Vec::new(),
+            adopted: false,
+        };
+        if reply.reason.is_none() {
+            return Ok(reply);
+        }
+        if is_one_of_two {
+            return Err(Fatal::new(Exit::Config, reply.reason.unwrap_or_default())
+                .mend("an id of its own would only take it from the other"));
+        }
+        reply.meaning = self
+            .meaning(&path, is_inbox, &seen, &known)
+            .await
+            .map_err(|e| job_list(&e))?;
+        if request.go {
+            self.take(&path, is_inbox, lock).await?;
+            reply.adopted = true;
+        }
+        Ok(reply)
+    }
+
+    /// The folder as the config names it, and whether it is the inbox.
+    fn configured(&self, path: &Path) -> Result<(PathBuf, bool), Fatal> {
+        let named = |folder: &PathBuf| folder == path;
+        let is_there = |folder: &PathBuf| {
+            let (a, b) = (folder.canonicalize(), path.canonicalize());
+            matches!((a, b), (Ok(a), Ok(b)) if a == b)
+        };
+        let folders = self.config.folders();
+        let folder = folders
+            .iter()
+            .find(|f| named(f))
+            .or_else(|| folders.iter().find(|f| is_there(f)));
+        let folder = folder.ok_or_else(|| {
+            Fatal::new(
+                Exit::NoInput,
+                format_args!("{} is no inbox or outbox of this agent", shown(path)),
+            )
+            .mend("name it in the config first")
+        })?;
+        let inbox = self.config.inbox.as_ref();
+        Ok((folder.clone(), inbox.is_some_and(|inbox| inbox.path == *folder)))
+    }
+
+    async fn known(&self, path: &Path) -> Result<Known, DbError> {
+        let (config, path) = (self.config.clone(), path.to_path_buf());
+        self.db.read(move |db| Known::read(db, &config, &path)).await
+    }
+
+    /// In sentences.
+    async fn meaning(
+        &self,
+        path: &Path,
+        is_inbox: bool,
+        seen: &Seen,
+        known: &Known,
+    ) -> Result<Vec<String>, DbError> {
+        let mut meaning = Vec::new();
+        if let Some(owner) = seen.owner.as_ref().filter(|_| seen.refused.is_some()) {
+            meaning.push(format!(
+                "It is taken from {owner}. That agent must no longer use it: files would be lost or arrive twice."
+            ));
+            if owner.runs_here() {
+                meaning.push(format!(
+                    "That agent seems to run on this machine now (process {}): stop it, or take the folder out of its \
+                     config first.",
+                    owner.pid
+                ));
+            }
+        }
+        if is_inbox {
+            meaning.push(
+                "Files that are in it stay as they are; what had arrived only in part begins again.".into(),
+            );
+            let placing = match (&seen.id, known.expected(path)) {
+                (Ok(Some(id)), Some(expected)) if *id == expected => known.placing_elsewhere,
+                _ => {
+                    self.db
+                        .read(|db| inbox::placing_elsewhere(db, homes::FolderId::default()))
+                        .await?
+                }
+            };
+            if placing > 0 {
+                meaning.push(format!(
+                    "Files that were just getting their names in the earlier folder ({placing}) are taken again when they \
+                     are offered again: each may then be in both folders."
+                ));
+            }
+            return Ok(meaning);
+        }
+        let to: Vec<String> = self.recipients(path);
+        meaning.push(format!(
+            "Every file in it is sent to {}, also what was sent from this folder before.",
+            to.join(", ")
+        ));
+        let waiting = self.queue.waiting_at(path.to_path_buf()).await?;
+        if waiting > 0 {
+            meaning.push(format!(
+                "Jobs that wait for files of the folder that was here before ({waiting}) end as failed; those files are \
+                 not touched."
+            ));
+        }
+        Ok(meaning)
+    }
+
+    fn recipients(&self, path: &Path) -> Vec<String> {
+        let outbox = self.config.outboxes.iter().find(|outbox| outbox.path == path);
+        let peers = self.config.peers.iter();
+        let to = peers.filter(|peer| outbox.is_some_and(|outbox| outbox.to.contains(&peer.id)));
+        to.map(|peer| peer.name.clone()).collect()
+    }
+
+    async fn take(&self, path: &Path, is_inbox: bool, lock: Arc<LockOf>) -> Result<(), Fatal> {
+        let (me, folder) = (self.me.clone(), path.to_path_buf());
+        let id = blocking(move || replace(&folder, is_inbox, &me, lock.get())).await??;
+        let (folder, now) = (path.to_path_buf(), now_ms());
+        let noted = self.db.call(move |tx| {
+            homes::settle(tx, id, &folder)?;
+            if is_inbox {
+                inbox::give_up_elsewhere(tx, id)?;
+            }
+            Ok(())
+        });
+        noted.await.map_err(|e| job_list(&e))?;
+        if !is_inbox {
+            let replaced = self.queue.outbox_replaced(path.to_path_buf(), OutboxId(id), now);
+            replaced.await.map_err(|e| job_list(&e))?;
+        }
+        tracing::info!(folder = %shown(path), "adopted");
+        Ok(())
+    }
+}
+
+/// The lock of an inbox: the running agent's, or one for this command.
+#[derive(Default)]
+pub struct LockOf {
+    inbox: Option<inbox::Inbox>,
+    own: Lock,
+}
+
+impl LockOf {
+    pub(super) fn of(inbox: &inbox::Inbox) -> LockOf {
+        LockOf {
+            inbox: Some(inbox.clone()),
+            own: Lock::default(),
+        }
+    }
+
+    fn get(&self) -> &Lock {
+        self.inbox.as_ref().map_or(&self.own, inbox::Inbox::lock)
+    }
+}
+
+/// Owner, then id.
+fn replace(path: &Path, is_inbox: bool, me: &Me, lock: &Lock) -> Result<homes::FolderId, Fatal> {
+    let failed = |e: io::Error| Fatal::io(format_args!("cannot take {}", shown(path)), &e);
+    let root = confined::root(path).map_err(failed)?;
+    mark::folder(&root).map_err(failed)?;
+    if is_inbox {
+        lock.hold(&root).map_err(|e| match e.kind() {
+            io::ErrorKind::WouldBlock => Fatal::new(
+                Exit::CannotCreate,
+                format_args!("{} is in use by another dropwire process", shown(path)),
+            )
+            .mend("stop that agent, or take the folder out of its config"),
+            _ => failed(e),
+        })?;
+    }
+    owner::replace(&root, me).map_err(failed)?;
+    mark::replace(&root).map_err(failed)
+}

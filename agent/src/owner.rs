@@ -1,0 +1,335 @@
+//! Whose an inbox or outbox is: a record in its `.dropwire/` names the one agent that uses the folder.
+//!
+//! The record (`.dropwire/owner`) reaches wherever the folder reaches, other hosts on a share included, and stays when the
+//! agent stops: another agent would take its partials for litter, or deliver its files a second time. Only a person
+//! hands a folder over, with `dropwire adopt`, which also gives it a new id, so that the former agent stops at its next
+//! look. Agents are told apart by their ids; a clone with the same key counts as the same agent.
+//!
+//! An inbox is also locked (`.dropwire/lock`) while it is open, which tells clones on one machine apart. An outbox is not:
+//! an open lock would keep its disk from being unmounted, and a file that two clones find has one transfer id, so that
+//! it is delivered once. Where the file system has no locks, the record alone counts.
+
+use std::{
+    ffi::OsStr,
+    fs::File,
+    io::{self, Read as _},
+    path::Path,
+    sync::{Mutex, PoisonError},
+};
+
+use cap_fs_ext::{DirExt, FollowSymlinks, OpenOptionsFollowExt};
+use cap_std::fs::{Dir, OpenOptions};
+use dropwire_protocol::{AgentId, name::escape};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    durable,
+    error::shown,
+    fault, id,
+    io_error::{self, Meaning, Wait},
+    mark,
+};
+
+const RECORD: &str = "owner";
+const LOCK: &str = "lock";
+/// Longer records are not ours.
+const MOST: u64 = 4096;
+
+/// The agent that asks.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Me {
+    /// By this agents are told apart.
+    pub id: AgentId,
+    /// For people.
+    pub name: String,
+}
+
+/// What the record says. Others may have written it: it is escaped when shown.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Owner {
+    /// The agent's name.
+    pub name: String,
+    /// Its id, as people read it.
+    pub id: String,
+    /// The machine that it ran on.
+    pub host: String,
+    /// When it took the folder.
+    pub since: String,
+    /// Its process, as of its last start.
+    pub pid: u32,
+}
+
+impl Owner {
+    fn of(me: &Me, since: Option<String>) -> Owner {
+        let now = || humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string();
+        Owner {
+            name: me.name.clone(),
+            id: id::format(me.id),
+            host: host(),
+            since: since.unwrap_or_else(now),
+            pid: std::process::id(),
+        }
+    }
+
+    fn is(&self, me: &Me) -> bool {
+        id::parse(&self.id).is_ok_and(|id| id == me.id) || fault::mutant("owner")
+    }
+
+    fn text(&self) -> String {
+        let record = toml::to_string(self).unwrap_or_default(); // text and a number: it cannot fail
+        format!(
+            "# The dropwire agent that this folder belongs to. `dropwire adopt FOLDER` hands it over.\n{record}"
+        )
+    }
+
+    /// Does the agent run on this machine, as far as can be told?
+    pub fn runs_here(&self) -> bool {
+        self.host == host() && self.pid != std::process::id() && is_dropwire(self.pid)
+    }
+}
+
+impl std::fmt::Display for Owner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [name, id, host, since] =
+            [&self.name, &self.id, &self.host, &self.since].map(|text| escape(text.as_bytes()));
+        write!(f, "the agent \"{name}\" ({id}) on {host}, since {since}")
+    }
+}
+
+/// The record in the folder `root`; None where there is none. `InvalidData` where it cannot be understood.
+pub fn read(root: &Dir) -> io::Result<Option<Owner>> {
+    let found = root.open_dir_nofollow(mark::FOLDER).and_then(|folder| {
+        let mut options = OpenOptions::new();
+        options.read(true).follow(FollowSymlinks::No);
+        folder.open_with(RECORD, &options)
+    });
+    let file = match found {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    let mut text = String::new();
+    file.take(MOST).read_to_string(&mut text)?;
+    toml::from_str(&text)
+        .map(Some)
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is damaged"))
+}
+
+/// Whether this agent may use the folder `root`, which is at `path`: the error is a sentence that says why not.
+pub fn check(root: &Dir, path: &Path, me: &Me) -> Result<(), String> {
+    owned(root, path, me).map(drop)
+}
+
+fn owned(root: &Dir, path: &Path, me: &Me) -> Result<Option<Owner>, String> {
+    match read(root) {
+        Ok(Some(owner)) if !owner.is(me) => Err(format!(
+            "{} belongs to {owner}, and not to this agent, \"{}\" ({}); if that agent no longer uses it: `{}`",
+            shown(path),
+            escape(me.name.as_bytes()),
+            id::format(me.id),
+            adopt(path)
+        )),
+        Ok(owner) => Ok(owner),
+        Err(e) => Err(format!(
+            "the owner of {} (.dropwire/owner) cannot be read: {e}; if no other agent uses it: `{}`",
+            shown(path),
+            adopt(path)
+        )),
+    }
+}
+
+/// Takes the folder `root` for this agent, unless another one has it. The folder [`mark::FOLDER`] has to be there.
+///
+/// Of two agents that take it at the same time one is refused. Where a full disk has no room for a first record the
+/// folder is taken without one: what empties an outbox must not wait for space.
+pub fn take(root: &Dir, path: &Path, me: &Me) -> Result<(), String> {
+    let cannot = |e: io::Error| format!("{} cannot be written: {e}", shown(path));
+    let folder = root.open_dir_nofollow(mark::FOLDER).map_err(cannot)?;
+    let known = owned(root, path, me)?;
+    let record = Owner::of(me, known.as_ref().map(|owner| owner.since.clone()));
+    let text = record.text();
+    match known {
+        Some(known) if known == record => Ok(()),
+        Some(_) => {
+            // Ours already: what is older in it does no harm.
+            if let Err(error) = durable::replace_file(&folder, OsStr::new(RECORD), text.as_bytes()) {
+                tracing::debug!(%error, path = %shown(path), "the owner's record stays as it was");
+            }
+            Ok(())
+        }
+        None => match durable::write_new_file(&folder, OsStr::new(RECORD), text.as_bytes()) {
+            Ok(()) => Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => check(root, path, me),
+            Err(e) if io_error::meaning(&e) == Meaning::NotNow(Wait::Space) => Ok(()),
+            Err(e) => Err(cannot(e)),
+        },
+    }
+}
+
+/// Takes the folder `root` for this agent, whoever had it. After Ok that survives a power cut.
+pub fn replace(root: &Dir, me: &Me) -> io::Result<()> {
+    let folder = mark::folder(root)?;
+    durable::sync_dir(root)?;
+    durable::replace_file(&folder, OsStr::new(RECORD), Owner::of(me, None).text().as_bytes())
+}
+
+/// The command that takes the folder at `path`, as it is typed.
+pub fn adopt(path: &Path) -> String {
+    let shown = shown(path);
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@%".contains(c);
+    match shown.chars().all(plain) {
+        true => format!("dropwire adopt {shown}"),
+        false => format!("dropwire adopt '{}'", shown.replace('\'', r"'\''")),
+    }
+}
+
+/// The lock of one folder at a time, for as long as this lives or until [`Lock::release`].
+#[derive(Default, Debug)]
+pub struct Lock(Mutex<Option<File>>);
+
+impl Lock {
+    /// Locks the folder `root`, in which [`mark::FOLDER`] has to be; once more for the same folder changes nothing.
+    /// `WouldBlock`: another process has the lock. Ok without a lock where the file system has none.
+    pub fn hold(&self, root: &Dir) -> io::Result<()> {
+        let mut options = OpenOptions::new();
+        options
+            .read(true)
+            .write(true)
+            .create(true)
+            .follow(FollowSymlinks::No);
+        #[cfg(unix)]
+        cap_std::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        let file = root.open_dir_nofollow(mark::FOLDER)?.open_with(LOCK, &options)?;
+        let file = file.into_std();
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.as_ref().is_some_and(|held| is_same(held, &file)) || fault::mutant("inbox-lock") {
+            return Ok(());
+        }
+        *held = None;
+        match file.try_lock() {
+            Ok(()) => *held = Some(file),
+            Err(std::fs::TryLockError::WouldBlock) => return Err(io::ErrorKind::WouldBlock.into()),
+            Err(std::fs::TryLockError::Error(error)) => {
+                tracing::debug!(%error, "no locks here: the owner's record alone counts");
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets it go.
+    pub fn release(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+#[cfg(unix)]
+fn is_same(a: &File, b: &File) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    let of = |file: &File| file.metadata().map(|m| (m.dev(), m.ino())).ok();
+    of(a).is_some() && of(a) == of(b)
+}
+
+/// There is one handle a process and folder.
+#[cfg(not(unix))]
+fn is_same(_: &File, _: &File) -> bool {
+    true
+}
+
+fn host() -> String {
+    hostname::get().map_or_else(|_| "?".into(), |name| name.to_string_lossy().into_owned())
+}
+
+#[cfg(target_os = "linux")]
+fn is_dropwire(pid: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.starts_with("dropwire"))
+}
+
+/// Not asked on other systems: a person was told to look.
+#[cfg(not(target_os = "linux"))]
+fn is_dropwire(_: u32) -> bool {
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn me(n: u8, name: &str) -> Me {
+        Me {
+            id: AgentId([n; 32]),
+            name: name.into(),
+        }
+    }
+
+    fn folder() -> (tempfile::TempDir, Dir) {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = Dir::open_ambient_dir(temp.path(), cap_std::ambient_authority()).unwrap();
+        mark::create(&dir).unwrap();
+        (temp, dir)
+    }
+
+    #[test]
+    fn a_folder_is_one_agents_until_it_is_handed_over() {
+        let (temp, dir) = folder();
+        let (a, b) = (me(1, "a"), me(2, "b\u{1b}"));
+        assert_eq!(read(&dir).unwrap(), None);
+        check(&dir, temp.path(), &a).unwrap();
+        take(&dir, temp.path(), &a).unwrap();
+        let since = read(&dir).unwrap().unwrap().since;
+        for refused in [check(&dir, temp.path(), &b), take(&dir, temp.path(), &b)] {
+            let text = refused.unwrap_err();
+            assert!(
+                text.contains("\"a\"") && text.contains("\"b\\u{1b}\""),
+                "both names: {text}"
+            );
+            assert!(text.contains("dropwire adopt /"), "{text}");
+        }
+        // Under another name, after a crash: the same one.
+        take(&dir, temp.path(), &me(1, "renamed")).unwrap();
+        let owner = read(&dir).unwrap().unwrap();
+        assert_eq!((owner.name.as_str(), owner.since), ("renamed", since));
+        replace(&dir, &b).unwrap();
+        take(&dir, temp.path(), &b).unwrap();
+        assert!(check(&dir, temp.path(), &a).is_err());
+    }
+
+    #[test]
+    fn what_cannot_be_understood_is_nobodys_to_take() {
+        let (temp, dir) = folder();
+        for text in [
+            "",
+            "half",
+            "name = 1",
+            "name='a'\nid='x'\nhost=''\nsince=''\npid=1",
+        ] {
+            std::fs::write(temp.path().join(".dropwire/owner"), text).unwrap();
+            assert!(take(&dir, temp.path(), &me(1, "a")).is_err(), "{text}");
+            assert_eq!(
+                std::fs::read_to_string(temp.path().join(".dropwire/owner")).unwrap(),
+                text
+            );
+        }
+    }
+
+    #[test]
+    fn a_lock_is_held_once_and_free_again() {
+        let (_temp, dir) = folder();
+        let (first, second) = (Lock::default(), Lock::default());
+        first.hold(&dir).unwrap();
+        first.hold(&dir).unwrap();
+        assert_eq!(second.hold(&dir).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        first.release();
+        second.hold(&dir).unwrap();
+    }
+
+    #[test]
+    fn a_command_can_be_typed_as_it_is_shown() {
+        for (path, command) in [
+            ("/srv/in", "dropwire adopt /srv/in"),
+            ("/srv/in box", "dropwire adopt '/srv/in box'"),
+            ("/srv/it's", r"dropwire adopt '/srv/it'\''s'"),
+        ] {
+            assert_eq!(adopt(Path::new(path)), command);
+        }
+    }
+}
