@@ -207,7 +207,7 @@ fn a_job_is_given_up_only_when_the_config_says_so() {
 #[test]
 fn on_arrival_runs_for_each_file() {
     let pair = Pair::with(|_, office| {
-        let script = "cp \"$1\" \"$2\"";
+        let script = "cp /proc/self/status \"$2.status\" && cp \"$1\" \"$2\"";
         let copy = office.root.join("imported");
         office.settings.inbox.push(format!(
             "on_arrival = [\"/bin/sh\", \"-c\", {script:?}, \"sh\", \"{{path}}\", {copy:?}]"
@@ -217,6 +217,10 @@ fn on_arrival_runs_for_each_file() {
     until("the program ran", || {
         fs::read(pair.office.root.join("imported")).is_ok_and(|b| b == b"imported")
     });
+    let status = fs::read_to_string(pair.office.root.join("imported.status")).expect("its own status");
+    for line in ["SigIgn:\t0000000000000000", "CapInh:\t0000000000000000"] {
+        assert!(status.contains(line), "{line} is not in {status}");
+    }
 }
 
 #[test]

@@ -105,6 +105,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         "a lost key is not made again beside its job list",
         IDENTITY,
     ),
+    (
+        "program-clean",
+        "a program inherits nothing that the agent set for itself",
+        Inside(&["daemon::program::tests"]),
+    ),
     ("ends-told", "the log tells of jobs that end undelivered", QUEUE),
     (
         "S3-mark",

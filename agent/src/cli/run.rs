@@ -15,14 +15,14 @@ use crate::{
         self, Config, Edits,
         paths::{Flags, Paths},
     },
-    daemon::{Agent, Reloaded},
+    daemon::{self, Agent, Reloaded},
     error::{Exit, Fatal, shown},
 };
 
 /// Runs until SIGTERM or SIGINT. When the config file was edited, and on SIGHUP, the config is read again.
 pub fn run(paths: &Paths, mut flags: Flags, verbose: u8) -> Result<(), Fatal> {
     spare_memory();
-    more_descriptors();
+    daemon::more_descriptors(DESCRIPTORS);
     let config = super::load(paths)?;
     logs::init(verbose, "info");
     let runtime = runtime()?;
@@ -55,23 +55,7 @@ const KEPT: libc::c_int = 8 << 20;
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 const OWN_PAGES: libc::c_int = 1 << 20;
 
-/// Each link and each open file takes descriptors, and shells allow 1,024 unless asked: as many as may be had, within
-/// what the service's unit allows.
-fn more_descriptors() {
-    #[cfg(unix)]
-    {
-        use rustix::process::{Resource, getrlimit, setrlimit};
-        let mut limit = getrlimit(Resource::Nofile);
-        let most = limit.maximum.map_or(DESCRIPTORS, |most| most.min(DESCRIPTORS));
-        if limit.current.is_some_and(|now| now < most) {
-            limit.current = Some(most);
-            let _ = setrlimit(Resource::Nofile, limit); // refused: fewer links and files at once
-        }
-    }
-}
-
-/// Of one process.
-#[cfg(unix)]
+/// Descriptors of one process: each link and each open file takes some, and shells allow 1,024 unless asked for more.
 const DESCRIPTORS: u64 = 65_536;
 
 /// The runtime agents run on: their heavy work is on threads of its own.

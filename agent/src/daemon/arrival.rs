@@ -1,7 +1,7 @@
 //! Tells of files that arrived: in the log, and to `on_arrival`, a program of the user's that is run for each. A
 //! convenience: files count as delivered before it.
 
-use std::{path::Path, process::Stdio, sync::Arc};
+use std::{path::Path, sync::Arc};
 
 use tokio::sync::{
     broadcast::{self, error::RecvError},
@@ -10,7 +10,7 @@ use tokio::sync::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::Shared;
+use super::{Shared, program};
 use crate::{error::shown, inbox::Arrival};
 
 /// Most files that wait for their program: one that is slow by more is not run for the rest.
@@ -66,7 +66,7 @@ fn on_arrival(shared: &Shared) -> Option<(String, Vec<String>)> {
 }
 
 async fn run_one(program: &str, arguments: &[String], path: &Path) -> Result<(), String> {
-    let mut command = tokio::process::Command::new(program);
+    let mut command = program::command(program);
     for argument in arguments {
         if argument == "{path}" {
             command.arg(path);
@@ -75,8 +75,6 @@ async fn run_one(program: &str, arguments: &[String], path: &Path) -> Result<(),
         }
     }
     let status = command
-        .stdin(Stdio::null())
-        .kill_on_drop(true)
         .status()
         .await
         .map_err(|e| format!("cannot be started: {e}"))?;

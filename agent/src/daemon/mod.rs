@@ -19,6 +19,7 @@ mod intake;
 mod live;
 mod office;
 mod peers;
+mod program;
 mod proof;
 mod reload;
 mod rest;
@@ -55,6 +56,7 @@ use crate::{
 pub use adopt::{offline as adopt_offline, trouble as folder_trouble};
 use doors::Doors;
 use live::Live;
+pub use program::more_descriptors;
 pub use reload::Reloaded;
 pub use state::{check_private, private_folder};
 
