@@ -24,6 +24,7 @@ mod names;
 mod readme;
 mod reload;
 mod seams;
+mod sending;
 mod service;
 mod settling;
 mod strangers;

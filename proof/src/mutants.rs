@@ -29,6 +29,8 @@ const DB: Proof = Inside(&["db::tests"]);
 const IDENTITY: Proof = Inside(&["identity::tests"]);
 const RECEIPT: Proof = Inside(&["daemon::proof::tests"]);
 const SPOOL: Proof = Inside(&["outbox::spool::tests"]);
+const SENDING: Proof = Inside(&["daemon::sending::rules::tests"]);
+const CONTROL: Proof = Inside(&["control::"]);
 const WHOLE: Proof = Inside(&["outbox::whole::tests"]);
 const TAKEN: Proof = Inside(&["inbox::tests::taken"]);
 const UNPACK: Proof = Inside(&["inbox::unpack::tests"]);
@@ -173,6 +175,32 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         TWINS,
     ),
     ("twins-certain", "two machines with one key are told of", TWINS),
+    (
+        "send-identity",
+        "a passed file is the one that its name was told for",
+        SENDING,
+    ),
+    (
+        "send-own",
+        "dropwire's own files are not sent, whatever leads to them",
+        SENDING,
+    ),
+    (
+        "send-own-name",
+        "nor is what is in any `.dropwire` but the archive",
+        SENDING,
+    ),
+    (
+        "control-descriptors",
+        "a connection keeps one group of passed files",
+        CONTROL,
+    ),
+    ("control-places", "a user has so many connections", CONTROL),
+    (
+        "control-request",
+        "a request is bounded in bytes and in time",
+        CONTROL,
+    ),
     ("R1-known", "a known transfer is not begun again", FLOWS),
     ("R1-bound", "path and size are bound to the id", FLOWS),
     ("R1-fence", "the older link's writer stops", FLOWS),

@@ -240,19 +240,39 @@ pub struct Event {
     pub text: String,
 }
 
-/// What `send` asks for.
+/// What `send` asks for, in one request or in several of one connection: nothing is queued before the last.
+///
+/// The files themselves come beside it, opened by whoever asks: see [`super::passing`].
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct SendRequest {
-    /// Absolute; files or folders.
-    pub paths: Vec<LocalPath>,
-    /// Names or ids; at least one.
+    /// Names or ids; at least one, and the same in each request.
     pub peers: Vec<String>,
+    /// At most [`GROUP`](super::passing::GROUP).
+    pub files: Vec<SendFile>,
+    /// No further request follows: all that came is queued.
+    pub last: bool,
 }
 
-/// What `send` answers once copies and jobs are on disk.
+/// A file that is passed with a [`SendRequest`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SendFile {
+    /// Which of the things that the user named it is, or is in. Two of equal names do not get in each other's way.
+    pub named: u32,
+    /// The path under which it is sent.
+    pub name: Raw,
+    /// Where it is, absolute: for people, and believed only where the file found there is the one that was passed.
+    pub path: LocalPath,
+    /// The file's device and inode, so that no file is ever taken for another one of the group.
+    pub file: (u64, u64),
+}
+
+/// What `send` answers.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct SendReply {
-    /// A job for each file and peer: 32 hex digits each.
+    /// How many of the request's files were taken, the first ones first. The others are to be passed again: the agent had
+    /// no descriptors left for them.
+    pub taken: usize,
+    /// After the last request, once copies and jobs are on disk: a job for each file and peer, 32 hex digits each.
     pub jobs: Vec<String>,
 }
 

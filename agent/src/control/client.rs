@@ -1,8 +1,10 @@
-//! Asks a running agent. One connection a question, every wait with a deadline.
+//! Asks a running agent. One connection a question (a whole `send` has one for all its requests), every wait with a deadline.
 
 use std::{
+    fs::File,
     io,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -20,6 +22,7 @@ use super::{
         AdoptReply, AdoptRequest, Changed, JobFilter, JobReport, ListLine, Selection, SendReply, SendRequest,
         StatusReport, WhyQuery, WhyReport,
     },
+    passing::{Carrier, Departures},
     socket,
     wire::Failure,
 };
@@ -76,9 +79,15 @@ impl Client {
         self.post("/v1/why", query, QUICK).await
     }
 
-    /// See [`super::Agent::send`].
-    pub async fn send(&self, request: &SendRequest) -> Result<SendReply, Fatal> {
-        self.post("/v1/send", request, LONG).await
+    /// Begins a `send`: a connection for its requests. Dropped before the last of them, nothing was sent.
+    pub async fn sending(&self) -> Result<Sending, Fatal> {
+        let departures = Departures::default();
+        let sender = self.before(CONNECT, self.connect(departures.clone())).await??;
+        Ok(Sending {
+            client: self.clone(),
+            sender,
+            departures,
+        })
     }
 
     /// See [`super::Agent::retry`].
@@ -119,15 +128,33 @@ impl Client {
         serde_json::from_slice(&body).map_err(not_understood)
     }
 
-    /// Sends the question; the answer's head says yes, or the error is what the answer says.
-    async fn open(&self, method: Method, path: &str, body: Bytes) -> Result<Response<Incoming>, Fatal> {
-        let stream = self.before(CONNECT, socket::connect(&self.socket)).await?;
-        let stream = stream.map_err(|error| self.no_connection(&error))?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+    async fn connect(&self, departures: Departures) -> Result<http1::SendRequest<Full<Bytes>>, Fatal> {
+        let stream = socket::connect(&self.socket)
+            .await
+            .map_err(|error| self.no_connection(&error))?;
+        let (sender, connection) = http1::handshake(TokioIo::new(Carrier::sending(stream, departures)))
             .await
             .map_err(|error| self.broken(&error))?;
-        // Ends with the answer's body, or when sender and answer are dropped.
+        // Ends with the last answer's body, or when sender and answer are dropped.
         tokio::spawn(connection);
+        Ok(sender)
+    }
+
+    async fn open(&self, method: Method, path: &str, body: Bytes) -> Result<Response<Incoming>, Fatal> {
+        let mut sender = self
+            .before(CONNECT, self.connect(Departures::default()))
+            .await??;
+        self.question(&mut sender, method, path, body).await
+    }
+
+    /// Sends the question; the answer's head says yes, or the error is what the answer says.
+    async fn question(
+        &self,
+        sender: &mut http1::SendRequest<Full<Bytes>>,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<Response<Incoming>, Fatal> {
         let request = Request::builder()
             .method(method)
             .uri(path)
@@ -200,6 +227,36 @@ impl Client {
 impl std::fmt::Display for Client {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&shown(&self.socket))
+    }
+}
+
+/// A `send` on its way: see [`Client::sending`].
+#[derive(Debug)]
+pub struct Sending {
+    client: Client,
+    sender: http1::SendRequest<Full<Bytes>>,
+    departures: Departures,
+}
+
+impl Sending {
+    /// Passes `files`, each named in the request at the same place.
+    pub async fn pass(&mut self, request: &SendRequest, files: Vec<Arc<File>>) -> Result<SendReply, Fatal> {
+        let Sending {
+            client,
+            sender,
+            departures,
+        } = self;
+        let body = serde_json::to_vec(request).map_err(|error| Fatal::new(Exit::Usage, error))?;
+        let answer = async {
+            sender.ready().await.map_err(|error| client.broken(&error))?;
+            departures.set(files);
+            let answer = client
+                .question(sender, Method::POST, "/v1/send", body.into())
+                .await?;
+            client.read(answer.into_body()).await
+        };
+        let body = client.before(LONG + SLACK, answer).await??;
+        serde_json::from_slice(&body).map_err(not_understood)
     }
 }
 

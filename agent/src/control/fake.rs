@@ -98,11 +98,24 @@ impl Agent for Fake {
         })
     }
 
-    async fn send(&self, request: SendRequest) -> Result<SendReply, Fatal> {
-        let paths = request.paths.iter().map(|path| format!("{:?}", path.0));
-        Ok(SendReply {
-            jobs: paths.chain(request.peers).collect(),
-        })
+    type Sending = Vec<String>;
+
+    async fn send(
+        &self,
+        sending: &mut Vec<String>,
+        request: SendRequest,
+        passed: Passed,
+    ) -> Result<SendReply, Fatal> {
+        let taken = passed.files.len();
+        for (named, file) in request.files.iter().zip(&passed.files) {
+            let text = std::io::read_to_string(file).map_err(|error| Fatal::new(Exit::Failed, error))?;
+            sending.push(format!("{:?} {text}", named.path.0));
+        }
+        let jobs = match request.last {
+            true => std::mem::take(sending).into_iter().chain(request.peers).collect(),
+            false => Vec::new(),
+        };
+        Ok(SendReply { taken, jobs })
     }
 
     async fn retry(&self, selection: Selection) -> Result<Changed, Fatal> {

@@ -1,10 +1,13 @@
 //! The agent's local ear: HTTP over a Unix socket, for the commands that ask a running agent.
 //!
-//! [`socket`] makes the file, [`server`] answers on it by way of [`Agent`], [`client`] asks; what travels is [`api`].
+//! [`socket`] makes the file, [`server`] answers on it by way of [`Agent`], [`client`] asks; what travels is [`api`], and
+//! open files beside it ([`passing`]).
 //! The room knows no other: the daemon implements [`Agent`] and fills in the values.
 
 pub mod api;
 pub mod client;
+pub mod passing;
+mod places;
 pub mod server;
 pub mod socket;
 pub mod wire;
@@ -21,6 +24,7 @@ use api::{
     StatusReport, WhyQuery, WhyReport,
 };
 pub use client::Client;
+pub use passing::Passed;
 pub use server::serve;
 pub use socket::{Access, Listener};
 
@@ -50,8 +54,17 @@ pub trait Agent: Send + Sync + 'static {
     /// What a job or file waits for.
     fn why(&self, query: WhyQuery) -> impl Future<Output = Result<WhyReport, Fatal>> + Send;
 
-    /// Queues files; answers once copies and jobs are on disk.
-    fn send(&self, request: SendRequest) -> impl Future<Output = Result<SendReply, Fatal>> + Send;
+    /// A `send` that comes in over a connection; dropped with it.
+    type Sending: Default + Send + 'static;
+
+    /// Takes copies of files and, with the last request, queues them; answers once that is on disk. After an error, or where
+    /// the connection ends before the last request, nothing of this `send` is left.
+    fn send(
+        &self,
+        sending: &mut Self::Sending,
+        request: SendRequest,
+        passed: Passed,
+    ) -> impl Future<Output = Result<SendReply, Fatal>> + Send;
 
     /// Makes queued jobs due now and queues ended ones again.
     fn retry(&self, selection: Selection) -> impl Future<Output = Result<Changed, Fatal>> + Send;

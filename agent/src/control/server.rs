@@ -1,7 +1,8 @@
-//! Answers the commands: a router over the control socket. Each connection carries one request.
+//! Answers the commands: a router over the control socket. A connection carries one request, or the several of one `send`.
 //!
-//! Bounded in every direction: connections, a request's size, the time a request may take to come and to be answered. A
-//! listing is drawn from the agent page by page as its reader takes it, so it never lies in memory whole.
+//! Bounded in every direction: connections ([`places`](super::places)), files that come with them, a request's size, the time
+//! a request may take to come and to be answered. A listing is drawn from the agent page by page as its reader takes it, so
+//! it never lies in memory whole.
 
 use std::{
     convert::Infallible,
@@ -12,10 +13,10 @@ use std::{
 };
 
 use axum::{
-    Json, Router,
-    body::{Body, Bytes},
-    extract::{DefaultBodyLimit, Path, Query, Request, State},
-    http::{StatusCode, header},
+    Extension, Json, Router,
+    body::{Body, Bytes, HttpBody as _},
+    extract::{Path, Query, Request, State},
+    http::{HeaderValue, StatusCode, header},
     middleware::{Next, from_fn},
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -25,16 +26,18 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::{sync::Mutex, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Agent, LONG, Listener, QUICK,
     api::{
-        AdoptReply, AdoptRequest, Changed, JobFilter, JobPage, JobReport, ListLine, Selection, SendReply,
-        SendRequest, StatusReport, WhyQuery, WhyReport,
+        AdoptReply, AdoptRequest, Changed, JobFilter, JobPage, JobReport, ListLine, Selection, SendRequest,
+        StatusReport, WhyQuery, WhyReport,
     },
-    socket::Stream,
+    passing::{Arrivals, Carrier},
+    places::{Place, Places},
+    socket::{self, Stream},
     wire::Failure,
 };
 use crate::error::{Exit, Fatal};
@@ -42,24 +45,21 @@ use crate::error::{Exit, Fatal};
 /// Answers until `cancel`; then removes the socket, lets open requests end for two seconds, and returns.
 pub async fn serve<A: Agent>(listener: Listener, agent: Arc<A>, cancel: CancellationToken) {
     let router = router(agent);
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let places = Arc::new(Places::default());
     let connections = TaskTracker::new();
     loop {
-        let next = async {
-            let slot = Arc::clone(&slots).acquire_owned().await;
-            (slot, listener.accept().await)
-        };
-        let Some((slot, stream)) = cancel.run_until_cancelled(next).await else {
+        let Some(stream) = cancel.run_until_cancelled(listener.accept()).await else {
             break;
         };
-        match stream {
-            Ok(stream) => {
-                let (router, cancel) = (router.clone(), cancel.clone());
-                connections.spawn(async move {
-                    connection(stream, router, cancel).await;
-                    drop(slot);
-                });
-            }
+        let known = stream.and_then(|stream| Ok((socket::user(&stream)?, stream)));
+        match known {
+            Ok((user, stream)) => match places.take(user) {
+                Some(place) => {
+                    let (router, cancel) = (router.clone(), cancel.clone());
+                    connections.spawn(connection::<A>(stream, Arc::new(place), router, cancel));
+                }
+                None => refuse(&stream),
+            },
             Err(error) => {
                 // Out of descriptors, most likely: let others end before the next try.
                 tracing::warn!(%error, "the control socket takes no connection");
@@ -72,15 +72,44 @@ pub async fn serve<A: Agent>(listener: Listener, agent: Arc<A>, cancel: Cancella
     connections.wait().await;
 }
 
-async fn connection(stream: Stream, router: Router, cancel: CancellationToken) {
+/// Says that there is no place; what the socket does not take at once is not waited for.
+fn refuse(stream: &Stream) {
+    let failure = Failure::from(
+        Fatal::new(Exit::NotYet, "the agent is busy with this user's other commands")
+            .mend("try again in a moment"),
+    );
+    // Text and numbers, into memory: this cannot fail.
+    let body = serde_json::to_string(&failure).unwrap_or_default();
+    let length = body.len();
+    let answer = format!(
+        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}"
+    );
+    let _ = socket::write_now(stream, answer.as_bytes());
+}
+
+async fn connection<A: Agent>(stream: Stream, place: Arc<Place>, router: Router, cancel: CancellationToken) {
+    let arrivals = Arrivals::new(Arc::clone(&place.allowance().files));
+    let caller = Caller::<A> {
+        arrivals: arrivals.clone(),
+        place: Arc::clone(&place),
+        sending: Arc::default(),
+    };
+    let router = router
+        .layer(from_fn(ask))
+        .layer(Extension(Arc::clone(&place)))
+        .layer(Extension(caller));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(QUICK)
-        .keep_alive(false)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+        .max_buf_size(MAX_HEAD)
+        .serve_connection(
+            TokioIo::new(Carrier::receiving(stream, arrivals)),
+            TowerToHyperService::new(router),
+        );
     let mut connection = pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
+        () = place.evicted() => Ok(()),
         () = cancel.cancelled() => {
             connection.as_mut().graceful_shutdown();
             timeout(GRACE, connection).await.unwrap_or(Ok(()))
@@ -88,6 +117,24 @@ async fn connection(stream: Stream, router: Router, cancel: CancellationToken) {
     };
     if let Err(error) = ended {
         tracing::debug!(%error, "a control connection broke");
+    }
+}
+
+/// Who asks, as the requests of one connection see it.
+struct Caller<A: Agent> {
+    arrivals: Arrivals,
+    place: Arc<Place>,
+    /// The `send` that comes in over this connection.
+    sending: Arc<Mutex<A::Sending>>,
+}
+
+impl<A: Agent> Clone for Caller<A> {
+    fn clone(&self) -> Self {
+        Caller {
+            arrivals: self.arrivals.clone(),
+            place: Arc::clone(&self.place),
+            sending: Arc::clone(&self.sending),
+        }
     }
 }
 
@@ -104,10 +151,47 @@ fn router<A: Agent>(agent: Arc<A>) -> Router {
         .route("/v1/cancel", post(cancel::<A>))
         .route("/v1/adopt", post(adopt::<A>))
         .layer(from_fn(|request, next| within(LONG, request, next)));
-    quick
-        .merge(long)
-        .layer(DefaultBodyLimit::max(MAX_REQUEST))
-        .with_state(agent)
+    quick.merge(long).with_state(agent)
+}
+
+/// Reads the whole request, within bounds, before anything is done for it. Only a `send` may go on after its answer.
+async fn ask(Extension(place): Extension<Arc<Place>>, request: Request, next: Next) -> Response {
+    let (head, body) = request.into_parts();
+    let mut answer = match read(body).await {
+        Ok(body) => {
+            let _work = place.work();
+            next.run(Request::from_parts(head, Body::from(body))).await
+        }
+        Err(fatal) => Failed(fatal).into_response(),
+    };
+    if answer.extensions_mut().remove::<GoesOn>().is_none() {
+        let close = HeaderValue::from_static("close");
+        answer.headers_mut().insert(header::CONNECTION, close);
+    }
+    answer
+}
+
+/// An answer after which the connection takes another request.
+#[derive(Clone)]
+struct GoesOn;
+
+async fn read(body: Body) -> Result<Bytes, Fatal> {
+    let too_large = || {
+        let text = "the request is larger than the agent takes (1 MiB)";
+        Fatal::new(Exit::Usage, text).mend("name fewer at a time")
+    };
+    let bounded = !crate::fault::mutant("control-request");
+    if bounded && body.size_hint().lower() > MAX_REQUEST as u64 {
+        return Err(too_large());
+    }
+    let (most, limit) = if bounded {
+        (MAX_REQUEST, ASKING)
+    } else {
+        (usize::MAX, LONG)
+    };
+    let read = timeout(limit, axum::body::to_bytes(body, most)).await;
+    let read = read.map_err(|_| Fatal::new(Exit::Failed, "the request did not come whole in time"))?;
+    read.map_err(|_| too_large())
 }
 
 async fn within(limit: Duration, request: Request, next: Next) -> Result<Response, Failed> {
@@ -130,8 +214,18 @@ async fn why<A: Agent>(State(agent): State<Arc<A>>, Json(query): Json<WhyQuery>)
     Ok(Json(agent.why(query).await?))
 }
 
-async fn send<A: Agent>(State(agent): State<Arc<A>>, Json(request): Json<SendRequest>) -> Answer<SendReply> {
-    Ok(Json(agent.send(request).await?))
+async fn send<A: Agent>(
+    State(agent): State<Arc<A>>,
+    Extension(caller): Extension<Caller<A>>,
+    Json(request): Json<SendRequest>,
+) -> Result<Response, Failed> {
+    let mut passed = caller.arrivals.take();
+    if let Ok(permit) = Arc::clone(&caller.place.allowance().copies).acquire_owned().await {
+        passed.hold(permit);
+    }
+    let mut sending = caller.sending.lock().await;
+    let reply = agent.send(&mut sending, request, passed).await?;
+    Ok((Extension(GoesOn), Json(reply)).into_response())
 }
 
 async fn retry<A: Agent>(State(agent): State<Arc<A>>, Json(which): Json<Selection>) -> Answer<Changed> {
@@ -253,7 +347,11 @@ fn late(limit: Duration) -> Fatal {
     )
 }
 
-const MAX_CONNECTIONS: usize = 64;
-const MAX_REQUEST: usize = 16 * 1024 * 1024;
+/// Most bytes of a request, its head aside.
+const MAX_REQUEST: usize = 1024 * 1024;
+/// Most bytes of a request's head.
+const MAX_HEAD: usize = 64 * 1024;
+/// Within this a request's bytes come, once its head is there.
+const ASKING: Duration = Duration::from_secs(5);
 const GRACE: Duration = Duration::from_secs(2);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::error::{Exit, Fatal, shown};
 
-pub use system::{Listener, Stream, bind, connect};
+pub use system::{Listener, Stream, bind, connect, user, write_now};
 
 /// Who may talk to the agent.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -54,6 +54,20 @@ mod system {
         pub async fn accept(&self) -> io::Result<Stream> {
             Ok(self.inner.accept().await?.0)
         }
+    }
+
+    /// The id of the user at the other end, as the system knows it.
+    pub fn user(stream: &Stream) -> io::Result<u32> {
+        Ok(stream.peer_cred()?.uid())
+    }
+
+    /// Writes what can be written without waiting.
+    pub fn write_now(stream: &Stream, bytes: &[u8]) -> io::Result<usize> {
+        Ok(rustix::net::send(
+            stream,
+            bytes,
+            rustix::net::SendFlags::DONTWAIT,
+        )?)
     }
 
     #[derive(Debug)]
@@ -325,6 +339,16 @@ mod system {
         pub async fn accept(&self) -> io::Result<Stream> {
             match self.0 {}
         }
+    }
+
+    /// No connection, no user.
+    pub fn user(_: &Stream) -> io::Result<u32> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// No connection, nothing to write to.
+    pub fn write_now(_: &Stream, _: &[u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::Unsupported.into())
     }
 
     /// Always the error that says so.

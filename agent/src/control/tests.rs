@@ -1,6 +1,10 @@
 //! Client and server against each other over a real socket, with an agent that is made up.
 
-use std::{path::PathBuf, sync::atomic::Ordering};
+use std::{
+    fs::File,
+    path::PathBuf,
+    sync::{Arc, atomic::Ordering},
+};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -8,7 +12,7 @@ use super::{
     api::*,
     fake::{Fake, id, job, serve},
     socket,
-    wire::LocalPath,
+    wire::{LocalPath, Raw},
     *,
 };
 use crate::error::Exit;
@@ -28,11 +32,6 @@ async fn every_question_is_answered() {
     let file = WhyQuery::File(LocalPath("/out/ä".into()));
     assert_eq!(client.why(&file).await.unwrap().sentence, format!("{file:?}"));
 
-    let request = SendRequest {
-        paths: vec![LocalPath("/a b".into())],
-        peers: vec!["office".into()],
-    };
-    assert_eq!(client.send(&request).await.unwrap().jobs, ["\"/a b\"", "office"]);
     let which = Selection {
         jobs: vec!["ab".into(), "cd".into()],
         ..Selection::default()
@@ -51,18 +50,53 @@ async fn every_question_is_answered() {
     assert_eq!(client.cancel(&all).await.unwrap().count, 1_000_000);
 }
 
+/// Names of files that hold their own names, and those files.
+fn files(names: &[&str]) -> (SendRequest, Vec<Arc<File>>) {
+    let folder = tempfile::tempdir().unwrap();
+    let mut request = SendRequest {
+        peers: vec!["office".into()],
+        files: vec![],
+        last: false,
+    };
+    let mut files = vec![];
+    for name in names {
+        let path = folder.path().join("file");
+        std::fs::write(&path, name).unwrap();
+        files.push(Arc::new(File::open(&path).unwrap()));
+        request.files.push(SendFile {
+            named: 0,
+            name: Raw(name.as_bytes().to_vec()),
+            path: LocalPath(name.into()),
+            file: (0, 0),
+        });
+        std::fs::remove_file(path).unwrap();
+    }
+    (request, files)
+}
+
+#[tokio::test]
+async fn files_arrive_opened_and_in_order_over_several_requests() {
+    let served = serve(Fake::default());
+    let mut sending = served.client.sending().await.unwrap();
+    let (request, passed) = files(&["a b", "ä"]);
+    assert_eq!(sending.pass(&request, passed).await.unwrap().taken, 2);
+    let (request, passed) = files(&["c"]);
+    assert_eq!(sending.pass(&request, passed).await.unwrap().jobs, [""; 0]);
+    let (mut request, passed) = files(&[]);
+    request.last = true;
+    let reply = sending.pass(&request, passed).await.unwrap();
+    assert_eq!(reply.jobs, ["\"a b\" a b", "\"ä\" ä", "\"c\" c", "office"]);
+}
+
 #[tokio::test]
 async fn a_path_that_is_not_utf_8_arrives_as_it_is() {
     use std::os::unix::ffi::OsStringExt;
     let served = serve(Fake::default());
     let path = PathBuf::from(std::ffi::OsString::from_vec(b"/\xff\n".to_vec()));
-    let request = SendRequest {
-        paths: vec![LocalPath(path.clone())],
-        peers: vec![],
-    };
+    let query = WhyQuery::File(LocalPath(path));
     assert_eq!(
-        served.client.send(&request).await.unwrap().jobs,
-        [format!("{path:?}")]
+        served.client.why(&query).await.unwrap().sentence,
+        format!("{query:?}")
     );
 }
 
@@ -200,6 +234,72 @@ async fn an_agent_that_dies_within_an_answer_is_named() {
     assert_eq!(error.exit, Exit::Unavailable);
 }
 
+/// Half a request, of as many connections as one user may have and more.
+#[tokio::test]
+async fn whoever_asks_nothing_keeps_nobody_from_asking() {
+    let served = serve(Fake::default());
+    let halves = [
+        "",
+        "POST /v1/why HTT",
+        "POST /v1/why HTTP/1.1\r\ncontent-type: application/json\r\ncontent-length: 1000\r\n\r\n{",
+    ];
+    let mut half_sent = vec![];
+    for n in 0..2 * places::OF_USER {
+        let mut stream = socket::connect(&served.path).await.unwrap();
+        // One whose place went to another is closed: no error here.
+        let _ = stream.write_all(halves[n % halves.len()].as_bytes()).await;
+        half_sent.push(stream);
+    }
+    served.client.status().await.unwrap();
+    assert_eq!(
+        served.client.job(&id(3)).await.unwrap(),
+        job(3, JobState::Sending)
+    );
+}
+
+/// What the server says to these bytes, until it closes the connection.
+async fn answer(served: &fake::Served, question: &[u8]) -> String {
+    let mut stream = socket::connect(&served.path).await.unwrap();
+    // A server that closes on unread bytes may reset; what it said before stands.
+    let _ = stream.write_all(question).await;
+    let mut answer = vec![];
+    let _ = stream.read_to_end(&mut answer).await;
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[tokio::test]
+async fn a_request_that_is_too_large_is_refused_before_it_is_kept() {
+    let served = serve(Fake::default());
+    let head = "POST /v1/why HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n";
+    let announced = format!("{head}content-length: {}\r\n\r\n", 2 << 20);
+    let mut unannounced = format!("{head}transfer-encoding: chunked\r\n\r\n").into_bytes();
+    for _ in 0..40 {
+        unannounced.extend_from_slice(b"8000\r\n");
+        unannounced.extend_from_slice(&[b' '; 0x8000]);
+        unannounced.extend_from_slice(b"\r\n");
+    }
+    let long = format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(1 << 20));
+    for (question, expected) in [
+        (announced.as_bytes(), "larger than the agent takes"),
+        (&unannounced, "larger than the agent takes"),
+        (long.as_bytes(), "HTTP/1.1 4"),
+    ] {
+        let answer = answer(&served, question).await;
+        assert!(
+            answer.starts_with("HTTP/1.1 4") && answer.contains(expected),
+            "{answer:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_does_not_come_whole_is_given_up() {
+    let served = serve(Fake::default());
+    let half = "POST /v1/why HTTP/1.1\r\ncontent-type: application/json\r\ncontent-length: 1000\r\n\r\n{";
+    let said = tokio::time::timeout(Duration::from_secs(60), answer(&served, half.as_bytes())).await;
+    assert!(said.unwrap().contains("did not come whole in time"));
+}
+
 #[tokio::test]
 async fn what_is_no_question_is_refused_and_the_server_lives_on() {
     let served = serve(Fake::default());
@@ -222,12 +322,7 @@ async fn what_is_no_question_is_refused_and_the_server_lives_on() {
         (too_large.as_str(), "HTTP/1.1 4"),
     ];
     for (question, expected) in cases {
-        let mut stream = socket::connect(&served.path).await.unwrap();
-        stream.write_all(question.as_bytes()).await.unwrap();
-        let mut answer = vec![];
-        // A server that closes on unread bytes may reset; what it said before stands.
-        let _ = stream.read_to_end(&mut answer).await;
-        let answer = String::from_utf8_lossy(&answer);
+        let answer = answer(&served, question.as_bytes()).await;
         assert!(answer.starts_with(expected), "{question:?} got {answer:?}");
     }
     served.client.status().await.unwrap();

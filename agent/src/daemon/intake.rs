@@ -194,25 +194,28 @@ pub async fn clear_spool(queue: &Queue, spool: PathBuf) -> Result<(), DbError> {
     Ok(())
 }
 
-/// Queues files that `send` copied into the spool; they leave it when delivered.
-pub async fn take_spooled(
+/// Queues the copies that `send` made in the spool; they leave it when delivered.
+pub async fn take_copies(
     shared: &Shared,
-    spooled: spool::Spooled,
+    copies: Vec<spool::Copied>,
     peers: &[AgentId],
 ) -> Result<Vec<dropwire_protocol::TransferId>, DbError> {
-    let drops = spooled.files.into_iter().map(|(found, original)| NewDrop {
-        found,
-        root: spooled.root.clone(),
+    let mut roots: Vec<_> = copies.iter().map(|copy| copy.root.clone()).collect();
+    roots.sort_unstable();
+    roots.dedup();
+    let drops = copies.into_iter().map(|copy| NewDrop {
+        found: copy.found,
+        root: copy.root,
         peers: peers.to_vec(),
         after_send: AfterSend::Delete,
         marker: None,
-        origin: Some(original),
+        origin: Some(copy.original),
         is_not: None,
     });
     let jobs = queue(shared, drops.collect()).await?.queued;
-    let root = spooled.root;
+    let note = move || roots.iter().try_for_each(|root| spool::note_queued(root));
     // Already taken out again, if it fails.
-    let _ = tokio::task::spawn_blocking(move || spool::note_queued(&root)).await;
+    let _ = tokio::task::spawn_blocking(note).await;
     Ok(jobs)
 }
 

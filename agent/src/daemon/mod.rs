@@ -24,6 +24,7 @@ mod proof;
 mod reload;
 mod rest;
 mod selection;
+mod sending;
 mod state;
 
 use std::{

@@ -1,27 +1,21 @@
 //! Answers what the command line asks of a running agent.
 
-use std::{
-    collections::HashMap,
-    io::ErrorKind,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{collections::HashMap, path::Path, sync::Arc};
 
 use dropwire_protocol::AgentId;
-use tokio_util::sync::CancellationToken;
 
 use super::{
     Shared, adopt, blocking, explain,
     explain::{Standing, Way},
-    intake, job_list,
-    peers::find_peer,
+    job_list,
     selection::{self, Change, no_such_job, page_after},
+    sending,
 };
 use crate::{
     clock::now_ms,
     config::Folder,
     control::{
-        self,
+        self, Passed,
         api::{
             AdoptReply, AdoptRequest, Changed, Event, InboxReport, JobFilter, JobKind, JobPage, JobParts,
             JobReport, JobState, NotSent, OutboxReport, PeerReport, SCHEMA, Selection, SendReply,
@@ -32,7 +26,6 @@ use crate::{
     error::{Exit, Fatal, shown},
     id,
     link::PeerLink,
-    outbox::spool,
     queue::{self, Filter, Job},
 };
 
@@ -238,38 +231,15 @@ impl control::Agent for Office {
         })
     }
 
-    async fn send(&self, request: SendRequest) -> Result<SendReply, Fatal> {
-        let config = self.shared.config();
-        let peers = request.peers.iter().map(|p| find_peer(&config, p).map(|p| p.id));
-        let peers = peers.collect::<Result<Vec<AgentId>, Fatal>>()?;
-        let spool = self.shared.spool();
-        let boxes: Vec<_> = config.outboxes.iter().map(|o| o.path.clone()).collect();
-        let paths: Vec<PathBuf> = request.paths.into_iter().map(|path| path.0).collect();
-        for path in &paths {
-            if let Some(outbox) = boxes.iter().find(|o| path.starts_with(o)) {
-                let message = format!("{} lies in the outbox {}", shown(path), shown(outbox));
-                return Err(
-                    Fatal::new(Exit::Usage, message).mend("nothing to do: it is that outbox's job already")
-                );
-            }
-        }
-        // Whoever asked may go before the answer; what is begun for them is ended all the same.
-        let asked = CancellationToken::new();
-        let gone = asked.clone();
-        let _asked = asked.drop_guard();
-        let shared = self.shared.clone();
-        let sending = tokio::spawn(async move {
-            let spooled = blocking(move || take(&spool, &paths, &gone)).await??;
-            intake::take_spooled(&shared, spooled, &peers)
-                .await
-                .map_err(|e| job_list(&e))
-        });
-        let jobs = sending
-            .await
-            .map_err(|e| Fatal::new(Exit::Failed, format_args!("a task failed: {e}")))??;
-        Ok(SendReply {
-            jobs: jobs.iter().map(ToString::to_string).collect(),
-        })
+    type Sending = sending::Sending;
+
+    async fn send(
+        &self,
+        sending: &mut sending::Sending,
+        request: SendRequest,
+        passed: Passed,
+    ) -> Result<SendReply, Fatal> {
+        sending::take(&self.shared, sending, request, passed).await
     }
 
     async fn retry(&self, selection: Selection) -> Result<Changed, Fatal> {
@@ -428,52 +398,5 @@ fn on_disk(state: JobState) -> queue::JobState {
         JobState::Delivered => queue::JobState::Delivered,
         JobState::Failed => queue::JobState::Failed,
         JobState::Cancelled => queue::JobState::Cancelled,
-    }
-}
-
-/// Copies what is to be sent. Where whoever asked has `gone` meanwhile, without knowing whether it was taken, nothing
-/// is: it is not sent behind their back.
-fn take(spool: &Path, paths: &[PathBuf], gone: &CancellationToken) -> Result<spool::Spooled, Fatal> {
-    let spooled = spool::take(spool, paths).map_err(|e| not_taken(&e))?;
-    if !gone.is_cancelled() {
-        return Ok(spooled);
-    }
-    spool::discard(&spooled.root).map_err(|e| Fatal::io("removing what nobody waits for", &e))?;
-    Err(Fatal::new(Exit::Failed, "nobody waits for it any more"))
-}
-
-/// The disk is to blame only for what is left when the file itself is not.
-fn not_taken(error: &spool::SpoolError) -> Fatal {
-    let fatal = Fatal::io(format_args!("cannot take {}", error.path), &error.source);
-    match error.source.kind() {
-        ErrorKind::InvalidInput => Fatal {
-            exit: Exit::NoInput,
-            ..fatal
-        }
-        .mend("files and folders can be sent"),
-        ErrorKind::WouldBlock => Fatal {
-            exit: Exit::NotYet,
-            ..fatal
-        }
-        .mend("try again once it is closed"),
-        _ => fatal,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_send_that_was_broken_off_leaves_nothing() {
-        let temp = tempfile::tempdir().unwrap();
-        let (spool, file) = (temp.path().join("spool"), temp.path().join("file"));
-        std::fs::write(&file, "bytes").unwrap();
-        let gone = CancellationToken::new();
-        let taken = take(&spool, std::slice::from_ref(&file), &gone).unwrap();
-        assert!(taken.root.join("file").exists());
-        gone.cancel();
-        assert!(take(&spool, &[file], &gone).is_err());
-        assert_eq!(std::fs::read_dir(&spool).unwrap().count(), 1);
     }
 }

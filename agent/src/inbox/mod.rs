@@ -323,6 +323,12 @@ impl Inbox {
         }
     }
 
+    /// Where it is, and on which device, as it was seen last while it was there.
+    pub fn place(&self) -> Option<(PathBuf, u64)> {
+        let site = self.shared.gate.last_seen().ok()?;
+        Some((site.path.clone(), site.device()))
+    }
+
     /// Every file that arrives from now on. A listener that is slow by more than 1,024 files misses the oldest, and is
     /// told so.
     pub fn arrivals(&self) -> broadcast::Receiver<Arrival> {

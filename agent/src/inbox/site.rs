@@ -141,6 +141,11 @@ impl Site {
         durable::anchor(&self.root)
     }
 
+    /// The device that it is on.
+    pub fn device(&self) -> u64 {
+        self.own.0
+    }
+
     /// Is `dir` dropwire's own folder, under whatever name the file system finds it?
     pub fn is_own(&self, dir: &Dir) -> io::Result<bool> {
         Ok(identity(&dir.dir_metadata()?) == self.own)

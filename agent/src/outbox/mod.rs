@@ -149,6 +149,7 @@ pub fn start(
     let shared = Arc::new(Shared {
         state: Mutex::new(State {
             id: None,
+            place: None,
             health: Health::new(config.watch, config.rescan),
             held: ignore.as_ref().err().cloned(),
             cautions: Vec::new(),
@@ -204,6 +205,11 @@ impl Outbox {
     /// Its mark, while it is there.
     pub fn id(&self) -> Option<OutboxId> {
         self.shared.state().id
+    }
+
+    /// Where it is without symlinks, and on which device, while it is there.
+    pub fn place(&self) -> Option<(PathBuf, u64)> {
+        self.shared.state().place.clone()
     }
 
     /// What the file at `path` (absolute) waits for, as a sentence's end ("ignored: …"); None if it lies in no part of
@@ -324,6 +330,8 @@ struct Shared {
 
 struct State {
     id: Option<OutboxId>,
+    /// Path without symlinks, and device.
+    place: Option<(PathBuf, u64)>,
     health: Health,
     held: Option<String>,
     /// Of the file system that it is on.

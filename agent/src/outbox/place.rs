@@ -79,6 +79,11 @@ impl Place {
         })
     }
 
+    /// The device that it is on.
+    pub(super) fn device(&self) -> u64 {
+        self.folder.0
+    }
+
     /// Its handle, if it is still the same folder. Handles are not kept: they would keep a disk from being unmounted.
     pub(super) fn open(&self) -> io::Result<Dir> {
         self.open_at(&self.root)

@@ -60,6 +60,7 @@ impl Task {
             {
                 let mut state = self.shared.state();
                 state.id = Some(place.id);
+                state.place = Some((place.root.clone(), place.device()));
                 state.held = None;
                 state.cautions = place.on.cautions();
             }
@@ -69,6 +70,7 @@ impl Task {
             former = Some((root, tending.into_watched()));
             let mut state = self.shared.state();
             state.id = None;
+            state.place = None;
             state.settle.clear();
             state.problems = Problems::default();
             if gone.is_err() {

@@ -1,21 +1,24 @@
 //! `dropwire send`: queues files from anywhere, and waits for their receipts if asked to.
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+mod files;
 
-use super::{Stop, absolute, jobs, render, wait::wait};
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use super::{Stop, jobs, render, wait::wait};
 use crate::{
     cli::output::remark,
     config::paths::Paths,
     control::{
-        Client,
-        api::{JobReport, SendRequest},
-        wire::LocalPath,
+        Client, QUICK,
+        api::{JobReport, SendReply, SendRequest},
+        client::Sending,
     },
-    error::{Fatal, shown},
+    error::{Exit, Fatal},
 };
+use files::{Files, Opened};
+
+/// Between two tries to pass files to an agent that has no descriptors left for them.
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// What `send` takes.
 #[derive(clap::Args, Clone, Debug)]
@@ -43,19 +46,10 @@ pub fn run(args: Args, paths: &Paths) -> Result<(), Fatal> {
 }
 
 async fn send(args: Args, client: Client) -> Result<(), Stop> {
-    let paths = args
-        .files
-        .iter()
-        .map(|file| there(file))
-        .collect::<Result<_, _>>()?;
-    let reply = client
-        .send(&SendRequest {
-            paths,
-            peers: args.to,
-        })
-        .await?;
+    let mut files = Files::new(&args.files)?;
+    let reply = pass(&client, &mut files, &args.to).await?;
     let queued = match args.json {
-        true => render::json(&reply)?,
+        true => render::json(&serde_json::json!({ "jobs": reply.jobs }))?,
         false => reply
             .jobs
             .iter()
@@ -63,8 +57,11 @@ async fn send(args: Args, client: Client) -> Result<(), Stop> {
             .collect(),
     };
     render::print(&queued)?;
-    if reply.jobs.is_empty() {
-        remark("nothing to send: there is no file in it");
+    if files.left_out() > 0 {
+        remark(format_args!(
+            "left out {} symbolic links, devices and the like in folders",
+            files.left_out()
+        ));
     }
     if !args.wait {
         return Ok(());
@@ -78,10 +75,51 @@ async fn send(args: Args, client: Client) -> Result<(), Stop> {
     wait(&client, reply.jobs, args.timeout, ended).await
 }
 
-fn there(file: &Path) -> Result<LocalPath, Fatal> {
-    file.symlink_metadata()
-        .map_err(|error| Fatal::io(format_args!("cannot send {}", shown(file)), &error))?;
-    absolute(file).map(LocalPath)
+/// Passes all files, group by group; nothing is queued before the last one was copied.
+async fn pass(client: &Client, files: &mut Files, peers: &[String]) -> Result<SendReply, Fatal> {
+    let mut sending = client.sending().await?;
+    let mut request = SendRequest {
+        peers: peers.to_vec(),
+        files: Vec::new(),
+        last: false,
+    };
+    // Asked without files first: a peer that is not known is told before anything is copied.
+    sending.pass(&request, Vec::new()).await?;
+    loop {
+        let group = files.group()?;
+        if group.is_empty() {
+            break;
+        }
+        pass_group(&mut sending, peers, group).await?;
+    }
+    request.last = true;
+    sending.pass(&request, Vec::new()).await
+}
+
+async fn pass_group(sending: &mut Sending, peers: &[String], mut group: Vec<Opened>) -> Result<(), Fatal> {
+    let mut waited = Duration::ZERO;
+    while !group.is_empty() {
+        let request = SendRequest {
+            peers: peers.to_vec(),
+            files: group.iter().map(|opened| opened.named.clone()).collect(),
+            last: false,
+        };
+        let opened = group.iter().map(|opened| Arc::clone(&opened.file)).collect();
+        let taken = sending.pass(&request, opened).await?.taken.min(group.len());
+        for opened in group.drain(..taken) {
+            opened.check()?;
+        }
+        if taken > 0 {
+            waited = Duration::ZERO;
+        } else if waited < QUICK {
+            tokio::time::sleep(PAUSE).await;
+            waited += PAUSE;
+        } else {
+            let message = "the agent has too many files open to take another";
+            return Err(Fatal::new(Exit::NotYet, message).mend("try again in a moment"));
+        }
+    }
+    Ok(())
 }
 
 fn line(job: &JobReport) -> String {
@@ -99,7 +137,7 @@ fn line(job: &JobReport) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{control::api::JobState, control::fake, error::Exit};
+    use crate::{control::api::JobState, control::fake};
     use clap::Parser;
 
     #[derive(clap::Parser, Debug)]
@@ -138,10 +176,8 @@ mod tests {
     #[test]
     fn a_file_that_is_not_there_is_66_before_anyone_is_asked() {
         let folder = tempfile::tempdir().unwrap();
-        assert_eq!(
-            there(&folder.path().join("missing")).unwrap_err().exit,
-            Exit::NoInput
-        );
+        let missing = Files::new(&[folder.path().join("missing")]).unwrap_err();
+        assert_eq!(missing.exit, Exit::NoInput);
     }
 
     #[test]

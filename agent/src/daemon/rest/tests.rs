@@ -230,9 +230,10 @@ async fn a_sent_copy_waits_for_a_retry_and_then_goes() {
     let world = World::new().await;
     let original = world.temp.path().join("by hand");
     fs::write(&original, b"bytes").unwrap();
-    let taken = spool::take(&world.spool(), &[original]).unwrap();
-    let (found, _) = taken.files[0].clone();
-    let id = world.enqueue(found, taken.root.clone(), AfterSend::Delete).await;
+    let taken = spool::one(&world.spool(), &original);
+    let id = world
+        .enqueue(taken.found, taken.root.clone(), AfterSend::Delete)
+        .await;
     world.queue.cancel(vec![id], 2).await.unwrap();
     world.look_after().await;
     clock::advance(&world.db, KEPT / 2).await.unwrap();

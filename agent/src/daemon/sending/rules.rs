@@ -1,0 +1,304 @@
+//! Which passed files may be sent: none of dropwire's own, and none that an outbox sends by itself.
+
+use std::{
+    ffi::OsStr,
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    confined,
+    control::api::SendFile,
+    daemon::Shared,
+    error::{Exit, Fatal, shown},
+    fault, mark,
+};
+
+/// What the archive is called, in dropwire's own folder in an outbox: what is in it may be sent again.
+const ARCHIVE: &str = "sent";
+/// Longest path that is told for people.
+const MAX_PATH: usize = 16 * 1024;
+
+/// Device and inode.
+type Identity = (u64, u64);
+
+/// The folders that the rules are about.
+#[derive(Default)]
+pub struct Folders {
+    state: PathBuf,
+    /// Those that are there.
+    boxes: Vec<Place>,
+    /// As the config names them, and without symlinks.
+    outboxes: Vec<PathBuf>,
+}
+
+/// An outbox or inbox that is there.
+struct Place {
+    path: PathBuf,
+    device: u64,
+}
+
+impl Folders {
+    /// As they are now. Asks no disk: one of them may not answer.
+    pub fn of(shared: &Shared) -> Folders {
+        let mut outboxes: Vec<_> = shared.config().outboxes.iter().map(|o| o.path.clone()).collect();
+        let there: Vec<_> = shared.outboxes().iter().filter_map(|o| o.place()).collect();
+        outboxes.extend(there.iter().map(|(path, _)| path.clone()));
+        let boxes = there.into_iter().chain(shared.inbox.place());
+        Folders {
+            state: shared.state_dir.clone(),
+            boxes: boxes.map(|(path, device)| Place { path, device }).collect(),
+            outboxes,
+        }
+    }
+}
+
+/// The rules of one `send`.
+pub struct Rules {
+    folders: Folders,
+    /// Dropwire's own files on a device, sorted; each device is listed once, when the first file on it comes.
+    own: Vec<(u64, Vec<u64>)>,
+}
+
+impl Rules {
+    /// Nothing is listed yet.
+    pub fn new(folders: Folders) -> Rules {
+        Rules {
+            folders,
+            own: Vec::new(),
+        }
+    }
+
+    /// Whether `file` may be sent, which was passed as what `named` says.
+    pub fn check(&mut self, named: &SendFile, file: &File) -> Result<(), Fatal> {
+        let claimed = named.path.0.as_path();
+        let failed = |error: io::Error| Fatal::io(format_args!("cannot take {}", shown(claimed)), &error);
+        if !claimed.is_absolute() || claimed.as_os_str().len() > MAX_PATH {
+            return Err(Fatal::new(
+                Exit::Usage,
+                "a file was passed without the path where it is",
+            ));
+        }
+        let identity = system::readable(file).map_err(failed)?;
+        let Some(identity) = identity else {
+            let message = format!(
+                "cannot take {}: it is no regular file, open for reading",
+                shown(claimed)
+            );
+            return Err(Fatal::new(Exit::NoInput, message));
+        };
+        if identity != named.file && !fault::mutant("send-identity") {
+            let message = format!("another file was passed as {}", shown(claimed));
+            return Err(Fatal::new(Exit::Failed, message));
+        }
+        let real = system::path(file);
+        let paths = [Some(claimed), real.as_deref()];
+        for path in paths.into_iter().flatten() {
+            if !fault::mutant("send-own-name") && is_own_name(path) {
+                return Err(is_own(claimed));
+            }
+        }
+        if !fault::mutant("send-own") && self.holds(identity).map_err(failed)? {
+            return Err(is_own(claimed));
+        }
+        let outbox = paths
+            .into_iter()
+            .flatten()
+            .find_map(|path| self.outbox_of(path, identity));
+        match outbox {
+            Some(outbox) => Err(Fatal::new(
+                Exit::Usage,
+                format_args!("{} is in the outbox {}", shown(claimed), shown(outbox)),
+            )
+            .mend(
+                "what is in an outbox is sent from there by itself (`dropwire why FILE` says when and to whom); \
+                 copy it elsewhere to send it to others",
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// The outbox in which `path` leads to this very file, not counting what was archived there.
+    fn outbox_of(&self, path: &Path, identity: Identity) -> Option<&Path> {
+        let holds = |outbox: &&PathBuf| {
+            let Ok(below) = confined::below(outbox, path) else {
+                return false;
+            };
+            let found = confined::root(outbox).and_then(|root| {
+                let folder = confined::parent(&root, &below)?;
+                folder.symlink_metadata(confined::os_str(below.file_name())?)
+            });
+            found.is_ok_and(|found| system::identity(&found) == identity)
+        };
+        self.folders.outboxes.iter().find(holds).map(PathBuf::as_path)
+    }
+
+    /// Is it one of dropwire's own files, under whatever name?
+    fn holds(&mut self, (device, inode): Identity) -> io::Result<bool> {
+        let at = match self.own.iter().position(|(listed, _)| *listed == device) {
+            Some(at) => at,
+            None => {
+                self.own.push((device, self.folders.own(device)?));
+                self.own.len() - 1
+            }
+        };
+        Ok(self.own[at].1.binary_search(&inode).is_ok())
+    }
+}
+
+impl Folders {
+    /// The inodes of dropwire's own files on `device`, sorted.
+    fn own(&self, device: u64) -> io::Result<Vec<u64>> {
+        let mut inodes = Vec::new();
+        list(&self.state, None, device, &mut inodes)?;
+        for place in &self.boxes {
+            // Only a disk that the file itself is on is asked: another may not answer.
+            if place.device == device {
+                let own = place.path.join(mark::FOLDER);
+                list(&own, Some(OsStr::new(ARCHIVE)), device, &mut inodes)?;
+            }
+        }
+        inodes.sort_unstable();
+        Ok(inodes)
+    }
+}
+
+/// Adds the inodes of the files in `folder`, at any depth, but for what is in `except` directly below it.
+fn list(folder: &Path, except: Option<&OsStr>, device: u64, inodes: &mut Vec<u64>) -> io::Result<()> {
+    let mut folders = vec![folder.to_owned()];
+    while let Some(at) = folders.pop() {
+        let entries = match fs::read_dir(&at) {
+            Err(error) if confined::is_absent(&error) => continue, // it went meanwhile
+            entries => entries?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            let meta = match entry.metadata() {
+                Err(error) if confined::is_absent(&error) => continue,
+                meta => meta?,
+            };
+            let is_left_out = at == folder && except.is_some_and(|except| entry.file_name() == except);
+            if meta.is_dir() && !is_left_out {
+                folders.push(entry.path());
+            } else if meta.is_file() && system::identity_of(&meta).0 == device {
+                inodes.push(system::identity_of(&meta).1);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Is a part of it one of dropwire's own folders, and not the archive in that?
+fn is_own_name(path: &Path) -> bool {
+    let mut parts = path.components().map(|part| part.as_os_str()).peekable();
+    while let Some(part) = parts.next() {
+        if part == mark::FOLDER && parts.peek().is_none_or(|next| *next != ARCHIVE) {
+            return true;
+        }
+    }
+    false
+}
+
+fn is_own(path: &Path) -> Fatal {
+    Fatal::new(
+        Exit::Permission,
+        format_args!(
+            "{} is one of dropwire's own files, which are never sent",
+            shown(path)
+        ),
+    )
+    .mend("only what is in `.dropwire/sent` of an outbox can be sent again")
+}
+
+#[cfg(unix)]
+mod system {
+    use std::{
+        fs::{File, Metadata},
+        io,
+        os::unix::fs::MetadataExt,
+        path::PathBuf,
+    };
+
+    use rustix::fs::OFlags;
+
+    use super::Identity;
+
+    /// The identity of a regular file that is open for reading.
+    pub(super) fn readable(file: &File) -> io::Result<Option<Identity>> {
+        let flags = rustix::fs::fcntl_getfl(file)?;
+        let mode = flags & OFlags::RWMODE;
+        let reads = (mode == OFlags::RDONLY || mode == OFlags::RDWR) && !is_name_only(flags);
+        let meta = file.metadata()?;
+        Ok((reads && meta.is_file()).then(|| identity_of(&meta)))
+    }
+
+    #[cfg(target_os = "linux")]
+    fn is_name_only(flags: OFlags) -> bool {
+        flags.contains(OFlags::PATH)
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn is_name_only(_: OFlags) -> bool {
+        false
+    }
+
+    pub(super) fn identity_of(meta: &Metadata) -> Identity {
+        (meta.dev(), meta.ino())
+    }
+
+    pub(super) fn identity(meta: &cap_std::fs::Metadata) -> Identity {
+        use cap_std::fs::MetadataExt;
+        (meta.dev(), meta.ino())
+    }
+
+    /// Where the system itself says that the open file is.
+    #[cfg(target_os = "linux")]
+    pub(super) fn path(file: &File) -> Option<PathBuf> {
+        use std::os::fd::AsRawFd;
+        std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()
+    }
+
+    #[cfg(target_vendor = "apple")]
+    pub(super) fn path(file: &File) -> Option<PathBuf> {
+        use std::os::unix::ffi::OsStringExt;
+        let path = rustix::fs::getpath(file).ok()?;
+        Some(std::ffi::OsString::from_vec(path.into_bytes()).into())
+    }
+
+    #[cfg(not(any(target_os = "linux", target_vendor = "apple")))]
+    pub(super) fn path(_: &File) -> Option<PathBuf> {
+        None
+    }
+}
+
+/// Here nobody can pass a file.
+#[cfg(not(unix))]
+mod system {
+    use std::{
+        fs::{File, Metadata},
+        io,
+        path::PathBuf,
+    };
+
+    use super::Identity;
+
+    pub(super) fn readable(_: &File) -> io::Result<Option<Identity>> {
+        Ok(None)
+    }
+
+    pub(super) fn identity_of(_: &Metadata) -> Identity {
+        (0, 0)
+    }
+
+    pub(super) fn identity(_: &cap_std::fs::Metadata) -> Identity {
+        (0, 0)
+    }
+
+    pub(super) fn path(_: &File) -> Option<PathBuf> {
+        None
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests;
