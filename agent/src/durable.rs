@@ -45,6 +45,8 @@ pub enum How {
     Renamed,
     /// link and unlink, where the former is refused.
     Linked,
+    /// Copied to the other file system that the name is on, and named there by one of the former.
+    Copied,
 }
 
 /// After Ok, the file's bytes and metadata survive a power cut. After Err ([`LostWrite`]) the file is not to be trusted
@@ -99,6 +101,7 @@ pub fn give_name(how: How, from_dir: &Dir, from: &OsStr, to_dir: &Dir, to: &OsSt
     match how {
         How::Renamed => system::rename_noreplace(from_dir, from, to_dir, to),
         How::Linked => link_and_unlink(from_dir, from, to_dir, to),
+        How::Copied => Err(io::ErrorKind::CrossesDevices.into()), // the caller's work
     }
 }
 

@@ -99,6 +99,16 @@ pub fn is_full(error: &io::Error) -> bool {
     )
 }
 
+/// Is it the name that the file system refuses? Only of an error of the call that was to make it.
+pub fn blames_the_name(error: &io::Error) -> bool {
+    use io::ErrorKind as K;
+    meaning(error) == Meaning::Never
+        && !matches!(
+            error.kind(),
+            K::FileTooLarge | K::TooManyLinks | K::CrossesDevices | K::Unsupported
+        )
+}
+
 /// A copy of `error` with its meaning, for each of those that share a failed step.
 pub fn copy(error: &io::Error) -> io::Error {
     match meaning(error) {
@@ -150,6 +160,26 @@ mod system {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(unix)]
+    #[test]
+    fn a_name_is_to_blame_for_few_errors() {
+        let blamed = |code: &i32| blames_the_name(&io::Error::from_raw_os_error(*code));
+        assert!(
+            [libc::EINVAL, libc::EILSEQ, libc::ENAMETOOLONG]
+                .iter()
+                .all(blamed)
+        );
+        let others = [
+            libc::EXDEV,
+            libc::EMLINK,
+            libc::ENOTSUP,
+            libc::ENOENT,
+            libc::ENOSPC,
+            libc::EIO,
+        ];
+        assert!(!others.iter().any(blamed));
+    }
 
     #[cfg(unix)]
     #[test]

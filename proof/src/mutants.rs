@@ -33,6 +33,7 @@ const SENDING: Proof = Inside(&["daemon::sending::rules::tests"]);
 const CONTROL: Proof = Inside(&["control::"]);
 const WHOLE: Proof = Inside(&["outbox::whole::tests"]);
 const TAKEN: Proof = Inside(&["inbox::tests::taken"]);
+const ELSEWHERE: Proof = Inside(&["inbox::tests::elsewhere"]);
 const UNPACK: Proof = Inside(&["inbox::unpack::tests"]);
 const LOBBY: Proof = Inside(&["link::lobby::tests"]);
 const TWINS: Proof = Inside(&["link::twins::tests"]);
@@ -286,6 +287,26 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     ),
     ("noreplace", "a name that is taken is never replaced", DURABLE),
     ("link-dir", "a hard link's sync before the old name goes", DURABLE),
+    (
+        "R6-dialect",
+        "names that the inbox's file system refuses are known before bytes come",
+        Inside(&["inbox::dialect::tests"]),
+    ),
+    (
+        "R7-elsewhere-file",
+        "the sync of a copy on another file system",
+        ELSEWHERE,
+    ),
+    (
+        "R7-elsewhere-partial",
+        "the sync of the folder that it is made in",
+        ELSEWHERE,
+    ),
+    (
+        "R7-elsewhere-dir",
+        "the sync of its name before the partial goes",
+        ELSEWHERE,
+    ),
     (
         "R7-note",
         "which files got their names is recorded",

@@ -46,7 +46,7 @@ pub fn tell(shared: &Shared) {
         match end {
             // The newer version is on its way.
             End::Superseded => info!(peer, %job, path, why, count, "{text}"),
-            End::Gone | End::Replaced | End::GivenUp | End::Cancelled => {
+            End::Gone | End::Replaced | End::GivenUp | End::Refused | End::Cancelled => {
                 warn!(peer, %job, path, why, count, "{text}")
             }
         }

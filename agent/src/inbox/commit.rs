@@ -16,9 +16,11 @@ use dropwire_protocol::{Digest, Manifest, ReceiptBody, message::DeclineReason};
 use super::{
     Shared,
     claims::{Claim, Key},
+    elsewhere,
     ledger::{self, Checkpoint, Placing},
+    naming::Names,
     partial,
-    place::{Folder, Opened, Place},
+    place::{Folder, Opened, Place, PlaceError},
     reply::{Answer, Reply},
     rule::{self, Found},
     site::Site,
@@ -29,7 +31,7 @@ use crate::{
     db::DbError,
     durable::{self, How},
     fault,
-    io_error::{Meaning, meaning},
+    io_error::{Meaning, blames_the_name, meaning},
 };
 
 /// How often another name is looked for when somebody keeps taking them.
@@ -81,9 +83,26 @@ impl Whole {
     }
 }
 
+/// How a file is to get its name.
+#[derive(Clone, Copy)]
+struct Way {
+    names: Names,
+    how: How,
+}
+
+impl Way {
+    fn of(site: &Site) -> Way {
+        Way {
+            names: site.names,
+            how: site.how,
+        }
+    }
+}
+
 /// Where a file is to lie, and what its receipt will say.
 struct Chosen {
     place: Place,
+    how: How,
     inode: u64,
     body: ReceiptBody,
 }
@@ -125,8 +144,18 @@ fn place_some(
             file.reply.end(gone.map_or_else(Answer::from, |()| rule::taken()));
             continue;
         }
-        let place =
-            there.and_then(|_| choose(shared, site, key, &file.manifest, digest, file.inode, &mut opened));
+        let place = there.and_then(|_| {
+            choose(
+                shared,
+                site,
+                Way::of(site),
+                key,
+                &file.manifest,
+                digest,
+                file.inode,
+                &mut opened,
+            )
+        });
         match place {
             Ok(place) => {
                 chosen.push(place);
@@ -135,7 +164,7 @@ fn place_some(
             Err(answer) => not_placed(shared, site, &file, answer),
         }
     }
-    let intents: Vec<_> = files.into_iter().zip(sign(shared, site, chosen)).collect();
+    let intents: Vec<_> = files.into_iter().zip(sign(shared, chosen)).collect();
     let rows = intents
         .iter()
         .map(|(file, intent)| row(file.claim.key(), &file.manifest, intent))
@@ -196,7 +225,7 @@ pub fn place_again(
     let digest = body
         .map_err(|e| Answer::refused(DeclineReason::DiskError, e.to_string(), None))?
         .digest;
-    let mut intent = intend(shared, site, key, manifest, digest, placing.inode)?;
+    let mut intent = intend(shared, site, Way::of(site), key, manifest, digest, placing.inode)?;
     if intent.place.path == placing.place && intent.placing.how == placing.how {
         intent.placing = Arc::new(placing);
     } else {
@@ -209,9 +238,11 @@ pub fn place_again(
 }
 
 /// Chooses a place, and what the receipt will say.
+#[expect(clippy::too_many_arguments, reason = "what a row says, and how")]
 fn choose(
     shared: &Shared,
     site: &Site,
+    way: Way,
     key: Key,
     manifest: &Manifest,
     digest: Digest,
@@ -219,9 +250,9 @@ fn choose(
     opened: &mut Opened,
 ) -> Result<Chosen, Answer> {
     let top = shared.top(key.0);
-    let place = shared
-        .places
-        .choose(site, key.0, top.as_deref(), &manifest.path, manifest.kind, opened)?;
+    let (path, kind) = (&manifest.path, manifest.kind);
+    let places = &shared.places;
+    let place = places.choose(site, way.names, key.0, top.as_deref(), path, kind, opened)?;
     let mut salt = [0; 16];
     fault::step("R6-salt", || getrandom::fill(&mut salt))
         .map_err(|e| Answer::io("asking for random bytes", &io::Error::other(e)))?;
@@ -236,22 +267,28 @@ fn choose(
         delivered_at: now_ms().max(0) as u64,
         salt,
     };
-    Ok(Chosen { place, inode, body })
+    let how = if place.is_elsewhere { How::Copied } else { way.how };
+    Ok(Chosen {
+        place,
+        how,
+        inode,
+        body,
+    })
 }
 
 /// Those that are signed together share signatures.
-fn sign(shared: &Shared, site: &Site, chosen: Vec<Chosen>) -> Vec<Intent> {
-    let apart = |chosen: Chosen| ((chosen.place, chosen.inode), chosen.body);
+fn sign(shared: &Shared, chosen: Vec<Chosen>) -> Vec<Intent> {
+    let apart = |chosen: Chosen| ((chosen.place, chosen.how, chosen.inode), chosen.body);
     let (places, bodies): (Vec<_>, Vec<_>) = chosen.into_iter().map(apart).unzip();
     let receipts = (shared.sign)(&bodies);
     debug_assert_eq!(receipts.len(), places.len());
     let signed = places.into_iter().zip(receipts);
     signed
-        .map(|((place, inode), receipt)| Intent {
+        .map(|((place, how, inode), receipt)| Intent {
             placing: Arc::new(Placing {
                 place: place.path.clone(),
                 inode,
-                how: site.how,
+                how,
                 receipt,
             }),
             place,
@@ -263,13 +300,23 @@ fn sign(shared: &Shared, site: &Site, chosen: Vec<Chosen>) -> Vec<Intent> {
 fn intend(
     shared: &Shared,
     site: &Site,
+    way: Way,
     key: Key,
     manifest: &Manifest,
     digest: Digest,
     inode: u64,
 ) -> Result<Intent, Answer> {
-    let chosen = choose(shared, site, key, manifest, digest, inode, &mut Opened::new())?;
-    Ok(sign(shared, site, vec![chosen]).swap_remove(0))
+    let chosen = choose(
+        shared,
+        site,
+        way,
+        key,
+        manifest,
+        digest,
+        inode,
+        &mut Opened::new(),
+    )?;
+    Ok(sign(shared, vec![chosen]).swap_remove(0))
 }
 
 /// What R6 writes for one file.
@@ -317,38 +364,45 @@ fn name(
 ) -> Result<Intent, Answer> {
     let from = partial::staged_name(key, manifest.kind);
     for _ in 0..TRIES {
-        if intent.placing.how == How::Linked {
+        let how = intent.placing.how;
+        if how != How::Renamed {
             // The old name goes before R8: by then the way to the new one has to be durable.
             fault::step("R7-link-way", || {
                 make_certain(shared, site, &intent.place.folders)
             })?;
         }
-        let given = intent.place.parent().and_then(|parent| {
-            durable::give_name(
-                intent.placing.how,
-                &site.partials,
-                &from,
-                parent,
-                &intent.place.name,
-            )
+        let given = intent.place.parent().and_then(|parent| match how {
+            How::Copied => elsewhere::give_name(site, key, manifest, &intent.placing, &intent.place),
+            how => durable::give_name(how, &site.partials, &from, parent, &intent.place.name),
         });
+        let mut way = Way {
+            names: intent.place.names,
+            how,
+        };
         match given {
             Ok(()) => {
                 site.named.note(&intent.placing.receipt);
+                if how == How::Copied {
+                    partial::remove_staged(site, key, manifest.kind)
+                        .map_err(|e| Answer::io("removing the partial of a copy", &e))?;
+                }
                 return Ok(intent);
             }
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-                let digest = intent.placing.receipt.decode_body_unverified().map(|b| b.digest);
-                let digest =
-                    digest.map_err(|e| Answer::refused(DeclineReason::DiskError, e.to_string(), None))?;
-                let inode = intent.placing.inode;
-                intent = intend(shared, site, key, manifest, digest, inode)?;
-                fault::step("R6-next-name", || {
-                    write_down(shared, site, vec![row(key, manifest, &intent)])
-                })?;
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) if blames_the_name(&e) && way.names != Names::STRICT => way.names = Names::STRICT,
+            Err(e) if e.kind() == io::ErrorKind::CrossesDevices && how != How::Copied => {
+                way.how = How::Copied
             }
             Err(e) => return not_named(shared, site, key, manifest, intent, keep, &e),
         }
+        let Intent { place, placing } = intent;
+        drop(place); // the name may be the same
+        let body = placing.receipt.decode_body_unverified();
+        let body = body.map_err(|e| Answer::refused(DeclineReason::DiskError, e.to_string(), None))?;
+        intent = intend(shared, site, way, key, manifest, body.digest, placing.inode)?;
+        fault::step("R6-next-name", || {
+            write_down(shared, site, vec![row(key, manifest, &intent)])
+        })?;
     }
     let busy = io::Error::other("other programs keep taking the names that were free");
     not_named(shared, site, key, manifest, intent, keep, &busy)
@@ -365,7 +419,10 @@ fn not_named(
     keep: Option<&Whole>,
     error: &io::Error,
 ) -> Result<Intent, Answer> {
-    let failed = Answer::io("giving the file its name", error);
+    let failed = match blames_the_name(error) {
+        true => PlaceError::BadName(error.to_string()).into(),
+        false => Answer::io("giving the file its name", error),
+    };
     match rule::find(site, key, manifest, &intent.placing) {
         Err(_) => Err(failed), // the rule decides later
         Ok(Found::Named) => {

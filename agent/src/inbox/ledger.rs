@@ -207,7 +207,11 @@ pub fn place(
         mark,
         placing.place.as_bytes(),
         placing.inode as i64,
-        i64::from(placing.how == How::Linked),
+        match placing.how {
+            How::Renamed => 0,
+            How::Linked => 1,
+            How::Copied => 2,
+        },
         encode(&placing.receipt)?,
         now_ms,
         manifest.kind == Kind::Folder
@@ -452,10 +456,10 @@ fn known(row: &Row<'_>) -> Result<Known> {
         1 => State::Placing(Placing {
             place: path_of(&row.get::<_, Vec<u8>>(6)?, 6)?,
             inode: row.get::<_, i64>(7)? as u64,
-            how: if row.get::<_, i64>(8)? == 0 {
-                How::Renamed
-            } else {
-                How::Linked
+            how: match row.get::<_, i64>(8)? {
+                0 => How::Renamed,
+                1 => How::Linked,
+                _ => How::Copied,
             },
             receipt: receipt_of(&row.get::<_, Vec<u8>>(9)?)?,
         }),

@@ -48,6 +48,8 @@ mod checkpoint;
 mod claims;
 mod commit;
 mod desk;
+mod dialect;
+mod elsewhere;
 mod fair_queue;
 mod keeping;
 mod ledger;

@@ -14,72 +14,89 @@ pub enum Rules {
     Windows,
 }
 
-impl Rules {
-    /// Of the system this runs on.
-    pub const HERE: Rules = if cfg!(windows) {
-        Rules::Windows
-    } else if cfg!(target_vendor = "apple") {
-        Rules::Utf8
-    } else {
-        Rules::Bytes
+/// How names are made for one file system.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Names {
+    /// Which ones it takes.
+    pub rules: Rules,
+    /// Most bytes of one.
+    pub longest: usize,
+}
+
+impl Names {
+    /// Of the system this runs on; its file systems may ask for more.
+    pub const HERE: Names = Names {
+        rules: if cfg!(windows) {
+            Rules::Windows
+        } else if cfg!(target_vendor = "apple") {
+            Rules::Utf8
+        } else {
+            Rules::Bytes
+        },
+        longest: MAX_NAME,
     };
+    /// Taken by every file system that is known; eCryptfs has the shortest names.
+    pub const STRICT: Names = Names {
+        rules: Rules::Windows,
+        longest: 143,
+    };
+
+    /// The name that the file system takes for `name`; the same one where it may stay.
+    pub fn mapped(self, name: &[u8]) -> Vec<u8> {
+        if self.rules == Rules::Bytes {
+            return suffixed(name, "", extension(name), self.longest);
+        }
+        let mut text = String::from_utf8_lossy(name).into_owned();
+        if self.rules == Rules::Windows {
+            text = text
+                .chars()
+                .map(|c| if is_refused_by_windows(c) { '_' } else { c })
+                .collect();
+        }
+        if plain(&text) == ".dropwire" {
+            text.insert(0, '_');
+        }
+        let mut bytes = suffixed(text.as_bytes(), "", extension(text.as_bytes()), self.longest);
+        if self.rules == Rules::Windows {
+            if let Some(last @ (b'.' | b' ')) = bytes.last_mut() {
+                *last = b'_';
+            }
+            let stem = bytes.split(|b| *b == b'.').next().unwrap_or_default();
+            if is_device(String::from_utf8_lossy(stem).trim_end()) {
+                bytes.insert(stem.len(), b'_');
+            }
+        }
+        bytes
+    }
+
+    /// `name`, which is [mapped](Names::mapped), with ` (n)` before its last extension (`.tar.*` is kept together),
+    /// shortened; `n` 0 is the name itself. UTF-8 stays whole.
+    pub fn numbered(self, name: &[u8], n: u64) -> Vec<u8> {
+        match n {
+            0 => name.to_vec(),
+            n => suffixed(name, &format!(" ({n})"), extension(name), self.longest),
+        }
+    }
+
+    /// The same for a folder, whose name has no extension: `v1.2 (1)`.
+    pub fn numbered_folder(self, name: &[u8], n: u64) -> Vec<u8> {
+        match n {
+            0 => name.to_vec(),
+            n => suffixed(name, &format!(" ({n})"), name.len(), self.longest),
+        }
+    }
 }
 
-/// The name that the system takes for `name`; the same one where it may stay.
-pub fn mapped(name: &[u8], rules: Rules) -> Vec<u8> {
-    if rules == Rules::Bytes {
-        return name.to_vec();
-    }
-    let mut text = String::from_utf8_lossy(name).into_owned();
-    if rules == Rules::Windows {
-        text = text
-            .chars()
-            .map(|c| if is_refused_by_windows(c) { '_' } else { c })
-            .collect();
-        if text.ends_with(['.', ' ']) {
-            text.pop();
-            text.push('_');
-        }
-        let stem = text.split('.').next().unwrap_or_default();
-        if is_device(stem.trim_end()) {
-            text.insert(stem.len(), '_');
-        }
-    }
-    if plain(&text) == ".dropwire" {
-        text.insert(0, '_');
-    }
-    let mut bytes = text.into_bytes();
-    cut(&mut bytes, MAX_NAME);
-    bytes
-}
-
-/// `name` with ` (n)` before its last extension (`.tar.*` is kept together), shortened to 255 bytes; `n` 0 is the
-/// name itself. UTF-8 stays whole.
-pub fn numbered(name: &[u8], n: u64) -> Vec<u8> {
-    if n == 0 {
-        return name.to_vec();
-    }
-    let suffix = format!(" ({n})");
-    let mut at = extension(name);
-    if name.len() - at + suffix.len() + 8 > MAX_NAME {
+/// `suffix` put in at `at`, what is before it shortened so that all has at most `longest` bytes.
+fn suffixed(name: &[u8], suffix: &str, mut at: usize, longest: usize) -> Vec<u8> {
+    if name.len() - at + suffix.len() + 8 > longest {
         at = name.len(); // an extension that long is none
     }
     let (stem, extension) = name.split_at(at);
     let mut result = stem.to_vec();
-    cut(&mut result, MAX_NAME - suffix.len() - extension.len());
+    cut(&mut result, longest - suffix.len() - extension.len());
     result.extend_from_slice(suffix.as_bytes());
     result.extend_from_slice(extension);
-    result
-}
-
-/// The same for a folder, whose name has no extension: `v1.2 (1)`.
-pub fn numbered_folder(name: &[u8], n: u64) -> Vec<u8> {
-    let mut result = name.to_vec();
-    if n > 0 {
-        let suffix = format!(" ({n})");
-        cut(&mut result, MAX_NAME - suffix.len());
-        result.extend_from_slice(suffix.as_bytes());
-    }
     result
 }
 
@@ -166,7 +183,7 @@ mod tests {
     use std::convert::Infallible;
 
     fn show(name: &str, n: u64) -> String {
-        String::from_utf8(numbered(name.as_bytes(), n)).unwrap()
+        String::from_utf8(Names::HERE.numbered(name.as_bytes(), n)).unwrap()
     }
 
     #[test]
@@ -224,6 +241,10 @@ mod tests {
             ("report.pdf", "report.pdf"),
             (".drop\u{200d}Wire", "_.drop\u{200d}Wire"),
         ];
+        let mapped = |name: &[u8], rules| {
+            let longest = MAX_NAME;
+            Names { rules, longest }.mapped(name)
+        };
         for (name, expected) in windows {
             assert_eq!(
                 mapped(name.as_bytes(), Rules::Windows),
@@ -235,6 +256,24 @@ mod tests {
         assert_eq!(mapped(b"a\xffb", Rules::Bytes), b"a\xffb");
         assert_eq!(mapped(b"a\xffb", Rules::Utf8), "a\u{fffd}b".as_bytes());
         assert_eq!(mapped(b"CON", Rules::Utf8), b"CON");
+    }
+
+    #[test]
+    fn names_that_are_too_long_keep_their_extension() {
+        let long = |n: usize, end: &str| format!("{}{end}", "x".repeat(n));
+        let table = [
+            (long(200, ".pdf"), long(139, ".pdf")),
+            (long(200, ".tar.gz"), long(136, ".tar.gz")),
+            (long(200, ""), long(143, "")),
+            (long(143, ""), long(143, "")),
+            (long(142, " y"), long(142, "_")),
+            (long(139, ".pdf"), long(139, ".pdf")),
+        ];
+        for (name, expected) in table {
+            let mapped = Names::STRICT.mapped(name.as_bytes());
+            assert_eq!(String::from_utf8_lossy(&mapped), expected, "{name}");
+            assert!(Names::STRICT.numbered(&mapped, 12).len() <= 143);
+        }
     }
 
     #[test]
@@ -252,7 +291,7 @@ mod tests {
         #[test]
         fn a_numbered_name_is_a_safe_name(name in "[^/\0]{1,120}", n in 1u64..2_000_000) {
             prop_assume!(name.len() <= MAX_NAME);
-            let result = numbered(name.as_bytes(), n);
+            let result = Names::HERE.numbered(name.as_bytes(), n);
             prop_assert!(result.len() <= MAX_NAME);
             let text = String::from_utf8(result).expect("UTF-8 stays whole");
             let number = format!(" ({n})");
@@ -261,10 +300,17 @@ mod tests {
         }
 
         #[test]
+        fn what_is_mapped_stays_as_it_is(name in prop::collection::vec(1u8..=255, 1..=255)) {
+            let mapped = Names::STRICT.mapped(&name);
+            prop_assert!(mapped.len() <= 144 && !mapped.is_empty());
+            prop_assert_eq!(Names::STRICT.mapped(&mapped), mapped);
+        }
+
+        #[test]
         fn different_numbers_give_different_names(name in prop::collection::vec(1u8..=255, 1..=255), n in 0u64..5000, m in 0u64..5000) {
             prop_assume!(n != m);
             if n > 0 && m > 0 {
-                prop_assert_ne!(numbered(&name, n), numbered(&name, m));
+                prop_assert_ne!(Names::HERE.numbered(&name, n), Names::HERE.numbered(&name, m));
             }
         }
 

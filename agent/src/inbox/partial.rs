@@ -46,11 +46,15 @@ pub fn staged_name(key: Key, kind: Kind) -> OsString {
 /// A new, empty partial, exclusive and private; what an earlier run left under the name goes. The caller knows by
 /// the ledger that the transfer is not *placing*.
 pub fn create(site: &Site, key: Key) -> io::Result<File> {
-    let name = file_name(key);
-    match durable::create_private(&site.partials, &name) {
+    create_in(&site.partials, &file_name(key))
+}
+
+/// The same in another folder of ours.
+pub fn create_in(dir: &Dir, name: &OsStr) -> io::Result<File> {
+    match durable::create_private(dir, name) {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-            durable::unlink(&site.partials, &name)?;
-            durable::create_private(&site.partials, &name)
+            remove_all(dir, name)?;
+            durable::create_private(dir, name)
         }
         created => created,
     }
@@ -159,6 +163,14 @@ pub fn remove_folder(site: &Site, key: Key) -> io::Result<()> {
     }
 }
 
+/// Removes what a copy of got the final name.
+pub fn remove_staged(site: &Site, key: Key, kind: Kind) -> io::Result<()> {
+    match kind {
+        Kind::File => durable::unlink(&site.partials, &file_name(key)),
+        Kind::Folder => remove_folder(site, key),
+    }
+}
+
 /// Removes a placed folder's stream, which is of no use any more. Not synced: come back after a crash, it is litter.
 pub fn remove_stream(site: &Site, key: Key, kind: Kind) {
     if kind == Kind::Folder {
@@ -181,11 +193,15 @@ pub fn key_of(name: &OsStr) -> Option<Key> {
     Some((AgentId(peer), TransferId(job)))
 }
 
-/// Removes what has this name among the partials, whatever it is.
-pub fn remove_any(site: &Site, name: &OsStr) -> io::Result<()> {
-    match site.partials.symlink_metadata(name)?.is_dir() {
-        true => remove_tree(&site.partials, name),
-        false => durable::unlink(&site.partials, name),
+/// Removes what has this name in `dir`, whatever it is, if there is anything.
+pub fn remove_all(dir: &Dir, name: &OsStr) -> io::Result<()> {
+    let removed = dir.symlink_metadata(name).and_then(|meta| match meta.is_dir() {
+        true => dir.remove_dir_all(name),
+        false => durable::unlink(dir, name),
+    });
+    match removed {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
     }
 }
 
@@ -420,7 +436,7 @@ mod tests {
         for name in ["", "-", "litter", "00-00", "00-00.d"] {
             assert_eq!(key_of(OsStr::new(name)), None, "{name}");
         }
-        remove_any(&site, &file_name(key)).unwrap();
+        remove_all(&site.partials, &file_name(key)).unwrap();
         assert!(look(&site, key, Kind::File).unwrap().is_none());
     }
 

@@ -16,10 +16,10 @@ use lru::LruCache;
 use super::{
     aliases::Aliases,
     ledger::Alias,
-    naming::{self, Rules},
+    naming::{self, Names},
     site::Site,
 };
-use crate::durable;
+use crate::{durable, io_error::blames_the_name};
 
 /// How many names' next numbers are remembered.
 const REMEMBERED: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
@@ -45,6 +45,10 @@ pub struct Place {
     pub name: OsString,
     /// Folders that have another name here: as offered, and the alias; None: it is forgotten. To be kept with the intent.
     pub aliases: Vec<(Vec<u8>, Option<Vec<u8>>)>,
+    /// How the names were made.
+    pub names: Names,
+    /// Is the folder that holds the file on another file system than the partials?
+    pub is_elsewhere: bool,
     places: Arc<Places>,
 }
 
@@ -83,11 +87,36 @@ impl Places {
         self.lock().aliases.keep_of(peers);
     }
 
-    /// A free place for what `sender` calls `path`, below the folder `top` of the inbox if one is given.
-    /// Makes the folders on the way; they are durable once each of [`Place::folders`] is synced.
+    /// A free place for what `sender` calls `path`, below the folder `top` of the inbox if one is given, its names made
+    /// as `names` has it; one that the file system refuses all the same (of another disk inside the inbox, say) is made
+    /// stricter. Makes the folders on the way; they are durable once each of [`Place::folders`] is synced.
+    #[expect(clippy::too_many_arguments, reason = "what an offer says, and how")]
     pub fn choose(
         self: &Arc<Self>,
         site: &Site,
+        names: Names,
+        sender: AgentId,
+        top: Option<&str>,
+        path: &RemotePath,
+        kind: Kind,
+        opened: &mut Opened,
+    ) -> Result<Place, PlaceError> {
+        let mut choose = |names| self.choose_by(site, names, sender, top, path, kind, opened);
+        let chosen = match choose(names) {
+            Err(PlaceError::Io(e)) if blames_the_name(&e) => choose(Names::STRICT),
+            chosen => chosen,
+        };
+        match chosen {
+            Err(PlaceError::Io(e)) if blames_the_name(&e) => Err(PlaceError::BadName(e.to_string())),
+            chosen => chosen,
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "as above")]
+    fn choose_by(
+        self: &Arc<Self>,
+        site: &Site,
+        names: Names,
         sender: AgentId,
         top: Option<&str>,
         path: &RemotePath,
@@ -98,6 +127,8 @@ impl Places {
         let mut walk = Walk {
             folders: vec![(Vec::new(), root)],
             aliases: Vec::new(),
+            names,
+            is_elsewhere: false,
             opened,
         };
         let offered: Vec<&[u8]> = path.components().collect();
@@ -111,13 +142,15 @@ impl Places {
             let folder = above[..=depth].join(&b'/');
             self.descend(site, sender, &mut walk, &folder, above[depth])?;
         }
-        let wanted = naming::mapped(file, Rules::HERE);
+        let wanted = names.mapped(file);
         let (path, name) = self.free_name(&walk, &wanted, kind)?;
         Ok(Place {
             path,
             folders: walk.folders,
             name,
             aliases: walk.aliases,
+            names,
+            is_elsewhere: walk.is_elsewhere,
             places: self.clone(),
         })
     }
@@ -133,12 +166,11 @@ impl Places {
         component: &[u8],
     ) -> Result<(), PlaceError> {
         let known = self.lock().aliases.get(sender, offered);
-        let name = known
-            .clone()
-            .unwrap_or_else(|| naming::mapped(component, Rules::HERE));
+        let name = known.clone().unwrap_or_else(|| walk.names.mapped(component));
+        let names = walk.names;
         let (path, dir) = walk.last()?;
         let taken = |n| -> io::Result<bool> {
-            let candidate = os_name(&naming::numbered_folder(&name, n));
+            let candidate = os_name(&names.numbered_folder(&name, n));
             match dir.symlink_metadata(&candidate) {
                 Ok(meta) => Ok(!meta.is_dir()),
                 Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
@@ -150,13 +182,15 @@ impl Places {
         } else {
             0
         };
-        let chosen = naming::numbered_folder(&name, number);
+        let chosen = names.numbered_folder(&name, number);
         let path = joined(path, &chosen);
         let dir = dir.clone();
         let next = reuse(walk.opened, &path, || {
             durable::open_or_make_dir(&dir, &os_name(&chosen))
         })?;
-        if site.is_own(&next)? {
+        let meta = next.dir_metadata()?;
+        walk.is_elsewhere = site.is_elsewhere(&meta);
+        if site.is_own(&meta) {
             return Err(PlaceError::BadName("it leads into dropwire's own folder".into()));
         }
         if number > 0 || known.is_some() {
@@ -175,9 +209,10 @@ impl Places {
         wanted: &[u8],
         kind: Kind,
     ) -> Result<(RemotePath, OsString), PlaceError> {
-        let numbered = match kind {
-            Kind::File => naming::numbered,
-            Kind::Folder => naming::numbered_folder,
+        let names = walk.names;
+        let numbered = |wanted: &[u8], n| match kind {
+            Kind::File => names.numbered(wanted, n),
+            Kind::Folder => names.numbered_folder(wanted, n),
         };
         let (folder, dir) = walk.last()?;
         let mut inner = self.lock();
@@ -264,6 +299,8 @@ pub fn os_name(bytes: &[u8]) -> OsString {
 struct Walk<'a> {
     folders: Vec<Folder>,
     aliases: Vec<(Vec<u8>, Option<Vec<u8>>)>,
+    names: Names,
+    is_elsewhere: bool,
     opened: &'a mut Opened,
 }
 
@@ -319,7 +356,7 @@ mod tests {
     fn put(places: &Arc<Places>, site: &Site, who: AgentId, path: &str) -> String {
         let path = RemotePath::parse(path.as_bytes()).unwrap();
         let place = places
-            .choose(site, who, None, &path, Kind::File, &mut Opened::new())
+            .choose(site, site.names, who, None, &path, Kind::File, &mut Opened::new())
             .unwrap();
         place.parent().unwrap().write(&place.name, b"x").unwrap();
         String::from_utf8(place.path.as_bytes().to_vec()).unwrap()
@@ -342,7 +379,7 @@ mod tests {
     fn a_name_taken_thousands_of_times_is_numbered_on() {
         let (temp, site) = site();
         for n in 0..3000 {
-            let name = naming::numbered(b"x.txt", n);
+            let name = Names::HERE.numbered(b"x.txt", n);
             std::fs::write(temp.path().join(os_name(&name)), b"").unwrap();
         }
         let places = Places::new(Vec::new());
@@ -368,7 +405,15 @@ mod tests {
         let chosen: Vec<Place> = (0..8)
             .map(|_| {
                 places
-                    .choose(&site, ANA, None, &path, Kind::File, &mut Opened::new())
+                    .choose(
+                        &site,
+                        site.names,
+                        ANA,
+                        None,
+                        &path,
+                        Kind::File,
+                        &mut Opened::new(),
+                    )
                     .unwrap()
             })
             .collect();
@@ -377,7 +422,15 @@ mod tests {
         drop(chosen);
         assert_eq!(
             places
-                .choose(&site, ANA, None, &path, Kind::File, &mut Opened::new())
+                .choose(
+                    &site,
+                    site.names,
+                    ANA,
+                    None,
+                    &path,
+                    Kind::File,
+                    &mut Opened::new()
+                )
                 .unwrap()
                 .name,
             "x"
@@ -395,7 +448,15 @@ mod tests {
         assert_eq!(put(&places, &site, BOB, "sub/y"), "sub/y", "only for that sender");
         let path = RemotePath::parse(b"sub/z").unwrap();
         let kept = places
-            .choose(&site, ANA, None, &path, Kind::File, &mut Opened::new())
+            .choose(
+                &site,
+                site.names,
+                ANA,
+                None,
+                &path,
+                Kind::File,
+                &mut Opened::new(),
+            )
             .unwrap()
             .aliases
             .clone();
@@ -421,7 +482,15 @@ mod tests {
         let places = Places::new(Vec::new());
         let path = RemotePath::parse(b"a/b").unwrap();
         let place = places
-            .choose(&site, ANA, Some("office"), &path, Kind::File, &mut Opened::new())
+            .choose(
+                &site,
+                site.names,
+                ANA,
+                Some("office"),
+                &path,
+                Kind::File,
+                &mut Opened::new(),
+            )
             .unwrap();
         assert_eq!(place.path.as_bytes(), b"office/a/b");
         assert_eq!(place.folders.len(), 3);
@@ -437,7 +506,7 @@ mod tests {
             .map(|path| {
                 let path = RemotePath::parse(path.as_bytes()).unwrap();
                 places
-                    .choose(&site, ANA, None, &path, Kind::File, &mut opened)
+                    .choose(&site, site.names, ANA, None, &path, Kind::File, &mut opened)
                     .unwrap()
             })
             .collect();
@@ -453,6 +522,7 @@ mod tests {
         let path = RemotePath::parse(b"x").unwrap();
         let bad = places.choose(
             &site,
+            site.names,
             ANA,
             Some(".dropwire"),
             &path,

@@ -140,7 +140,7 @@ fn remove_litter(shared: &Shared, site: &Site) -> Result<(), Trouble> {
         .collect();
     litter.retain(|name| partial::key_of(name).is_none_or(|key| !keys.contains(&key)));
     for name in litter {
-        if let Err(error) = partial::remove_any(site, &name) {
+        if let Err(error) = partial::remove_all(&site.partials, &name) {
             tracing::warn!(%error, "an old partial could not be removed");
         }
     }

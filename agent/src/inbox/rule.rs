@@ -3,7 +3,7 @@
 //!
 //! | partial | its final name | means |
 //! |---|---|---|
-//! | there | the same file | named by a link, or both names survived a power cut: the new one is synced, the old one goes |
+//! | there | the same file, or its copy | named by a link or a copy, or both names survived a power cut: the new one is synced, the old one goes |
 //! | there, as verified | free, or another file | R7 again |
 //! | gone | the verified file | R8 again, then delivered |
 //! | gone | free, or another file | delivered if [`super::named`] has it, else the row is taken back: it is received again |
@@ -27,7 +27,13 @@ use super::{
     site::Site,
     unpack,
 };
-use crate::{clock::now_ms, db::DbError, durable, fault, version::Version};
+use crate::{
+    clock::now_ms,
+    db::DbError,
+    durable::{self, How},
+    fault,
+    version::Version,
+};
 
 /// What there is of a transfer whose row is *placing*.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -60,7 +66,12 @@ pub fn resolve(
             // As when it was linked: the name that stays is durable before the other goes.
             let folders = place::existing_folders(site, &placing.place).map_err(unknown)?;
             fault::step("rule-link", || commit::make_certain(shared, site, &folders))?;
-            durable::unlink(&site.partials, &partial::file_name(key)).map_err(unknown)?;
+            partial::remove_staged(site, key, manifest.kind).map_err(unknown)?;
+            placing
+        }
+        // The copy was named and taken out of the inbox.
+        Found::Partial if placing.how == How::Copied && site.named.has(&placing.receipt) => {
+            partial::remove_staged(site, key, manifest.kind).map_err(unknown)?;
             placing
         }
         Found::Partial => commit::place_again(shared, site, key, manifest, placing)?,
@@ -93,12 +104,14 @@ pub fn find(site: &Site, key: Key, manifest: &Manifest, placing: &Placing) -> io
         meta.is_file() && meta.ino() == partial.ino() && meta.dev() == partial.dev()
     };
     let named = match (at_its_name(site, &placing.place)?, &partial) {
-        (Some((_, _, meta)), Some(partial)) if site.lasting_inodes => same(&meta, partial),
+        (Some((_, _, meta)), Some(partial)) if site.lasting_inodes && placing.how != How::Copied => {
+            same(&meta, partial)
+        }
         (Some((dir, name, meta)), _) => is_named(site, key, manifest, placing, &dir, &name, &meta)?,
         (None, _) => false,
     };
     Ok(match partial {
-        Some(_) if named && manifest.kind == Kind::File => Found::Linked,
+        Some(_) if named && (manifest.kind == Kind::File || placing.how == How::Copied) => Found::Linked,
         Some(partial) if is_verified(site, key, manifest, placing, &partial)? => Found::Partial,
         None if named => Found::Named,
         _ => Found::Nothing,
@@ -158,7 +171,10 @@ fn is_named(
     meta: &Metadata,
 ) -> io::Result<bool> {
     let dated = manifest.kind == Kind::Folder || Version::of_listing(meta).mtime() == manifest.mtime;
-    let told_by_inode = site.lasting_inodes && placing.inode != 0 && (dated || fault::mutant("rule-time"));
+    let told_by_inode = site.lasting_inodes
+        && placing.inode != 0
+        && placing.how != How::Copied
+        && (dated || fault::mutant("rule-time"));
     match manifest.kind {
         Kind::Folder if !meta.is_dir() => Ok(false),
         Kind::File if !meta.is_file() || meta.len() != manifest.size => Ok(false),
@@ -216,7 +232,7 @@ fn has_the_bytes(file: &std::fs::File, manifest: &Manifest, placing: &Placing) -
 /// Is everything in `folder` that its stream says? Without the stream nobody can tell.
 fn is_whole(site: &Site, key: Key, folder: &Dir) -> io::Result<bool> {
     match partial::open(site, key)? {
-        Some(stream) => unpack::is_whole(folder, &stream),
+        Some(stream) => unpack::is_whole(site.names, folder, &stream),
         None => Ok(false),
     }
 }

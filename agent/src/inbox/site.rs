@@ -13,7 +13,7 @@ use std::{
 use cap_fs_ext::{DirExt, MetadataExt};
 use cap_std::fs::{Dir, Metadata};
 
-use super::named::Named;
+use super::{dialect, named::Named, naming::Names};
 use crate::{
     durable::{self, How},
     error::shown,
@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Where partials lie, below `.dropwire`.
-const PARTIALS: &str = "partial";
+pub const PARTIALS: &str = "partial";
 const PROBE: &str = "probe";
 const PROBED: &str = "probed";
 /// Said as long as nothing is known of it.
@@ -39,6 +39,8 @@ pub struct Site {
     pub partials: Dir,
     /// The folder's mark.
     pub mark: [u8; 16],
+    /// Which names the file system takes.
+    pub names: Names,
     /// How files get their final names here.
     pub how: How,
     /// May many files be made durable at once?
@@ -115,6 +117,7 @@ impl Site {
         Ok(Site {
             path: path.into(),
             root,
+            names: dialect::probe(&partials),
             partials,
             mark,
             how,
@@ -146,9 +149,19 @@ impl Site {
         self.own.0
     }
 
-    /// Is `dir` dropwire's own folder, under whatever name the file system finds it?
-    pub fn is_own(&self, dir: &Dir) -> io::Result<bool> {
-        Ok(identity(&dir.dir_metadata()?) == self.own)
+    /// Is this dropwire's own folder, under whatever name the file system finds it?
+    pub fn is_own(&self, folder: &Metadata) -> bool {
+        identity(folder) == self.own
+    }
+
+    /// Is this the partials' folder?
+    pub fn is_partials(&self, folder: &Dir) -> io::Result<bool> {
+        Ok(identity(&folder.dir_metadata()?) == identity(&self.partials.dir_metadata()?))
+    }
+
+    /// Is this folder on another file system than the partials?
+    pub fn is_elsewhere(&self, folder: &Metadata) -> bool {
+        folder.dev() != self.device()
     }
 
     /// The same folder with the same partials, opened another time?

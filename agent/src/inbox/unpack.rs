@@ -18,14 +18,14 @@ use dropwire_protocol::{
 
 use super::{
     claims::Key,
-    naming::{self, Rules},
+    naming::Names,
     partial,
     place::os_name,
     reply::{Answer, spoils},
     rule,
     site::Site,
 };
-use crate::{durable, fault};
+use crate::{durable, fault, io_error::blames_the_name};
 
 /// Bytes copied at once.
 const COPY: usize = 256 * 1024;
@@ -71,23 +71,49 @@ pub fn survey(stream: &File) -> Result<u64, Failure> {
     Ok(need)
 }
 
+/// Where a folder is unpacked.
+pub struct Target<'a> {
+    /// The partials' folder.
+    pub partials: &'a Dir,
+    /// Which names its file system takes.
+    pub names: Names,
+    /// May many files be made durable at once?
+    pub syncfs: bool,
+    /// A new file's permissions.
+    pub mode: u32,
+}
+
+impl Target<'_> {
+    /// Among the inbox's partials.
+    pub fn of(site: &Site) -> Target<'_> {
+        Target {
+            partials: &site.partials,
+            names: site.names,
+            syncfs: site.syncfs,
+            mode: site.mode,
+        }
+    }
+}
+
 /// Makes the folder, durably (R5), and gives its inode. `digest` is what the stream was verified to have: it is read
 /// back here, and what was read counts. `wrote` hears of bytes that were written, now and then of none, and says
 /// whether to go on.
 pub fn unpack(
-    site: &Site,
+    target: &Target<'_>,
     key: Key,
     stream: &File,
     digest: Digest,
     wrote: &mut dyn FnMut(u64) -> bool,
 ) -> Result<u64, Failure> {
     let making = |e: io::Error| Failure::of("making the folder", &e);
-    partial::remove_folder(site, key).map_err(making)?;
+    let (partials, name) = (target.partials, partial::folder_name(key));
+    partial::remove_all(partials, &name).map_err(making)?;
     // Before the first write: a later error of any of them is told by it.
-    let anchor = site.syncfs.then(|| site.anchor()).transpose().map_err(making)?;
-    let top = make_dir(&site.partials, &partial::folder_name(key)).map_err(making)?;
+    let anchor = target.syncfs.then(|| durable::anchor(partials));
+    let anchor = anchor.transpose().map_err(making)?;
+    let top = make_dir(partials, &name).map_err(making)?;
     let mut unpacking = Unpacking {
-        site,
+        target,
         each: anchor.is_none(),
         open: Vec::new(),
         buffer: vec![0; COPY],
@@ -117,9 +143,10 @@ pub fn unpack(
         Some(anchor) => fault::step("R5-folder-syncfs", || durable::sync_filesystem(&anchor)),
         None => Ok(()),
     }
-    .and_then(|()| fault::step("R5-folder-partial-dir", || durable::sync_dir(&site.partials)))
+    .and_then(|()| fault::step("R5-folder-partial-dir", || durable::sync_dir(partials)))
     .map_err(syncing)?;
-    let made = partial::folder(site, key).and_then(|folder| is_whole(&folder, stream));
+    let made = partials.open_dir_nofollow(&name);
+    let made = made.and_then(|folder| is_whole(target.names, &folder, stream));
     match made {
         Ok(true) => Ok(inode),
         Ok(false) => Err(Failure::NotNow(rule::taken())),
@@ -129,7 +156,7 @@ pub fn unpack(
 
 /// Is everything in `folder` that the stream has? Who cleans up or imports may have taken some of it while nobody was to
 /// see it yet. What else is in it is not asked for.
-pub fn is_whole(folder: &Dir, stream: &File) -> io::Result<bool> {
+pub fn is_whole(names: Names, folder: &Dir, stream: &File) -> io::Result<bool> {
     if fault::mutant("R5-folder-whole") {
         return Ok(true);
     }
@@ -147,7 +174,7 @@ pub fn is_whole(folder: &Dir, stream: &File) -> io::Result<bool> {
         let Some(parent) = open.last() else {
             return Ok(false);
         };
-        let name = os_name(&naming::mapped(path.file_name(), Rules::HERE));
+        let name = os_name(&names.mapped(path.file_name()));
         let found = match parent.symlink_metadata(&name) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
             found => found?,
@@ -161,7 +188,7 @@ pub fn is_whole(folder: &Dir, stream: &File) -> io::Result<bool> {
 }
 
 struct Unpacking<'a> {
-    site: &'a Site,
+    target: &'a Target<'a>,
     /// Each file and folder is synced by itself.
     each: bool,
     /// The folders that the last entry lay in, the unpacked one first.
@@ -180,23 +207,29 @@ impl Unpacking<'_> {
         let Some(path) = &entry.path else {
             return Err(refusal(BundleError::Order));
         };
-        let failed = |e: io::Error| match e.kind() {
-            io::ErrorKind::AlreadyExists | io::ErrorKind::InvalidFilename | io::ErrorKind::InvalidInput => {
-                let text = format!("{path} in it has a name that cannot be had here, or twice: {e}");
-                Failure::NotNow(Answer::refused(DeclineReason::BadName, text, None))
+        let failed = |e: io::Error| Failure::of("making the folder", &e);
+        let unnamed = |e: io::Error| match e.kind() {
+            io::ErrorKind::AlreadyExists => {
+                let text =
+                    format!("the file system of the inbox takes {path} in it and another name for the same");
+                Failure::Useless(Answer::refused(DeclineReason::BadName, text, None))
             }
-            _ => Failure::of("making the folder", &e),
+            _ if blames_the_name(&e) => {
+                let text = format!("the file system of the inbox refuses the name {path} in it: {e}");
+                Failure::Useless(Answer::refused(DeclineReason::BadName, text, None))
+            }
+            _ => failed(e),
         };
         self.leave(path.components().count()).map_err(failed)?;
         let parent = self.open.last().ok_or_else(|| refusal(BundleError::Order))?;
-        let name = os_name(&naming::mapped(path.file_name(), Rules::HERE));
+        let name = os_name(&self.target.names.mapped(path.file_name()));
         match entry.node {
             Node::Folder => {
-                let made = make_dir(parent, &name).map_err(failed)?;
+                let made = make_dir(parent, &name).map_err(unnamed)?;
                 self.open.push(made);
             }
             Node::File { mtime, .. } => {
-                let mut file = durable::create_private(parent, &name).map_err(failed)?;
+                let mut file = durable::create_private(parent, &name).map_err(unnamed)?;
                 while let Some(bytes) = self.copy(content, &mut file).map_err(failed)? {
                     if !wrote(bytes) {
                         return Err(Failure::Stopped);
@@ -206,7 +239,7 @@ impl Unpacking<'_> {
                     seconds: mtime,
                     nanos: 0,
                 };
-                partial::dress(&file, self.site.mode, mtime);
+                partial::dress(&file, self.target.mode, mtime);
                 if self.each {
                     fault::step("R5-folder-file", || durable::sync_file(&file)).map_err(failed)?;
                 }

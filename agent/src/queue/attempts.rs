@@ -182,6 +182,12 @@ impl Queue {
         .await
     }
 
+    /// Fails a queued job for a reason that no later attempt can change.
+    pub async fn refused(&self, id: TransferId, why: String, now_ms: i64) -> Result<(), DbError> {
+        self.call(move |db| end_queued(db, id, End::Refused, &why, now_ms).map(drop))
+            .await
+    }
+
     /// Fails jobs that were queued for longer than `give_up_after` of observed running time. Returns their ids.
     pub async fn expire(&self, give_up_after: Duration, now_ms: i64) -> Result<Vec<TransferId>, DbError> {
         let limit_ms = milliseconds(give_up_after);

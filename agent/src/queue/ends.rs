@@ -23,6 +23,8 @@ pub enum End {
     Replaced,
     /// `give_up_after` has passed.
     GivenUp,
+    /// The peer can never take it as it is.
+    Refused,
     /// The user does not want it sent.
     Cancelled,
 }
@@ -31,7 +33,7 @@ impl End {
     /// The job's state from then on.
     pub(super) fn state(self) -> JobState {
         match self {
-            End::Superseded | End::Gone | End::Replaced | End::GivenUp => JobState::Failed,
+            End::Superseded | End::Gone | End::Replaced | End::GivenUp | End::Refused => JobState::Failed,
             End::Cancelled => JobState::Cancelled,
         }
     }
@@ -43,6 +45,7 @@ impl End {
             End::Gone => "gone: the file was removed before it was delivered",
             End::Replaced => "its outbox was replaced",
             End::GivenUp => "given up",
+            End::Refused => "the peer cannot take it",
             End::Cancelled => "cancelled",
         }
     }

@@ -343,6 +343,23 @@ async fn an_acknowledged_version_is_still_disposed_of_beside_a_newer_one() {
 }
 
 #[tokio::test]
+async fn a_job_that_the_peer_can_never_take_fails_with_the_reason_and_is_withdrawn() {
+    let folder = tempfile::tempdir().unwrap();
+    let queue = queue(folder.path()).await;
+    let ids = enqueue(&queue, 1, AfterSend::Delete, &[1]).await.queued;
+    let why = || "office declined: the path is longer than 4096 bytes".to_owned();
+    queue.refused(ids[0], why(), 5).await.unwrap();
+    assert_eq!(state(&queue, ids[0]).await, (JobState::Failed, Some(why())));
+    queue.refused(ids[0], "again".into(), 6).await.unwrap();
+    assert_eq!(state(&queue, ids[0]).await.1, Some(why()), "final is final");
+    assert_eq!(
+        queue.resend(ids.clone(), 7).await.unwrap().len(),
+        1,
+        "unless asked for"
+    );
+}
+
+#[tokio::test]
 async fn failed_and_cancelled_jobs_keep_the_file() {
     for cancel in [false, true] {
         let folder = tempfile::tempdir().unwrap();

@@ -28,18 +28,19 @@ impl Dispatcher {
         retry_after_ms: Option<u64>,
     ) -> Result<(), DbError> {
         use DeclineReason as R;
+        let text = dropwire_protocol::name::escape(text.as_bytes());
+        let error = format!("{} declined: {text}", self.peer.name);
         match reason {
             R::Conflict | R::Withdrawn => self.begin_anew(job, "its id is spent at the peer").await,
+            // Only the person who dropped it can give it another name.
+            R::BadName => self.shared.queue.refused(job.id, error, now_ms()).await,
             R::NoSpace
             | R::TooLarge
             | R::InboxUnavailable
             | R::Busy
-            | R::BadName
             | R::Fenced
             | R::DiskError
             | R::NoFolders => {
-                let text = dropwire_protocol::name::escape(text.as_bytes());
-                let error = format!("{} declined: {text}", self.peer.name);
                 self.retry(&job, error, retry_after_ms.map(Duration::from_millis))
                     .await
             }

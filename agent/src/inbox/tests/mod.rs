@@ -1,5 +1,7 @@
 //! The whole room, driven as a link drives it, on a real folder and a real job list.
 
+#[cfg(target_os = "linux")]
+mod elsewhere;
 mod flows;
 mod keeping;
 #[cfg(target_os = "linux")]

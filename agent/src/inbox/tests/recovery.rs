@@ -273,47 +273,6 @@ async fn litter_goes_and_partials_with_a_row_stay() {
     assert_eq!(rig.partials(), 1);
 }
 
-#[cfg(unix)]
-#[tokio::test(flavor = "multi_thread")]
-async fn a_folder_that_cannot_be_used_takes_the_row_back() {
-    let rig = Rig::new().await;
-    fs::create_dir(rig.root().join("sub")).unwrap();
-    let mut link = rig.link(ANA);
-    let mounted = std::process::Command::new("mount")
-        .args(["-t", "tmpfs", "tmpfs"])
-        .arg(rig.root().join("sub"))
-        .stderr(std::process::Stdio::null())
-        .status();
-    if !mounted.is_ok_and(|s| s.success()) {
-        crate::fault::skip("no file system can be mounted here");
-        return;
-    }
-    let bytes = content(2 * CHUNK);
-    let small = link.send(id(1), "sub/s", b"x").await;
-    let large = link.send(id(2), "sub/l", &bytes).await;
-    // The refusal is told a moment before the folder's handle is closed, and until then it is busy.
-    let unmounted = || {
-        std::process::Command::new("umount")
-            .arg(rig.root().join("sub"))
-            .stderr(std::process::Stdio::null())
-            .status()
-            .unwrap()
-            .success()
-    };
-    tokio::time::timeout(std::time::Duration::from_secs(60), async {
-        while !unmounted() {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await
-    .expect("nothing holds the folder any more");
-    let unavailable = dropwire_protocol::message::DeclineReason::InboxUnavailable;
-    assert_eq!((refused(&small), refused(&large)), (unavailable, unavailable));
-    assert_eq!(delivered_as(&link.send(id(1), "sub/s", b"x").await), "sub/s");
-    assert_eq!(delivered_as(&link.send(id(2), "sub/l", &bytes).await), "sub/l");
-    assert_eq!(rig.partials(), 0);
-}
-
 /// The folder was replaced for good while a file was being placed in it: nobody can tell whether it got its name there.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_being_placed_in_a_folder_that_was_given_up_is_taken_again() {

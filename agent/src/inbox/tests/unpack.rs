@@ -29,7 +29,7 @@ impl Place {
         let mut hash = RunningDigest::default();
         hash.update(stream);
         survey(&file)?;
-        unpack(&self.site, KEY, &file, hash.value(), &mut |_| true)
+        unpack(&Target::of(&self.site), KEY, &file, hash.value(), &mut |_| true)
     }
 
     fn folder(&self) -> PathBuf {
@@ -213,10 +213,10 @@ fn what_reads_back_otherwise_is_refused() {
         hash.update(&stream(&[("a", Some(b"other"))]));
         hash.value()
     };
-    let (reason, _) = refused(unpack(&place.site, KEY, &file, other, &mut |_| true));
+    let (reason, _) = refused(unpack(&Target::of(&place.site), KEY, &file, other, &mut |_| true));
     assert_eq!(reason, DeclineReason::DiskError);
     assert!(matches!(
-        unpack(&place.site, KEY, &file, other, &mut |_| false),
+        unpack(&Target::of(&place.site), KEY, &file, other, &mut |_| false),
         Err(Failure::Stopped)
     ));
 }

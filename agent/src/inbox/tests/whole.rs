@@ -120,7 +120,13 @@ async fn recovered(change: impl FnOnce(&Path, &Path)) -> (Rig, Receipt, Outcome)
     let site = rig.inbox.shared.gate.last_seen().unwrap();
     let file = partial::create(&site, key).unwrap();
     partial::write_at(&file, 0, &stream).unwrap();
-    let unpacked = super::super::unpack::unpack(&site, key, &file, digest(&stream), &mut |_| true);
+    let unpacked = unpack::unpack(
+        &unpack::Target::of(&site),
+        key,
+        &file,
+        digest(&stream),
+        &mut |_| true,
+    );
     let Ok(inode) = unpacked else {
         panic!("it is sound")
     };

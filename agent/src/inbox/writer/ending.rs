@@ -13,7 +13,7 @@ use crate::{
         commit::{self, Ready, Whole},
         ledger, partial,
         reply::{Answer, Reply, spoils},
-        unpack,
+        unpack::{self, Target},
     },
 };
 
@@ -114,10 +114,16 @@ impl Writer<'_> {
             self.make_room(need).map_err(unpack::Failure::NotNow)?;
             let (key, digest) = (self.claim.key(), self.digest.value());
             let (reservation, cancel) = (&mut self.reservation, &self.shared.cancel);
-            unpack::unpack(&self.site, key, self.output.file(), digest, &mut |bytes| {
-                reservation.used(bytes, Instant::now());
-                !cancel.is_cancelled()
-            })
+            unpack::unpack(
+                &Target::of(&self.site),
+                key,
+                self.output.file(),
+                digest,
+                &mut |bytes| {
+                    reservation.used(bytes, Instant::now());
+                    !cancel.is_cancelled()
+                },
+            )
         });
         match unpacked {
             Ok(inode) => self.place(inode, reply),
