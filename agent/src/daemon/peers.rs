@@ -61,19 +61,30 @@ impl Names {
         Ok(())
     }
 
+    /// The peer's last name; None where another one has it too, which may be its successor.
     fn of(&self, peer: AgentId) -> Option<String> {
         let names = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        names.get(&peer).cloned()
+        let name = names.get(&peer)?;
+        let is_shared = names
+            .iter()
+            .any(|(other, theirs)| *other != peer && theirs == name);
+        (!is_shared).then(|| name.clone())
     }
 
+    /// The one peer whose last name this is.
     fn find(&self, name: &str) -> Option<AgentId> {
         let names = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        names.iter().find(|(_, known)| *known == name).map(|(id, _)| *id)
+        let mut having = names.iter().filter(|(_, known)| *known == name);
+        match (having.next(), having.next()) {
+            (Some((peer, _)), None) => Some(*peer),
+            _ => None,
+        }
     }
 }
 
 impl Shared {
-    /// Our name for a peer; the last one for a peer that was taken out of the config, else its id.
+    /// Our name for a peer; for one that was taken out of the config the last one, if that tells it from all others; else
+    /// its id.
     pub(super) fn peer_name(&self, peer: AgentId) -> String {
         let config = self.config();
         match config.peers.iter().find(|p| p.id == peer) {
@@ -178,6 +189,8 @@ mod tests {
             ),
             (&[(1, "the office")][..], [Some("the office"), None]),
             (&[][..], [Some("the office"), None]),
+            // Another machine got its name.
+            (&[(2, "the office")][..], [None, None]),
         ] {
             // Each time by another run.
             let state = state::open(&paths).unwrap();
