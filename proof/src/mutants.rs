@@ -113,6 +113,16 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         "a program inherits nothing that the agent set for itself",
         Inside(&["daemon::program::tests"]),
     ),
+    (
+        "check-ours",
+        "only the address where our own agent listens may be in use",
+        Inside(&["cli::check"]),
+    ),
+    (
+        "hint-right",
+        "a hint is read before it is given",
+        Inside(&["config::units::tests"]),
+    ),
     ("ends-told", "the log tells of jobs that end undelivered", QUEUE),
     (
         "S3-mark",

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::fault;
+
 /// What is wrong with a quantity, and how to write it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wrong {
@@ -226,7 +228,8 @@ fn quantity(text: &str, kind: &Kind) -> Result<u128, Wrong> {
 fn bare(written: &Bare, kind: &Kind, unit: &str, is_right: impl Fn(&str) -> bool) -> Wrong {
     match written {
         Bare::Number(number) => {
-            let with_unit = Some(format!("{number}{unit}")).filter(|text| is_right(text));
+            let with_unit =
+                Some(format!("{number}{unit}")).filter(|text| is_right(text) || fault::mutant("hint-right"));
             let such = with_unit.as_deref().unwrap_or(kind.example);
             wrong(
                 format!("a {} needs a unit, `{number}` has none", kind.name),

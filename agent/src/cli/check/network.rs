@@ -15,6 +15,7 @@ use crate::{
     control::api::StatusReport,
     daemon::{Unreached, probe},
     error::{Exit, Fatal},
+    fault,
     identity::Identity,
 };
 
@@ -62,7 +63,10 @@ async fn listen(address: &str, ours: Option<SocketAddr>) -> Result<String, Fatal
     };
     // With port 0 the system chose one.
     let is_ours = |wanted: &SocketAddr| {
-        ours.is_some_and(|ours| wanted.ip() == ours.ip() && [ours.port(), 0].contains(&wanted.port()))
+        ours.is_some_and(|ours| {
+            let same = wanted.ip() == ours.ip() && [ours.port(), 0].contains(&wanted.port());
+            same || fault::mutant("check-ours")
+        })
     };
     if addresses.iter().any(is_ours) {
         return Ok("the running agent listens there".into());
