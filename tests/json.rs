@@ -81,6 +81,7 @@ fn status_and_jobs_have_their_promised_shape() {
         assert_eq!(status["id"], agent.id);
         assert_eq!(status["pid"], agent.pid());
         assert_eq!(status["version"], env!("CARGO_PKG_VERSION"));
+        assert_eq!(status["problems"], serde_json::json!([]));
         fits("outbox", &status["outboxes"][0], OUTBOX);
         fits("inbox", &status["inbox"], INBOX);
         fits("peer", &status["peers"][0], PEER);

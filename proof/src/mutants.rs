@@ -513,6 +513,17 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     ),
     ("commit-sync", "every commit is synced", DB),
     ("commit-failed", "after a failed commit everything is refused", DB),
+    (
+        "index-blocks",
+        "the log's index has its blocks before it is used",
+        DB,
+    ),
+    ("commit-not-now", "a commit that cannot be made now waits", DB),
+    (
+        "reserve",
+        "what is kept beside the job list for a full disk",
+        EndToEnd(&["disk_full::a_start_on_a_full_disk_delivers_what_fills_it"]),
+    ),
     ("write-file", "the sync of a key or mark", DURABLE),
     ("write-dir", "the sync of its folder", DURABLE),
     (

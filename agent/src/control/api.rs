@@ -33,6 +33,9 @@ pub struct StatusReport {
     /// Why the config file as it is written now does not hold, so that an earlier one does; several lines.
     #[serde(default)]
     pub config_error: Option<String>,
+    /// What needs a person, the worst first.
+    #[serde(default)]
+    pub problems: Vec<ProblemReport>,
     /// In the config's order.
     pub outboxes: Vec<OutboxReport>,
     /// None on a machine that only sends.
@@ -41,6 +44,21 @@ pub struct StatusReport {
     pub peers: Vec<PeerReport>,
     /// Age in seconds of the oldest job that is neither delivered nor ended.
     pub oldest_undelivered_seconds: Option<f64>,
+}
+
+/// Something in [`StatusReport`] that needs a person.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct ProblemReport {
+    /// A word for programs: `state_disk`.
+    pub kind: String,
+    /// What has it: a folder, a peer.
+    pub subject: String,
+    /// Since when.
+    pub since: Time,
+    /// A sentence.
+    pub text: String,
+    /// The way out.
+    pub hint: String,
 }
 
 /// An outbox in [`StatusReport`].
@@ -334,6 +352,7 @@ mod tests {
             uptime_seconds: 1.0,
             listen: Some("127.0.0.1:7420".into()),
             config_error: None,
+            problems: Vec::new(),
             outboxes: vec![OutboxReport::new(Path::new("/out"), "native", 0, 0, None)],
             inbox: Some(InboxReport::new(Path::new("/in"), 0, 0, 0, None)),
             peers: vec![PeerReport {
@@ -354,7 +373,7 @@ mod tests {
         };
         let expected = json!({
             "schema": 1, "name": "laptop", "id": "AAAAAAA", "version": "0.1.0", "pid": 1, "uptime_seconds": 1.0,
-            "listen": "127.0.0.1:7420", "config_error": null,
+            "listen": "127.0.0.1:7420", "config_error": null, "problems": [],
             "outboxes": [{"path": "/out", "watch": "native", "folder": "files", "settling": 0, "queued": 0, "held": null,
                           "disposal_held": null, "watch_reason": null, "watch_latency_seconds": null, "cautions": [], "not_sent": [], "not_sent_count": 0}],
             "inbox": {"path": "/in", "free_bytes": 0, "received_files": 0, "received_bytes": 0, "held": null},

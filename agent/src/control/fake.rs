@@ -45,6 +45,7 @@ impl Agent for Fake {
             uptime_seconds: 1.5,
             listen: None,
             config_error: None,
+            problems: Vec::new(),
             outboxes: vec![],
             inbox: None,
             peers: vec![],

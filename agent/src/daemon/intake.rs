@@ -114,6 +114,8 @@ async fn take_all_in(
     cancel: &CancellationToken,
 ) {
     while let Some(event) = events.recv().await {
+        // On a full disk files wait in their outbox, so that what was queued before them can be finished.
+        cancel.run_until_cancelled(shared.db.room_for_more()).await;
         let queued = persistently(cancel, FIRST_WAIT, tries(&event), || async {
             match event.clone() {
                 OutboxEvent::Marked { root, id } => found(shared, root, id).await,

@@ -254,8 +254,8 @@ impl Agent {
     /// Returns only when the agent has to end: its job list cannot be written any more.
     pub async fn wait(&mut self) -> Fatal {
         let reason = self.shared.db.failed().await;
-        Fatal::new(Exit::Disk, reason).mend(format_args!(
-            "make room on or mend the disk of {}, then start the agent again; nothing is lost",
+        Fatal::new(Exit::Disk, format_args!("the job list failed: {reason}")).mend(format_args!(
+            "check the disk of {}, then start the agent again; nothing is lost",
             shown(&self.shared.state_dir)
         ))
     }
@@ -268,6 +268,7 @@ impl Agent {
         self.cancel.cancel();
         self.tasks.close();
         let shared = &self.shared;
+        shared.db.wait_no_longer(); // or tasks would wait for a full disk
         let ending = async {
             tokio::join!(shared.links.shutdown(), self.tasks.wait());
             ends::tell(shared);
@@ -424,7 +425,7 @@ async fn house_round(shared: &Shared, ran: Duration) -> Result<(), DbError> {
 }
 
 fn job_list(error: &DbError) -> Fatal {
-    Fatal::new(Exit::Disk, error).mend("make room on or mend the disk of the state folder")
+    Fatal::new(Exit::Disk, error).mend("check the disk of the state folder")
 }
 
 /// Runs what blocks on a thread of its own.

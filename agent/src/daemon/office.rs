@@ -18,11 +18,12 @@ use crate::{
         self, Passed,
         api::{
             AdoptReply, AdoptRequest, Changed, Event, InboxReport, JobFilter, JobKind, JobPage, JobParts,
-            JobReport, JobState, NotSent, OutboxReport, PeerReport, SCHEMA, Selection, SendReply,
-            SendRequest, StatusReport, WhyQuery, WhyReport,
+            JobReport, JobState, NotSent, OutboxReport, PeerReport, ProblemReport, SCHEMA, Selection,
+            SendReply, SendRequest, StatusReport, WhyQuery, WhyReport,
         },
         wire::Time,
     },
+    db::Trouble,
     error::{Exit, Fatal, shown},
     id,
     link::PeerLink,
@@ -119,6 +120,7 @@ impl control::Agent for Office {
             uptime_seconds: shared.started.elapsed().as_secs_f64(),
             listen: shared.links.listen_addr().map(|a| a.to_string()),
             config_error: shared.config_error(),
+            problems: self.problems(),
             outboxes: outboxes.collect(),
             inbox,
             peers: peers.collect(),
@@ -273,6 +275,17 @@ impl control::Agent for Office {
 }
 
 impl Office {
+    fn problems(&self) -> Vec<ProblemReport> {
+        let of_state = |trouble: Trouble| ProblemReport {
+            kind: "state_disk".to_owned(),
+            subject: shown(&self.shared.state_dir),
+            since: Time::from_ms(trouble.since_ms),
+            text: trouble.text,
+            hint: trouble.hint,
+        };
+        self.shared.db.troubles().into_iter().map(of_state).collect()
+    }
+
     fn report(&self, job: Job) -> JobReport {
         let sent = self.shared.live.sent_bytes(job.id);
         let size = job.found.version.size;

@@ -46,7 +46,7 @@ impl Names {
                     .collect::<rusqlite::Result<_>>()?;
                 let mut names = known.clone();
                 names.retain(|peer, _| with_jobs.contains(peer));
-                names.extend(of_config);
+                names.extend(of_config.clone());
                 if names != known {
                     tx.execute("DELETE FROM peer_names", [])?;
                     let mut insert = tx.prepare("INSERT INTO peer_names VALUES (?, ?)")?;

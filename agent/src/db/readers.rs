@@ -1,13 +1,17 @@
 //! Connections that only read: they wait for no commit, and no commit waits for them.
 
 use std::{
+    fs::File,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use rusqlite::{Connection, OpenFlags, Result};
 
-use super::{CACHE, STATEMENTS};
+use super::{
+    CACHE, STATEMENTS,
+    verdict::{Verdict, verdict},
+};
 
 /// Most connections that are kept for the next read.
 const KEPT: usize = 2;
@@ -16,16 +20,25 @@ const KEPT: usize = 2;
 #[derive(Clone)]
 pub(super) struct Readers {
     path: Arc<Path>,
-    /// None once closed.
+    /// None once closed. Declared before `index`, and so closed before it.
     idle: Arc<Mutex<Option<Vec<Connection>>>>,
+    /// Closing it lets go of the locks that this process has on it, so it is open as long as a connection is.
+    _index: Arc<Option<File>>,
+}
+
+/// A read that failed, and what that means.
+pub(super) struct FailedRead {
+    pub error: rusqlite::Error,
+    pub verdict: Verdict,
 }
 
 impl Readers {
-    /// Of the database at `path`.
-    pub(super) fn new(path: &Path) -> Readers {
+    /// Of the database at `path` with the `index` of its log.
+    pub(super) fn new(path: &Path, index: Option<File>) -> Readers {
         Readers {
             path: path.into(),
             idle: Arc::new(Mutex::new(Some(Vec::new()))),
+            _index: Arc::new(index),
         }
     }
 
@@ -41,10 +54,19 @@ impl Readers {
     }
 
     /// Reads by one that is free: one state of the database, which is asked for once and not by each statement. Blocks.
-    pub(super) fn read<T>(&self, read: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
+    pub(super) fn read<T>(
+        &self,
+        read: impl FnOnce(&Connection) -> Result<T>,
+    ) -> std::result::Result<T, FailedRead> {
         let kept = self.idle().as_mut().and_then(Vec::pop);
-        let connection = kept.map_or_else(|| self.open(), Ok)?;
-        let result = in_one_state(&connection, read);
+        let connection = kept.map_or_else(|| self.open(), Ok).map_err(|error| FailedRead {
+            error,
+            verdict: Verdict::Change, // what cannot be opened now may be later
+        })?;
+        let result = in_one_state(&connection, read).map_err(|error| FailedRead {
+            verdict: verdict(&connection, &error),
+            error,
+        });
         let is_done = connection.is_autocommit(); // else it could not even be rolled back
         if let Some(idle) = self.idle().as_mut().filter(|idle| is_done && idle.len() < KEPT) {
             idle.push(connection);

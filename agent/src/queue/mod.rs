@@ -108,15 +108,15 @@ impl Queue {
     }
 
     /// One change in one commit.
-    async fn call<T, F>(&self, change: F) -> Result<T, DbError>
+    async fn call<T, F>(&self, mut change: F) -> Result<T, DbError>
     where
         T: Send + 'static,
-        F: FnOnce(&Edit<'_>) -> rusqlite::Result<T> + Send + 'static,
+        F: FnMut(&Edit<'_>) -> rusqlite::Result<T> + Send + 'static,
     {
         let identity = self.identity.clone();
         let (done, ended) = self
             .db
-            .call(move |transaction| Edit::run(transaction, &identity, change))
+            .call(move |transaction| Edit::run(transaction, &identity, &mut change))
             .await?;
         self.ends.add(ended);
         Ok(done)

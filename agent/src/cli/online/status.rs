@@ -12,7 +12,7 @@ use crate::{
     config::paths::Paths,
     control::{
         Client,
-        api::{InboxReport, NotSent, OutboxReport, PeerReport, StatusReport},
+        api::{InboxReport, NotSent, OutboxReport, PeerReport, ProblemReport, StatusReport},
     },
     error::Fatal,
 };
@@ -80,6 +80,7 @@ fn text(report: &StatusReport, before: Option<&StatusReport>, now: SystemTime) -
         report.pid,
         seconds(report.uptime_seconds),
     )];
+    parts.push(problems(report, now));
     parts.extend(report.config_error.as_deref().map(config_error));
     parts.push(outboxes(report) + &cautions(report));
     parts.extend(report.outboxes.iter().map(not_sent));
@@ -93,6 +94,24 @@ fn text(report: &StatusReport, before: Option<&StatusReport>, now: SystemTime) -
     }
     parts.retain(|part| !part.is_empty());
     parts.join("\n")
+}
+
+/// A sentence each, and its way out.
+fn problems(report: &StatusReport, now: SystemTime) -> String {
+    let told = |problem: &ProblemReport| {
+        let text = format!("problem: {}", render::text(&problem.text));
+        let age = now
+            .duration_since(problem.since.system())
+            .unwrap_or_default()
+            .as_secs_f64();
+        format!(
+            "{} (for {})\n   help: {}\n",
+            render::paint(WARNING, text),
+            seconds(age),
+            render::text(&problem.hint)
+        )
+    };
+    report.problems.iter().map(told).collect()
 }
 
 fn config_error(error: &str) -> String {
@@ -334,6 +353,22 @@ OUTBOX";
     }
 
     #[test]
+    fn what_needs_a_person_comes_first() {
+        let mut report = report();
+        report.problems.push(ProblemReport {
+            kind: "state_disk".into(),
+            subject: "/state".into(),
+            since: Time::from_ms(1000),
+            text: "the disk is full\u{1b}".into(),
+            hint: "free space".into(),
+        });
+        let text = text(&report, None, SystemTime::UNIX_EPOCH + Duration::from_secs(61));
+        let shown = anstream::adapter::strip_str(&text).to_string();
+        let expected = "problem: the disk is full\\u{1b} (for 1m)\n   help: free space\n\nOUTBOX";
+        assert!(shown.contains(expected), "{shown}");
+    }
+
+    #[test]
     fn rates_come_from_two_reports() {
         let before = report();
         let mut now = report();
@@ -381,6 +416,7 @@ OUTBOX";
             uptime_seconds: 3661.0,
             listen: Some("127.0.0.1:7420".into()),
             config_error: None,
+            problems: Vec::new(),
             outboxes: outboxes(),
             inbox: Some(InboxReport::new(Path::new("/in"), 1 << 30, 3, 1024, None)),
             peers: vec![PeerReport {

@@ -1,0 +1,134 @@
+//! How the database is doing: what it waits for, whether its disk is short of room, whether it failed for good.
+
+use std::{
+    path::Path,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use tokio::sync::watch;
+
+use super::room::Room;
+use crate::{clock::now_ms, error::shown, io_error::Wait};
+
+/// Something that keeps the database from being written as it should.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Trouble {
+    /// Since when, by the wall clock.
+    pub since_ms: i64,
+    /// What it is.
+    pub text: String,
+    /// The way out.
+    pub hint: String,
+}
+
+/// Shared by the writer and all handles.
+#[derive(Clone)]
+pub(super) struct Health {
+    pub room: Arc<Room>,
+    failed: watch::Sender<Option<String>>,
+    waits: Arc<Mutex<Option<Trouble>>>,
+    closing: Arc<AtomicBool>,
+    file: Arc<Path>,
+}
+
+impl Health {
+    /// Of the database at `path`.
+    pub fn new(path: &Path) -> Health {
+        Health {
+            room: Room::open(path),
+            failed: watch::Sender::new(None),
+            waits: Arc::default(),
+            closing: Arc::default(),
+            file: path.into(),
+        }
+    }
+
+    /// Nothing can be written until what is waited for is over. Said once.
+    pub fn waits(&self, wait: Wait, reason: &str) {
+        let mut waits = self.waiting();
+        if waits.is_some() {
+            return;
+        }
+        let (text, hint) = told(wait, reason, &self.file);
+        tracing::warn!(help = hint, "waiting: {text}");
+        *waits = Some(Trouble {
+            since_ms: now_ms(),
+            text,
+            hint,
+        });
+    }
+
+    /// It can be written again, or all the time.
+    pub fn goes_on(&self) {
+        if let Some(over) = self.waiting().take() {
+            tracing::info!(
+                "the job list is written again; it had waited, because {}",
+                over.text
+            );
+        }
+    }
+
+    /// Nothing may be written any more, and only a new start can tell what is there.
+    pub fn fails(&self, reason: &str) {
+        self.failed.send_if_modified(|failed| match failed {
+            Some(_) => false,
+            None => {
+                *failed = Some(reason.to_owned());
+                true
+            }
+        });
+    }
+
+    /// Some with the reason after [`Health::fails`].
+    pub fn failed(&self) -> watch::Receiver<Option<String>> {
+        self.failed.subscribe()
+    }
+
+    /// Waits no longer.
+    pub fn close(&self) {
+        self.closing.store(true, Ordering::Relaxed);
+    }
+
+    /// Is it to end instead of waiting?
+    pub fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Relaxed)
+    }
+
+    /// The worst first.
+    pub fn troubles(&self) -> Vec<Trouble> {
+        let waits = self.waiting().clone();
+        waits.into_iter().chain(self.room.trouble()).collect()
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Option<Trouble>> {
+        self.waits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What is waited for, and the way out.
+fn told(wait: Wait, reason: &str, file: &Path) -> (String, String) {
+    let file = shown(file);
+    match wait {
+        Wait::Space => (
+            "the disk of the job list is full".to_owned(),
+            format!("free space on the disk of {file}"),
+        ),
+        Wait::Busy => (
+            "another program has locked the job list".to_owned(),
+            format!("let the program that has {file} open finish, or end it"),
+        ),
+        Wait::Shortage => (
+            format!(
+                "this machine has too little memory or too few open files left for the job list ({reason})"
+            ),
+            "end other programs, or raise the limits of this one".to_owned(),
+        ),
+        Wait::Access | Wait::Device => (
+            format!("the job list cannot be written ({reason})"),
+            format!("check the permissions of {file}, and that its disk is not mounted read-only"),
+        ),
+    }
+}

@@ -1,0 +1,268 @@
+//! The one thread that writes: what waits together goes into one commit, and a commit that cannot be now is made later.
+//!
+//! Nobody is told of a change before its commit is on disk, and nothing that a rolled-back commit did is left. So a
+//! change may be run again as often as it takes.
+
+use std::{mem, sync::Arc, thread};
+
+use rusqlite::{Connection, Transaction, TransactionBehavior};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{
+    BATCH, DbError, Health, PAUSE, Readers,
+    verdict::{self, Verdict},
+};
+use crate::{fault, io_error::Wait};
+
+/// What the thread is asked.
+pub(super) enum Work {
+    /// Part of the next commit.
+    Change(Box<dyn Change>),
+    /// End, and say so.
+    Close(oneshot::Sender<()>),
+}
+
+/// A change and whoever waits for it.
+pub(super) trait Change: Send {
+    /// Does it, again where it was rolled back, and keeps the result.
+    fn run(&mut self, transaction: &Transaction<'_>) -> Result<(), Stop>;
+
+    /// Gives the result to whoever waits, after the commit.
+    fn finish(self: Box<Self>, committed: Result<(), DbError>);
+}
+
+/// Why the whole commit is not made.
+pub(super) enum Stop {
+    /// It is rolled back, and may be made later.
+    NotNow(Wait, String),
+    /// Nobody knows what is on the disk.
+    Fatal(String),
+}
+
+impl Stop {
+    fn of(connection: &Connection, error: &rusqlite::Error) -> Stop {
+        match verdict::verdict(connection, error) {
+            Verdict::NotNow(wait) if !fault::mutant("commit-not-now") => {
+                Stop::NotNow(wait, error.to_string())
+            }
+            _ => Stop::Fatal(error.to_string()),
+        }
+    }
+}
+
+/// A closure as a [`Change`].
+struct Packaged<T, F> {
+    change: F,
+    result: Option<rusqlite::Result<T>>,
+    reply: oneshot::Sender<Result<T, DbError>>,
+}
+
+/// `change`, and where its result comes.
+pub(super) fn package<T, F>(change: F) -> (Work, oneshot::Receiver<Result<T, DbError>>)
+where
+    T: Send + 'static,
+    F: FnMut(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
+{
+    let (reply, answer) = oneshot::channel();
+    let packaged = Packaged {
+        change,
+        result: None,
+        reply,
+    };
+    (Work::Change(Box::new(packaged)), answer)
+}
+
+impl<T, F> Change for Packaged<T, F>
+where
+    T: Send,
+    F: FnMut(&Transaction<'_>) -> rusqlite::Result<T> + Send,
+{
+    fn run(&mut self, transaction: &Transaction<'_>) -> Result<(), Stop> {
+        let result = in_savepoint(transaction, &mut self.change);
+        let stop = result.as_ref().err().and_then(|error| {
+            let stands_alone = verdict::verdict(transaction, error) == Verdict::Change;
+            match stands_alone && transaction.is_autocommit() {
+                true => Some(Stop::Fatal(error.to_string())), // it ended the transaction of all
+                false if stands_alone => None,
+                false => Some(Stop::of(transaction, error)),
+            }
+        });
+        self.result = Some(result);
+        stop.map_or(Ok(()), Err)
+    }
+
+    fn finish(self: Box<Self>, committed: Result<(), DbError>) {
+        let result = match (committed, self.result) {
+            (Ok(()), Some(result)) => result.map_err(|e| DbError::Change(Arc::new(e))),
+            (Ok(()), None) => Err(DbError::Failed("it was not tried".into())), // cannot be
+            (Err(error), _) => Err(error),
+        };
+        let _ = self.reply.send(result); // nobody waits any more when the caller was cancelled
+    }
+}
+
+/// One change fails alone: what it did is rolled back, the rest of the commit stands.
+fn in_savepoint<T>(
+    transaction: &Transaction<'_>,
+    mut change: impl FnMut(&Transaction<'_>) -> rusqlite::Result<T>,
+) -> rusqlite::Result<T> {
+    transaction.execute_batch("SAVEPOINT change")?;
+    let result = change(transaction);
+    // After some errors SQLite has rolled everything back by itself, and there is no savepoint any more.
+    if transaction.is_autocommit() {
+        return result;
+    }
+    if result.is_err() {
+        transaction.execute_batch("ROLLBACK TO change")?;
+    }
+    transaction.execute_batch("RELEASE change")?;
+    result
+}
+
+/// The thread's own.
+pub(super) struct Writer {
+    /// Declared before `readers`, and so closed before them: SQLite's locks hang on what they keep.
+    pub connection: Connection,
+    pub work: mpsc::Receiver<Work>,
+    pub health: Health,
+    pub readers: Readers,
+}
+
+impl Writer {
+    /// Until it is closed, or a commit failed for good.
+    pub fn run(mut self) {
+        let closed = self.serve();
+        let Writer {
+            connection,
+            health,
+            readers,
+            ..
+        } = self;
+        drop(connection);
+        drop(readers);
+        health.room.keep_what_is_free();
+        if let Some(closed) = closed {
+            let _ = closed.send(()); // whoever asked may have stopped waiting
+        }
+    }
+
+    /// Gives whoever asked to close it.
+    fn serve(&mut self) -> Option<oneshot::Sender<()>> {
+        let mut next = self.work.blocking_recv();
+        while let Some(work) = next {
+            let first = match work {
+                Work::Change(first) => first,
+                Work::Close(closed) => return Some(closed),
+            };
+            let (mut waiting, mut after) = (vec![first], None);
+            match self.settle(&mut waiting, &mut after) {
+                Ok(()) => {}
+                // It is to end, and what waits is not on the disk: as after a crash.
+                Err(Stop::NotNow(..)) => return None,
+                Err(Stop::Fatal(reason)) => {
+                    self.health.fails(&reason);
+                    for change in waiting {
+                        change.finish(Err(DbError::Failed(reason.clone())));
+                    }
+                    if !fault::mutant("commit-failed") {
+                        return None; // whoever still waits sees the closed channel and `failed`
+                    }
+                }
+            }
+            next = after.or_else(|| self.work.blocking_recv());
+        }
+        None
+    }
+
+    /// Commits what waits, however long it takes to be possible. [`Stop::NotNow`] only when it has to end.
+    fn settle(&mut self, waiting: &mut Vec<Box<dyn Change>>, after: &mut Option<Work>) -> Result<(), Stop> {
+        while !waiting.is_empty() {
+            let (wait, reason) = match commit(&self.connection, Some(&mut self.work), waiting, after) {
+                Err(Stop::NotNow(wait, reason)) => (wait, reason),
+                Err(fatal) => return Err(fatal),
+                Ok(()) => break,
+            };
+            if wait == Wait::Space && self.health.room.give_up() {
+                continue;
+            }
+            self.health.waits(wait, &reason);
+            if wait == Wait::Space && self.one_by_one(waiting, after)? {
+                continue;
+            }
+            if self.health.is_closing() || after.is_some() || self.work.is_closed() {
+                return Err(Stop::NotNow(wait, reason));
+            }
+            thread::sleep(PAUSE);
+        }
+        self.health.goes_on();
+        Ok(())
+    }
+
+    /// Commits what waits and what comes behind it, each for itself: among many that need room some may fit, and make
+    /// room. Leaves those that have to wait. True: some were committed.
+    fn one_by_one(
+        &mut self,
+        waiting: &mut Vec<Box<dyn Change>>,
+        after: &mut Option<Work>,
+    ) -> Result<bool, Stop> {
+        while let Some(change) = next_change(&mut self.work, waiting.len(), after) {
+            waiting.push(change);
+        }
+        let all = waiting.len();
+        let mut fatal = None;
+        for change in mem::take(waiting) {
+            let mut one = vec![change];
+            if fatal.is_none()
+                && let Err(Stop::Fatal(reason)) = commit(&self.connection, None, &mut one, &mut None)
+            {
+                fatal = Some(Stop::Fatal(reason));
+            }
+            waiting.append(&mut one);
+        }
+        fatal.map_or(Ok(waiting.len() < all), Err)
+    }
+}
+
+/// What comes behind those that are `taken`. What is no change goes into `after`, and nothing is taken behind that.
+fn next_change(
+    work: &mut mpsc::Receiver<Work>,
+    taken: usize,
+    after: &mut Option<Work>,
+) -> Option<Box<dyn Change>> {
+    if taken >= BATCH || after.is_some() {
+        return None;
+    }
+    match work.try_recv().ok()? {
+        Work::Change(change) => Some(change),
+        close => {
+            *after = Some(close);
+            None
+        }
+    }
+}
+
+/// Commits what waits, and with `more` what comes behind it, and tells each; after an error all of it waits still.
+fn commit(
+    connection: &Connection,
+    more: Option<&mut mpsc::Receiver<Work>>,
+    waiting: &mut Vec<Box<dyn Change>>,
+    after: &mut Option<Work>,
+) -> Result<(), Stop> {
+    let stop = |error: rusqlite::Error| Stop::of(connection, &error);
+    let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate).map_err(stop)?;
+    for change in waiting.iter_mut() {
+        change.run(&transaction)?;
+    }
+    if let Some(more) = more {
+        while let Some(mut change) = next_change(more, waiting.len(), after) {
+            let ran = change.run(&transaction);
+            waiting.push(change);
+            ran?;
+        }
+    }
+    transaction.commit().map_err(stop)?;
+    for change in mem::take(waiting) {
+        change.finish(Ok(()));
+    }
+    Ok(())
+}
