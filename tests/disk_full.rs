@@ -1,19 +1,17 @@
 //! Disks that fill up: nothing is lost, nothing is promised that is not on disk, and it says what is wrong.
 
-use crate::harness::{Pair, files, mount::SmallDisk, skip, until};
+use crate::harness::{Agent, Pair, files, mount::SmallDisk, skip, until};
 
 #[test]
-fn a_full_state_folder_ends_the_agent_and_loses_nothing() {
+fn a_full_state_folder_holds_up_only_what_needs_it() {
     const FILES: usize = 1_000;
     let mut pair = Pair::idle();
-    let keep = std::fs::read(pair.laptop.state.join("identity.key")).expect("its key");
-    let disk = match SmallDisk::mount(&pair.laptop.state, 8) {
+    let disk = match on_small_disk(&mut pair.laptop, 8) {
         Ok(disk) => disk,
-        Err(why) => return skip("a_full_state_folder_ends_the_agent_and_loses_nothing", &why),
+        Err(why) => return skip("a_full_state_folder_holds_up_only_what_needs_it", &why),
     };
-    let key = pair.laptop.state.join("identity.key");
-    std::fs::write(&key, keep).expect("its key");
-    std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("chmod");
+    // What is sent does not lie on it.
+    pair.laptop.outbox = pair.laptop.root.join("outbox");
     pair.office.start();
     pair.laptop.start();
     pair.connects();
@@ -22,23 +20,71 @@ fn a_full_state_folder_ends_the_agent_and_loses_nothing() {
         pair.laptop
             .drop_file(format!("{n}"), &files::noise(n as u64, 100));
     }
-    let code = pair.laptop.exit_code();
-    let log = pair.laptop.log_text();
-    assert_eq!(code, Some(74), "{log}");
-    assert!(
-        log.contains("job list"),
-        "the log does not name what failed\n{log}"
-    );
-    let there = files::list(&pair.laptop.outbox).len() + pair.office.received().len();
-    assert!(there >= FILES, "{there} of {FILES} files are left");
+    until("it says what is wrong", || {
+        let problems = pair.laptop.status()["problems"].clone();
+        let problems = problems.as_array().expect("a list").clone();
+        problems.iter().any(|problem| problem["kind"] == "state_disk")
+    });
+    // What comes is declined with that reason.
+    let from_office = pair.office.drop_file("from-office", b"waits");
+    let why = || pair.office.run(&["why", from_office.to_str().expect("plain")]);
+    until("the sender is told", || why().out().contains("state_disk"));
+    let sent = pair.laptop.root.join("sent");
+    std::fs::write(&sent, b"by hand").expect("a file");
+    let send = pair
+        .laptop
+        .run(&["send", sent.to_str().expect("plain"), "--to", "office"]);
+    assert_ne!(send.code, Some(0), "a copy needs room");
     disk.free();
-    pair.laptop.start();
     pair.laptop.empties_outbox();
     assert_eq!(pair.office.received().len(), FILES);
-    for n in 0..FILES {
-        pair.office.receives(format!("{n}"), &files::noise(n as u64, 100));
+    until("nothing is wrong", || {
+        pair.laptop.status()["problems"] == serde_json::json!([])
+    });
+    pair.office.run(&["retry", "--all"]).exits(0);
+    pair.laptop.receives("from-office", b"waits");
+    pair.laptop.stop();
+}
+
+#[test]
+fn a_start_on_a_full_disk_delivers_what_fills_it() {
+    let mut pair = Pair::idle();
+    let disk = match on_small_disk(&mut pair.laptop, 24) {
+        Ok(disk) => disk,
+        Err(why) => return skip("a_start_on_a_full_disk_delivers_what_fills_it", &why),
+    };
+    pair.laptop.settings.outbox.push("after_send = \"delete\"".into());
+    pair.laptop.start(); // makes what is kept for this
+    pair.laptop.stop();
+    let bytes = files::noise(1, 8 << 20);
+    std::fs::write(pair.laptop.outbox.join("large"), &bytes).expect("a file");
+    disk.fill();
+    for _ in 0..2 {
+        pair.laptop.start(); // with nobody there who would take it
+        pair.laptop.stop();
+        assert!(pair.laptop.outbox.join("large").exists());
     }
-    pair.laptop.kill();
+    pair.office.start();
+    pair.laptop.start();
+    pair.office.receives("large", &bytes);
+    pair.laptop.empties_outbox();
+    pair.laptop.stop();
+}
+
+/// State and outbox of `agent` lie on a small disk.
+fn on_small_disk(agent: &mut Agent, mebibytes: u32) -> Result<SmallDisk, String> {
+    let root = agent.root.join("small");
+    let disk = SmallDisk::mount(&root, mebibytes)?;
+    let state = root.join("state");
+    std::fs::create_dir(&state).expect("the state folder");
+    let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+    std::fs::set_permissions(&state, private).expect("chmod");
+    std::fs::copy(agent.state.join("identity.key"), state.join("identity.key")).expect("its key");
+    agent.state = state;
+    agent.outbox = root.join("outbox");
+    agent.write_config();
+    agent.run(&["init"]).exits(0);
+    Ok(disk)
 }
 
 #[test]

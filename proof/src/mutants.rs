@@ -161,6 +161,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         "a kept file's bytes are compared where its ctime alone is another",
         Inside(&["daemon::rest::tests"]),
     ),
+    (
+        "send-room",
+        "a copy leaves room for the job list",
+        Inside(&["outbox::spool::room::tests"]),
+    ),
     ("send-copy", "the sync of a copy made by `send`", SPOOL),
     ("send-dir", "the sync of the send's folder", SPOOL),
     ("send-folder", "the sync of a copied folder", SPOOL),
@@ -211,6 +216,16 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         "control-request",
         "a request is bounded in bytes and in time",
         CONTROL,
+    ),
+    (
+        "R1-state-disk",
+        "nothing new is taken while the state disk is nearly full",
+        Inside(&["inbox::tests::bounds"]),
+    ),
+    (
+        "R1-rows",
+        "a peer's outcomes in the ledger are bounded",
+        Inside(&["inbox::tests::bounds"]),
     ),
     ("R1-known", "a known transfer is not begun again", FLOWS),
     ("R1-bound", "path and size are bound to the id", FLOWS),

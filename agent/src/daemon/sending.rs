@@ -58,6 +58,9 @@ pub async fn take(
     if peers.is_empty() || request.files.len() > GROUP || passed.files.len() > request.files.len() {
         return Err(Fatal::new(Exit::Usage, "this is no request to send files"));
     }
+    if let Some(full) = shared.db.is_short_of_room() {
+        return Err(Fatal::new(Exit::Disk, full.text).mend(full.hint));
+    }
     // Whoever asked may go before the answer; what is begun for them is ended all the same.
     let asked = CancellationToken::new();
     let gone = asked.clone();

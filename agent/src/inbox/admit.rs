@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use dropwire_protocol::{Kind, Manifest, message::DeclineReason};
+use dropwire_protocol::{AgentId, Kind, Manifest, message::DeclineReason};
 
 use super::{
     Shared,
@@ -29,6 +29,7 @@ pub fn admit(
         state,
     }) = known.filter(|_| !fault::mutant("R1-known"))
     else {
+        takes_more(shared, key.0)?;
         return Ok((shared.enter()?, false));
     };
     if matches!(state, State::Withdrawn) {
@@ -62,6 +63,21 @@ pub fn admit(
             }
         }
     }
+}
+
+/// Is there room in the ledger for a transfer that it does not know yet? What it knows is finished in any case.
+pub fn takes_more(shared: &Shared, peer: AgentId) -> Result<(), Answer> {
+    let full = |text: &str| Err(Answer::refused(DeclineReason::NoSpace, text, Some(FULL_MS)));
+    if shared.db.is_short_of_room().is_some() && !fault::mutant("R1-state-disk") {
+        return full("the disk of the receiver's state folder is nearly full (state_disk)");
+    }
+    if shared.tally.is_full(peer) && !fault::mutant("R1-rows") {
+        return full(
+            "the receiver keeps as many outcomes for this sender as it may, and waits for the sender to say that it has \
+             them (state_disk)",
+        );
+    }
+    Ok(())
 }
 
 /// The inbox for bytes that are on their way already: as it was seen last, if it was there. It is looked at again before

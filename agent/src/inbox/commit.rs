@@ -25,6 +25,7 @@ use super::{
     rule::{self, Found},
     site::Site,
     space::Reservation,
+    tally::Rows,
 };
 use crate::{
     clock::now_ms,
@@ -342,6 +343,10 @@ fn write_down(shared: &Shared, site: &Site, rows: Vec<IntentRow>) -> Result<(), 
     if rows.is_empty() || fault::mutant("R6") {
         return Ok(());
     }
+    let added: Vec<_> = rows
+        .iter()
+        .map(|row| (row.key.0, Rows::one(&row.manifest, &row.placing)))
+        .collect();
     shared.db.call_blocking(move |tx| {
         for row in &rows {
             ledger::place(tx, row.key, &row.manifest, mark, &row.placing, now)?;
@@ -350,7 +355,11 @@ fn write_down(shared: &Shared, site: &Site, rows: Vec<IntentRow>) -> Result<(), 
             }
         }
         Ok(())
-    })
+    })?;
+    for (peer, rows) in added {
+        shared.tally.added(peer, rows);
+    }
+    Ok(())
 }
 
 /// R7. Gives the intent under which the file lies now.

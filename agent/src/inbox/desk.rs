@@ -254,7 +254,10 @@ impl Desk {
         let claim = self.shared.claims.take_softly((self.peer, reply.id));
         let admitted = self.look(claim.key()).and_then(|known| {
             let site = match known {
-                None if eager => admit::expect(&self.shared)?,
+                None if eager => {
+                    admit::takes_more(&self.shared, self.peer)?;
+                    admit::expect(&self.shared)?
+                }
                 known => admit::admit(&self.shared, claim.key(), &manifest, known)?.0,
             };
             admit::reserve(&self.shared, &site, manifest.size)

@@ -5,13 +5,14 @@
 //! | a partial that got neither a byte nor an offer | after [`KEEP_IDLE`], with its row: offered again, it starts over |
 //! | a peer's partials | the longest idle first, above [`Bounds`] |
 //! | the row of a delivered transfer | [`KEEP_ENDED`] after its Forget |
+//! | rows of delivered transfers of a peer | the longest known to it first, above [`super::tally`]'s bound |
 //! | a tombstone | [`KEEP_ENDED`] after the withdrawal; the oldest first, above [`MAX_TOMBSTONES`] of a peer |
 //!
 //! Nothing of a transfer that is *receiving* was ever seen or acknowledged, so its row may go at any time. A tombstone
 //! keeps what was withdrawn from being delivered after all: by an older link that is not read to its end yet, or by a
 //! sender that lost its job list and gives the same file its first id again, although it was delivered under the next.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use dropwire_protocol::{AgentId, Kind, message::DeclineReason};
 
@@ -22,8 +23,12 @@ use super::{
     reply::Answer,
     site::Site,
     space,
+    tally::Tally,
 };
-use crate::{db::DbError, id};
+use crate::{
+    db::{Db, DbError},
+    id,
+};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// How long a partial waits for its sender.
@@ -36,6 +41,9 @@ pub const MAX_TOMBSTONES: usize = 65_536;
 pub const PRUNE: u64 = 1024;
 /// Most rows that go in one commit.
 const AT_ONCE: usize = 512;
+
+/// Rows that go before they are counted again.
+const EASED: usize = 1 << 15;
 
 /// What one peer's partials may take.
 #[derive(Clone, Copy, Debug)]
@@ -87,6 +95,34 @@ fn sweep(shared: &Shared) -> Result<(), DbError> {
         .call_blocking(|tx| ledger::drop_ended(tx, KEEP_ENDED, AT_ONCE))?
         == AT_ONCE
     {}
+    ease(&shared.db, &shared.tally)
+}
+
+/// Makes room for more rows of the peers that come near their bound: those go first whose outcome the peer had first.
+pub fn ease(db: &Db, tally: &Tally) -> Result<(), DbError> {
+    for peer in tally.near() {
+        loop {
+            let counted = db.read_blocking(ledger::tally);
+            tally.set(counted.map_err(|e| DbError::Change(Arc::new(e)))?);
+            if tally.is_eased(peer) {
+                break;
+            }
+            let mut dropped = 0;
+            while dropped < EASED {
+                match db.call_blocking(move |tx| ledger::drop_known(tx, peer, AT_ONCE))? {
+                    0 => break,
+                    some => dropped += some,
+                }
+            }
+            if dropped == 0 {
+                tracing::warn!(
+                    peer = %id::format(peer),
+                    "this peer does not say that it has the outcomes of its transfers; at its bound nothing new of it is taken"
+                );
+                break;
+            }
+        }
+    }
     Ok(())
 }
 

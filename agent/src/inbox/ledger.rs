@@ -10,7 +10,10 @@ use dropwire_protocol::{
 };
 use rusqlite::{Connection, OptionalExtension, Result, Row, params, types::Type};
 
-use super::claims::Key;
+use super::{
+    claims::Key,
+    tally::{ROW, Rows},
+};
 use crate::{clock::milliseconds, durable::How};
 
 /// The inbox's tables, beside [`crate::clock::RUNNING`].
@@ -58,7 +61,7 @@ INSERT INTO inbox_total VALUES (0, 0);
 /// A known transfer.
 #[derive(Debug)]
 pub struct Known {
-    /// None for a withdrawn one that never was offered.
+    /// None for a withdrawn one, but for older rows.
     pub manifest: Option<Manifest>,
     /// Of the inbox in which its partial lies.
     pub mark: Option<[u8; 16]>,
@@ -263,7 +266,7 @@ pub fn withdraw(db: &Connection, key: Key, now_ms: i64) -> Result<()> {
         "INSERT INTO inbox_transfer (sender, id, state, changed_ms, idle_since)
          VALUES (?1, ?2, 3, ?3, (SELECT ms FROM running))
          ON CONFLICT (sender, id) DO UPDATE SET state = 3, changed_ms = excluded.changed_ms,
-             idle_since = excluded.idle_since
+             idle_since = excluded.idle_since, path = NULL, size = NULL
          WHERE state = 0",
     )?
     .execute(params![key.0.0, key.1.0, now_ms])?;
@@ -313,6 +316,30 @@ pub fn drop_ended(db: &Connection, kept: Duration, limit: usize) -> Result<usize
              WHERE state >= 2 AND idle_since <= (SELECT ms FROM running) - ?1 LIMIT ?2)",
     )?
     .execute(params![milliseconds(kept), limit as i64])
+}
+
+/// Rows *placing* or *delivered* of each peer.
+pub fn tally(db: &Connection) -> Result<Vec<(AgentId, Rows)>> {
+    db.prepare(
+        "SELECT sender, count(*), sum(?1 + coalesce(length(path), 0) + coalesce(length(place), 0)
+             + coalesce(length(receipt), 0))
+         FROM inbox_transfer WHERE state IN (1, 2) GROUP BY sender",
+    )?
+    .query_map([ROW as i64], |row| {
+        let (number, bytes) = (row.get::<_, i64>(1)? as u64, row.get::<_, i64>(2)? as u64);
+        Ok((AgentId(row.get(0)?), Rows { number, bytes }))
+    })?
+    .collect()
+}
+
+/// Drops up to `limit` of a peer's rows whose outcome it has, the oldest first, and says how many.
+pub fn drop_known(db: &Connection, sender: AgentId, limit: usize) -> Result<usize> {
+    db.prepare_cached(
+        "DELETE FROM inbox_transfer WHERE (sender, id) IN (
+             SELECT sender, id FROM inbox_transfer
+             WHERE state = 2 AND idle_since IS NOT NULL AND sender = ?1 ORDER BY idle_since LIMIT ?2)",
+    )?
+    .execute(params![sender.0, limit as i64])
 }
 
 /// The *receiving* rows without a sign of life for `kept` of running time.

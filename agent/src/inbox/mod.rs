@@ -65,6 +65,7 @@ mod rule;
 mod seals;
 mod site;
 mod space;
+mod tally;
 #[cfg(test)]
 mod tests;
 mod unpack;
@@ -167,6 +168,7 @@ struct Shared {
     seals: seals::Seals,
     places: Arc<place::Places>,
     space: Arc<space::Space>,
+    tally: tally::Tally,
     memory: Arc<memory::Memory>,
     room: Room,
     turns: Arc<Semaphore>,
@@ -231,6 +233,8 @@ impl Inbox {
             })
             .await
             .map_err(failed)?;
+        let counted = db.read(ledger::tally).await.map_err(failed)?;
+        let tally = tally::Tally::new(counted, tally::Rows::bound(db.disk_size()));
         let shared = Arc::new(Shared {
             db,
             gate: site::Gate::new(
@@ -244,6 +248,7 @@ impl Inbox {
             seals: seals::Seals::default(),
             places: place::Places::new(aliases),
             space: space::Space::new(settings.min_free()),
+            tally,
             memory: memory::Memory::new(batch::MEMORY),
             room: Room::new(ROOM),
             turns: Arc::new(Semaphore::new(TURNS)),

@@ -5,6 +5,7 @@
 //! of one name are sent at once, there is a folder for each of them. [`Filling`] makes and fills these folders.
 
 mod filling;
+mod room;
 
 use std::{
     fs::{self, File},

@@ -1,5 +1,6 @@
 //! The whole room, driven as a link drives it, on a real folder and a real job list.
 
+mod bounds;
 #[cfg(target_os = "linux")]
 mod elsewhere;
 mod flows;

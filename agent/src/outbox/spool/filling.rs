@@ -12,7 +12,7 @@ use cap_fs_ext::DirExt;
 use cap_std::fs::Dir;
 use dropwire_protocol::RemotePath;
 
-use super::{SpoolError, discard};
+use super::{SpoolError, discard, room::Room};
 use crate::{
     confined, durable,
     error::shown,
@@ -267,8 +267,9 @@ fn copy_bytes(original: &File, length: u64, copy: &mut File, waits: &dyn Fn() ->
         return Ok(copy.metadata()?.len());
     }
     let mut buffer = vec![0; usize::try_from(length).unwrap_or(PIECE).clamp(1, PIECE)];
-    let mut at = 0;
+    let (mut at, mut room) = (0, Room::default());
     while at <= length {
+        room.lasts(copy, at, length)?;
         if !waits() {
             let text = "nobody waits for it any more";
             return Err(io::Error::new(io::ErrorKind::Interrupted, text));

@@ -1,0 +1,107 @@
+//! How much of the ledger each peer has: a peer that never forgets must not fill the disk of the state folder.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use dropwire_protocol::{AgentId, Manifest};
+
+use super::ledger::Placing;
+
+/// Most rows of delivered transfers that one peer may have.
+const ROWS: u64 = 1 << 20;
+/// Most bytes of them.
+const BYTES: u64 = 512 << 20;
+/// Of a small disk, this part.
+const SHARE: u64 = 4;
+/// What a row takes beside its path, place and receipt: the other columns, and its part of the indexes.
+pub const ROW: u64 = 256;
+
+/// Rows of delivered transfers.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Rows {
+    /// How many.
+    pub number: u64,
+    /// Bytes that they take, roughly.
+    pub bytes: u64,
+}
+
+impl Rows {
+    /// What a peer may have where the disk of the state folder has `disk` bytes; None where that is not known.
+    pub fn bound(disk: Option<u64>) -> Rows {
+        Rows {
+            number: ROWS,
+            bytes: disk.map_or(BYTES, |disk| BYTES.min(disk / SHARE)),
+        }
+    }
+
+    /// The row of one transfer.
+    pub fn one(manifest: &Manifest, placing: &Placing) -> Rows {
+        let receipt = &placing.receipt;
+        let text = manifest.path.as_bytes().len() + placing.place.as_bytes().len();
+        let signed =
+            receipt.body.len() + receipt.key.len() + receipt.signature.len() + receipt.audit_path.len();
+        Rows {
+            number: 1,
+            bytes: ROW + (text + signed) as u64,
+        }
+    }
+}
+
+/// The rows of all peers, counted at the start. A transfer that is placed twice counts twice, until it is counted again.
+pub struct Tally {
+    bound: Rows,
+    peers: Mutex<HashMap<AgentId, Rows>>,
+}
+
+impl Tally {
+    /// As `counted` in the ledger.
+    pub fn new(counted: Vec<(AgentId, Rows)>, bound: Rows) -> Tally {
+        Tally {
+            bound,
+            peers: Mutex::new(counted.into_iter().collect()),
+        }
+    }
+
+    /// So many more are in the ledger.
+    pub fn added(&self, peer: AgentId, more: Rows) {
+        let mut peers = self.lock();
+        let rows = peers.entry(peer).or_default();
+        rows.number = rows.number.saturating_add(more.number);
+        rows.bytes = rows.bytes.saturating_add(more.bytes);
+    }
+
+    /// As counted in the ledger just now.
+    pub fn set(&self, counted: Vec<(AgentId, Rows)>) {
+        *self.lock() = counted.into_iter().collect();
+    }
+
+    /// Has the peer as many as it may?
+    pub fn is_full(&self, peer: AgentId) -> bool {
+        self.exceeds(peer, 16)
+    }
+
+    /// The peers that come near their bound.
+    pub fn near(&self) -> Vec<AgentId> {
+        let peers: Vec<AgentId> = self.lock().keys().copied().collect();
+        peers.into_iter().filter(|peer| self.exceeds(*peer, 14)).collect()
+    }
+
+    /// Is there room again for a good many more of the peer's?
+    pub fn is_eased(&self, peer: AgentId) -> bool {
+        !self.exceeds(peer, 12)
+    }
+
+    /// Are there more than so many sixteenths of the bound?
+    fn exceeds(&self, peer: AgentId, part: u64) -> bool {
+        let peers = self.lock();
+        peers.get(&peer).is_some_and(|rows| {
+            rows.number > self.bound.number / 16 * part || rows.bytes > self.bound.bytes / 16 * part
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<AgentId, Rows>> {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
