@@ -20,7 +20,7 @@
 //! - [`disk`]: loop-mounted file systems whose power can be cut
 //!
 //! And apart from that: [`soak`], agents under random trouble for as long as one likes; [`churn`], outboxes in which all
-//! changes under way, each with its [`report`]; and [`mutants`], the list of safeguards with the tests that fail without them.
+//! changes under way, [`hostile`], a paired peer that lies and floods, each with its [`report`]; and [`mutants`], the list of safeguards with the tests that fail without them.
 //!
 //! For Linux on x86-64.
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
@@ -30,6 +30,7 @@ pub mod churn;
 pub mod disk;
 pub mod enumerate;
 pub mod field;
+pub mod hostile;
 pub mod mutants;
 pub mod oracle;
 pub mod point;
