@@ -56,6 +56,24 @@ fn a_writer_at_the_other_side_is_waited_for() {
     pair.laptop.kill();
 }
 
+/// With `kernel_cache` the kernel shows old bytes under new times.
+#[test]
+fn bytes_that_this_machine_keeps_are_not_sent() {
+    let real = tempfile::tempdir().expect("a folder");
+    let mount = |at: &std::path::Path| {
+        let (from, at_text) = (real.path().to_string_lossy(), at.to_string_lossy());
+        Mounted::by("bindfs", &["-o", "kernel_cache", &from, &at_text], at)
+    };
+    let Some((mut pair, _mounted)) = pair("bytes_that_this_machine_keeps_are_not_sent", "keep", mount) else {
+        return;
+    };
+    fs::write(real.path().join("f"), "old bytes").expect("a file at the other side");
+    pair.office.receives("f", b"old bytes");
+    fs::write(real.path().join("f"), "new bytes").expect("written at the other side");
+    pair.office.receives("f (1)", b"new bytes");
+    pair.laptop.kill();
+}
+
 /// On sshfs a file has another inode number at each look.
 #[test]
 fn where_numbers_do_not_last_a_file_arrives_once() {

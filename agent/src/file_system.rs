@@ -7,6 +7,9 @@ use std::{fs::File, io, time::Duration};
 
 use cap_std::fs::Dir;
 
+#[cfg(target_os = "linux")]
+use crate::fault;
+
 /// What a file system can be trusted to tell.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FileSystem {
@@ -82,6 +85,18 @@ impl FileSystem {
         let untrusted = cautions.into_iter().filter(|(trusted, _)| !trusted);
         untrusted.map(|(_, text)| text).collect()
     }
+}
+
+/// What is read of `file` next comes from where it is kept, not from this machine's cache: on FUSE mounts with
+/// `kernel_cache` that outlives changes of size and times.
+pub fn read_anew(file: &File) {
+    #[cfg(target_os = "linux")]
+    if !fault::mutant("S3-cached") {
+        // Refused, the cache stays as it is: no worse than without asking.
+        let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed);
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = file;
 }
 
 #[cfg(not(test))]

@@ -8,7 +8,11 @@
 
 use std::{fs::File, io};
 
-use crate::{fault, file_system::FileSystem, version::Version};
+use crate::{
+    fault,
+    file_system::{self, FileSystem},
+    version::Version,
+};
 
 /// What the kernel says of a file.
 #[derive(Debug)]
@@ -35,7 +39,8 @@ pub struct Looked {
 /// Asks who writes to `file` (opened for reading, not writing), and then which version it is. None: somebody writes.
 ///
 /// A lease counts only where the file system sees every writer: elsewhere the kernel grants one while somebody writes at
-/// the other side. That somebody on this side writes is believed everywhere.
+/// the other side. That somebody on this side writes is believed everywhere. What is read of the file after this is not
+/// older than the version.
 pub fn look(file: &File) -> io::Result<Option<Looked>> {
     let lease = match Lease::take(file) {
         Asked::Writer => return Ok(None),
@@ -43,6 +48,9 @@ pub fn look(file: &File) -> io::Result<Option<Looked>> {
         Asked::Unsupported => None,
     };
     let (version, on) = Version::read(file)?;
+    if !on.sees_writers {
+        file_system::read_anew(file);
+    }
     let lease = lease.filter(|_| on.sees_writers || fault::mutant("S1-writers"));
     Ok(Some(Looked { lease, version, on }))
 }

@@ -141,6 +141,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     ("S3-end", "version and lease after the last read", SEND),
     ("S3-path", "the path still leads to what was read", SEND),
     (
+        "S3-cached",
+        "bytes come from the disk where others write unseen",
+        EndToEnd(&["file_systems::bytes_that_this_machine_keeps_are_not_sent"]),
+    ),
+    (
         "S3-reopen",
         "the path is opened again where others write unseen",
         SEND,
