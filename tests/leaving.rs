@@ -1,6 +1,10 @@
 //! How delivered files leave their outbox, and what is told where they cannot.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
 
 use crate::harness::{Agent, Pair, files, until};
 
@@ -91,4 +95,61 @@ fn a_disk_that_lost_what_was_moved_is_told_of() {
     assert!(pair.laptop.status()["outboxes"][0]["disposal_held"].is_null());
     let why = pair.laptop.run(&["why", "outbox/stuck"]).exits(0).out();
     assert!(!told(&why), "{why}");
+}
+
+/// Copying programs set a file's times once they have closed it.
+#[test]
+fn times_that_are_set_late_make_no_second_file() {
+    let pair = Pair::with(|laptop, _| laptop.settings.outbox = vec!["linger = \"1s\"".into()]);
+    let path = pair.laptop.drop_file("file", b"content");
+    pair.laptop.delivers(1);
+    let set = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+    let file = fs::File::open(&path).expect("left in place");
+    file.set_modified(set).expect("another time");
+    let why = pair.laptop.run(&["why", "outbox/file"]).exits(0).out();
+    assert!(why.contains("leaves the outbox in"), "{why}");
+    pair.laptop.empties_outbox();
+    let arrived = pair.office.inbox.join("file");
+    until("the late time arrived", || {
+        fs::metadata(&arrived)
+            .and_then(|m| m.modified())
+            .is_ok_and(|m| m == set)
+    });
+    assert_eq!(files::files_in(&pair.office.inbox), [arrived]);
+}
+
+/// One line for all of them, and the same in `status` and `why`.
+#[test]
+fn what_cannot_leave_is_told_of_once() {
+    let mut in_the_way = PathBuf::new();
+    let pair = Pair::with(|laptop, _| {
+        let own = laptop.outbox.join(files::OWN);
+        fs::create_dir_all(&own).expect("its own folder");
+        in_the_way = own.join("leaving");
+        fs::write(&in_the_way, "").expect("a file where a folder must be");
+    });
+    for name in ["a", "b", "c"] {
+        pair.laptop.drop_file(name, name.as_bytes());
+    }
+    pair.laptop.delivers(3);
+    let outbox = || pair.laptop.status()["outboxes"][0].clone();
+    until("status counts them", || outbox()["cannot_leave_count"] == 3);
+    let reason = outbox()["cannot_leave"].as_str().expect("a reason").to_owned();
+    assert!(reason.contains("`.dropwire` in it cannot be used"), "{reason}");
+    let status = pair.laptop.run(&["status"]).exits(0).out();
+    assert!(status.contains("3 delivered files cannot leave"), "{status}");
+    let why = pair.laptop.run(&["why", "outbox/b"]).exits(0).out();
+    assert!(why.contains("cannot leave the outbox"), "{why}");
+    fs::remove_file(in_the_way).expect("it is out of the way");
+    pair.laptop.empties_outbox();
+    until("status has forgotten them", || {
+        outbox()["cannot_leave_count"] == 0
+    });
+    let log = pair.laptop.log_text();
+    assert_eq!(log.matches("delivered files cannot leave").count(), 1, "{log}");
+    assert_eq!(
+        log.matches("what could not leave its outbox has left").count(),
+        1,
+        "{log}"
+    );
 }

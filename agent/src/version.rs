@@ -163,10 +163,15 @@ impl Version {
 
     /// The mtime as the protocol carries it.
     pub fn mtime(&self) -> Mtime {
-        Mtime {
-            seconds: self.mtime_ns.div_euclid(1_000_000_000),
-            nanos: self.mtime_ns.rem_euclid(1_000_000_000) as u32,
-        }
+        mtime_of(self.mtime_ns)
+    }
+}
+
+/// Nanoseconds since 1970 as the protocol carries them.
+pub fn mtime_of(ns: i64) -> Mtime {
+    Mtime {
+        seconds: ns.div_euclid(1_000_000_000),
+        nanos: ns.rem_euclid(1_000_000_000) as u32,
     }
 }
 

@@ -101,6 +101,21 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         "a kept file with the bytes that were delivered is not queued again",
         QUEUE,
     ),
+    (
+        "S2-retimed",
+        "times that are set after the sending make no new drop",
+        EndToEnd(&["leaving::times_that_are_set_late_make_no_second_file"]),
+    ),
+    (
+        "S5-linger",
+        "what was delivered stays for a while after its last change",
+        DISPOSE,
+    ),
+    (
+        "late-time",
+        "a time that comes late is only given to what was delivered",
+        Inside(&["inbox::tests::keeping"]),
+    ),
     ("S2-supersede", "an older version of the path ends", QUEUE),
     ("identity-once", "a key that is there is never replaced", IDENTITY),
     (

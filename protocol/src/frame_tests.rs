@@ -164,10 +164,20 @@ pub fn message() -> impl Strategy<Value = Message> {
         }),
         id().prop_map(|id| Message::Withdraw(Withdraw { id })),
         id().prop_map(|id| Message::Withdrawn(Withdrawn { id })),
-        vec(id(), 1..=MAX_BATCH).prop_map(|ids| Message::Forget(Forget { ids })),
+        (vec(id(), 1..=MAX_BATCH), vec(late(), 1..=MAX_BATCH)).prop_map(|(ids, times)| {
+            let times = (times.len() > 1).then_some(times);
+            Message::Forget(Forget { ids, times })
+        }),
         vec(id(), 1..=MAX_BATCH).prop_map(|ids| Message::Forgotten(Forgotten { ids })),
         any::<bool>().prop_map(|seen| Message::SharedKey(SharedKey { seen })),
     ]
+}
+
+fn late() -> impl Strategy<Value = LateTime> {
+    (id(), any::<i64>(), 0..1_000_000_000_u32).prop_map(|(id, seconds, nanos)| LateTime {
+        id,
+        mtime: Mtime { seconds, nanos },
+    })
 }
 
 fn encoded(message: &Message) -> BytesMut {

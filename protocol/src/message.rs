@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
 
-use crate::{Digest, Manifest, Receipt, TransferId};
+use crate::{Digest, Manifest, Mtime, Receipt, TransferId};
 
 /// The versions this crate speaks.
 pub const VERSION_MIN: u16 = 1;
@@ -349,6 +349,21 @@ pub struct Forget {
     /// One to [`MAX_BATCH`].
     #[cbor(n(0), decode_with = "decode_batch")]
     pub ids: Vec<TransferId>,
+    /// Of those whose file got another modification time after it was sent, its bytes being the same; none: of no one.
+    #[cbor(n(1), decode_with = "decode_times")]
+    pub times: Option<Vec<LateTime>>,
+}
+
+/// The modification time that a delivered file has at the sender by now.
+#[derive(Clone, Copy, PartialEq, Debug, Encode, Decode)]
+#[cbor(map)]
+pub struct LateTime {
+    /// Which transfer.
+    #[n(0)]
+    pub id: TransferId,
+    /// In place of its manifest's.
+    #[n(1)]
+    pub mtime: Mtime,
 }
 
 /// The answer to Forget, once it is on the receiver's disk.
@@ -413,12 +428,7 @@ impl Message {
                 MAX_TEXT,
                 "the text is longer than 256 bytes",
             ),
-            Message::Offer(offer) => within(
-                offer.manifest.mtime.nanos as usize,
-                0,
-                999_999_999,
-                "a second has 999999999 ns at most",
-            ),
+            Message::Offer(offer) => check_time(&offer.manifest.mtime),
             Message::Chunk(chunk) => {
                 within(chunk.bytes.len(), 1, MAX_CHUNK, "a chunk has 1 to 262144 bytes")?;
                 let end = chunk.offset.checked_add(chunk.bytes.len() as u64);
@@ -432,7 +442,12 @@ impl Message {
                     .iter()
                     .try_for_each(|committed| check_receipt(&committed.receipt))
             }
-            Message::Forget(Forget { ids }) | Message::Forgotten(Forgotten { ids }) => {
+            Message::Forget(Forget { ids, times }) => {
+                within(ids.len(), 1, MAX_BATCH, "1 to 256 ids a message")?;
+                let mut times = times.iter().flatten();
+                times.try_for_each(|late| check_time(&late.mtime))
+            }
+            Message::Forgotten(Forgotten { ids }) => {
                 within(ids.len(), 1, MAX_BATCH, "1 to 256 ids a message")
             }
             Message::Ping(_)
@@ -461,6 +476,15 @@ fn within(value: usize, least: usize, most: usize, otherwise: &'static str) -> R
     }
 }
 
+fn check_time(mtime: &Mtime) -> Result<(), &'static str> {
+    within(
+        mtime.nanos as usize,
+        0,
+        999_999_999,
+        "a second has 999999999 ns at most",
+    )
+}
+
 fn check_receipt(receipt: &Receipt) -> Result<(), &'static str> {
     within(
         receipt.size(),
@@ -480,6 +504,14 @@ fn decode_batch<'b, C, T: Decode<'b, C>>(
         Some(count) if count <= MAX_BATCH as u64 => (0..count).map(|_| d.decode_with(context)).collect(),
         _ => Err(minicbor::decode::Error::message("a list of unknown length, or of more than 256").at(at)),
     }
+}
+
+/// The same for a list that may be missing.
+fn decode_times<'b, C>(
+    d: &mut minicbor::Decoder<'b>,
+    context: &mut C,
+) -> Result<Option<Vec<LateTime>>, minicbor::decode::Error> {
+    decode_batch(d, context).map(Some)
 }
 
 impl std::fmt::Debug for Chunk {

@@ -1,17 +1,19 @@
 //! What a sender asks of the receiver beside its transfers: how one that it gave up has ended, and to forget those
 //! whose outcome it has. Only so many are unanswered at a time; the rest wait here.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
-    Error, Message, TransferId,
-    message::{Forget, MAX_ASKED, MAX_BATCH, Withdraw},
+    Error, Message, Mtime, TransferId,
+    message::{Forget, LateTime, MAX_ASKED, MAX_BATCH, Withdraw},
 };
 
 #[derive(Default)]
 pub(crate) struct Questions {
     withdraw: Asked,
     forget: Asked,
+    /// Of those that wait to be forgotten.
+    late: BTreeMap<TransferId, Mtime>,
 }
 
 #[derive(Default)]
@@ -29,7 +31,9 @@ impl Questions {
         self.withdraw.add(id);
     }
 
-    pub(crate) fn forget(&mut self, ids: Vec<TransferId>) {
+    pub(crate) fn forget(&mut self, ids: Vec<TransferId>, times: Vec<LateTime>) {
+        self.late
+            .extend(times.into_iter().map(|late| (late.id, late.mtime)));
         ids.into_iter().for_each(|id| self.forget.add(id));
     }
 
@@ -40,7 +44,13 @@ impl Questions {
             return Some(Message::Withdraw(Withdraw { id }));
         }
         let ids = self.forget.ask(room.min(MAX_BATCH));
-        (!ids.is_empty()).then_some(Message::Forget(Forget { ids }))
+        if ids.is_empty() {
+            return None;
+        }
+        let late = |id: &TransferId| self.late.remove(id).map(|mtime| LateTime { id: *id, mtime });
+        let times: Vec<_> = ids.iter().filter_map(late).collect();
+        let times = (!times.is_empty()).then_some(times);
+        Some(Message::Forget(Forget { ids, times }))
     }
 
     pub(crate) fn answered_withdraw(&mut self, message: &str, id: TransferId) -> Result<(), Error> {

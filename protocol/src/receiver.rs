@@ -92,7 +92,10 @@ impl Receiver {
             }
             Message::Forget(forget) => {
                 self.ask(forget.ids.len())?;
-                self.commands.push_back(Command::Forget { ids: forget.ids });
+                self.commands.push_back(Command::Forget {
+                    ids: forget.ids,
+                    times: forget.times.unwrap_or_default(),
+                });
                 Ok(())
             }
             other => Err(Error::PeerMisbehaved(format!("{} to a receiver", other.name()))),

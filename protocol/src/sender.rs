@@ -23,8 +23,8 @@ use bytes::Bytes;
 use crate::{
     Digest, Error, Kind, Manifest, Message, Receipt, RunningDigest, TransferId,
     message::{
-        Accept, Ack, Chunk, Close, Committed, DeclineReason, Done, MAX_CHUNK, MAX_EAGER, MAX_PASS, Offer,
-        VERSION_FOLDERS, VERSION_MAX,
+        Accept, Ack, Chunk, Close, Committed, DeclineReason, Done, LateTime, MAX_CHUNK, MAX_EAGER, MAX_PASS,
+        Offer, VERSION_FOLDERS, VERSION_MAX,
     },
     questions::Questions,
 };
@@ -235,9 +235,10 @@ impl Sender {
         self.questions.withdraw(id);
     }
 
-    /// Lets the receiver forget transfers whose outcome is on our disk. Splits into batches.
-    pub fn forget(&mut self, ids: Vec<TransferId>) {
-        self.questions.forget(ids);
+    /// Lets the receiver forget transfers whose outcome is on our disk, and tells it `times` that came late of some of
+    /// them. Splits into batches.
+    pub fn forget(&mut self, ids: Vec<TransferId>, times: Vec<LateTime>) {
+        self.questions.forget(ids, times);
     }
 
     /// A message for the sending half: Accept, Decline, Settled, Ack, Receipts, Withdrawn, Forgotten.

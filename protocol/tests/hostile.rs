@@ -51,7 +51,7 @@ fn to_receiver() -> impl Strategy<Value = Message> {
         2 => (id(), 0..3u32).prop_map(|(id, pass)| Message::Done(Done { id, pass, digest: DIGEST })),
         1 => (id(), 0..40u64).prop_map(|(id, serial)| Message::Close(Close { id, serial })),
         1 => id().prop_map(|id| Message::Withdraw(Withdraw { id })),
-        1 => vec(id(), 1..4).prop_map(|ids| Message::Forget(Forget { ids })),
+        1 => vec(id(), 1..4).prop_map(|ids| Message::Forget(Forget { ids, times: None })),
     ]
 }
 
@@ -229,7 +229,7 @@ proptest! {
                 Err(Do::Done(id, pass)) => sender.done(id, pass, DIGEST),
                 Err(Do::Close(id)) => sender.close(id),
                 Err(Do::Withdraw(id)) => sender.withdraw(id),
-                Err(Do::Forget(id)) => sender.forget(vec![id]),
+                Err(Do::Forget(id)) => sender.forget(vec![id], Vec::new()),
             }
             while let Some(event) = sender.poll_event() {
                 if let SenderEvent::Read { id, pass, offset, .. } = event {
@@ -305,7 +305,7 @@ fn obedient(command: Command) -> Vec<Outcome> {
         }],
         Command::Release { .. } => vec![],
         Command::Withdraw { id } => vec![Outcome::Withdrawn { id }],
-        Command::Forget { ids } => vec![Outcome::Forgotten { ids }],
+        Command::Forget { ids, .. } => vec![Outcome::Forgotten { ids }],
     }
 }
 

@@ -434,7 +434,7 @@ fn questions_have_a_limit_that_the_sender_keeps() {
     let mut sender = Sender::new(MIN_WINDOW, 1);
     let mut receiver = Receiver::new(MIN_WINDOW, 1, None);
     let id = |n: usize| TransferId((n as u128).to_be_bytes());
-    sender.forget((0..MAX_ASKED).map(id).collect());
+    sender.forget((0..MAX_ASKED).map(id).collect(), Vec::new());
     (0..MAX_ASKED).for_each(|n| sender.withdraw(id(n)));
     let mut asked = 0;
     while let Some(message) = sender.poll_message() {

@@ -48,6 +48,9 @@ impl Settings {
         if !self.outbox.iter().any(|l| l.starts_with("quiet")) {
             line(&mut text, "quiet", "300ms");
         }
+        if !self.outbox.iter().any(|l| l.starts_with("linger")) {
+            line(&mut text, "linger", "0s");
+        }
         text.push_str("\n[inbox]\n");
         line(&mut text, "path", &inbox.to_string_lossy());
         push_lines(&mut text, &self.inbox);

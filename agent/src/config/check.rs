@@ -93,6 +93,10 @@ fn outbox(
         }
     }
     let marker = marker(raw.ready, raw.marker, faults);
+    let linger = raw
+        .linger
+        .and_then(|written| quantity(written, units::duration_or_none, units::bare_duration, faults));
+    let linger = linger.unwrap_or(Duration::from_secs(2));
     let mut time = |written, default| duration(written, faults).unwrap_or(default);
     Some(Outbox {
         path,
@@ -101,6 +105,7 @@ fn outbox(
         marker,
         quiet: time(raw.quiet, Duration::from_secs(2)),
         max_wait: time(raw.max_wait, Duration::from_secs(600)),
+        linger,
         ignore,
         watch: raw.watch.unwrap_or(Watch::Auto),
         rescan: time(raw.rescan, Duration::from_secs(600)),

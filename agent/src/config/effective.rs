@@ -45,6 +45,7 @@ fn write_outbox(out: &mut Lines, outbox: &Outbox, peers: &[Peer]) {
     out.maybe("marker", outbox.marker.as_deref().map(quoted));
     out.key("quiet", duration(outbox.quiet));
     out.key("max_wait", duration(outbox.max_wait));
+    out.key("linger", duration(outbox.linger));
     out.key("ignore", list(outbox.ignore.iter().map(String::as_str)));
     out.key("watch", quoted(watch(outbox.watch)));
     out.key("rescan", duration(outbox.rescan));

@@ -72,6 +72,8 @@ pub struct Outbox {
     pub quiet: Duration,
     /// A file that never rests is reported after this.
     pub max_wait: Duration,
+    /// How long a delivered file is left in place after its delivery and after each change of its times.
+    pub linger: Duration,
     /// Added to the built-in list; glob patterns.
     pub ignore: Vec<String>,
     /// How it is watched.

@@ -37,6 +37,7 @@ pub(super) struct RawOutbox {
     pub marker: Option<Spanned<String>>,
     pub quiet: Option<Spanned<Quantity>>,
     pub max_wait: Option<Spanned<Quantity>>,
+    pub linger: Option<Spanned<Quantity>>,
     #[serde(default)]
     pub ignore: Vec<Spanned<String>>,
     pub watch: Option<Watch>,

@@ -29,6 +29,14 @@ pub fn duration(text: &str) -> Result<Duration, Wrong> {
     }
 }
 
+/// The same, or none at all: `0s`.
+pub fn duration_or_none(text: &str) -> Result<Duration, Wrong> {
+    match quantity(text, &DURATIONS) {
+        Ok(0) => Ok(Duration::ZERO),
+        _ => duration(text),
+    }
+}
+
 /// Bytes, of `100 GiB`, `1.5kB`, `0 B`: at most 2^63 - 1, as the job list can hold no more.
 pub fn size(text: &str) -> Result<u64, Wrong> {
     bytes(text, &SIZES)
@@ -283,7 +291,9 @@ mod tests {
             ("36500d", MAX_MILLIS),
         ] {
             assert_eq!(duration(text), Ok(Duration::from_millis(millis)), "{text}");
+            assert_eq!(duration_or_none(text), duration(text), "{text}");
         }
+        assert_eq!(duration_or_none("0s"), Ok(Duration::ZERO));
         for text in [
             "",
             "s",

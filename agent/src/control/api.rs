@@ -81,6 +81,15 @@ pub struct OutboxReport {
     /// Why nothing that was delivered leaves it, and the mend.
     #[serde(default)]
     pub disposal_held: Option<String>,
+    /// How many delivered files cannot leave it.
+    #[serde(default)]
+    pub cannot_leave_count: u64,
+    /// Why most of them cannot, and what can be done.
+    #[serde(default)]
+    pub cannot_leave: Option<String>,
+    /// Since when there are some.
+    #[serde(default)]
+    pub cannot_leave_since: Option<Time>,
     /// Why events cannot be relied on.
     #[serde(default)]
     pub watch_reason: Option<String>,
@@ -143,6 +152,9 @@ impl OutboxReport {
             queued,
             held,
             disposal_held: None,
+            cannot_leave_count: 0,
+            cannot_leave: None,
+            cannot_leave_since: None,
             watch_reason: None,
             watch_latency_seconds: None,
             cautions: Vec::new(),
@@ -375,7 +387,7 @@ mod tests {
             "schema": 1, "name": "laptop", "id": "AAAAAAA", "version": "0.1.0", "pid": 1, "uptime_seconds": 1.0,
             "listen": "127.0.0.1:7420", "config_error": null, "problems": [],
             "outboxes": [{"path": "/out", "watch": "native", "folder": "files", "settling": 0, "queued": 0, "held": null,
-                          "disposal_held": null, "watch_reason": null, "watch_latency_seconds": null, "cautions": [], "not_sent": [], "not_sent_count": 0}],
+                          "disposal_held": null, "cannot_leave_count": 0, "cannot_leave": null, "cannot_leave_since": null, "watch_reason": null, "watch_latency_seconds": null, "cautions": [], "not_sent": [], "not_sent_count": 0}],
             "inbox": {"path": "/in", "free_bytes": 0, "received_files": 0, "received_bytes": 0, "held": null},
             "peers": [{"name": "office", "id": "BBBBBBB", "connected": true, "paused": false, "next_dial_at": null,
                        "last_error": null, "queued": 0, "sending": 0, "failed": 0, "delivered": 0,

@@ -159,7 +159,7 @@ impl Dispatcher {
             }
         }
         if !self.forgetting && !todo.forget.is_empty() {
-            self.forgetting = self.request(Request::Forget(todo.forget)).await;
+            self.forgetting = self.request(Request::Forget(todo.forget, todo.times)).await;
         }
         for job in todo.due {
             self.offer(job).await?;
@@ -209,10 +209,11 @@ impl Dispatcher {
             source: source.clone(),
             progress: progress.clone(),
         };
+        // First: whoever asks whether it is on its way must not be told too late.
+        self.shared.live.started(job.id, self.peer.id, progress.clone());
         if self.request(Request::Offer(outgoing)).await {
             debug!(peer = %self.peer.name, job = %job.id, path = %job.found.path, "offered");
-            let moved = Moved::since(Instant::now(), progress.clone());
-            self.shared.live.started(job.id, self.peer.id, progress);
+            let moved = Moved::since(Instant::now(), progress);
             self.flights.insert(
                 job.id,
                 Flight::Offered {
@@ -222,6 +223,8 @@ impl Dispatcher {
                     moved,
                 },
             );
+        } else {
+            self.shared.live.ended(job.id);
         }
         Ok(())
     }
@@ -275,6 +278,11 @@ impl Dispatcher {
         if !proofs.is_empty() {
             self.delivered(proofs).await?;
         }
+        for later in self.shared.live.take_released() {
+            if let Some(outbox) = self.shared.outbox(later.outbox) {
+                outbox.recheck(later.path);
+            }
+        }
         all
     }
 
@@ -283,7 +291,9 @@ impl Dispatcher {
             .iter()
             .map(|(p, _)| (p.id, p.delivered_as.clone()))
             .collect();
-        self.shared.delivered(proofs).await?;
+        let noted = self.shared.delivered(proofs).await;
+        told.iter().for_each(|(job, _)| self.shared.live.ended(*job));
+        noted?;
         for (job, path) in told {
             info!(peer = %self.peer.name, %job, delivered_as = %path, "delivered");
         }
@@ -298,14 +308,19 @@ impl Dispatcher {
             }
             LinkEvent::Down { .. } => self.down(),
             LinkEvent::Delivered { id, receipt, .. } => {
-                if let Some(Flight::Offered { job, source, .. }) = self.land(id) {
-                    let read = source.digest();
-                    match self.check(&job, &receipt).and_then(|body| match read {
-                        Some(read) => proof::same_digest(&body, read).map(|()| body),
-                        None => Err("the receipt came before all bytes were read".to_owned()),
-                    }) {
-                        Ok(body) => proofs.push((proof::proof(&receipt, &body), receipt)),
-                        Err(why) => self.retry(&job, format!("receipt ignored: {why}"), None).await?,
+                let Some(Flight::Offered { job, source, .. }) = self.flights.remove(&id) else {
+                    self.shared.live.ended(id);
+                    return Ok(());
+                };
+                let same = |body| match source.digest() {
+                    Some(read) => proof::same_digest(&body, read).map(|()| body),
+                    None => Err("the receipt came before all bytes were read".to_owned()),
+                };
+                match self.check(&job, &receipt).and_then(same) {
+                    Ok(body) => proofs.push((proof::proof(&receipt, &body), receipt)),
+                    Err(why) => {
+                        self.shared.live.ended(id);
+                        self.retry(&job, format!("receipt ignored: {why}"), None).await?;
                     }
                 }
             }

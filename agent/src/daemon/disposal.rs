@@ -4,10 +4,11 @@
 
 mod again;
 mod changed;
+mod lanes;
+mod stuck;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
-    path::PathBuf,
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{Arc, PoisonError},
     time::Duration,
 };
@@ -16,8 +17,11 @@ use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use self::changed::Before;
-pub use self::changed::Changed;
+use self::{
+    changed::Before,
+    lanes::{AGAIN, Held, Lanes, Listed},
+};
+pub use self::{changed::Changed, stuck::Stuck};
 use super::{Shared, blocking};
 use crate::{
     clock::now_ms,
@@ -38,14 +42,9 @@ const MANY: usize = 64;
 const REST: Duration = Duration::from_millis(100);
 /// ...and then again, so often in one go: a burst is over by then, and on a slow line there always are many.
 const RESTS: usize = 20;
-/// Most lanes at work; further ones wait for one to end.
-const AT_WORK: usize = 16;
-/// A file that could not leave yet (a writer has it, the outbox is away) is tried again after this...
-const AGAIN: Duration = Duration::from_secs(5);
-/// ...and, as long as none of them can, after twice the time, up to this.
-const AGAIN_AT_MOST: Duration = Duration::from_secs(60);
-/// Most files of a lane remembered as held; further ones are only tried oftener.
-const MOST_HELD: usize = 65_536;
+/// Files that are left in place for a while are looked at again as soon as the first is due, but no sooner than this: a
+/// steady stream of them shares its looks.
+const LINGERING: Duration = Duration::from_millis(250);
 
 /// Runs until cancelled. What a crash interrupted comes first: it is still in the job list.
 pub async fn run(shared: Arc<Shared>, cancel: CancellationToken) {
@@ -83,12 +82,13 @@ pub async fn run(shared: Arc<Shared>, cancel: CancellationToken) {
     while at_work.join_next().await.is_some() {} // they heed `cancel`
 }
 
-/// The outboxes with files that are to leave, by their lanes.
-type Listed = BTreeMap<PathBuf, VecDeque<OutboxId>>;
-
 async fn listed(shared: &Shared) -> Result<Listed, DbError> {
     let (mut listed, spool) = (Listed::new(), shared.spool());
-    for (outbox, root) in shared.queue.disposing().await? {
+    let disposing = shared.queue.disposing().await?;
+    shared
+        .stuck
+        .keep(|root| disposing.iter().any(|(_, disposing)| disposing == root));
+    for (outbox, root) in disposing {
         if shared.unsynced(&root).is_none() {
             let lane = if root.starts_with(&spool) {
                 spool.clone()
@@ -101,100 +101,6 @@ async fn listed(shared: &Shared) -> Result<Listed, DbError> {
     Ok(listed)
 }
 
-/// The lanes that have something to do, and those that wait.
-#[derive(Default)]
-struct Lanes {
-    known: HashMap<PathBuf, Lane>,
-    /// Rises when files were delivered.
-    wakes: u64,
-}
-
-#[derive(Default)]
-struct Lane {
-    /// It is at work, on a [`Held`] that is away with it.
-    at_work: bool,
-    held: Held,
-    /// What was delivered when it began last.
-    woken: u64,
-}
-
-impl Lanes {
-    /// Files were delivered: each lane looks for its own.
-    fn wake(&mut self) {
-        self.wakes += 1;
-    }
-
-    /// Those that begin now.
-    fn begin(&mut self, listed: Listed, now: Instant) -> Vec<(PathBuf, Held, VecDeque<OutboxId>)> {
-        self.known
-            .retain(|root, lane| lane.at_work || listed.contains_key(root));
-        let mut free = AT_WORK.saturating_sub(self.at_work());
-        let mut begun = Vec::new();
-        for (root, outboxes) in listed {
-            let lane = self.known.entry(root.clone()).or_default();
-            let is_due = lane.held.again_at.is_some_and(|at| at <= now);
-            if free > 0 && !lane.at_work && (is_due || lane.woken != self.wakes) {
-                free -= 1;
-                (lane.at_work, lane.woken) = (true, self.wakes);
-                let mut held = std::mem::take(&mut lane.held);
-                if is_due {
-                    held.drops.clear();
-                }
-                begun.push((root, held, outboxes));
-            }
-        }
-        begun
-    }
-
-    fn ended(&mut self, root: PathBuf, held: Held) {
-        let lane = self.known.entry(root).or_default();
-        (lane.at_work, lane.held) = (false, held);
-    }
-
-    /// When the next one is due by itself; one that finds no room begins when another ends.
-    fn again_at(&self) -> Option<Instant> {
-        let waiting = self.known.values().filter(|lane| !lane.at_work);
-        waiting
-            .filter_map(|lane| lane.held.again_at)
-            .min()
-            .filter(|_| self.at_work() < AT_WORK)
-    }
-
-    fn at_work(&self) -> usize {
-        self.known.values().filter(|lane| lane.at_work).count()
-    }
-}
-
-/// Files that cannot leave yet. They are left alone until it is time for all of them.
-#[derive(Default)]
-struct Held {
-    drops: HashSet<DropId>,
-    wait: Duration,
-    again_at: Option<Instant>,
-}
-
-impl Held {
-    fn add(&mut self, drop: DropId) {
-        if self.drops.len() < MOST_HELD {
-            self.drops.insert(drop);
-        }
-    }
-
-    /// Later each time, unless some could leave. A time that is set already stands.
-    fn try_again(&mut self, some_left: bool) {
-        let now = Instant::now();
-        if self.again_at.is_some_and(|at| at > now) {
-            return;
-        }
-        self.wait = if some_left {
-            AGAIN
-        } else {
-            (self.wait * 2).clamp(AGAIN, AGAIN_AT_MOST)
-        };
-        self.again_at = Some(now + self.wait);
-    }
-}
-
 /// All of a lane that may leave and is not held; what is held after it.
 async fn work(
     shared: &Arc<Shared>,
@@ -203,9 +109,12 @@ async fn work(
     cancel: &CancellationToken,
 ) -> Held {
     match pass(shared, outboxes, &mut held, cancel).await {
-        Ok(Ended { some_held: false, .. }) => Held::default(),
         Ok(ended) => {
-            held.try_again(ended.some_left);
+            match ended.some_held {
+                true => held.try_again(ended.some_left),
+                false => held = Held::default(),
+            }
+            held.lingers_until = ended.lingering.map(|wait| Instant::now() + wait.max(LINGERING));
             held
         }
         Err(error) => {
@@ -222,10 +131,7 @@ async fn pass(
     held: &mut Held,
     cancel: &CancellationToken,
 ) -> Result<Ended, DbError> {
-    let mut all = Ended {
-        some_left: false,
-        some_held: false,
-    };
+    let mut all = Ended::default();
     let mut pages = Pages {
         outboxes,
         after: DropId(0),
@@ -242,12 +148,23 @@ async fn pass(
         batch.retain(|d| !held.drops.contains(&d.drop));
         all.some_held |= batch.len() < found;
         batch.retain(|d| !shared.changed.holds(d));
+        let waiting = batch.len();
+        batch.retain(|d| match lingers(shared, d, now_ms()) {
+            Some(wait) => {
+                all.linger(wait);
+                false
+            }
+            None => true,
+        });
         if batch.is_empty() {
+            if waiting > 0 {
+                break; // further ones were delivered later
+            }
             continue;
         }
         let begin = |d: &queue::Disposal| d.found.version.folder.then(|| shared.changed.begin(d));
         let before = batch.iter().map(|d| begin(d).flatten()).collect();
-        let plans: Vec<_> = batch.iter().map(plan).collect();
+        let plans: Vec<_> = batch.iter().map(|d| plan(shared, d)).collect();
         let cancel = cancel.clone();
         let outcomes = blocking(move || dispose::dispose_all(&plans, &|| cancel.is_cancelled())).await;
         // The runtime ends: each of them is found again.
@@ -255,6 +172,9 @@ async fn pass(
         let ended = ended(shared, batch, before, outcomes, held).await?;
         all.some_left |= ended.some_left;
         all.some_held |= ended.some_held;
+        if let Some(wait) = ended.lingering {
+            all.linger(wait);
+        }
     }
     Ok(all)
 }
@@ -295,9 +215,27 @@ impl Pages {
     }
 }
 
+#[derive(Default)]
 struct Ended {
     some_left: bool,
     some_held: bool,
+    /// Some are left in place, the first for so long.
+    lingering: Option<Duration>,
+}
+
+impl Ended {
+    fn linger(&mut self, wait: Duration) {
+        self.lingering = Some(self.lingering.map_or(wait, |least| least.min(wait)));
+    }
+}
+
+/// How much longer it is left in place since its delivery. By a clock that was set back it is not.
+fn lingers(shared: &Shared, disposal: &queue::Disposal, now_ms: i64) -> Option<Duration> {
+    let since = u64::try_from(now_ms - disposal.delivered_ms).ok()?;
+    let left = shared
+        .linger(&disposal.root)
+        .checked_sub(Duration::from_millis(since))?;
+    (!left.is_zero()).then_some(left)
 }
 
 /// What became of them goes to the job list in one commit.
@@ -309,13 +247,17 @@ async fn ended(
     held: &mut Held,
 ) -> Result<Ended, DbError> {
     let (mut noted, mut gone, mut changed) = (Vec::new(), Vec::new(), Vec::new());
-    let mut waiting = 0;
+    let (mut waiting, mut lingering) = (0, None);
     for ((disposal, before), outcome) in batch.into_iter().zip(before).zip(outcomes) {
         let path = &disposal.found.path;
         if before.is_some() && !matches!(outcome, Ok(Disposed::Changed)) && shared.changed.forget(&disposal) {
             shared.disposal.notify_one();
         }
+        if outcome.is_ok() {
+            shared.stuck.remove(&disposal);
+        }
         match outcome {
+            Ok(Disposed::Lingers) => lingering = Some(shared.linger(&disposal.root)),
             Ok(Disposed::Done | Disposed::Gone) => {
                 debug!(%path, "left the outbox");
                 noted.push((disposal.drop, None));
@@ -357,7 +299,8 @@ async fn ended(
                 });
             }
             Err(error) => {
-                warn!(%path, %error, "delivered, but it cannot leave the outbox yet");
+                debug!(%path, %error, "delivered, but it cannot leave the outbox yet");
+                shared.stuck.add(&disposal, &error, now_ms());
                 waiting += 1;
                 held.add(disposal.drop);
             }
@@ -374,6 +317,7 @@ async fn ended(
     Ok(Ended {
         some_left,
         some_held: waiting > 0,
+        lingering,
     })
 }
 
@@ -412,7 +356,7 @@ async fn left(shared: &Shared, gone: &[queue::Disposal]) {
     }
 }
 
-fn plan(disposal: &queue::Disposal) -> dispose::Disposal {
+fn plan(shared: &Shared, disposal: &queue::Disposal) -> dispose::Disposal {
     dispose::Disposal {
         name: disposal.name.clone(),
         outbox: disposal.found.outbox,
@@ -421,77 +365,7 @@ fn plan(disposal: &queue::Disposal) -> dispose::Disposal {
         version: disposal.found.version,
         digest: disposal.digest,
         after: disposal.after_send,
+        linger: shared.linger(&disposal.root),
         marker: disposal.marker.clone(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn what_is_held_is_tried_again_later_each_time_until_some_leave() {
-        let mut held = Held::default();
-        let mut waits = Vec::new();
-        for some_left in [false, false, false, false, false, true, false] {
-            held.try_again(some_left);
-            let set = held.again_at;
-            held.try_again(true);
-            assert_eq!(held.again_at, set, "a time that is set stands");
-            waits.push(held.wait.as_secs());
-            held.again_at = None; // it came
-        }
-        assert_eq!(waits, [5, 10, 20, 40, 60, 5, 10]);
-    }
-
-    /// The numbers of the lanes that begin.
-    fn begun(lanes: &mut Lanes, listed: std::ops::Range<usize>, now: Instant) -> Vec<usize> {
-        let of = |n: usize| (PathBuf::from(format!("{n:02}")), VecDeque::new());
-        let begun = lanes.begin(listed.map(of).collect(), now).into_iter();
-        begun
-            .map(|(root, _, _)| root.to_str().unwrap().parse().unwrap())
-            .collect()
-    }
-
-    fn ended(lanes: &mut Lanes, number: usize, held: Held) {
-        lanes.ended(format!("{number:02}").into(), held);
-    }
-
-    #[tokio::test]
-    async fn a_lane_that_hangs_holds_up_no_other() {
-        let (mut lanes, now) = (Lanes::default(), Instant::now());
-        lanes.wake();
-        assert_eq!(begun(&mut lanes, 0..2, now), [0, 1]);
-        assert!(begun(&mut lanes, 0..2, now).is_empty(), "both are at work");
-        lanes.wake();
-        ended(&mut lanes, 1, Held::default());
-        assert_eq!(begun(&mut lanes, 0..2, now), [1], "0 hangs");
-        ended(&mut lanes, 1, Held::default());
-        assert!(begun(&mut lanes, 0..2, now).is_empty(), "nothing new came");
-        // Many hang: further ones wait until one ends.
-        lanes.wake();
-        let most: Vec<usize> = (1..AT_WORK).collect();
-        assert_eq!(begun(&mut lanes, 0..AT_WORK + 2, now), most);
-        ended(&mut lanes, 5, Held::default());
-        assert_eq!(begun(&mut lanes, 0..AT_WORK + 2, now), [AT_WORK]);
-    }
-
-    #[tokio::test]
-    async fn what_is_held_waits_for_its_own_time() {
-        let (mut lanes, now) = (Lanes::default(), Instant::now());
-        let held = |seconds| Held {
-            drops: HashSet::from([DropId(1)]),
-            again_at: Some(now + Duration::from_secs(seconds)),
-            ..Held::default()
-        };
-        lanes.wake();
-        assert_eq!(begun(&mut lanes, 0..2, now), [0, 1]);
-        ended(&mut lanes, 0, held(5));
-        ended(&mut lanes, 1, held(9));
-        assert_eq!(lanes.again_at(), held(5).again_at);
-        assert!(begun(&mut lanes, 0..2, now).is_empty());
-        let due = lanes.begin([(PathBuf::from("00"), VecDeque::new())].into(), now + AGAIN);
-        assert!(due[0].1.drops.is_empty(), "all of it is tried");
-        assert_eq!(lanes.again_at(), None, "what is held no more is forgotten");
     }
 }

@@ -153,7 +153,10 @@ impl Doubts {
                 Answer::Nothing | Answer::Unclear => {}
             }
         }
-        shared.queue.same(same).await?;
+        if !same.is_empty() {
+            shared.queue.same(same).await?;
+            shared.disposal.notify_one(); // they may leave
+        }
         if !new.is_empty() {
             self.add(queue(shared, new).await?.doubts);
         }

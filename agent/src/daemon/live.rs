@@ -3,32 +3,58 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
 
 use dropwire_protocol::{AgentId, TransferId};
 
+use crate::version::Found;
+
 /// Transfers that are offered on a link; bounded by the dispatchers' slots.
 #[derive(Default)]
-pub struct Live(Mutex<HashMap<TransferId, Transfer>>);
+pub struct Live {
+    transfers: Mutex<HashMap<TransferId, Transfer>>,
+    /// What waited for transfers that have ended.
+    released: Mutex<Vec<Found>>,
+}
 
 struct Transfer {
     peer: AgentId,
     /// Kept up to date by the link.
     sent: Arc<AtomicU64>,
+    /// A later version of its file, not to be judged before it has ended.
+    later: Option<Found>,
 }
 
 impl Live {
     /// Offered; the link keeps `sent` (bytes that lie across) up to date.
     pub fn started(&self, id: TransferId, peer: AgentId, sent: Arc<AtomicU64>) {
-        self.map().insert(id, Transfer { peer, sent });
+        let later = None;
+        self.map().insert(id, Transfer { peer, sent, later });
     }
 
-    /// However it ended.
+    /// However it ended; its outcome is in the job list.
     pub fn ended(&self, id: TransferId) {
-        self.map().remove(&id);
+        let ended = self.map().remove(&id);
+        if let Some(later) = ended.and_then(|transfer| transfer.later) {
+            self.released().push(later);
+        }
+    }
+
+    /// `found` is looked at again once this transfer has ended; false: it has.
+    pub fn defer(&self, id: TransferId, found: &Found) -> bool {
+        let mut map = self.map();
+        let transfer = map.get_mut(&id);
+        transfer
+            .map(|transfer| transfer.later = Some(found.clone()))
+            .is_some()
+    }
+
+    /// What is to be looked at again.
+    pub fn take_released(&self) -> Vec<Found> {
+        std::mem::take(&mut *self.released())
     }
 
     /// Bytes that lie across, while it is on its way.
@@ -51,7 +77,11 @@ impl Live {
         self.map().values().filter(|t| t.peer == peer).count()
     }
 
-    fn map(&self) -> std::sync::MutexGuard<'_, HashMap<TransferId, Transfer>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn map(&self) -> MutexGuard<'_, HashMap<TransferId, Transfer>> {
+        self.transfers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn released(&self) -> MutexGuard<'_, Vec<Found>> {
+        self.released.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

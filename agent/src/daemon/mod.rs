@@ -111,6 +111,8 @@ struct Shared {
     disposal: Notify,
     /// Folders that are left alone by it until something is told of them.
     changed: disposal::Changed,
+    /// Delivered files that cannot leave.
+    stuck: disposal::Stuck,
     /// Outboxes whose disk lost what it was told to keep, and how that was told: nothing leaves them until the agent
     /// starts anew.
     unsynced: Mutex<HashMap<PathBuf, String>>,
@@ -184,6 +186,7 @@ impl Agent {
             names: peers::Names::default(),
             disposal: Notify::new(),
             changed: disposal::Changed::default(),
+            stuck: disposal::Stuck::default(),
             unsynced: Mutex::default(),
             queued: Notify::new(),
             checkpoints,
@@ -319,6 +322,13 @@ impl Shared {
     fn unsynced(&self, root: &Path) -> Option<String> {
         let unsynced = self.unsynced.lock().unwrap_or_else(PoisonError::into_inner);
         unsynced.get(root).cloned()
+    }
+
+    /// How long a delivered file is left in place in the outbox there.
+    fn linger(&self, root: &Path) -> Duration {
+        let config = self.config();
+        let outbox = config.outboxes.iter().find(|outbox| outbox.path == root);
+        outbox.map_or(Duration::ZERO, |outbox| outbox.linger)
     }
 
     /// Where `send` keeps its copies.

@@ -1,6 +1,6 @@
 //! Answers what the command line asks of a running agent.
 
-use std::{collections::HashMap, path::Path, sync::Arc};
+use std::{collections::HashMap, path::Path, sync::Arc, time::Duration};
 
 use dropwire_protocol::AgentId;
 
@@ -96,6 +96,11 @@ impl control::Agent for Office {
                 report.folder = "whole".to_owned();
             }
             report.disposal_held = shared.unsynced(&status.path);
+            if let Some(told) = shared.stuck.told(&status.path) {
+                report.cannot_leave_count = told.files as u64;
+                report.cannot_leave = Some(told.reason.to_string());
+                report.cannot_leave_since = Some(Time::from_ms(told.since_ms));
+            }
             report.cautions = status.cautions.into_iter().map(str::to_owned).collect();
             report.watch_reason = status.watch_reason;
             report.watch_latency_seconds = status.latency.map(|l| l.as_secs_f64());
@@ -370,13 +375,29 @@ impl Office {
         )
     }
 
-    /// Why one that everybody has lies in its outbox still, where only a restart mends that.
+    /// Why one that everybody has is in its outbox still.
     async fn stuck(&self, jobs: &[Job]) -> Result<Option<String>, Fatal> {
         for job in jobs {
-            let unsynced = self.shared.unsynced(&job.root);
+            let cannot_leave = || {
+                let reason = self.shared.stuck.why(&job.root, job.drop)?;
+                Some(format!("cannot leave the outbox: {reason}"))
+            };
+            let lingers = || {
+                let since = now_ms().saturating_sub(job.delivered_ms?).max(0).unsigned_abs();
+                let left = self
+                    .shared
+                    .linger(&job.root)
+                    .checked_sub(Duration::from_millis(since))?;
+                Some(format!("leaves the outbox in {:.1} s", left.as_secs_f64()))
+            };
+            let why = self
+                .shared
+                .unsynced(&job.root)
+                .or_else(cannot_leave)
+                .or_else(lingers);
             let leaving = self.shared.queue.is_leaving(job.drop);
-            if unsynced.is_some() && leaving.await.map_err(|e| job_list(&e))? {
-                return Ok(unsynced);
+            if why.is_some() && leaving.await.map_err(|e| job_list(&e))? {
+                return Ok(why);
             }
         }
         Ok(None)

@@ -33,6 +33,7 @@ const MIGRATIONS: &[&str] = &[
     super::peers::SCHEMA_1,
     homes::SCHEMA_1,
     homes::FROM_MARKS,
+    queue::SCHEMA_2,
 ];
 
 /// Opens the state folder, making it (0700) where it is missing. A second agent on the same folder gets

@@ -27,7 +27,7 @@ use super::{
     batch::{self, Small},
     claims::{Claim, Key},
     fair_queue::FairQueue,
-    keeping, ledger,
+    keeping, late, ledger,
     ledger::{Known, State},
     partial,
     reply::{Answer, Outcomes, Reply},
@@ -203,7 +203,8 @@ impl Desk {
                 self.withdrawals += 1;
                 self.withdraw(id);
             }
-            Command::Forget { ids } => {
+            Command::Forget { ids, times } => {
+                late::set(&self.shared, self.peer, &times);
                 let (peer, named) = (self.peer, ids.clone());
                 match self
                     .shared

@@ -308,6 +308,18 @@ pub fn forget(db: &Connection, sender: AgentId, ids: &[TransferId]) -> Result<()
     Ok(())
 }
 
+/// A delivered file: its place below the inbox, its inode, and what was announced of it. None: no file was delivered.
+pub fn delivered_file(db: &Connection, key: Key) -> Result<Option<(RemotePath, u64, Manifest)>> {
+    db.prepare_cached("SELECT path, size, mtime_s, mtime_ns, mark, 3, place, inode, how, receipt, folder FROM inbox_transfer WHERE sender = ?1 AND id = ?2 AND state = 2 AND folder = 0 AND place IS NOT NULL")?
+        .query_row(params![key.0.0, key.1.0], |row| {
+            let place = path_of(&row.get::<_, Vec<u8>>(6)?, 6)?;
+            let inode = row.get::<_, i64>(7)? as u64;
+            Ok(known(row)?.manifest.map(|manifest| (place, inode, manifest)))
+        })
+        .optional()
+        .map(Option::flatten)
+}
+
 /// Drops up to `limit` rows whose outcome was known for `kept` of running time, and says how many.
 pub fn drop_ended(db: &Connection, kept: Duration, limit: usize) -> Result<usize> {
     db.prepare_cached(

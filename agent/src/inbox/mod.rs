@@ -10,7 +10,7 @@
 //! The steps R1 to R9, and what a crash after each leaves, stand in `commit`, `admit` and `writer`; `recover`
 //! clears up by the `rule`, for which `named` keeps a record. `ledger` remembers, `claims` keeps two links off one transfer, `seals` spares a second reading, `site`
 //! knows whether the folder is there at all, `place` and `naming` find a free name below it, `space` keeps room,
-//! `keeping` lets go what nobody comes back for.
+//! `keeping` lets go what nobody comes back for, `late` sets times that come after the delivery.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -52,6 +52,7 @@ mod dialect;
 mod elsewhere;
 mod fair_queue;
 mod keeping;
+mod late;
 mod ledger;
 mod memory;
 mod named;

@@ -168,7 +168,10 @@ mod tests {
     async fn commands_without_bytes_need_no_room_and_tiny_chunks_count_for_more_than_their_bytes() {
         let room = Room::new(0);
         let (commands, mut out) = link(&room);
-        let forget = Command::Forget { ids: vec![ID] };
+        let forget = Command::Forget {
+            ids: vec![ID],
+            times: Vec::new(),
+        };
         let mut held = VecDeque::from([write(MAX_CHUNK), forget, write(1)]);
         commands.give_ready(&mut held);
         assert_eq!(held.len(), 1, "the largest chunk always fits, nothing beside it");
@@ -177,6 +180,13 @@ mod tests {
         commands.give_ready(&mut held);
         assert_eq!(held.len(), 1, "one byte is no more than its command");
         drop(out);
-        assert!(!commands.send(Command::Forget { ids: Vec::new() }).await);
+        assert!(
+            !commands
+                .send(Command::Forget {
+                    ids: Vec::new(),
+                    times: Vec::new(),
+                })
+                .await
+        );
     }
 }

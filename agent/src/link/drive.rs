@@ -433,7 +433,7 @@ impl<S: AsyncRead + AsyncWrite> Drive<S> {
             Request::Offer(offer) => self.offers.push_back(offer),
             Request::Close(id) => sender.close(id),
             Request::Withdraw(id) => sender.withdraw(id),
-            Request::Forget(ids) => sender.forget(ids),
+            Request::Forget(ids, times) => sender.forget(ids, times),
         }
     }
 

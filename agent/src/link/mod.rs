@@ -32,7 +32,9 @@ use std::{
 
 use bytes::Bytes;
 use dropwire_protocol::{
-    AgentId, Digest, Manifest, Receipt, TransferId, message::DeclineReason, receiver::Outcome,
+    AgentId, Digest, Manifest, Receipt, TransferId,
+    message::{DeclineReason, LateTime},
+    receiver::Outcome,
 };
 use tokio::sync::mpsc;
 
@@ -110,8 +112,8 @@ pub enum Request {
     Close(TransferId),
     /// It will not be sent (again): how did it end?
     Withdraw(TransferId),
-    /// Outcomes are on our disk.
-    Forget(Vec<TransferId>),
+    /// Outcomes are on our disk; some files got another modification time since they were sent.
+    Forget(Vec<TransferId>, Vec<LateTime>),
 }
 
 /// What a link tells the daemon.

@@ -19,7 +19,14 @@
 //! meantime, under the next free one beside it (`report (1).pdf`). It was never sent, so it is a new drop there:
 //! nothing is lost and nothing sent twice.
 
-use std::{cell::OnceCell, ffi::OsStr, fs::File, io, mem, path::PathBuf};
+use std::{
+    cell::OnceCell,
+    ffi::OsStr,
+    fs::File,
+    io, mem,
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
 
 use cap_std::fs::Dir;
 use dropwire_protocol::{Digest, RemotePath};
@@ -62,6 +69,8 @@ pub struct Disposal {
     pub digest: Digest,
     /// Where it goes; [`AfterSend::Keep`] does nothing.
     pub after: AfterSend,
+    /// It stays for so long after each change of it, its times included.
+    pub linger: Duration,
     /// What its marker's name adds to its own, if it waited for one; the marker leaves with it.
     pub marker: Option<String>,
 }
@@ -78,6 +87,8 @@ pub enum Disposed {
     OtherBytes,
     /// Somebody has it open for writing: to be tried again later.
     Busy,
+    /// It was changed, or its times were, less than `linger` ago: to be tried again after that.
+    Lingers,
     /// It is not there any more, durably.
     Gone,
 }
@@ -546,6 +557,14 @@ impl Disposal {
             Err(e) if confined::is_absent(&e) => Ok(None),
             Err(e) => Err(self.failed("the opening", e)),
         }
+    }
+
+    /// Was this version changed less than `linger` ago? A time in the future (another machine's clock) says nothing.
+    fn lingers(&self, now: &Version) -> bool {
+        let changed = u64::try_from(now.ctime_ns).map(Duration::from_nanos);
+        let since = changed.ok().map(|changed| SystemTime::UNIX_EPOCH + changed);
+        let since = since.and_then(|changed| SystemTime::now().duration_since(changed).ok());
+        since.is_some_and(|since| since < self.linger) && !fault::mutant("S5-linger")
     }
 
     fn failed(&self, doing: &'static str, error: io::Error) -> DisposeError {

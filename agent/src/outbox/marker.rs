@@ -180,6 +180,7 @@ mod tests {
                 digest: dropwire_protocol::RunningDigest::default().value(),
                 after: AfterSend::Delete,
                 marker: Some(".done".into()),
+                linger: std::time::Duration::ZERO,
             };
             Outbox {
                 temp,

@@ -92,6 +92,7 @@ fn config(path: PathBuf) -> config::Outbox {
         marker: None,
         quiet: Duration::from_millis(100),
         max_wait: Duration::from_secs(600),
+        linger: Duration::ZERO,
         ignore: Vec::new(),
         watch: Watch::Auto,
         folder: config::Folder::Files,

@@ -27,9 +27,11 @@ impl Queue {
         now_ms: i64,
     ) -> Result<Todo, DbError> {
         self.read(move |db| {
+            let (forget, times) = delivery::to_tell(db, peer, Step::Forget)?;
             let mut todo = Todo {
-                withdraw: delivery::to_tell(db, peer, Step::Withdraw)?,
-                forget: delivery::to_tell(db, peer, Step::Forget)?,
+                withdraw: delivery::to_tell(db, peer, Step::Withdraw)?.0,
+                forget,
+                times,
                 ..Todo::default()
             };
             for (large, room) in [(false, room.small), (true, room.large)] {
@@ -320,6 +322,7 @@ fn renew(db: &Edit<'_>, job: &Key, now_ms: i64) -> Result<TransferId> {
         } else {
             Step::Withdraw
         },
+        None,
     )?;
     db.prepare_cached(
         "UPDATE jobs SET transfer = ?, counter = counter + 1, next_attempt_ms = ?, error = NULL, delivered_ms = NULL,

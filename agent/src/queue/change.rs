@@ -53,7 +53,7 @@ pub(super) fn end(db: &Edit<'_>, job: &Key, end: End, text: &str, now_ms: i64) -
     db.prepare_cached("UPDATE jobs SET state = ?, error = ?, ended_ms = ? WHERE id = ?")?
         .execute(params![state, text, now_ms, job.row])?;
     turn(db, job, state);
-    tell(db, job.transfer, job.peer, Step::Withdraw)?;
+    tell(db, job.transfer, job.peer, Step::Withdraw, None)?;
     note(db, job.row, now_ms, text)?;
     db.ended(job, end, text)?;
     settle(db, job.drop).map(drop)
@@ -65,10 +65,16 @@ pub(super) fn turn(db: &Edit<'_>, job: &Key, now: JobState) {
     db.count(job.peer, job.outbox, now, 1);
 }
 
-/// Remembers what the peer has yet to be told of a transfer.
-pub(super) fn tell(db: &Connection, transfer: TransferId, peer: AgentId, step: Step) -> Result<()> {
-    db.prepare_cached("INSERT OR REPLACE INTO closing (transfer, peer, step) VALUES (?, ?, ?)")?
-        .execute(params![transfer.0, peer.0, step])?;
+/// Remembers what the peer has yet to be told of a transfer; with the modification time that its file got late.
+pub(super) fn tell(
+    db: &Connection,
+    transfer: TransferId,
+    peer: AgentId,
+    step: Step,
+    mtime_ns: Option<i64>,
+) -> Result<()> {
+    db.prepare_cached("INSERT OR REPLACE INTO closing (transfer, peer, step, mtime_ns) VALUES (?, ?, ?, ?)")?
+        .execute(params![transfer.0, peer.0, step, mtime_ns])?;
     Ok(())
 }
 
@@ -132,8 +138,14 @@ pub(super) fn settle(db: &Connection, drop: DropId) -> Result<DropState> {
 /// Not earlier: as long as it lies there, a lost job list would offer it again, and only the receiver's ledger
 /// could tell that it was delivered.
 pub(super) fn leave(db: &Connection, drop: DropId) -> Result<()> {
-    db.prepare_cached("UPDATE drops SET state = 3, left_running_ms = (SELECT ms FROM running) WHERE id = ?")?
-        .execute([drop.0])?;
+    let late: Option<i64> = db
+        .prepare_cached(
+            "UPDATE drops SET state = 3, left_running_ms = (SELECT ms FROM running) WHERE id = ?
+             RETURNING iif(retimed, mtime_ns, NULL)",
+        )?
+        .query_row([drop.0], |row| row.get(0))
+        .optional()?
+        .flatten();
     // One by one: for several rows in one statement SQLite prepares to undo it alone.
     let delivered: Vec<(TransferId, AgentId)> = db
         .prepare_cached("SELECT transfer, peer FROM jobs WHERE drop_id = ? AND receipt IS NOT NULL")?
@@ -142,7 +154,7 @@ pub(super) fn leave(db: &Connection, drop: DropId) -> Result<()> {
         })?
         .collect::<Result<_>>()?;
     for (transfer, peer) in delivered {
-        tell(db, transfer, peer, Step::Forget)?;
+        tell(db, transfer, peer, Step::Forget, late)?;
     }
     Ok(())
 }

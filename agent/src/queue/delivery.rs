@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use dropwire_protocol::{AgentId, TransferId};
+use dropwire_protocol::{AgentId, TransferId, message::LateTime};
 use rusqlite::{Connection, OptionalExtension, Result, Row, params};
 
 use super::{
@@ -12,7 +12,11 @@ use super::{
     job::{found_of, path_of},
     schema::{DropState, Step},
 };
-use crate::{db::DbError, fault, version::OutboxId};
+use crate::{
+    db::DbError,
+    fault,
+    version::{OutboxId, mtime_of},
+};
 
 impl Queue {
     /// Records receipts (S4). Returns the drops that every peer has now and whose file is to be disposed of.
@@ -60,6 +64,7 @@ impl Queue {
                         root,
                         found,
                         digest: dropwire_protocol::Digest(row.get(10)?),
+                        delivered_ms: row.get::<_, Option<i64>>(14)?.unwrap_or_default(),
                         after_send: row.get(11)?,
                         marker: row.get(12)?,
                     })
@@ -173,7 +178,8 @@ const DROP_COLUMNS: &str =
 pub(super) fn to_dispose_sql() -> String {
     format!(
         "SELECT {DROP_COLUMNS}, d.after_send, d.marker,
-                (SELECT lower(hex(transfer)) FROM jobs WHERE id = (SELECT min(id) FROM jobs WHERE drop_id = d.id))
+                (SELECT lower(hex(transfer)) FROM jobs WHERE id = (SELECT min(id) FROM jobs WHERE drop_id = d.id)),
+                (SELECT max(ended_ms) FROM jobs WHERE drop_id = d.id)
          FROM outboxes o CROSS JOIN drops d ON d.outbox = o.id
          WHERE o.mark = ? AND d.state = 2 AND d.id > ? ORDER BY d.id LIMIT ?"
     )
@@ -199,15 +205,27 @@ pub(super) fn resting_sql() -> String {
 /// What one [`Todo`](super::Todo) holds of each kind.
 const TOLD_AT_ONCE: i64 = 256;
 
-pub(super) const TO_TELL: &str = "SELECT transfer FROM closing WHERE peer = ? AND step = ? LIMIT ?";
+pub(super) const TO_TELL: &str = "SELECT transfer, mtime_ns FROM closing WHERE peer = ? AND step = ? LIMIT ?";
 
-/// Transfers of which `peer` has yet to be told so; some at a time.
-pub(super) fn to_tell(db: &Connection, peer: AgentId, step: Step) -> Result<Vec<TransferId>> {
-    db.prepare_cached(TO_TELL)?
-        .query_map(params![peer.0, step, TOLD_AT_ONCE], |row| {
-            row.get(0).map(TransferId)
-        })?
-        .collect()
+/// Transfers of which `peer` has yet to be told so, some at a time, and the times that files of them got late.
+pub(super) fn to_tell(
+    db: &Connection,
+    peer: AgentId,
+    step: Step,
+) -> Result<(Vec<TransferId>, Vec<LateTime>)> {
+    let (mut ids, mut times) = (Vec::new(), Vec::new());
+    let mut rows = db.prepare_cached(TO_TELL)?;
+    let mut rows = rows.query(params![peer.0, step, TOLD_AT_ONCE])?;
+    while let Some(row) = rows.next()? {
+        let id = TransferId(row.get(0)?);
+        let late: Option<i64> = row.get(1)?;
+        times.extend(late.map(|mtime_ns| LateTime {
+            id,
+            mtime: mtime_of(mtime_ns),
+        }));
+        ids.push(id);
+    }
+    Ok((ids, times))
 }
 
 fn resting_of(row: &Row<'_>) -> Result<Resting> {
@@ -249,7 +267,7 @@ fn record(db: &Edit<'_>, job: &Key, proof: &Proof, now_ms: i64) -> Result<Option
     change::note(db, job.row, now_ms, "its receipt came after it had ended")?;
     // The question how it ended is answered. It may be forgotten once the file has left.
     if state_of(db, job.drop)? == Some(DropState::Left) {
-        change::tell(db, job.transfer, job.peer, Step::Forget)?;
+        change::tell(db, job.transfer, job.peer, Step::Forget, None)?;
     } else {
         db.prepare_cached("DELETE FROM closing WHERE transfer = ?")?
             .execute([job.transfer.0])?;
@@ -265,8 +283,10 @@ fn record_former(db: &Connection, proof: &Proof, now_ms: i64) -> Result<()> {
     let Some(job) = job else {
         return Ok(());
     };
-    db.prepare_cached("INSERT OR REPLACE INTO closing SELECT ?, peer, ? FROM jobs WHERE id = ?")?
-        .execute(params![proof.id.0, Step::Forget, job])?;
+    db.prepare_cached(
+        "INSERT OR REPLACE INTO closing (transfer, peer, step) SELECT ?, peer, ? FROM jobs WHERE id = ?",
+    )?
+    .execute(params![proof.id.0, Step::Forget, job])?;
     let text = format!("an earlier transfer was delivered as {}", proof.delivered_as);
     change::note(db, job, now_ms, &text)
 }

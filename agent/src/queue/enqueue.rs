@@ -10,6 +10,7 @@ use super::{
     edit::Edit,
     job::path_bytes,
     overlap::{bounds, goes_otherwise},
+    retimed,
     schema::DropState,
 };
 use crate::{
@@ -88,8 +89,8 @@ impl Queue {
         Ok(all)
     }
 
-    /// These drops lie in their outboxes as these versions now, with the bytes that were delivered. Only the versions of
-    /// drops that are open or stay are changed.
+    /// These drops lie in their outboxes as these versions now, with the bytes that were delivered: each goes on as if it
+    /// had been that version from the beginning, and leaves where that was what it was to do.
     pub async fn same(&self, drops: Vec<(DropId, Found)>) -> Result<(), DbError> {
         self.each(drops, |db, (drop, found), _: &mut Vec<()>| {
             let version = &found.version;
@@ -98,9 +99,9 @@ impl Queue {
                 return Ok(()); // answered already
             }
             db.prepare_cached(
-                "UPDATE drops SET mtime_ns = ?2, inode = ?3, birth_ns = ?4, ctime_ns = ?5, counter = ?6,
-                                  left_running_ms = NULL
-                 WHERE id = ?1 AND state < 2",
+                "UPDATE drops SET retimed = retimed OR mtime_ns <> ?2, mtime_ns = ?2, inode = ?3, birth_ns = ?4,
+                                  ctime_ns = ?5, counter = ?6, state = 0, left_running_ms = NULL
+                 WHERE id = ?1 AND state < 3",
             )?
             .execute(params![
                 drop.0,
@@ -110,7 +111,7 @@ impl Queue {
                 version.ctime_ns,
                 past.next_counter.cast_signed()
             ])?;
-            Ok(())
+            change::settle(db, *drop).map(|_| ())
         })
         .await
         .map(|_| ())
@@ -202,13 +203,13 @@ impl Past {
 
 /// Whether `new` may be an earlier drop, whatever its version says, and what has to be asked then.
 fn doubted(db: &Connection, new: &NewDrop, past: &Past) -> Result<Option<(DropId, Question)>> {
-    let kept = match new.after_send {
+    let delivered = match new.after_send {
         AfterSend::Keep if !fault::mutant("S2-kept") => kept(db, &new.found)?,
-        _ => None,
+        _ => retimed::delivered(db, &new.found)?,
     };
-    if let Some((kept, digest)) = kept {
+    if let Some((earlier, digest)) = delivered {
         // Its bytes were read: so it is there as well.
-        return Ok((new.is_not != Some(kept)).then_some((kept, Question::IsOther(digest))));
+        return Ok((new.is_not != Some(earlier)).then_some((earlier, Question::IsOther(digest))));
     }
     let left = past.last.filter(|(_, state)| *state == DropState::Left);
     let left = left.filter(|(left, _)| new.is_not != Some(*left) && !fault::mutant("S2-left"));

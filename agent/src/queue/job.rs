@@ -5,7 +5,10 @@ use std::{
     time::Duration,
 };
 
-use dropwire_protocol::{AgentId, Digest, Kind, Manifest, Mtime, RemotePath, TransferId, message::MAX_EAGER};
+use dropwire_protocol::{
+    AgentId, Digest, Kind, Manifest, Mtime, RemotePath, TransferId,
+    message::{LateTime, MAX_EAGER},
+};
 use rusqlite::{Row, types::Type};
 
 use crate::{
@@ -171,6 +174,8 @@ pub struct Todo {
     pub withdraw: Vec<TransferId>,
     /// Transfers whose outcome is on our disk for good: the peer may forget them; some of them.
     pub forget: Vec<TransferId>,
+    /// Modification times that files of these got after they had been sent.
+    pub times: Vec<LateTime>,
     /// Jobs whose time has come.
     pub due: Vec<Job>,
     /// When the next job that is not due yet will be; None when no job waits for its time.
@@ -234,6 +239,8 @@ pub struct Disposal {
     pub found: Found,
     /// Of the bytes that every peer acknowledged.
     pub digest: Digest,
+    /// When the last peer had it; milliseconds since 1970.
+    pub delivered_ms: i64,
     /// Archive or delete; never keep.
     pub after_send: AfterSend,
     /// See [`NewDrop::marker`].

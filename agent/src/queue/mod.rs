@@ -38,6 +38,7 @@ mod keeping;
 mod list;
 mod overlap;
 mod replaced;
+mod retimed;
 pub mod schedule;
 mod schema;
 #[cfg(test)]
@@ -53,7 +54,7 @@ pub use job::{
     PeerCounts, Proof, Question, Resting, Todo,
 };
 pub use keeping::KEPT;
-pub use schema::SCHEMA_1;
+pub use schema::{SCHEMA_1, SCHEMA_2};
 
 use crate::{
     db::{Db, DbError},
@@ -75,7 +76,7 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// The job list in `db`, which has the tables of [`SCHEMA_1`] and [`crate::clock::RUNNING`]. Attempts that lie further ahead than `max_backoff`
+    /// The job list in `db`, which has the tables of [`SCHEMA_1`], [`SCHEMA_2`] and [`crate::clock::RUNNING`]. Attempts that lie further ahead than `max_backoff`
     /// (the clock was set back) are pulled in.
     pub async fn open(
         db: Db,

@@ -117,6 +117,12 @@ CREATE TABLE tally (
 ) STRICT, WITHOUT ROWID;
 ";
 
+/// Modification times that were set after the delivery, to be told with Forget.
+pub const SCHEMA_2: &str = "
+ALTER TABLE drops ADD COLUMN retimed INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE closing ADD COLUMN mtime_ns INTEGER;
+";
+
 /// Where a drop stands; statements name the numbers, because partial indexes need literals.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum DropState {

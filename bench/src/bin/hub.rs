@@ -447,7 +447,7 @@ impl Peer {
                 None
             }
             Storage::Withdraw { id } => Some(Outcome::Withdrawn { id }),
-            Storage::Forget { ids } => Some(Outcome::Forgotten { ids }),
+            Storage::Forget { ids, .. } => Some(Outcome::Forgotten { ids }),
         }
     }
 

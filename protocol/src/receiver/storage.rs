@@ -2,7 +2,10 @@
 
 use bytes::Bytes;
 
-use crate::{Digest, Manifest, Receipt, TransferId, message::DeclineReason};
+use crate::{
+    Digest, Manifest, Receipt, TransferId,
+    message::{DeclineReason, LateTime},
+};
 
 /// Tells one opening of a transfer from the next one of the same id, so that late outcomes do no harm. Rises over a link.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -43,8 +46,11 @@ pub enum Command {
     Release { id: TransferId, opening: Opening },
     /// Never deliver it (tombstone), unless it was. Answered by Withdrawn or Settled. Any open one is ended by it.
     Withdraw { id: TransferId },
-    /// The sender knows the outcome. Answered by Forgotten once durable.
-    Forget { ids: Vec<TransferId> },
+    /// The sender knows the outcome; some files got another modification time since. Answered by Forgotten once durable.
+    Forget {
+        ids: Vec<TransferId>,
+        times: Vec<LateTime>,
+    },
 }
 
 /// What the storage answers.

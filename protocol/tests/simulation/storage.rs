@@ -104,7 +104,7 @@ impl Storage {
                     }
                 })
             }
-            Command::Forget { ids } => {
+            Command::Forget { ids, .. } => {
                 self.forgotten.extend(&ids);
                 Some(Outcome::Forgotten { ids })
             }

@@ -254,7 +254,7 @@ impl World {
             match &job.state {
                 JobState::Open => job.state = JobState::Waiting(self.now),
                 JobState::Withdrawing => sender.withdraw(*id),
-                JobState::Delivered(_) => sender.forget(vec![*id]),
+                JobState::Delivered(_) => sender.forget(vec![*id], Vec::new()),
                 JobState::Waiting(_) | JobState::Withdrawn | JobState::Forgotten(_) => {}
             }
         }
@@ -291,7 +291,7 @@ impl World {
                 );
                 job.state = JobState::Delivered(receipt);
                 side.reading.remove(&id);
-                sender.forget(vec![id]);
+                sender.forget(vec![id], Vec::new());
             }
             SenderEvent::Declined { id, reason, .. } => {
                 assert_eq!(reason, DeclineReason::NoSpace);

@@ -47,6 +47,7 @@ mod tests {
                 },
             },
             digest: Digest([0; 32]),
+            delivered_ms: 0,
             after_send: AfterSend::Delete,
             marker: None,
         };

@@ -163,6 +163,7 @@ mod tests {
             },
             digest: Digest([0; 32]),
             after_send: AfterSend::Delete,
+            delivered_ms: 0,
             marker: None,
         }
     }

@@ -1,6 +1,6 @@
 //! What is let go, and when: partials nobody comes back for, rows, tombstones.
 
-use dropwire_protocol::message::DeclineReason;
+use dropwire_protocol::message::{DeclineReason, LateTime};
 
 use super::{
     super::keeping::{self, Bounds, KEEP_ENDED, KEEP_IDLE},
@@ -230,7 +230,12 @@ async fn forgotten_rows_and_tombstones_are_let_go_after_their_time() {
     link.command(Command::Withdraw { id: id(3) }).await;
     link.next().await;
     let ids = vec![id(1), id(9)];
-    link.command(Command::Forget { ids: ids.clone() }).await;
+    let times = Vec::new();
+    link.command(Command::Forget {
+        ids: ids.clone(),
+        times,
+    })
+    .await;
     assert_eq!(link.next().await, Outcome::Forgotten { ids });
     delivered_as(&link.opened(id(1), "a", 1).await.1);
     let rig = rig.restarted(|_| ()).await; // until then a row may still say *placing*
@@ -318,4 +323,47 @@ async fn aliases_of_folders_are_bounded_and_go_with_their_peer() {
     let left = rig.db.call(|tx| ledger::aliases(tx)).await.unwrap();
     assert_eq!(left.len(), aliases::MOST);
     assert!(left.iter().all(|(sender, ..)| *sender == ANA));
+}
+
+/// A producer sets a file's times once it has closed it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_time_that_comes_late_is_given_to_the_file_if_it_is_as_it_was_delivered() {
+    let rig = Rig::new().await;
+    let mut link = rig.link(ANA);
+    for (n, name) in [(1, "a"), (2, "changed"), (3, "other"), (4, "gone"), (5, "bobs")] {
+        link.send(id(n), name, b"x").await;
+    }
+    let at = |name: &str| rig.root().join(name);
+    let mtime = |name: &str| std::fs::metadata(at(name)).unwrap().modified().unwrap();
+    std::fs::write(at("changed"), "y").unwrap();
+    std::fs::rename(at("other"), at("kept")).unwrap();
+    std::fs::write(at("other"), "x").unwrap();
+    std::fs::remove_file(at("gone")).unwrap();
+    let before = ["changed", "other", "kept", "bobs"].map(mtime);
+    let late = |n| LateTime {
+        id: id(n),
+        mtime: Mtime {
+            seconds: 1_000_000_000,
+            nanos: 7,
+        },
+    };
+    let times: Vec<_> = (1..=4).map(late).collect();
+    let ids: Vec<_> = times.iter().map(|late| late.id).collect();
+    link.command(Command::Forget {
+        ids: ids.clone(),
+        times,
+    })
+    .await;
+    assert_eq!(link.next().await, Outcome::Forgotten { ids });
+    let mut bobs = rig.link(BOB);
+    let (ids, times) = (vec![id(5)], vec![late(5)]);
+    bobs.command(Command::Forget {
+        ids: ids.clone(),
+        times,
+    })
+    .await;
+    assert_eq!(bobs.next().await, Outcome::Forgotten { ids });
+    let set = std::time::UNIX_EPOCH + std::time::Duration::new(1_000_000_000, 7);
+    assert_eq!(mtime("a"), set);
+    assert_eq!(["changed", "other", "kept", "bobs"].map(mtime), before);
 }

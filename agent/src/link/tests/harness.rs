@@ -460,7 +460,7 @@ pub(super) async fn store(
                 },
                 None => Outcome::Withdrawn { id },
             },
-            Command::Forget { ids } => Outcome::Forgotten { ids },
+            Command::Forget { ids, .. } => Outcome::Forgotten { ids },
         };
         if outcomes.send(outcome).await.is_err() {
             return;

@@ -236,7 +236,7 @@ async fn withdrawing_and_forgetting_are_answered() {
         .unwrap();
     a.links.request(b.id(), Request::Withdraw(never)).await.unwrap();
     a.links
-        .request(b.id(), Request::Forget(vec![delivered]))
+        .request(b.id(), Request::Forget(vec![delivered], vec![]))
         .await
         .unwrap();
     let mut told = Vec::new();
@@ -431,7 +431,7 @@ async fn shutdown_says_bye() {
     let error = within(b.down()).await;
     assert_eq!(error.as_deref(), Some("the peer's agent stopped"));
     assert_eq!(
-        b.links.request(a.id(), Request::Forget(vec![])).await,
+        b.links.request(a.id(), Request::Forget(vec![], vec![])).await,
         Err(NotLinked)
     );
 }

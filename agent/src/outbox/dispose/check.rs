@@ -58,6 +58,9 @@ impl Disposal {
             }
             None => return Ok(Checked::Not(Disposed::Busy)),
         };
+        if matches!(compare, Compare::IfTouched) && self.lingers(&version) {
+            return Ok(Checked::Not(Disposed::Lingers));
+        }
         if lease.is_none() && version.is_fresh(SystemTime::now()) && matches!(compare, Compare::IfTouched) {
             return Ok(Checked::Not(Disposed::Busy)); // a write within the clock's step would not show
         }

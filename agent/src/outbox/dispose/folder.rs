@@ -134,6 +134,9 @@ fn check(
         Err(answer) => return Ok(Err(answer)),
     };
     let version = listing.version();
+    if matches!(compare, Compare::IfTouched) && what.lingers(&version) {
+        return Ok(Err(Disposed::Lingers));
+    }
     if matches!(compare, Compare::IfTouched) && version.is_fresh(SystemTime::now()) {
         return Ok(Err(Disposed::Busy)); // a write within the clock's step would not show
     }

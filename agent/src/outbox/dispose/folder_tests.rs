@@ -1,6 +1,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use super::*;
@@ -41,6 +42,7 @@ impl Outbox {
             digest: bundle::digest(&folder, version.size, &|| false).unwrap(),
             version,
             marker: None,
+            linger: Duration::ZERO,
             after,
         }
     }

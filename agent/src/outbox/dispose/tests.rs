@@ -39,6 +39,7 @@ impl Outbox {
             digest: hash.value(),
             after,
             marker: None,
+            linger: Duration::ZERO,
         }
     }
 
@@ -144,6 +145,19 @@ fn where_a_change_may_not_show_large_files_are_compared_too() {
     }
     let _untrusted = file_system::pretend(FileSystem::default());
     assert_eq!(dispose(&disposal).unwrap(), Disposed::OtherBytes);
+}
+
+/// Its times may still be set by whoever wrote it.
+#[test]
+fn it_stays_in_place_for_a_while_after_its_last_change() {
+    let outbox = Outbox::new();
+    let mut disposal = outbox.delivered("file", "bytes", AfterSend::Archive);
+    disposal.linger = Duration::from_secs(3600);
+    assert_eq!(dispose(&disposal).unwrap(), Disposed::Lingers);
+    assert!(outbox.at("file").exists());
+    disposal.linger = Duration::ZERO;
+    assert_eq!(dispose(&disposal).unwrap(), Disposed::Done);
+    assert_eq!(dispose(&disposal).unwrap(), Disposed::Gone);
 }
 
 #[test]

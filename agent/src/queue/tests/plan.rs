@@ -3,7 +3,7 @@
 use rusqlite::Connection;
 
 use super::*;
-use crate::queue::{attempts, delivery, enqueue, keeping, list, overlap};
+use crate::queue::{attempts, delivery, enqueue, keeping, list, overlap, retimed};
 
 #[tokio::test]
 async fn hot_statements_follow_an_index() {
@@ -18,6 +18,8 @@ async fn hot_statements_follow_an_index() {
         enqueue::KEPT,
         enqueue::LYING,
         enqueue::EMPTIED,
+        retimed::UNDER_WAY,
+        retimed::DELIVERED,
         list::OLDEST,
         overlap::WHOLE,
         overlap::BY_FILES[0],

@@ -1,0 +1,213 @@
+//! When each outbox's delivered files leave: lanes that are at work, and those that wait for a time or for new files.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    path::PathBuf,
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use crate::{queue::DropId, version::OutboxId};
+
+/// Most lanes at work; further ones wait for one to end.
+const AT_WORK: usize = 16;
+/// A file that could not leave yet (a writer has it, the outbox is away) is tried again after this...
+pub(super) const AGAIN: Duration = Duration::from_secs(5);
+/// ...and, as long as none of them can, after twice the time, up to this.
+const AGAIN_AT_MOST: Duration = Duration::from_secs(60);
+/// Most files of a lane remembered as held; further ones are only tried oftener.
+const MOST_HELD: usize = 65_536;
+
+/// The outboxes with files that are to leave, by their lanes.
+pub(super) type Listed = BTreeMap<PathBuf, VecDeque<OutboxId>>;
+
+/// The lanes that have something to do, and those that wait.
+#[derive(Default)]
+pub(super) struct Lanes {
+    known: HashMap<PathBuf, Lane>,
+    /// Rises when files were delivered.
+    wakes: u64,
+}
+
+#[derive(Default)]
+pub(super) struct Lane {
+    /// It is at work, on a [`Held`] that is away with it.
+    at_work: bool,
+    held: Held,
+    /// What was delivered when it began last.
+    woken: u64,
+}
+
+impl Lanes {
+    /// Files were delivered: each lane looks for its own.
+    pub(super) fn wake(&mut self) {
+        self.wakes += 1;
+    }
+
+    /// Those that begin now.
+    pub(super) fn begin(&mut self, listed: Listed, now: Instant) -> Vec<(PathBuf, Held, VecDeque<OutboxId>)> {
+        self.known
+            .retain(|root, lane| lane.at_work || listed.contains_key(root));
+        let mut free = AT_WORK.saturating_sub(self.at_work());
+        let mut begun = Vec::new();
+        for (root, outboxes) in listed {
+            let lane = self.known.entry(root.clone()).or_default();
+            let is_due = lane.held.again_at.is_some_and(|at| at <= now);
+            // Nothing that comes can leave before what is there already.
+            let is_new = match lane.held.lingers_until {
+                Some(at) => at <= now,
+                None => lane.woken != self.wakes,
+            };
+            if free > 0 && !lane.at_work && (is_due || is_new) {
+                free -= 1;
+                (lane.at_work, lane.woken) = (true, self.wakes);
+                let mut held = std::mem::take(&mut lane.held);
+                if is_due {
+                    held.drops.clear();
+                }
+                begun.push((root, held, outboxes));
+            }
+        }
+        begun
+    }
+
+    pub(super) fn ended(&mut self, root: PathBuf, held: Held) {
+        let lane = self.known.entry(root).or_default();
+        (lane.at_work, lane.held) = (false, held);
+    }
+
+    /// When the next one is due by itself; one that finds no room begins when another ends.
+    pub(super) fn again_at(&self) -> Option<Instant> {
+        let waiting = self.known.values().filter(|lane| !lane.at_work);
+        waiting
+            .flat_map(|lane| [lane.held.again_at, lane.held.lingers_until])
+            .flatten()
+            .min()
+            .filter(|_| self.at_work() < AT_WORK)
+    }
+
+    fn at_work(&self) -> usize {
+        self.known.values().filter(|lane| lane.at_work).count()
+    }
+}
+
+/// Files that cannot leave yet. They are left alone until it is time for all of them.
+#[derive(Default)]
+pub(super) struct Held {
+    pub(super) drops: HashSet<DropId>,
+    wait: Duration,
+    again_at: Option<Instant>,
+    /// When the first of those may leave that are left in place for a while.
+    pub(super) lingers_until: Option<Instant>,
+}
+
+impl Held {
+    pub(super) fn add(&mut self, drop: DropId) {
+        if self.drops.len() < MOST_HELD {
+            self.drops.insert(drop);
+        }
+    }
+
+    /// Later each time, unless some could leave. A time that is set already stands.
+    pub(super) fn try_again(&mut self, some_left: bool) {
+        let now = Instant::now();
+        if self.again_at.is_some_and(|at| at > now) {
+            return;
+        }
+        self.wait = if some_left {
+            AGAIN
+        } else {
+            (self.wait * 2).clamp(AGAIN, AGAIN_AT_MOST)
+        };
+        self.again_at = Some(now + self.wait);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_held_is_tried_again_later_each_time_until_some_leave() {
+        let mut held = Held::default();
+        let mut waits = Vec::new();
+        for some_left in [false, false, false, false, false, true, false] {
+            held.try_again(some_left);
+            let set = held.again_at;
+            held.try_again(true);
+            assert_eq!(held.again_at, set, "a time that is set stands");
+            waits.push(held.wait.as_secs());
+            held.again_at = None; // it came
+        }
+        assert_eq!(waits, [5, 10, 20, 40, 60, 5, 10]);
+    }
+
+    /// The numbers of the lanes that begin.
+    fn begun(lanes: &mut Lanes, listed: std::ops::Range<usize>, now: Instant) -> Vec<usize> {
+        let of = |n: usize| (PathBuf::from(format!("{n:02}")), VecDeque::new());
+        let begun = lanes.begin(listed.map(of).collect(), now).into_iter();
+        begun
+            .map(|(root, _, _)| root.to_str().unwrap().parse().unwrap())
+            .collect()
+    }
+
+    fn ended(lanes: &mut Lanes, number: usize, held: Held) {
+        lanes.ended(format!("{number:02}").into(), held);
+    }
+
+    #[tokio::test]
+    async fn a_lane_that_hangs_holds_up_no_other() {
+        let (mut lanes, now) = (Lanes::default(), Instant::now());
+        lanes.wake();
+        assert_eq!(begun(&mut lanes, 0..2, now), [0, 1]);
+        assert!(begun(&mut lanes, 0..2, now).is_empty(), "both are at work");
+        lanes.wake();
+        ended(&mut lanes, 1, Held::default());
+        assert_eq!(begun(&mut lanes, 0..2, now), [1], "0 hangs");
+        ended(&mut lanes, 1, Held::default());
+        assert!(begun(&mut lanes, 0..2, now).is_empty(), "nothing new came");
+        // Many hang: further ones wait until one ends.
+        lanes.wake();
+        let most: Vec<usize> = (1..AT_WORK).collect();
+        assert_eq!(begun(&mut lanes, 0..AT_WORK + 2, now), most);
+        ended(&mut lanes, 5, Held::default());
+        assert_eq!(begun(&mut lanes, 0..AT_WORK + 2, now), [AT_WORK]);
+    }
+
+    #[tokio::test]
+    async fn what_is_held_waits_for_its_own_time() {
+        let (mut lanes, now) = (Lanes::default(), Instant::now());
+        let held = |seconds| Held {
+            drops: HashSet::from([DropId(1)]),
+            again_at: Some(now + Duration::from_secs(seconds)),
+            ..Held::default()
+        };
+        lanes.wake();
+        assert_eq!(begun(&mut lanes, 0..2, now), [0, 1]);
+        ended(&mut lanes, 0, held(5));
+        ended(&mut lanes, 1, held(9));
+        assert_eq!(lanes.again_at(), held(5).again_at);
+        assert!(begun(&mut lanes, 0..2, now).is_empty());
+        let due = lanes.begin([(PathBuf::from("00"), VecDeque::new())].into(), now + AGAIN);
+        assert!(due[0].1.drops.is_empty(), "all of it is tried");
+        assert_eq!(lanes.again_at(), None, "what is held no more is forgotten");
+    }
+
+    #[tokio::test]
+    async fn what_is_left_in_place_for_a_while_is_not_looked_at_with_each_delivery() {
+        let (mut lanes, now) = (Lanes::default(), Instant::now());
+        lanes.wake();
+        assert_eq!(begun(&mut lanes, 0..1, now), [0]);
+        let lingers = Held {
+            lingers_until: Some(now + AGAIN),
+            ..Held::default()
+        };
+        let until = lingers.lingers_until;
+        ended(&mut lanes, 0, lingers);
+        lanes.wake();
+        assert!(begun(&mut lanes, 0..1, now).is_empty());
+        assert_eq!(lanes.again_at(), until);
+        assert_eq!(begun(&mut lanes, 0..1, now + AGAIN), [0]);
+    }
+}
