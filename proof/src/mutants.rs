@@ -562,6 +562,21 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     ("write-file", "the sync of a key or mark", DURABLE),
     ("write-dir", "the sync of its folder", DURABLE),
     (
+        "space-decays",
+        "room is kept for what can arrive at the pace of the last minute",
+        Inside(&["inbox::space::tests"]),
+    ),
+    (
+        "space-share",
+        "a peer keeps no more than its share while others ask",
+        Inside(&["inbox::space::tests"]),
+    ),
+    (
+        "no-space-told",
+        "a disk that tells of no space is not taken for full",
+        Inside(&["inbox::disk::tests"]),
+    ),
+    (
         "owner",
         "a folder that belongs to another agent is not used",
         Inside(&["owner::tests"]),

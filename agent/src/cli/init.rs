@@ -121,7 +121,7 @@ path = {outbox}
 [inbox]
 path = {inbox}
 # layout = "flat"                   # "flat", or "by-peer": one folder a peer
-# min_free = "1 GiB"
+# min_free = "1 GiB"                # default: the smaller of 1 GiB and a twentieth of the disk
 
 # [[peer]]                          # what `dropwire init` printed on the other side
 # name = "office"

@@ -221,7 +221,7 @@ fn inbox(raw: RawInbox, path: std::path::PathBuf, faults: &mut Faults) -> Option
     Some(Inbox {
         path,
         layout: raw.layout.unwrap_or(Layout::Flat),
-        min_free: min_free.unwrap_or(1 << 30),
+        min_free,
         on_arrival,
     })
 }

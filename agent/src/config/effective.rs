@@ -57,7 +57,12 @@ fn write_inbox(out: &mut Lines, inbox: &Inbox) {
     out.table("[inbox]");
     out.key("path", folder(&inbox.path));
     out.key("layout", quoted(layout(inbox.layout)));
-    out.key("min_free", quoted(&units::format_size(inbox.min_free)));
+    match inbox.min_free {
+        Some(bytes) => out.key("min_free", quoted(&units::format_size(bytes))),
+        None => out
+            .0
+            .push_str("# min_free: the smaller of 1 GiB and a twentieth of the disk\n"),
+    }
     out.maybe("on_arrival", (!inbox.on_arrival.is_empty()).then(command));
 }
 

@@ -135,8 +135,8 @@ pub struct Inbox {
     pub path: PathBuf,
     /// Flat, or one folder a peer.
     pub layout: Layout,
-    /// Bytes that stay free.
-    pub min_free: u64,
+    /// Bytes that stay free; None: the smaller of 1 GiB and a twentieth of the disk.
+    pub min_free: Option<u64>,
     /// Program and arguments run for each file; `{path}` is replaced.
     pub on_arrival: Vec<String>,
 }

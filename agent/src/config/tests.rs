@@ -149,7 +149,7 @@ fn what_is_written_holds() {
         (Duration::from_millis(100), Watch::Poll)
     );
     let inbox = config.inbox.as_ref().unwrap();
-    assert_eq!((inbox.layout, inbox.min_free), (Layout::ByPeer, 1 << 30));
+    assert_eq!((inbox.layout, inbox.min_free), (Layout::ByPeer, Some(1 << 30)));
     assert_eq!(inbox.on_arrival, ["/usr/local/bin/import", "{path}"]);
     assert_eq!(config.retry.give_up_after, Some(Duration::from_secs(5 * 86_400)));
     assert_eq!(config.limits.upload, Some(20 << 20));

@@ -182,8 +182,11 @@ pub struct InboxReport {
     pub received_files: u64,
     /// Bytes of those files.
     pub received_bytes: u64,
-    /// Why nothing is taken in at present.
+    /// Why nothing is taken in at present, or files are declined for lack of space.
     pub held: Option<String>,
+    /// The file system does not tell how much is free.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub free_unknown: bool,
     /// `path` where it is not UTF-8.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path_bytes: Option<Raw>,
@@ -199,6 +202,7 @@ impl InboxReport {
             received_files: files,
             received_bytes: bytes,
             held,
+            free_unknown: false,
             path_bytes,
         }
     }

@@ -112,9 +112,13 @@ impl control::Agent for Office {
         let inbox = shared.inbox.clone();
         let inbox = blocking(move || inbox.status()).await?;
         let (files, bytes) = (inbox.received_files, inbox.received_bytes);
-        let inbox = inbox
-            .path
-            .map(|path| InboxReport::new(&path, inbox.free_bytes, files, bytes, inbox.held));
+        let inbox = inbox.path.map(|path| {
+            let (free, held) = (inbox.free_bytes, inbox.held);
+            let mut report = InboxReport::new(&path, free.unwrap_or(0), files, bytes, held);
+            report.free_unknown = free.is_none() && report.held.is_none();
+            report.held = report.held.or(inbox.full);
+            report
+        });
         let age_s = |since: i64| now_ms().saturating_sub(since).max(0) as f64 / 1000.0;
         Ok(StatusReport {
             schema: SCHEMA,

@@ -7,11 +7,12 @@ use dropwire_protocol::{AgentId, Kind, Manifest, message::DeclineReason};
 use super::{
     Shared,
     claims::Key,
+    disk::Disk,
     ledger::{self, Known, State},
     reply::{Answer, FULL_MS},
     rule,
     site::{Site, Trouble},
-    space::{self, Reservation},
+    space::{Reservation, Short},
 };
 use crate::{db::DbError, durable::How, fault};
 
@@ -113,16 +114,28 @@ pub fn takes(site: &Site, kind: Kind) -> Result<(), Answer> {
     Err(Answer::refused(DeclineReason::NoFolders, text, None))
 }
 
-/// Promises room for `bytes` more.
-pub fn reserve(shared: &Shared, site: &Site, bytes: u64) -> Result<Reservation, Answer> {
-    let free = space::free(&site.root).map_err(|e| Answer::io("asking how much is free", &e))?;
-    shared
-        .space
-        .reserve(bytes, free, Instant::now())
-        .map_err(|missing| {
-            let text = format!("no room: {missing} bytes too few are free beside what `min_free` keeps");
-            Answer::refused(DeclineReason::NoSpace, text, Some(FULL_MS))
-        })
+/// Promises `peer` room for `bytes` more.
+pub fn reserve(shared: &Shared, site: &Site, peer: AgentId, bytes: u64) -> Result<Reservation, Answer> {
+    let reserved = shared.space.reserve(peer, bytes, disk(site)?, Instant::now());
+    reserved.map_err(short)
+}
+
+/// Before so many bytes are written: asks for room where the promise does not cover them any more.
+pub fn cover(site: &Site, reservation: &mut Reservation, bytes: u64) -> Result<(), Answer> {
+    match reservation.covers(bytes, Instant::now()) {
+        true => Ok(()),
+        false => reservation
+            .cover(bytes, disk(site)?, Instant::now())
+            .map_err(short),
+    }
+}
+
+fn disk(site: &Site) -> Result<Option<Disk>, Answer> {
+    Disk::of(&site.root).map_err(|e| Answer::io("asking how much is free", &e))
+}
+
+fn short(short: Short) -> Answer {
+    Answer::refused(DeclineReason::NoSpace, short.to_string(), Some(FULL_MS))
 }
 
 /// The row of a transfer and its checkpoints' list, through the writer's connection.

@@ -19,10 +19,10 @@ use dropwire_protocol::{AgentId, Kind, message::DeclineReason};
 use super::{
     Inbox, Shared,
     claims::{Claim, Key},
+    disk::Disk,
     ledger, partial,
     reply::Answer,
     site::Site,
-    space,
     tally::Tally,
 };
 use crate::{
@@ -57,11 +57,11 @@ pub struct Bounds {
 impl Bounds {
     /// 256 partials, and of the inbox's disk the half.
     pub fn of(site: &Site) -> Result<Bounds, Answer> {
-        let size = space::size(&site.root);
-        let size = size.map_err(|e| Answer::io("asking how large the disk is", &e))?;
+        let disk = Disk::of(&site.root);
+        let disk = disk.map_err(|e| Answer::io("asking how large the disk is", &e))?;
         Ok(Bounds {
             number: 256,
-            bytes: size / 2,
+            bytes: disk.map_or(u64::MAX, |disk| disk.size / 2),
         })
     }
 }

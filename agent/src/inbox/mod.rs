@@ -10,6 +10,7 @@
 //! The steps R1 to R9, and what a crash after each leaves, stand in `commit`, `admit` and `writer`; `recover`
 //! clears up by the `rule`, for which `named` keeps a record. `ledger` remembers, `claims` keeps two links off one transfer, `seals` spares a second reading, `site`
 //! knows whether the folder is there at all, `place` and `naming` find a free name below it, `space` keeps room,
+//! `full` tells when there is none,
 //! `keeping` lets go what nobody comes back for, `late` sets times that come after the delivery.
 
 use std::{
@@ -20,7 +21,7 @@ use std::{
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use dropwire_protocol::{AgentId, Kind, Receipt, ReceiptBody, RemotePath, TransferId, receiver::Outcome};
@@ -49,8 +50,10 @@ mod claims;
 mod commit;
 mod desk;
 mod dialect;
+mod disk;
 mod elsewhere;
 mod fair_queue;
+mod full;
 mod keeping;
 mod late;
 mod ledger;
@@ -72,8 +75,8 @@ mod tests;
 mod unpack;
 mod writer;
 
+pub use disk::Disk;
 pub use ledger::{SCHEMA_1, give_up_elsewhere, placing_elsewhere};
-pub use space::Disk;
 
 /// Commands of one link that wait.
 const COMMANDS: usize = 64;
@@ -110,8 +113,8 @@ impl Settings {
         self.peers.iter().map(|peer| peer.id).collect()
     }
 
-    fn min_free(&self) -> u64 {
-        self.inbox.as_ref().map_or(0, |inbox| inbox.min_free)
+    fn min_free(&self) -> Option<u64> {
+        self.inbox.as_ref().and_then(|inbox| inbox.min_free)
     }
 
     /// In the layout by peer, the folder of each.
@@ -127,14 +130,16 @@ impl Settings {
 pub struct InboxStatus {
     /// None without an inbox.
     pub path: Option<PathBuf>,
-    /// Bytes; 0 while it is held.
-    pub free_bytes: u64,
+    /// None while it is held, and where the file system does not tell.
+    pub free_bytes: Option<u64>,
     /// Ever delivered.
     pub received_files: u64,
     /// Bytes ever delivered.
     pub received_bytes: u64,
     /// Why nothing is taken, as of the last look.
     pub held: Option<String>,
+    /// Why files are declined for lack of space.
+    pub full: Option<String>,
 }
 
 /// A file that has just arrived.
@@ -170,6 +175,7 @@ struct Shared {
     places: Arc<place::Places>,
     space: Arc<space::Space>,
     tally: tally::Tally,
+    full: Arc<full::Full>,
     memory: Arc<memory::Memory>,
     room: Room,
     turns: Arc<Semaphore>,
@@ -222,7 +228,7 @@ impl Inbox {
         sign: Sign,
         cancel: CancellationToken,
     ) -> Result<Inbox, Fatal> {
-        space::survive_file_size_limit();
+        disk::survive_file_size_limit();
         let failed = |e: DbError| Fatal::new(Exit::Disk, e);
         let (aliases, (files, bytes)) = db
             .call({
@@ -250,6 +256,7 @@ impl Inbox {
             places: place::Places::new(aliases),
             space: space::Space::new(settings.min_free()),
             tally,
+            full: Arc::default(),
             memory: memory::Memory::new(batch::MEMORY),
             room: Room::new(ROOM),
             turns: Arc::new(Semaphore::new(TURNS)),
@@ -320,13 +327,17 @@ impl Inbox {
     /// How it is doing. Asks the file system for its free bytes, which may block where that hangs.
     pub fn status(&self) -> InboxStatus {
         let seen = self.shared.gate.last_seen();
-        let free = seen.as_ref().ok().and_then(|site| space::free(&site.root).ok());
+        let disk = seen
+            .as_ref()
+            .ok()
+            .and_then(|site| Disk::of(&site.root).ok().flatten());
         let path = self.shared.gate.path().map(PathBuf::from);
         InboxStatus {
-            free_bytes: free.unwrap_or(0),
+            free_bytes: disk.map(|disk| disk.free),
             received_files: self.shared.files.load(Ordering::Relaxed),
             received_bytes: self.shared.bytes.load(Ordering::Relaxed),
             held: seen.err().filter(|_| path.is_some()),
+            full: self.shared.full.reason(Instant::now()),
             path,
         }
     }
@@ -364,7 +375,12 @@ impl Sink for Inbox {
         let (outcomes, outcomes_out) = mpsc::channel(OUTCOMES);
         let batch = self.batch.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(batch) = batch {
-            let desk = desk::Desk::new(self.shared.clone(), peer, reply::Outcomes::new(outcomes), batch);
+            let desk = desk::Desk::new(
+                self.shared.clone(),
+                peer,
+                reply::Outcomes::new(outcomes, self.shared.full.clone()),
+                batch,
+            );
             let serving = desk.run(commands, self.shared.links_of(peer));
             self.desks.spawn_on(serving, &self.shared.runtime);
         }

@@ -3,6 +3,7 @@
 use std::{
     io,
     sync::{Arc, Mutex, PoisonError},
+    time::Instant,
 };
 
 use dropwire_protocol::{
@@ -12,7 +13,7 @@ use dropwire_protocol::{
 };
 use tokio::sync::mpsc;
 
-use super::{place::PlaceError, site::Trouble};
+use super::{full::Full, place::PlaceError, site::Trouble};
 use crate::{
     db::DbError,
     io_error::{Meaning, Wait, meaning},
@@ -29,19 +30,31 @@ const SHORT_MS: u64 = 5_000;
 /// lets the channel fill up is cut off (its end of the channel closes).
 #[derive(Clone)]
 pub struct Outcomes {
+    full: Arc<Full>,
     sender: Arc<Mutex<Option<mpsc::Sender<Outcome>>>>,
 }
 
 impl Outcomes {
     /// Over `sender`, whose capacity is far above what a live link lets wait.
-    pub fn new(sender: mpsc::Sender<Outcome>) -> Outcomes {
+    pub fn new(sender: mpsc::Sender<Outcome>, full: Arc<Full>) -> Outcomes {
         Outcomes {
+            full,
             sender: Arc::new(Mutex::new(Some(sender))),
         }
     }
 
     /// Sends; without effect once the link is gone.
     pub fn send(&self, outcome: Outcome) {
+        match &outcome {
+            Outcome::Refused { id, reason, text, .. } if *reason == DeclineReason::NoSpace => {
+                self.full.declined(*id, text, Instant::now());
+            }
+            Outcome::Opened { id, .. }
+            | Outcome::Committed { id, .. }
+            | Outcome::Settled { id, .. }
+            | Outcome::Withdrawn { id } => self.full.waits_no_more(*id),
+            _ => {}
+        }
         let mut sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(link) = &*sender else {
             return;
@@ -241,7 +254,7 @@ mod tests {
     #[test]
     fn a_link_that_takes_nothing_is_cut_off() {
         let (sender, mut receiver) = mpsc::channel(2);
-        let outcomes = Outcomes::new(sender);
+        let outcomes = Outcomes::new(sender, Arc::default());
         for _ in 0..3 {
             outcomes.send(Outcome::Withdrawn {
                 id: TransferId([0; 16]),

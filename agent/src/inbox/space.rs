@@ -1,17 +1,26 @@
-//! Room on the disk: what stays free, and what open transfers have been promised.
+//! Room that open transfers were promised. Pure: the disk and the time are passed in.
+//!
+//! An offer is promised all the room that it needs, so that of two files that do not fit together one is declined at once.
+//! After the first minute room is kept only for what can arrive within an hour at the pace of the last minute: who sends
+//! nothing keeps nothing, and with the next bytes has to ask again. A peer that holds more than an equal share of what is
+//! free keeps the rest of it only as long as no other peer asks.
 
 use std::{
-    collections::HashMap,
-    io,
+    collections::{BTreeMap, HashMap},
+    fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-use cap_std::fs::Dir;
+use dropwire_protocol::AgentId;
 
-/// How long room is kept for a transfer of which no byte comes, so that one that is offered and never sent does not
-/// keep the others out. With its next byte it has to ask again.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+use super::disk::Disk;
+use crate::{error::size, fault};
+
+/// The time over which a transfer's pace is measured; a new promise holds so long whatever comes.
+pub const WINDOW: Duration = Duration::from_secs(60);
+/// Room is kept for what can arrive within so many windows.
+const AHEAD: u64 = 60;
 
 /// Promises of room.
 pub struct Space {
@@ -20,20 +29,88 @@ pub struct Space {
 
 #[derive(Default)]
 struct Promises {
-    min_free: u64,
+    /// As in the config.
+    min_free: Option<u64>,
     next: u64,
-    open: HashMap<u64, Promise>,
+    open: BTreeMap<u64, Promise>,
 }
 
 struct Promise {
+    peer: AgentId,
     bytes: u64,
-    /// When it was made, or the last bytes came.
-    alive: Instant,
+    /// The begin of the current window.
+    since: Instant,
+    /// Bytes that came in it.
+    came: u64,
+    /// Bytes that came in the window before; None: this is the first one.
+    before: Option<u64>,
 }
 
 impl Promise {
-    fn holds(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.alive) < PATIENCE
+    fn new(peer: AgentId, bytes: u64, now: Instant) -> Promise {
+        Promise {
+            peer,
+            bytes,
+            since: now,
+            came: 0,
+            before: None,
+        }
+    }
+
+    fn windows(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.since).as_secs() / WINDOW.as_secs()
+    }
+
+    /// Bytes of it that are kept for the transfer.
+    fn held(&self, now: Instant) -> u64 {
+        let pace = match (self.windows(now), self.before) {
+            (0, None) => return self.bytes,
+            (0, Some(before)) => before.max(self.came),
+            (1, _) => self.came,
+            _ => 0,
+        };
+        match fault::mutant("space-decays") {
+            true => self.bytes,
+            false => self.bytes.min(pace.saturating_mul(AHEAD)),
+        }
+    }
+
+    fn used(&mut self, bytes: u64, now: Instant) {
+        match self.windows(now) {
+            0 => {}
+            1 => {
+                (self.before, self.came) = (Some(self.came), 0);
+                self.since += WINDOW;
+            }
+            _ => (self.before, self.came, self.since) = (Some(0), 0, now),
+        }
+        self.came = self.came.saturating_add(bytes);
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
+}
+
+/// What is missing; shown as a sentence's end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Short {
+    /// Bytes.
+    pub missing: u64,
+    /// What stays free.
+    pub min_free: u64,
+    /// What is promised to transfers that are under way.
+    pub promised: u64,
+}
+
+impl fmt::Display for Short {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [missing, min_free, promised] = [self.missing, self.min_free, self.promised].map(size);
+        write!(
+            f,
+            "not enough space: {missing} short of what `min_free` ({min_free}) reserves"
+        )?;
+        match self.promised {
+            0 => Ok(()),
+            _ => write!(f, " and transfers under way still need ({promised})"),
+        }
     }
 }
 
@@ -44,8 +121,8 @@ pub struct Reservation {
 }
 
 impl Space {
-    /// `min_free` bytes always stay free.
-    pub fn new(min_free: u64) -> Arc<Space> {
+    /// `min_free` bytes always stay free; None: the default for the disk.
+    pub fn new(min_free: Option<u64>) -> Arc<Space> {
         let promises = Promises {
             min_free,
             ..Promises::default()
@@ -56,22 +133,24 @@ impl Space {
     }
 
     /// So many stay free from now on; promises made are kept.
-    pub fn set_min_free(&self, min_free: u64) {
+    pub fn set_min_free(&self, min_free: Option<u64>) {
         self.lock().min_free = min_free;
     }
 
-    /// Promises `bytes` out of `free`, or says how many are missing.
-    pub fn reserve(self: &Arc<Self>, bytes: u64, free: u64, now: Instant) -> Result<Reservation, u64> {
+    /// Promises `peer` room for `bytes` more on the disk, or says what is missing. On a disk that does not tell (None)
+    /// there is always room.
+    pub fn reserve(
+        self: &Arc<Self>,
+        peer: AgentId,
+        bytes: u64,
+        disk: Option<Disk>,
+        now: Instant,
+    ) -> Result<Reservation, Short> {
         let mut promises = self.lock();
-        let holding = promises.open.values().filter(|promise| promise.holds(now));
-        let promised = holding.fold(0, |sum: u64, promise| sum.saturating_add(promise.bytes));
-        let wanted = promised.saturating_add(bytes).saturating_add(promises.min_free);
-        if wanted > free {
-            return Err(wanted - free);
-        }
+        promises.find_room(peer, bytes, disk, now)?;
         let number = promises.next;
         promises.next += 1;
-        promises.open.insert(number, Promise { bytes, alive: now });
+        promises.open.insert(number, Promise::new(peer, bytes, now));
         Ok(Reservation {
             space: self.clone(),
             number,
@@ -84,7 +163,7 @@ impl Space {
         self.lock()
             .open
             .values_mut()
-            .for_each(|promise| promise.alive -= by);
+            .for_each(|promise| promise.since -= by);
     }
 
     fn lock(&self) -> MutexGuard<'_, Promises> {
@@ -92,12 +171,87 @@ impl Space {
     }
 }
 
+impl Promises {
+    /// Room for `bytes` more of `peer`'s: what is free, beside all that it holds itself, and of what each other peer holds at
+    /// most an equal share. What others hold above that goes to it, as far as it is needed.
+    fn find_room(
+        &mut self,
+        peer: AgentId,
+        bytes: u64,
+        disk: Option<Disk>,
+        now: Instant,
+    ) -> Result<(), Short> {
+        let Some(disk) = disk else {
+            return Ok(());
+        };
+        let min_free = disk.min_free(self.min_free);
+        let usable = disk.free.saturating_sub(min_free);
+        let mut holds: HashMap<AgentId, u64> = HashMap::new();
+        for promise in self.open.values() {
+            let sum = holds.entry(promise.peer).or_default();
+            *sum = sum.saturating_add(promise.held(now));
+        }
+        let own = holds.remove(&peer).unwrap_or_default();
+        holds.retain(|_, sum| *sum > 0);
+        let share = match fault::mutant("space-share") {
+            true => u64::MAX,
+            false => usable / (holds.len() as u64 + 1),
+        };
+        let all = holds.values().fold(own, |all, sum| all.saturating_add(*sum));
+        let fair = holds
+            .values()
+            .fold(own, |all, sum| all.saturating_add((*sum).min(share)));
+        // The whole offer must fit beside what `min_free` keeps, also where the disk has less than that.
+        let wanted = fair.saturating_add(bytes).saturating_add(min_free);
+        if wanted > disk.free {
+            return Err(Short {
+                missing: wanted - disk.free,
+                min_free,
+                promised: fair,
+            });
+        }
+        let mut excess = all.saturating_add(bytes).saturating_sub(usable);
+        for promise in self.open.values_mut().rev() {
+            let Some(sum) = holds.get_mut(&promise.peer) else {
+                continue; // its own
+            };
+            let held = promise.held(now);
+            let taken = excess.min(held).min(sum.saturating_sub(share));
+            if taken > 0 {
+                (promise.bytes, *sum, excess) = (held - taken, *sum - taken, excess - taken);
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Reservation {
+    /// May so many bytes be written now without asking for room?
+    pub fn covers(&self, bytes: u64, now: Instant) -> bool {
+        let promises = self.space.lock();
+        let promise = promises.open.get(&self.number);
+        promise.is_some_and(|promise| promise.held(now) >= bytes)
+    }
+
+    /// Asks for room for the next `bytes`; no more than that is promised then.
+    pub fn cover(&mut self, bytes: u64, disk: Option<Disk>, now: Instant) -> Result<(), Short> {
+        let mut promises = self.space.lock();
+        let Some(promise) = promises.open.get(&self.number) else {
+            return Ok(()); // not reached: it goes with this reservation
+        };
+        let (peer, held) = (promise.peer, promise.held(now));
+        if held >= bytes {
+            return Ok(());
+        }
+        promises.find_room(peer, bytes - held, disk, now)?;
+        promises.open.insert(self.number, Promise::new(peer, bytes, now));
+        Ok(())
+    }
+
     /// So many bytes of it are on the disk now and no longer free.
     pub fn used(&mut self, bytes: u64, now: Instant) {
         if let Some(promise) = self.space.lock().open.get_mut(&self.number) {
-            promise.bytes = promise.bytes.saturating_sub(bytes);
-            promise.alive = now;
+            promise.used(bytes, now);
         }
     }
 
@@ -107,13 +261,6 @@ impl Reservation {
             promise.bytes = promise.bytes.saturating_add(bytes);
         }
     }
-
-    /// Was the room given to others, as no byte came for [`PATIENCE`]?
-    pub fn has_lapsed(&self, now: Instant) -> bool {
-        let promises = self.space.lock();
-        let promise = promises.open.get(&self.number);
-        promise.is_none_or(|promise| promise.bytes > 0 && !promise.holds(now))
-    }
 }
 
 impl Drop for Reservation {
@@ -122,110 +269,136 @@ impl Drop for Reservation {
     }
 }
 
-/// Bytes free for us on the file system of `folder`. Where the system has no such call here, "enough": then only a
-/// full disk says no.
-pub fn free(folder: &Dir) -> io::Result<u64> {
-    blocks(folder).map(|(free, _)| free)
-}
-
-/// Bytes that the file system of `folder` has, free or not; "enough" as in [`free`].
-pub fn size(folder: &Dir) -> io::Result<u64> {
-    blocks(folder).map(|(_, all)| all)
-}
-
-/// How much room there is where an inbox is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Disk {
-    /// Bytes free for us.
-    pub free: u64,
-    /// Bytes in all.
-    pub size: u64,
-}
-
-impl Disk {
-    /// The disk that `folder` is on; None where its file system does not tell.
-    pub fn of(folder: &Dir) -> io::Result<Option<Disk>> {
-        let (free, size) = blocks(folder)?;
-        Ok((size > 0 && size < u64::MAX).then_some(Disk { free, size }))
-    }
-}
-
-fn blocks(folder: &Dir) -> io::Result<(u64, u64)> {
-    #[cfg(unix)]
-    {
-        let stat = rustix::fs::fstatvfs(folder)?;
-        let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
-        Ok((bytes(stat.f_bavail), bytes(stat.f_blocks)))
-    }
-    #[cfg(not(unix))]
-    {
-        let _ = folder;
-        Ok((u64::MAX, u64::MAX))
-    }
-}
-
-/// A file-size limit must be an error (EFBIG), not the signal that kills.
-pub fn survive_file_size_limit() {
-    #[cfg(unix)]
-    // SAFETY: SIG_IGN is no handler, so nothing of ours runs in signal context.
-    unsafe {
-        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const A: AgentId = AgentId([1; 32]);
+    const B: AgentId = AgentId([2; 32]);
+    const C: AgentId = AgentId([3; 32]);
+
+    fn free(free: u64) -> Option<Disk> {
+        Some(Disk { free, size: 1 << 40 })
+    }
+
+    fn missing(answer: Result<Reservation, Short>) -> u64 {
+        answer.err().map_or(0, |short| short.missing)
+    }
+
     #[test]
     fn promises_add_up_and_end() {
-        let (space, now) = (Space::new(100), Instant::now());
-        let mut a = space.reserve(500, 1000, now).unwrap();
-        assert_eq!(space.reserve(401, 1000, now).err(), Some(1));
-        let b = space.reserve(400, 1000, now).unwrap();
+        let (space, now) = (Space::new(Some(100)), Instant::now());
+        let mut a = space.reserve(A, 500, free(1000), now).unwrap();
+        assert_eq!(missing(space.reserve(A, 401, free(1000), now)), 1);
+        let b = space.reserve(A, 400, free(1000), now).unwrap();
         a.used(300, now);
         drop(b);
-        assert_eq!(space.reserve(701, 1000, now).err(), Some(1));
+        assert_eq!(missing(space.reserve(A, 701, free(1000), now)), 1);
         a.used(u64::MAX, now);
-        drop(space.reserve(900, 1000, now).unwrap());
+        drop(space.reserve(A, 900, free(1000), now).unwrap());
         drop(a);
         assert!(space.lock().open.is_empty());
-        assert!(space.reserve(u64::MAX, 1000, now).is_err());
-        space.set_min_free(600);
-        assert_eq!(space.reserve(500, 1000, now).err(), Some(100));
+        assert!(space.reserve(A, u64::MAX, free(1000), now).is_err());
+        space.set_min_free(Some(600));
+        let short = space.reserve(A, 500, free(1000), now).err().unwrap();
+        assert_eq!(
+            short.to_string(),
+            "not enough space: 100 B short of what `min_free` (600 B) reserves"
+        );
     }
 
     #[test]
-    fn room_that_is_not_used_goes_to_others_until_it_is_asked_for_again() {
-        let (space, start) = (Space::new(0), Instant::now());
-        let mut large = space.reserve(900, 1000, start).unwrap();
-        let small = |now| space.reserve(200, 1000, now).map(drop);
-        large.used(1, start + PATIENCE / 2);
-        assert_eq!(small(start + PATIENCE), Err(99), "bytes came");
-        let late = start + PATIENCE * 2;
-        assert!(large.has_lapsed(late));
-        assert_eq!(small(late), Ok(()));
-        let again = space.reserve(899, 1000, late).unwrap();
-        drop(large);
-        assert_eq!(small(late), Err(99));
-        assert!(!again.has_lapsed(late));
+    fn a_disk_that_does_not_tell_has_room() {
+        let (space, now) = (Space::new(None), Instant::now());
+        let mut all = space.reserve(A, u64::MAX, None, now).unwrap();
+        assert!(all.covers(1 << 40, now) && all.cover(u64::MAX, None, now + WINDOW * 9).is_ok());
+        assert!(space.reserve(B, u64::MAX, None, now).is_ok());
+    }
+
+    /// Of 900 bytes so many come in each of three windows.
+    #[test]
+    fn room_is_kept_for_what_can_arrive_within_the_hour() {
+        for (pace, held) in [(0, 0), (1, 60), (4, 240), (15, 855), (90, 630)] {
+            let (space, start) = (Space::new(Some(0)), Instant::now());
+            let mut large = space.reserve(A, 900, free(1000), start).unwrap();
+            assert!(large.covers(900, start + WINDOW / 2), "a new one is whole");
+            for n in 0..3 {
+                large.used(pace, start + WINDOW * n + WINDOW / 2);
+            }
+            let now = start + WINDOW * 3;
+            assert!(large.covers(held, now) && !large.covers(held + 1, now), "{pace}");
+        }
     }
 
     #[test]
-    fn room_that_is_returned_stays_promised_or_is_asked_for_again() {
-        let (space, start) = (Space::new(0), Instant::now());
-        let mut cut = space.reserve(5, 10, start).unwrap();
+    fn four_bytes_in_three_minutes_keep_no_disk() {
+        let (space, start) = (Space::new(Some(0)), Instant::now());
+        let mut silent = space.reserve(A, 900_000, free(1_000_000), start).unwrap();
+        for n in 1..5u32 {
+            let now = start + WINDOW * n - WINDOW / 6;
+            if !silent.covers(1, now) {
+                silent.cover(1, free(1_000_000), now).unwrap();
+            }
+            silent.used(1, now);
+            if n > 1 {
+                assert!(space.reserve(B, 999_000, free(1_000_000), now).is_ok(), "{n}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_peer_keeps_no_more_than_a_share_while_others_ask() {
+        let (space, now) = (Space::new(Some(0)), Instant::now());
+        let hog = space.reserve(A, 600, free(1000), now).unwrap();
+        let more = space.reserve(A, 400, free(1000), now).unwrap();
+        assert_eq!(
+            missing(space.reserve(B, 501, free(1000), now)),
+            1,
+            "not more than its own share"
+        );
+        let b = space.reserve(B, 500, free(1000), now).unwrap();
+        // The newest gives way; what is written goes on asking and is told.
+        assert!(!more.covers(1, now) && hog.covers(500, now) && !hog.covers(501, now));
+        assert!(b.covers(500, now));
+        let c = space.reserve(C, 333, free(1000), now).unwrap();
+        assert!(c.covers(333, now));
+        let held: u64 = space.lock().open.values().map(|p| p.held(now)).sum();
+        assert!(held <= 1000, "{held} of 1000 promised");
+        // A small file of the same peer waits for its own.
+        assert!(space.reserve(A, 10, free(1000), now).is_err());
+    }
+
+    #[test]
+    fn what_fits_is_taken_from_nobody() {
+        let (space, now) = (Space::new(Some(0)), Instant::now());
+        let large = space.reserve(A, 900, free(1000), now).unwrap();
+        let small = space.reserve(B, 100, free(1000), now).unwrap();
+        assert!(large.covers(900, now) && small.covers(100, now));
+    }
+
+    #[test]
+    fn room_that_was_given_to_others_is_asked_for_again() {
+        let (space, start) = (Space::new(Some(0)), Instant::now());
+        let mut large = space.reserve(A, 900, free(1000), start).unwrap();
+        let late = start + WINDOW * 2;
+        let other = space.reserve(B, 900, free(1000), late).unwrap();
+        assert!(!large.covers(1, late));
+        assert!(large.cover(501, free(1000), late).is_err());
+        drop(other);
+        large.cover(101, free(1000), late).unwrap();
+        assert!(
+            large.covers(101, late) && !large.covers(102, late),
+            "no more than that"
+        );
+    }
+
+    #[test]
+    fn room_that_is_returned_stays_promised() {
+        let (space, start) = (Space::new(Some(0)), Instant::now());
+        let mut cut = space.reserve(A, 5, free(10), start).unwrap();
         cut.used(5, start);
         cut.returned(3);
-        assert_eq!(space.reserve(8, 10, start).err(), Some(1));
-        assert!(!cut.has_lapsed(start) && cut.has_lapsed(start + PATIENCE));
-    }
-
-    #[test]
-    fn a_promise_that_is_used_up_does_not_lapse() {
-        let (space, start) = (Space::new(0), Instant::now());
-        let mut all = space.reserve(5, 10, start).unwrap();
-        all.used(5, start);
-        assert!(!all.has_lapsed(start + PATIENCE * 2));
+        assert_eq!(missing(space.reserve(A, 8, free(10), start)), 1);
+        assert!(cut.covers(3, start) && !cut.covers(4, start));
     }
 }

@@ -161,7 +161,12 @@ impl<'a> Writer<'a> {
         } else if unknown {
             keeping::make_way(shared, &site, key.0, Bounds::of(&site)?)?;
         }
-        let room = admit::reserve(shared, &site, admit::needed(&manifest).saturating_sub(held));
+        let room = admit::reserve(
+            shared,
+            &site,
+            key.0,
+            admit::needed(&manifest).saturating_sub(held),
+        );
         let reservation = room.inspect_err(|_| {
             if let Some(resumed) = resumed.as_ref().filter(|r| r.sealed) {
                 shared.seals.set(key, &resumed.file);
@@ -262,10 +267,7 @@ impl<'a> Writer<'a> {
         if offset != at || (next.value() != digest && !fault::mutant("R3-chunk-digest")) {
             return self.damaged(reply);
         }
-        if self.reservation.has_lapsed(Instant::now()) {
-            let more = admit::needed(&self.manifest).saturating_sub(at);
-            self.reservation = admit::reserve(self.shared, &self.site, more)?;
-        }
+        admit::cover(&self.site, &mut self.reservation, bytes.len() as u64)?;
         self.output.write(bytes).map_err(unwritten)?;
         self.digest = next;
         self.reservation.used(bytes.len() as u64, Instant::now());

@@ -114,7 +114,8 @@ fn waits(outbox: &config::Outbox) -> Option<Fatal> {
     })
 }
 
-fn room(disk: Disk, min_free: u64) -> Result<String, Fatal> {
+fn room(disk: Disk, min_free: Option<u64>) -> Result<String, Fatal> {
+    let min_free = disk.min_free(min_free);
     let [free, size, kept] = [disk.free, disk.size, min_free].map(super::super::online::size);
     if disk.free > min_free {
         return Ok(format!("{free} of {size} are free, `min_free` keeps {kept}"));
@@ -159,9 +160,9 @@ mod tests {
             free: 10 << 30,
             size: 100 << 30,
         };
-        assert!(room(disk, 0).is_ok() && room(disk, 9 << 30).is_ok());
+        assert!(room(disk, Some(0)).is_ok() && room(disk, Some(9 << 30)).is_ok() && room(disk, None).is_ok());
         for min_free in [10 << 30, 900 << 30] {
-            let fatal = room(disk, min_free).unwrap_err();
+            let fatal = room(disk, Some(min_free)).unwrap_err();
             assert!(fatal.message.contains("10.0 GiB of 100.0 GiB"), "{fatal}");
         }
     }

@@ -15,6 +15,7 @@ use crate::control::{
     api::{JobReport, JobState},
     wire::Time,
 };
+pub use crate::error::size;
 
 /// Writes to standard output: without colour where that is not a terminal, or `NO_COLOR` is set.
 pub fn print(text: &str) -> io::Result<()> {
@@ -40,22 +41,6 @@ pub fn name(bytes: &[u8]) -> String {
 pub fn text(text: &str) -> String {
     let parts: Vec<_> = text.split('\\').map(|part| escape(part.as_bytes())).collect();
     parts.join("\\")
-}
-
-/// `1.5 MiB`.
-pub fn size(bytes: u64) -> String {
-    const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-    let (mut value, mut unit) = (bytes as f64, 0);
-    while value >= 1023.95 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    let unit = UNITS[unit];
-    if unit == "B" {
-        format!("{bytes} B")
-    } else {
-        format!("{value:.1} {unit}")
-    }
 }
 
 /// `2h 3m`: the two largest units, down to seconds.

@@ -196,7 +196,10 @@ fn inbox(report: &StatusReport) -> String {
     let row = |inbox: &InboxReport| {
         let cells = vec![
             render::name(inbox.raw_path()),
-            render::size(inbox.free_bytes),
+            match inbox.free_unknown {
+                true => "unknown".to_owned(),
+                false => render::size(inbox.free_bytes),
+            },
             inbox.received_files.to_string(),
             render::size(inbox.received_bytes),
             render::text(inbox.held.as_deref().unwrap_or_default()),

@@ -118,11 +118,15 @@ async fn an_offer_that_is_declined_is_a_sign_of_life_too() {
     break_off(&rig, &bytes, MIB).await;
     let rig = rig.restarted(|_| ()).await;
     rig.after(KEEP_IDLE - MOMENT).await;
-    let taken = rig
-        .inbox
-        .shared
-        .space
-        .reserve(u64::MAX / 2, u64::MAX, std::time::Instant::now());
+    let taken = rig.inbox.shared.space.reserve(
+        ANA,
+        u64::MAX / 2,
+        Some(Disk {
+            free: u64::MAX,
+            size: u64::MAX,
+        }),
+        std::time::Instant::now(),
+    );
     let declined = rig.link(ANA).opened(id(1), "big", bytes.len() as u64).await.1;
     assert_eq!(refused(&declined), DeclineReason::NoSpace);
     drop(taken);

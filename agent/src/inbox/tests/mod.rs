@@ -66,7 +66,7 @@ impl Rig {
             inbox: Some(config::Inbox {
                 path,
                 layout: Layout::Flat,
-                min_free: 0,
+                min_free: Some(0),
                 on_arrival: Vec::new(),
             }),
             peers: [("ana", ANA), ("bob", BOB)].map(peer).into(),

@@ -146,7 +146,7 @@ async fn a_full_disk_between_two_links_costs_no_second_reading() {
     break_off(&rig, &bytes, MIB).await;
     let_go(&rig).await;
     let mut full = rig.settings.clone();
-    full.inbox.as_mut().unwrap().min_free = u64::MAX / 2;
+    full.inbox.as_mut().unwrap().min_free = Some(u64::MAX / 2);
     rig.inbox.apply(&full);
     let declined = rig.link(ANA).opened(id(1), "big", bytes.len() as u64).await.1;
     assert_eq!(refused(&declined), DeclineReason::NoSpace);

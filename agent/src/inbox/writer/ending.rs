@@ -146,14 +146,7 @@ impl Writer<'_> {
 
     /// Promises the `need` of the unpacked folder: the stream itself is on the disk.
     fn make_room(&mut self, need: u64) -> Result<(), Answer> {
-        if self.reservation.has_lapsed(Instant::now()) {
-            self.reservation = admit::reserve(self.shared, &self.site, need)?;
-            return Ok(());
-        }
-        let more = need.saturating_sub(self.manifest.size);
-        let _until_then = admit::reserve(self.shared, &self.site, more)?;
-        self.reservation.returned(more);
-        Ok(())
+        admit::cover(&self.site, &mut self.reservation, need)
     }
 
     /// R6 and on.

@@ -1,0 +1,77 @@
+//! How much room there is where the inbox is.
+
+use std::io;
+
+use cap_std::fs::Dir;
+
+/// At most so many bytes stay free where the config says nothing...
+const MIN_FREE: u64 = 1 << 30;
+/// ...and at most this part of the disk.
+const MIN_FREE_PART: u64 = 20;
+
+/// The disk that a folder is on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Disk {
+    /// Bytes free for us.
+    pub free: u64,
+    /// Bytes in all.
+    pub size: u64,
+}
+
+impl Disk {
+    /// The disk that `folder` is on; None where its file system does not tell (0 of 0 blocks, as on ramfs and some FUSE) or
+    /// there is no such call: then only a full disk says no.
+    pub fn of(folder: &Dir) -> io::Result<Option<Disk>> {
+        #[cfg(unix)]
+        {
+            let stat = rustix::fs::fstatvfs(folder)?;
+            let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
+            Ok(Disk::told(bytes(stat.f_bavail), bytes(stat.f_blocks)))
+        }
+        #[cfg(not(unix))]
+        {
+            let _ = folder;
+            Ok(None)
+        }
+    }
+
+    #[cfg(unix)]
+    fn told(free: u64, size: u64) -> Option<Disk> {
+        (size > 0 || crate::fault::mutant("no-space-told")).then_some(Disk { free, size })
+    }
+
+    /// Bytes that stay free: as `configured`, else the smaller of 1 GiB and a twentieth of the disk.
+    pub fn min_free(&self, configured: Option<u64>) -> u64 {
+        configured.unwrap_or_else(|| MIN_FREE.min(self.size / MIN_FREE_PART))
+    }
+}
+
+/// A file-size limit must be an error (EFBIG), not the signal that kills.
+pub fn survive_file_size_limit() {
+    #[cfg(unix)]
+    // SAFETY: SIG_IGN is no handler, so nothing of ours runs in signal context.
+    unsafe {
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_told_is_not_taken_for_full() {
+        assert_eq!(Disk::told(0, 0), None);
+        assert_eq!(Disk::told(0, 5), Some(Disk { free: 0, size: 5 }), "a full one");
+    }
+
+    #[test]
+    fn what_stays_free_is_a_part_of_a_small_disk() {
+        let kept = |size: u64, configured| Disk { free: 0, size }.min_free(configured);
+        assert_eq!(kept(500 << 20, None), 25 << 20);
+        assert_eq!(kept(1 << 40, None), 1 << 30);
+        for configured in [0, 10 << 30] {
+            assert_eq!(kept(500 << 20, Some(configured)), configured);
+        }
+    }
+}

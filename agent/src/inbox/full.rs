@@ -1,0 +1,112 @@
+//! Whether files are declined for lack of space: a condition, told when it begins and when it ends, not for each file.
+
+use std::{
+    collections::HashSet,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use dropwire_protocol::TransferId;
+
+/// It is over once nothing that was declined waits any more, for so long: who was declined asks again every minute.
+const QUIET: Duration = Duration::from_secs(150);
+/// Or once nobody asked for so long: they have gone.
+const GONE: Duration = Duration::from_secs(900);
+/// Most declined transfers that are remembered; further ones are only counted.
+const MOST: usize = 4096;
+
+/// The condition of one inbox.
+#[derive(Default)]
+pub struct Full(Mutex<Option<Begun>>);
+
+struct Begun {
+    /// Those that were declined and wait.
+    waiting: HashSet<TransferId>,
+    /// How often it was said.
+    declined: u64,
+    /// When it was said last...
+    last: Instant,
+    /// ...and why.
+    text: String,
+}
+
+impl Full {
+    /// A transfer was declined because of this.
+    pub fn declined(&self, id: TransferId, text: &str, now: Instant) {
+        let mut full = self.lock();
+        end_if_over(&mut full, now);
+        let begun = full.get_or_insert_with(|| {
+            tracing::warn!(
+                reason = text,
+                "the inbox declines files for lack of space, from now on"
+            );
+            Begun {
+                waiting: HashSet::new(),
+                declined: 0,
+                last: now,
+                text: String::new(),
+            }
+        });
+        if begun.waiting.len() < MOST {
+            begun.waiting.insert(id);
+        }
+        begun.declined += 1;
+        begun.last = now;
+        text.clone_into(&mut begun.text);
+    }
+
+    /// It waits for room no more: it is taken, or was withdrawn.
+    pub fn waits_no_more(&self, id: TransferId) {
+        if let Some(begun) = &mut *self.lock() {
+            begun.waiting.remove(&id);
+        }
+    }
+
+    /// Why files are declined now, if they are.
+    pub fn reason(&self, now: Instant) -> Option<String> {
+        let mut full = self.lock();
+        end_if_over(&mut full, now);
+        full.as_ref()
+            .map(|begun| format!("files are declined: {}", begun.text))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Begun>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn end_if_over(full: &mut Option<Begun>, now: Instant) {
+    let over = full.as_ref().is_some_and(|begun| {
+        let since = now.saturating_duration_since(begun.last);
+        since >= GONE || begun.waiting.is_empty() && since >= QUIET
+    });
+    if over && let Some(begun) = full.take() {
+        tracing::info!(declined = begun.declined, "the inbox has space again");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_lasts_until_nobody_waits_any_more() {
+        let (full, start) = (Full::default(), Instant::now());
+        let id = |n| TransferId([n; 16]);
+        assert_eq!(full.reason(start), None);
+        full.declined(id(1), "5 B short", start);
+        full.declined(id(2), "6 B short", start);
+        assert_eq!(full.reason(start).unwrap(), "files are declined: 6 B short");
+        full.waits_no_more(id(1));
+        assert!(full.reason(start + QUIET).is_some(), "one waits");
+        full.declined(id(2), "6 B short", start + QUIET);
+        full.waits_no_more(id(2));
+        assert!(
+            full.reason(start + QUIET).is_some(),
+            "it may be declined again at once"
+        );
+        assert_eq!(full.reason(start + QUIET * 2), None);
+        full.declined(id(3), "7 B short", start);
+        assert_eq!(full.reason(start + GONE), None, "who asked has gone");
+    }
+}
