@@ -376,6 +376,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     ("R8-partial-dir", "the sync of the partials' folder", ORDER),
     ("R8-syncfs", "the one sync of many of the inbox's folders", ORDER),
     (
+        "unmake",
+        "folders made for a file that is not placed go again",
+        Inside(&["inbox::place::tests"]),
+    ),
+    (
         "alias-bound",
         "a peer's folders with other names are bounded",
         Inside(&["inbox::aliases::tests"]),

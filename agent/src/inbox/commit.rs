@@ -162,7 +162,10 @@ fn place_some(
                 chosen.push(place);
                 files.push(file);
             }
-            Err(answer) => not_placed(shared, site, &file, answer),
+            Err(answer) => {
+                opened.clear(); // of its folders some may be gone
+                not_placed(shared, site, &file, answer);
+            }
         }
     }
     let intents: Vec<_> = files.into_iter().zip(sign(shared, chosen)).collect();
@@ -180,19 +183,22 @@ fn place_some(
         return;
     }
     let mut placed = Vec::with_capacity(intents.len());
-    for (file, intent) in intents {
-        match name(
-            shared,
-            site,
-            file.claim.key(),
-            &file.manifest,
-            intent,
-            file.keep.as_ref(),
-        ) {
-            Ok(intent) => placed.push((file, intent)),
-            Err(answer) => file.reply.end(answer),
+    let mut of_no_use = Vec::new();
+    for (file, mut intent) in intents {
+        let made = intent.place.take_made();
+        let (key, keep) = (file.claim.key(), file.keep.as_ref());
+        match name(shared, site, key, &file.manifest, intent, keep) {
+            Ok(intent) => {
+                made.stays();
+                placed.push((file, intent));
+            }
+            Err(answer) => {
+                of_no_use.push(made);
+                file.reply.end(answer);
+            }
         }
     }
+    drop(of_no_use); // after the last one that may have used these folders
     if placed.is_empty() {
         return;
     }

@@ -19,7 +19,7 @@ use super::{
     naming::{self, Names},
     site::Site,
 };
-use crate::{durable, io_error::blames_the_name};
+use crate::{durable, fault, io_error::blames_the_name};
 
 /// How many names' next numbers are remembered.
 const REMEMBERED: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
@@ -49,6 +49,7 @@ pub struct Place {
     pub names: Names,
     /// Is the folder that holds the file on another file system than the partials?
     pub is_elsewhere: bool,
+    made: Made,
     places: Arc<Places>,
 }
 
@@ -129,6 +130,7 @@ impl Places {
             aliases: Vec::new(),
             names,
             is_elsewhere: false,
+            made: Made::default(),
             opened,
         };
         let offered: Vec<&[u8]> = path.components().collect();
@@ -151,6 +153,7 @@ impl Places {
             aliases: walk.aliases,
             names,
             is_elsewhere: walk.is_elsewhere,
+            made: walk.made,
             places: self.clone(),
         })
     }
@@ -185,9 +188,13 @@ impl Places {
         let chosen = names.numbered_folder(&name, number);
         let path = joined(path, &chosen);
         let dir = dir.clone();
-        let next = reuse(walk.opened, &path, || {
-            durable::open_or_make_dir(&dir, &os_name(&chosen))
-        })?;
+        let next = match walk.opened.get(&path) {
+            Some(open) => open.clone(),
+            None => {
+                walk.made.make(&dir, os_name(&chosen))?;
+                reuse(walk.opened, &path, || dir.open_dir_nofollow(os_name(&chosen)))?
+            }
+        };
         let meta = next.dir_metadata()?;
         walk.is_elsewhere = site.is_elsewhere(&meta);
         if site.is_own(&meta) {
@@ -252,6 +259,11 @@ impl Places {
 }
 
 impl Place {
+    /// The folders that were made for it, to be let go of after all files that may share them.
+    pub fn take_made(&mut self) -> Made {
+        std::mem::take(&mut self.made)
+    }
+
     /// The folder that holds the file.
     pub fn parent(&self) -> io::Result<&Dir> {
         let last = self.folders.last().map(|(_, dir)| &**dir);
@@ -301,7 +313,39 @@ struct Walk<'a> {
     aliases: Vec<(Vec<u8>, Option<Vec<u8>>)>,
     names: Names,
     is_elsewhere: bool,
+    made: Made,
     opened: &'a mut Opened,
+}
+
+/// Folders made on the way to a place; unless a file is put there they go again, as long as nothing else is in them.
+#[derive(Default)]
+pub struct Made(Vec<(Arc<Dir>, OsString)>);
+
+impl Made {
+    /// A file was put there.
+    pub fn stays(mut self) {
+        self.0.clear();
+    }
+
+    /// Makes a folder where it is missing.
+    fn make(&mut self, parent: &Arc<Dir>, name: OsString) -> io::Result<()> {
+        match durable::make_dir(parent, &name) {
+            Ok(()) => self.0.push((parent.clone(), name)),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(e),
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        while let Some((parent, name)) = self.0.pop() {
+            if fault::mutant("unmake") || parent.remove_dir(name).is_err() {
+                return; // somebody uses it
+            }
+        }
+    }
 }
 
 impl Walk<'_> {
@@ -530,5 +574,27 @@ mod tests {
             &mut Opened::new(),
         );
         assert!(matches!(bad.map(drop), Err(PlaceError::BadName(_))));
+    }
+
+    #[test]
+    fn folders_made_for_nothing_go_and_others_stay() {
+        let (temp, site) = site();
+        let places = Places::new(Vec::new());
+        std::fs::create_dir(temp.path().join("a")).unwrap();
+        let choose = |path: &[u8]| {
+            let path = RemotePath::parse(path).unwrap();
+            let mut opened = Opened::new();
+            places.choose(&site, site.names, ANA, None, &path, Kind::File, &mut opened)
+        };
+        let there = |path: &str| temp.path().join(path).exists();
+        let place = choose(b"a/b/c/file").unwrap();
+        std::fs::create_dir(temp.path().join("a/b/other")).unwrap();
+        assert!(there("a/b/c"));
+        drop(place);
+        assert!(!there("a/b/c") && there("a/b/other"), "only what nobody uses");
+        let mut place = choose(b"a/d/file").unwrap();
+        place.take_made().stays();
+        drop(place);
+        assert!(there("a/d"));
     }
 }
