@@ -15,8 +15,8 @@ pub fn set(shared: &Shared, peer: AgentId, times: &[LateTime]) {
     }
     let keys: Vec<_> = times.iter().map(|late| (peer, late.id)).collect();
     let files = shared.db.call_blocking(move |tx| {
-        let file = |key| ledger::delivered_file(tx, key);
-        keys.into_iter().map(file).collect::<rusqlite::Result<Vec<_>>>()
+        let file = |key: &_| ledger::delivered_file(tx, *key);
+        keys.iter().map(file).collect::<rusqlite::Result<Vec<_>>>()
     });
     let (Ok(files), Ok(site)) = (files, shared.gate.last_seen()) else {
         return;

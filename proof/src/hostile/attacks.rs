@@ -122,7 +122,7 @@ async fn unknown_ids(link: &mut Link, chance: &mut Chance) -> io::Result<()> {
     loop {
         let ids: Vec<_> = (0..200).map(|_| fresh(chance)).collect();
         link.say(ids.iter().map(|id| withdraw(*id))).await?;
-        link.say([Message::Forget(Forget { ids })]).await?;
+        link.say([Message::Forget(Forget { ids, times: None })]).await?;
         link.listen().await?;
         if chance.percent(20) {
             let (id, serial) = (fresh(chance), chance.below(3));

@@ -96,7 +96,8 @@ async fn of_a_peer_near_its_bound_those_go_whose_outcome_it_has() {
         link.send(id(n), &format!("file{n}"), b"bytes").await;
     }
     let ids: Vec<_> = (1..=10).map(id).collect();
-    link.command(Command::Forget { ids }).await;
+    let times = Vec::new();
+    link.command(Command::Forget { ids, times }).await;
     assert!(matches!(link.next().await, Outcome::Forgotten { .. }));
     let counted = rig.db.read(ledger::tally).await.unwrap();
     let [(ANA, rows)] = counted[..] else {
