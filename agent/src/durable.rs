@@ -127,14 +127,26 @@ pub fn create_private(dir: &Dir, name: &OsStr) -> io::Result<File> {
     Ok(dir.open_with(name, &options)?.into_std())
 }
 
+/// Makes a folder for others, as mkdir(1) does: 0777 less the umask, or what the folder that it is made in hands on.
+/// Otherwise as [`make_dir`].
+pub fn make_shared_dir(dir: &Dir, name: &OsStr) -> io::Result<()> {
+    make_dir_with(dir, name, 0o777)
+}
+
 /// Makes a folder (0755 less the umask); `AlreadyExists` for anything that has the name. The name is durable only after
 /// [`sync_dir`] of `dir`.
 pub fn make_dir(dir: &Dir, name: &OsStr) -> io::Result<()> {
+    make_dir_with(dir, name, 0o755)
+}
+
+fn make_dir_with(dir: &Dir, name: &OsStr, mode: u32) -> io::Result<()> {
     one_component(name)?;
     #[allow(unused_mut)] // only Unix has modes
     let mut builder = cap_std::fs::DirBuilder::new();
     #[cfg(unix)]
-    cap_std::fs::DirBuilderExt::mode(&mut builder, 0o755);
+    cap_std::fs::DirBuilderExt::mode(&mut builder, mode);
+    #[cfg(not(unix))]
+    let _ = mode;
     dir.create_dir_with(name, &builder)
 }
 

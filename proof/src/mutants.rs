@@ -322,6 +322,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         "an unpacked folder is compared with its stream before it is placed",
         TAKEN,
     ),
+    (
+        "R5-rights",
+        "what arrives gets the group and the access list that its folder hands on",
+        Inside(&["inbox::tests::team"]),
+    ),
     ("R6-there", "only the partial that was verified is placed", TAKEN),
     ("R6-salt", "nobody can guess a receipt that was not given", FLOWS),
     ("R6", "the commit of the intent", FLOWS),

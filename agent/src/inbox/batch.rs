@@ -19,6 +19,7 @@ use super::{
     memory::Taken,
     partial,
     reply::{Answer, Reply},
+    rights::{Known, Rights},
     site::Site,
     space::Reservation,
 };
@@ -109,9 +110,10 @@ fn store(shared: &Arc<Shared>, batch: Vec<Small>) {
 /// R2 to R9 with one syncfs. Gives the batch back when that failed; then nothing of it is on the disk.
 fn store_together(shared: &Arc<Shared>, site: &Site, batch: Vec<Small>) -> Option<Vec<Small>> {
     let anchor = site.anchor(); // before the first write: errors count from here
+    let mut known = Known::new();
     let written: Vec<_> = batch
         .into_iter()
-        .filter_map(|small| write(site, small))
+        .filter_map(|small| write(shared, site, small, &mut known))
         .map(|Written { small, inode, .. }| (small, inode))
         .collect();
     match anchor.and_then(|a| fault::step("R5-syncfs", || durable::sync_filesystem(&a))) {
@@ -131,7 +133,10 @@ fn store_together(shared: &Arc<Shared>, site: &Site, batch: Vec<Small>) -> Optio
 
 /// R2 to R9, each file synced for itself.
 fn store_each(shared: &Arc<Shared>, site: &Site, batch: impl Iterator<Item = Small>) {
-    let written: Vec<_> = batch.filter_map(|small| write(site, small)).collect();
+    let mut known = Known::new();
+    let written: Vec<_> = batch
+        .filter_map(|small| write(shared, site, small, &mut known))
+        .collect();
     let mut synced = Vec::with_capacity(written.len());
     for Written { small, inode, file } in written {
         match fault::step("R5-small", || durable::sync_file(&file)) {
@@ -161,11 +166,13 @@ struct Written {
 }
 
 /// R2, R3 and the first half of R5. None: it cannot be written, and is refused.
-fn write(site: &Site, small: Small) -> Option<Written> {
+fn write(shared: &Shared, site: &Site, small: Small, known: &mut Known) -> Option<Written> {
+    let (key, path) = (small.claim.key(), &small.manifest.path);
+    let rights = Rights::expected(shared, site, key, path, known);
     let write = || -> io::Result<(u64, File)> {
         let file = partial::create(site, small.claim.key())?;
         partial::write_at(&file, 0, &small.bytes)?;
-        partial::dress(&file, site.mode, small.manifest.mtime);
+        partial::dress(&file, &rights, small.manifest.mtime);
         Ok((partial::inode(&file)?, file))
     };
     match write() {

@@ -7,7 +7,6 @@
 
 use std::{
     ffi::OsStr,
-    fs::{File, FileTimes},
     io::{self, Write},
     sync::Arc,
 };
@@ -22,6 +21,7 @@ use super::{
     partial,
     place::Place,
     reply::Answer,
+    rights::{self, Rights},
     site::{PARTIALS, Site},
     unpack::{self, Failure, Target},
 };
@@ -40,10 +40,12 @@ pub fn give_name(
 ) -> io::Result<()> {
     let parent = place.parent()?;
     let staging = staging(site, place)?;
+    rights::hand_on_nothing(&staging);
+    let rights = Rights::of(parent, site.mode);
     let staged = partial::staged_name(key, manifest.kind);
     let named = match manifest.kind {
-        Kind::File => copy(site, key, placing, &staging),
-        Kind::Folder => unpack(site, key, placing, &staging),
+        Kind::File => copy(site, key, manifest, placing, &staging, &rights),
+        Kind::Folder => unpack(site, key, placing, &staging, &rights),
     }
     .and_then(|()| durable::rename_noreplace(&staging, &staged, parent, &place.name));
     if let Err(error) = named {
@@ -77,7 +79,14 @@ fn staging(site: &Site, place: &Place) -> io::Result<Dir> {
     }
 }
 
-fn copy(site: &Site, key: Key, placing: &Placing, staging: &Dir) -> io::Result<()> {
+fn copy(
+    site: &Site,
+    key: Key,
+    manifest: &Manifest,
+    placing: &Placing,
+    staging: &Dir,
+    rights: &Rights,
+) -> io::Result<()> {
     let partial = partial::open(site, key)?.ok_or(io::ErrorKind::NotFound)?;
     let name = partial::file_name(key);
     let mut copy = partial::create_in(staging, &name)?;
@@ -99,22 +108,13 @@ fn copy(site: &Site, key: Key, placing: &Placing, staging: &Dir) -> io::Result<(
             "the partial reads back otherwise than it was written",
         ));
     }
-    take_over(&partial, &copy);
+    partial::dress(&copy, rights, manifest.mtime);
     fault::step("R7-elsewhere-file", || durable::sync_file(&copy))?;
     fault::step("R7-elsewhere-partial", || durable::sync_dir(staging))
 }
 
-/// Times and permissions; failing at that is no reason to keep the file back.
-fn take_over(from: &File, to: &File) {
-    let Ok(meta) = from.metadata() else { return };
-    let _ = to.set_permissions(meta.permissions());
-    if let Ok(modified) = meta.modified() {
-        let _ = to.set_times(FileTimes::new().set_modified(modified));
-    }
-}
-
 /// A folder is made of its stream once more, over there.
-fn unpack(site: &Site, key: Key, placing: &Placing, staging: &Dir) -> io::Result<()> {
+fn unpack(site: &Site, key: Key, placing: &Placing, staging: &Dir, rights: &Rights) -> io::Result<()> {
     let stream = partial::open(site, key)?.ok_or(io::ErrorKind::NotFound)?;
     let body = placing
         .receipt
@@ -124,7 +124,7 @@ fn unpack(site: &Site, key: Key, placing: &Placing, staging: &Dir) -> io::Result
         partials: staging,
         names: dialect::probe(staging),
         syncfs: durable::supports_syncfs(&durable::anchor(staging)?),
-        mode: site.mode,
+        rights: Arc::new(rights.clone()),
     };
     match unpack::unpack(&target, key, &stream, body.digest, &mut |_| true) {
         Ok(_) => Ok(()),

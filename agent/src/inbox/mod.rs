@@ -65,6 +65,7 @@ mod partial;
 mod place;
 mod recover;
 mod reply;
+mod rights;
 mod rule;
 mod seals;
 mod site;

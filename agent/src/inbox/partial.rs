@@ -17,7 +17,7 @@ use cap_std::fs::{Dir, Metadata, OpenOptions};
 use data_encoding::HEXLOWER;
 use dropwire_protocol::{AgentId, Kind, Mtime, RunningDigest, TransferId};
 
-use super::{claims::Key, ledger::Checkpoint, seals::Seals, site::Site};
+use super::{claims::Key, ledger::Checkpoint, rights::Rights, seals::Seals, site::Site};
 use crate::{durable, fault, id, remove_tree::remove_tree};
 
 /// Bytes read at once.
@@ -207,14 +207,8 @@ pub fn remove_all(dir: &Dir, name: &OsStr) -> io::Result<()> {
 
 /// The first half of R5: the file's permissions and times become those it will be seen with. Failing at that is no
 /// reason to keep the file back.
-pub fn dress(file: &File, mode: u32, mtime: Mtime) {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        let _ = file.set_permissions(std::fs::Permissions::from_mode(mode & 0o666));
-    }
-    #[cfg(not(unix))]
-    let _ = mode;
+pub fn dress(file: &File, rights: &Rights, mtime: Mtime) {
+    rights.give(file);
     set_mtime(file, mtime);
 }
 
@@ -454,7 +448,8 @@ mod tests {
             seconds: -5,
             nanos: 250_000_000,
         };
-        dress(&file, 0o6755, mtime);
+        let folder = Dir::open_ambient_dir(std::env::temp_dir(), cap_std::ambient_authority()).unwrap();
+        dress(&file, &Rights::of(&folder, 0o6755), mtime);
         let meta = file.metadata().unwrap();
         assert_eq!(meta.mode() & 0o7777, 0o644);
         assert_eq!((meta.mtime(), meta.mtime_nsec()), (-5, 250_000_000));

@@ -158,6 +158,21 @@ impl Places {
         })
     }
 
+    /// The names of the folders on the way to what `sender` calls `path`, as far as they can be told without a look.
+    pub fn way(&self, site: &Site, sender: AgentId, top: Option<&str>, path: &RemotePath) -> Vec<Vec<u8>> {
+        let offered: Vec<&[u8]> = path.components().collect();
+        let mut inner = self.lock();
+        let mut called = |offered: &[u8], component: &[u8]| {
+            let alias = inner.aliases.get(sender, offered);
+            alias.unwrap_or_else(|| site.names.mapped(component))
+        };
+        let top = top.map(|top| called(b"/", top.as_bytes()));
+        let folders =
+            (1..offered.len()).map(|depth| called(&offered[..depth].join(&b'/'), offered[depth - 1]));
+        let folders: Vec<_> = folders.collect();
+        top.into_iter().chain(folders).collect()
+    }
+
     /// One folder down. `offered` is its path as the sender calls it; a name taken by something else (a file, a
     /// symlink) becomes an alias that stays.
     fn descend(
@@ -329,7 +344,7 @@ impl Made {
 
     /// Makes a folder where it is missing.
     fn make(&mut self, parent: &Arc<Dir>, name: OsString) -> io::Result<()> {
-        match durable::make_dir(parent, &name) {
+        match durable::make_shared_dir(parent, &name) {
             Ok(()) => self.0.push((parent.clone(), name)),
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
             Err(e) => return Err(e),

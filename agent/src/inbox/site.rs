@@ -13,7 +13,7 @@ use std::{
 use cap_fs_ext::{DirExt, MetadataExt};
 use cap_std::fs::{Dir, Metadata};
 
-use super::{dialect, named::Named, naming::Names};
+use super::{dialect, named::Named, naming::Names, rights};
 use crate::{
     durable::{self, How},
     error::shown,
@@ -101,6 +101,7 @@ impl Site {
                 hopeless: true,
             });
         }
+        rights::hand_on_nothing(&partials);
         let (how, mode) = probe(&partials).map_err(|e| match e.kind() {
             io::ErrorKind::Unsupported => Trouble {
                 reason: format!(

@@ -6,6 +6,7 @@
 use std::{
     fs::File,
     io::{self, BufReader, Read, Seek, SeekFrom, Write},
+    sync::Arc,
 };
 
 use cap_fs_ext::DirExt;
@@ -22,6 +23,7 @@ use super::{
     partial,
     place::os_name,
     reply::{Answer, spoils},
+    rights::Rights,
     rule,
     site::Site,
 };
@@ -79,18 +81,18 @@ pub struct Target<'a> {
     pub names: Names,
     /// May many files be made durable at once?
     pub syncfs: bool,
-    /// A new file's permissions.
-    pub mode: u32,
+    /// What files and folders get there.
+    pub rights: Arc<Rights>,
 }
 
 impl Target<'_> {
     /// Among the inbox's partials.
-    pub fn of(site: &Site) -> Target<'_> {
+    pub fn of(site: &Site, rights: Arc<Rights>) -> Target<'_> {
         Target {
             partials: &site.partials,
             names: site.names,
             syncfs: site.syncfs,
-            mode: site.mode,
+            rights,
         }
     }
 }
@@ -112,6 +114,7 @@ pub fn unpack(
     let anchor = target.syncfs.then(|| durable::anchor(partials));
     let anchor = anchor.transpose().map_err(making)?;
     let top = make_dir(partials, &name).map_err(making)?;
+    target.rights.give_folder(&durable::anchor(&top).map_err(making)?);
     let mut unpacking = Unpacking {
         target,
         each: anchor.is_none(),
@@ -239,7 +242,7 @@ impl Unpacking<'_> {
                     seconds: mtime,
                     nanos: 0,
                 };
-                partial::dress(&file, self.target.mode, mtime);
+                partial::dress(&file, &self.target.rights, mtime);
                 if self.each {
                     fault::step("R5-folder-file", || durable::sync_file(&file)).map_err(failed)?;
                 }
@@ -289,7 +292,7 @@ impl<R: Read> Read for Hashing<R> {
 
 /// A new folder, which only we made.
 fn make_dir(parent: &Dir, name: &std::ffi::OsStr) -> io::Result<Dir> {
-    durable::make_dir(parent, name)?;
+    durable::make_shared_dir(parent, name)?;
     parent.open_dir_nofollow(name)
 }
 

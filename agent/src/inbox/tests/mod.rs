@@ -11,6 +11,8 @@ mod recovery;
 mod resume;
 #[cfg(target_os = "linux")]
 mod taken;
+#[cfg(target_os = "linux")]
+mod team;
 mod whole;
 
 use std::{

@@ -7,6 +7,10 @@ use dropwire_protocol::{AgentId, RemotePath, TransferId, bundle::END};
 
 use super::*;
 
+fn target(site: &Site) -> Target<'_> {
+    Target::of(site, Arc::new(Rights::of(&site.root, site.mode)))
+}
+
 struct Place {
     temp: tempfile::TempDir,
     site: Site,
@@ -29,7 +33,7 @@ impl Place {
         let mut hash = RunningDigest::default();
         hash.update(stream);
         survey(&file)?;
-        unpack(&Target::of(&self.site), KEY, &file, hash.value(), &mut |_| true)
+        unpack(&target(&self.site), KEY, &file, hash.value(), &mut |_| true)
     }
 
     fn folder(&self) -> PathBuf {
@@ -213,10 +217,10 @@ fn what_reads_back_otherwise_is_refused() {
         hash.update(&stream(&[("a", Some(b"other"))]));
         hash.value()
     };
-    let (reason, _) = refused(unpack(&Target::of(&place.site), KEY, &file, other, &mut |_| true));
+    let (reason, _) = refused(unpack(&target(&place.site), KEY, &file, other, &mut |_| true));
     assert_eq!(reason, DeclineReason::DiskError);
     assert!(matches!(
-        unpack(&Target::of(&place.site), KEY, &file, other, &mut |_| false),
+        unpack(&target(&place.site), KEY, &file, other, &mut |_| false),
         Err(Failure::Stopped)
     ));
 }

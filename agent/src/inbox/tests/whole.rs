@@ -120,13 +120,9 @@ async fn recovered(change: impl FnOnce(&Path, &Path)) -> (Rig, Receipt, Outcome)
     let site = rig.inbox.shared.gate.last_seen().unwrap();
     let file = partial::create(&site, key).unwrap();
     partial::write_at(&file, 0, &stream).unwrap();
-    let unpacked = unpack::unpack(
-        &unpack::Target::of(&site),
-        key,
-        &file,
-        digest(&stream),
-        &mut |_| true,
-    );
+    let rights = Arc::new(rights::Rights::of(&site.root, site.mode));
+    let target = unpack::Target::of(&site, rights);
+    let unpacked = unpack::unpack(&target, key, &file, digest(&stream), &mut |_| true);
     let Ok(inode) = unpacked else {
         panic!("it is sound")
     };

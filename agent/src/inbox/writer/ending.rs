@@ -1,6 +1,6 @@
 //! How the work on a large partial ends: kept, given up, or committed.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use dropwire_protocol::{Kind, message::DeclineReason};
 
@@ -13,6 +13,7 @@ use crate::{
         commit::{self, Ready, Whole},
         ledger, partial,
         reply::{Answer, Reply, spoils},
+        rights::{Known, Rights},
         unpack::{self, Target},
     },
 };
@@ -91,7 +92,7 @@ impl Writer<'_> {
         if self.manifest.kind == Kind::Folder {
             return self.commit_folder(reply);
         }
-        partial::dress(self.output.file(), self.site.mode, self.manifest.mtime);
+        partial::dress(self.output.file(), &self.rights(), self.manifest.mtime);
         let durable = fault::step("R5-partial", || durable::sync_file(self.output.file()))
             .and_then(|()| fault::step("R5-partial-dir", || durable::sync_dir(&self.site.partials)))
             .and_then(|()| partial::inode(self.output.file()));
@@ -107,23 +108,23 @@ impl Writer<'_> {
         }
     }
 
+    fn rights(&self) -> Arc<Rights> {
+        let (key, path) = (self.claim.key(), &self.manifest.path);
+        Rights::expected(self.shared, &self.site, key, path, &mut Known::new())
+    }
+
     /// The same for a whole folder, which is unpacked first. A newer link waits for that, and then finds it delivered:
     /// if it began anew, a link that breaks often would never see the end.
     fn commit_folder(mut self, reply: Reply) {
         let unpacked = unpack::survey(self.output.file()).and_then(|need| {
             self.make_room(need).map_err(unpack::Failure::NotNow)?;
             let (key, digest) = (self.claim.key(), self.digest.value());
+            let target = Target::of(&self.site, self.rights());
             let (reservation, cancel) = (&mut self.reservation, &self.shared.cancel);
-            unpack::unpack(
-                &Target::of(&self.site),
-                key,
-                self.output.file(),
-                digest,
-                &mut |bytes| {
-                    reservation.used(bytes, Instant::now());
-                    !cancel.is_cancelled()
-                },
-            )
+            unpack::unpack(&target, key, self.output.file(), digest, &mut |bytes| {
+                reservation.used(bytes, Instant::now());
+                !cancel.is_cancelled()
+            })
         });
         match unpacked {
             Ok(inode) => self.place(inode, reply),
