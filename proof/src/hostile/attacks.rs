@@ -111,6 +111,9 @@ impl Attack {
     }
 }
 
+/// So many folders are made at the top: more would take longer to clear away than to make.
+const FOLDERS: u64 = 200;
+
 fn fresh(chance: &mut Chance) -> TransferId {
     let mut id = [0; 16];
     id[..8].copy_from_slice(&chance.number().to_le_bytes());
@@ -221,7 +224,7 @@ async fn deep_paths(link: &mut Link, chance: &mut Chance) -> io::Result<()> {
     loop {
         let mut messages = Vec::new();
         for _ in 0..10 {
-            let first = chance.below(100_000).to_string();
+            let first = chance.below(FOLDERS).to_string();
             let path = [&[first.as_str()][..], &["0123456789"; 126]].concat().join("/");
             messages.extend(link.file(fresh(chance), path.as_bytes(), b"deep"));
         }
@@ -232,7 +235,7 @@ async fn deep_paths(link: &mut Link, chance: &mut Chance) -> io::Result<()> {
 
 async fn file_where_a_folder_must_be(link: &mut Link, chance: &mut Chance) -> io::Result<()> {
     loop {
-        let name = chance.below(100_000);
+        let name = chance.below(FOLDERS);
         let mut messages = Vec::new();
         for path in [
             format!("t{name}"),
