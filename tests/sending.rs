@@ -155,6 +155,18 @@ fn what_was_archived_is_sent_again_and_an_outbox_keeps_the_rest() {
     assert!(ran.err().contains("never sent"), "{ran}");
 }
 
+/// The agent tells nobody what a link in an outbox leads to.
+#[test]
+fn why_follows_no_link() {
+    let pair = Pair::linked();
+    symlink("/dev", pair.laptop.outbox.join("link")).expect("a symlink");
+    for name in ["link/null", "link/missing"] {
+        let path = pair.laptop.outbox.join(name);
+        let ran = pair.laptop.run(&["why", path.to_str().expect("plain")]).exits(66);
+        assert!(ran.err().contains("there is no file"), "{ran}");
+    }
+}
+
 /// Neither the command nor the agent has more open at a time than a group of files.
 #[test]
 fn a_folder_of_more_files_than_may_be_open_is_sent() {

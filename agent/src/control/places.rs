@@ -20,6 +20,8 @@ pub(super) const OF_USER: usize = 64;
 pub(super) const IN_ALL: usize = 128;
 /// Most files that commands of one user have passed and that are still open.
 const FILES_OF_USER: usize = 4 * super::passing::GROUP;
+/// Most bytes of large requests of one user that are in memory.
+const BYTES_OF_USER: usize = 4 * 1024 * 1024;
 /// Most requests with files of one user that are worked on at a time: each may wait for a disk that does not answer.
 const COPIES_OF_USER: usize = 8;
 
@@ -44,6 +46,8 @@ pub(super) struct Allowance {
     pub files: Arc<Semaphore>,
     /// One for each request with files.
     pub copies: Arc<Semaphore>,
+    /// One for each byte of a large request.
+    pub bytes: Arc<Semaphore>,
 }
 
 #[derive(Debug)]
@@ -83,6 +87,7 @@ impl Places {
             allowance: Arc::new(Allowance {
                 files: Arc::new(Semaphore::new(FILES_OF_USER)),
                 copies: Arc::new(Semaphore::new(COPIES_OF_USER)),
+                bytes: Arc::new(Semaphore::new(BYTES_OF_USER)),
             }),
             connections: Vec::new(),
         });

@@ -26,7 +26,10 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use tokio::{sync::Mutex, time::timeout};
+use tokio::{
+    sync::{Mutex, OwnedSemaphorePermit},
+    time::timeout,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
@@ -157,8 +160,8 @@ fn router<A: Agent>(agent: Arc<A>) -> Router {
 /// Reads the whole request, within bounds, before anything is done for it. Only a `send` may go on after its answer.
 async fn ask(Extension(place): Extension<Arc<Place>>, request: Request, next: Next) -> Response {
     let (head, body) = request.into_parts();
-    let mut answer = match read(body).await {
-        Ok(body) => {
+    let mut answer = match read(body, &place).await {
+        Ok((body, _room)) => {
             let _work = place.work();
             next.run(Request::from_parts(head, Body::from(body))).await
         }
@@ -175,23 +178,37 @@ async fn ask(Extension(place): Extension<Arc<Place>>, request: Request, next: Ne
 #[derive(Clone)]
 struct GoesOn;
 
-async fn read(body: Body) -> Result<Bytes, Fatal> {
+/// The request's bytes, and the room that they take.
+async fn read(body: Body, place: &Place) -> Result<(Bytes, Option<OwnedSemaphorePermit>), Fatal> {
     let too_large = || {
         let text = "the request is larger than the agent takes (1 MiB)";
         Fatal::new(Exit::Usage, text).mend("name fewer at a time")
     };
-    let bounded = !crate::fault::mutant("control-request");
-    if bounded && body.size_hint().lower() > MAX_REQUEST as u64 {
+    if crate::fault::mutant("control-request") {
+        return Ok((
+            axum::body::to_bytes(body, usize::MAX).await.unwrap_or_default(),
+            None,
+        ));
+    }
+    if body.size_hint().lower() > u64::from(MAX_REQUEST) {
         return Err(too_large());
     }
-    let (most, limit) = if bounded {
-        (MAX_REQUEST, ASKING)
-    } else {
-        (usize::MAX, LONG)
+    let whole = async {
+        let size = body.size_hint().exact().and_then(|size| u32::try_from(size).ok());
+        let size = size.unwrap_or(MAX_REQUEST);
+        // Small ones never wait for room, so that large ones that do not come whole keep none of them out.
+        let room = match size > SMALL {
+            true => Arc::clone(&place.allowance().bytes)
+                .acquire_many_owned(size)
+                .await
+                .ok(),
+            false => None,
+        };
+        Ok((axum::body::to_bytes(body, MAX_REQUEST as usize).await?, room))
     };
-    let read = timeout(limit, axum::body::to_bytes(body, most)).await;
-    let read = read.map_err(|_| Fatal::new(Exit::Failed, "the request did not come whole in time"))?;
-    read.map_err(|_| too_large())
+    let late = |_| Fatal::new(Exit::Failed, "the request did not come whole in time");
+    let whole = timeout(ASKING, whole).await.map_err(late)?;
+    whole.map_err(|_: axum::Error| too_large())
 }
 
 async fn within(limit: Duration, request: Request, next: Next) -> Result<Response, Failed> {
@@ -348,7 +365,9 @@ fn late(limit: Duration) -> Fatal {
 }
 
 /// Most bytes of a request, its head aside.
-const MAX_REQUEST: usize = 1024 * 1024;
+const MAX_REQUEST: u32 = 1024 * 1024;
+/// A request of no more bytes takes none of its user's room.
+const SMALL: u32 = 64 * 1024;
 /// Most bytes of a request's head.
 const MAX_HEAD: usize = 64 * 1024;
 /// Within this a request's bytes come, once its head is there.

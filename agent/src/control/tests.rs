@@ -300,6 +300,23 @@ async fn a_request_that_does_not_come_whole_is_given_up() {
     assert!(said.unwrap().contains("did not come whole in time"));
 }
 
+/// Large requests that do not come whole take the room of large ones only.
+#[tokio::test]
+async fn large_requests_share_their_users_room() {
+    let served = serve(Fake::default());
+    let half = "POST /v1/why HTTP/1.1\r\ncontent-type: application/json\r\ncontent-length: 1048576\r\n\r\n{";
+    let mut halves = vec![];
+    for _ in 0..5 {
+        let mut stream = socket::connect(&served.path).await.unwrap();
+        stream.write_all(half.as_bytes()).await.unwrap();
+        halves.push(stream);
+    }
+    let job = |length| WhyQuery::Job("a".repeat(length));
+    served.client.why(&job(1000)).await.unwrap();
+    drop(halves);
+    served.client.why(&job(1_000_000)).await.unwrap();
+}
+
 #[tokio::test]
 async fn what_is_no_question_is_refused_and_the_server_lives_on() {
     let served = serve(Fake::default());

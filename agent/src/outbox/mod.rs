@@ -228,10 +228,17 @@ impl Outbox {
             return Some(format!("ignored: matches {pattern}"));
         }
         let suffix = self.shared.config.marker.as_deref();
-        let meta = std::fs::symlink_metadata(path).ok();
+        // Whoever asks may not be allowed to see what a link in the outbox leads to.
+        let look = |path: &RemotePath| {
+            let folder = confined::parent(&confined::root(root)?, path)?;
+            folder.symlink_metadata(confined::os_str(path.file_name())?)
+        };
+        let meta = look(&below).ok();
+        let beside = suffix.map(|suffix| [below.file_name(), suffix.as_bytes()].concat());
+        let beside = beside.and_then(|name| below.with_file_name(&name).ok());
         if let Some(file) = suffix.and_then(|suffix| marker::stem(below.file_name(), suffix))
             && self.shared.delivery_of(&below).is_none()
-            && !meta.as_ref().is_some_and(std::fs::Metadata::is_dir)
+            && !meta.as_ref().is_some_and(cap_std::fs::Metadata::is_dir)
         {
             if meta.is_some_and(|meta| meta.len() > 0) {
                 return Some(format!("not sent: {}", marker::HAS_BYTES));
@@ -259,8 +266,7 @@ impl Outbox {
         if !meta.is_file() {
             return (!meta.is_dir()).then(|| "not sent: it is not a regular file".into());
         }
-        let marker = std::ffi::OsString::from_iter([path.as_os_str(), suffix?.as_ref()]);
-        let there = std::fs::symlink_metadata(marker).is_ok_and(|m| m.is_file() && m.len() == 0);
+        let there = look(&beside?).is_ok_and(|m| m.is_file() && m.len() == 0);
         (!there).then(|| {
             format!(
                 "not sent: {}",
