@@ -238,9 +238,31 @@ fn write_and_name(
 /// For file systems that cannot rename without replacing. The new name is made durable before the old one goes, so
 /// that no order of writing leaves the file without a name.
 fn link_and_unlink(from_dir: &Dir, from: &OsStr, to_dir: &Dir, to: &OsStr) -> io::Result<()> {
-    from_dir.hard_link(from, to_dir, to)?;
+    match from_dir.hard_link(from, to_dir, to) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists && is_folder(from_dir, from) => {
+            return rename_folder(from_dir, from, to_dir, to);
+        }
+        linked => linked?,
+    }
     fault::step("link-dir", || sync_dir(to_dir))?;
     unlink(from_dir, from)
+}
+
+fn is_folder(dir: &Dir, name: &OsStr) -> bool {
+    dir.symlink_metadata(name).is_ok_and(|meta| meta.is_dir())
+}
+
+/// A folder cannot be linked, and need not be: a folder's rename replaces nothing but an empty folder.
+fn rename_folder(from_dir: &Dir, from: &OsStr, to_dir: &Dir, to: &OsStr) -> io::Result<()> {
+    if to_dir.symlink_metadata(to).is_ok() {
+        return Err(io::ErrorKind::AlreadyExists.into());
+    }
+    from_dir.rename(from, to_dir, to).map_err(|e| match e.kind() {
+        io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotADirectory => {
+            io::ErrorKind::AlreadyExists.into()
+        }
+        _ => e,
+    })
 }
 
 /// Anything but a single plain name is refused.
@@ -360,6 +382,23 @@ mod tests {
             assert!(!dir.exists("a"));
             dir.remove_file("c").unwrap();
         }
+    }
+
+    /// As on FUSE without a rename that never replaces.
+    #[cfg(unix)]
+    #[test]
+    fn a_folder_that_cannot_be_linked_is_renamed_and_replaces_nothing() {
+        let (_temp, dir) = folder();
+        let give = |from: &str, to: &str| give_name(How::Linked, &dir, from.as_ref(), &dir, to.as_ref());
+        dir.create_dir_all("a/inside").unwrap();
+        dir.create_dir("empty").unwrap();
+        dir.write("file", "old").unwrap();
+        dir.symlink("nowhere", "link").unwrap();
+        for taken in ["empty", "file", "link"] {
+            assert_eq!(give("a", taken).unwrap_err().kind(), AlreadyExists, "{taken}");
+        }
+        give("a", "b").unwrap();
+        assert!(dir.exists("b/inside") && !dir.exists("a"));
     }
 
     #[cfg(unix)]
