@@ -8,6 +8,7 @@ use super::{
     Shared,
     claims::Key,
     disk::Disk,
+    keeping,
     ledger::{self, Known, State},
     reply::{Answer, FULL_MS},
     rule,
@@ -71,6 +72,9 @@ pub fn takes_more(shared: &Shared, peer: AgentId) -> Result<(), Answer> {
     let full = |text: &str| Err(Answer::refused(DeclineReason::NoSpace, text, Some(FULL_MS)));
     if shared.db.is_short_of_room().is_some() && !fault::mutant("R1-state-disk") {
         return full("the disk of the receiver's state folder is nearly full (state_disk)");
+    }
+    if shared.tally.is_full(peer) && shared.tally.is_to_be_eased(Instant::now()) {
+        keeping::ease(&shared.db, &shared.tally)?;
     }
     if shared.tally.is_full(peer) && !fault::mutant("R1-rows") {
         return full(

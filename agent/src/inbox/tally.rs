@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use dropwire_protocol::{AgentId, Manifest};
@@ -17,6 +18,8 @@ const BYTES: u64 = 512 << 20;
 const SHARE: u64 = 4;
 /// What a row takes beside its path, place and receipt: the other columns, and its part of the indexes.
 pub const ROW: u64 = 256;
+/// The least time between two times that room is made for an offer.
+const AGAIN: Duration = Duration::from_secs(60);
 
 /// Rows of delivered transfers.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -53,6 +56,8 @@ impl Rows {
 pub struct Tally {
     bound: Rows,
     peers: Mutex<HashMap<AgentId, Rows>>,
+    /// When room was made for a peer at its bound.
+    eased: Mutex<Option<Instant>>,
 }
 
 impl Tally {
@@ -61,6 +66,7 @@ impl Tally {
         Tally {
             bound,
             peers: Mutex::new(counted.into_iter().collect()),
+            eased: Mutex::default(),
         }
     }
 
@@ -80,6 +86,16 @@ impl Tally {
     /// Has the peer as many as it may?
     pub fn is_full(&self, peer: AgentId) -> bool {
         self.exceeds(peer, 16)
+    }
+
+    /// Is room to be made now for a peer at its bound? Not more often than each minute, for all rows are counted then.
+    pub fn is_to_be_eased(&self, now: Instant) -> bool {
+        let mut eased = self.eased.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = eased.is_none_or(|last| now.saturating_duration_since(last) >= AGAIN);
+        if due {
+            *eased = Some(now);
+        }
+        due
     }
 
     /// The peers that come near their bound.

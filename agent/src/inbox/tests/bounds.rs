@@ -69,13 +69,21 @@ async fn a_peer_that_never_forgets_is_declined_at_its_bound_and_others_are_not()
             bytes: 1,
         },
     );
+    // Counted wrong, and so counted again, but not for each offer.
+    assert_eq!(offers(&rig, ANA, 40).await, [None; 3]);
+    tally.added(
+        ANA,
+        Rows {
+            number: 1 << 20,
+            bytes: 1,
+        },
+    );
     assert_eq!(offers(&rig, ANA, 10).await, NO_SPACE);
     assert_eq!(offers(&rig, BOB, 10).await, [None; 3]);
     assert_eq!(
         delivered_as(&rig.link(ANA).send(id(1), "before", b"bytes").await),
         "before"
     );
-    // Nothing of it can go, but it was counted wrong.
     rig.inbox.sweep().await.unwrap();
     assert_eq!(offers(&rig, ANA, 20).await, [None; 3]);
     tally.added(
