@@ -386,6 +386,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         Inside(&["inbox::place::tests"]),
     ),
     (
+        "inode-share",
+        "a share of the inbox's inodes stays free",
+        Inside(&["inbox::space::tests"]),
+    ),
+    (
         "alias-bound",
         "a peer's folders with other names are bounded",
         Inside(&["inbox::aliases::tests"]),

@@ -138,7 +138,8 @@ fn disk(site: &Site) -> Result<Option<Disk>, Answer> {
     Disk::of(&site.root).map_err(|e| Answer::io("asking how much is free", &e))
 }
 
-fn short(short: Short) -> Answer {
+/// How a lack of room is told.
+pub fn short(short: Short) -> Answer {
     Answer::refused(DeclineReason::NoSpace, short.to_string(), Some(FULL_MS))
 }
 

@@ -8,6 +8,8 @@ use cap_std::fs::Dir;
 const MIN_FREE: u64 = 1 << 30;
 /// ...and at most this part of the disk.
 const MIN_FREE_PART: u64 = 20;
+/// This part of the inodes stays free.
+const INODES_PART: u64 = 20;
 
 /// The disk that a folder is on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -16,6 +18,25 @@ pub struct Disk {
     pub free: u64,
     /// Bytes in all.
     pub size: u64,
+    /// None where the file system has no fixed number of them (btrfs), or does not tell.
+    pub inodes: Option<Inodes>,
+}
+
+/// How many files and folders a file system can still hold.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Inodes {
+    /// Not in use.
+    pub free: u64,
+    /// In all.
+    pub all: u64,
+}
+
+impl Inodes {
+    /// Are there only so many that they stay for others? A twentieth does: files without bytes, or folders in folders, cost
+    /// next to nothing on the wire.
+    pub fn are_short(&self) -> bool {
+        self.free < self.all / INODES_PART && !crate::fault::mutant("inode-share")
+    }
 }
 
 impl Disk {
@@ -26,7 +47,12 @@ impl Disk {
         {
             let stat = rustix::fs::fstatvfs(folder)?;
             let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
-            Ok(Disk::told(bytes(stat.f_bavail), bytes(stat.f_blocks)))
+            let inodes = (stat.f_files > 0).then_some(Inodes {
+                free: stat.f_favail,
+                all: stat.f_files,
+            });
+            let disk = Disk::told(bytes(stat.f_bavail), bytes(stat.f_blocks));
+            Ok(disk.map(|disk| Disk { inodes, ..disk }))
         }
         #[cfg(not(unix))]
         {
@@ -37,7 +63,11 @@ impl Disk {
 
     #[cfg(unix)]
     fn told(free: u64, size: u64) -> Option<Disk> {
-        (size > 0 || crate::fault::mutant("no-space-told")).then_some(Disk { free, size })
+        (size > 0 || crate::fault::mutant("no-space-told")).then_some(Disk {
+            free,
+            size,
+            inodes: None,
+        })
     }
 
     /// Bytes that stay free: as `configured`, else the smaller of 1 GiB and a twentieth of the disk.
@@ -62,12 +92,12 @@ mod tests {
     #[test]
     fn what_is_not_told_is_not_taken_for_full() {
         assert_eq!(Disk::told(0, 0), None);
-        assert_eq!(Disk::told(0, 5), Some(Disk { free: 0, size: 5 }), "a full one");
+        assert_eq!(Disk::told(0, 5).map(|disk| disk.size), Some(5), "a full one");
     }
 
     #[test]
     fn what_stays_free_is_a_part_of_a_small_disk() {
-        let kept = |size: u64, configured| Disk { free: 0, size }.min_free(configured);
+        let kept = |size: u64, configured| Disk::told(0, size).unwrap().min_free(configured);
         assert_eq!(kept(500 << 20, None), 25 << 20);
         assert_eq!(kept(1 << 40, None), 1 << 30);
         for configured in [0, 10 << 30] {

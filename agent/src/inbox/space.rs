@@ -14,7 +14,7 @@ use std::{
 
 use dropwire_protocol::AgentId;
 
-use super::disk::Disk;
+use super::disk::{Disk, Inodes};
 use crate::{error::size, fault};
 
 /// The time over which a transfer's pace is measured; a new promise holds so long whatever comes.
@@ -91,25 +91,42 @@ impl Promise {
 
 /// What is missing; shown as a sentence's end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Short {
-    /// Bytes.
-    pub missing: u64,
-    /// What stays free.
-    pub min_free: u64,
-    /// What is promised to transfers that are under way.
-    pub promised: u64,
+pub enum Short {
+    /// Space.
+    Bytes {
+        /// So many.
+        missing: u64,
+        /// What stays free.
+        min_free: u64,
+        /// What is promised to transfers that are under way.
+        promised: u64,
+    },
+    /// Room for further files and folders, whatever their size.
+    Inodes(Inodes),
 }
 
 impl fmt::Display for Short {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [missing, min_free, promised] = [self.missing, self.min_free, self.promised].map(size);
-        write!(
-            f,
-            "not enough space: {missing} short of what `min_free` ({min_free}) reserves"
-        )?;
-        match self.promised {
-            0 => Ok(()),
-            _ => write!(f, " and transfers under way still need ({promised})"),
+        match *self {
+            Short::Bytes {
+                missing,
+                min_free,
+                promised,
+            } => {
+                let [missing, min_free, promises] = [missing, min_free, promised].map(size);
+                write!(
+                    f,
+                    "not enough space: {missing} short of what `min_free` ({min_free}) reserves"
+                )?;
+                match promised {
+                    0 => Ok(()),
+                    _ => write!(f, " and transfers under way still need ({promises})"),
+                }
+            }
+            Short::Inodes(Inodes { free, all }) => write!(
+                f,
+                "the inbox's disk has room for only {free} more files and folders of {all}, and a twentieth stays free"
+            ),
         }
     }
 }
@@ -184,6 +201,9 @@ impl Promises {
         let Some(disk) = disk else {
             return Ok(());
         };
+        if let Some(inodes) = disk.inodes.filter(Inodes::are_short) {
+            return Err(Short::Inodes(inodes));
+        }
         let min_free = disk.min_free(self.min_free);
         let usable = disk.free.saturating_sub(min_free);
         let mut holds: HashMap<AgentId, u64> = HashMap::new();
@@ -204,7 +224,7 @@ impl Promises {
         // The whole offer must fit beside what `min_free` keeps, also where the disk has less than that.
         let wanted = fair.saturating_add(bytes).saturating_add(min_free);
         if wanted > disk.free {
-            return Err(Short {
+            return Err(Short::Bytes {
                 missing: wanted - disk.free,
                 min_free,
                 promised: fair,
@@ -278,11 +298,39 @@ mod tests {
     const C: AgentId = AgentId([3; 32]);
 
     fn free(free: u64) -> Option<Disk> {
-        Some(Disk { free, size: 1 << 40 })
+        Some(Disk {
+            free,
+            size: 1 << 40,
+            inodes: None,
+        })
     }
 
     fn missing(answer: Result<Reservation, Short>) -> u64 {
-        answer.err().map_or(0, |short| short.missing)
+        match answer.err() {
+            Some(Short::Bytes { missing, .. }) => missing,
+            _ => 0,
+        }
+    }
+
+    #[test]
+    fn a_share_of_the_inodes_is_kept() {
+        let (space, now) = (Space::new(None), Instant::now());
+        let disk = |free| {
+            let inodes = Some(Inodes { free, all: 1000 });
+            Some(Disk {
+                free: 1 << 40,
+                size: 1 << 40,
+                inodes,
+            })
+        };
+        assert!(space.reserve(A, 0, disk(50), now).is_ok());
+        let short = space.reserve(A, 0, disk(49), now).err().unwrap();
+        assert!(
+            short
+                .to_string()
+                .contains("only 49 more files and folders of 1000"),
+            "{short}"
+        );
     }
 
     #[test]

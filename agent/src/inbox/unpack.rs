@@ -18,7 +18,9 @@ use dropwire_protocol::{
 };
 
 use super::{
+    admit,
     claims::Key,
+    disk::{Disk, Inodes},
     naming::Names,
     partial,
     place::os_name,
@@ -26,9 +28,12 @@ use super::{
     rights::Rights,
     rule,
     site::Site,
+    space::Short,
 };
 use crate::{durable, fault, io_error::blames_the_name};
 
+/// Files and folders that are made between two looks at how many inodes are left.
+const LOOK_AT_INODES: u64 = 256;
 /// Bytes copied at once.
 const COPY: usize = 256 * 1024;
 /// What a file system takes at least for an entry, and rounds a file's bytes up to.
@@ -127,7 +132,12 @@ pub fn unpack(
     };
     let mut reader = Reader::new(BufReader::with_capacity(COPY, hashing));
     let mut first = Some(top);
+    let mut made = 0_u64;
     while let Some(entry) = reader.next().map_err(refusal)? {
+        if made.is_multiple_of(LOOK_AT_INODES) {
+            keep_inodes(partials)?;
+        }
+        made += 1;
         if !wrote(0) {
             return Err(Failure::Stopped);
         }
@@ -154,6 +164,15 @@ pub fn unpack(
         Ok(true) => Ok(inode),
         Ok(false) => Err(Failure::NotNow(rule::taken())),
         Err(e) => Err(making(e)),
+    }
+}
+
+/// A folder of a million files without bytes is small on the wire.
+fn keep_inodes(partials: &Dir) -> Result<(), Failure> {
+    let disk = Disk::of(partials).ok().flatten(); // what cannot be asked is found out by making files
+    match disk.and_then(|disk| disk.inodes).filter(Inodes::are_short) {
+        None => Ok(()),
+        Some(inodes) => Err(Failure::NotNow(admit::short(Short::Inodes(inodes)))),
     }
 }
 

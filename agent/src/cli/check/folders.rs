@@ -159,6 +159,7 @@ mod tests {
         let disk = Disk {
             free: 10 << 30,
             size: 100 << 30,
+            inodes: None,
         };
         assert!(room(disk, Some(0)).is_ok() && room(disk, Some(9 << 30)).is_ok() && room(disk, None).is_ok());
         for min_free in [10 << 30, 900 << 30] {

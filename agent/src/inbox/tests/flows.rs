@@ -433,6 +433,7 @@ async fn room_that_others_have_taken_meanwhile_is_asked_for_again() {
         Some(Disk {
             free: u64::MAX,
             size: u64::MAX,
+            inodes: None,
         }),
         std::time::Instant::now(),
     );

@@ -124,6 +124,7 @@ async fn an_offer_that_is_declined_is_a_sign_of_life_too() {
         Some(Disk {
             free: u64::MAX,
             size: u64::MAX,
+            inodes: None,
         }),
         std::time::Instant::now(),
     );
