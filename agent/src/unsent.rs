@@ -31,14 +31,18 @@ pub const PATTERNS: &[(&str, Why)] = &[
     ("*.!ut", Why::Unfinished),
     ("*.!bt", Why::Unfinished),
     ("*.bc!", Why::Unfinished),
-    // File transfer: WinSCP, ProFTPD, Pure-FTPd, rsync.
+    // File transfer: WinSCP, ProFTPD, lftp, Nextcloud, Pure-FTPd, rsync.
     ("*.filepart", Why::Unfinished),
-    (".in.*.", Why::Unfinished),
+    (".in.*", Why::Unfinished),
+    (".*.~*", Why::Unfinished),
     (".pureftpd-upload.*", Why::Unfinished),
     (".rsync-partial", Why::Unfinished),
     // Editors and desktops that write beside a file and rename.
     ("*.tmp", Why::Unfinished),
     ("*.swp", Why::Unfinished),
+    (".*.sw[a-p]", Why::Unfinished),
+    ("*.kate-swp", Why::Unfinished),
+    ("#*#", Why::Unfinished),
     ("*.crswap", Why::Unfinished),
     (".goutputstream-*", Why::Unfinished),
     ("*.sb-????????-??????", Why::Unfinished),
@@ -102,8 +106,8 @@ pub enum Temporary {
 
 /// Is it a name under which rsync receives a file: hidden, with six letters and digits at random behind the last dot?
 ///
-/// One in twenty-five of rsync's has no capital letter, and so cannot be told from `.env.sample` or `.list.sha256`; one
-/// in two hundred has nothing else.
+/// People write words and numbers: `.env.sample`, `.list.sha256`, `.app.Config`, `.report.2024Q1`. One in twenty of rsync's
+/// looks so too: without a capital letter, without a small one, or with a capital at its beginning alone.
 pub fn is_rsync_temporary(name: &[u8]) -> Option<Temporary> {
     let visible = name.strip_prefix(b".")?;
     let dot = visible.iter().rposition(|b| *b == b'.').filter(|at| *at > 0)?;
@@ -111,10 +115,11 @@ pub fn is_rsync_temporary(name: &[u8]) -> Option<Temporary> {
     if suffix.len() != 6 || !suffix.iter().all(u8::is_ascii_alphanumeric) {
         return None;
     }
-    let capitals = suffix.iter().filter(|b| b.is_ascii_uppercase()).count();
-    Some(match capitals {
-        1..=5 => Temporary::Surely,
-        _ => Temporary::Perhaps,
+    let has = |part: &[u8], is: fn(&u8) -> bool| part.iter().any(is);
+    let mixes = has(&suffix[1..], u8::is_ascii_uppercase) && has(suffix, u8::is_ascii_lowercase);
+    Some(match mixes {
+        true => Temporary::Surely,
+        false => Temporary::Perhaps,
     })
 }
 
@@ -187,6 +192,15 @@ mod tests {
             (".Ab3dE9", None),
             (".config.backup", None),
             (".list.sha256", None),
+            (".app.Config", None),
+            (".report.2024Q1", None),
+            (".db.Backup", None),
+            (".report.pdf.~1a2b", Some(Unfinished)),
+            (".in.doc.pdf", Some(Unfinished)),
+            (".notes.txt.swo", Some(Unfinished)),
+            (".notes.txt.kate-swp", Some(Unfinished)),
+            ("#notes.txt#", Some(Unfinished)),
+            ("movie.swf", None),
             (".NOTES.BACKUP", None),
             (".report.pdf.Ab3dE", None),
             (".report.pdf.Ab3d-9", None),

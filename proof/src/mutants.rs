@@ -391,6 +391,16 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         Inside(&["inbox::space::tests"]),
     ),
     (
+        "kept-open",
+        "no passed descriptor of the job list is closed",
+        Inside(&["kept_open::tests"]),
+    ),
+    (
+        "S5-judged",
+        "a drop stays only if it still is the version that was judged",
+        QUEUE,
+    ),
+    (
         "alias-bound",
         "a peer's folders with other names are bounded",
         Inside(&["inbox::aliases::tests"]),

@@ -17,6 +17,7 @@ use tokio::{
 };
 
 use super::socket::Stream;
+use crate::kept_open;
 
 /// Most files of one request.
 pub const GROUP: usize = 16;
@@ -46,8 +47,14 @@ impl Drop for Passed {
             return;
         }
         let close = move || {
-            drop(files);
-            drop(permits);
+            // What is kept open for ever goes on to count.
+            let kept = files
+                .into_iter()
+                .filter_map(|file| (!kept_open::close(file)).then_some(()));
+            let mut permits = permits;
+            permits
+                .drain(..kept.count().min(permits.len()))
+                .for_each(OwnedSemaphorePermit::forget);
         };
         match tokio::runtime::Handle::try_current() {
             Ok(runtime) => drop(runtime.spawn_blocking(close)),

@@ -120,6 +120,7 @@ async fn work(
         Err(error) => {
             warn!(%error, "the job list failed");
             held.try_again(false);
+            held.lingers_until = None; // it is over already: the lane would begin again at once
             held
         }
     }
@@ -276,7 +277,8 @@ async fn ended(
             }
             Ok(Disposed::Changed) => {
                 info!(%path, "changed since it was delivered: stays, and is looked at as a new drop");
-                noted.push((disposal.drop, Some("changed since it was delivered".to_owned())));
+                let why = "changed since it was delivered".to_owned();
+                noted.push((disposal.drop, Some((disposal.found.version, why))));
                 changed.push(disposal);
             }
             Ok(Disposed::OtherBytes) => {

@@ -18,6 +18,7 @@ use super::{
 use crate::{
     fault,
     io_error::{self, Meaning, Wait},
+    kept_open,
 };
 
 /// What of the log's index has its blocks before the first use. SQLite maps that file into memory, where a block that the
@@ -62,6 +63,9 @@ pub(super) fn open(
         return Err(OpenError::Damaged(check).into());
     }
     let index = fault::step("index-blocks", || hold_index(path))?;
+    for suffix in ["", "-wal", "-shm"] {
+        kept_open::remember(&beside(path, suffix));
+    }
     migrations.to_latest(&mut connection).map_err(|e| match e {
         rusqlite_migration::Error::MigrationDefinition(DatabaseTooFarAhead) => {
             OpenError::Newer(e.to_string()).into()
@@ -110,15 +114,19 @@ fn configure(connection: &Connection) -> Result<(), Unopened> {
 
 /// Gives the log's index its blocks; see [`INDEX`]. None where the system has no call for it.
 fn hold_index(path: &Path) -> Result<Option<File>, Unopened> {
-    let mut name = path.as_os_str().to_owned();
-    name.push("-shm");
-    match allocated(&PathBuf::from(name)) {
+    match allocated(&beside(path, "-shm")) {
         Ok(index) => Ok(index),
         Err(error) => match io_error::meaning(&error) {
             Meaning::NotNow(wait) => Err(Unopened::NotNow(wait, error.to_string())),
             _ => Ok(None), // this file system cannot do it
         },
     }
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
 }
 
 #[cfg(target_os = "linux")]

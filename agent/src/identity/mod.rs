@@ -40,7 +40,12 @@ impl Identity {
         let cannot_open = |error| Fatal::io(format_args!("cannot open {}", shown(&path)), &error);
         let file = match open_if_there(&path).map_err(cannot_open)? {
             Some(file) => file,
-            None if !state_dir.join(JOB_LIST).exists() || fault::mutant("identity-lost") => return Ok(None),
+            // What cannot be looked at may be there.
+            None if matches!(state_dir.join(JOB_LIST).try_exists(), Ok(false))
+                || fault::mutant("identity-lost") =>
+            {
+                return Ok(None);
+            }
             // The key is made before the job list: where both are being made, it is there now.
             None => match open_if_there(&path).map_err(cannot_open)? {
                 Some(file) => file,

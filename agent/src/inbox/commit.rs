@@ -403,6 +403,22 @@ fn name(
                 }
                 return Ok(intent);
             }
+            // It may be ours: a file server did as asked, and its answer got lost.
+            Err(e)
+                if e.kind() == io::ErrorKind::AlreadyExists
+                    && how == How::Linked
+                    && site.lasting_inodes
+                    && matches!(
+                        rule::find(site, key, manifest, &intent.placing),
+                        Ok(Found::Linked)
+                    ) =>
+            {
+                make_certain(shared, site, &intent.place.folders)?;
+                partial::remove_staged(site, key, manifest.kind)
+                    .map_err(|e| Answer::io("removing the partial of a linked file", &e))?;
+                site.named.note(&intent.placing.receipt);
+                return Ok(intent);
+            }
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
             Err(e) if blames_the_name(&e) && way.names != Names::STRICT => way.names = Names::STRICT,
             Err(e) if e.kind() == io::ErrorKind::CrossesDevices && how != How::Copied => {
@@ -439,6 +455,10 @@ fn not_named(
         false => Answer::io("giving the file its name", error),
     };
     match rule::find(site, key, manifest, &intent.placing) {
+        Err(e) if is_lost(&e) => {
+            rule::give_up(shared, site, key, manifest.kind)?;
+            Err(failed)
+        }
         Err(_) => Err(failed), // the rule decides later
         Ok(Found::Named) => {
             site.named.note(&intent.placing.receipt);

@@ -8,8 +8,10 @@ use cap_std::fs::Dir;
 const MIN_FREE: u64 = 1 << 30;
 /// ...and at most this part of the disk.
 const MIN_FREE_PART: u64 = 20;
-/// This part of the inodes stays free.
+/// This part of the inodes stays free...
 const INODES_PART: u64 = 20;
+/// ...and at most so many.
+const MOST_INODES: u64 = 100_000;
 
 /// The disk that a folder is on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,7 +37,7 @@ impl Inodes {
     /// Are there only so many that they stay for others? A twentieth does: files without bytes, or folders in folders, cost
     /// next to nothing on the wire.
     pub fn are_short(&self) -> bool {
-        self.free < self.all / INODES_PART && !crate::fault::mutant("inode-share")
+        self.free < (self.all / INODES_PART).min(MOST_INODES) && !crate::fault::mutant("inode-share")
     }
 }
 

@@ -32,6 +32,7 @@ use crate::{
     db::DbError,
     durable::{self, How},
     fault,
+    io_error::{Meaning, meaning},
     version::Version,
 };
 
@@ -61,7 +62,15 @@ pub fn resolve(
         return Ok(Some(placing.receipt));
     }
     let unknown = |e: io::Error| Answer::io("looking for the partial", &e);
-    let placing = match find(site, key, manifest, &placing).map_err(unknown)? {
+    let found = match find(site, key, manifest, &placing) {
+        // A sync of what was found failed: asked again, it would be called good.
+        Err(e) if meaning(&e) == Meaning::Lost => {
+            give_up(shared, site, key, manifest.kind)?;
+            return Err(unknown(e));
+        }
+        found => found.map_err(unknown)?,
+    };
+    let placing = match found {
         Found::Linked => {
             // As when it was linked: the name that stays is durable before the other goes.
             let folders = place::existing_folders(site, &placing.place).map_err(unknown)?;

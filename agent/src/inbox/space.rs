@@ -125,7 +125,7 @@ impl fmt::Display for Short {
             }
             Short::Inodes(Inodes { free, all }) => write!(
                 f,
-                "the inbox's disk has room for only {free} more files and folders of {all}, and a twentieth stays free"
+                "the inbox's disk has room for only {free} more files and folders of {all}, and some stay free"
             ),
         }
     }

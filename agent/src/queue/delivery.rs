@@ -15,7 +15,7 @@ use super::{
 use crate::{
     db::DbError,
     fault,
-    version::{OutboxId, mtime_of},
+    version::{OutboxId, Version, mtime_of},
 };
 
 impl Queue {
@@ -76,14 +76,23 @@ impl Queue {
 
     /// These files left their outboxes (S6), or stay there because of the text. Where a version is not there any more,
     /// call [`Queue::left`] after that, or the next enqueued version of the path says so.
-    pub async fn disposed(&self, ended: Vec<(DropId, Option<String>)>, now_ms: i64) -> Result<(), DbError> {
+    ///
+    /// What stays was judged by this version: nothing, where the drop has come to be another one meanwhile.
+    pub async fn disposed(
+        &self,
+        ended: Vec<(DropId, Option<(Version, String)>)>,
+        now_ms: i64,
+    ) -> Result<(), DbError> {
         self.each(ended, move |db, (drop, stays), _: &mut Vec<()>| {
             if state_of(db, *drop)? != Some(DropState::Acknowledged) || fault::mutant("S6") {
                 return Ok(());
             }
             match stays {
                 None => change::leave(db, *drop),
-                Some(why) => stay(db, *drop, why, now_ms),
+                Some((judged, why)) if is_still(db, *drop, judged)? || fault::mutant("S5-judged") => {
+                    stay(db, *drop, why, now_ms)
+                }
+                Some(_) => Ok(()),
             }
         })
         .await
@@ -312,6 +321,22 @@ fn stay(db: &Connection, drop: DropId, why: &str, now_ms: i64) -> Result<()> {
     db.prepare_cached("UPDATE drops SET state = 1, problem = ? WHERE id = ?")?
         .execute(params![why, drop.0])?;
     Ok(())
+}
+
+fn is_still(db: &Connection, drop: DropId, version: &Version) -> Result<bool> {
+    db.prepare_cached(
+        "SELECT mtime_ns = ? AND inode = ? AND birth_ns = ? AND size = ? FROM drops WHERE id = ?",
+    )?
+    .query_row(
+        params![
+            version.mtime_ns,
+            version.inode.cast_signed(),
+            version.birth_ns,
+            version.size.cast_signed(),
+            drop.0
+        ],
+        |row| row.get(0),
+    )
 }
 
 fn state_of(db: &Connection, drop: DropId) -> Result<Option<DropState>> {

@@ -332,12 +332,22 @@ async fn an_acknowledged_version_is_still_disposed_of_beside_a_newer_one() {
     let drops = queue.delivered(vec![proof(old[0], 5)], 1).await.unwrap();
     let new = enqueue(&queue, 2, AfterSend::Delete, &[1]).await;
     assert!(new.superseded.is_empty());
-    assert_eq!(
-        queue.to_dispose(OUTBOX, DropId(0), 9).await.unwrap()[0].drop,
-        drops[0]
-    );
+    let first = queue
+        .to_dispose(OUTBOX, DropId(0), 9)
+        .await
+        .unwrap()
+        .swap_remove(0);
+    assert_eq!(first.drop, drops[0]);
+    let mut other = first.found.version;
+    other.mtime_ns += 1;
     queue
-        .disposed(vec![(drops[0], Some("changed".into()))], 2)
+        .disposed(vec![(drops[0], Some((other, "changed".into())))], 2)
+        .await
+        .unwrap();
+    let still = queue.to_dispose(OUTBOX, DropId(0), 9).await.unwrap();
+    assert_eq!(still[0].drop, drops[0], "another version was judged");
+    queue
+        .disposed(vec![(drops[0], Some((first.found.version, "changed".into())))], 2)
         .await
         .unwrap();
     assert!(

@@ -108,10 +108,10 @@ impl Disposal {
     }
 }
 
-/// Could the bytes have changed without a sign of it? By whoever writes past this mount, or within one step of a clock
-/// that keeps whole seconds.
+/// Could the bytes have changed without a sign of it? By whoever writes past this mount, within one step of a clock that
+/// keeps whole seconds, or where the disk keeps neither inode numbers nor the time of a change (FAT, exFAT).
 pub(super) fn shows_too_little(version: &Version, on: FileSystem) -> bool {
-    (!on.sees_writers || version.has_coarse_clock()) && !fault::mutant("S5-unseen")
+    (!on.sees_writers || !on.lasting_inodes || version.has_coarse_clock()) && !fault::mutant("S5-unseen")
 }
 
 /// Of the first `size` bytes of a file just opened, or of all where there are less. None: stopped.

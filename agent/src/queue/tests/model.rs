@@ -357,7 +357,7 @@ impl Pair {
         let Some(first) = self.queue.to_dispose(OUTBOX, DropId(0), 1).await.unwrap().pop() else {
             return;
         };
-        let error = stays.then(|| "changed".to_string());
+        let error = stays.then(|| (first.found.version, "changed".to_string()));
         self.queue.disposed(vec![(first.drop, error)], 1).await.unwrap();
         let drop = usize::try_from(first.drop.0 - 1).unwrap();
         let d = &self.model.drops[drop];

@@ -89,7 +89,7 @@ async fn it_leaves_also_where_the_old_version_was_missed_and_under_times_that_we
             .delivered(vec![proof(enqueued.queued[0], 5)], 1)
             .await
             .unwrap();
-        let changed = Some("changed".into());
+        let changed = Some((found("a", 1).version, "changed".into()));
         queue.disposed(vec![(drops[0], changed)], 2).await.unwrap();
         let late = retimed(2);
         let doubt = doubt(&queue, late.clone(), AfterSend::Delete).await.unwrap();
