@@ -23,6 +23,7 @@ const COMMON: &[&str] = &[
     "id",
     "identity",
     "io_error",
+    "kept_open",
     "lease",
     "mark",
     "owner",

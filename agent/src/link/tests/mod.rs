@@ -145,7 +145,10 @@ async fn a_silent_link_goes_down() {
     within(async { tokio::join!(a.up(), b.up()) }).await;
     to_a.freeze.notify_waiters();
     let errors = within(async { tokio::join!(a.down(), b.down()) }).await;
-    for error in [errors.0.unwrap(), errors.1.unwrap()] {
+    // Who notices it first dials again, and the newer link may take the place of the other's before that notices.
+    let errors: Vec<String> = [errors.0, errors.1].into_iter().flatten().collect();
+    assert!(!errors.is_empty());
+    for error in errors {
         assert!(
             error.contains("no sign of life") || error.contains("took nothing"),
             "{error}"
