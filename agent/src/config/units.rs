@@ -107,6 +107,8 @@ struct Kind {
     units: &'static [(&'static str, u128)],
     /// Stands behind each unit.
     per: &'static str,
+    /// What may be written, in the smallest unit.
+    range: std::ops::RangeInclusive<u128>,
 }
 
 const DURATIONS: Kind = Kind {
@@ -120,6 +122,7 @@ const DURATIONS: Kind = Kind {
         ("d", 86_400_000),
     ],
     per: "",
+    range: 1..=MAX_MILLIS as u128,
 };
 
 const SIZES: Kind = Kind {
@@ -137,12 +140,14 @@ const SIZES: Kind = Kind {
         ("TiB", 1 << 40),
     ],
     per: "",
+    range: 0..=i64::MAX as u128,
 };
 
 const RATES: Kind = Kind {
     name: "rate",
     example: "20 MiB/s",
     per: "/s",
+    range: 1..=i64::MAX as u128,
     ..SIZES
 };
 
@@ -197,7 +202,7 @@ fn quantity(text: &str, kind: &Kind) -> Result<u128, Wrong> {
                     kind.per
                 )
             })
-            .filter(|near| quantity(near, kind).is_ok());
+            .filter(|near| quantity(near, kind).is_ok_and(|near| kind.range.contains(&near)));
         return Err(wrong(
             format!("`{}` is no unit of a {}", shown(unit), kind.name),
             near.map_or_else(|| kind.hint(), |near| format!("did you mean `\"{near}\"`?")),
@@ -224,9 +229,13 @@ fn quantity(text: &str, kind: &Kind) -> Result<u128, Wrong> {
     if scaled % scale != 0 {
         let smallest = kind.units.first().map_or("", |(name, _)| name);
         let (above, per) = (scaled / scale + 1, kind.per);
+        let such = match kind.range.contains(&above) {
+            true => format!("write a whole number, such as `\"{above} {smallest}{per}\"`"),
+            false => kind.hint(),
+        };
         return Err(wrong(
             format!("`{}` is no whole number of {smallest}", shown(text)),
-            format!("write a whole number, such as `\"{above} {smallest}{per}\"`"),
+            such,
         ));
     }
     Ok(scaled / scale)
@@ -316,6 +325,14 @@ mod tests {
             assert!(duration(text).is_err(), "{text}");
         }
         assert_eq!(duration("5S").unwrap_err().mend, "did you mean `\"5s\"`?");
+        for (text, wrong) in [
+            ("40000D", "40000d"),
+            ("0S", "0s"),
+            ("9999999999999.5ms", "10000000000000 ms"),
+        ] {
+            let mend = duration(text).unwrap_err().mend;
+            assert!(!mend.contains(wrong), "{mend}");
+        }
     }
 
     #[test]
