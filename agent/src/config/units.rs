@@ -90,12 +90,12 @@ pub enum Bare {
     Other,
 }
 
-/// Writes a duration in the largest unit that holds it exactly; [`duration`] reads it back.
+/// Writes a duration in the largest unit that holds it exactly; `duration` reads it back.
 pub fn format_duration(duration: Duration) -> String {
     largest_unit(duration.as_millis(), DURATIONS.units, "")
 }
 
-/// Writes a size in the largest unit that holds it exactly; [`size`] reads it back.
+/// Writes a size in the largest unit that holds it exactly; `size` reads it back.
 pub fn format_size(bytes: u64) -> String {
     largest_unit(u128::from(bytes), SIZES.units, " ")
 }

@@ -34,7 +34,7 @@ pub struct Adopter {
     pub(super) queue: Queue,
 }
 
-/// As [`Adopter::answer`], where no agent runs.
+/// Answers as a running agent does, where none runs.
 pub async fn offline(config: Config, paths: &Paths, request: AdoptRequest) -> Result<AdoptReply, Fatal> {
     let paths = paths.clone();
     let state = blocking(move || state::open(&paths)).await??;
