@@ -227,7 +227,7 @@ impl World {
             let other = side.other();
             let text = format!(
                 "name = {:?}\n{listen}state_dir = {:?}\ncontrol = {:?}\n\
-                 [[outbox]]\npath = {:?}\nquiet = \"50ms\"\n\
+                 [[outbox]]\npath = {:?}\nquiet = \"50ms\"\nlinger = \"0s\"\n\
                  [inbox]\npath = {:?}\nmin_free = \"1 MiB\"\n\
                  [[peer]]\nname = {:?}\nid = {:?}\n{dial}\
                  [retry]\nfirst = \"20ms\"\nmax = \"200ms\"\n",
