@@ -5,7 +5,7 @@
 use std::{ffi::OsStr, io, io::Read};
 
 use cap_fs_ext::{DirExt, FollowSymlinks, OpenOptionsFollowExt};
-use cap_std::fs::{Dir, OpenOptions};
+use cap_std::fs::{Dir, File, OpenOptions};
 
 use crate::{durable, fault};
 
@@ -15,24 +15,35 @@ const FILE: &str = "id";
 
 /// The mark of the folder `root`; None when it has none. A damaged one is `InvalidData`, never replaced.
 pub fn read(root: &Dir) -> io::Result<Option<[u8; 16]>> {
-    let found = root.open_dir_nofollow(FOLDER).and_then(|folder| {
-        let mut options = OpenOptions::new();
-        options.read(true).follow(FollowSymlinks::No);
-        folder.open_with(FILE, &options)
-    });
+    let found = root.open_dir_nofollow(FOLDER).and_then(|folder| open(&folder));
     let file = match found {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(e),
     };
+    parse(file).map(Some)
+}
+
+/// Whether `folder` is itself the [`FOLDER`] that has this mark in it. For where no inode number tells.
+pub fn lies_in(folder: &Dir, mark: [u8; 16]) -> bool {
+    let is_file = folder.symlink_metadata(FILE).is_ok_and(|meta| meta.is_file());
+    is_file && open(folder).and_then(parse).is_ok_and(|found| found == mark)
+}
+
+fn open(folder: &Dir) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).follow(FollowSymlinks::No);
+    folder.open_with(FILE, &options)
+}
+
+fn parse(file: File) -> io::Result<[u8; 16]> {
     let mut text = String::new();
     file.take(64).read_to_string(&mut text)?;
     let id = data_encoding::HEXLOWER
         .decode(text.trim_end().as_bytes())
         .ok()
         .and_then(|bytes| bytes.try_into().ok());
-    id.map(Some)
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, ".dropwire/id is damaged"))
+    id.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, ".dropwire/id is damaged"))
 }
 
 /// Marks the folder `root` with a new random id. After Ok it survives a power cut; crashed before, the folder has

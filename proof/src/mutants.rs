@@ -318,6 +318,16 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         FLOWS,
     ),
     (
+        "R5-witness",
+        "where no number tells one folder from another, what is made in one has to be seen in the other",
+        Inside(&["inbox::site::tests"]),
+    ),
+    (
+        "R5-own",
+        "where no number tells, dropwire's own folder is known by its mark",
+        Inside(&["inbox::site::tests"]),
+    ),
+    (
         "R5-folder-whole",
         "an unpacked folder is compared with its stream before it is placed",
         TAKEN,

@@ -72,9 +72,8 @@ fn staging(site: &Site, place: &Place) -> io::Result<Dir> {
         (None, None) => return Err(io::ErrorKind::NotFound.into()),
     };
     let own = mark::folder(top)?;
-    let staging = durable::open_or_make_dir(&own, OsStr::new(PARTIALS))?;
-    match site.is_partials(&staging)? {
-        false => Ok(staging),
+    match site.is_own(&own)? {
+        false => durable::open_or_make_dir(&own, OsStr::new(PARTIALS)),
         true => Err(io::ErrorKind::CrossesDevices.into()), // nowhere else to copy to
     }
 }

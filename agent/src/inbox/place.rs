@@ -210,9 +210,8 @@ impl Places {
                 reuse(walk.opened, &path, || dir.open_dir_nofollow(os_name(&chosen)))?
             }
         };
-        let meta = next.dir_metadata()?;
-        walk.is_elsewhere = site.is_elsewhere(&meta);
-        if site.is_own(&meta) {
+        walk.is_elsewhere = site.is_elsewhere(&next.dir_metadata()?);
+        if site.is_own(&next)? {
             return Err(PlaceError::BadName("it leads into dropwire's own folder".into()));
         }
         if number > 0 || known.is_some() {

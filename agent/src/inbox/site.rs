@@ -17,6 +17,7 @@ use super::{dialect, named::Named, naming::Names, rights};
 use crate::{
     durable::{self, How},
     error::shown,
+    fault,
     file_system::FileSystem,
     mark,
     owner::{self, Lock, Me},
@@ -26,6 +27,7 @@ use crate::{
 pub const PARTIALS: &str = "partial";
 const PROBE: &str = "probe";
 const PROBED: &str = "probed";
+const WITNESS: &str = "witness";
 /// Said as long as nothing is known of it.
 pub const NO_LOOK: &str = "the first look at it is not over yet (does its disk answer?)";
 
@@ -91,8 +93,8 @@ impl Site {
         let partials = durable::open_or_make_dir(&own, OsStr::new(PARTIALS)).map_err(unwritable)?;
         durable::sync_dir(&own).map_err(unwritable)?;
         durable::sync_dir(&root).map_err(unwritable)?;
-        let identity = |dir: &Dir| dir.dir_metadata().map(|m| identity(&m)).map_err(unwritable);
-        if identity(&root)?.0 != identity(&partials)?.0 {
+        let meta = |dir: &Dir| dir.dir_metadata().map_err(unwritable);
+        if meta(&root)?.dev() != meta(&partials)?.dev() {
             return Err(Trouble {
                 reason: format!(
                     "{} and its .dropwire/partial are on different file systems",
@@ -113,8 +115,9 @@ impl Site {
             _ => unwritable(e),
         })?;
         let named = Arc::new(Named::open(&own));
-        let own = identity(&own)?;
         let on = durable::anchor(&root).and_then(|a| FileSystem::of(&a));
+        let lasting_inodes = on.as_ref().is_ok_and(|on| on.lasting_inodes);
+        let own = identity(&meta(&own)?);
         Ok(Site {
             path: path.into(),
             root,
@@ -123,7 +126,7 @@ impl Site {
             mark,
             how,
             syncfs: on.as_ref().is_ok_and(|on| on.syncfs_reports),
-            lasting_inodes: on.is_ok_and(|on| on.lasting_inodes),
+            lasting_inodes,
             named,
             mode,
             own,
@@ -151,13 +154,15 @@ impl Site {
     }
 
     /// Is this dropwire's own folder, under whatever name the file system finds it?
-    pub fn is_own(&self, folder: &Metadata) -> bool {
-        identity(folder) == self.own
-    }
-
-    /// Is this the partials' folder?
-    pub fn is_partials(&self, folder: &Dir) -> io::Result<bool> {
-        Ok(identity(&folder.dir_metadata()?) == identity(&self.partials.dir_metadata()?))
+    pub fn is_own(&self, folder: &Dir) -> io::Result<bool> {
+        let meta = folder.dir_metadata()?;
+        let by_mark = || {
+            !self.lasting_inodes
+                && !self.is_elsewhere(&meta)
+                && mark::lies_in(folder, self.mark)
+                && !fault::mutant("R5-own")
+        };
+        Ok(identity(&meta) == self.own || by_mark())
     }
 
     /// Is this folder on another file system than the partials?
@@ -167,8 +172,7 @@ impl Site {
 
     /// The same folder with the same partials, opened another time?
     pub fn is_same(&self, other: &Site) -> bool {
-        let same = |a: &Dir, b: &Dir| matches!((a.dir_metadata(), b.dir_metadata()), (Ok(a), Ok(b)) if identity(&a) == identity(&b));
-        self.mark == other.mark && same(&self.root, &other.root) && same(&self.partials, &other.partials)
+        self.mark == other.mark && self.are_ours(&other.root, &other.partials)
     }
 
     /// Still the folder at its path, with its mark and its partials?
@@ -176,12 +180,35 @@ impl Site {
         let root = Dir::open_ambient_dir(&self.path, cap_std::ambient_authority())
             .map_err(|e| trouble(&self.path, "cannot be opened", &e))?;
         check_mark(&self.path, &root, Some(self.mark))?;
-        let same = |now: io::Result<Metadata>, then: &Dir| matches!((now, then.dir_metadata()), (Ok(a), Ok(b)) if identity(&a) == identity(&b));
         let partials = root
             .open_dir_nofollow(mark::FOLDER)
-            .and_then(|own| own.symlink_metadata(PARTIALS));
-        Ok(same(root.dir_metadata(), &self.root) && same(partials, &self.partials))
+            .and_then(|own| own.open_dir_nofollow(PARTIALS));
+        Ok(partials.is_ok_and(|partials| self.are_ours(&root, &partials)))
     }
+
+    /// Are these the folders of which this has handles? The mark of `root` is right.
+    fn are_ours(&self, root: &Dir, partials: &Dir) -> bool {
+        let same = |a: &Dir, b: &Dir| matches!((a.dir_metadata(), b.dir_metadata()), (Ok(a), Ok(b)) if identity(&a) == identity(&b));
+        match same(root, &self.root) && same(partials, &self.partials) {
+            false if !self.lasting_inodes => shows(partials, &self.partials).unwrap_or(false),
+            same => same,
+        }
+    }
+}
+
+/// Are the two folders one? What is made in one is seen in the other: for where no number tells.
+fn shows(now: &Dir, then: &Dir) -> io::Result<bool> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let witness = OsStr::new(WITNESS);
+    match durable::unlink(now, witness) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {} // one that a crash left would speak for a copy
+    }
+    drop(durable::create_private(then, witness)?);
+    let seen = now.symlink_metadata(witness).is_ok();
+    let _ = durable::unlink(then, witness); // else the next look does
+    Ok(seen || fault::mutant("R5-witness"))
 }
 
 /// The way to the inbox: gives out its [`Site`] while it is there, else says why not.
@@ -421,6 +448,37 @@ mod tests {
         std::fs::remove_dir(&path).unwrap();
         std::fs::rename(&away, &path).unwrap();
         assert_eq!(gate.enter(|p| open(p, Some(mark))).map(|s| s.mark), Ok(mark));
+    }
+
+    #[test]
+    fn two_handles_on_one_folder_are_told_from_a_copy_without_numbers() {
+        let temp = tempfile::tempdir().unwrap();
+        let (path, away) = (temp.path().join("in"), temp.path().join("away"));
+        let open = || Dir::open_ambient_dir(&path, cap_std::ambient_authority()).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        let then = open();
+        assert!(shows(&open(), &then).unwrap());
+        assert_eq!(std::fs::read_dir(&path).unwrap().count(), 0);
+
+        std::fs::rename(&path, &away).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        std::fs::write(path.join(WITNESS), "").unwrap();
+        assert!(!shows(&open(), &then).unwrap(), "what a crash left says nothing");
+        std::fs::remove_dir(&away).unwrap();
+        assert!(!shows(&open(), &then).unwrap_or(false), "it is gone");
+    }
+
+    #[test]
+    fn our_own_folder_is_known_by_its_mark() {
+        let temp = tempfile::tempdir().unwrap();
+        let mut site = Site::alone(temp.path());
+        site.root.create_dir("other").unwrap();
+        let is_own = |site: &Site, name| site.is_own(&site.root.open_dir(name).unwrap()).unwrap();
+        assert!(is_own(&site, mark::FOLDER) && !is_own(&site, "other"));
+        (site.lasting_inodes, site.own.1) = (false, 0);
+        assert!(is_own(&site, mark::FOLDER) && !is_own(&site, "other"));
+        site.root.write("other/id", "no mark").unwrap();
+        assert!(!is_own(&site, "other"));
     }
 
     #[test]
