@@ -64,6 +64,8 @@ pub struct Entered {
     pub field: Field,
     /// Where outboxes and inboxes have to be, if that matters.
     pub boxes: Option<PathBuf>,
+    /// The folder that is shown there, where it is another one.
+    real: Option<PathBuf>,
     preload: Option<PathBuf>,
     session: Option<fuser::BackgroundSession>,
     program: Option<Child>,
@@ -78,6 +80,7 @@ impl Field {
         let mut entered = Entered {
             field: self,
             boxes: None,
+            real: None,
             preload: None,
             session: None,
             program: None,
@@ -97,6 +100,13 @@ impl Field {
 }
 
 impl Entered {
+    /// Where the file at `path` is seen past the file system that agents use, which may tell less of it.
+    pub fn beneath(&self, path: &Path) -> PathBuf {
+        let shown = self.boxes.as_ref().zip(self.real.as_ref());
+        let below = shown.and_then(|(boxes, real)| Some(real.join(path.strip_prefix(boxes).ok()?)));
+        below.unwrap_or_else(|| path.into())
+    }
+
     /// An agent that does not run yet, put into the surrounding.
     pub fn surround(&self, agent: &mut Agent) {
         if let Some(boxes) = &self.boxes {
@@ -139,6 +149,7 @@ impl Entered {
 
     fn mount_bindfs(&mut self) -> Result<(), String> {
         let (real, mount) = self.ready()?;
+        self.real = Some(real.clone());
         let mut command = Command::new("bindfs");
         command.arg("-f").arg(&real).arg(&mount).stdin(Stdio::null());
         // SAFETY: between fork and exec, one system call.
@@ -156,6 +167,7 @@ impl Entered {
         let (real, mount) = self.ready()?;
         let session = pass_through::mount(&real, &mount).map_err(|e| format!("FUSE: {e}"))?;
         self.session = Some(session);
+        self.real = Some(real);
         self.until_mounted(&mount)
     }
 

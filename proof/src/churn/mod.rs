@@ -65,8 +65,12 @@ pub fn run(plan: Plan<'_>) -> Report {
             field.surround(office);
         }
     });
-    let outbox =
-        |agent: &Agent, other: &Agent, keeps| Outbox::new(&agent.outbox, agent.boxes(), &other.name, keeps);
+    let outbox = |agent: &Agent, other: &Agent, keeps| {
+        let beneath = plan
+            .field
+            .map_or_else(|| agent.outbox.clone(), |field| field.beneath(&agent.outbox));
+        Outbox::new(&agent.outbox, beneath, agent.boxes(), &other.name, keeps)
+    };
     let outboxes = [
         outbox(&pair.laptop, &pair.office, false),
         outbox(&pair.office, &pair.laptop, true),

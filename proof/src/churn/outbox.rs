@@ -13,6 +13,8 @@ use std::{
     time::Duration,
 };
 
+use rustix::fs::{Mode, OFlags};
+
 use crate::{
     harness::files::{self, OWN},
     soak::{
@@ -35,6 +37,9 @@ const CLOCK_STEP: Duration = Duration::from_millis(12);
 /// An outbox and what its driver knows of it.
 pub struct Outbox {
     folder: PathBuf,
+    /// The same folder on the disk itself, where each file has one number and an open one is known by its name: a FUSE file
+    /// system need not tell either.
+    beneath: PathBuf,
     /// Where steps prepare what is renamed in; the same disk.
     aside: PathBuf,
     /// Where its files arrive, as the ledger calls it.
@@ -59,6 +64,8 @@ struct Lying {
 /// Somebody who takes their time: the file stays open over other steps, which may write to it too, move or delete it.
 struct Writer {
     file: File,
+    /// The same one on the disk itself; no descriptor that the agent could take for a writer's.
+    itself: File,
     /// Where it lay at first.
     path: PathBuf,
 }
@@ -94,9 +101,10 @@ type Step = fn(&mut Outbox, &mut Chance, &mut Ledger) -> io::Result<()>;
 
 impl Outbox {
     /// `place`: see [`Item::place`].
-    pub fn new(folder: &Path, aside: &Path, place: &str, keeps: bool) -> Outbox {
+    pub fn new(folder: &Path, beneath: PathBuf, aside: &Path, place: &str, keeps: bool) -> Outbox {
         Outbox {
             folder: folder.into(),
+            beneath,
             aside: aside.into(),
             place: place.into(),
             keeps,
@@ -206,10 +214,11 @@ impl Outbox {
     ) -> io::Result<()> {
         use std::os::unix::fs::OpenOptionsExt as _;
         options.write(true).custom_flags(libc::O_NOFOLLOW);
+        let was_held = self.is_held(&path);
         let mut file = options.open(self.folder.join(&path))?;
         change(&mut file)?;
         let bytes = fs::read(own_name(&file))?; // another writer may have put more there
-        let settled = !self.is_held(&file.metadata()?);
+        let settled = !was_held && !self.is_held(&path); // the agent may have taken it away, or given it back
         self.lies(path, Lying { bytes, settled }, ledger);
         Ok(())
     }
@@ -324,10 +333,15 @@ impl Outbox {
         let Some((path, _)) = self.known(chance) else {
             return Ok(());
         };
-        let place = self.folder.join(&path);
-        if self.writers.len() < WRITERS && !self.is_held(&fs::symlink_metadata(&place)?) {
-            let file = File::options().append(true).open(&place)?;
-            self.writers.push(Writer { file, path });
+        if self.writers.len() < WRITERS && !self.is_held(&path) {
+            let itself = rustix::fs::open(
+                self.beneath.join(&path),
+                OFlags::PATH | OFlags::NOFOLLOW,
+                Mode::empty(),
+            )?;
+            let file = File::options().append(true).open(self.folder.join(&path))?;
+            let itself = itself.into();
+            self.writers.push(Writer { file, itself, path });
         }
         Ok(())
     }
@@ -341,7 +355,7 @@ impl Outbox {
         let writer = &mut self.writers[index];
         writer.file.write_all(&more)?;
         let bytes = fs::read(own_name(&writer.file))?;
-        if let Whereabouts::At(path) = writer.whereabouts(&self.folder)? {
+        if let Whereabouts::At(path) = writer.whereabouts(&self.beneath)? {
             self.lies(
                 path,
                 Lying {
@@ -360,7 +374,7 @@ impl Outbox {
         }
         let writer = self.writers.swap_remove(chance.index(self.writers.len()));
         let bytes = fs::read(own_name(&writer.file))?;
-        match writer.whereabouts(&self.folder)? {
+        match writer.whereabouts(&self.beneath)? {
             Whereabouts::At(path) => {
                 let known = self.lying.get(&path);
                 // Opened and closed alone makes no other version.
@@ -393,11 +407,14 @@ impl Outbox {
         }
     }
 
-    fn is_held(&self, meta: &fs::Metadata) -> bool {
+    fn is_held(&self, path: &Path) -> bool {
+        let Ok(meta) = fs::symlink_metadata(self.beneath.join(path)) else {
+            return false;
+        };
         let same = |held: fs::Metadata| (held.dev(), held.ino()) == (meta.dev(), meta.ino());
         self.writers
             .iter()
-            .any(|writer| writer.file.metadata().is_ok_and(same))
+            .any(|writer| writer.itself.metadata().is_ok_and(same))
     }
 
     fn item(&self, path: &Path, bytes: &[u8]) -> Item {
@@ -448,9 +465,9 @@ impl Outbox {
 }
 
 impl Writer {
-    fn whereabouts(&self, folder: &Path) -> io::Result<Whereabouts> {
-        let place = fs::read_link(own_name(&self.file))?;
-        let Ok(at) = place.strip_prefix(folder) else {
+    fn whereabouts(&self, beneath: &Path) -> io::Result<Whereabouts> {
+        let place = fs::read_link(own_name(&self.itself))?;
+        let Ok(at) = place.strip_prefix(beneath) else {
             return Ok(Whereabouts::Nowhere);
         };
         let is_there = fs::symlink_metadata(&place).is_ok(); // else its name says that it was deleted

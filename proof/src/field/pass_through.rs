@@ -6,7 +6,7 @@
 
 use std::{
     collections::HashMap,
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     fs::{self, File, Permissions},
     io,
     os::{
@@ -35,20 +35,12 @@ const TTL: Duration = Duration::ZERO;
 /// Shows the folder `real` at `mount` until the session is dropped.
 pub(super) fn mount(real: &Path, mount: &Path) -> io::Result<BackgroundSession> {
     allow_many_handles()?;
-    let root = File::from(rustix::fs::open(real, OFlags::PATH, Mode::empty())?);
-    let nodes = HashMap::from([(INodeNo::ROOT.0, Arc::new(root))]);
-    let passes = PassThrough {
-        nodes: Mutex::new(nodes),
-        files: Mutex::default(),
-        open: Mutex::default(),
-        next: AtomicU64::new(INodeNo::ROOT.0 + 1),
-    };
     let mut config = Config::default();
     config.mount_options = vec![
         MountOption::FSName("dropwire-proof".into()),
         MountOption::DefaultPermissions,
     ];
-    fuser::spawn_mount(passes, mount, &config)
+    fuser::spawn_mount(PassThrough::new(real)?, mount, &config)
 }
 
 /// The kernel lets go of a node when it needs memory, so there are many.
@@ -59,16 +51,31 @@ fn allow_many_handles() -> io::Result<()> {
     Ok(setrlimit(Resource::Nofile, Rlimit { current, maximum })?)
 }
 
+type Listing = Vec<(OsString, FileType)>;
+
 struct PassThrough {
     nodes: Mutex<HashMap<u64, Arc<File>>>,
     /// By their own inode numbers.
     files: Mutex<HashMap<u64, Weak<File>>>,
     open: Mutex<HashMap<u64, Arc<File>>>,
+    /// What open folders had in them when they were read from the start.
+    listings: Mutex<HashMap<u64, Listing>>,
     /// Numbers of nodes and of open files.
     next: AtomicU64,
 }
 
 impl PassThrough {
+    fn new(real: &Path) -> io::Result<PassThrough> {
+        let root = File::from(rustix::fs::open(real, OFlags::PATH, Mode::empty())?);
+        Ok(PassThrough {
+            nodes: Mutex::new(HashMap::from([(INodeNo::ROOT.0, Arc::new(root))])),
+            files: Mutex::default(),
+            open: Mutex::default(),
+            listings: Mutex::default(),
+            next: AtomicU64::new(INodeNo::ROOT.0 + 1),
+        })
+    }
+
     fn number(&self) -> u64 {
         self.next.fetch_add(1, Ordering::Relaxed)
     }
@@ -158,22 +165,38 @@ impl PassThrough {
         attributes(&node, number)
     }
 
+    /// Each entry once, whatever comes and goes while a folder is read in pieces: it is looked through at the first.
     fn list(
         &self,
         number: INodeNo,
+        handle: FileHandle,
         from: u64,
         mut add: impl FnMut(u64, FileType, &OsStr) -> bool,
     ) -> io::Result<()> {
-        let path = path_of(&*self.node(number)?);
-        let mut entries: Vec<_> = fs::read_dir(path)?.collect::<io::Result<_>>()?;
-        entries.sort_by_key(std::fs::DirEntry::file_name);
-        for (at, entry) in entries.iter().enumerate().skip(from as usize) {
-            let kind = kind(entry.file_type()?);
-            if add(at as u64 + 1, kind, &entry.file_name()) {
+        let mut listings = self.listings();
+        let listing = listings.entry(handle.0).or_default();
+        if from == 0 {
+            *listing = self.entries(number)?;
+        }
+        for (at, (name, kind)) in listing.iter().enumerate().skip(from as usize) {
+            if add(at as u64 + 1, *kind, name) {
                 break;
             }
         }
         Ok(())
+    }
+
+    fn entries(&self, number: INodeNo) -> io::Result<Listing> {
+        let path = path_of(&*self.node(number)?);
+        let entry = |entry: io::Result<fs::DirEntry>| {
+            let entry = entry?;
+            Ok((entry.file_name(), kind(entry.file_type()?)))
+        };
+        fs::read_dir(path)?.map(entry).collect()
+    }
+
+    fn listings(&self) -> MutexGuard<'_, HashMap<u64, Listing>> {
+        self.listings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -374,10 +397,26 @@ impl Filesystem for PassThrough {
         reply.error(Errno::EINVAL);
     }
 
-    fn readdir(&self, _: &Request, number: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+    fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        reply.opened(FileHandle(self.number()), FopenFlags::empty());
+    }
+
+    fn readdir(
+        &self,
+        _: &Request,
+        number: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
         let add = |at, kind, name: &OsStr| reply.add(INodeNo(self.number()), at, kind, name);
-        let work = self.list(number, offset, add);
+        let work = self.list(number, handle, offset, add);
         answer!(reply, work, _done => reply.ok());
+    }
+
+    fn releasedir(&self, _: &Request, _: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
+        self.listings().remove(&handle.0);
+        reply.ok();
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
@@ -404,7 +443,7 @@ fn path_of(node: &File) -> PathBuf {
 
 fn reopen(node: &File, flags: i32) -> io::Result<File> {
     let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
-    let keep = flags & (libc::O_TRUNC | libc::O_NONBLOCK);
+    let keep = flags & (libc::O_APPEND | libc::O_TRUNC | libc::O_NONBLOCK);
     let mut options = File::options();
     options
         .read(flags & libc::O_ACCMODE != libc::O_WRONLY)
@@ -462,5 +501,38 @@ fn timestamp(time: Option<TimeOrNow>) -> rustix::fs::Timespec {
                 tv_nsec: since.subsec_nanos().into(),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_that_changes_while_it_is_read_has_each_entry_once() {
+        let real = tempfile::tempdir().unwrap();
+        let put = |name| fs::write(real.path().join(name), "").unwrap();
+        put("m");
+        put("n");
+        let passes = PassThrough::new(real.path()).unwrap();
+        let read = |from: usize, most: usize| {
+            let mut names = Vec::new();
+            let add = |_, _, name: &OsStr| {
+                names.push(name.to_owned());
+                names.len() == most
+            };
+            passes
+                .list(INodeNo::ROOT, FileHandle(7), from as u64, add)
+                .unwrap();
+            names
+        };
+        let mut names = read(0, 1);
+        put("a");
+        put("z");
+        names.extend(read(names.len(), 9));
+        assert_eq!(read(names.len(), 9), [""; 0]);
+        names.sort();
+        assert_eq!(names, ["m", "n"]);
+        assert_eq!(read(0, 9).len(), 4, "rewound, it is looked through again");
     }
 }
