@@ -167,3 +167,28 @@ fn a_kept_file_is_sent_again_for_new_bytes_only() {
     pair.office.receives("f (1)", b"BYTES");
     assert_eq!(pair.office.received().len(), 4);
 }
+
+/// No event tells of what lies on a disk when it is mounted inside an outbox, nor is that watched by then.
+#[test]
+fn a_disk_mounted_inside_is_looked_at_and_watched() {
+    let mut pair = Pair::idle();
+    pair.office.start();
+    pair.laptop.start();
+    pair.connects();
+    pair.laptop.drop_file("before", b"before");
+    pair.office.receives("before", b"before");
+    let (disk, at) = (
+        tempfile::tempdir().expect("a folder"),
+        pair.laptop.outbox.join("disk"),
+    );
+    fs::write(disk.path().join("there"), b"there already").expect("a file on the disk");
+    let args = ["--bind", &*disk.path().to_string_lossy(), &*at.to_string_lossy()];
+    let _mounted = match Mounted::by("mount", &args, &at) {
+        Ok(mounted) => mounted,
+        Err(why) => return skip("a_disk_mounted_inside_is_looked_at_and_watched", &why),
+    };
+    pair.office.receives("disk/there", b"there already");
+    fs::write(at.join("later"), b"later").expect("a file on the disk");
+    pair.office.receives("disk/later", b"later");
+    pair.laptop.kill();
+}

@@ -75,6 +75,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         Inside(&["outbox::scan::tests"]),
     ),
     (
+        "S1-mounted",
+        "what lies on a disk mounted inside an outbox is looked for",
+        EndToEnd(&["file_systems::a_disk_mounted_inside"]),
+    ),
+    (
         "S1-step",
         "a file changed just now rests where nothing is compared at the end",
         Inside(&["outbox::look::tests"]),

@@ -18,14 +18,14 @@ use super::{
     ignore::DOWNLOADS,
     marker,
     memory::Memory,
-    mounts::Mounts,
+    mounts::{self, Mounts},
     place::{self, Place},
     scan::{Report, Walk},
     settle::{Settle, Urgency},
     task::{Task, Watched, blocking},
     watch::{Hint, Went},
 };
-use crate::{config::AfterSend, confined, mark, version::Found};
+use crate::{config::AfterSend, confined, fault, mark, version::Found};
 
 /// Time between scans where native events do not tell everything.
 const POLL: Duration = Duration::from_secs(5);
@@ -59,6 +59,8 @@ pub(super) struct Tending<'a> {
     /// There were too many of them to keep.
     emptied_more: bool,
     mounts: Mounts,
+    /// What was mounted inside when that was asked last.
+    inside: Option<BTreeSet<String>>,
     /// Something may have become of the outbox's folder itself.
     check: bool,
     /// The watch is to be tested.
@@ -100,6 +102,7 @@ impl<'a> Tending<'a> {
             emptied: BTreeMap::new(),
             emptied_more: false,
             mounts: Mounts::watch(),
+            inside: None,
             check: false,
             probe: false,
             scan_at: now,
@@ -141,6 +144,7 @@ impl<'a> Tending<'a> {
                     self.check = true;
                     if told {
                         self.memory().clear(); // another disk may have come back changed
+                        self.look_for_mounts().await;
                     }
                 }
                 Some(command) = self.task.commands.recv() => self.command(command),
@@ -149,6 +153,16 @@ impl<'a> Tending<'a> {
             }
             self.look().await?;
             self.remove_emptied().await;
+        }
+    }
+
+    /// What lies on a disk that was mounted inside, or below one that is gone, no event tells of; nor is it watched yet.
+    async fn look_for_mounts(&mut self) {
+        let place = Arc::clone(&self.place);
+        let inside = blocking(move || mounts::inside(&place.root)).await;
+        if inside.is_some() && inside != self.inside && !fault::mutant("S1-mounted") {
+            self.inside = inside;
+            self.scan_wanted = true;
         }
     }
 
