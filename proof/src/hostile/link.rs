@@ -3,7 +3,10 @@
 use std::{
     io,
     net::SocketAddr,
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -31,6 +34,8 @@ pub struct Target {
     pub address: SocketAddr,
     /// Connections so far whose key was proven.
     pub made: AtomicU64,
+    /// Messages so far that the victim took from a socket, or its system did.
+    pub said: Arc<AtomicU64>,
 }
 
 /// One link, after both Hellos.
@@ -39,6 +44,7 @@ pub struct Link {
     codec: FrameCodec,
     heard: BytesMut,
     serial: u64,
+    said: Arc<AtomicU64>,
 }
 
 /// What the victim does not take or say within this is not waited for.
@@ -66,6 +72,7 @@ impl Target {
             codec: FrameCodec::default(),
             heard: BytesMut::new(),
             serial: 0,
+            said: Arc::clone(&self.said),
         };
         let hello = Hello {
             version_min: 1,
@@ -87,11 +94,14 @@ impl Target {
 impl Link {
     /// Says these; an error once the victim has closed the link, or takes nothing any more.
     pub async fn say(&mut self, messages: impl IntoIterator<Item = Message>) -> io::Result<()> {
-        let mut bytes = BytesMut::new();
+        let (mut bytes, mut count) = (BytesMut::new(), 0);
         for message in messages {
             self.codec.encode(message, &mut bytes).map_err(io::Error::other)?;
+            count += 1;
         }
-        self.say_bytes(&bytes).await
+        self.say_bytes(&bytes).await?;
+        self.said.fetch_add(count, Relaxed);
+        Ok(())
     }
 
     /// Says what need not be a message.

@@ -114,6 +114,7 @@ impl<'a> Scene<'a> {
             victim: dropwire::id::parse(&victim.id).expect("an id"),
             address: address.parse().expect("an address"),
             made: AtomicU64::new(0),
+            said: Arc::default(),
         };
         Scene {
             plan,
@@ -245,6 +246,7 @@ impl<'a> Scene<'a> {
             figures.map(|((name, most), (_, rest))| (name, format!("{rest} at rest, {most} at most"))),
         );
         rows.push(("connections", self.target.made.load(Relaxed).to_string()));
+        rows.push(("messages", self.target.said.load(Relaxed).to_string()));
         rows.push(("took", format!("{:.0} s", self.started.elapsed().as_secs_f64())));
         rows.push(("seed", self.plan.seed.to_string()));
         if !self.violations.is_empty() {
