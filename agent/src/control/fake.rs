@@ -30,6 +30,8 @@ pub struct Fake {
     pub broken_after: Option<usize>,
     /// How many pages were asked for.
     pub pages_made: AtomicUsize,
+    /// No `send` is ever done.
+    pub hangs: bool,
     /// Jobs that were asked for once.
     pub asked: Mutex<HashSet<String>>,
 }
@@ -107,6 +109,9 @@ impl Agent for Fake {
         request: SendRequest,
         passed: Passed,
     ) -> Result<SendReply, Fatal> {
+        if self.hangs {
+            std::future::pending::<()>().await;
+        }
         let taken = passed.files.len();
         for (named, file) in request.files.iter().zip(&passed.files) {
             let text = std::io::read_to_string(file).map_err(|error| Fatal::new(Exit::Failed, error))?;

@@ -67,7 +67,7 @@ impl Drop for Passed {
 #[derive(Clone, Debug)]
 pub struct Arrivals {
     passed: Arc<Mutex<Passed>>,
-    /// One for each file of this user that the agent may have open; without one a file is closed at once.
+    /// One for each file of this user that the agent may have open; without one a file is not taken in.
     permits: Arc<Semaphore>,
 }
 
@@ -85,20 +85,21 @@ impl Arrivals {
         std::mem::take(&mut self.passed.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Keeps those for which there is room, the first ones first.
-    fn add(&self, files: Vec<File>) {
-        let mut beyond = Passed::default();
+    /// Takes in what `receive` gives, which is told for how many files there is room. The system gives no descriptor for the
+    /// others and closes them itself: here even that might wait for a disk that never answers.
+    fn take_in(&self, receive: impl FnOnce(usize) -> io::Result<(usize, Vec<File>)>) -> io::Result<usize> {
         let mut passed = self.passed.lock().unwrap_or_else(PoisonError::into_inner);
-        for file in files {
-            let room = beyond.files.is_empty() && passed.files.len() < GROUP;
-            match self.permits.clone().try_acquire_owned() {
-                Ok(permit) if room || crate::fault::mutant("control-descriptors") => {
-                    passed.files.push(file);
-                    passed.permits.push(permit);
-                }
-                _ => beyond.files.push(file),
-            }
-        }
+        let unbounded = crate::fault::mutant("control-descriptors");
+        let room = match unbounded {
+            true => GROUP,
+            false => GROUP.saturating_sub(passed.files.len()),
+        };
+        let permits = (0..room).map_while(|_| self.permits.clone().try_acquire_owned().ok());
+        let permits: Vec<_> = permits.collect();
+        let (bytes, files) = receive(if unbounded { GROUP } else { permits.len() })?;
+        passed.permits.extend(permits.into_iter().take(files.len()));
+        passed.files.extend(files);
+        Ok(bytes)
     }
 }
 
@@ -156,12 +157,12 @@ impl AsyncRead for Carrier {
         let Some(arrivals) = &this.arrivals else {
             return Pin::new(&mut this.stream).poll_read(context, buffer);
         };
-        let (count, files) = ready!(system::poll_receive(
+        let count = ready!(system::poll_receive(
             &this.stream,
             context,
-            buffer.initialize_unfilled()
+            buffer.initialize_unfilled(),
+            arrivals
         ))?;
-        arrivals.add(files);
         buffer.advance(count);
         Poll::Ready(Ok(()))
     }
@@ -195,7 +196,7 @@ mod system {
         fs::File,
         io::{self, IoSlice, IoSliceMut},
         mem::MaybeUninit,
-        os::fd::{AsFd, BorrowedFd},
+        os::fd::{AsFd, BorrowedFd, RawFd},
         sync::Arc,
         task::{Context, Poll, ready},
     };
@@ -207,19 +208,26 @@ mod system {
 
     use tokio::io::Interest;
 
-    use super::{GROUP, Stream};
+    use super::{Arrivals, GROUP, Stream};
 
-    /// The room for [`GROUP`] descriptors; of more, the system itself closes the rest.
+    /// The room for [`GROUP`] descriptors.
     const SPACE: usize = rustix::cmsg_space!(ScmRights(GROUP));
+
+    /// So that nothing of it is lost for where it begins.
+    #[repr(align(16))]
+    struct Aligned([MaybeUninit<u8>; SPACE]);
 
     pub(super) fn poll_receive(
         stream: &Stream,
         context: &mut Context<'_>,
         bytes: &mut [u8],
-    ) -> Poll<io::Result<(usize, Vec<File>)>> {
+        arrivals: &Arrivals,
+    ) -> Poll<io::Result<usize>> {
         loop {
             ready!(stream.poll_read_ready(context))?;
-            let came = stream.try_io(Interest::READABLE, || receive(stream, bytes));
+            let came = stream.try_io(Interest::READABLE, || {
+                arrivals.take_in(|room| receive(stream, bytes, room))
+            });
             if !is_repeated(&came) {
                 return Poll::Ready(came);
             }
@@ -247,9 +255,19 @@ mod system {
         matches!(kind, Some(io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted))
     }
 
-    fn receive(stream: &Stream, bytes: &mut [u8]) -> io::Result<(usize, Vec<File>)> {
-        let mut space = [MaybeUninit::uninit(); SPACE];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
+    /// Bytes, and of the files that come with them the first ones, up to `room`.
+    pub(super) fn receive(stream: &Stream, bytes: &mut [u8], room: usize) -> io::Result<(usize, Vec<File>)> {
+        let mut space = Aligned([MaybeUninit::uninit(); SPACE]);
+        let descriptors = room.min(GROUP) * size_of::<RawFd>();
+        // SAFETY: it only adds numbers up.
+        let length = unsafe { libc::CMSG_LEN(descriptors as u32) } as usize;
+        // To the byte: in what is rounded up there is room for one more.
+        let space = if room == 0 {
+            &mut [][..]
+        } else {
+            &mut space.0[..length.min(SPACE)]
+        };
+        let mut control = RecvAncillaryBuffer::new(space);
         // A program that is started meanwhile (`on_arrival`) must not inherit them.
         #[cfg(not(target_vendor = "apple"))]
         let flags = RecvFlags::CMSG_CLOEXEC;
@@ -296,13 +314,14 @@ mod system {
         task::{Context, Poll},
     };
 
-    use super::Stream;
+    use super::{Arrivals, Stream};
 
     pub(super) fn poll_receive(
         _: &Stream,
         _: &mut Context<'_>,
         _: &mut [u8],
-    ) -> Poll<io::Result<(usize, Vec<File>)>> {
+        _: &Arrivals,
+    ) -> Poll<io::Result<usize>> {
         Poll::Ready(Err(io::ErrorKind::Unsupported.into()))
     }
 

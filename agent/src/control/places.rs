@@ -1,7 +1,8 @@
 //! Who may be connected to the control socket: so many connections in all, and so many of one user.
 //!
 //! Where all places are taken, the connection goes that has been without a whole request for longest, so that whoever
-//! connects and says nothing shuts nobody out. One whose request is being worked on keeps its place.
+//! connects and says nothing shuts nobody out. One whose request is being worked on keeps its place; one that only waits
+//! until its user's other `send`s are done does not.
 
 use std::{
     collections::HashMap,
@@ -54,7 +55,7 @@ pub(super) struct Allowance {
 struct Connection {
     /// Given up for another one.
     evicted: CancellationToken,
-    /// A request is there, and its answer is not.
+    /// A request is worked on.
     works: AtomicBool,
     /// The turn at which it began to wait for its request.
     since: AtomicU64,
@@ -115,7 +116,7 @@ impl Places {
 }
 
 impl User {
-    /// Gives up the connection that has waited longest for its request.
+    /// Gives up the connection that has waited longest.
     fn evict(&mut self) -> Option<()> {
         let waiting = |connection: &Connection| !connection.works.load(Ordering::Relaxed);
         let (at, _) = self
@@ -147,7 +148,7 @@ impl Place {
         &self.allowance
     }
 
-    /// The request is there: the place is kept until the answer is.
+    /// The request is there and is worked on from now on: the place is kept until the answer is there.
     pub(super) fn work(self: &Arc<Self>) -> Working {
         self.connection.works.store(true, Ordering::Relaxed);
         Working(Arc::clone(self))

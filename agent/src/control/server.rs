@@ -16,7 +16,7 @@ use axum::{
     Extension, Json, Router,
     body::{Body, Bytes, HttpBody as _},
     extract::{Path, Query, Request, State},
-    http::{HeaderValue, StatusCode, header},
+    http::{HeaderValue, StatusCode, header, request::Parts},
     middleware::{Next, from_fn},
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -149,7 +149,7 @@ fn router<A: Agent>(agent: Arc<A>) -> Router {
         .route("/v1/why", post(why::<A>))
         .layer(from_fn(|request, next| within(QUICK, request, next)));
     let long = Router::new()
-        .route("/v1/send", post(send::<A>))
+        .route(SEND, post(send::<A>))
         .route("/v1/retry", post(retry::<A>))
         .route("/v1/cancel", post(cancel::<A>))
         .route("/v1/adopt", post(adopt::<A>))
@@ -162,8 +162,10 @@ async fn ask(Extension(place): Extension<Arc<Place>>, request: Request, next: Ne
     let (head, body) = request.into_parts();
     let mut answer = match read(body, &place).await {
         Ok((body, _room)) => {
-            let _work = place.work();
-            next.run(Request::from_parts(head, Body::from(body))).await
+            let work = (!is_send(&head) || crate::fault::mutant("control-waits")).then(|| place.work());
+            let answer = next.run(Request::from_parts(head, Body::from(body))).await;
+            drop(work);
+            answer
         }
         Err(fatal) => Failed(fatal).into_response(),
     };
@@ -172,6 +174,11 @@ async fn ask(Extension(place): Extension<Arc<Place>>, request: Request, next: Ne
         answer.headers_mut().insert(header::CONNECTION, close);
     }
     answer
+}
+
+/// Its work begins only when it may copy.
+fn is_send(head: &Parts) -> bool {
+    head.uri.path() == SEND
 }
 
 /// An answer after which the connection takes another request.
@@ -237,9 +244,11 @@ async fn send<A: Agent>(
     Json(request): Json<SendRequest>,
 ) -> Result<Response, Failed> {
     let mut passed = caller.arrivals.take();
+    // Until then another connection may have the place.
     if let Ok(permit) = Arc::clone(&caller.place.allowance().copies).acquire_owned().await {
         passed.hold(permit);
     }
+    let _work = caller.place.work();
     let mut sending = caller.sending.lock().await;
     let reply = agent.send(&mut sending, request, passed).await?;
     Ok((Extension(GoesOn), Json(reply)).into_response())
@@ -364,6 +373,7 @@ fn late(limit: Duration) -> Fatal {
     )
 }
 
+const SEND: &str = "/v1/send";
 /// Most bytes of a request, its head aside.
 const MAX_REQUEST: u32 = 1024 * 1024;
 /// A request of no more bytes takes none of its user's room.

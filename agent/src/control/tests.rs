@@ -257,6 +257,30 @@ async fn whoever_asks_nothing_keeps_nobody_from_asking() {
     );
 }
 
+/// As of a user whose disk does not answer: the commands that wait for it, and for those that do, hold no place.
+#[tokio::test]
+async fn sends_that_wait_keep_nobody_from_asking() {
+    let served = serve(Fake {
+        hangs: true,
+        ..Fake::default()
+    });
+    let body = serde_json::to_string(&files(&[]).0).unwrap();
+    let length = body.len();
+    let request = format!(
+        "POST /v1/send HTTP/1.1\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
+    );
+    let mut waiting = vec![];
+    for _ in 0..2 * places::OF_USER {
+        let mut stream = socket::connect(&served.path).await.unwrap();
+        // One whose place went to another is closed: no error here.
+        let _ = stream.write_all(request.as_bytes()).await;
+        waiting.push(stream);
+    }
+    for _ in 0..10 {
+        served.client.status().await.unwrap();
+    }
+}
+
 /// What the server says to these bytes, until it closes the connection.
 async fn answer(served: &fake::Served, question: &[u8]) -> String {
     let mut stream = socket::connect(&served.path).await.unwrap();

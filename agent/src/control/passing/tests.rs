@@ -76,7 +76,7 @@ async fn all_are_closed(mut reader: std::io::PipeReader) {
 }
 
 #[tokio::test]
-async fn what_there_is_no_room_for_is_closed_at_once() {
+async fn what_there_is_no_room_for_is_not_taken_in() {
     let (mut here, departures, mut there, arrivals) = ends(3);
     let (reader, files) = pipe_ends(5);
     departures.set(files);
@@ -94,6 +94,26 @@ async fn what_there_is_no_room_for_is_closed_at_once() {
         .unwrap()
         .unwrap()
         .forget();
+}
+
+/// The system itself lets go of the others, so that no thread of ours may hang with one of them.
+#[tokio::test]
+async fn no_descriptor_is_had_for_which_there_is_no_room() {
+    for room in 0..=GROUP {
+        let (here, there) = Stream::pair().unwrap();
+        let (reader, files) = pipe_ends(GROUP);
+        let descriptors: Vec<_> = files.iter().map(|file| file.as_fd()).collect();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(GROUP))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)));
+        sendmsg(&here, &[IoSlice::new(b"x")], &mut control, SendFlags::empty()).unwrap();
+        drop(descriptors);
+        drop(files);
+        let (bytes, taken) = system::receive(&there, &mut [0; 9], room).unwrap();
+        assert_eq!((bytes, taken.len()), (1, room));
+        drop(taken);
+        all_are_closed(reader).await;
+    }
 }
 
 /// Also of somebody who does not keep to the bounds, and who never makes a request of it.
