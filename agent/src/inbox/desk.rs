@@ -28,14 +28,13 @@ use super::{
     claims::{Claim, Key},
     fair_queue::FairQueue,
     keeping, late, ledger,
-    ledger::{Known, State},
-    partial,
+    ledger::Known,
     reply::{Answer, Outcomes, Reply},
-    rule,
     space::Reservation,
+    withdrawal,
     writer::{self, Order},
 };
-use crate::{clock::now_ms, fault, id};
+use crate::{fault, id};
 
 /// Most large transfers of one link at a time, each a thread.
 const MAX_LARGE: usize = 64;
@@ -119,11 +118,23 @@ impl Desk {
             let serving = spawn_blocking(move || {
                 self.withdraw_waiting();
                 let more = iter::from_fn(|| commands.try_recv().ok());
-                for command in first.into_iter().chain(more).take(COMMANDS) {
+                let mut taken = first.into_iter().chain(more).take(COMMANDS).peekable();
+                while let Some(command) = taken.next() {
                     if self.shared.cancel.is_cancelled() {
                         break;
                     }
-                    self.serve(command);
+                    match command {
+                        Command::Withdraw { id } => {
+                            let mut ids = vec![id];
+                            while let Some(Command::Withdraw { id }) =
+                                taken.next_if(|next| matches!(next, Command::Withdraw { .. }))
+                            {
+                                ids.push(id);
+                            }
+                            self.withdraw_all(ids);
+                        }
+                        command => self.serve(command),
+                    }
                 }
                 drop(turn);
                 (self, commands)
@@ -195,14 +206,7 @@ impl Desk {
                     self.release(id);
                 }
             }
-            Command::Withdraw { id } => {
-                self.release(id);
-                if let Err(error) = keeping::bound_tombstones(&self.shared, self.peer, self.withdrawals) {
-                    tracing::error!(peer = %id::format(self.peer), %error, "old withdrawals stay");
-                }
-                self.withdrawals += 1;
-                self.withdraw(id);
-            }
+            Command::Withdraw { id } => self.withdraw_all(vec![id]),
             Command::Forget { ids, times } => {
                 late::set(&self.shared, self.peer, &times);
                 let (peer, named) = (self.peer, ids.clone());
@@ -377,11 +381,27 @@ impl Desk {
         self.large.remove(&id);
     }
 
-    /// At once, or as soon as nobody works on it any more.
-    fn withdraw(&mut self, id: TransferId) {
-        match self.shared.claims.take_now((self.peer, id)) {
-            Some(claim) => withdraw(&self.shared, &claim, &self.outcomes),
-            None => self.waiting.push(id),
+    fn withdraw_all(&mut self, ids: Vec<TransferId>) {
+        ids.iter().for_each(|id| self.release(*id));
+        let before = self.withdrawals;
+        self.withdrawals += ids.len() as u64;
+        if let Err(error) = keeping::bound_tombstones(&self.shared, self.peer, before..self.withdrawals) {
+            tracing::error!(peer = %id::format(self.peer), %error, "old withdrawals stay");
+        }
+        self.withdraw(ids);
+    }
+
+    /// At once, or as soon as nobody works on them any more.
+    fn withdraw(&mut self, ids: Vec<TransferId>) {
+        let mut free = Vec::new();
+        for id in ids {
+            match self.shared.claims.take_now((self.peer, id)) {
+                Some(claim) => free.push(claim),
+                None => self.waiting.push(id),
+            }
+        }
+        if !free.is_empty() {
+            withdrawal::withdraw(&self.shared, free, &self.outcomes);
         }
     }
 
@@ -391,9 +411,8 @@ impl Desk {
             return;
         }
         self.ends.mark_unchanged(); // first: whatever ends from here on wakes this desk once more
-        for id in std::mem::take(&mut self.waiting) {
-            self.withdraw(id);
-        }
+        let waiting = std::mem::take(&mut self.waiting);
+        self.withdraw(waiting);
     }
 
     /// By a connection that only reads, so that a flood of small offers does not queue behind the commits.
@@ -403,46 +422,6 @@ impl Desk {
             let text = format!("the job list cannot be read: {e}");
             Answer::refused(DeclineReason::DiskError, text, None)
         })
-    }
-}
-
-/// Makes the tombstone durable before anything is said or removed.
-fn withdraw(shared: &Shared, claim: &Claim, outcomes: &Outcomes) {
-    let key = claim.key();
-    let delivered = match admit::look(shared, key) {
-        Err(e) => Err(e.into()),
-        Ok((Some(known), _)) => match (known.state, known.manifest) {
-            (State::Delivered(receipt), _) => Ok(Some(receipt)),
-            (State::Placing(placing), Some(manifest)) => admit::enter_of(shared, known.mark)
-                .and_then(|site| rule::resolve(shared, &site, key, &manifest, placing)),
-            _ => Ok(None),
-        },
-        Ok((None, _)) => Ok(None),
-    };
-    let answer = delivered.and_then(|delivered| {
-        if delivered.is_none() {
-            let now = now_ms();
-            shared
-                .db
-                .call_blocking(move |tx| ledger::withdraw(tx, key, now))?;
-            if let Ok(site) = shared.gate.last_seen() {
-                partial::remove(&site, key);
-            }
-        }
-        Ok(delivered)
-    });
-    let id = key.1;
-    match answer {
-        Ok(None) => outcomes.send(Outcome::Withdrawn { id }),
-        Ok(Some(receipt)) => outcomes.send(Outcome::Settled {
-            id,
-            opening: None,
-            receipt,
-        }),
-        // Neither may be said yet; the sender asks again by its next link.
-        Err(answer) => {
-            tracing::warn!(peer = %id::format(key.0), job = %id, ?answer, "a withdrawal cannot be answered yet");
-        }
     }
 }
 

@@ -12,7 +12,7 @@
 //! keeps what was withdrawn from being delivered after all: by an older link that is not read to its end yet, or by a
 //! sender that lost its job list and gives the same file its first id again, although it was delivered under the next.
 
-use std::{sync::Arc, time::Duration};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use dropwire_protocol::{AgentId, Kind, message::DeclineReason};
 
@@ -157,9 +157,9 @@ pub fn make_way(shared: &Shared, site: &Site, peer: AgentId, bounds: Bounds) -> 
     ))
 }
 
-/// To be called at each withdrawal, with the number of those before it by this link.
-pub fn bound_tombstones(shared: &Shared, peer: AgentId, before: u64) -> Result<(), DbError> {
-    if !before.is_multiple_of(PRUNE) {
+/// To be called before withdrawals, with the numbers that they have among those of this link.
+pub fn bound_tombstones(shared: &Shared, peer: AgentId, numbers: Range<u64>) -> Result<(), DbError> {
+    if numbers.start.next_multiple_of(PRUNE) >= numbers.end {
         return Ok(());
     }
     shared

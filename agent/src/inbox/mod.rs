@@ -74,6 +74,7 @@ mod tally;
 #[cfg(test)]
 mod tests;
 mod unpack;
+mod withdrawal;
 mod writer;
 
 pub use disk::Disk;

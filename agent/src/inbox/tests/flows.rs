@@ -614,3 +614,34 @@ async fn so_many_links_of_a_peer_are_at_work_and_no_more() {
     let turn = one_more.next().await;
     assert!(matches!(turn, Outcome::Opened { .. }), "{turn:?}");
 }
+
+/// Many at once share a commit; each has its own answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn offers_that_are_taken_back_together_are_each_answered() {
+    let rig = Rig::new().await;
+    let (mut link, bytes) = (rig.link(ANA), content(2 * CHUNK));
+    assert_eq!(delivered_as(&link.send(id(1), "f", b"x").await), "f");
+    link.opened(id(2), "large", bytes.len() as u64).await;
+    for n in 1..=60 {
+        link.command(Command::Withdraw { id: id(n) }).await;
+    }
+    let mut answered = Vec::new();
+    while answered.len() < 60 {
+        match link.next().await {
+            Outcome::Withdrawn { id } => answered.push(id),
+            Outcome::Settled { id: settled, .. } => {
+                assert_eq!(settled, id(1));
+                answered.push(settled);
+            }
+            Outcome::Refused { id: refused, .. } => assert_eq!(refused, id(2)),
+            other => panic!("{other:?}"),
+        }
+    }
+    answered.sort();
+    assert_eq!(answered, (1..=60).map(id).collect::<Vec<_>>());
+    for n in [2, 3, 60] {
+        let row = rig.row(ANA, id(n)).await;
+        assert!(matches!(row, Some(ledger::State::Withdrawn)), "{row:?}");
+    }
+    assert_eq!((rig.names(), rig.partials()), (vec!["f".to_owned()], 0));
+}

@@ -1,0 +1,90 @@
+//! A sender takes offers back: what was not delivered never will be.
+
+use dropwire_protocol::{Manifest, Receipt, receiver::Outcome};
+
+use super::{
+    Shared, admit,
+    claims::{Claim, Key},
+    ledger::{self, Known, Placing, State},
+    partial,
+    reply::{Answer, Outcomes},
+    rule,
+};
+use crate::{clock::now_ms, id};
+
+/// Makes the tombstones durable, all in one commit, before anything is said or removed.
+pub fn withdraw(shared: &Shared, claims: Vec<Claim>, outcomes: &Outcomes) {
+    let (keys, now): (Vec<Key>, _) = (claims.iter().map(Claim::key).collect(), now_ms());
+    let withdrawn = shared.db.call_blocking(move |tx| {
+        let one = |key: &Key| {
+            let known = ledger::look(tx, *key)?;
+            let ends = |known: &Known| matches!(known.state, State::Delivered(_) | State::Placing(_));
+            if !known.as_ref().is_some_and(ends) {
+                ledger::withdraw(tx, *key, now)?;
+            }
+            Ok(known)
+        };
+        keys.iter().map(one).collect::<rusqlite::Result<Vec<_>>>()
+    });
+    let known = match withdrawn {
+        Ok(known) => known,
+        Err(error) => {
+            return claims
+                .iter()
+                .for_each(|claim| not_withdrawn(claim.key(), &error.clone().into()));
+        }
+    };
+    for (claim, known) in claims.into_iter().zip(known) {
+        let key = claim.key();
+        let settled = match known {
+            Some(Known {
+                state: State::Delivered(receipt),
+                ..
+            }) => Ok(Some(receipt)),
+            Some(Known {
+                state: State::Placing(placing),
+                manifest: Some(manifest),
+                mark,
+            }) => end_placing(shared, key, &manifest, mark, placing),
+            _ => Ok(None),
+        };
+        match settled {
+            Ok(None) => {
+                if let Ok(site) = shared.gate.last_seen() {
+                    partial::remove(&site, key);
+                }
+                outcomes.send(Outcome::Withdrawn { id: key.1 });
+            }
+            Ok(Some(receipt)) => outcomes.send(Outcome::Settled {
+                id: key.1,
+                opening: None,
+                receipt,
+            }),
+            Err(answer) => not_withdrawn(key, &answer),
+        }
+    }
+}
+
+/// Of one that is *placing*: it is delivered, with its receipt, or it can be withdrawn after all, and is.
+fn end_placing(
+    shared: &Shared,
+    key: Key,
+    manifest: &Manifest,
+    mark: Option<[u8; 16]>,
+    placing: Placing,
+) -> Result<Option<Receipt>, Answer> {
+    let site = admit::enter_of(shared, mark)?;
+    let receipt = rule::resolve(shared, &site, key, manifest, placing)?;
+    if receipt.is_none() {
+        let now = now_ms();
+        shared
+            .db
+            .call_blocking(move |tx| ledger::withdraw(tx, key, now))?;
+    }
+    Ok(receipt)
+}
+
+/// Neither may be said yet; the sender asks again by its next link.
+fn not_withdrawn((peer, job): Key, answer: &Answer) {
+    tracing::warn!(peer = %id::format(peer), %job, ?answer, "a withdrawal cannot be answered yet");
+}
