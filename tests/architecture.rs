@@ -15,6 +15,7 @@ const COMMON: &[&str] = &[
     "config",
     "confined",
     "db",
+    "disk",
     "durable",
     "error",
     "fault",

@@ -29,6 +29,10 @@ mod trace {
         Ok(())
     }
 
+    pub fn opens_in(_: &Dir, _: &OsStr) -> io::Result<()> {
+        Ok(())
+    }
+
     pub fn named(_: &Dir, _: &OsStr, _: &Dir, _: &OsStr) -> io::Result<()> {
         Ok(())
     }
@@ -115,12 +119,21 @@ pub fn unlink(dir: &Dir, name: &OsStr) -> io::Result<()> {
 /// Creates a file that only we can read and write (0600 whatever the umask), for reading and writing; `AlreadyExists`
 /// for anything that has the name. Bytes are durable after [`sync_file`], the name after [`sync_dir`].
 pub fn create_private(dir: &Dir, name: &OsStr) -> io::Result<File> {
+    private(dir, name, |options| options.create_new(true))
+}
+
+/// The same for a file that is opened as it is where it is there already, never through a symlink.
+pub fn open_private(dir: &Dir, name: &OsStr) -> io::Result<File> {
+    private(dir, name, |options| options.create(true))
+}
+
+fn private(dir: &Dir, name: &OsStr, how: fn(&mut OpenOptions) -> &mut OpenOptions) -> io::Result<File> {
     one_component(name)?;
+    trace::opens_in(dir, name)?;
     let mut options = OpenOptions::new();
-    options
+    how(&mut options)
         .read(true)
         .write(true)
-        .create_new(true)
         .follow(FollowSymlinks::No);
     #[cfg(unix)]
     cap_std::fs::OpenOptionsExt::mode(&mut options, 0o600);

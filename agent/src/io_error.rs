@@ -7,6 +7,8 @@
 
 use std::{fmt, io};
 
+use crate::fault;
+
 /// What an error of the system means for the work that met it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Meaning {
@@ -89,6 +91,11 @@ pub fn meaning(error: &io::Error) -> Meaning {
         | K::StaleNetworkFileHandle => Meaning::NotOurs,
         _ => Meaning::NotNow(Wait::Device),
     }
+}
+
+/// Is it for want of descriptors, memory or the like? Nothing may be concluded from that, and it passes.
+pub fn is_shortage(error: &io::Error) -> bool {
+    meaning(error) == Meaning::NotNow(Wait::Shortage) && !fault::mutant("shortage")
 }
 
 /// Was there no room for it? Also of a sync that failed for that reason, which is [`Meaning::Lost`].

@@ -191,16 +191,7 @@ impl Lock {
     /// Locks the folder `root`, in which [`mark::FOLDER`] has to be; once more for the same folder changes nothing.
     /// `WouldBlock`: another process has the lock. Ok without a lock where the file system has none.
     pub fn hold(&self, root: &Dir) -> io::Result<()> {
-        let mut options = OpenOptions::new();
-        options
-            .read(true)
-            .write(true)
-            .create(true)
-            .follow(FollowSymlinks::No);
-        #[cfg(unix)]
-        cap_std::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        let file = root.open_dir_nofollow(mark::FOLDER)?.open_with(LOCK, &options)?;
-        let file = file.into_std();
+        let file = durable::open_private(&root.open_dir_nofollow(mark::FOLDER)?, OsStr::new(LOCK))?;
         let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if held.as_ref().is_some_and(|held| is_same(held, &file)) || fault::mutant("inbox-lock") {
             return Ok(());
@@ -218,7 +209,9 @@ impl Lock {
 
     /// Lets it go.
     pub fn release(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let held = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // A program that is being started right now has the file open too for a moment.
+        let _ = held.map(|file| file.unlock());
     }
 }
 

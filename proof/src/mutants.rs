@@ -34,6 +34,7 @@ const CONTROL: Proof = Inside(&["control::"]);
 const WHOLE: Proof = Inside(&["outbox::whole::tests"]);
 const TAKEN: Proof = Inside(&["inbox::tests::taken"]);
 const ELSEWHERE: Proof = Inside(&["inbox::tests::elsewhere"]);
+const DISKS: Proof = Inside(&["inbox::tests::disks"]);
 const UNPACK: Proof = Inside(&["inbox::unpack::tests"]);
 const LOBBY: Proof = Inside(&["link::lobby::tests"]);
 const TWINS: Proof = Inside(&["link::twins::tests"]);
@@ -233,10 +234,20 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     ),
     (
         "control-descriptors",
-        "a connection keeps one group of passed files",
+        "a connection keeps one group of passed files, and no file without a permit",
         CONTROL,
     ),
     ("control-places", "a user has so many connections", CONTROL),
+    (
+        "control-waits",
+        "a send that waits for others holds no place",
+        CONTROL,
+    ),
+    (
+        "one-question",
+        "a disk that does not answer is asked by one thread",
+        Inside(&["inbox::asking::tests"]),
+    ),
     (
         "control-request",
         "a request is bounded in bytes and in time",
@@ -371,6 +382,34 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         "R7-elsewhere-dir",
         "the sync of its name before the partial goes",
         ELSEWHERE,
+    ),
+    ("R7-spoilt", "a partial that reads back wrong is not kept", DISKS),
+    (
+        "elsewhere-below",
+        "where the top of a disk cannot be written, a folder below it serves",
+        DISKS,
+    ),
+    (
+        "disk-remembered",
+        "a disk inside the inbox is known from its first file on",
+        DISKS,
+    ),
+    (
+        "disk-border",
+        "the folder under a mount point is not taken for the disk",
+        DISKS,
+    ),
+    ("disk-mark", "nor is another disk", DISKS),
+    ("start-copies", "a start waits for no copy to another disk", DISKS),
+    (
+        "rule-dialect",
+        "a whole folder is known by the names that its own disk takes",
+        DISKS,
+    ),
+    (
+        "shortage",
+        "what a shortage kept from being asked is asked again",
+        DISKS,
     ),
     (
         "R7-note",
@@ -614,7 +653,7 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     (
         "no-space-told",
         "a disk that tells of no space is not taken for full",
-        Inside(&["inbox::disk::tests"]),
+        Inside(&["disk::tests"]),
     ),
     (
         "owner",

@@ -67,7 +67,7 @@ pub fn trouble(config: &Config, paths: &Paths, me: &Me, path: &Path) -> Option<S
         .and_then(|list| Known::read(&list, config, path))
         .unwrap_or_default();
     let is_inbox = config.inbox.as_ref().is_some_and(|inbox| inbox.path == path);
-    let seen = Seen::look(path, me).ok()?;
+    let seen = Seen::look(path, is_inbox, me).ok()?;
     reason(path, is_inbox, &seen, &known)
 }
 
@@ -110,21 +110,33 @@ struct Seen {
     refused: Option<String>,
     owner: Option<Owner>,
     id: Result<Option<homes::FolderId>, io::Error>,
+    /// Why nothing is taken for some folders of an inbox.
+    missing: Vec<String>,
 }
 
 impl Seen {
-    fn look(path: &Path, me: &Me) -> io::Result<Seen> {
+    fn look(path: &Path, is_inbox: bool, me: &Me) -> io::Result<Seen> {
         let root = confined::root(path)?;
         Ok(Seen {
             refused: owner::check(&root, path, me).err(),
             owner: owner::read(&root).ok().flatten(),
             id: mark::read(&root),
+            missing: match is_inbox {
+                true => inbox::missing_disks(path, &root),
+                false => Vec::new(),
+            },
         })
     }
 }
 
-/// Why the folder is held; None: it is used as it is. The same rules as where inboxes and outboxes are opened.
+/// Why the folder is held; None: it is used as it is.
 fn reason(path: &Path, is_inbox: bool, seen: &Seen, known: &Known) -> Option<String> {
+    let missing = (!seen.missing.is_empty()).then(|| seen.missing.join("; "));
+    of_the_whole(path, is_inbox, seen, known).or(missing)
+}
+
+/// The same, of the folder as a whole and not of a disk inside it. The same rules as where inboxes and outboxes are opened.
+fn of_the_whole(path: &Path, is_inbox: bool, seen: &Seen, known: &Known) -> Option<String> {
     if seen.refused.is_some() {
         return seen.refused.clone();
     }
@@ -166,7 +178,7 @@ impl Adopter {
                 let twin = known_homes
                     .iter()
                     .any(|(_, home)| *home != path && homes::is_same(&path, home));
-                (Seen::look(&path, &me), twin)
+                (Seen::look(&path, is_inbox, &me), twin)
             })
             .await?
         };
@@ -186,6 +198,9 @@ impl Adopter {
             return Err(Fatal::new(Exit::Config, reply.reason.unwrap_or_default())
                 .mend("an id of its own would only take it from the other"));
         }
+        if of_the_whole(&path, is_inbox, &seen, &known).is_none() {
+            return self.without_disks(&path, reply, request.go).await;
+        }
         reply.meaning = self
             .meaning(&path, is_inbox, &seen, &known)
             .await
@@ -193,6 +208,23 @@ impl Adopter {
         if request.go {
             self.take(&path, is_inbox, lock).await?;
             reply.adopted = true;
+        }
+        Ok(reply)
+    }
+
+    /// Of an inbox that is used as it is, but for disks inside it that are missing: they are given up, and nothing else changes.
+    async fn without_disks(&self, path: &Path, mut reply: AdoptReply, go: bool) -> Result<AdoptReply, Fatal> {
+        reply.meaning = vec![
+            "What comes for the missing disk is put into the folder that is there now. If the disk is mounted there again,              that is hidden."
+                .into(),
+            "A file that was just getting its name on it may then be in both.".into(),
+        ];
+        if go {
+            let folder = path.to_path_buf();
+            let forgotten = blocking(move || inbox::forget_missing_disks(&confined::root(&folder)?)).await?;
+            forgotten.map_err(|e| Fatal::io(format_args!("cannot take {}", shown(path)), &e))?;
+            reply.adopted = true;
+            tracing::info!(folder = %shown(path), "disks that are missing were given up");
         }
         Ok(reply)
     }
@@ -345,5 +377,8 @@ fn replace(path: &Path, is_inbox: bool, me: &Me, lock: &Lock) -> Result<homes::F
         })?;
     }
     owner::replace(&root, me).map_err(failed)?;
+    if is_inbox {
+        inbox::forget_missing_disks(&root).map_err(failed)?;
+    }
     mark::replace(&root).map_err(failed)
 }

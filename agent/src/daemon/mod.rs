@@ -62,10 +62,7 @@ pub use reload::Reloaded;
 pub use state::{check_private, private_folder};
 
 /// What `check` asks without an agent.
-pub use crate::{
-    inbox::Disk,
-    link::{Unreached, probe},
-};
+pub use crate::link::{Unreached, probe};
 
 /// Events of one link that may wait: more than one peer's requests in flight (the schedule's `MOST` offers, 256
 /// withdrawals) can ever cause, so that nobody blocks.

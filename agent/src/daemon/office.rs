@@ -108,15 +108,13 @@ impl control::Agent for Office {
             report.not_sent_count = status.not_sent_count as u64;
             report
         });
-        // A network disk may hang.
-        let inbox = shared.inbox.clone();
-        let inbox = blocking(move || inbox.status()).await?;
+        let inbox = shared.inbox.status().await;
         let (files, bytes) = (inbox.received_files, inbox.received_bytes);
         let inbox = inbox.path.map(|path| {
             let (free, held) = (inbox.free_bytes, inbox.held);
             let mut report = InboxReport::new(&path, free.unwrap_or(0), files, bytes, held);
             report.free_unknown = free.is_none() && report.held.is_none();
-            report.held = report.held.or(inbox.full);
+            report.held = report.held.or(inbox.missing).or(inbox.full);
             report
         });
         let age_s = |since: i64| now_ms().saturating_sub(since).max(0) as f64 / 1000.0;

@@ -105,6 +105,11 @@ pub(super) fn opens(at: &impl AsFd) -> io::Result<()> {
     hook(&Call::Sync("open", path_of(at)))
 }
 
+/// The same of a private file, whether or not it is there.
+pub(super) fn opens_in(dir: &Dir, name: &OsStr) -> io::Result<()> {
+    hook(&Call::Sync("open", path_of(dir).join(name)))
+}
+
 pub(super) fn named(from_dir: &Dir, from: &OsStr, to_dir: &Dir, to: &OsStr) -> io::Result<()> {
     happens(Call::Name(path_of(from_dir).join(from), path_of(to_dir).join(to)))
 }

@@ -1,13 +1,12 @@
 //! R1: what an offer meets in the ledger, and whether there is room for it.
 
-use std::{sync::Arc, time::Instant};
+use std::{path::Path, sync::Arc, time::Instant};
 
 use dropwire_protocol::{AgentId, Kind, Manifest, message::DeclineReason};
 
 use super::{
     Shared,
     claims::Key,
-    disk::Disk,
     keeping,
     ledger::{self, Known, State},
     reply::{Answer, FULL_MS},
@@ -15,7 +14,7 @@ use super::{
     site::{Site, Trouble},
     space::{Reservation, Short},
 };
-use crate::{db::DbError, durable::How, fault};
+use crate::{db::DbError, disk::Disk, durable::How, error::shown, fault};
 
 /// Decides on the offer of a claimed transfer: the inbox to receive it in and whether there may be a partial to
 /// resume, or the answer that ends it. A row *placing* is finished first. Blocks.
@@ -118,10 +117,38 @@ pub fn takes(site: &Site, kind: Kind) -> Result<(), Answer> {
     Err(Answer::refused(DeclineReason::NoFolders, text, None))
 }
 
-/// Promises `peer` room for `bytes` more.
-pub fn reserve(shared: &Shared, site: &Site, peer: AgentId, bytes: u64) -> Result<Reservation, Answer> {
+/// Promises `peer` room for `bytes` more, and on a disk inside the inbox for a copy of all that was offered, if it is for
+/// one that is known. An error also where that disk is missing.
+pub fn reserve(
+    shared: &Shared,
+    site: &Site,
+    peer: AgentId,
+    manifest: &Manifest,
+    bytes: u64,
+) -> Result<Reservation, Answer> {
+    let copy = reserve_copy(shared, site, peer, manifest)?;
     let reserved = shared.space.reserve(peer, bytes, disk(site)?, Instant::now());
-    reserved.map_err(short)
+    reserved.map(|room| room.with_copy(copy)).map_err(short)
+}
+
+fn reserve_copy(
+    shared: &Shared,
+    site: &Site,
+    peer: AgentId,
+    manifest: &Manifest,
+) -> Result<Option<Reservation>, Answer> {
+    if site.disks.is_empty() {
+        return Ok(None);
+    }
+    let top = shared.top(peer);
+    let way = shared.places.way(site, peer, top.as_deref(), &manifest.path);
+    let there = site.disks.on_the_way(&site.root, &way);
+    let Some((path, folder)) = there.map_err(|e| Answer::io("looking for its folder's disk", &e))? else {
+        return Ok(None);
+    };
+    let disk = Disk::of(&folder).map_err(|e| Answer::io("asking how much is free", &e))?;
+    let reserved = shared.space.reserve(peer, manifest.size, disk, Instant::now());
+    reserved.map(Some).map_err(|short| short_on(&path, short))
 }
 
 /// Before so many bytes are written: asks for room where the promise does not cover them any more.
@@ -141,6 +168,12 @@ fn disk(site: &Site) -> Result<Option<Disk>, Answer> {
 /// How a lack of room is told.
 pub fn short(short: Short) -> Answer {
     Answer::refused(DeclineReason::NoSpace, short.to_string(), Some(FULL_MS))
+}
+
+/// The same of a disk inside the inbox.
+pub fn short_on(path: &Path, short: Short) -> Answer {
+    let text = format!("the disk at {}: {short}", shown(path));
+    Answer::refused(DeclineReason::NoSpace, text, Some(FULL_MS))
 }
 
 /// The row of a transfer and its checkpoints' list, through the writer's connection.

@@ -8,39 +8,38 @@
 //! | R8 every folder on the way, and the partials' folder, synced | the same |
 //! | R9 receipt out; row *delivered*, on a later commit | the same receipt, byte for byte |
 
-use std::{collections::HashMap, fs::File, io, sync::Arc};
+mod certain;
+mod naming;
 
-use cap_std::fs::Dir;
-use dropwire_protocol::{Digest, Manifest, ReceiptBody, message::DeclineReason};
+use std::{fs::File, io, sync::Arc};
 
+use dropwire_protocol::{
+    Digest, Kind, Manifest, ReceiptBody,
+    message::{DeclineReason, MAX_EAGER},
+};
+
+pub use self::certain::make_certain;
+use self::{
+    certain::{FOLDERS_TOGETHER, make_certain_at_once},
+    naming::{Work, way_first},
+};
 use super::{
     Shared,
     claims::{Claim, Key},
-    elsewhere,
     ledger::{self, Checkpoint, Placing},
     naming::Names,
     partial,
-    place::{Folder, Opened, Place, PlaceError},
+    place::{Offered, Opened, Place},
     reply::{Answer, Reply},
-    rule::{self, Found},
+    rule,
     site::Site,
     space::Reservation,
     tally::Rows,
 };
-use crate::{
-    clock::now_ms,
-    db::DbError,
-    durable::{self, How},
-    fault,
-    io_error::{Meaning, blames_the_name, meaning},
-};
+use crate::{clock::now_ms, db::DbError, durable::How, fault};
 
-/// How often another name is looked for when somebody keeps taking them.
-const TRIES: usize = 100;
 /// From so many open folders on, the next file waits for the next commit: descriptors are few.
 const MOST_FOLDERS: usize = 128;
-/// From so many folders on, one syncfs is cheaper than a sync of each.
-const FOLDERS_TOGETHER: usize = 32;
 
 /// A whole, verified, durable partial (R5 is done).
 pub struct Ready {
@@ -70,6 +69,19 @@ pub struct Whole {
 }
 
 impl Whole {
+    /// Of a partial that an earlier run made whole; None of a small one. It is read once more before it is gone on with.
+    fn of(manifest: &Manifest, digest: Digest) -> Option<Whole> {
+        let is_large = manifest.kind == Kind::Folder || manifest.size > MAX_EAGER;
+        is_large.then(|| Whole {
+            checkpoint: Checkpoint {
+                offset: manifest.size,
+                digest,
+                hash_state: Vec::new(),
+            },
+            file: None,
+        })
+    }
+
     /// The row is *receiving*: the next offer goes on at the end.
     pub fn keep(&self, shared: &Shared, key: Key) {
         let (checkpoint, now) = (self.checkpoint.clone(), now_ms());
@@ -146,10 +158,11 @@ fn place_some(
             continue;
         }
         let place = there.and_then(|_| {
+            let way = Way::of(site);
             choose(
                 shared,
                 site,
-                Way::of(site),
+                way,
                 key,
                 &file.manifest,
                 digest,
@@ -182,12 +195,34 @@ fn place_some(
         }
         return;
     }
+    let not_renamed = |(_, intent): &&(Ready, Intent)| intent.placing.how != How::Renamed;
+    let mut ways = intents
+        .iter()
+        .filter(not_renamed)
+        .flat_map(|(_, intent)| &intent.place.folders)
+        .peekable();
+    // Once for all of them.
+    let way = match ways.peek() {
+        Some(_) => way_first(|| make_certain(shared, site, ways)),
+        None => Ok(()),
+    };
     let mut placed = Vec::with_capacity(intents.len());
     let mut of_no_use = Vec::new();
     for (file, mut intent) in intents {
         let made = intent.place.take_made();
         let (key, keep) = (file.claim.key(), file.keep.as_ref());
-        match name(shared, site, key, &file.manifest, intent, keep) {
+        let work = Work {
+            shared,
+            site,
+            key,
+            manifest: &file.manifest,
+            keep,
+        };
+        let first = match intent.placing.how {
+            How::Renamed => Ok(()),
+            _ => way.clone(),
+        };
+        match first.and_then(|()| naming::give(work, intent, true)) {
             Ok(intent) => {
                 made.stays();
                 placed.push((file, intent));
@@ -240,7 +275,15 @@ pub fn place_again(
             write_down(shared, site, vec![row(key, manifest, &intent)])
         })?;
     }
-    let named = name(shared, site, key, manifest, intent, None)?;
+    let whole = Whole::of(manifest, digest);
+    let work = Work {
+        shared,
+        site,
+        key,
+        manifest,
+        keep: whole.as_ref(),
+    };
+    let named = naming::give(work, intent, false)?;
     Ok(Arc::unwrap_or_clone(named.placing))
 }
 
@@ -257,9 +300,13 @@ fn choose(
     opened: &mut Opened,
 ) -> Result<Chosen, Answer> {
     let top = shared.top(key.0);
-    let (path, kind) = (&manifest.path, manifest.kind);
-    let places = &shared.places;
-    let place = places.choose(site, way.names, key.0, top.as_deref(), path, kind, opened)?;
+    let offered = Offered {
+        sender: key.0,
+        top: top.as_deref(),
+        path: &manifest.path,
+        kind: manifest.kind,
+    };
+    let place = shared.places.choose(site, way.names, offered, opened)?;
     let mut salt = [0; 16];
     fault::step("R6-salt", || getrandom::fill(&mut salt))
         .map_err(|e| Answer::io("asking for random bytes", &io::Error::other(e)))?;
@@ -368,130 +415,6 @@ fn write_down(shared: &Shared, site: &Site, rows: Vec<IntentRow>) -> Result<(), 
     Ok(())
 }
 
-/// R7. Gives the intent under which the file lies now.
-fn name(
-    shared: &Shared,
-    site: &Site,
-    key: Key,
-    manifest: &Manifest,
-    mut intent: Intent,
-    keep: Option<&Whole>,
-) -> Result<Intent, Answer> {
-    let from = partial::staged_name(key, manifest.kind);
-    for _ in 0..TRIES {
-        let how = intent.placing.how;
-        if how != How::Renamed {
-            // The old name goes before R8: by then the way to the new one has to be durable.
-            fault::step("R7-link-way", || {
-                make_certain(shared, site, &intent.place.folders)
-            })?;
-        }
-        let given = intent.place.parent().and_then(|parent| match how {
-            How::Copied => elsewhere::give_name(site, key, manifest, &intent.placing, &intent.place),
-            how => durable::give_name(how, &site.partials, &from, parent, &intent.place.name),
-        });
-        let mut way = Way {
-            names: intent.place.names,
-            how,
-        };
-        match given {
-            Ok(()) => {
-                site.named.note(&intent.placing.receipt);
-                if how == How::Copied {
-                    partial::remove_staged(site, key, manifest.kind)
-                        .map_err(|e| Answer::io("removing the partial of a copy", &e))?;
-                }
-                return Ok(intent);
-            }
-            // It may be ours: a file server did as asked, and its answer got lost.
-            Err(e)
-                if e.kind() == io::ErrorKind::AlreadyExists
-                    && how == How::Linked
-                    && site.lasting_inodes
-                    && matches!(
-                        rule::find(site, key, manifest, &intent.placing),
-                        Ok(Found::Linked)
-                    ) =>
-            {
-                make_certain(shared, site, &intent.place.folders)?;
-                partial::remove_staged(site, key, manifest.kind)
-                    .map_err(|e| Answer::io("removing the partial of a linked file", &e))?;
-                site.named.note(&intent.placing.receipt);
-                return Ok(intent);
-            }
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(e) if blames_the_name(&e) && way.names != Names::STRICT => way.names = Names::STRICT,
-            Err(e) if e.kind() == io::ErrorKind::CrossesDevices && how != How::Copied => {
-                way.how = How::Copied
-            }
-            Err(e) => return not_named(shared, site, key, manifest, intent, keep, &e),
-        }
-        let Intent { place, placing } = intent;
-        drop(place); // the name may be the same
-        let body = placing.receipt.decode_body_unverified();
-        let body = body.map_err(|e| Answer::refused(DeclineReason::DiskError, e.to_string(), None))?;
-        intent = intend(shared, site, way, key, manifest, body.digest, placing.inode)?;
-        fault::step("R6-next-name", || {
-            write_down(shared, site, vec![row(key, manifest, &intent)])
-        })?;
-    }
-    let busy = io::Error::other("other programs keep taking the names that were free");
-    not_named(shared, site, key, manifest, intent, keep, &busy)
-}
-
-/// R7 gave an error. The file may have its name all the same (a file server's answer that got lost); the row is taken
-/// back only where both names are looked at, and it has not.
-fn not_named(
-    shared: &Shared,
-    site: &Site,
-    key: Key,
-    manifest: &Manifest,
-    intent: Intent,
-    keep: Option<&Whole>,
-    error: &io::Error,
-) -> Result<Intent, Answer> {
-    let failed = match blames_the_name(error) {
-        true => PlaceError::BadName(error.to_string()).into(),
-        false => Answer::io("giving the file its name", error),
-    };
-    match rule::find(site, key, manifest, &intent.placing) {
-        Err(e) if is_lost(&e) => {
-            rule::give_up(shared, site, key, manifest.kind)?;
-            Err(failed)
-        }
-        Err(_) => Err(failed), // the rule decides later
-        Ok(Found::Named) => {
-            site.named.note(&intent.placing.receipt);
-            Ok(intent)
-        }
-        // Nothing was asked of the disk yet: the rule links on.
-        Ok(Found::Linked) if !is_lost(error) || fault::mutant("R7-link-hold") => Err(failed),
-        Ok(Found::Linked) => {
-            let reason = format!("a file of the inbox has its name, but not for certain: {error}");
-            shared.gate.break_off(reason); // asked again, the folder's sync would say that all is well
-            Err(failed)
-        }
-        Ok(Found::Nothing) => {
-            rule::give_up(shared, site, key, manifest.kind)?;
-            Err(rule::taken())
-        }
-        Ok(Found::Partial) => {
-            match keep {
-                Some(whole) => {
-                    shared.db.call_blocking(move |tx| ledger::unplace(tx, key))?;
-                    whole.keep(shared, key);
-                }
-                None => rule::give_up(shared, site, key, manifest.kind)?,
-            }
-            Err(failed)
-        }
-    }
-}
-
-fn is_lost(error: &io::Error) -> bool {
-    meaning(error) == Meaning::Lost
-}
-
 /// Did nobody take the partial, or put another file in its place?
 fn is_there(site: &Site, file: &Ready) -> Result<bool, Answer> {
     let found = partial::look(site, file.claim.key(), file.manifest.kind)
@@ -507,52 +430,4 @@ fn not_placed(shared: &Shared, site: &Site, file: &Ready, answer: Answer) {
         None => partial::remove(site, file.claim.key()),
     }
     file.reply.end(answer);
-}
-
-/// R8: each folder once, then the partials'. After a failure no receipt leaves, now or for the next offer, nor for what
-/// is at this step at the same time.
-pub fn make_certain<'a>(
-    shared: &Shared,
-    site: &Site,
-    folders: impl IntoIterator<Item = &'a Folder>,
-) -> Result<(), Answer> {
-    make_certain_at_once(shared, site, folders, None)
-}
-
-/// The same; of many folders by one sync of the file system, if `anchor` was opened before they were touched.
-fn make_certain_at_once<'a>(
-    shared: &Shared,
-    site: &Site,
-    folders: impl IntoIterator<Item = &'a Folder>,
-    anchor: Option<&File>,
-) -> Result<(), Answer> {
-    let each: HashMap<&[u8], &Dir> = folders
-        .into_iter()
-        .map(|(path, dir)| (path.as_slice(), &**dir))
-        .collect();
-    let held = |reason| Answer::refused(DeclineReason::InboxUnavailable, reason, None);
-    if let Some(reason) = shared.gate.broken().filter(|_| !fault::mutant("R8-held")) {
-        return Err(held(reason));
-    }
-    let each_alone = || {
-        fault::step("R8-inbox-dirs", || {
-            each.values().try_for_each(|dir| durable::sync_dir(dir))
-        })
-        .and_then(|()| fault::step("R8-partial-dir", || durable::sync_dir(&site.partials)))
-    };
-    let synced = match anchor.filter(|_| each.len() >= FOLDERS_TOGETHER) {
-        Some(anchor) => fault::step("R8-syncfs", || durable::sync_filesystem(anchor)),
-        None => each_alone(),
-    };
-    synced.map_err(|e| {
-        if !is_lost(&e) && !fault::mutant("R8-shortage") {
-            return Answer::io("opening a folder of the inbox to sync it", &e);
-        }
-        let reason = format!("a folder of the inbox could not be synced: {e}");
-        if !fault::mutant("R8-hold") {
-            shared.gate.break_off(reason.clone());
-        }
-        held(reason)
-    })?;
-    shared.gate.broken().map_or(Ok(()), |reason| Err(held(reason)))
 }

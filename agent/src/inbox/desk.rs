@@ -265,7 +265,7 @@ impl Desk {
                 }
                 known => admit::admit(&self.shared, claim.key(), &manifest, known)?.0,
             };
-            admit::reserve(&self.shared, &site, self.peer, manifest.size)
+            admit::reserve(&self.shared, &site, self.peer, &manifest, manifest.size)
         });
         match admitted {
             Err(answer) => reply.end(answer),

@@ -11,21 +11,32 @@ use super::{
     naming::{Names, Rules},
     place::os_name,
 };
-use crate::{durable, fault, io_error::blames_the_name};
+use crate::{
+    durable, fault,
+    io_error::{blames_the_name, is_shortage},
+};
 
 /// Every kind of name at once that Windows refuses: a device, characters, a control character, a dot at the end.
-const WINDOWS: &[u8] = b"con.probe <>:\"|?*\\\x01.";
+pub(super) const WINDOWS: &[u8] = b"con.probe <>:\"|?*\\\x01.";
 const NOT_UTF8: &[u8] = b"probe \xff";
 /// The partials' own names are as long.
 const SHORTEST: usize = 99;
 
-/// Asks the file system of `folder`.
-pub fn probe(folder: &Dir) -> Names {
+/// Asks the file system of `folder`; an error is a shortage, which tells nothing.
+pub fn probe(folder: &Dir) -> io::Result<Names> {
     #[cfg(unix)]
     let told = rustix::fs::fstatvfs(folder).map_or(0, |stat| stat.f_namemax);
     #[cfg(not(unix))]
     let told = 0;
-    names(told, |name| is_refused(folder, &os_name(name)))
+    let mut short = None;
+    let names = names(told, |name| match is_refused(folder, &os_name(name)) {
+        Ok(refused) => refused,
+        Err(error) => {
+            short = Some(error);
+            false
+        }
+    });
+    short.map_or(Ok(names), Err)
 }
 
 /// `told`: how long a name may be, as the file system says.
@@ -65,14 +76,15 @@ fn longest(most: usize, mut refuses: impl FnMut(usize) -> bool) -> usize {
 }
 
 /// Any other error, a full disk say, is not the name's fault.
-fn is_refused(folder: &Dir, name: &OsStr) -> bool {
+fn is_refused(folder: &Dir, name: &OsStr) -> io::Result<bool> {
     let made = durable::create_private(folder, name);
     match made {
         Ok(_) => {
             let _ = durable::unlink(folder, name); // else the next start does
-            false
+            Ok(false)
         }
-        Err(e) => e.kind() != io::ErrorKind::AlreadyExists && blames_the_name(&e),
+        Err(e) if is_shortage(&e) => Err(e),
+        Err(e) => Ok(e.kind() != io::ErrorKind::AlreadyExists && blames_the_name(&e)),
     }
 }
 
@@ -112,7 +124,7 @@ mod tests {
             crate::fault::skip(&format!("the temporary folder is on {}", on.name));
             return;
         }
-        assert_eq!(probe(&dir), Names::HERE);
+        assert_eq!(probe(&dir).unwrap(), Names::HERE);
         assert_eq!(temp.path().read_dir().unwrap().count(), 0);
     }
 }

@@ -6,7 +6,6 @@
 //! is durable, the partial stays: to the rule the two are as a file under both names.
 
 use std::{
-    ffi::OsStr,
     io::{self, Write},
     sync::Arc,
 };
@@ -15,23 +14,42 @@ use cap_std::fs::Dir;
 use dropwire_protocol::{Kind, Manifest, RunningDigest, message::DeclineReason};
 
 use super::{
+    Shared,
     claims::Key,
     dialect,
+    disks::is_border,
     ledger::Placing,
+    naming::Names,
     partial,
-    place::Place,
-    reply::Answer,
+    place::{Folder, Place},
+    reply::{Answer, spoils},
     rights::{self, Rights},
     site::{PARTIALS, Site},
     unpack::{self, Failure, Target},
 };
-use crate::{durable, fault, mark};
+use crate::{
+    disk::Disk,
+    durable, fault,
+    io_error::{Meaning, Wait, meaning},
+    mark,
+};
 
 /// Bytes copied at once.
 const COPY: usize = 256 * 1024;
 
+/// The partial itself is not what was verified any more: to keep it would end in the same way each time.
+#[derive(Debug, thiserror::Error)]
+#[error("the partial does not read back as it was written: {0}")]
+struct Spoilt(String);
+
+/// Is the error the partial's own fault?
+pub fn is_spoilt(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|source| source.is::<Spoilt>()) && !fault::mutant("R7-spoilt")
+}
+
 /// Copies what is verified among the partials, durably, and gives the copy its final name; the partial stays.
 pub fn give_name(
+    shared: &Shared,
     site: &Site,
     key: Key,
     manifest: &Manifest,
@@ -39,13 +57,18 @@ pub fn give_name(
     place: &Place,
 ) -> io::Result<()> {
     let parent = place.parent()?;
-    let staging = staging(site, place)?;
+    let staging = staging(site, &place.folders)?;
+    let room = shared.space.has_room(manifest.size, Disk::of(parent)?);
+    room.map_err(|short| {
+        let text = format!("on the disk of {}: {short}", place.path);
+        io::Error::new(io::ErrorKind::StorageFull, text)
+    })?;
     rights::hand_on_nothing(&staging);
     let rights = Rights::of(parent, site.mode);
     let staged = partial::staged_name(key, manifest.kind);
     let named = match manifest.kind {
-        Kind::File => copy(site, key, manifest, placing, &staging, &rights),
-        Kind::Folder => unpack(site, key, placing, &staging, &rights),
+        Kind::File => copy(shared, site, key, manifest, placing, &staging, &rights),
+        Kind::Folder => unpack(shared, site, key, placing, &staging, &rights),
     }
     .and_then(|()| durable::rename_noreplace(&staging, &staged, parent, &place.name));
     if let Err(error) = named {
@@ -56,29 +79,74 @@ pub fn give_name(
     durable::sync_dir(&staging)
 }
 
-/// The partials' folder on the other side: in the highest folder of the way that is over there, or, where the border is
-/// none that a folder tells of, in the last one.
-fn staging(site: &Site, place: &Place) -> io::Result<Dir> {
-    let mut over_there = None;
-    for (_, folder) in &place.folders {
-        if site.is_elsewhere(&folder.dir_metadata()?) {
-            over_there = Some(folder);
-            break;
+/// Which names the file system takes that the last of these folders is on.
+pub fn names(site: &Site, folders: &[Folder]) -> io::Result<Names> {
+    dialect::probe(&staging(site, folders)?)
+}
+
+/// The partials' folder on the other side: in the folder where that begins, or, where this agent may not write there, in the
+/// nearest one below it; there the disk gets its mark. Where the border is none that a folder tells of, in the last one.
+fn staging(site: &Site, folders: &[Folder]) -> io::Result<Dir> {
+    let (_, last) = folders.last().ok_or(io::ErrorKind::NotFound)?;
+    let elsewhere = site.is_elsewhere(&last.dir_metadata()?);
+    let mut begin = folders.len() - 1;
+    while elsewhere && begin > 0 && !is_border(&folders[begin - 1].1, &folders[begin].1)? {
+        begin -= 1;
+    }
+    let border = &folders[begin].0;
+    let mut refused = None;
+    for (path, folder) in &folders[begin..] {
+        match staging_in(site, folder, elsewhere) {
+            Ok((staging, None)) => return Ok(staging),
+            Ok((staging, Some(mark))) => {
+                site.disks.remember(border, path, mark)?;
+                return Ok(staging);
+            }
+            Err(e) if is_no_place(&e) && !fault::mutant("elsewhere-below") => {
+                refused.get_or_insert(e);
+            }
+            Err(e) => return Err(e),
         }
     }
-    let top: &Arc<Dir> = match (over_there, place.folders.last()) {
-        (Some(folder), _) => folder,
-        (None, Some((_, last))) => last,
-        (None, None) => return Err(io::ErrorKind::NotFound.into()),
-    };
-    let own = mark::folder(top)?;
-    match site.is_own(&own)? {
-        false => durable::open_or_make_dir(&own, OsStr::new(PARTIALS)),
-        true => Err(io::ErrorKind::CrossesDevices.into()), // nowhere else to copy to
+    Err(refused.unwrap_or_else(|| io::ErrorKind::NotFound.into()))
+}
+
+/// The partials' folder in `folder`, and the mark of that if it is to have one.
+fn staging_in(site: &Site, folder: &Dir, marked: bool) -> io::Result<(Dir, Option<[u8; 16]>)> {
+    let own = mark::folder(folder)?;
+    if site.is_own(&own)? {
+        return Err(io::ErrorKind::CrossesDevices.into()); // nowhere else to copy to
     }
+    let staging = durable::open_or_make_dir(&own, PARTIALS.as_ref())?;
+    #[cfg(unix)]
+    {
+        use rustix::fs::{Access, AtFlags, accessat};
+        accessat(
+            &staging,
+            ".",
+            Access::WRITE_OK | Access::EXEC_OK,
+            AtFlags::empty(),
+        )?;
+    }
+    let mark = match marked {
+        true => Some(match mark::read(folder)? {
+            Some(mark) => mark,
+            None => mark::create(folder)?,
+        }),
+        false => None,
+    };
+    Ok((staging, mark))
+}
+
+fn is_no_place(error: &io::Error) -> bool {
+    matches!(
+        meaning(error),
+        Meaning::NotNow(Wait::Access) | Meaning::Never | Meaning::NotOurs
+    )
 }
 
 fn copy(
+    shared: &Shared,
     site: &Site,
     key: Key,
     manifest: &Manifest,
@@ -91,7 +159,12 @@ fn copy(
     let mut copy = partial::create_in(staging, &name)?;
     let (mut digest, mut buffer) = (RunningDigest::default(), vec![0; COPY]);
     loop {
-        let read = partial::read_at(&partial, digest.length(), &mut buffer)?;
+        stops(shared)?;
+        let read =
+            partial::read_at(&partial, digest.length(), &mut buffer).map_err(|e| match spoils(&e) {
+                true => io::Error::other(Spoilt(e.to_string())),
+                false => e,
+            })?;
         if read == 0 {
             break;
         }
@@ -103,17 +176,30 @@ fn copy(
         .decode_body_unverified()
         .map_err(io::Error::other)?;
     if digest.value() != body.digest {
-        return Err(io::Error::other(
-            "the partial reads back otherwise than it was written",
-        ));
+        return Err(io::Error::other(Spoilt("it has other bytes".into())));
     }
     partial::dress(&copy, rights, manifest.mtime);
     fault::step("R7-elsewhere-file", || durable::sync_file(&copy))?;
     fault::step("R7-elsewhere-partial", || durable::sync_dir(staging))
 }
 
+/// A copy may take hours: the end of the agent does not wait for it.
+fn stops(shared: &Shared) -> io::Result<()> {
+    match shared.cancel.is_cancelled() {
+        true => Err(io::Error::new(io::ErrorKind::Interrupted, "the agent stops")),
+        false => Ok(()),
+    }
+}
+
 /// A folder is made of its stream once more, over there.
-fn unpack(site: &Site, key: Key, placing: &Placing, staging: &Dir, rights: &Rights) -> io::Result<()> {
+fn unpack(
+    shared: &Shared,
+    site: &Site,
+    key: Key,
+    placing: &Placing,
+    staging: &Dir,
+    rights: &Rights,
+) -> io::Result<()> {
     let stream = partial::open(site, key)?.ok_or(io::ErrorKind::NotFound)?;
     let body = placing
         .receipt
@@ -121,12 +207,20 @@ fn unpack(site: &Site, key: Key, placing: &Placing, staging: &Dir, rights: &Righ
         .map_err(io::Error::other)?;
     let target = Target {
         partials: staging,
-        names: dialect::probe(staging),
+        names: dialect::probe(staging)?,
         syncfs: durable::supports_syncfs(&durable::anchor(staging)?),
         rights: Arc::new(rights.clone()),
     };
-    match unpack::unpack(&target, key, &stream, body.digest, &mut |_| true) {
+    match unpack::unpack(&target, key, &stream, body.digest, &mut |_| {
+        !shared.cancel.is_cancelled()
+    }) {
         Ok(_) => Ok(()),
+        Err(Failure::Stopped) => stops(shared),
+        Err(Failure::Useless(Answer::Refused(refusal)))
+            if matches!(refusal.reason, DeclineReason::DiskError | DeclineReason::Conflict) =>
+        {
+            Err(io::Error::other(Spoilt(refusal.text)))
+        }
         Err(Failure::NotNow(Answer::Refused(refusal)) | Failure::Useless(Answer::Refused(refusal))) => {
             let kind = match refusal.reason {
                 DeclineReason::NoSpace => io::ErrorKind::StorageFull,

@@ -19,14 +19,14 @@ use dropwire_protocol::{AgentId, Kind, message::DeclineReason};
 use super::{
     Inbox, Shared,
     claims::{Claim, Key},
-    disk::Disk,
-    ledger, partial,
+    ledger, partial, recover,
     reply::Answer,
     site::Site,
     tally::Tally,
 };
 use crate::{
     db::{Db, DbError},
+    disk::Disk,
     id,
 };
 
@@ -69,6 +69,8 @@ impl Bounds {
 impl Inbox {
     /// Lets go what was kept for its time. To be called now and then, after the running time was written down.
     pub async fn sweep(&self) -> Result<(), DbError> {
+        let shared = self.shared.clone();
+        tokio::task::spawn_blocking(move || recover::finish_copies(&shared)); // waited for by nobody: it may take hours
         let shared = self.shared.clone();
         let swept = tokio::task::spawn_blocking(move || sweep(&shared));
         swept.await.map_err(|e| DbError::Failed(e.to_string()))?

@@ -10,7 +10,7 @@
 //! The steps R1 to R9, and what a crash after each leaves, stand in `commit`, `admit` and `writer`; `recover`
 //! clears up by the `rule`, for which `named` keeps a record. `ledger` remembers, `claims` keeps two links off one transfer, `seals` spares a second reading, `site`
 //! knows whether the folder is there at all, `place` and `naming` find a free name below it, `space` keeps room,
-//! `full` tells when there is none,
+//! `full` tells when there is none, `elsewhere` copies to the `disks` inside it,
 //! `keeping` lets go what nobody comes back for, `late` sets times that come after the delivery.
 
 use std::{
@@ -36,6 +36,7 @@ use crate::{
     clock::now_ms,
     config::{self, Layout},
     db::{Db, DbError},
+    disk::Disk,
     error::{Exit, Fatal},
     identity::Identity,
     link::{Commands, Room, Sink},
@@ -44,13 +45,14 @@ use crate::{
 
 mod admit;
 mod aliases;
+mod asking;
 mod batch;
 mod checkpoint;
 mod claims;
 mod commit;
 mod desk;
 mod dialect;
-mod disk;
+mod disks;
 mod elsewhere;
 mod fair_queue;
 mod full;
@@ -77,7 +79,7 @@ mod unpack;
 mod withdrawal;
 mod writer;
 
-pub use disk::Disk;
+pub use disks::{forget_missing_disks, missing_disks};
 pub use ledger::{SCHEMA_1, give_up_elsewhere, placing_elsewhere};
 
 /// Commands of one link that wait.
@@ -142,6 +144,8 @@ pub struct InboxStatus {
     pub held: Option<String>,
     /// Why files are declined for lack of space.
     pub full: Option<String>,
+    /// Why nothing is taken for some of its folders: their disks are missing.
+    pub missing: Option<String>,
 }
 
 /// A file that has just arrived.
@@ -163,6 +167,7 @@ pub struct Inbox {
     batch: Arc<Mutex<Option<Arc<FairQueue<batch::Small>>>>>,
     thread: Arc<Mutex<Option<JoinHandle<()>>>>,
     desks: TaskTracker,
+    asking: Arc<asking::Asking<Disks>>,
 }
 
 /// One receipt for each body, in their order.
@@ -193,6 +198,8 @@ struct Shared {
     /// Large transfers that are open.
     large: AtomicUsize,
     arrivals: broadcast::Sender<Arrival>,
+    /// Held by whoever finishes copies that nobody offers again.
+    finishing: Mutex<()>,
     runtime: Handle,
     /// Placed for certain in this run, while their rows are on their way to *delivered*.
     certain: Mutex<HashSet<claims::Key>>,
@@ -230,7 +237,7 @@ impl Inbox {
         sign: Sign,
         cancel: CancellationToken,
     ) -> Result<Inbox, Fatal> {
-        disk::survive_file_size_limit();
+        crate::disk::survive_file_size_limit();
         let failed = |e: DbError| Fatal::new(Exit::Disk, e);
         let (aliases, (files, bytes)) = db
             .call({
@@ -271,6 +278,7 @@ impl Inbox {
             bytes: bytes.into(),
             large: AtomicUsize::new(0),
             arrivals: broadcast::Sender::new(ARRIVALS),
+            finishing: Mutex::default(),
             runtime: Handle::current(),
             certain: Mutex::default(),
             rows: TaskTracker::new(),
@@ -301,6 +309,7 @@ impl Inbox {
             batch: Arc::new(Mutex::new(Some(batch))),
             thread: Arc::new(Mutex::new(Some(thread))),
             desks: TaskTracker::new(),
+            asking: Arc::default(),
         })
     }
 
@@ -318,7 +327,8 @@ impl Inbox {
 
     /// Looks at its folder now, and says why it is held if it is. Blocks.
     pub fn look(&self) -> Result<(), String> {
-        self.shared.enter().map(drop).map_err(|trouble| trouble.reason)
+        let site = self.shared.enter().map_err(|trouble| trouble.reason)?;
+        site.disks.reload().map_err(|error| error.to_string())
     }
 
     /// The lock of its folder.
@@ -326,20 +336,23 @@ impl Inbox {
         self.shared.gate.lock()
     }
 
-    /// How it is doing. Asks the file system for its free bytes, which may block where that hangs.
-    pub fn status(&self) -> InboxStatus {
+    /// How it is doing, as far as its disk answers in time.
+    pub async fn status(&self) -> InboxStatus {
+        let shared = self.shared.clone();
+        let (disks, silent) = self
+            .asking
+            .ask(asking::PATIENCE, move || shared.ask_disks())
+            .await;
         let seen = self.shared.gate.last_seen();
-        let disk = seen
-            .as_ref()
-            .ok()
-            .and_then(|site| Disk::of(&site.root).ok().flatten());
         let path = self.shared.gate.path().map(PathBuf::from);
+        let silent = silent.map(|since| format!("its disk has not answered for {} s", since.as_secs()));
         InboxStatus {
-            free_bytes: disk.map(|disk| disk.free),
+            free_bytes: disks.free.filter(|_| seen.is_ok()),
             received_files: self.shared.files.load(Ordering::Relaxed),
             received_bytes: self.shared.bytes.load(Ordering::Relaxed),
-            held: seen.err().filter(|_| path.is_some()),
+            held: seen.err().or(silent).filter(|_| path.is_some()),
             full: self.shared.full.reason(Instant::now()),
+            missing: (!disks.missing.is_empty()).then(|| disks.missing.join("; ")),
             path,
         }
     }
@@ -390,7 +403,26 @@ impl Sink for Inbox {
     }
 }
 
+/// What only the disks can tell.
+#[derive(Clone, Default)]
+struct Disks {
+    free: Option<u64>,
+    missing: Vec<String>,
+}
+
 impl Shared {
+    /// May block where a disk hangs.
+    fn ask_disks(&self) -> Disks {
+        let Ok(site) = self.gate.last_seen() else {
+            return Disks::default();
+        };
+        let disk = Disk::of(&site.root).ok().flatten();
+        Disks {
+            free: disk.map(|disk| disk.free),
+            missing: site.disks.missing(&site.root),
+        }
+    }
+
     /// The inbox, looked at anew; see [`site::Gate::enter`].
     fn enter(&self) -> Result<Arc<site::Site>, site::Trouble> {
         self.gate.enter(|path| recover::open(self, path))

@@ -14,17 +14,17 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    ffi::OsStr,
     fs::File,
     io::{self, Read},
     sync::{LazyLock, Mutex, MutexGuard, PoisonError},
 };
 
-use cap_fs_ext::{FollowSymlinks, OpenOptionsFollowExt};
-use cap_std::fs::{Dir, OpenOptions};
+use cap_std::fs::Dir;
 use dropwire_protocol::{Digest, Receipt, RunningDigest};
 
 use super::partial;
-use crate::fault;
+use crate::{durable, fault, io_error::is_shortage};
 
 /// The file, below `.dropwire`.
 const FILE: &str = "named";
@@ -52,10 +52,12 @@ struct Slots {
 }
 
 impl Named {
-    /// Reads what is in `own`, an inbox's `.dropwire`. Without it the inbox works all the same.
-    pub fn open(own: &Dir) -> Named {
+    /// Reads what is in `own`, an inbox's `.dropwire`. Without it the inbox works all the same; an error is a shortage, after
+    /// which it can be had.
+    pub fn open(own: &Dir) -> io::Result<Named> {
         let (file, earlier) = match open(own) {
             Ok((file, earlier)) => (Some(file), earlier),
+            Err(error) if is_shortage(&error) => return Err(error),
             Err(error) => {
                 tracing::warn!(%error, "cannot record which files got their names (.dropwire/{FILE})");
                 (None, Vec::new())
@@ -65,11 +67,11 @@ impl Named {
             end: earlier.len() as u64,
             ..Slots::default()
         };
-        Named {
+        Ok(Named {
             file,
             earlier: earlier.into_iter().collect(),
             slots: Mutex::new(slots),
-        }
+        })
     }
 
     /// The file of this receipt has its final name. Failing at that only costs what the record is for.
@@ -124,15 +126,7 @@ impl Named {
 }
 
 fn open(own: &Dir) -> io::Result<(File, Vec<Record>)> {
-    let mut options = OpenOptions::new();
-    options
-        .read(true)
-        .write(true)
-        .create(true)
-        .follow(FollowSymlinks::No);
-    #[cfg(unix)]
-    cap_std::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let file = own.open_with(FILE, &options)?.into_std();
+    let file = durable::open_private(own, OsStr::new(FILE))?;
     let mut bytes = Vec::new();
     (&file).take(MOST * RECORD).read_to_end(&mut bytes)?;
     let (records, _) = bytes.as_chunks();
@@ -169,7 +163,7 @@ mod tests {
     fn what_was_named_is_known_to_the_next_run_until_no_row_needs_it() {
         let temp = tempfile::tempdir().unwrap();
         let own = Dir::open_ambient_dir(temp.path(), cap_std::ambient_authority()).unwrap();
-        let first = Named::open(&own);
+        let first = Named::open(&own).unwrap();
         (0..3).for_each(|n| first.note(&receipt(n)));
         first.forget(&receipt(1));
         first.note(&receipt(3));
@@ -178,14 +172,14 @@ mod tests {
             3 * RECORD,
             "a place is used again"
         );
-        let killed = Named::open(&own);
+        let killed = Named::open(&own).unwrap();
         let known = [0, 1, 2, 3, 4].map(|n| killed.has(&receipt(n)));
         assert_eq!(known, [true, false, true, true, false]);
         killed.note(&receipt(4));
-        let killed_again = Named::open(&own);
+        let killed_again = Named::open(&own).unwrap();
         assert!(killed_again.has(&receipt(0)) && killed_again.has(&receipt(4)));
         killed_again.start_over();
-        assert!(!Named::open(&own).has(&receipt(0)));
+        assert!(!Named::open(&own).unwrap().has(&receipt(0)));
     }
 
     #[test]
@@ -193,7 +187,7 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let own = Dir::open_ambient_dir(temp.path(), cap_std::ambient_authority()).unwrap();
         own.write(FILE, vec![7; (MOST * RECORD) as usize]).unwrap();
-        let full = Named::open(&own);
+        let full = Named::open(&own).unwrap();
         full.note(&receipt(1));
         assert!(!full.has(&receipt(1)));
         full.start_over();

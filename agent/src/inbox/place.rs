@@ -35,6 +35,19 @@ struct Inner {
     aliases: Aliases,
 }
 
+/// What an offer says of its place.
+#[derive(Clone, Copy)]
+pub struct Offered<'a> {
+    /// Who offers.
+    pub sender: AgentId,
+    /// The folder of the inbox below which it goes, if one is given.
+    pub top: Option<&'a str>,
+    /// As the sender calls it.
+    pub path: &'a RemotePath,
+    /// A file or a whole folder.
+    pub kind: Kind,
+}
+
 /// A name that was free; nobody else is given it while this lives.
 pub struct Place {
     /// Below the inbox.
@@ -88,21 +101,17 @@ impl Places {
         self.lock().aliases.keep_of(peers);
     }
 
-    /// A free place for what `sender` calls `path`, below the folder `top` of the inbox if one is given, its names made
-    /// as `names` has it; one that the file system refuses all the same (of another disk inside the inbox, say) is made
-    /// stricter. Makes the folders on the way; they are durable once each of [`Place::folders`] is synced.
-    #[expect(clippy::too_many_arguments, reason = "what an offer says, and how")]
+    /// A free place for what is `offered`, its names made as `names` has it; one that the file system refuses all the same
+    /// (of another disk inside the inbox, say) is made stricter. Makes the folders on the way; they are durable once each
+    /// of [`Place::folders`] is synced.
     pub fn choose(
         self: &Arc<Self>,
         site: &Site,
         names: Names,
-        sender: AgentId,
-        top: Option<&str>,
-        path: &RemotePath,
-        kind: Kind,
+        offered: Offered<'_>,
         opened: &mut Opened,
     ) -> Result<Place, PlaceError> {
-        let mut choose = |names| self.choose_by(site, names, sender, top, path, kind, opened);
+        let mut choose = |names| self.choose_by(site, names, offered, opened);
         let chosen = match choose(names) {
             Err(PlaceError::Io(e)) if blames_the_name(&e) => choose(Names::STRICT),
             chosen => chosen,
@@ -113,17 +122,19 @@ impl Places {
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "as above")]
     fn choose_by(
         self: &Arc<Self>,
         site: &Site,
         names: Names,
-        sender: AgentId,
-        top: Option<&str>,
-        path: &RemotePath,
-        kind: Kind,
+        offered: Offered<'_>,
         opened: &mut Opened,
     ) -> Result<Place, PlaceError> {
+        let Offered {
+            sender,
+            top,
+            path,
+            kind,
+        } = offered;
         let root = reuse(opened, &[], || site.root.try_clone())?;
         let mut walk = Walk {
             folders: vec![(Vec::new(), root)],
@@ -210,6 +221,7 @@ impl Places {
                 reuse(walk.opened, &path, || dir.open_dir_nofollow(os_name(&chosen)))?
             }
         };
+        site.disks.stands(&path, &dir, &next)?;
         walk.is_elsewhere = site.is_elsewhere(&next.dir_metadata()?);
         if site.is_own(&next)? {
             return Err(PlaceError::BadName("it leads into dropwire's own folder".into()));

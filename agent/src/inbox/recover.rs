@@ -16,7 +16,7 @@ use super::{
     rule,
     site::{Site, Trouble},
 };
-use crate::{db::DbError, homes, id};
+use crate::{db::DbError, durable::How, fault, homes, id};
 
 /// Opens the inbox at `path`: with the mark that the ledger knows for it, or (the first time) with the one it has or
 /// gets. Blocks.
@@ -28,7 +28,7 @@ pub fn open(shared: &Shared, path: &Path) -> Result<Site, Trouble> {
         .map_err(broken)?;
     let site = shared.gate.open(path, expected)?;
     settle(shared, path, site.mark)?;
-    finish_placing(shared, &site)?;
+    finish_placing(shared, &site, Copies::Later)?;
     give_up_placing(shared)?;
     remove_litter(shared, &site)?;
     Ok(site)
@@ -71,8 +71,31 @@ fn give_up_placing(shared: &Shared) -> Result<(), Trouble> {
     Ok(())
 }
 
+/// What becomes of rows whose file is to be copied to another disk inside the inbox, or has been: either may take hours,
+/// and whoever opens the inbox keeps all others waiting.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Copies {
+    /// They are finished too.
+    Now,
+    /// They wait for the next offer, or for [`finish_copies`].
+    Later,
+}
+
+/// Finishes what no sender offers again, and what could not be finished before. Blocks for long.
+pub fn finish_copies(shared: &Shared) {
+    if let Ok(_one_at_a_time) = shared.finishing.try_lock()
+        && let Ok(site) = shared.gate.last_seen()
+        && let Err(trouble) = finish_placing(shared, &site, Copies::Now)
+    {
+        tracing::warn!(
+            reason = trouble.reason,
+            "what was being placed cannot be finished yet"
+        );
+    }
+}
+
 /// The rule, for every row of this inbox that nobody works on.
-fn finish_placing(shared: &Shared, site: &Site) -> Result<(), Trouble> {
+fn finish_placing(shared: &Shared, site: &Site, copies: Copies) -> Result<(), Trouble> {
     let mark = site.mark;
     let keys = shared
         .db
@@ -93,6 +116,10 @@ fn finish_placing(shared: &Shared, site: &Site) -> Result<(), Trouble> {
         else {
             continue;
         };
+        if copies == Copies::Later && placing.how == How::Copied && !fault::mutant("start-copies") {
+            open = true;
+            continue;
+        }
         let peer = id::format(key.0);
         match rule::resolve(shared, site, key, &manifest, placing) {
             Ok(Some(_)) => {

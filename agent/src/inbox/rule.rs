@@ -19,10 +19,11 @@ use dropwire_protocol::{Kind, Manifest, Receipt, message::DeclineReason};
 use super::{
     Shared,
     claims::Key,
-    commit,
+    commit, elsewhere,
     ledger::{self, Checkpoint, Placing},
+    naming::Names,
     partial,
-    place::{self, os_name},
+    place::{self, Folder, os_name},
     reply::Answer,
     site::Site,
     unpack,
@@ -108,15 +109,18 @@ pub fn resolve(
 
 /// Looks at both names.
 pub fn find(site: &Site, key: Key, manifest: &Manifest, placing: &Placing) -> io::Result<Found> {
+    // Nothing is concluded from what is missing where a disk is.
+    let place: Vec<_> = placing.place.components().map(<[u8]>::to_vec).collect();
+    site.disks.on_the_way(&site.root, &place)?;
     let partial = partial::look(site, key, manifest.kind)?;
     let same = |meta: &Metadata, partial: &Metadata| {
         meta.is_file() && meta.ino() == partial.ino() && meta.dev() == partial.dev()
     };
     let named = match (at_its_name(site, &placing.place)?, &partial) {
-        (Some((_, _, meta)), Some(partial)) if site.lasting_inodes && placing.how != How::Copied => {
+        (Some((.., meta)), Some(partial)) if site.lasting_inodes && placing.how != How::Copied => {
             same(&meta, partial)
         }
-        (Some((dir, name, meta)), _) => is_named(site, key, manifest, placing, &dir, &name, &meta)?,
+        (Some((folders, name, meta)), _) => is_named(site, key, manifest, placing, &folders, &name, &meta)?,
         (None, _) => false,
     };
     Ok(match partial {
@@ -151,20 +155,21 @@ pub fn taken() -> Answer {
     Answer::refused(DeclineReason::Busy, text, Some(1_000))
 }
 
-/// What has the name, its folder and how it is called there; None: nothing.
+/// What has the name, the folders on the way and how it is called there; None: nothing.
 fn at_its_name(
     site: &Site,
     place: &dropwire_protocol::RemotePath,
-) -> io::Result<Option<(std::sync::Arc<Dir>, OsString, Metadata)>> {
+) -> io::Result<Option<(Vec<Folder>, OsString, Metadata)>> {
     let folders = place::existing_folders(site, place)?;
     let name = os_name(place.file_name());
-    match folders.last() {
-        Some((_, dir)) if folders.len() == place.components().count() => match dir.symlink_metadata(&name) {
-            Ok(meta) => Ok(Some((dir.clone(), name, meta))),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(e),
-        },
-        _ => Ok(None),
+    let meta = match folders.last() {
+        Some((_, dir)) if folders.len() == place.components().count() => dir.symlink_metadata(&name),
+        _ => return Ok(None),
+    };
+    match meta {
+        Ok(meta) => Ok(Some((folders, name, meta))),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
     }
 }
 
@@ -175,10 +180,13 @@ fn is_named(
     key: Key,
     manifest: &Manifest,
     placing: &Placing,
-    dir: &Dir,
+    folders: &[Folder],
     name: &OsString,
     meta: &Metadata,
 ) -> io::Result<bool> {
+    let Some((_, dir)) = folders.last() else {
+        return Ok(false);
+    };
     let dated = manifest.kind == Kind::Folder || Version::of_listing(meta).mtime() == manifest.mtime;
     let told_by_inode = site.lasting_inodes
         && placing.inode != 0
@@ -188,7 +196,13 @@ fn is_named(
         Kind::Folder if !meta.is_dir() => Ok(false),
         Kind::File if !meta.is_file() || meta.len() != manifest.size => Ok(false),
         _ if told_by_inode => Ok(meta.ino() == placing.inode),
-        Kind::Folder => is_whole(site, key, &dir.open_dir_nofollow(name)?),
+        Kind::Folder => {
+            let names = match placing.how {
+                How::Copied if !fault::mutant("rule-dialect") => elsewhere::names(site, folders)?,
+                _ => site.names,
+            };
+            is_whole(site, names, key, &dir.open_dir_nofollow(name)?)
+        }
         Kind::File => {
             let file = partial::open_in(dir, name)?;
             file.map_or(Ok(false), |file| has_the_bytes(&file, manifest, placing))
@@ -208,7 +222,7 @@ fn is_verified(
     if manifest.kind == Kind::Folder {
         // Of a copy nobody knows whether it was synced: the stream is unpacked again.
         let ours = meta.is_dir() && (same || !site.lasting_inodes);
-        return Ok(ours && is_whole(site, key, &partial::folder(site, key)?)?);
+        return Ok(ours && is_whole(site, site.names, key, &partial::folder(site, key)?)?);
     }
     if !meta.is_file() || meta.len() != manifest.size {
         return Ok(false);
@@ -239,9 +253,9 @@ fn has_the_bytes(file: &std::fs::File, manifest: &Manifest, placing: &Placing) -
 }
 
 /// Is everything in `folder` that its stream says? Without the stream nobody can tell.
-fn is_whole(site: &Site, key: Key, folder: &Dir) -> io::Result<bool> {
+fn is_whole(site: &Site, names: Names, key: Key, folder: &Dir) -> io::Result<bool> {
     match partial::open(site, key)? {
-        Some(stream) => unpack::is_whole(site.names, folder, &stream),
+        Some(stream) => unpack::is_whole(names, folder, &stream),
         None => Ok(false),
     }
 }

@@ -13,12 +13,13 @@ use std::{
 use cap_fs_ext::{DirExt, MetadataExt};
 use cap_std::fs::{Dir, Metadata};
 
-use super::{dialect, named::Named, naming::Names, rights};
+use super::{dialect, disks::Disks, named::Named, naming::Names, rights};
 use crate::{
     durable::{self, How},
     error::shown,
     fault,
     file_system::FileSystem,
+    io_error::is_shortage,
     mark,
     owner::{self, Lock, Me},
 };
@@ -51,6 +52,8 @@ pub struct Site {
     pub lasting_inodes: bool,
     /// Which files got their names.
     pub named: Arc<Named>,
+    /// Other disks inside it.
+    pub disks: Disks,
     /// What a new file's permissions are here (the umask's doing); Unix mode bits.
     pub mode: u32,
     own: Identity,
@@ -114,22 +117,36 @@ impl Site {
             },
             _ => unwritable(e),
         })?;
-        let named = Arc::new(Named::open(&own));
+        let named = Arc::new(Named::open(&own).map_err(unwritable)?);
+        let names = dialect::probe(&partials).map_err(unwritable)?;
         let on = durable::anchor(&root).and_then(|a| FileSystem::of(&a));
+        let on = match on {
+            // Not believed for as long as the inbox is open.
+            Err(e) if is_shortage(&e) => return Err(unwritable(e)),
+            on => on,
+        };
         let lasting_inodes = on.as_ref().is_ok_and(|on| on.lasting_inodes);
-        let own = identity(&meta(&own)?);
+        let identity_of_own = identity(&meta(&own)?);
+        let disks = Disks::open(path, own).map_err(|e| {
+            trouble(
+                path,
+                "has a list of disks (.dropwire/disks) that cannot be read",
+                &e,
+            )
+        })?;
         Ok(Site {
             path: path.into(),
             root,
-            names: dialect::probe(&partials),
+            names,
             partials,
             mark,
             how,
             syncfs: on.as_ref().is_ok_and(|on| on.syncfs_reports),
             lasting_inodes,
             named,
+            disks,
             mode,
-            own,
+            own: identity_of_own,
         })
     }
 

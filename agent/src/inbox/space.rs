@@ -14,8 +14,11 @@ use std::{
 
 use dropwire_protocol::AgentId;
 
-use super::disk::{Disk, Inodes};
-use crate::{error::size, fault};
+use crate::{
+    disk::{Disk, Inodes},
+    error::size,
+    fault,
+};
 
 /// The time over which a transfer's pace is measured; a new promise holds so long whatever comes.
 pub const WINDOW: Duration = Duration::from_secs(60);
@@ -37,6 +40,8 @@ struct Promises {
 
 struct Promise {
     peer: AgentId,
+    /// Of the disk, where that is known.
+    device: Option<u64>,
     bytes: u64,
     /// The begin of the current window.
     since: Instant,
@@ -47,9 +52,10 @@ struct Promise {
 }
 
 impl Promise {
-    fn new(peer: AgentId, bytes: u64, now: Instant) -> Promise {
+    fn new(peer: AgentId, device: Option<u64>, bytes: u64, now: Instant) -> Promise {
         Promise {
             peer,
+            device,
             bytes,
             since: now,
             came: 0,
@@ -125,7 +131,7 @@ impl fmt::Display for Short {
             }
             Short::Inodes(Inodes { free, all }) => write!(
                 f,
-                "the inbox's disk has room for only {free} more files and folders of {all}, and some stay free"
+                "the disk has room for only {free} more files and folders of {all}, and some stay free"
             ),
         }
     }
@@ -135,6 +141,8 @@ impl fmt::Display for Short {
 pub struct Reservation {
     space: Arc<Space>,
     number: u64,
+    /// On another disk, where a copy of it is to lie.
+    copy: Option<Box<Reservation>>,
 }
 
 impl Space {
@@ -167,11 +175,23 @@ impl Space {
         promises.find_room(peer, bytes, disk, now)?;
         let number = promises.next;
         promises.next += 1;
-        promises.open.insert(number, Promise::new(peer, bytes, now));
+        let device = disk.map(|disk| disk.device);
+        promises
+            .open
+            .insert(number, Promise::new(peer, device, bytes, now));
         Ok(Reservation {
             space: self.clone(),
             number,
+            copy: None,
         })
+    }
+
+    /// Is there room for `bytes` on the disk now, whatever was promised?
+    pub fn has_room(&self, bytes: u64, disk: Option<Disk>) -> Result<(), Short> {
+        let Some(disk) = disk else {
+            return Ok(());
+        };
+        self.lock().fits(bytes, 0, disk)
     }
 
     /// So much time goes by.
@@ -189,6 +209,24 @@ impl Space {
 }
 
 impl Promises {
+    /// The whole offer must fit beside what `min_free` keeps, also where the disk has less than that, and beside what is
+    /// `promised`.
+    fn fits(&self, bytes: u64, promised: u64, disk: Disk) -> Result<(), Short> {
+        if let Some(inodes) = disk.inodes.filter(Inodes::are_short) {
+            return Err(Short::Inodes(inodes));
+        }
+        let min_free = disk.min_free(self.min_free);
+        let wanted = promised.saturating_add(bytes).saturating_add(min_free);
+        match wanted.checked_sub(disk.free) {
+            None | Some(0) => Ok(()),
+            Some(missing) => Err(Short::Bytes {
+                missing,
+                min_free,
+                promised,
+            }),
+        }
+    }
+
     /// Room for `bytes` more of `peer`'s: what is free, beside all that it holds itself, and of what each other peer holds at
     /// most an equal share. What others hold above that goes to it, as far as it is needed.
     fn find_room(
@@ -201,13 +239,11 @@ impl Promises {
         let Some(disk) = disk else {
             return Ok(());
         };
-        if let Some(inodes) = disk.inodes.filter(Inodes::are_short) {
-            return Err(Short::Inodes(inodes));
-        }
         let min_free = disk.min_free(self.min_free);
         let usable = disk.free.saturating_sub(min_free);
         let mut holds: HashMap<AgentId, u64> = HashMap::new();
-        for promise in self.open.values() {
+        let is_there = |promise: &&mut Promise| promise.device.is_none_or(|device| device == disk.device);
+        for promise in self.open.values_mut().filter(is_there) {
             let sum = holds.entry(promise.peer).or_default();
             *sum = sum.saturating_add(promise.held(now));
         }
@@ -221,17 +257,9 @@ impl Promises {
         let fair = holds
             .values()
             .fold(own, |all, sum| all.saturating_add((*sum).min(share)));
-        // The whole offer must fit beside what `min_free` keeps, also where the disk has less than that.
-        let wanted = fair.saturating_add(bytes).saturating_add(min_free);
-        if wanted > disk.free {
-            return Err(Short::Bytes {
-                missing: wanted - disk.free,
-                min_free,
-                promised: fair,
-            });
-        }
+        self.fits(bytes, fair, disk)?;
         let mut excess = all.saturating_add(bytes).saturating_sub(usable);
-        for promise in self.open.values_mut().rev() {
+        for promise in self.open.values_mut().filter(is_there).rev() {
             let Some(sum) = holds.get_mut(&promise.peer) else {
                 continue; // its own
             };
@@ -246,6 +274,12 @@ impl Promises {
 }
 
 impl Reservation {
+    /// The transfer takes `copy` on another disk as well.
+    pub fn with_copy(mut self, copy: Option<Reservation>) -> Reservation {
+        self.copy = copy.map(Box::new);
+        self
+    }
+
     /// May so many bytes be written now without asking for room?
     pub fn covers(&self, bytes: u64, now: Instant) -> bool {
         let promises = self.space.lock();
@@ -259,12 +293,14 @@ impl Reservation {
         let Some(promise) = promises.open.get(&self.number) else {
             return Ok(()); // not reached: it goes with this reservation
         };
-        let (peer, held) = (promise.peer, promise.held(now));
+        let (peer, device, held) = (promise.peer, promise.device, promise.held(now));
         if held >= bytes {
             return Ok(());
         }
         promises.find_room(peer, bytes - held, disk, now)?;
-        promises.open.insert(self.number, Promise::new(peer, bytes, now));
+        promises
+            .open
+            .insert(self.number, Promise::new(peer, device, bytes, now));
         Ok(())
     }
 
@@ -272,6 +308,10 @@ impl Reservation {
     pub fn used(&mut self, bytes: u64, now: Instant) {
         if let Some(promise) = self.space.lock().open.get_mut(&self.number) {
             promise.used(bytes, now);
+        }
+        if let Some(copy) = &mut self.copy {
+            copy.used(bytes, now); // its pace is the transfer's
+            copy.returned(bytes); // and its bytes are still to come
         }
     }
 
@@ -299,6 +339,7 @@ mod tests {
 
     fn free(free: u64) -> Option<Disk> {
         Some(Disk {
+            device: 1,
             free,
             size: 1 << 40,
             inodes: None,
@@ -318,6 +359,7 @@ mod tests {
         let disk = |free| {
             let inodes = Some(Inodes { free, all: 1000 });
             Some(Disk {
+                device: 1,
                 free: 1 << 40,
                 size: 1 << 40,
                 inodes,

@@ -20,7 +20,6 @@ use dropwire_protocol::{
 use super::{
     admit,
     claims::Key,
-    disk::{Disk, Inodes},
     naming::Names,
     partial,
     place::os_name,
@@ -30,7 +29,11 @@ use super::{
     site::Site,
     space::Short,
 };
-use crate::{durable, fault, io_error::blames_the_name};
+use crate::{
+    disk::{Disk, Inodes},
+    durable, fault,
+    io_error::blames_the_name,
+};
 
 /// Files and folders that are made between two looks at how many inodes are left.
 const LOOK_AT_INODES: u64 = 256;

@@ -165,6 +165,7 @@ impl<'a> Writer<'a> {
             shared,
             &site,
             key.0,
+            &manifest,
             admit::needed(&manifest).saturating_sub(held),
         );
         let reservation = room.inspect_err(|_| {

@@ -7,7 +7,7 @@ use crate::{
     config::{self, Config},
     confined,
     control::api::StatusReport,
-    daemon::Disk,
+    disk::Disk,
     error::{Exit, Fatal, shown},
     file_system::FileSystem,
 };
@@ -157,6 +157,7 @@ mod tests {
     #[test]
     fn room_is_held_against_what_stays_free() {
         let disk = Disk {
+            device: 0,
             free: 10 << 30,
             size: 100 << 30,
             inodes: None,

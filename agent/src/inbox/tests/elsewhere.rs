@@ -30,7 +30,7 @@ impl Mounted {
     }
 }
 
-fn mount(folder: &Path, options: &str) -> bool {
+pub(super) fn mount(folder: &Path, options: &str) -> bool {
     let mut mount = Program::new("mount");
     let mount = mount.args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(folder);
     mount
@@ -135,7 +135,7 @@ async fn what_a_crash_left_is_finished_once() {
         let expected = Vec::from_iter(stays.then(|| ("sub/x.txt".into(), b"verified".to_vec())));
         assert_eq!(rig.files(), expected, "{case}");
         assert_eq!(
-            (rig.partials(), rig.inbox.status().received_files),
+            (rig.partials(), rig.inbox.status().await.received_files),
             (0, 1),
             "{case}"
         );
@@ -149,8 +149,13 @@ async fn a_copy_is_durable_before_it_is_named_and_that_before_the_partial_goes()
     let Some(_mounted) = Mounted::at(&rig.root(), "size=1m") else {
         return;
     };
-    let before = trace::of(&rig.root()).len();
     let mut link = rig.link(ANA);
+    assert_eq!(
+        delivered_as(&link.send(id(2), "sub/e", b"x").await),
+        "sub/e",
+        "from now on it is known"
+    );
+    let before = trace::of(&rig.root()).len();
     assert_eq!(delivered_as(&link.send(id(1), "sub/f", b"x").await), "sub/f");
     let calls = &trace::of(&rig.root())[before..];
     trace::holds_the_order(calls);

@@ -40,7 +40,7 @@ async fn a_small_file_arrives_with_mode_time_and_receipt() {
         );
     }
     assert_eq!(rig.partials(), 0);
-    let status = rig.inbox.status();
+    let status = rig.inbox.status().await;
     assert_eq!(
         (status.received_files, status.received_bytes, status.held),
         (1, 5, None)
@@ -103,7 +103,7 @@ async fn a_known_transfer_is_settled_byte_for_byte() {
         "a (1)",
         "another sender's id"
     );
-    assert_eq!(rig.inbox.status().received_files, 2);
+    assert_eq!(rig.inbox.status().await.received_files, 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -136,7 +136,7 @@ async fn receipts_are_signed_by_this_agent_and_arrivals_told_once() {
         );
     }
     rig.inbox.shutdown().await;
-    assert_eq!(rig.inbox.status().received_files, 20);
+    assert_eq!(rig.inbox.status().await.received_files, 20);
     for _ in 0..20 {
         arrivals.try_recv().unwrap();
     }
@@ -333,7 +333,7 @@ async fn an_inbox_that_goes_away_is_held_and_comes_back() {
     for size in [1, 1 << 20] {
         assert_eq!(refused(&link.opened(id(1), "f", size).await.1), InboxUnavailable);
     }
-    assert!(rig.inbox.status().held.is_some());
+    assert!(rig.inbox.status().await.held.is_some());
     assert!(!rig.root().exists(), "never made");
     std::fs::create_dir(rig.root()).unwrap();
     assert_eq!(
@@ -344,7 +344,7 @@ async fn an_inbox_that_goes_away_is_held_and_comes_back() {
     std::fs::remove_dir(rig.root()).unwrap();
     std::fs::rename(&away, rig.root()).unwrap();
     assert_eq!(delivered_as(&link.send(id(1), "f", b"x").await), "f");
-    assert_eq!(rig.inbox.status().held, None);
+    assert_eq!(rig.inbox.status().await.held, None);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -393,7 +393,10 @@ async fn no_inbox_takes_nothing() {
         kind: Kind::File,
     };
     assert_eq!(refused(&link.opened(id(1), "f", 1).await.1), InboxUnavailable);
-    assert_eq!((inbox.status().path, inbox.status().held), (None, None));
+    assert_eq!(
+        (inbox.status().await.path, inbox.status().await.held),
+        (None, None)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -408,11 +411,18 @@ async fn room_is_asked_for_before_anything_is_written() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_large_file_that_is_offered_and_never_sent_keeps_nobody_out() {
     let rig = Rig::new().await;
-    let free = rig.inbox.status().free_bytes.unwrap();
+    let free = rig.inbox.status().await.free_bytes.unwrap();
     let (mut silent, mut other) = (rig.link(ANA), rig.link(BOB));
     silent.opened(id(1), "never sent", free / 4 * 3).await;
     assert_eq!(refused(&other.opened(id(1), "f", free / 8 * 5).await.1), NoSpace);
-    assert!(rig.inbox.status().full.unwrap().contains("not enough space"));
+    assert!(
+        rig.inbox
+            .status()
+            .await
+            .full
+            .unwrap()
+            .contains("not enough space")
+    );
     rig.inbox.shared.space.age(space::WINDOW);
     let (_, opened) = other.opened(id(1), "f", free / 8 * 5).await;
     assert!(matches!(opened, Outcome::Opened { .. }), "{opened:?}");
@@ -431,6 +441,7 @@ async fn room_that_others_have_taken_meanwhile_is_asked_for_again() {
         ANA,
         u64::MAX / 2,
         Some(Disk {
+            device: rig.inbox.place().unwrap().1,
             free: u64::MAX,
             size: u64::MAX,
             inodes: None,

@@ -122,6 +122,7 @@ async fn an_offer_that_is_declined_is_a_sign_of_life_too() {
         ANA,
         u64::MAX / 2,
         Some(Disk {
+            device: rig.inbox.place().unwrap().1,
             free: u64::MAX,
             size: u64::MAX,
             inodes: None,

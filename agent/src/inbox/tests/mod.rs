@@ -2,6 +2,8 @@
 
 mod bounds;
 #[cfg(target_os = "linux")]
+mod disks;
+#[cfg(target_os = "linux")]
 mod elsewhere;
 mod flows;
 mod keeping;

@@ -9,10 +9,19 @@ fn site() -> (tempfile::TempDir, Site) {
     (temp, site)
 }
 
+fn offered<'a>(sender: AgentId, top: Option<&'a str>, path: &'a RemotePath) -> Offered<'a> {
+    Offered {
+        sender,
+        top,
+        path,
+        kind: Kind::File,
+    }
+}
+
 fn put(places: &Arc<Places>, site: &Site, who: AgentId, path: &str) -> String {
     let path = RemotePath::parse(path.as_bytes()).unwrap();
     let place = places
-        .choose(site, site.names, who, None, &path, Kind::File, &mut Opened::new())
+        .choose(site, site.names, offered(who, None, &path), &mut Opened::new())
         .unwrap();
     place.parent().unwrap().write(&place.name, b"x").unwrap();
     String::from_utf8(place.path.as_bytes().to_vec()).unwrap()
@@ -61,15 +70,7 @@ fn eight_at_once_get_eight_names() {
     let chosen: Vec<Place> = (0..8)
         .map(|_| {
             places
-                .choose(
-                    &site,
-                    site.names,
-                    ANA,
-                    None,
-                    &path,
-                    Kind::File,
-                    &mut Opened::new(),
-                )
+                .choose(&site, site.names, offered(ANA, None, &path), &mut Opened::new())
                 .unwrap()
         })
         .collect();
@@ -78,15 +79,7 @@ fn eight_at_once_get_eight_names() {
     drop(chosen);
     assert_eq!(
         places
-            .choose(
-                &site,
-                site.names,
-                ANA,
-                None,
-                &path,
-                Kind::File,
-                &mut Opened::new()
-            )
+            .choose(&site, site.names, offered(ANA, None, &path), &mut Opened::new())
             .unwrap()
             .name,
         "x"
@@ -104,15 +97,7 @@ fn a_file_where_a_folder_is_needed_gives_an_alias_that_stays() {
     assert_eq!(put(&places, &site, BOB, "sub/y"), "sub/y", "only for that sender");
     let path = RemotePath::parse(b"sub/z").unwrap();
     let kept = places
-        .choose(
-            &site,
-            site.names,
-            ANA,
-            None,
-            &path,
-            Kind::File,
-            &mut Opened::new(),
-        )
+        .choose(&site, site.names, offered(ANA, None, &path), &mut Opened::new())
         .unwrap()
         .aliases
         .clone();
@@ -141,10 +126,7 @@ fn a_folder_for_each_peer() {
         .choose(
             &site,
             site.names,
-            ANA,
-            Some("office"),
-            &path,
-            Kind::File,
+            offered(ANA, Some("office"), &path),
             &mut Opened::new(),
         )
         .unwrap();
@@ -162,7 +144,7 @@ fn files_that_are_placed_together_share_their_folders() {
         .map(|path| {
             let path = RemotePath::parse(path.as_bytes()).unwrap();
             places
-                .choose(&site, site.names, ANA, None, &path, Kind::File, &mut opened)
+                .choose(&site, site.names, offered(ANA, None, &path), &mut opened)
                 .unwrap()
         })
         .collect();
@@ -176,15 +158,8 @@ fn our_own_folder_is_no_place() {
     let (_temp, site) = site();
     let places = Places::new(Vec::new());
     let path = RemotePath::parse(b"x").unwrap();
-    let bad = places.choose(
-        &site,
-        site.names,
-        ANA,
-        Some(".dropwire"),
-        &path,
-        Kind::File,
-        &mut Opened::new(),
-    );
+    let ours = offered(ANA, Some(".dropwire"), &path);
+    let bad = places.choose(&site, site.names, ours, &mut Opened::new());
     assert!(matches!(bad.map(drop), Err(PlaceError::BadName(_))));
 }
 
@@ -196,7 +171,7 @@ fn folders_made_for_nothing_go_and_others_stay() {
     let choose = |path: &[u8]| {
         let path = RemotePath::parse(path).unwrap();
         let mut opened = Opened::new();
-        places.choose(&site, site.names, ANA, None, &path, Kind::File, &mut opened)
+        places.choose(&site, site.names, offered(ANA, None, &path), &mut opened)
     };
     let there = |path: &str| temp.path().join(path).exists();
     let place = choose(b"a/b/c/file").unwrap();

@@ -73,7 +73,7 @@ async fn partial_there_is_placed_again_with_the_same_receipt() {
     let (rig, receipt, outcome) = recovered(How::Renamed, |_, _| ()).await;
     assert_eq!(settled(&outcome), &receipt);
     assert_eq!(rig.files(), [(NAME.into(), BYTES.to_vec())]);
-    assert_eq!((rig.partials(), rig.inbox.status().received_files), (0, 1));
+    assert_eq!((rig.partials(), rig.inbox.status().await.received_files), (0, 1));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -128,7 +128,7 @@ async fn a_partial_that_was_taken_away_was_not_delivered() {
         matches!(outcome, Outcome::Opened { offset: 0, .. }),
         "{outcome:?}"
     );
-    assert_eq!(rig.inbox.status().received_files, 0);
+    assert_eq!(rig.inbox.status().await.received_files, 0);
     let sent = rig.link(ANA).send(id(1), NAME, BYTES).await;
     assert_eq!(delivered_as(&sent), NAME);
     assert_eq!(rig.files(), [(NAME.into(), BYTES.to_vec())]);
@@ -285,7 +285,7 @@ async fn what_was_being_placed_in_a_folder_that_was_given_up_is_taken_again() {
             fs::create_dir(root).unwrap();
         })
         .await;
-    let held = rig.inbox.status().held.unwrap();
+    let held = rig.inbox.status().await.held.unwrap();
     assert!(
         held.contains("lost its id") && held.contains("dropwire adopt"),
         "{held}"
@@ -327,7 +327,7 @@ async fn a_folder_that_is_a_copy_is_held() {
         .unwrap();
     let litter = rig.root().join(".dropwire/partial/x");
     let rig = rig.restarted(|_| fs::write(&litter, "bytes").unwrap()).await;
-    let held = rig.inbox.status().held.unwrap();
+    let held = rig.inbox.status().await.held.unwrap();
     assert!(held.contains("same id") && held.contains("/out"), "{held}");
     assert!(litter.exists());
 }

@@ -26,7 +26,7 @@ async fn a_partial_that_is_taken_before_it_gets_its_name_is_received_again() {
         assert_eq!(delivered_as(&link.send(id(n), &name, &bytes).await), name);
     }
     assert_eq!(rig.names(), ["file 1", "file 2"]);
-    assert_eq!(rig.inbox.status().received_files, 2);
+    assert_eq!(rig.inbox.status().await.received_files, 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -122,5 +122,5 @@ async fn a_shortage_of_descriptors_passes() {
     }
     assert_eq!(delivered_as(&link.send(id(3), "next", b"y").await), "next");
     assert_eq!(rig.names(), ["next", "stays"]);
-    assert_eq!(rig.inbox.status().received_files, 3);
+    assert_eq!(rig.inbox.status().await.received_files, 3);
 }

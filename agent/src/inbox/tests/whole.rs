@@ -11,9 +11,14 @@ const NAME: &str = "v1.2";
 
 /// Some files and folders, as their stream.
 pub(super) fn stream() -> Vec<u8> {
+    stream_with("a")
+}
+
+/// The same with another name for one of the files.
+pub(super) fn stream_with(name: &str) -> Vec<u8> {
     let temp = tempfile::tempdir().unwrap();
     fs::create_dir_all(temp.path().join("sub/empty")).unwrap();
-    fs::write(temp.path().join("a"), "bytes").unwrap();
+    fs::write(temp.path().join(name), "bytes").unwrap();
     fs::write(temp.path().join("sub/b"), content(300_000)).unwrap();
     let folder = confined::root(temp.path()).unwrap();
     let size = bundle::list_quickly(&folder).unwrap().size;
@@ -57,7 +62,7 @@ async fn each_gets_a_name_of_its_own_and_its_stream_goes() {
     assert!(rig.root().join(NAME).join("sub/empty").is_dir());
     let second = link.send(id(2), NAME, &stream).await;
     assert_eq!(delivered_as(&second), "v1.2 (1)", "a folder has no extension");
-    assert_eq!((rig.partials(), rig.inbox.status().received_files), (0, 2));
+    assert_eq!((rig.partials(), rig.inbox.status().await.received_files), (0, 2));
     let (_, again) = link.opened(id(1), NAME, stream.len() as u64).await;
     assert!(matches!(again, Outcome::Settled { .. }), "{again:?}");
     link.kind = Kind::File;

@@ -2,7 +2,7 @@
 
 use std::{fs::File, io};
 
-use crate::fault;
+use crate::{disk::Disk, fault};
 
 /// So much stays free on the disk of the copies...
 const KEPT: u64 = 8 << 20;
@@ -35,10 +35,8 @@ impl Room {
 
 /// An error where `bytes` more would leave too little.
 fn has_room(copy: &File, bytes: u64) -> io::Result<()> {
-    match blocks(copy)? {
-        Some((free, all)) => check(bytes, free, all),
-        None => Ok(()),
-    }
+    let disk = Disk::of(copy)?;
+    disk.map_or(Ok(()), |disk| check(bytes, disk.free, disk.size))
 }
 
 fn check(bytes: u64, free: u64, all: u64) -> io::Result<()> {
@@ -55,21 +53,6 @@ fn check(bytes: u64, free: u64, all: u64) -> io::Result<()> {
         mib(kept)
     );
     Err(io::Error::new(io::ErrorKind::StorageFull, text))
-}
-
-/// Bytes of the file's disk that are free, and all; None where the system does not say.
-fn blocks(file: &File) -> io::Result<Option<(u64, u64)>> {
-    #[cfg(unix)]
-    {
-        let stat = rustix::fs::fstatvfs(file)?;
-        let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
-        Ok((stat.f_blocks > 0).then(|| (bytes(stat.f_bavail), bytes(stat.f_blocks))))
-    }
-    #[cfg(not(unix))]
-    {
-        let _ = file;
-        Ok(None)
-    }
 }
 
 #[cfg(test)]

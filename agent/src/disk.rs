@@ -1,8 +1,15 @@
-//! How much room there is where the inbox is.
+//! How much room there is on a disk: asked in one place.
 
 use std::io;
 
-use cap_std::fs::Dir;
+#[cfg(unix)]
+use std::os::fd::AsFd as Open;
+
+/// Anything that is open.
+#[cfg(not(unix))]
+trait Open {}
+#[cfg(not(unix))]
+impl<T> Open for T {}
 
 /// At most so many bytes stay free where the config says nothing...
 const MIN_FREE: u64 = 1 << 30;
@@ -13,9 +20,11 @@ const INODES_PART: u64 = 20;
 /// ...and at most so many.
 const MOST_INODES: u64 = 100_000;
 
-/// The disk that a folder is on.
+/// The disk that something is on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Disk {
+    /// Its device number.
+    pub device: u64,
     /// Bytes free for us.
     pub free: u64,
     /// Bytes in all.
@@ -42,23 +51,29 @@ impl Inodes {
 }
 
 impl Disk {
-    /// The disk that `folder` is on; None where its file system does not tell (0 of 0 blocks, as on ramfs and some FUSE) or
-    /// there is no such call: then only a full disk says no.
-    pub fn of(folder: &Dir) -> io::Result<Option<Disk>> {
+    /// The disk that an `open` file or folder is on; None where its file system does not tell (0 of 0 blocks, as on ramfs
+    /// and some FUSE) or there is no such call: then only a full disk says no.
+    #[cfg_attr(not(unix), expect(private_bounds, reason = "anything is open there"))]
+    pub fn of(open: &impl Open) -> io::Result<Option<Disk>> {
         #[cfg(unix)]
         {
-            let stat = rustix::fs::fstatvfs(folder)?;
+            let stat = rustix::fs::fstatvfs(open)?;
             let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
             let inodes = (stat.f_files > 0).then_some(Inodes {
                 free: stat.f_favail,
                 all: stat.f_files,
             });
             let disk = Disk::told(bytes(stat.f_bavail), bytes(stat.f_blocks));
-            Ok(disk.map(|disk| Disk { inodes, ..disk }))
+            let device = rustix::fs::fstat(open)?.st_dev as _; // i32 on some systems
+            Ok(disk.map(|disk| Disk {
+                device,
+                inodes,
+                ..disk
+            }))
         }
         #[cfg(not(unix))]
         {
-            let _ = folder;
+            let _ = open;
             Ok(None)
         }
     }
@@ -66,6 +81,7 @@ impl Disk {
     #[cfg(unix)]
     fn told(free: u64, size: u64) -> Option<Disk> {
         (size > 0 || crate::fault::mutant("no-space-told")).then_some(Disk {
+            device: 0,
             free,
             size,
             inodes: None,

@@ -1,0 +1,163 @@
+//! R7: a file gets its final name, by whatever way there is; and what becomes of it when it does not.
+
+use std::io;
+
+use dropwire_protocol::{Manifest, message::DeclineReason};
+
+use super::{
+    Intent, Way, Whole,
+    certain::{is_lost, make_certain},
+    intend, row, write_down,
+};
+use crate::{
+    durable::{self, How},
+    fault,
+    inbox::{
+        Shared,
+        claims::Key,
+        elsewhere, ledger,
+        naming::Names,
+        partial,
+        place::PlaceError,
+        reply::Answer,
+        rule::{self, Found},
+        site::Site,
+    },
+    io_error::blames_the_name,
+};
+
+/// How often another name is looked for when somebody keeps taking them.
+const TRIES: usize = 100;
+
+/// What gets a name.
+#[derive(Clone, Copy)]
+pub struct Work<'a> {
+    pub shared: &'a Shared,
+    pub site: &'a Site,
+    pub key: Key,
+    pub manifest: &'a Manifest,
+    /// See [`super::Ready::keep`].
+    pub keep: Option<&'a Whole>,
+}
+
+/// For what is not just renamed, the old name goes before R8: by then the way to the new one has to be durable.
+pub fn way_first(make_certain: impl FnOnce() -> Result<(), Answer>) -> Result<(), Answer> {
+    fault::step("R7-link-way", make_certain)
+}
+
+/// R7. Gives the intent under which the file lies now. `certain`: R8 has ended for the folders on the way.
+pub fn give(work: Work<'_>, mut intent: Intent, mut certain: bool) -> Result<Intent, Answer> {
+    let Work {
+        shared,
+        site,
+        key,
+        manifest,
+        ..
+    } = work;
+    let from = partial::staged_name(key, manifest.kind);
+    for _ in 0..TRIES {
+        let how = intent.placing.how;
+        if how != How::Renamed && !certain {
+            way_first(|| make_certain(shared, site, &intent.place.folders))?;
+        }
+        let given = intent.place.parent().and_then(|parent| match how {
+            How::Copied => elsewhere::give_name(shared, site, key, manifest, &intent.placing, &intent.place),
+            how => durable::give_name(how, &site.partials, &from, parent, &intent.place.name),
+        });
+        let mut way = Way {
+            names: intent.place.names,
+            how,
+        };
+        match given {
+            Ok(()) => {
+                site.named.note(&intent.placing.receipt);
+                if how == How::Copied {
+                    partial::remove_staged(site, key, manifest.kind)
+                        .map_err(|e| Answer::io("removing the partial of a copy", &e))?;
+                }
+                return Ok(intent);
+            }
+            // It may be ours: a file server did as asked, and its answer got lost.
+            Err(e)
+                if e.kind() == io::ErrorKind::AlreadyExists
+                    && how == How::Linked
+                    && site.lasting_inodes
+                    && matches!(
+                        rule::find(site, key, manifest, &intent.placing),
+                        Ok(Found::Linked)
+                    ) =>
+            {
+                make_certain(shared, site, &intent.place.folders)?;
+                partial::remove_staged(site, key, manifest.kind)
+                    .map_err(|e| Answer::io("removing the partial of a linked file", &e))?;
+                site.named.note(&intent.placing.receipt);
+                return Ok(intent);
+            }
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) if blames_the_name(&e) && way.names != Names::STRICT => way.names = Names::STRICT,
+            Err(e) if e.kind() == io::ErrorKind::CrossesDevices && how != How::Copied => {
+                way.how = How::Copied
+            }
+            Err(e) => return not_named(work, intent, &e),
+        }
+        let Intent { place, placing } = intent;
+        drop(place); // the name may be the same
+        let body = placing.receipt.decode_body_unverified();
+        let body = body.map_err(|e| Answer::refused(DeclineReason::DiskError, e.to_string(), None))?;
+        intent = intend(shared, site, way, key, manifest, body.digest, placing.inode)?;
+        certain = false;
+        fault::step("R6-next-name", || {
+            write_down(shared, site, vec![row(key, manifest, &intent)])
+        })?;
+    }
+    let busy = io::Error::other("other programs keep taking the names that were free");
+    not_named(work, intent, &busy)
+}
+
+/// R7 gave an error. The file may have its name all the same (a file server's answer that got lost); the row is taken
+/// back only where both names are looked at, and it has not.
+fn not_named(work: Work<'_>, intent: Intent, error: &io::Error) -> Result<Intent, Answer> {
+    let Work {
+        shared,
+        site,
+        key,
+        manifest,
+        keep,
+    } = work;
+    let failed = match blames_the_name(error) {
+        true => PlaceError::BadName(error.to_string()).into(),
+        false => Answer::io("giving the file its name", error),
+    };
+    match rule::find(site, key, manifest, &intent.placing) {
+        Err(e) if is_lost(&e) => {
+            rule::give_up(shared, site, key, manifest.kind)?;
+            Err(failed)
+        }
+        Err(_) => Err(failed), // the rule decides later
+        Ok(Found::Named) => {
+            site.named.note(&intent.placing.receipt);
+            Ok(intent)
+        }
+        // Nothing was asked of the disk yet: the rule links on.
+        Ok(Found::Linked) if !is_lost(error) || fault::mutant("R7-link-hold") => Err(failed),
+        Ok(Found::Linked) => {
+            let reason = format!("a file of the inbox has its name, but not for certain: {error}");
+            shared.gate.break_off(reason); // asked again, the folder's sync would say that all is well
+            Err(failed)
+        }
+        Ok(Found::Nothing) => {
+            rule::give_up(shared, site, key, manifest.kind)?;
+            Err(rule::taken())
+        }
+        Ok(Found::Partial) => {
+            match keep.filter(|_| !elsewhere::is_spoilt(error)) {
+                Some(whole) => {
+                    shared.db.call_blocking(move |tx| ledger::unplace(tx, key))?;
+                    whole.keep(shared, key);
+                }
+                None => rule::give_up(shared, site, key, manifest.kind)?,
+            }
+            Err(failed)
+        }
+    }
+}
