@@ -28,6 +28,7 @@ mod sending;
 mod service;
 mod settling;
 mod strangers;
+mod times;
 mod tree;
 mod watching;
 mod whole;

@@ -113,6 +113,16 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         EndToEnd(&["leaving::times_that_are_set_late_make_no_second_file"]),
     ),
     (
+        "S2-open",
+        "nor do such times where nobody is known to have it",
+        QUEUE,
+    ),
+    (
+        "S2-unused",
+        "a drop that became another version takes no id that was used",
+        QUEUE,
+    ),
+    (
         "S5-linger",
         "what was delivered stays for a while after its last change",
         DISPOSE,
@@ -536,6 +546,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         "S4-rehash",
         "an old receipt counts for the file only after it was hashed",
         EndToEnd(&["a_lost_job_list_hides_no_other_bytes"]),
+    ),
+    (
+        "S4-version",
+        "a receipt counts for the version that was read",
+        QUEUE,
     ),
     ("S4-once", "a second receipt changes nothing", QUEUE),
     (

@@ -69,11 +69,16 @@ impl Mounted {
 
     /// A small ext4 file system made with `options`, in a file beside `path`.
     pub fn ext4(options: &[&str], path: &Path) -> Result<Mounted, String> {
+        Mounted::image("mkfs.ext4", &[&["-q", "-F"], options].concat(), path)
+    }
+
+    /// A small file system that `make` makes with `options` in a file beside `path`.
+    pub fn image(make: &str, options: &[&str], path: &Path) -> Result<Mounted, String> {
         let image = path.with_extension("img");
         let file = fs::File::create(&image).map_err(|e| e.to_string())?;
         file.set_len(64 << 20).map_err(|e| e.to_string())?;
         let (image, at) = (image.to_string_lossy(), path.to_string_lossy());
-        run("mkfs.ext4", &[&["-q", "-F"], options, &[&image]].concat())?;
+        run(make, &[options, &[&image]].concat())?;
         Mounted::by("mount", &["-o", "loop", &image, &at], path)
     }
 }

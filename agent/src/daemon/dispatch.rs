@@ -278,24 +278,26 @@ impl Dispatcher {
         if !proofs.is_empty() {
             self.delivered(proofs).await?;
         }
-        for later in self.shared.live.take_released() {
-            if let Some(outbox) = self.shared.outbox(later.outbox) {
-                outbox.recheck(later.path);
-            }
-        }
         all
     }
 
-    async fn delivered(&self, proofs: Vec<(Proof, Receipt)>) -> Result<(), DbError> {
+    async fn delivered(&mut self, proofs: Vec<(Proof, Receipt)>) -> Result<(), DbError> {
         let told: Vec<_> = proofs
             .iter()
             .map(|(p, _)| (p.id, p.delivered_as.clone()))
             .collect();
         let noted = self.shared.delivered(proofs).await;
         told.iter().for_each(|(job, _)| self.shared.live.ended(*job));
-        noted?;
+        let unproven = noted?;
         for (job, path) in told {
-            info!(peer = %self.peer.name, %job, delivered_as = %path, "delivered");
+            if unproven.iter().all(|(proof, _)| proof.id != job) {
+                info!(peer = %self.peer.name, %job, delivered_as = %path, "delivered");
+            }
+        }
+        for (proof, receipt) in unproven {
+            if let Some(job) = self.shared.queue.get(proof.id).await? {
+                self.settled(Box::new(job), receipt).await?;
+            }
         }
         Ok(())
     }
@@ -317,7 +319,7 @@ impl Dispatcher {
                     None => Err("the receipt came before all bytes were read".to_owned()),
                 };
                 match self.check(&job, &receipt).and_then(same) {
-                    Ok(body) => proofs.push((proof::proof(&receipt, &body), receipt)),
+                    Ok(body) => proofs.push((proof::proof(&receipt, &body, job.found.version), receipt)),
                     Err(why) => {
                         self.shared.live.ended(id);
                         self.retry(&job, format!("receipt ignored: {why}"), None).await?;
@@ -331,9 +333,11 @@ impl Dispatcher {
                         Some(job) => Some(*job),
                         None => self.shared.queue.by_any_id(id).await?,
                     };
-                    match job.map(|job| self.check(&job, &receipt)) {
-                        Some(Ok(body)) => proofs.push((proof::proof(&receipt, &body), receipt)),
-                        Some(Err(why)) => {
+                    match job.map(|job| (self.check(&job, &receipt), job.found.version)) {
+                        Some((Ok(body), version)) => {
+                            proofs.push((proof::proof(&receipt, &body, version), receipt));
+                        }
+                        Some((Err(why), _)) => {
                             warn!(peer = %self.peer.name, job = %id, why, "receipt ignored");
                             // Asked again by the next link: on this one the answer would be the same.
                             self.flights.insert(id, Flight::Withdrawing { job: None });
@@ -426,13 +430,17 @@ impl Dispatcher {
                     .begin_anew(*job, "the peer has other bytes under its id")
                     .await;
             }
-            // That version was delivered. What lies there now is a new drop, which disposal will leave alone.
-            Err(Voided::Changed) => self.shared.recheck(&job),
-            Ok(_) | Err(Voided::Gone) => {}
+            // That version was delivered. Disposal will leave alone what lies there now.
+            Ok(_) | Err(Voided::Changed | Voided::Gone) => {}
             Err(why) => return self.retry(&job, voided_text(&why), None).await,
         }
-        self.delivered(vec![(proof::proof(&receipt, &body), receipt)])
-            .await
+        let proof = proof::proof(&receipt, &body, job.found.version);
+        self.delivered(vec![(proof, receipt)]).await?;
+        // After the receipt is in: with its bytes, what lies there now is the same drop.
+        if digest == Err(Voided::Changed) {
+            self.shared.recheck(&job);
+        }
+        Ok(())
     }
 
     fn down(&mut self) {

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use dropwire_protocol::{AgentId, RemotePath, TransferId};
+use dropwire_protocol::{AgentId, RemotePath};
 use tokio::{sync::mpsc, task::JoinHandle};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
@@ -120,7 +120,6 @@ async fn take_all_in(
             match event.clone() {
                 OutboxEvent::Marked { root, id } => found(shared, root, id).await,
                 OutboxEvent::Settled { root, found } => {
-                    let found = not_under_way(shared, found).await?;
                     let drops = found.into_iter().map(|found| NewDrop {
                         found,
                         root: root.clone(),
@@ -147,15 +146,6 @@ async fn take_all_in(
             }
         }
     }
-}
-
-/// Without those of which an earlier version is on its way: what arrives tells whether only their times were changed, so
-/// they are looked at again then.
-async fn not_under_way(shared: &Shared, found: Vec<Found>) -> Result<Vec<Found>, DbError> {
-    let under_way = shared.queue.under_way(found.clone()).await?;
-    let waits = |(found, ids): &(Found, Vec<TransferId>)| ids.iter().any(|id| shared.live.defer(*id, found));
-    let all = found.into_iter().zip(under_way);
-    Ok(all.filter(|one| !waits(one)).map(|(found, _)| found).collect())
 }
 
 /// Files are found again by a scan; nothing tells a mark again.

@@ -10,51 +10,27 @@ use std::{
 
 use dropwire_protocol::{AgentId, TransferId};
 
-use crate::version::Found;
-
 /// Transfers that are offered on a link; bounded by the dispatchers' slots.
 #[derive(Default)]
 pub struct Live {
     transfers: Mutex<HashMap<TransferId, Transfer>>,
-    /// What waited for transfers that have ended.
-    released: Mutex<Vec<Found>>,
 }
 
 struct Transfer {
     peer: AgentId,
     /// Kept up to date by the link.
     sent: Arc<AtomicU64>,
-    /// A later version of its file, not to be judged before it has ended.
-    later: Option<Found>,
 }
 
 impl Live {
     /// Offered; the link keeps `sent` (bytes that lie across) up to date.
     pub fn started(&self, id: TransferId, peer: AgentId, sent: Arc<AtomicU64>) {
-        let later = None;
-        self.map().insert(id, Transfer { peer, sent, later });
+        self.map().insert(id, Transfer { peer, sent });
     }
 
     /// However it ended; its outcome is in the job list.
     pub fn ended(&self, id: TransferId) {
-        let ended = self.map().remove(&id);
-        if let Some(later) = ended.and_then(|transfer| transfer.later) {
-            self.released().push(later);
-        }
-    }
-
-    /// `found` is looked at again once this transfer has ended; false: it has.
-    pub fn defer(&self, id: TransferId, found: &Found) -> bool {
-        let mut map = self.map();
-        let transfer = map.get_mut(&id);
-        transfer
-            .map(|transfer| transfer.later = Some(found.clone()))
-            .is_some()
-    }
-
-    /// What is to be looked at again.
-    pub fn take_released(&self) -> Vec<Found> {
-        std::mem::take(&mut *self.released())
+        self.map().remove(&id);
     }
 
     /// Bytes that lie across, while it is on its way.
@@ -79,9 +55,5 @@ impl Live {
 
     fn map(&self) -> MutexGuard<'_, HashMap<TransferId, Transfer>> {
         self.transfers.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn released(&self) -> MutexGuard<'_, Vec<Found>> {
-        self.released.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

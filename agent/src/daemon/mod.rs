@@ -339,15 +339,20 @@ impl Shared {
     }
 
     /// S4: receipts that were found right go to the job list in one commit; files that all peers have now may leave.
-    async fn delivered(&self, proofs: Vec<(Proof, Receipt)>) -> Result<(), DbError> {
-        let (proofs, receipts): (Vec<_>, Vec<_>) = proofs.into_iter().unzip();
-        self.queue.delivered(proofs, now_ms()).await?;
+    /// Returns those that prove nothing yet ([`Recorded::unproven`](crate::queue::Recorded::unproven)).
+    async fn delivered(&self, proofs: Vec<(Proof, Receipt)>) -> Result<Vec<(Proof, Receipt)>, DbError> {
+        let told = proofs.iter().map(|(proof, _)| proof.clone()).collect();
+        let unproven = self.queue.delivered(told, now_ms()).await?.unproven;
         self.disposal.notify_one();
-        for receipt in receipts {
+        let (unproven, recorded) = proofs
+            .into_iter()
+            .partition(|(proof, _)| unproven.contains(&proof.id));
+        let recorded: Vec<(Proof, Receipt)> = recorded;
+        for (_, receipt) in recorded {
             // Nobody listens but the demo.
             let _ = self.deliveries.send(Arc::new(receipt));
         }
-        Ok(())
+        Ok(unproven)
     }
 
     /// The outbox looks at the job's file again: it is no longer what was queued.

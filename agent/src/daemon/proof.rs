@@ -2,7 +2,7 @@
 
 use dropwire_protocol::{AgentId, Digest, Receipt, ReceiptBody, RemotePath, TransferId};
 
-use crate::{fault, identity::Verifier, queue::Proof};
+use crate::{fault, identity::Verifier, queue::Proof, version::Version};
 
 /// What a receipt has to agree with.
 pub struct Claim<'a> {
@@ -37,10 +37,11 @@ pub fn check(verifier: &mut Verifier, receipt: &Receipt, claim: &Claim<'_>) -> R
     }
 }
 
-/// What the job list keeps of it.
-pub fn proof(receipt: &Receipt, body: &ReceiptBody) -> Proof {
+/// What the job list keeps of it; it was found right for this version.
+pub fn proof(receipt: &Receipt, body: &ReceiptBody, version: Version) -> Proof {
     Proof {
         id: body.transfer,
+        version: Some(version),
         receipt: receipt.to_bytes(),
         delivered_as: body.delivered_as.clone(),
         digest: body.digest,

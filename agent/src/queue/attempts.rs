@@ -294,7 +294,7 @@ fn queue_again(db: &Edit<'_>, job: &Key, now_ms: i64) -> Result<TransferId> {
     renew(db, job, now_ms)
 }
 
-/// The next counter's id for a job. What the peer has to be told of the old id, and a receipt for it, are kept.
+/// The next unused id for a job. What the peer has to be told of the old id, and a receipt for it, are kept.
 fn renew(db: &Edit<'_>, job: &Key, now_ms: i64) -> Result<TransferId> {
     let (JobRow { job: full, .. }, counter) = db
         .prepare_cached(&format!(
@@ -303,14 +303,7 @@ fn renew(db: &Edit<'_>, job: &Key, now_ms: i64) -> Result<TransferId> {
         .query_row([job.row], |row| {
             Ok((job_of(row)?, row.get::<_, i64>("counter")?.cast_unsigned()))
         })?;
-    let found = &full.found;
-    let new = db.identity.transfer_id(
-        job.peer,
-        found.outbox.0,
-        found.path.as_bytes(),
-        &found.version,
-        counter + 1,
-    );
+    let (new, counter) = change::unused_id(db, job.peer, &full.found, counter + 1)?;
     db.prepare_cached("INSERT INTO former SELECT transfer, id, receipt FROM jobs WHERE id = ?")?
         .execute([job.row])?;
     change::tell(
@@ -325,10 +318,10 @@ fn renew(db: &Edit<'_>, job: &Key, now_ms: i64) -> Result<TransferId> {
         None,
     )?;
     db.prepare_cached(
-        "UPDATE jobs SET transfer = ?, counter = counter + 1, next_attempt_ms = ?, error = NULL, delivered_ms = NULL,
+        "UPDATE jobs SET transfer = ?, counter = ?, next_attempt_ms = ?, error = NULL, delivered_ms = NULL,
                          receipt = NULL, delivered_as = NULL, sha256 = NULL WHERE id = ?",
     )?
-    .execute(params![new.0, now_ms, job.row])?;
+    .execute(params![new.0, counter.cast_signed(), now_ms, job.row])?;
     Ok(new)
 }
 

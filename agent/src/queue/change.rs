@@ -8,7 +8,7 @@ use super::{
     edit::Edit,
     schema::{DropState, Step},
 };
-use crate::{config::AfterSend, fault};
+use crate::{config::AfterSend, fault, version::Found};
 
 /// History lines kept of a job, the newest.
 const HISTORY: i64 = 50;
@@ -45,6 +45,29 @@ pub(super) fn find(db: &Connection, transfer: TransferId) -> Result<Option<Key>>
         })
     })
     .optional()
+}
+
+/// The id of `found` for `peer` under the first counter from `counter` on whose id was never used: a drop that became
+/// another version ([`super::retimed`]) keeps the ids of the one it was.
+pub(super) fn unused_id(
+    db: &Edit<'_>,
+    peer: AgentId,
+    found: &Found,
+    mut counter: u64,
+) -> Result<(TransferId, u64)> {
+    let mut used = db.prepare_cached(
+        "SELECT 1 FROM jobs WHERE transfer = ?1 UNION ALL SELECT 1 FROM former WHERE transfer = ?1",
+    )?;
+    loop {
+        let path = found.path.as_bytes();
+        let id = db
+            .identity
+            .transfer_id(peer, found.outbox.0, path, &found.version, counter);
+        if !used.exists([id.0])? || fault::mutant("S2-unused") {
+            return Ok((id, counter));
+        }
+        counter += 1;
+    }
 }
 
 /// Ends a queued job as failed or cancelled. Its peer may have been offered it, so it is withdrawn there.

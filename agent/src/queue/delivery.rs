@@ -6,7 +6,7 @@ use dropwire_protocol::{AgentId, TransferId, message::LateTime};
 use rusqlite::{Connection, OptionalExtension, Result, Row, params};
 
 use super::{
-    Disposal, DropId, JobState, Proof, Queue, Resting,
+    Disposal, DropId, JobState, Proof, Queue, Recorded, Resting,
     change::{self, Key},
     edit::Edit,
     job::{found_of, path_of},
@@ -19,20 +19,29 @@ use crate::{
 };
 
 impl Queue {
-    /// Records receipts (S4). Returns the drops that every peer has now and whose file is to be disposed of.
+    /// Records receipts (S4), each for the version that it was found right for: where the drop of a queued job has come to
+    /// be another one, it changes nothing.
     ///
     /// A job that had ended otherwise keeps its state and only gets the receipt; a former id's receipt is kept with
     /// it. Neither disposes of anything. Receipts that are known, or for ids that are not, change nothing.
-    pub async fn delivered(&self, proofs: Vec<Proof>, now_ms: i64) -> Result<Vec<DropId>, DbError> {
-        self.each(proofs, move |db, proof, acknowledged| {
+    pub async fn delivered(&self, proofs: Vec<Proof>, now_ms: i64) -> Result<Recorded, DbError> {
+        let each = self.each(proofs, move |db, proof, recorded| {
             match change::find(db, proof.id)? {
                 Some(job) if job.has_receipt && !fault::mutant("S4-once") => {}
-                Some(job) => acknowledged.extend(record(db, &job, proof, now_ms)?),
+                Some(job) if is_unproven(db, &job, proof)? => recorded.push(Err(proof.id)),
+                Some(job) => recorded.extend(record(db, &job, proof, now_ms)?.map(Ok)),
                 None => record_former(db, proof, now_ms)?,
             }
             Ok(())
-        })
-        .await
+        });
+        let mut all = Recorded::default();
+        for one in each.await? {
+            match one {
+                Ok(drop) => all.acknowledged.push(drop),
+                Err(id) => all.unproven.push(id),
+            }
+        }
+        Ok(all)
     }
 
     /// The outboxes that hold files which every peer has and that have not been disposed of, and where they lie.
@@ -321,6 +330,15 @@ fn stay(db: &Connection, drop: DropId, why: &str, now_ms: i64) -> Result<()> {
     db.prepare_cached("UPDATE drops SET state = 1, problem = ? WHERE id = ?")?
         .execute(params![why, drop.0])?;
     Ok(())
+}
+
+/// Whoever read the file for this receipt read another version.
+fn is_unproven(db: &Connection, job: &Key, proof: &Proof) -> Result<bool> {
+    let queued = job.state == JobState::Queued && !fault::mutant("S4-version");
+    match proof.version.filter(|_| queued) {
+        Some(version) => is_still(db, job.drop, &version).map(|still| !still),
+        None => Ok(false),
+    }
 }
 
 fn is_still(db: &Connection, drop: DropId, version: &Version) -> Result<bool> {

@@ -93,25 +93,11 @@ impl Queue {
     /// had been that version from the beginning, and leaves where that was what it was to do.
     pub async fn same(&self, drops: Vec<(DropId, Found)>) -> Result<(), DbError> {
         self.each(drops, |db, (drop, found), _: &mut Vec<()>| {
-            let version = &found.version;
             let past = past(db, found)?;
-            if past.lies() {
-                return Ok(()); // answered already
+            match past.lies() {
+                true => Ok(()), // answered already
+                false => retimed::turn(db, *drop, found, past.next_counter),
             }
-            db.prepare_cached(
-                "UPDATE drops SET retimed = retimed OR mtime_ns <> ?2, mtime_ns = ?2, inode = ?3, birth_ns = ?4,
-                                  ctime_ns = ?5, counter = ?6, state = 0, left_running_ms = NULL
-                 WHERE id = ?1 AND state < 3",
-            )?
-            .execute(params![
-                drop.0,
-                version.mtime_ns,
-                version.inode.cast_signed(),
-                version.birth_ns,
-                version.ctime_ns,
-                past.next_counter.cast_signed()
-            ])?;
-            change::settle(db, *drop).map(|_| ())
         })
         .await
         .map(|_| ())
@@ -135,15 +121,17 @@ fn enqueue_one(db: &Edit<'_>, new: &NewDrop, now_ms: i64) -> Result<Enqueued> {
         });
         return Ok(done);
     }
+    if let Some(open) = retimed::open(db, new)? {
+        retimed::turn(db, open, &new.found, past.next_counter)?;
+        retimed::due_now(db, open, now_ms)?;
+        return Ok(done);
+    }
     let outbox_row = outbox_row(db, new)?;
     done.superseded = fault::step("S2-supersede", || {
         supersede(db, outbox_row, path.as_bytes(), now_ms)
     })?;
     let drop = insert_drop(db, outbox_row, new, past.next_counter)?;
-    let mut peers = new.peers.clone();
-    peers.sort_unstable();
-    peers.dedup();
-    for peer in peers {
+    for peer in new.sorted_peers() {
         let id = insert_job(db, drop, peer, new, past.next_counter, now_ms)?;
         db.count(peer, outbox_row, JobState::Queued, 1);
         done.queued.push(id);
@@ -151,39 +139,30 @@ fn enqueue_one(db: &Edit<'_>, new: &NewDrop, now_ms: i64) -> Result<Enqueued> {
     Ok(done)
 }
 
-/// Under the first counter from `counter` on whose id was never used: a drop that became another version by
-/// [`Queue::same`] keeps the ids of the one it was.
 fn insert_job(
     db: &Edit<'_>,
     drop: DropId,
     peer: AgentId,
     new: &NewDrop,
-    mut counter: u64,
+    counter: u64,
     now_ms: i64,
 ) -> Result<TransferId> {
-    let Found {
-        outbox,
-        path,
-        version,
-    } = &new.found;
-    let mut insert = db.prepare_cached(
+    let (id, counter) = change::unused_id(db, peer, &new.found, counter)?;
+    let large = Class::of(&new.found.version) == Class::Large;
+    db.prepare_cached(
         "INSERT INTO jobs (drop_id, peer, transfer, counter, large, state, next_attempt_ms, queued_ms,
                            queued_running_ms)
-         SELECT ?1, ?2, ?3, ?4, ?5, 0, ?6, ?6, (SELECT ms FROM running)
-         WHERE NOT EXISTS (SELECT 1 FROM former WHERE transfer = ?3)
-         ON CONFLICT (transfer) DO NOTHING",
-    )?;
-    let large = Class::of(version) == Class::Large;
-    loop {
-        let id = db
-            .identity
-            .transfer_id(peer, outbox.0, path.as_bytes(), version, counter);
-        let row = params![drop.0, peer.0, id.0, counter.cast_signed(), large, now_ms];
-        if insert.execute(row)? > 0 {
-            return Ok(id);
-        }
-        counter += 1;
-    }
+         VALUES (?1, ?2, ?3, ?4, ?5, 0, ?6, ?6, (SELECT ms FROM running))",
+    )?
+    .execute(params![
+        drop.0,
+        peer.0,
+        id.0,
+        counter.cast_signed(),
+        large,
+        now_ms
+    ])?;
+    Ok(id)
 }
 
 /// What the list holds of a version.

@@ -39,6 +39,16 @@ pub struct NewDrop {
     pub is_not: Option<DropId>,
 }
 
+impl NewDrop {
+    /// Each once.
+    pub(super) fn sorted_peers(&self) -> Vec<AgentId> {
+        let mut peers = self.peers.clone();
+        peers.sort_unstable();
+        peers.dedup();
+        peers
+    }
+}
+
 /// A found version of which the list cannot tell whether it is a new drop: what lies in the outbox decides.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Doubt {
@@ -216,6 +226,8 @@ pub struct Page {
 pub struct Proof {
     /// Which transfer.
     pub id: TransferId,
+    /// The version that it was found right for; None: whichever the drop is.
+    pub version: Option<Version>,
     /// The encoded receipt, as it came.
     pub receipt: Vec<u8>,
     /// From it.
@@ -224,6 +236,15 @@ pub struct Proof {
     pub digest: Digest,
     /// From it: the receiver's clock, milliseconds since 1970.
     pub delivered_at_ms: i64,
+}
+
+/// What [`super::Queue::delivered`] did.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Recorded {
+    /// Drops that every peer has now and whose file is to be disposed of.
+    pub acknowledged: Vec<DropId>,
+    /// Queued jobs whose drop has come to be another version: that has to be compared with the receipt first.
+    pub unproven: Vec<TransferId>,
 }
 
 /// A file that every peer has: what S5 needs.

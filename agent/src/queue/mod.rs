@@ -12,6 +12,7 @@
 //! | `ends` | what ended without being delivered, for the log |
 //! | `enqueue` | S2: what was found becomes jobs |
 //! | `overlap` | a folder's files and the folder itself |
+//! | `retimed` | other times alone make no new drop |
 //! | `replaced` | the jobs of an outbox whose folder was replaced |
 //! | `attempts` | which are due, failures, new beginnings |
 //! | `delivery` | S4 to S6: receipts, disposal, what peers are told |
@@ -51,7 +52,7 @@ use rusqlite::{Connection, Transaction};
 pub use ends::{End, Ended, Ends, Gathered};
 pub use job::{
     Class, Counts, Disposal, Doubt, DropId, Enqueued, Filter, Job, JobRow, JobState, NewDrop, Page,
-    PeerCounts, Proof, Question, Resting, Todo,
+    PeerCounts, Proof, Question, Recorded, Resting, Todo,
 };
 pub use keeping::KEPT;
 pub use schema::{SCHEMA_1, SCHEMA_2};

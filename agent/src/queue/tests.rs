@@ -72,6 +72,7 @@ pub(super) fn drop_of(found: Found, after_send: AfterSend, peers: &[u8]) -> NewD
 pub(super) fn proof(id: TransferId, digest: u8) -> Proof {
     Proof {
         id,
+        version: None,
         receipt: vec![1, 2, 3],
         delivered_as: RemotePath::parse(b"a (1)").unwrap(),
         digest: Digest([digest; 32]),
@@ -142,11 +143,23 @@ async fn a_file_goes_its_whole_way() {
     let again = enqueue(&queue, 1, AfterSend::Archive, &[1, 2]).await;
     assert_eq!(again, Enqueued::default(), "the same version makes nothing new");
 
-    let early = queue.delivered(vec![proof(ids[0], 5)], 200).await.unwrap();
+    let early = queue
+        .delivered(vec![proof(ids[0], 5)], 200)
+        .await
+        .unwrap()
+        .acknowledged;
     assert!(early.is_empty() && queue.to_dispose(OUTBOX, DropId(0), 9).await.unwrap().is_empty());
-    let repeated = queue.delivered(vec![proof(ids[0], 6)], 201).await.unwrap();
+    let repeated = queue
+        .delivered(vec![proof(ids[0], 6)], 201)
+        .await
+        .unwrap()
+        .acknowledged;
     assert!(repeated.is_empty());
-    let drops = queue.delivered(vec![proof(ids[1], 5)], 202).await.unwrap();
+    let drops = queue
+        .delivered(vec![proof(ids[1], 5)], 202)
+        .await
+        .unwrap()
+        .acknowledged;
     let disposal = queue.to_dispose(OUTBOX, DropId(0), 9).await.unwrap().remove(0);
     assert_eq!(drops, [disposal.drop]);
     assert_eq!(
@@ -189,7 +202,11 @@ async fn a_version_that_left_and_returns_is_a_new_drop() {
     let folder = tempfile::tempdir().unwrap();
     let queue = queue(folder.path()).await;
     let first = enqueue(&queue, 1, AfterSend::Archive, &[1]).await.queued[0];
-    let drops = queue.delivered(vec![proof(first, 5)], 1).await.unwrap();
+    let drops = queue
+        .delivered(vec![proof(first, 5)], 1)
+        .await
+        .unwrap()
+        .acknowledged;
     assert!(!is_unknown(&queue, found("a", 1)).await);
     queue.disposed(vec![(drops[0], None)], 2).await.unwrap();
     assert!(is_unknown(&queue, found("a", 1)).await);
@@ -205,7 +222,11 @@ async fn a_version_that_left_and_returns_is_a_new_drop() {
     }];
     let again = queue.enqueue(there.clone(), 3).await.unwrap().queued[0];
     assert_ne!(again, first, "another drop has another id");
-    let drops = queue.delivered(vec![proof(again, 5)], 4).await.unwrap();
+    let drops = queue
+        .delivered(vec![proof(again, 5)], 4)
+        .await
+        .unwrap()
+        .acknowledged;
     queue.disposed(vec![(drops[0], None)], 5).await.unwrap();
     let late = queue.enqueue(there, 6).await.unwrap();
     assert_eq!(late.doubts[0].earlier, drops[0], "an answer is good for one drop");
@@ -312,7 +333,11 @@ async fn a_newer_version_supersedes() {
     assert_eq!(todo(&queue, 1).await.forget, [old[0]]);
 
     // Its receipt still comes: kept, and nothing is disposed of.
-    let drops = queue.delivered(vec![proof(old[1], 5)], 2).await.unwrap();
+    let drops = queue
+        .delivered(vec![proof(old[1], 5)], 2)
+        .await
+        .unwrap()
+        .acknowledged;
     assert!(drops.is_empty() && queue.to_dispose(OUTBOX, DropId(0), 9).await.unwrap().is_empty());
     assert_eq!(state(&queue, old[1]).await.0, JobState::Failed);
     assert!(queue.receipt(old[1]).await.unwrap().is_some());
@@ -329,7 +354,11 @@ async fn an_acknowledged_version_is_still_disposed_of_beside_a_newer_one() {
     let folder = tempfile::tempdir().unwrap();
     let queue = queue(folder.path()).await;
     let old = enqueue(&queue, 1, AfterSend::Delete, &[1]).await.queued;
-    let drops = queue.delivered(vec![proof(old[0], 5)], 1).await.unwrap();
+    let drops = queue
+        .delivered(vec![proof(old[0], 5)], 1)
+        .await
+        .unwrap()
+        .acknowledged;
     let new = enqueue(&queue, 2, AfterSend::Delete, &[1]).await;
     assert!(new.superseded.is_empty());
     let first = queue
@@ -403,6 +432,7 @@ async fn failed_and_cancelled_jobs_keep_the_file() {
                 .delivered(vec![proof(ids[1], 5)], 6)
                 .await
                 .unwrap()
+                .acknowledged
                 .is_empty()
         );
         assert!(queue.to_dispose(OUTBOX, DropId(0), 9).await.unwrap().is_empty());
@@ -419,7 +449,15 @@ async fn failed_and_cancelled_jobs_keep_the_file() {
         assert_eq!(queue.by_prefix(ids[0].to_string()).await.unwrap(), now);
         assert_eq!(todo(&queue, 1).await.withdraw, [ids[0]]);
         assert_eq!(due(&queue, 7).await, now);
-        assert_eq!(queue.delivered(vec![proof(now[0], 5)], 8).await.unwrap().len(), 1);
+        assert_eq!(
+            queue
+                .delivered(vec![proof(now[0], 5)], 8)
+                .await
+                .unwrap()
+                .acknowledged
+                .len(),
+            1
+        );
     }
 }
 
@@ -432,7 +470,14 @@ async fn receipts_of_former_ids_are_kept_and_end_nothing() {
     assert_eq!(queue.recount(old, 5).await.unwrap(), None);
     queue.retry(old, "late".into(), 900, 6).await.unwrap();
     assert_eq!(due(&queue, 6).await, [new]);
-    assert!(queue.delivered(vec![proof(old, 1)], 7).await.unwrap().is_empty());
+    assert!(
+        queue
+            .delivered(vec![proof(old, 1)], 7)
+            .await
+            .unwrap()
+            .acknowledged
+            .is_empty()
+    );
     assert_eq!(state(&queue, new).await.0, JobState::Queued);
     assert!(todo(&queue, 1).await.withdraw.is_empty());
     assert_eq!(todo(&queue, 1).await.forget, [old]);
@@ -444,7 +489,15 @@ async fn receipts_of_former_ids_are_kept_and_end_nothing() {
             .iter()
             .any(|(_, line)| line.contains("a (1)"))
     );
-    assert_eq!(queue.delivered(vec![proof(new, 2)], 8).await.unwrap().len(), 1);
+    assert_eq!(
+        queue
+            .delivered(vec![proof(new, 2)], 8)
+            .await
+            .unwrap()
+            .acknowledged
+            .len(),
+        1
+    );
 }
 
 #[tokio::test]
@@ -453,7 +506,7 @@ async fn different_bytes_of_one_version_dispose_of_nothing() {
     let queue = queue(folder.path()).await;
     let ids = enqueue(&queue, 1, AfterSend::Delete, &[1, 2]).await.queued;
     let proofs = vec![proof(ids[0], 1), proof(ids[1], 2)];
-    assert!(queue.delivered(proofs, 5).await.unwrap().is_empty());
+    assert!(queue.delivered(proofs, 5).await.unwrap().acknowledged.is_empty());
     assert!(queue.to_dispose(OUTBOX, DropId(0), 9).await.unwrap().is_empty());
     assert!(
         is_unknown(&queue, found("a", 1)).await,
@@ -474,7 +527,11 @@ async fn what_emptied_a_folder_is_known() {
         .unwrap()
         .queued;
     let emptied = async || queue.emptied(OUTBOX, folders()).await.unwrap();
-    let left = queue.delivered(vec![proof(ids[0], 5)], 5).await.unwrap();
+    let left = queue
+        .delivered(vec![proof(ids[0], 5)], 5)
+        .await
+        .unwrap()
+        .acknowledged;
     assert_eq!(emptied().await, [], "it lies there still");
     queue.disposed(vec![(left[0], None)], 6).await.unwrap();
     assert_eq!(emptied().await, [path("a"), path("a/b")]);
@@ -490,6 +547,7 @@ async fn keep_rests_until_it_leaves() {
             .delivered(vec![proof(ids[0], 5)], 5)
             .await
             .unwrap()
+            .acknowledged
             .is_empty()
     );
     let resting = queue.resting(DropId(0), 9).await.unwrap().remove(0);

@@ -59,6 +59,11 @@ impl Dispatcher {
                 self.begin_anew(*job, &voided_text(&why)).await
             }
             Voided::Changed | Voided::Writer | Voided::Unreadable(_) => {
+                // Found changed already: as that version it is due.
+                let now = self.shared.queue.get(job.id).await?;
+                if now.is_some_and(|now| !now.found.version.same_identity(&job.found.version)) {
+                    return Ok(());
+                }
                 self.shared.recheck(&job);
                 self.retry(&job, voided_text(&why), None).await
             }

@@ -72,6 +72,7 @@ impl World {
         let id = self.enqueue(found.clone(), self.root(), AfterSend::Keep).await;
         let proof = Proof {
             id,
+            version: None,
             receipt: vec![1],
             delivered_as: found.path.clone(),
             digest: digest(bytes),

@@ -231,7 +231,11 @@ impl Pair {
             Op::Find { path, version, same } => self.find(path, version, same).await,
             Op::Deliver { id, digest } => {
                 let Some(id) = pick(id) else { return };
-                let drops = queue.delivered(vec![proof(id, digest)], 1).await.unwrap();
+                let drops = queue
+                    .delivered(vec![proof(id, digest)], 1)
+                    .await
+                    .unwrap()
+                    .acknowledged;
                 let before = self.acknowledged();
                 self.model.deliver(id, digest);
                 assert_eq!(drops.len(), self.acknowledged() - before);

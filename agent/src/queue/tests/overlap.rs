@@ -35,7 +35,7 @@ async fn a_folder_waits_until_its_files_have_left() {
         assert!(is_unknown(&queue, folder("a0")).await && is_unknown(&queue, folder("b")).await);
     };
     waits().await;
-    let drops = queue.delivered(vec![proof(id, 5)], 1).await.unwrap();
+    let drops = queue.delivered(vec![proof(id, 5)], 1).await.unwrap().acknowledged;
     waits().await;
     queue.disposed(vec![(drops[0], None)], 2).await.unwrap();
     assert!(going(&queue, false).await.is_empty() && going(&queue, true).await.is_empty());
@@ -54,7 +54,7 @@ async fn files_wait_until_their_folder_has_left() {
         assert!(is_unknown(&queue, found("ab/1", 1)).await && is_unknown(&queue, found("b", 1)).await);
     };
     waits().await;
-    let drops = queue.delivered(vec![proof(id, 5)], 1).await.unwrap();
+    let drops = queue.delivered(vec![proof(id, 5)], 1).await.unwrap().acknowledged;
     waits().await;
     queue.disposed(vec![(drops[0], None)], 2).await.unwrap();
     assert!(going(&queue, true).await.is_empty() && going(&queue, false).await.is_empty());

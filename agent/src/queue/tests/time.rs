@@ -21,7 +21,11 @@ async fn giving_up_and_keeping_count_running_time() {
     let text = "given up after 5days: it is full".to_string();
     assert_eq!(state(&queue, first[0]).await, (JobState::Failed, Some(text)));
 
-    let drops = queue.delivered(vec![proof(second[0], 5)], 5).await.unwrap();
+    let drops = queue
+        .delivered(vec![proof(second[0], 5)], 5)
+        .await
+        .unwrap()
+        .acknowledged;
     queue.disposed(vec![(drops[0], None)], 6).await.unwrap();
     clock::advance(&queue.db, KEPT * 2).await.unwrap();
     assert!(!queue.sweep().await.unwrap());
@@ -52,7 +56,7 @@ async fn outboxes_without_drops_leave_nothing_behind() {
         ids.extend(queue.enqueue(vec![new], 1).await.unwrap().queued);
     }
     let proofs = ids.iter().map(|id| proof(*id, 5)).take(2).collect();
-    let drops = queue.delivered(proofs, 2).await.unwrap();
+    let drops = queue.delivered(proofs, 2).await.unwrap().acknowledged;
     let ended = drops.into_iter().map(|drop| (drop, None)).collect();
     queue.disposed(ended, 3).await.unwrap();
     queue.forgotten(ids[..2].to_vec()).await.unwrap();
