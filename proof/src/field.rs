@@ -64,7 +64,8 @@ pub struct Entered {
     pub field: Field,
     /// Where outboxes and inboxes have to be, if that matters.
     pub boxes: Option<PathBuf>,
-    /// The folder that is shown there, where it is another one.
+    /// The folder that is shown there, where numbers and names of open files have to be asked of it. (Not below bindfs, which
+    /// tells both, and gives a deleted file that is open another name beneath.)
     real: Option<PathBuf>,
     preload: Option<PathBuf>,
     session: Option<fuser::BackgroundSession>,
@@ -100,7 +101,7 @@ impl Field {
 }
 
 impl Entered {
-    /// Where the file at `path` is seen past the file system that agents use, which may tell less of it.
+    /// Where the file at `path` is seen past a file system that does not tell which file it is.
     pub fn beneath(&self, path: &Path) -> PathBuf {
         let shown = self.boxes.as_ref().zip(self.real.as_ref());
         let below = shown.and_then(|(boxes, real)| Some(real.join(path.strip_prefix(boxes).ok()?)));
@@ -149,7 +150,6 @@ impl Entered {
 
     fn mount_bindfs(&mut self) -> Result<(), String> {
         let (real, mount) = self.ready()?;
-        self.real = Some(real.clone());
         let mut command = Command::new("bindfs");
         command.arg("-f").arg(&real).arg(&mount).stdin(Stdio::null());
         // SAFETY: between fork and exec, one system call.
