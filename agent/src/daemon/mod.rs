@@ -67,6 +67,8 @@ pub use crate::link::{Unreached, probe};
 /// Events of one link that may wait: more than one peer's requests in flight (the schedule's `MOST` offers, 256
 /// withdrawals) can ever cause, so that nobody blocks.
 const EVENTS: usize = 2048;
+/// The copies of `send`, in the state folder.
+const SPOOL: &str = "spool";
 /// Checkpoints that wait for the job list; more are dropped, as the next one says more.
 const CHECKPOINTS: usize = 16;
 /// How long a clean end may take.
@@ -135,7 +137,7 @@ impl Agent {
         let queue = Queue::open(state.db.clone(), identity.clone(), now_ms(), config.retry.max)
             .await
             .map_err(|e| job_list(&e))?;
-        intake::clear_spool(&queue, paths.state_dir.join("spool"))
+        intake::clear_spool(&queue, paths.state_dir.join(SPOOL))
             .await
             .map_err(|e| job_list(&e))?;
         let listener = match &config.listen {
@@ -330,7 +332,7 @@ impl Shared {
 
     /// Where `send` keeps its copies.
     fn spool(&self) -> PathBuf {
-        self.state_dir.join("spool")
+        self.state_dir.join(SPOOL)
     }
 
     fn outboxes(&self) -> Vec<Outbox> {

@@ -10,7 +10,7 @@ use std::{
 use crate::{
     confined,
     control::api::SendFile,
-    daemon::Shared,
+    daemon::{SPOOL, Shared},
     error::{Exit, Fatal, shown},
     fault, mark,
 };
@@ -57,8 +57,11 @@ impl Folders {
 /// The rules of one `send`.
 pub struct Rules {
     folders: Folders,
-    /// Dropwire's own files on a device, sorted; each device is listed once, when the first file on it comes.
+    /// Dropwire's own files on a device, sorted; each device is listed once, when the first file on it comes that has
+    /// several names.
     own: Vec<(u64, Vec<u64>)>,
+    /// The last folder that was looked at, and whether it is the state folder or in that.
+    last: Option<(PathBuf, bool)>,
 }
 
 impl Rules {
@@ -67,6 +70,7 @@ impl Rules {
         Rules {
             folders,
             own: Vec::new(),
+            last: None,
         }
     }
 
@@ -95,11 +99,12 @@ impl Rules {
         let real = system::path(file);
         let paths = [Some(claimed), real.as_deref()];
         for path in paths.into_iter().flatten() {
-            if !fault::mutant("send-own-name") && is_own_name(path) {
+            if !fault::mutant("send-own-name") && (is_own_name(path) || self.is_in_state(path)) {
                 return Err(is_own(claimed));
             }
         }
-        if !fault::mutant("send-own") && self.holds(identity).map_err(failed)? {
+        let has_further_names = system::links(file).map_err(failed)? > 1;
+        if has_further_names && !fault::mutant("send-own") && self.holds(identity).map_err(failed)? {
             return Err(is_own(claimed));
         }
         let outbox = paths
@@ -134,7 +139,25 @@ impl Rules {
         self.folders.outboxes.iter().find(holds).map(PathBuf::as_path)
     }
 
-    /// Is it one of dropwire's own files, under whatever name?
+    /// Is one of the folders above it the state folder, by whatever way `path` leads there?
+    fn is_in_state(&mut self, path: &Path) -> bool {
+        let Some(folder) = path.parent() else {
+            return false;
+        };
+        if let Some((last, is_in_state)) = &self.last
+            && last == folder
+        {
+            return *is_in_state;
+        }
+        let identity = |folder: &Path| fs::metadata(folder).ok().map(|meta| system::identity_of(&meta));
+        // What cannot be looked at is not the agent's.
+        let is_in_state = identity(&self.folders.state)
+            .is_some_and(|state| folder.ancestors().any(|above| identity(above) == Some(state)));
+        self.last = Some((folder.to_owned(), is_in_state));
+        is_in_state
+    }
+
+    /// Is it one of dropwire's own files, under whatever name? Not a copy of the spool: whoever links to one may send it.
     fn holds(&mut self, (device, inode): Identity) -> io::Result<bool> {
         let at = match self.own.iter().position(|(listed, _)| *listed == device) {
             Some(at) => at,
@@ -151,12 +174,12 @@ impl Folders {
     /// The inodes of dropwire's own files on `device`, sorted.
     fn own(&self, device: u64) -> io::Result<Vec<u64>> {
         let mut inodes = Vec::new();
-        list(&self.state, None, device, &mut inodes)?;
+        list(&self.state, OsStr::new(SPOOL), device, &mut inodes)?;
         for place in &self.boxes {
             // Only a disk that the file itself is on is asked: another may not answer.
             if place.device == device {
                 let own = place.path.join(mark::FOLDER);
-                list(&own, Some(OsStr::new(ARCHIVE)), device, &mut inodes)?;
+                list(&own, OsStr::new(ARCHIVE), device, &mut inodes)?;
             }
         }
         inodes.sort_unstable();
@@ -165,7 +188,7 @@ impl Folders {
 }
 
 /// Adds the inodes of the files in `folder`, at any depth, but for what is in `except` directly below it.
-fn list(folder: &Path, except: Option<&OsStr>, device: u64, inodes: &mut Vec<u64>) -> io::Result<()> {
+fn list(folder: &Path, except: &OsStr, device: u64, inodes: &mut Vec<u64>) -> io::Result<()> {
     let mut folders = vec![folder.to_owned()];
     while let Some(at) = folders.pop() {
         let entries = match fs::read_dir(&at) {
@@ -178,7 +201,7 @@ fn list(folder: &Path, except: Option<&OsStr>, device: u64, inodes: &mut Vec<u64
                 Err(error) if confined::is_absent(&error) => continue,
                 meta => meta?,
             };
-            let is_left_out = at == folder && except.is_some_and(|except| entry.file_name() == except);
+            let is_left_out = at == folder && entry.file_name() == except;
             if meta.is_dir() && !is_left_out {
                 folders.push(entry.path());
             } else if meta.is_file() && system::identity_of(&meta).0 == device {
@@ -247,6 +270,11 @@ mod system {
         (meta.dev(), meta.ino())
     }
 
+    /// How many names it has.
+    pub(super) fn links(file: &File) -> io::Result<u64> {
+        Ok(file.metadata()?.nlink())
+    }
+
     pub(super) fn identity(meta: &cap_std::fs::Metadata) -> Identity {
         use cap_std::fs::MetadataExt;
         (meta.dev(), meta.ino())
@@ -289,6 +317,10 @@ mod system {
 
     pub(super) fn identity_of(_: &Metadata) -> Identity {
         (0, 0)
+    }
+
+    pub(super) fn links(_: &File) -> io::Result<u64> {
+        Ok(1)
     }
 
     pub(super) fn identity(_: &cap_std::fs::Metadata) -> Identity {
