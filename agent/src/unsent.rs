@@ -5,28 +5,41 @@ use std::{ffi::OsStr, path::Path, sync::LazyLock};
 
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 
+use crate::fault;
+
 /// Why a name is no drop, and so what becomes of it inside a folder that is sent whole.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Why {
     /// Some program will rename it when it is complete: ignored until then, and a whole folder waits for it.
     Unfinished,
+    /// The same, and the file that it becomes may lie beside it already, empty or of an earlier download.
+    Download,
+    /// The same, beside a file that is already written to under its final name, as long as that is not complete.
+    InPlace,
     /// A system makes it again at any time, or has deleted it already: not part of a whole folder, and goes with it.
     Litter,
-    /// A system's own folder: never entered; left out of a whole folder, which is then archived rather than deleted.
+    /// A system's own folder (a file of that name is any file): never entered; left out of a whole folder, which is then archived rather than deleted.
     SystemFolder,
     /// Belongs to the file beside it; part of a whole folder like any other file.
     Companion,
 }
 
+impl Why {
+    /// Does a whole folder wait for it?
+    pub fn is_unfinished(self) -> bool {
+        matches!(self, Why::Unfinished | Why::Download | Why::InPlace)
+    }
+}
+
 /// Patterns of names; of those that match, the first is told. Names that systems give are meant whatever their case.
 pub const PATTERNS: &[(&str, Why)] = &[
     // Browsers, download managers and torrent clients.
-    ("*.part", Why::Unfinished),
+    ("*.part", Why::Download),
     ("*.partial", Why::Unfinished),
-    ("*.crdownload", Why::Unfinished),
+    ("*.crdownload", Why::Download),
     ("*.download", Why::Unfinished),
     ("*.opdownload", Why::Unfinished),
-    ("*.aria2", Why::Unfinished),
+    ("*.aria2", Why::InPlace),
     ("*.!qB", Why::Unfinished),
     ("*.!ut", Why::Unfinished),
     ("*.!bt", Why::Unfinished),
@@ -123,11 +136,22 @@ pub fn is_rsync_temporary(name: &[u8]) -> Option<Temporary> {
     })
 }
 
-/// The pattern that a name matches, and why it is no drop.
-pub fn matching(name: &OsStr) -> Option<(&'static str, Why)> {
-    let patterns = LazyLock::force(&COMPILED);
-    let at = patterns.matches(Path::new(name)).into_iter().min();
-    at.and_then(|at| PATTERNS.get(at).copied()).or_else(|| {
+/// What is added to a file's name for those of [`PATTERNS`] that are of one of these kinds.
+pub fn suffixes(of: &[Why]) -> impl Iterator<Item = &'static str> {
+    let is_meant = move |(_, why): &&(&str, Why)| of.contains(why);
+    let added = |(pattern, _): &(&'static str, Why)| pattern.strip_prefix('*');
+    PATTERNS.iter().filter(is_meant).filter_map(added)
+}
+
+/// The pattern that the name of a folder, or of a file, matches, and why it is no drop.
+pub fn matching(name: &OsStr, is_folder: bool) -> Option<(&'static str, Why)> {
+    let patterns = LazyLock::force(&COMPILED).matches(Path::new(name)).into_iter();
+    let patterns = patterns.filter_map(|at| Some((at, PATTERNS.get(at).copied()?)));
+    let is_meant = |why| is_folder || why != Why::SystemFolder || fault::mutant("S1-system-folder");
+    let first = patterns
+        .filter(|(_, (_, why))| is_meant(*why))
+        .min_by_key(|(at, _)| *at);
+    first.map(|(_, pattern)| pattern).or_else(|| {
         let temporary = is_rsync_temporary(name.as_encoded_bytes());
         (temporary == Some(Temporary::Surely)).then_some((RSYNC, Why::Unfinished))
     })
@@ -165,7 +189,7 @@ mod tests {
             (".in.doc.pdf.", Some(Unfinished)),
             (".goutputstream-X7YZ12", Some(Unfinished)),
             (".pureftpd-upload.5f2c.15.1a2b", Some(Unfinished)),
-            ("dl.iso.aria2", Some(Unfinished)),
+            ("dl.iso.aria2", Some(InPlace)),
             ("movie.mkv.!qB", Some(Unfinished)),
             ("movie.mkv.!ut", Some(Unfinished)),
             ("notes.txt.crswap", Some(Unfinished)),
@@ -216,12 +240,13 @@ mod tests {
             ("SCAN.TMP", None),
         ];
         for (name, expected) in table {
-            assert_eq!(
-                matching(OsStr::new(name)).map(|(_, why)| why),
-                *expected,
-                "{name}"
-            );
+            let why = |is_folder| matching(OsStr::new(name), is_folder).map(|(_, why)| why);
+            assert_eq!(why(true), *expected, "{name}");
+            let of_a_file = expected.filter(|why| *why != SystemFolder);
+            assert_eq!(why(false), of_a_file, "the file {name}");
         }
+        let beside: Vec<_> = suffixes(&[Download, InPlace]).collect();
+        assert_eq!(beside, [".part", ".crdownload", ".aria2"]);
         for (name, expected) in [
             (".env.sample", Some(Temporary::Perhaps)),
             (".NOTES.BACKUP", Some(Temporary::Perhaps)),

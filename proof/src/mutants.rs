@@ -71,6 +71,16 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         Inside(&["outbox::ignore::tests"]),
     ),
     (
+        "S1-system-folder",
+        "a file that is named as a system's folder is any file",
+        Inside(&["unsent::tests"]),
+    ),
+    (
+        "S1-whole-perhaps",
+        "a whole folder with what may be half a file of rsync's rests for long",
+        Inside(&["outbox::whole::tests"]),
+    ),
+    (
         "S1-snapshot",
         "nor is what a snapshot shows once more",
         Inside(&["outbox::scan::tests"]),

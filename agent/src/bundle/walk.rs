@@ -80,11 +80,11 @@ pub fn walk<E: From<Trouble>>(
 
 /// Of such a name, and a file: a folder may hold anything.
 pub fn is_litter(dir: &Dir, name: &OsStr) -> bool {
-    is(name, Why::Litter) && dir.symlink_metadata(name).is_ok_and(|meta| meta.is_file())
+    is(name, false, Why::Litter) && dir.symlink_metadata(name).is_ok_and(|meta| meta.is_file())
 }
 
-fn is(name: &OsStr, why: Why) -> bool {
-    unsent::matching(name).is_some_and(|(_, its)| its == why)
+fn is(name: &OsStr, is_folder: bool, why: Why) -> bool {
+    unsent::matching(name, is_folder).is_some_and(|(_, its)| its == why)
 }
 
 struct Walk<'a, E> {
@@ -115,7 +115,7 @@ impl<E: From<Trouble>> Walk<'_, E> {
             Err(e) if confined::is_absent(&e) => return Ok(()),
             Err(e) => return Err(unsendable(path, &e).into()),
         };
-        let kind = if meta.is_dir() && is(name, Why::SystemFolder) {
+        let kind = if meta.is_dir() && is(name, true, Why::SystemFolder) {
             Kind::Other("a folder that a system keeps for itself")
         } else if meta.is_dir() {
             Kind::Folder

@@ -5,15 +5,7 @@ use std::path::Path;
 use dropwire_protocol::RemotePath;
 use globset::{Glob, GlobBuilder, GlobSet, GlobSetBuilder};
 
-use crate::{
-    confined, fault, mark,
-    unsent::{self, Why},
-};
-
-/// What a program puts beside a file that it is still fetching.
-pub(super) const DOWNLOADS: [&str; 3] = [".part", ".crdownload", IN_PLACE];
-/// The one that is beside a file already written to under its final name, as long as that is not complete.
-pub(super) const IN_PLACE: &str = ".aria2";
+use crate::{confined, fault, mark, unsent};
 
 /// What [`unsent`] knows, and an outbox's own patterns.
 #[derive(Debug)]
@@ -52,8 +44,17 @@ impl Ignore {
         })
     }
 
-    /// The pattern that keeps `path` from being sent: it matches the file, or a folder on the way to it.
+    /// The pattern that keeps the file `path` from being sent: it matches that, or a folder on the way to it.
     pub(super) fn matched(&self, path: &RemotePath) -> Option<&str> {
+        self.matched_as(path, false)
+    }
+
+    /// The same of a folder.
+    pub(super) fn matched_folder(&self, path: &RemotePath) -> Option<&str> {
+        self.matched_as(path, true)
+    }
+
+    fn matched_as(&self, path: &RemotePath, is_folder: bool) -> Option<&str> {
         let bytes = path.as_bytes();
         let ends = bytes
             .iter()
@@ -64,7 +65,7 @@ impl Ignore {
         let mut begin = 0;
         for end in ends {
             let (name, upto) = (bytes.get(begin..end)?, bytes.get(..end)?);
-            if let Some(pattern) = self.matched_step(name, upto) {
+            if let Some(pattern) = self.matched_step(name, upto, is_folder || end < bytes.len()) {
                 return Some(pattern);
             }
             begin = end + 1;
@@ -73,8 +74,8 @@ impl Ignore {
     }
 
     /// The same for one step of a walk: the name `name`, whose path is `path`; folders above it were asked before.
-    pub(super) fn matched_step(&self, name: &[u8], path: &[u8]) -> Option<&str> {
-        match unsent::matching(confined::os_str(name).ok()?) {
+    pub(super) fn matched_step(&self, name: &[u8], path: &[u8], is_folder: bool) -> Option<&str> {
+        match unsent::matching(confined::os_str(name).ok()?, is_folder) {
             Some((pattern, _)) if !fault::mutant("S1-no-drop") => Some(pattern),
             _ => self.forbidden(name, path),
         }
@@ -82,8 +83,8 @@ impl Ignore {
 
     /// The pattern by which something in a folder keeps all of it back: it is not left out, nor sent along.
     pub(super) fn keeps_back(&self, name: &[u8], path: &[u8]) -> Option<&str> {
-        match unsent::matching(confined::os_str(name).ok()?) {
-            Some((pattern, Why::Unfinished)) => Some(pattern),
+        match unsent::matching(confined::os_str(name).ok()?, true) {
+            Some((pattern, why)) if why.is_unfinished() => Some(pattern),
             _ => self.forbidden(name, path),
         }
     }
@@ -133,6 +134,7 @@ mod tests {
             (".env.sample", None),
             ("lost+found/#1234", Some("lost+found")),
             ("sub/.Trash-1000/files/x", Some(".Trash-*")),
+            ("sub/lost+found", None),
             (".DS_Store", Some(".DS_Store")),
             ("sub/Thumbs.db", Some("Thumbs.db")),
             (".hidden", None),
@@ -151,8 +153,10 @@ mod tests {
             let parsed = RemotePath::parse(path.as_bytes()).unwrap();
             assert_eq!(ignore.matched(&parsed), pattern, "{path}");
         }
+        let folder = RemotePath::parse(b"sub/lost+found").unwrap();
+        assert_eq!(ignore.matched_folder(&folder), Some("lost+found"));
         assert_eq!(
-            ignore.matched_step(b".Dropwire", b"sub/.Dropwire"),
+            ignore.matched_step(b".Dropwire", b"sub/.Dropwire", true),
             Some(".dropwire")
         );
         for (name, pattern) in [
@@ -172,7 +176,10 @@ mod tests {
             );
         }
         #[cfg(unix)]
-        assert_eq!(ignore.matched_step(b"\xff.tmp", b"\xff.tmp"), Some("*.tmp"));
+        assert_eq!(
+            ignore.matched_step(b"\xff.tmp", b"\xff.tmp", false),
+            Some("*.tmp")
+        );
     }
 
     #[test]

@@ -10,16 +10,12 @@ use std::{
 use cap_std::fs::Dir;
 use dropwire_protocol::RemotePath;
 
-use super::{
-    ignore::{DOWNLOADS, IN_PLACE},
-    marker,
-    settle::Sight,
-};
+use super::{marker, settle::Sight};
 use crate::{
     confined::{self, Parents},
     durable, fault,
     lease::{self, Lease, Looked},
-    unsent,
+    unsent::{self, Why},
 };
 
 /// Above this many, one sync of the file system replaces a sync for each file.
@@ -27,7 +23,7 @@ const SYNC_EACH: usize = 8;
 /// How many times `quiet` an unfinished download beside a file holds it up.
 const DOWNLOAD_FACTOR: u32 = 15;
 /// How long a file rests that only may be one that rsync has not finished.
-const PERHAPS_UNFINISHED: Duration = Duration::from_secs(600);
+pub(super) const PERHAPS_UNFINISHED: Duration = Duration::from_secs(600);
 
 /// What lies under a path.
 #[derive(Debug)]
@@ -97,10 +93,10 @@ fn try_look(parents: &mut Parents, path: &RemotePath, rules: &Rules) -> io::Resu
             return Ok(Seen::Unmarked(marker::missing(name, suffix)));
         }
     }
-    if is_beside(folder, path.file_name(), IN_PLACE) {
+    if let Some(suffix) = beside(folder, path.file_name(), Why::InPlace) {
         return Ok(Seen::Held {
-            why: "aria2 has not finished it",
-            reason: format!("aria2 has not finished it: its file {IN_PLACE} is beside it"),
+            why: "a download of it has not finished",
+            reason: format!("a download of it has not finished: its file {suffix} is beside it"),
         });
     }
     let file = confined::open_seen_file(folder, name, &meta)?;
@@ -136,7 +132,7 @@ fn rest(folder: &Dir, name: &[u8], looked: &Looked, rules: &Rules) -> (Duration,
     };
     let (rest, why) = if rules.marker.is_some() {
         (Duration::ZERO, "its marker is there")
-    } else if DOWNLOADS.iter().any(|suffix| is_beside(folder, name, suffix)) {
+    } else if beside(folder, name, Why::Download).is_some() {
         (
             quiet * DOWNLOAD_FACTOR,
             "an unfinished download of that name lies beside it",
@@ -180,9 +176,12 @@ pub(super) fn no_file(kind: cap_std::fs::FileType) -> &'static str {
     }
 }
 
-fn is_beside(folder: &Dir, name: &[u8], suffix: &str) -> bool {
-    let beside = [name, suffix.as_bytes()].concat();
-    confined::os_str(&beside).is_ok_and(|beside| folder.symlink_metadata(beside).is_ok())
+/// What is added to the file's name for one of this kind that lies beside it.
+fn beside(folder: &Dir, name: &[u8], of: Why) -> Option<&'static str> {
+    unsent::suffixes(&[of]).find(|suffix| {
+        let beside = [name, suffix.as_bytes()].concat();
+        confined::os_str(&beside).is_ok_and(|beside| folder.symlink_metadata(beside).is_ok())
+    })
 }
 
 /// S1: after Ok the bytes of the version that was read before survive a power cut; an error for each that may not.

@@ -253,12 +253,16 @@ impl Walk<'_> {
         stand: &mut Stand,
         depth: usize,
     ) -> Result<bool, Ended> {
-        if self.ignore.matched_step(name, &stand.path).is_some() {
-            return Ok(false);
-        }
         let Ok(kind) = confined::kind(entry) else {
             return Ok(false); // gone since it was listed
         };
+        if self
+            .ignore
+            .matched_step(name, &stand.path, kind.is_dir())
+            .is_some()
+        {
+            return Ok(false);
+        }
         if kind.is_dir() {
             if depth >= RemotePath::MAX_DEPTH {
                 self.problem(stand, "it lies too deep".into())?;

@@ -14,9 +14,7 @@ use dropwire_protocol::{RemotePath, name::escape};
 use tokio::sync::mpsc;
 
 use super::{
-    Command, Problem, Shared, State,
-    ignore::DOWNLOADS,
-    marker,
+    Command, Problem, Shared, State, marker,
     memory::Memory,
     mounts::{self, Mounts},
     place::{self, Place},
@@ -25,7 +23,12 @@ use super::{
     task::{Task, Watched, blocking},
     watch::{Hint, Went},
 };
-use crate::{config::AfterSend, confined, fault, mark, version::Found};
+use crate::{
+    config::AfterSend,
+    confined, fault, mark,
+    unsent::{self, Why},
+    version::Found,
+};
 
 /// Time between scans where native events do not tell everything.
 const POLL: Duration = Duration::from_secs(5);
@@ -213,8 +216,7 @@ impl<'a> Tending<'a> {
     /// When `x.part` goes, `x` need not wait for it any more.
     fn hurry_beside(&self, gone: &RemotePath) {
         let name = gone.file_name();
-        let stem = DOWNLOADS
-            .iter()
+        let stem = unsent::suffixes(&[Why::Download, Why::InPlace])
             .find_map(|suffix| name.strip_suffix(suffix.as_bytes()));
         if let Some(Ok(stem)) = stem.map(|stem| gone.with_file_name(stem)) {
             let mut state = self.task.shared.state();

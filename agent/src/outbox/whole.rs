@@ -15,7 +15,7 @@ use dropwire_protocol::RemotePath;
 
 use super::{
     ignore::Ignore,
-    look::{Rules, Seen},
+    look::{PERHAPS_UNFINISHED, Rules, Seen},
     marker,
     settle::Sight,
 };
@@ -23,7 +23,7 @@ use crate::{
     bundle::{self, Kind, Listing, Step, Trouble},
     confined, durable, fault,
     file_system::FileSystem,
-    snapshot,
+    snapshot, unsent,
     version::Version,
 };
 
@@ -42,13 +42,23 @@ pub(super) fn look(root: &Dir, path: &RemotePath, rules: &Rules, ignore: &Ignore
         Err(e) => return Seen::Refused(format!("it cannot be read: {e}")),
     };
     let least = FileSystem::of_folder(&folder).unwrap_or_default().least_rest();
-    let mut inspect = |step: &Step<'_>| keep_back(step, path, ignore);
+    let may_be_unfinished = std::cell::Cell::new(false);
+    let mut inspect = |step: &Step<'_>| {
+        if step.kind == Kind::File && unsent::is_rsync_temporary(step.name.as_encoded_bytes()).is_some() {
+            may_be_unfinished.set(rules.marker.is_none() && !fault::mutant("S1-whole-perhaps"));
+        }
+        keep_back(step, path, ignore)
+    };
+    let quiet = || match may_be_unfinished.get() {
+        true => quiet.max(PERHAPS_UNFINISHED),
+        false => quiet,
+    };
     if snapshot::is_one(&folder) {
         return held(snapshot::REASON, snapshot::REASON.into());
     }
     // The kernel is asked of each file only once the rest is over: while it is being filled that would be in vain.
     let listing = match bundle::list(&folder, false, &mut inspect) {
-        Ok(listing) if rests(&listing.version(), quiet) => bundle::list(&folder, true, &mut inspect),
+        Ok(listing) if rests(&listing.version(), quiet()) => bundle::list(&folder, true, &mut inspect),
         other => other,
     };
     match listing {
@@ -59,8 +69,13 @@ pub(super) fn look(root: &Dir, path: &RemotePath, rules: &Rules, ignore: &Ignore
             let version = listing.version();
             let sight = Sight::Still {
                 version,
-                rest: quiet.max(version.clock_step()).max(least),
-                why: "nothing in it may change for a while",
+                rest: quiet().max(version.clock_step()).max(least),
+                why: match may_be_unfinished.get() {
+                    true => {
+                        "a file in it may be one that rsync has not finished: nothing in it may change for 10 minutes"
+                    }
+                    false => "nothing in it may change for a while",
+                },
             };
             Seen::Whole {
                 sight,
@@ -239,6 +254,17 @@ mod tests {
             }
             other => panic!("{other:?}"),
         }
+        let rest = |seen| match seen {
+            Seen::Whole {
+                sight: Sight::Still { rest, .. },
+                ..
+            } => rest,
+            other => panic!("{other:?}"),
+        };
+        assert!(rest(sees(&temp, &path)) < PERHAPS_UNFINISHED);
+        fs::write(at("sub/.env.sample"), "").unwrap();
+        assert_eq!(rest(sees(&temp, &path)), PERHAPS_UNFINISHED);
+        fs::remove_file(at("sub/.env.sample")).unwrap();
         fs::remove_file(at("._a")).unwrap();
         fs::remove_file(at("sub/file")).unwrap();
         assert!(held_by(sees(&temp, &path)).contains("no file"));

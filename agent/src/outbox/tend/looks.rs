@@ -37,6 +37,9 @@ impl Tending<'_> {
         let looked = blocking(move || {
             let mut parents = Parents::new(place.enter()?);
             let look = |path| match (look::look(&mut parents, &path, &rules), &shared.ignore) {
+                (Seen::Folder, Some(ignore)) if ignore.matched_folder(&path).is_some() => {
+                    (Seen::Nothing, path)
+                }
                 (Seen::Folder, Some(ignore)) if path.parent().is_none() && shared.goes_whole(&path) => {
                     (whole::look(parents.root(), &path, &rules, ignore), path)
                 }

@@ -22,6 +22,20 @@ async fn new_folders_are_searched_and_watched() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_named_as_a_systems_folder_is_any_file() {
+    let mut running = run_watched().await;
+    for folder in ["@eaDir", "sub"] {
+        fs::create_dir(running.at(folder)).unwrap();
+    }
+    for file in ["@eaDir/index", "lost+found", "sub/@eaDir"] {
+        fs::write(running.at(file), "bytes").unwrap();
+    }
+    running.settles(&["lost+found", "sub/@eaDir"]).await;
+    let why = running.outbox.why(&running.at("@eaDir/index")).unwrap();
+    assert_eq!(why, "ignored: matches @eaDir");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn folders_that_a_disposal_emptied_go() {
     let mut running = run_watched().await;
     fs::create_dir_all(running.at("a/b")).unwrap();
