@@ -10,6 +10,7 @@ use std::{
 /// What every room may use. They may use each other too, as long as nothing above.
 const COMMON: &[&str] = &[
     "backoff",
+    "border",
     "bundle",
     "clock",
     "config",

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use crate::harness::{Agent, Pair, files, until};
+use crate::harness::{Agent, Pair, files, mount::Mounted, skip, until};
 
 /// With a file in the laptop's outbox as long as which the fault is there.
 fn faulty(fault: &str, more: impl FnOnce(&mut Agent)) -> (Pair, PathBuf) {
@@ -152,4 +152,95 @@ fn what_cannot_leave_is_told_of_once() {
         1,
         "{log}"
     );
+}
+
+/// Something mounted on a folder in the outbox: its files leave by a `.dropwire` of its own, also after a crash; and
+/// while it is not mounted, none of them counts as gone.
+#[test]
+fn files_leave_from_what_is_mounted_in_the_outbox() {
+    const TEST: &str = "files_leave_from_what_is_mounted_in_the_outbox";
+    for (is_bind, after_send) in [(true, "delete"), (true, "archive"), (false, "delete")] {
+        let mut pair = Pair::with(|laptop, _| {
+            let holds = laptop.outbox.join(files::OWN).join("hang");
+            let hang = format!("hang@{}", holds.display());
+            laptop.env.push(("DROPWIRE_FAULT".into(), hang));
+            laptop.settings.outbox = vec![format!("after_send = {after_send:?}")];
+        });
+        let at = |name: &str| pair.laptop.outbox.join(name);
+        let (disk, hang) = (at("disk"), at(files::OWN).join("hang"));
+        let [x, y, leaving, sent] =
+            ["a/x", "y", ".dropwire/leaving", ".dropwire/sent"].map(|name| disk.join(name));
+        let behind = pair.laptop.root.join("behind");
+        fs::create_dir(&behind).expect("a folder elsewhere");
+        let mount = || match is_bind {
+            true => Mounted::by(
+                "mount",
+                &["--bind", &behind.to_string_lossy(), &disk.to_string_lossy()],
+                &disk,
+            ),
+            false => Mounted::by("mount", &["-t", "tmpfs", "tmpfs", &disk.to_string_lossy()], &disk),
+        };
+        let mut mounted = match mount() {
+            Ok(mounted) => Some(mounted),
+            Err(why) => return skip(TEST, &why),
+        };
+        fs::write(disk.join("first"), "first").expect("a file");
+        pair.laptop.delivers(1);
+        until("it left", || !disk.join("first").exists());
+        fs::write(&hang, "").expect("the disk hangs");
+        fs::create_dir(disk.join("a")).expect("a folder");
+        fs::write(&x, "x").expect("a file");
+        fs::write(&y, "y").expect("a file");
+        pair.laptop.delivers(3);
+        let ids = pair.laptop.jobs_of("disk/y");
+        pair.laptop.kill();
+        // As a crash after the rename leaves it.
+        let name = ids[0]["job"].as_str().expect("an id");
+        fs::rename(&y, leaving.join(name)).expect("on its way");
+        fs::remove_file(&hang).expect("it answers again");
+        if is_bind {
+            mounted.take();
+            pair.laptop.start();
+            let told = || pair.laptop.status()["outboxes"][0]["cannot_leave"].clone();
+            let text = "what was mounted at disk in it is not there";
+            until("status says so", || {
+                told().as_str().is_some_and(|told| told.contains(text))
+            });
+            let check = pair.laptop.run(&["check"]);
+            assert!(
+                check.err().contains(text) || check.out().contains(text),
+                "{}{}",
+                check.out(),
+                check.err()
+            );
+            mounted = mount().ok();
+        } else {
+            pair.laptop.start();
+        }
+        until("all left", || {
+            !x.exists() && !y.exists() && files::files_in(&leaving).is_empty()
+        });
+        let archived = files::list(&sent);
+        let expected = match after_send {
+            "archive" => ["a/x", "first", "y"].map(PathBuf::from).to_vec(),
+            _ => Vec::new(),
+        };
+        assert_eq!(archived, expected);
+        if let Some(archived) = archived.first() {
+            let archived = sent.join(archived);
+            let archived = archived.to_string_lossy();
+            pair.laptop
+                .run(&["send", &archived, "--to", "office", "--wait"])
+                .exits(0);
+        }
+        until("the list is at rest", || {
+            pair.laptop.status()["outboxes"][0]["cannot_leave_count"] == 0
+        });
+        assert_eq!(
+            pair.office.received().len(),
+            3 + usize::from(!expected.is_empty())
+        );
+        pair.laptop.kill();
+        drop(mounted);
+    }
 }

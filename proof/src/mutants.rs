@@ -600,6 +600,16 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         "what came into it after the check stays",
         LEAVES,
     ),
+    (
+        "S5-folder-links",
+        "a further name of a file that was removed goes, too",
+        LEAVES,
+    ),
+    (
+        "adopt-leaving",
+        "what was on its way out of an outbox that is adopted comes back",
+        Inside(&["outbox::dispose::adopted::tests"]),
+    ),
     ("S5-both", "a crash left it under its path too", DISPOSE),
     ("S5-twice", "a crash left it in the archive too", DISPOSE),
     ("S5-last-lease", "the lease at the last moment", DISPOSE),
@@ -611,6 +621,16 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     (
         "S5-gone-place",
         "the archive's sync where a shortage cut it off",
+        DISPOSE,
+    ),
+    (
+        "S5-mount",
+        "what is missing behind a mount that is not there is not gone",
+        DISPOSE,
+    ),
+    (
+        "S5-mount-note",
+        "a mount is noted durably before anything leaves by it",
         DISPOSE,
     ),
     ("S5-own-dir", "the sync that keeps `leaving`", DISPOSE),

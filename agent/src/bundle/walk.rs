@@ -11,6 +11,7 @@ use dropwire_protocol::{
 
 use super::{Trouble, unsendable};
 use crate::{
+    border::Side,
     confined,
     unsent::{self, Why},
     version::Version,
@@ -28,6 +29,8 @@ pub struct Step<'a> {
     pub kind: Kind,
     /// As listed.
     pub version: Version,
+    /// How many names it has, as listed.
+    pub links: u64,
 }
 
 /// What a thing in a folder is.
@@ -61,7 +64,7 @@ pub fn walk<E: From<Trouble>>(
     folder: &Dir,
     visit: &mut dyn FnMut(&Step<'_>) -> Result<(), E>,
 ) -> Result<(), E> {
-    let meta = folder.dir_metadata().map_err(|e| unsendable(b".", &e))?;
+    let side = Side::of(folder).map_err(|e| unsendable(b".", &e))?;
     let (version, _) = Version::of_folder(folder).map_err(|e| unsendable(b".", &e))?;
     visit(&Step {
         parent: folder,
@@ -69,9 +72,10 @@ pub fn walk<E: From<Trouble>>(
         path: None,
         kind: Kind::Folder,
         version,
+        links: 1,
     })?;
     let mut walk = Walk {
-        device: meta.dev(),
+        side,
         entries: 1,
         visit,
     };
@@ -87,8 +91,11 @@ fn is(name: &OsStr, is_folder: bool, why: Why) -> bool {
     unsent::matching(name, is_folder).is_some_and(|(_, its)| its == why)
 }
 
+/// Why a folder with a border in it is not sent as a whole: it could not leave so.
+const MOUNTED: &str = "something is mounted there";
+
 struct Walk<'a, E> {
-    device: u64,
+    side: Side,
     entries: u64,
     visit: &'a mut dyn FnMut(&Step<'_>) -> Result<(), E>,
 }
@@ -126,8 +133,8 @@ impl<E: From<Trouble>> Walk<'_, E> {
         } else {
             Kind::Other("neither file nor folder")
         };
-        if meta.dev() != self.device {
-            return Err(unsendable(path, &"another file system is mounted there").into());
+        if meta.dev() != self.side.device() {
+            return Err(unsendable(path, &MOUNTED).into());
         }
         let step = Step {
             parent: dir,
@@ -135,13 +142,19 @@ impl<E: From<Trouble>> Walk<'_, E> {
             path: Some(RemotePath::parse(path).map_err(|e| unsendable(path, &e))?),
             kind,
             version: Version::listed(dir, name, &meta),
+            links: meta.nlink(),
         };
         (self.visit)(&step)?;
         if kind != Kind::Folder {
             return Ok(());
         }
         match dir.open_dir_nofollow(name) {
-            Ok(below) => self.inside(&below, path),
+            // A bind mount of the same file system has its device.
+            Ok(below) => match Side::of(&below) {
+                Ok(side) if side == self.side => self.inside(&below, path),
+                Ok(_) => Err(unsendable(path, &MOUNTED).into()),
+                Err(e) => Err(unsendable(path, &e).into()),
+            },
             Err(e) if confined::is_absent(&e) => Ok(()),
             Err(e) => Err(unsendable(path, &e).into()),
         }

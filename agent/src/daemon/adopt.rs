@@ -1,8 +1,8 @@
 //! Takes over an inbox or outbox folder that has no id or another's, by the word of a person: it becomes this agent's,
 //! under a new id. With the running agent or, under the state folder's lock, without.
 //!
-//! First the owner's record is replaced, then the id, then it is noted where that is at home. Whatever a crash cuts off,
-//! the folder is held as before and can be adopted again.
+//! First the owner's record is replaced, then what was leaving an outbox is given back, then the id is replaced, then it
+//! is noted where that is at home. Whatever a crash cuts off, the folder is held as before and can be adopted again.
 
 use std::{
     io,
@@ -20,7 +20,7 @@ use crate::{
     control::api::{AdoptReply, AdoptRequest},
     db::{Db, DbError},
     error::{Exit, Fatal, shown},
-    homes, inbox, mark,
+    homes, inbox, mark, outbox,
     owner::{self, Lock, Me, Owner},
     queue::Queue,
     version::OutboxId,
@@ -379,6 +379,8 @@ fn replace(path: &Path, is_inbox: bool, me: &Me, lock: &Lock) -> Result<homes::F
     owner::replace(&root, me).map_err(failed)?;
     if is_inbox {
         inbox::forget_missing_disks(&root).map_err(failed)?;
+    } else {
+        outbox::dispose::give_back_all(&root).map_err(failed)?;
     }
     mark::replace(&root).map_err(failed)
 }

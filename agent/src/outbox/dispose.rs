@@ -20,6 +20,7 @@
 //! nothing is lost and nothing sent twice.
 
 use std::{
+    borrow::Cow,
     cell::OnceCell,
     ffi::OsStr,
     fs::File,
@@ -32,6 +33,7 @@ use cap_std::fs::Dir;
 use dropwire_protocol::{Digest, RemotePath};
 
 use crate::{
+    border::{self, Side},
     config::AfterSend,
     confined, durable,
     error::shown,
@@ -42,14 +44,18 @@ use crate::{
     version::{OutboxId, Version},
 };
 
+mod adopted;
 pub(super) mod beside;
 mod check;
 mod folder;
 mod removal;
+mod top;
 mod touched;
 
+pub use adopted::give_back_all;
 use beside::rename_beside;
 use check::{Checked, Compare};
+use top::{Top, Tops};
 use touched::{Area, Touched};
 
 /// A delivered file that has to leave.
@@ -142,20 +148,63 @@ fn dispose_in_one_outbox(
     let Some(first) = disposals.first() else {
         return Vec::new();
     };
-    match Steps::begin(first, stopped) {
+    let outbox = open(first);
+    let tops = outbox.as_ref().map_err(Clone::clone).and_then(|outbox| {
+        let mut tops = Tops::of(outbox).map_err(|e| format!("it cannot be looked through: {e}"))?;
+        let found = disposals.iter().map(|what| (what, tops.find(&what.path)));
+        Ok((outbox, found.collect::<Vec<_>>()))
+    });
+    match tops {
+        Ok((outbox, found)) => found
+            .chunk_by(|(_, a), (_, b)| matches!((a, b), (Ok(a), Ok(b)) if a == b))
+            .flat_map(|batch| dispose_by_one_top(outbox, batch, stopped))
+            .collect(),
+        Err(reason) => disposals.iter().map(|what| Err(what.held(&reason))).collect(),
+    }
+}
+
+fn dispose_by_one_top(
+    outbox: &Dir,
+    found: &[(&Disposal, io::Result<Top>)],
+    stopped: &dyn Fn() -> bool,
+) -> Vec<Result<Disposed, DisposeError>> {
+    let Some((first, top)) = found.first() else {
+        return Vec::new();
+    };
+    let top = match top {
+        Ok(top) => top,
+        Err(e) => return vec![Err(first.failed("the disposal", io_error::copy(e)))],
+    };
+    let disposals: Vec<_> = found
+        .iter()
+        .map(|(what, _)| what.below(top.path.as_ref()))
+        .collect();
+    match Steps::begin(&first.below(top.path.as_ref()), outbox, top, stopped) {
         Ok(mut steps) => disposals
             .chunks(TOGETHER)
             .flat_map(|batch| dispose_together(&mut steps, batch))
             .collect(),
-        Err(reason) => {
-            let root = shown(&first.root);
-            let held = |_: &Disposal| Err(DisposeError::Held(root.clone(), reason.clone()));
-            disposals.iter().map(held).collect()
-        }
+        Err(reason) => disposals.iter().map(|what| Err(what.held(&reason))).collect(),
     }
 }
 
-fn dispose_together(steps: &mut Steps<'_>, batch: &[Disposal]) -> Vec<Result<Disposed, DisposeError>> {
+/// The outbox, if it is the one that is meant; else the reason why it is held.
+fn open(what: &Disposal) -> Result<Dir, String> {
+    fault::hang(&what.root);
+    let outbox = confined::root(&what.root).map_err(|e| e.to_string())?;
+    match mark::read(&outbox) {
+        Ok(Some(id)) if OutboxId(id) == what.outbox => Ok(outbox),
+        Ok(Some(_)) if !fault::mutant("S5-mark") => Err("another folder's mark is there".into()),
+        Ok(None) if !fault::mutant("S5-mark") => Err("its mark (.dropwire/id) is missing".into()),
+        Ok(_) => Ok(outbox),
+        Err(e) => Err(format!("its mark cannot be read: {e}")),
+    }
+}
+
+fn dispose_together(
+    steps: &mut Steps<'_>,
+    batch: &[Cow<'_, Disposal>],
+) -> Vec<Result<Disposed, DisposeError>> {
     let staged: Vec<_> = batch
         .iter()
         .map(|what| {
@@ -206,7 +255,10 @@ struct Steps<'a> {
     stopped: &'a dyn Fn() -> bool,
     /// For people.
     root: String,
+    /// Or the top of what is mounted in it.
     outbox: Dir,
+    /// See [`Top::missing`].
+    missing: Option<RemotePath>,
     own: Dir,
     leaving: Dir,
     /// Something lay in it when they began.
@@ -243,28 +295,34 @@ impl Stage {
 }
 
 impl<'a> Steps<'a> {
-    /// The error is the reason why the outbox is held.
-    fn begin(first: &Disposal, stopped: &'a dyn Fn() -> bool) -> Result<Self, String> {
-        fault::hang(&first.root);
-        let outbox = confined::root(&first.root).map_err(|e| e.to_string())?;
-        match mark::read(&outbox) {
-            Ok(Some(id)) if OutboxId(id) == first.outbox => {}
-            Ok(Some(_)) if !fault::mutant("S5-mark") => return Err("another folder's mark is there".into()),
-            Ok(None) if !fault::mutant("S5-mark") => return Err("its mark (.dropwire/id) is missing".into()),
-            Ok(_) => {}
-            Err(e) => return Err(format!("its mark cannot be read: {e}")),
+    /// For those that leave by `top` of `outbox`; `first` is one of them, as seen from there. The error is the reason why
+    /// that is held.
+    fn begin(
+        first: &Disposal,
+        outbox: &Dir,
+        top: &Top,
+        stopped: &'a dyn Fn() -> bool,
+    ) -> Result<Self, String> {
+        let unusable = |e: io::Error| format!("`.dropwire` in it cannot be used: {e}");
+        let folder = match &top.path {
+            Some(path) => confined::open_folder(outbox, path),
+            None => outbox.try_clone(),
+        };
+        let folder = folder.map_err(unusable)?;
+        if Side::of(&folder).map_err(unusable)? != top.side {
+            return Err("what is mounted there changes at this moment".into());
         }
         let open = || {
-            let own = mark::folder(&outbox)?;
+            let own = mark::folder(&folder)?;
             let leaving = durable::open_or_make_dir(&own, OsStr::new("leaving"))?;
             Ok((own, leaving))
         };
-        let (own, leaving) =
-            open().map_err(|e: io::Error| format!("`.dropwire` in it cannot be used: {e}"))?;
+        let (own, leaving) = open().map_err(unusable)?;
         let steps = Steps {
             stopped,
             root: shown(&first.root),
-            outbox,
+            outbox: folder,
+            missing: top.missing.clone(),
             own,
             left_over: leaving
                 .entries()
@@ -275,9 +333,15 @@ impl<'a> Steps<'a> {
             archived: Touched::default(),
             unsynced: OnceCell::new(),
         };
-        let sync = || match fault::loses(&first.root) {
-            true => Err(LostWrite::wrap(io::Error::other("asked for"))),
-            false => durable::sync_dir(&steps.own),
+        let sync = || {
+            if fault::loses(&first.root) {
+                return Err(LostWrite::wrap(io::Error::other("asked for")));
+            }
+            if let Some(path) = &top.path {
+                fault::step("S5-mount-note", || border::note(&mark::folder(outbox)?, path))?;
+                durable::sync_dir(&steps.outbox)?;
+            }
+            durable::sync_dir(&steps.own)
         };
         match fault::step("S5-own-dir", || steps.synced(sync)) {
             Err(e) if steps.trusted().is_ok() => Err(format!("`.dropwire` in it cannot be synced: {e}")),
@@ -379,6 +443,9 @@ impl<'a> Steps<'a> {
     }
 
     fn gone(&mut self, what: &Disposal) -> Result<Stage, DisposeError> {
+        if let Some(at) = &self.missing {
+            return Err(what.held(&format!("what was mounted at {at} in it is not there")));
+        }
         self.touch(what)?;
         self.sync_place(what).map_err(|e| what.failed("the syncing", e))?;
         Ok(Stage::Gone)
@@ -565,6 +632,10 @@ impl Disposal {
         let since = changed.ok().map(|changed| SystemTime::UNIX_EPOCH + changed);
         let since = since.and_then(|changed| SystemTime::now().duration_since(changed).ok());
         since.is_some_and(|since| since < self.linger) && !fault::mutant("S5-linger")
+    }
+
+    fn held(&self, reason: &str) -> DisposeError {
+        DisposeError::Held(shown(&self.root), reason.to_owned())
     }
 
     fn failed(&self, doing: &'static str, error: io::Error) -> DisposeError {

@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use super::{
     Command, Problem, Shared, State, marker,
     memory::Memory,
-    mounts::{self, Mounts},
+    mounts::Mounts,
     place::{self, Place},
     scan::{Report, Walk},
     settle::{Settle, Urgency},
@@ -24,6 +24,7 @@ use super::{
     watch::{Hint, Went},
 };
 use crate::{
+    border::{self, Mounted},
     config::AfterSend,
     confined, fault, mark,
     unsent::{self, Why},
@@ -63,7 +64,7 @@ pub(super) struct Tending<'a> {
     emptied_more: bool,
     mounts: Mounts,
     /// What was mounted inside when that was asked last.
-    inside: Option<BTreeSet<String>>,
+    inside: Option<BTreeSet<Mounted>>,
     /// Something may have become of the outbox's folder itself.
     check: bool,
     /// The watch is to be tested.
@@ -162,7 +163,7 @@ impl<'a> Tending<'a> {
     /// What lies on a disk that was mounted inside, or below one that is gone, no event tells of; nor is it watched yet.
     async fn look_for_mounts(&mut self) {
         let place = Arc::clone(&self.place);
-        let inside = blocking(move || mounts::inside(&place.root)).await;
+        let inside = blocking(move || border::mounted_below(&place.root)).await;
         if inside.is_some() && inside != self.inside && !fault::mutant("S1-mounted") {
             self.inside = inside;
             self.scan_wanted = true;

@@ -4,7 +4,8 @@ use std::{io, path::Path};
 
 use super::{Finding, Told};
 use crate::{
-    config::{self, Config},
+    border,
+    config::{self, AfterSend, Config},
     confined,
     control::api::StatusReport,
     disk::Disk,
@@ -33,6 +34,7 @@ pub(super) fn look(
         findings.push(Finding::new(&subject, folder(&outbox.path, held.as_deref())));
         let watch = seen.and_then(|seen| seen.watch_reason.clone());
         findings.extend(watch.map(|reason| Finding::new(&subject, Told::Note(reason))));
+        findings.extend(mounts(outbox).map(|fatal| Finding::new(&subject, Err(fatal))));
         findings.extend(waits(outbox).map(|fatal| Finding::new(&subject, Err(fatal))));
         findings.extend(caution(&outbox.path).map(|text| Finding::new(&subject, Told::Note(text))));
     }
@@ -98,6 +100,45 @@ fn writable(path: &Path) -> io::Result<()> {
         true => Err(io::ErrorKind::PermissionDenied.into()),
         false => Ok(()),
     }
+}
+
+/// Why what is delivered from a mount inside the outbox could not leave.
+fn mounts(outbox: &config::Outbox) -> Option<Fatal> {
+    if outbox.after_send == AfterSend::Keep {
+        return None;
+    }
+    let root = confined::root(&outbox.path);
+    if let Ok(Some(at)) = root.and_then(|root| border::missing(&root)) {
+        let what =
+            format!("what was mounted at {at} in it is not there: what was delivered from it cannot leave");
+        return Some(
+            Fatal::new(Exit::NoInput, what).mend("mount it again, or remove that folder if it is empty"),
+        );
+    }
+    let mounted = border::mounted_below(&outbox.path);
+    mounted.iter().find_map(|mounted| {
+        let at = shown(&mounted.at);
+        if outbox.folder == config::Folder::Whole {
+            let fatal = Fatal::new(
+                Exit::Config,
+                format_args!(
+                    "{at} is a mount point: a folder with one in it is not sent as a whole, and one that is \
+                              one cannot leave"
+                ),
+            );
+            return Some(
+                fatal.mend("set `folder = \"files\"` or `after_send = \"keep\"`, or mount it elsewhere"),
+            );
+        }
+        let error = writable(&mounted.at).err()?;
+        let what = format_args!(
+            "cannot read and write in {at}, which is mounted in it: what is delivered cannot leave"
+        );
+        Some(
+            Fatal::io(what, &error)
+                .mend("let the user that runs the agent write there, or set `after_send = \"keep\"`"),
+        )
+    })
 }
 
 /// Times of an outbox that cannot both be meant.

@@ -15,7 +15,7 @@ use cap_fs_ext::DirExt;
 use cap_std::fs::Dir;
 
 use super::{
-    Area, Disposal, DisposeError, Disposed, Steps,
+    Area, Disposal, DisposeError, Disposed, Steps, Tops,
     beside::rename_beside,
     check::{COMPARED_BELOW, Compare, shows_too_little},
     removal,
@@ -23,9 +23,7 @@ use super::{
 use crate::{
     bundle::{self, Halt, Listing, Trouble},
     config::AfterSend,
-    confined, durable,
-    error::shown,
-    fault,
+    confined, durable, fault,
     file_system::FileSystem,
     outbox::marker,
     version::Version,
@@ -36,8 +34,13 @@ pub(super) fn dispose(what: &Disposal, stopped: &dyn Fn() -> bool) -> Result<Dis
     if what.after == AfterSend::Keep {
         return Ok(Disposed::Done);
     }
-    let mut steps =
-        Steps::begin(what, stopped).map_err(|reason| DisposeError::Held(shown(&what.root), reason))?;
+    let begin = || {
+        let outbox = super::open(what)?;
+        let top = Tops::of(&outbox).and_then(|mut tops| tops.find(&what.path));
+        let top = top.map_err(|e| format!("it cannot be looked through: {e}"))?;
+        Steps::begin(what, &outbox, &top, stopped)
+    };
+    let mut steps = begin().map_err(|reason: String| what.held(&reason))?;
     steps.trusted()?;
     let mut own = None;
     let answer = disposed(&mut steps, what, &mut own).and_then(|answer| {
@@ -97,6 +100,12 @@ fn disposed(
     match durable::rename_noreplace(&parent, at, &steps.leaving, name) {
         Ok(_) => {}
         Err(e) if e.kind() == io::ErrorKind::NotFound => return absent(steps, what),
+        Err(e) if e.kind() == io::ErrorKind::ResourceBusy => {
+            return Err(what.held(&format!(
+                "{} in it is a mount point, which cannot be moved",
+                what.path
+            )));
+        }
         Err(e) => return Err(failed(e)),
     }
     steps.touched.add((Area::Outbox, what.path.parent()), parent);

@@ -341,3 +341,45 @@ mod order {
         assert_eq!(syncs(&calls[decided..], ".dropwire/leaving"), 2, "{calls:#?}");
     }
 }
+
+/// The removal of one name shows in the times of the others.
+#[test]
+fn a_removal_that_was_cut_off_brings_no_further_name_back() {
+    let outbox = Outbox::new();
+    outbox.delivered(AfterSend::Delete);
+    for name in ["batch/sub/a", "batch/z", "batch/later"] {
+        fs::hard_link(outbox.at("batch/a"), outbox.at(name)).unwrap();
+    }
+    let what = outbox.as_it_is(AfterSend::Delete);
+    outbox.decided(&what, true);
+    assert_eq!(outbox.dispose(&what), Disposed::Done);
+    assert!(!outbox.at("batch").exists() && outbox.leaving_is_empty());
+}
+
+/// A delivered folder that is itself a mount point.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_mount_point_cannot_leave_and_says_so() {
+    use std::process::Command;
+    let outbox = Outbox::new();
+    let what = outbox.delivered(AfterSend::Delete);
+    let at = outbox.at("batch");
+    let mounted = Command::new("mount").arg("--bind").args([&at, &at]).output();
+    if !mounted.is_ok_and(|ran| ran.status.success()) {
+        return crate::fault::skip("nothing can be mounted here");
+    }
+    let error = loop {
+        match dispose(&what, &|| false) {
+            Ok(Disposed::Busy) => std::thread::yield_now(),
+            other => break other.unwrap_err().to_string(),
+        }
+    };
+    let sub = outbox.at("batch/sub");
+    let inside = Command::new("mount").arg("--bind").args([&sub, &sub]).output();
+    let list = bundle::list_quickly(&confined::root(&at).unwrap());
+    let _ = Command::new("umount").arg("-l").args([&sub, &at]).status();
+    assert!(error.contains("batch in it is a mount point"), "{error}");
+    assert!(inside.unwrap().status.success());
+    assert!(matches!(list, Err(Trouble::Held(why)) if why.contains("sub in it") && why.contains("mounted")));
+    assert_eq!(outbox.dispose(&what), Disposed::Done);
+}

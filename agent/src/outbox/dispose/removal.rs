@@ -5,7 +5,6 @@
 //! and stays. The list is read from front to back: no matter how deep a tree somebody moved in, it is not walked.
 
 use std::{
-    collections::HashSet,
     ffi::{OsStr, OsString},
     io::{self, BufReader, BufWriter, Cursor, Read, Seek, Write},
 };
@@ -159,10 +158,18 @@ fn stamp(version: &Version) -> Stamp {
     stamp
 }
 
-/// One file or folder of the list; on disk: kind, stamp, length of the path, path.
+/// Kinds of entries.
+const FILE: u8 = 0;
+const FOLDER: u8 = 1;
+const LINKED_FILE: u8 = 2;
+
+/// One file or folder of the list; on disk: kind, stamp, the number of names of a file that has several, length of the
+/// path, path.
 struct Entry {
     is_folder: bool,
     stamp: Stamp,
+    /// Of a file.
+    links: u64,
     path: RemotePath,
 }
 
@@ -176,6 +183,7 @@ impl Entry {
                 Kind::Other(_) => return None,
             },
             stamp: stamp(&step.version),
+            links: step.links,
             path: step.path.clone()?,
         })
     }
@@ -183,26 +191,39 @@ impl Entry {
     fn write(&self, out: &mut dyn Write) -> io::Result<()> {
         let path = self.path.as_bytes();
         let length = u16::try_from(path.len()).map_err(io::Error::other)?;
-        out.write_all(&[u8::from(self.is_folder)])?;
+        let kind = match (self.is_folder, self.links) {
+            (true, _) => FOLDER,
+            (false, ..=1) => FILE,
+            (false, _) => LINKED_FILE,
+        };
+        out.write_all(&[kind])?;
         out.write_all(&self.stamp)?;
+        if kind == LINKED_FILE {
+            out.write_all(&self.links.to_be_bytes())?;
+        }
         out.write_all(&length.to_be_bytes())?;
         out.write_all(path)
     }
 
     /// None: that was all.
     fn read(from: &mut dyn Read) -> io::Result<Option<Entry>> {
-        let (mut kind, mut stamp, mut length) = ([0], [0; 40], [0; 2]);
+        let (mut kind, mut stamp, mut length) = ([FILE], [0; 40], [0; 2]);
+        let mut links = 1_u64.to_be_bytes();
         match from.read_exact(&mut kind) {
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
             other => other?,
         }
         from.read_exact(&mut stamp)?;
+        if kind == [LINKED_FILE] {
+            from.read_exact(&mut links)?;
+        }
         from.read_exact(&mut length)?;
         let mut path = vec![0; u16::from_be_bytes(length).into()];
         from.read_exact(&mut path)?;
         Ok(Some(Entry {
-            is_folder: kind != [0],
+            is_folder: kind == [FOLDER],
             stamp,
+            links: u64::from_be_bytes(links),
             path: RemotePath::parse(&path).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?,
         }))
     }
@@ -218,7 +239,6 @@ pub(super) fn remove(parent: &Dir, name: &OsStr, list: List) -> io::Result<bool>
     let mut removal = Removal {
         device: folder.dir_metadata()?.dev(),
         parents: Parents::new(folder),
-        further: HashSet::new(),
         within: Vec::new(),
     };
     let mut list = list.0;
@@ -245,8 +265,6 @@ fn absent_is_fine(removed: io::Result<()>) -> io::Result<()> {
 struct Removal {
     parents: Parents,
     device: u64,
-    /// Files of which one name was removed and others are left: their ctime is of that removal.
-    further: HashSet<u64>,
     /// The listed folders that the list is in, each within the one before it.
     within: Vec<Entry>,
 }
@@ -283,16 +301,14 @@ impl Removal {
         };
         let meta = parent.symlink_metadata(name)?;
         let now = stamp(&Version::listed(parent, name, &meta));
-        let compared = match self.further.contains(&meta.ino()) {
+        // Another of its names was removed since, before a crash maybe: its ctime is of that.
+        let compared = match meta.nlink() < entry.links && !fault::mutant("S5-folder-links") {
             true => 32, // all but the ctime
             false => 40,
         };
         let is_as_checked = meta.dev() == self.device && now[..compared] == entry.stamp[..compared];
         if is_as_checked || fault::mutant("S5-folder-late") {
             durable::unlink(parent, name)?;
-            if meta.nlink() > 1 {
-                self.further.insert(meta.ino());
-            }
         }
         drop(lease);
         Ok(())

@@ -552,7 +552,9 @@ mod order {
             (LostWrite::wrap(refused(libc::EIO)), true),
             (LostWrite::wrap(refused(libc::ENOMEM)), true),
         ] {
-            let steps = Steps::begin(&disposal, &|| false).unwrap();
+            let root = super::open(&disposal).unwrap();
+            let top = Tops::of(&root).unwrap().find(&disposal.path).unwrap();
+            let steps = Steps::begin(&disposal, &root, &top, &|| false).unwrap();
             let text = error.to_string();
             assert!(steps.synced(|| Err(error)).is_err());
             assert_eq!(steps.trusted().is_err(), holds, "{text}");
@@ -697,3 +699,7 @@ fn what_a_writer_has_keeps_its_marker() {
     assert_eq!(dispose(&disposal).unwrap(), Disposed::Done);
     assert!(!outbox.at("x").exists() && !outbox.at("x.done").exists() && !held.exists());
 }
+
+#[cfg(target_os = "linux")]
+#[path = "mount_tests.rs"]
+mod mounts;

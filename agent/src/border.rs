@@ -1,0 +1,245 @@
+//! Borders inside a folder that no rename crosses: what is mounted in it (a disk, a bind mount), and btrfs subvolumes.
+//!
+//! Where an outbox has such a border, it is noted in its `.dropwire/mounts`: as long as nothing is mounted there, what is
+//! missing behind it proves nothing.
+
+use std::{
+    ffi::{OsStr, OsString},
+    io::{self, Read as _},
+    path::PathBuf,
+};
+
+use cap_fs_ext::{DirExt, MetadataExt};
+use cap_std::fs::Dir;
+use dropwire_protocol::{RemotePath, RunningDigest};
+
+use crate::{confined, durable, mark};
+
+/// What two folders have in common if files can be renamed from one into the other.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Side {
+    device: u64,
+    /// 0 where the system does not say: then a bind mount of the same disk is not noticed.
+    mount: u64,
+}
+
+impl Side {
+    /// The side that `folder` is on.
+    pub fn of(folder: &Dir) -> io::Result<Side> {
+        Ok(Side {
+            device: folder.dir_metadata()?.dev(),
+            mount: system::mount(folder),
+        })
+    }
+
+    /// Of the file system.
+    pub fn device(self) -> u64 {
+        self.device
+    }
+}
+
+/// The folder of the notes, in dropwire's own.
+const NOTES: &str = "mounts";
+/// Most notes that are read.
+const MOST: usize = 4096;
+
+/// Notes, durably, that something is mounted at `path` in the folder of which `own` is dropwire's own. May be repeated.
+pub fn note(own: &Dir, path: &RemotePath) -> io::Result<()> {
+    let notes = durable::open_or_make_dir(own, NOTES.as_ref())?;
+    match durable::write_new_file(&notes, &name(path), path.as_bytes()) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => durable::sync_dir(&notes)?,
+        written => written?,
+    }
+    durable::sync_dir(own)
+}
+
+/// What was noted of a folder.
+pub struct Noted(Option<Dir>);
+
+impl Noted {
+    /// Of the folder `root`.
+    pub fn of(root: &Dir) -> io::Result<Noted> {
+        let notes = root
+            .open_dir_nofollow(mark::FOLDER)
+            .and_then(|own| own.open_dir_nofollow(NOTES));
+        match notes {
+            Ok(notes) => Ok(Noted(Some(notes))),
+            Err(e) if confined::is_absent(&e) => Ok(Noted(None)),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Was something mounted at `path`?
+    pub fn has(&self, path: &RemotePath) -> bool {
+        let notes = self.0.as_ref();
+        notes.is_some_and(|notes| notes.symlink_metadata(name(path)).is_ok())
+    }
+}
+
+fn name(path: &RemotePath) -> OsString {
+    let mut digest = RunningDigest::default();
+    digest.update(path.as_bytes());
+    data_encoding::HEXLOWER.encode(&digest.value().0).into()
+}
+
+/// Where in `root` something was ever mounted, as far as it was noted.
+pub fn noted(root: &Dir) -> io::Result<Vec<RemotePath>> {
+    let Noted(Some(notes)) = Noted::of(root)? else {
+        return Ok(Vec::new());
+    };
+    let names = notes.entries()?.take(MOST);
+    let read = names.map(|entry| Ok(read(&notes, &entry?.file_name()))); // none: a note that was never finished
+    Ok(read
+        .collect::<io::Result<Vec<_>>>()?
+        .into_iter()
+        .flatten()
+        .collect())
+}
+
+/// The first of those at which nothing is mounted now, although the folder is there.
+pub fn missing(root: &Dir) -> io::Result<Option<RemotePath>> {
+    let is_missing = |path: &RemotePath| {
+        let folder = confined::open_folder(root, path).ok()?;
+        let parent = confined::parent(root, path).ok()?;
+        Some(Side::of(&folder).ok()? == Side::of(&parent).ok()?)
+    };
+    let mut noted = noted(root)?.into_iter();
+    Ok(noted.find(|path| is_missing(path).unwrap_or(false)))
+}
+
+fn read(notes: &Dir, name: &OsStr) -> Option<RemotePath> {
+    let (mut path, most) = (Vec::new(), RemotePath::MAX_LENGTH as u64);
+    let file = confined::open_file(notes, name).ok()?;
+    file.take(most).read_to_end(&mut path).ok()?;
+    RemotePath::parse(&path).ok()
+}
+
+/// What is mounted somewhere.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Mounted {
+    /// Where.
+    pub at: PathBuf,
+    /// What is mounted there later has another one.
+    pub number: u64,
+}
+
+pub use system::{MOUNTS, mounted_below};
+
+#[cfg(target_os = "linux")]
+mod system {
+    use std::{
+        collections::BTreeSet,
+        ffi::OsString,
+        os::unix::ffi::OsStringExt,
+        path::{Path, PathBuf},
+    };
+
+    use cap_std::fs::Dir;
+    use rustix::fs::{AtFlags, StatxFlags};
+
+    use super::Mounted;
+
+    pub(super) fn mount(folder: &Dir) -> u64 {
+        let stat = rustix::fs::statx(folder, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID);
+        let stat = stat
+            .ok()
+            .filter(|stat| StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::MNT_ID));
+        stat.map_or(0, |stat| stat.stx_mnt_id)
+    }
+
+    /// The kernel's list of mounts.
+    pub const MOUNTS: &str = "/proc/self/mountinfo";
+
+    /// What is mounted in the folder `path`, at any depth, as far as the system says it. May block.
+    pub fn mounted_below(path: &Path) -> BTreeSet<Mounted> {
+        match (std::fs::read(MOUNTS), path.canonicalize()) {
+            (Ok(list), Ok(path)) => of_list(&list, &path),
+            _ => BTreeSet::new(),
+        }
+    }
+
+    fn of_list(list: &[u8], path: &Path) -> BTreeSet<Mounted> {
+        let mounts = list.split(|b| *b == b'\n').filter_map(|line| {
+            let number = line.split(|b| *b == b' ').next()?;
+            Some(Mounted {
+                at: point(line)?,
+                number: str::from_utf8(number).ok()?.parse().ok()?,
+            })
+        });
+        mounts
+            .filter(|m| m.at != path && m.at.starts_with(path))
+            .collect()
+    }
+
+    /// The mount point of a line, in which blanks and the like are written as `\040`.
+    fn point(line: &[u8]) -> Option<PathBuf> {
+        let field = line.split(|b| *b == b' ').nth(4)?;
+        let (mut bytes, mut rest) = (Vec::new(), field);
+        while let Some((first, after)) = rest.split_first() {
+            let octal = after.get(..3).filter(|_| *first == b'\\');
+            let octal = octal.and_then(|digits| u8::from_str_radix(str::from_utf8(digits).ok()?, 8).ok());
+            bytes.push(octal.unwrap_or(*first));
+            rest = match octal {
+                Some(_) => after.get(3..)?,
+                None => after,
+            };
+        }
+        Some(OsString::from_vec(bytes).into())
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn mount_points_are_read_as_they_are_written() {
+            let line = b"36 35 98:0 /a /mnt\\040two/\\134x rw,noatime master:1 - ext3 /dev/root rw";
+            assert_eq!(point(line), Some("/mnt two/\\x".into()));
+            assert_eq!(point(b""), None);
+        }
+
+        #[test]
+        fn only_what_is_mounted_below() {
+            let list = b"\
+22 1 254:0 / / rw,relatime - ext4 /dev/vda rw
+31 22 0:30 / /home/me/Out\\040box rw - tmpfs tmpfs rw
+32 31 0:31 / /home/me/Out\\040box/disk rw - tmpfs tmpfs rw
+33 22 0:32 / /home/me/Out\\040boxes/disk rw - tmpfs tmpfs rw
+34 22 0:33 / /home/me rw - tmpfs tmpfs rw
+";
+            let found = |root: &str| {
+                let found = of_list(list, Path::new(root)).into_iter();
+                found.map(|m| (m.number, m.at)).collect::<Vec<_>>()
+            };
+            assert_eq!(found("/home/me/Out box"), [(32, "/home/me/Out box/disk".into())]);
+            assert_eq!(found("/home/me/Outbox"), []);
+            assert_eq!(found("/").len(), 4);
+            assert!(
+                mounted_below(Path::new("/"))
+                    .iter()
+                    .any(|m| m.at == Path::new("/proc"))
+            );
+        }
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+mod system {
+    use std::{collections::BTreeSet, path::Path};
+
+    use cap_std::fs::Dir;
+
+    use super::Mounted;
+
+    /// There is no such list here.
+    pub const MOUNTS: &str = "";
+
+    pub(super) fn mount(_: &Dir) -> u64 {
+        0
+    }
+
+    /// Nobody asks the system here.
+    pub fn mounted_below(_: &Path) -> BTreeSet<Mounted> {
+        BTreeSet::new()
+    }
+}
