@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::harness::{Agent, Pair, settings::Settings, until};
+use crate::harness::{Agent, Pair, mount::SmallDisk, settings::Settings, skip, until};
 
 /// Why the folder is held, by `status`.
 fn held(agent: &Agent, folder: &str) -> String {
@@ -89,6 +89,43 @@ fn folders_that_were_made_anew_are_held_until_they_are_adopted() {
         (lost["state"].as_str(), lost["error"].as_str()),
         (Some("failed"), Some("its outbox was replaced"))
     );
+}
+
+/// A disk inside the inbox that was unmounted: both sides say so, and a person may give it up.
+#[test]
+fn a_disk_inside_the_inbox_is_missed_until_it_is_given_up() {
+    let mut pair = Pair::linked();
+    let sub = pair.office.inbox.join("sub");
+    let disk = match SmallDisk::mount(&sub, 4) {
+        Ok(disk) => disk,
+        Err(why) => return skip("a_disk_inside_the_inbox_is_missed_until_it_is_given_up", &why),
+    };
+    pair.laptop.drop_file("sub/first", b"1");
+    pair.office.receives("sub/first", b"1");
+    pair.laptop.delivers(1);
+    drop(disk);
+    let second = pair.laptop.drop_file("sub/second", b"2");
+    let why = || pair.laptop.run(&["why", second.to_str().expect("plain")]).out();
+    until("the sender is told", || why().contains("was a disk of its own"));
+    until("the receiver says so", || {
+        held(&pair.office, "inbox").contains("was a disk of its own")
+    });
+    assert_eq!(fs::read_dir(&sub).expect("the mount point").count(), 0);
+    pair.laptop.drop_file("other", b"3");
+    pair.office.receives("other", b"3");
+    pair.office.stop();
+    let check = pair.office.run(&["check"]);
+    assert!(check.err().contains("was a disk of its own"), "{}", check.err());
+    pair.office.start();
+    let inbox = pair.office.inbox.to_str().expect("plain").to_owned();
+    let id = || fs::read(pair.office.inbox.join(".dropwire/id")).expect("the inbox's id");
+    let before = id();
+    pair.office.run(&["adopt", &inbox, "--yes"]).exits(0);
+    assert_eq!(id(), before, "nothing else changes");
+    pair.connects();
+    pair.laptop.run(&["retry", "--all"]).exits(0);
+    pair.office.receives("sub/second", b"2");
+    until("nothing is missed", || held(&pair.office, "inbox").is_empty());
 }
 
 /// The original goes on, whichever comes first in the config.

@@ -403,6 +403,12 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         "the sync of its name before the partial goes",
         ELSEWHERE,
     ),
+    (
+        "R2-copy",
+        "what is for a disk inside the inbox is declined at once if that is missing or full",
+        DISKS,
+    ),
+    ("elsewhere-room", "a copy leaves free what stays free", DISKS),
     ("R7-spoilt", "a partial that reads back wrong is not kept", DISKS),
     (
         "elsewhere-below",

@@ -137,7 +137,7 @@ fn reserve_copy(
     peer: AgentId,
     manifest: &Manifest,
 ) -> Result<Option<Reservation>, Answer> {
-    if site.disks.is_empty() {
+    if site.disks.is_empty() || fault::mutant("R2-copy") {
         return Ok(None);
     }
     let top = shared.top(peer);

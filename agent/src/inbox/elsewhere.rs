@@ -58,7 +58,11 @@ pub fn give_name(
 ) -> io::Result<()> {
     let parent = place.parent()?;
     let staging = staging(site, &place.folders)?;
-    let room = shared.space.has_room(manifest.size, Disk::of(parent)?);
+    let room = fault::step("elsewhere-room", || {
+        shared
+            .space
+            .has_room(manifest.size, Disk::of(parent).ok().flatten())
+    });
     room.map_err(|short| {
         let text = format!("on the disk of {}: {short}", place.path);
         io::Error::new(io::ErrorKind::StorageFull, text)
