@@ -180,6 +180,7 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         ),
     ),
     ("S3-end", "version and lease after the last read", SEND),
+    ("S3-times", "with a whole lease other times void no pass", SEND),
     ("S3-path", "the path still leads to what was read", SEND),
     (
         "S3-cached",
@@ -474,6 +475,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         "kept-open",
         "no passed descriptor of the job list is closed",
         Inside(&["kept_open::tests"]),
+    ),
+    (
+        "S5-bytes-wait",
+        "what had other bytes than were delivered waits before it is sent again",
+        QUEUE,
     ),
     (
         "S5-judged",

@@ -24,6 +24,7 @@ use self::{
 pub use self::{changed::Changed, stuck::Stuck};
 use super::{Shared, blocking};
 use crate::{
+    backoff,
     clock::now_ms,
     db::DbError,
     outbox::{
@@ -283,7 +284,10 @@ async fn ended(
             }
             Ok(Disposed::OtherBytes) => {
                 warn!(%path, "the same version by its times, but with other bytes: sent again");
-                shared.queue.begin_again(disposal.drop, now_ms()).await?;
+                let retry = shared.config().retry;
+                let seed = now_ms().unsigned_abs();
+                let wait = move |attempts| backoff::delay(retry.first, retry.max, attempts, seed);
+                shared.queue.begin_again(disposal.drop, wait, now_ms()).await?;
                 shared.queued.notify_one();
                 shared.wake_all();
             }

@@ -14,7 +14,7 @@ use super::{
     schedule::Load,
     schema::{DropState, Step},
 };
-use crate::{clock::milliseconds, db::DbError};
+use crate::{clock::milliseconds, db::DbError, fault};
 
 impl Queue {
     /// All that a link to `peer` needs to know to go on: as many due jobs as there is `room` for, the longest due
@@ -144,8 +144,14 @@ impl Queue {
     }
 
     /// What every peer acknowledged turned out to be other bytes than lie there under the same version: its jobs
-    /// begin again under new ids, due now. The receipts are kept with the old ids.
-    pub async fn begin_again(&self, drop: DropId, now_ms: i64) -> Result<(), DbError> {
+    /// begin again under new ids, each as after a failed attempt: `wait` says for how long after so many of them. The
+    /// receipts are kept with the old ids.
+    pub async fn begin_again(
+        &self,
+        drop: DropId,
+        wait: impl Fn(u32) -> Duration + Send + 'static,
+        now_ms: i64,
+    ) -> Result<(), DbError> {
         self.call(move |db| {
             let acknowledged = db
                 .prepare_cached("UPDATE drops SET state = ? WHERE id = ? AND state = ?")?
@@ -167,7 +173,21 @@ impl Queue {
                     now_ms,
                     "the file has other bytes than were delivered: sent again",
                 )?;
+                let attempts: u32 = db
+                    .prepare_cached("SELECT attempts FROM jobs WHERE id = ?")?
+                    .query_row([job.row], |row| row.get(0))?;
                 queue_again(db, &job, now_ms)?;
+                let wait = if fault::mutant("S5-bytes-wait") {
+                    Duration::ZERO
+                } else {
+                    wait(attempts)
+                };
+                db.prepare_cached("UPDATE jobs SET attempts = ?, next_attempt_ms = ? WHERE id = ?")?
+                    .execute(params![
+                        attempts.saturating_add(1),
+                        now_ms.saturating_add(milliseconds(wait)),
+                        job.row
+                    ])?;
             }
             Ok(())
         })

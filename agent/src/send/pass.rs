@@ -152,7 +152,8 @@ impl<'a> Pass<'a> {
         void_of(&self.root, self.found.outbox, error)
     }
 
-    /// After the last read: still that version, nobody wrote, and the path still leads to it.
+    /// After the last read: still that version (or, with a lease, that with other times), nobody wrote, and the path still
+    /// leads to it.
     pub(super) fn check(&self) -> Result<(), Voided> {
         let void = |e| self.void(&e);
         let now = match self.on.sees_writers || fault::mutant("S3-reopen") {
@@ -163,7 +164,15 @@ impl<'a> Pass<'a> {
             Some(lease) => lease.whole(),
             None => now.ctime_ns == self.first.ctime_ns,
         };
-        if (!undisturbed || !now.same_identity(&self.first)) && !fault::mutant("S3-end") {
+        // Times tell nothing of bytes that a whole lease speaks for.
+        let seen = match self.lease.is_some() && !fault::mutant("S3-times") {
+            true => Version {
+                mtime_ns: self.first.mtime_ns,
+                ..now
+            },
+            false => now,
+        };
+        if (!undisturbed || !seen.same_identity(&self.first)) && !fault::mutant("S3-end") {
             return Err(Voided::Changed);
         }
         let named = confined::version(&self.root, &self.found.path).map_err(void)?;

@@ -94,3 +94,25 @@ async fn all_of_it_survives_a_restart_and_the_ids_survive_even_its_loss() {
     let third = queue(elsewhere.path()).await;
     assert_eq!(enqueue(&third, 1, AfterSend::Delete, &[1]).await.queued, ids);
 }
+
+/// A file that changes for ever without a sign of it must not be sent without a pause.
+#[tokio::test]
+async fn what_had_other_bytes_waits_longer_each_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let queue = queue(folder.path()).await;
+    let mut id = enqueue(&queue, 1, AfterSend::Archive, &[1]).await.queued[0];
+    for attempts in 0..3 {
+        let drop = queue
+            .delivered(vec![proof(id, 5)], 1000)
+            .await
+            .unwrap()
+            .acknowledged[0];
+        let wait = |attempts: u32| Duration::from_millis(10 << attempts);
+        queue.begin_again(drop, wait, 1000).await.unwrap();
+        let due_at = 1000 + (10 << attempts);
+        assert!(due(&queue, due_at - 1).await.is_empty());
+        let again = due(&queue, due_at).await;
+        assert!(again.len() == 1 && again[0] != id);
+        id = again[0];
+    }
+}
