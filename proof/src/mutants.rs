@@ -81,6 +81,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         Inside(&["outbox::whole::tests"]),
     ),
     (
+        "watch-thread",
+        "a native watch is used once its thread has answered",
+        Inside(&["outbox::watch::tests"]),
+    ),
+    (
         "S1-snapshot",
         "nor is what a snapshot shows once more",
         Inside(&["outbox::scan::tests"]),
