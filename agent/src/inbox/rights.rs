@@ -22,8 +22,8 @@ pub type Known = HashMap<Vec<u8>, Arc<Rights>>;
 pub struct Rights {
     /// None: the agent's own.
     group: Option<u32>,
-    /// A new file's permissions where there is no list, and a new folder's; the folder's with the bit that hands on the
-    /// group.
+    /// A new file's permissions, of which a list takes away what it does not allow; a new folder's where there is no
+    /// list, with the bit that hands on the group.
     file_mode: u32,
     folder_mode: u32,
     /// The default access list, as the system keeps it.
@@ -72,7 +72,8 @@ impl Rights {
 
     /// Gives them to a new file.
     pub fn give(&self, file: &File) {
-        let list = self.list.as_deref().map(|list| list::restricted(list, 0o666));
+        let list = self.list.as_deref();
+        let list = list.map(|list| list::restricted(list, self.file_mode));
         system::give(file, self.group, list.as_deref(), None, self.file_mode & 0o666);
     }
 

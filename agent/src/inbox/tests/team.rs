@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, chown},
 };
 
 use super::*;
@@ -37,6 +37,15 @@ fn rights(path: &Path) -> (u32, u32, Vec<u8>, Vec<u8>) {
     (meta.mode(), meta.gid(), lists.0, lists.1)
 }
 
+/// As `cp` makes it of a file that has what the umask leaves.
+fn make(path: &Path) {
+    let plain = tempfile::tempdir().unwrap();
+    let plain = File::create(plain.path().join("plain")).unwrap();
+    let mode = plain.metadata().unwrap().mode() & 0o777;
+    let made = File::options().write(true).create_new(true).mode(mode).open(path);
+    made.unwrap();
+}
+
 /// The inbox becomes a team's folder after it was first used.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_arrives_has_the_rights_that_other_programs_give() {
@@ -55,9 +64,9 @@ async fn what_arrives_has_the_rights_that_other_programs_give() {
                 return crate::fault::skip("no access lists in the temporary folder");
             }
         }
-        File::create(root.join("made")).unwrap();
+        make(&root.join("made"));
         fs::create_dir(root.join("folder made")).unwrap();
-        File::create(root.join("folder made/in it")).unwrap();
+        make(&root.join("folder made/in it"));
 
         link.send(id(1), "small", b"x").await;
         link.send(id(2), "large", &content(2 * CHUNK)).await;
