@@ -118,6 +118,29 @@ fn times_that_are_set_late_make_no_second_file() {
     assert_eq!(files::files_in(&pair.office.inbox), [arrived]);
 }
 
+/// Forget will not tell them.
+#[test]
+fn times_that_are_set_late_are_told_where_files_stay() {
+    let pair = Pair::with(|laptop, _| {
+        laptop.settings.outbox = vec!["after_send = \"keep\"".into(), "linger = \"300ms\"".into()];
+    });
+    let path = pair.laptop.drop_file("file", b"content");
+    pair.laptop.delivers(1);
+    let arrived = pair.office.inbox.join("file");
+    for seconds in [1_000_000_000, 1_000_000_060] {
+        let set = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let file = fs::File::open(&path).expect("kept");
+        file.set_modified(set).expect("another time");
+        until("the late time arrived", || {
+            fs::metadata(&arrived)
+                .and_then(|m| m.modified())
+                .is_ok_and(|m| m == set)
+        });
+    }
+    assert_eq!(files::files_in(&pair.office.inbox), [arrived]);
+    assert_eq!(pair.laptop.jobs().len(), 1);
+}
+
 /// One line for all of them, and the same in `status` and `why`.
 #[test]
 fn what_cannot_leave_is_told_of_once() {

@@ -143,6 +143,21 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         DISPOSE,
     ),
     (
+        "S5-kept-time",
+        "times that are set after the sending of a kept file are told",
+        QUEUE,
+    ),
+    (
+        "S5-last-time",
+        "a time is told until the peer has that one",
+        QUEUE,
+    ),
+    (
+        "late-again",
+        "a second late time finds the file as the first one left it",
+        Inside(&["inbox::tests::keeping"]),
+    ),
+    (
         "late-time",
         "a time that comes late is only given to what was delivered",
         Inside(&["inbox::tests::keeping"]),

@@ -164,8 +164,8 @@ pub fn message() -> impl Strategy<Value = Message> {
         }),
         id().prop_map(|id| Message::Withdraw(Withdraw { id })),
         id().prop_map(|id| Message::Withdrawn(Withdrawn { id })),
-        (vec(id(), 1..=MAX_BATCH), vec(late(), 1..=MAX_BATCH)).prop_map(|(ids, times)| {
-            let times = (times.len() > 1).then_some(times);
+        (vec(id(), 0..=MAX_BATCH), vec(late(), 1..=MAX_BATCH)).prop_map(|(ids, times)| {
+            let times = (times.len() > 1 || ids.is_empty()).then_some(times);
             Message::Forget(Forget { ids, times })
         }),
         vec(id(), 1..=MAX_BATCH).prop_map(|ids| Message::Forgotten(Forgotten { ids })),
@@ -306,8 +306,9 @@ fn what_is_refused() {
     assert!(FrameCodec::default().decode(&mut frame(3, &[0xa1, 0, 1])).is_ok());
     assert!(refusal(frame(3, &[0xa2, 0, 1, 9, 0x9f, 0xff])).contains("indefinite"));
     assert!(refusal(frame(3, &[0xbf, 0, 1, 0xff])).contains("indefinite"));
-    // Forget {0: []} and one with 257 ids
+    // Forget {0: []}, {0: [], 1: []}, and one with 257 ids
     assert!(refusal(frame(16, &[0xa1, 0, 0x80])).contains("1 to 256 ids"));
+    assert!(refusal(frame(16, &[0xa2, 0, 0x80, 1, 0x80])).contains("1 to 256 ids"));
     let many = [&[0xa1, 0, 0x99, 1, 1][..], &[[0x50; 17]; 257].concat()].concat();
     assert!(refusal(frame(16, &many)).contains("more than 256"));
     // An Offer whose path leaves the inbox: {0: id, 1: {0: "../x", 1: 0, 2: {0: 0, 1: 0}}, 2: false, 3: 0}

@@ -8,9 +8,11 @@ use crate::{Digest, Manifest, Mtime, Receipt, TransferId};
 /// The versions this crate speaks.
 pub const VERSION_MIN: u16 = 1;
 /// See [`VERSION_MIN`].
-pub const VERSION_MAX: u16 = 2;
+pub const VERSION_MAX: u16 = 3;
 /// From this version on whole folders may be offered ([`crate::Kind::Folder`]).
 pub const VERSION_FOLDERS: u16 = 2;
+/// Since it [`Forget`] may have times alone: of files that stay with their sender, and are not to be forgotten yet.
+pub const VERSION_KEPT_TIMES: u16 = 3;
 /// Most bytes of file in one [`Chunk`].
 pub const MAX_CHUNK: usize = 256 * 1024;
 /// A file up to this size may be offered `eager`: its one chunk and Done follow the offer at once.
@@ -346,7 +348,7 @@ pub struct Withdrawn {
 #[derive(Clone, PartialEq, Debug, Encode, Decode)]
 #[cbor(map)]
 pub struct Forget {
-    /// One to [`MAX_BATCH`].
+    /// Up to [`MAX_BATCH`]. None (since [`VERSION_KEPT_TIMES`]): nothing is to be forgotten, there are only `times`.
     #[cbor(n(0), decode_with = "decode_batch")]
     pub ids: Vec<TransferId>,
     /// Of those whose file got another modification time after it was sent, its bytes being the same; none: of no one.
@@ -366,7 +368,7 @@ pub struct LateTime {
     pub mtime: Mtime,
 }
 
-/// The answer to Forget, once it is on the receiver's disk.
+/// The answer to Forget, once it is on the receiver's disk: about its ids, or, where there are none, about its times.
 #[derive(Clone, PartialEq, Debug, Encode, Decode)]
 #[cbor(map)]
 pub struct Forgotten {
@@ -443,9 +445,11 @@ impl Message {
                     .try_for_each(|committed| check_receipt(&committed.receipt))
             }
             Message::Forget(Forget { ids, times }) => {
-                within(ids.len(), 1, MAX_BATCH, "1 to 256 ids a message")?;
-                let mut times = times.iter().flatten();
-                times.try_for_each(|late| check_time(&late.mtime))
+                let times = times.as_deref().unwrap_or_default();
+                let least = usize::from(times.is_empty());
+                within(ids.len(), least, MAX_BATCH, "1 to 256 ids a message")?;
+                within(times.len(), 0, MAX_BATCH, "more than 256 times in a message")?;
+                times.iter().try_for_each(|late| check_time(&late.mtime))
             }
             Message::Forgotten(Forgotten { ids }) => {
                 within(ids.len(), 1, MAX_BATCH, "1 to 256 ids a message")

@@ -1,5 +1,6 @@
-//! What a sender asks of the receiver beside its transfers: how one that it gave up has ended, and to forget those
-//! whose outcome it has. Only so many are unanswered at a time; the rest wait here.
+//! What a sender asks of the receiver beside its transfers: how one that it gave up has ended, to forget those
+//! whose outcome it has, and to give files that it keeps another time. Only so many are unanswered at a time; the rest
+//! wait here.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,6 +15,9 @@ pub(crate) struct Questions {
     forget: Asked,
     /// Of those that wait to be forgotten.
     late: BTreeMap<TransferId, Mtime>,
+    /// What is not to be forgotten. Both are answered by Forgotten, so of one transfer only one is asked at a time.
+    retime: BTreeMap<TransferId, Mtime>,
+    retiming: BTreeSet<TransferId>,
 }
 
 #[derive(Default)]
@@ -37,13 +41,26 @@ impl Questions {
         ids.into_iter().for_each(|id| self.forget.add(id));
     }
 
+    pub(crate) fn retime(&mut self, times: Vec<LateTime>) {
+        self.retime
+            .extend(times.into_iter().map(|late| (late.id, late.mtime)));
+    }
+
     /// The next question that may be asked now.
     pub(crate) fn poll(&mut self) -> Option<Message> {
-        let room = MAX_ASKED.saturating_sub(self.withdraw.unanswered.len() + self.forget.unanswered.len());
-        if let Some(id) = self.withdraw.ask(room.min(1)).pop() {
+        let unanswered = self.withdraw.unanswered.len() + self.forget.unanswered.len() + self.retiming.len();
+        let room = MAX_ASKED.saturating_sub(unanswered);
+        if let Some(id) = self.withdraw.ask(room.min(1), |_| true).pop() {
             return Some(Message::Withdraw(Withdraw { id }));
         }
-        let ids = self.forget.ask(room.min(MAX_BATCH));
+        let times = self.ask_to_retime(room.min(MAX_BATCH));
+        if !times.is_empty() {
+            let (ids, times) = (Vec::new(), Some(times));
+            return Some(Message::Forget(Forget { ids, times }));
+        }
+        let (retime, retiming) = (&self.retime, &self.retiming);
+        let is_free = |id: &TransferId| !retime.contains_key(id) && !retiming.contains(id);
+        let ids = self.forget.ask(room.min(MAX_BATCH), is_free);
         if ids.is_empty() {
             return None;
         }
@@ -53,6 +70,22 @@ impl Questions {
         Some(Message::Forget(Forget { ids, times }))
     }
 
+    fn ask_to_retime(&mut self, most: usize) -> Vec<LateTime> {
+        let is_free = |id: &TransferId| !self.forget.unanswered.contains(id) && !self.retiming.contains(id);
+        let free = self.retime.iter().filter(|(id, _)| is_free(id)).take(most);
+        let times: Vec<_> = free
+            .map(|(id, mtime)| LateTime {
+                id: *id,
+                mtime: *mtime,
+            })
+            .collect();
+        for late in &times {
+            self.retime.remove(&late.id);
+            self.retiming.insert(late.id);
+        }
+        times
+    }
+
     pub(crate) fn answered_withdraw(&mut self, message: &str, id: TransferId) -> Result<(), Error> {
         let asked = self.withdraw.unanswered.remove(&id);
         asked
@@ -60,13 +93,22 @@ impl Questions {
             .ok_or_else(|| Error::misplaced(message, id, "was not asked to be withdrawn"))
     }
 
-    pub(crate) fn answered_forget(&mut self, ids: &[TransferId]) -> Result<(), Error> {
-        ids.iter().try_for_each(|id| {
-            let asked = self.forget.unanswered.remove(id);
-            asked
-                .then_some(())
-                .ok_or_else(|| Error::misplaced("Forgotten", *id, "was not asked to be forgotten"))
-        })
+    /// Those that are forgotten, and those that only had their times set.
+    pub(crate) fn answered_forget(
+        &mut self,
+        ids: Vec<TransferId>,
+    ) -> Result<(Vec<TransferId>, Vec<TransferId>), Error> {
+        let (mut forgotten, mut retimed) = (Vec::new(), Vec::new());
+        for id in ids {
+            if self.forget.unanswered.remove(&id) {
+                forgotten.push(id);
+            } else if self.retiming.remove(&id) {
+                retimed.push(id);
+            } else {
+                return Err(Error::misplaced("Forgotten", id, "was not asked to be forgotten"));
+            }
+        }
+        Ok((forgotten, retimed))
     }
 }
 
@@ -77,8 +119,8 @@ impl Asked {
         }
     }
 
-    fn ask(&mut self, most: usize) -> Vec<TransferId> {
-        let ids: Vec<_> = self.waiting.iter().copied().take(most).collect();
+    fn ask(&mut self, most: usize, may_be: impl Fn(&TransferId) -> bool) -> Vec<TransferId> {
+        let ids: Vec<_> = self.waiting.iter().copied().filter(may_be).take(most).collect();
         for id in &ids {
             self.waiting.remove(id);
             self.unanswered.insert(*id);

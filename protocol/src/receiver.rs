@@ -91,11 +91,9 @@ impl Receiver {
                 Ok(())
             }
             Message::Forget(forget) => {
-                self.ask(forget.ids.len())?;
-                self.commands.push_back(Command::Forget {
-                    ids: forget.ids,
-                    times: forget.times.unwrap_or_default(),
-                });
+                let (ids, times) = (forget.ids, forget.times.unwrap_or_default());
+                self.ask(if ids.is_empty() { times.len() } else { ids.len() })?;
+                self.commands.push_back(Command::Forget { ids, times });
                 Ok(())
             }
             other => Err(Error::PeerMisbehaved(format!("{} to a receiver", other.name()))),

@@ -24,7 +24,7 @@ use crate::{
     Digest, Error, Kind, Manifest, Message, Receipt, RunningDigest, TransferId,
     message::{
         Accept, Ack, Chunk, Close, Committed, DeclineReason, Done, LateTime, MAX_CHUNK, MAX_EAGER, MAX_PASS,
-        Offer, VERSION_FOLDERS, VERSION_MAX,
+        Offer, VERSION_FOLDERS, VERSION_KEPT_TIMES, VERSION_MAX,
     },
     questions::Questions,
 };
@@ -59,6 +59,8 @@ pub enum SenderEvent {
     Withdrawn { id: TransferId },
     /// The receiver forgot these.
     Forgotten { ids: Vec<TransferId> },
+    /// The receiver was told the times of these ([`Sender::retime`]), or cannot be.
+    Retimed { ids: Vec<TransferId> },
 }
 
 /// The sending half of a link.
@@ -241,6 +243,16 @@ impl Sender {
         self.questions.forget(ids, times);
     }
 
+    /// Tells the receiver times that came late of transfers that it is not to forget yet. To one whose version does not
+    /// know that, nothing is said.
+    pub fn retime(&mut self, times: Vec<LateTime>) {
+        if self.version >= VERSION_KEPT_TIMES {
+            return self.questions.retime(times);
+        }
+        let ids = times.into_iter().map(|late| late.id).collect();
+        self.events.push_back(SenderEvent::Retimed { ids });
+    }
+
     /// A message for the sending half: Accept, Decline, Settled, Ack, Receipts, Withdrawn, Forgotten.
     pub fn receive(&mut self, message: Message) -> Result<(), Error> {
         match message {
@@ -279,9 +291,13 @@ impl Sender {
                 Ok(())
             }
             Message::Forgotten(forgotten) => {
-                self.questions.answered_forget(&forgotten.ids)?;
-                self.events
-                    .push_back(SenderEvent::Forgotten { ids: forgotten.ids });
+                let (forgotten, retimed) = self.questions.answered_forget(forgotten.ids)?;
+                if !forgotten.is_empty() {
+                    self.events.push_back(SenderEvent::Forgotten { ids: forgotten });
+                }
+                if !retimed.is_empty() {
+                    self.events.push_back(SenderEvent::Retimed { ids: retimed });
+                }
                 Ok(())
             }
             other => Err(Error::PeerMisbehaved(format!("{} to a sender", other.name()))),

@@ -52,7 +52,13 @@ fn to_receiver() -> impl Strategy<Value = Message> {
         1 => (id(), 0..40u64).prop_map(|(id, serial)| Message::Close(Close { id, serial })),
         1 => id().prop_map(|id| Message::Withdraw(Withdraw { id })),
         1 => vec(id(), 1..4).prop_map(|ids| Message::Forget(Forget { ids, times: None })),
+        1 => vec(id(), 1..4).prop_map(|ids| Message::Forget(Forget { ids: vec![], times: Some(late(ids)) })),
     ]
+}
+
+fn late(ids: Vec<TransferId>) -> Vec<LateTime> {
+    let mtime = Mtime { seconds: 1, nanos: 0 };
+    ids.into_iter().map(|id| LateTime { id, mtime }).collect()
 }
 
 fn outcome() -> impl Strategy<Value = Outcome> {
@@ -132,6 +138,7 @@ enum Do {
     Close(TransferId),
     Withdraw(TransferId),
     Forget(TransferId),
+    Retime(TransferId),
 }
 
 fn deed() -> impl Strategy<Value = Do> {
@@ -142,6 +149,7 @@ fn deed() -> impl Strategy<Value = Do> {
         1 => id().prop_map(Do::Close),
         1 => id().prop_map(Do::Withdraw),
         1 => id().prop_map(Do::Forget),
+        1 => id().prop_map(Do::Retime),
     ]
 }
 
@@ -230,6 +238,7 @@ proptest! {
                 Err(Do::Close(id)) => sender.close(id),
                 Err(Do::Withdraw(id)) => sender.withdraw(id),
                 Err(Do::Forget(id)) => sender.forget(vec![id], Vec::new()),
+                Err(Do::Retime(id)) => sender.retime(late(vec![id])),
             }
             while let Some(event) = sender.poll_event() {
                 if let SenderEvent::Read { id, pass, offset, .. } = event {
@@ -305,6 +314,10 @@ fn obedient(command: Command) -> Vec<Outcome> {
         }],
         Command::Release { .. } => vec![],
         Command::Withdraw { id } => vec![Outcome::Withdrawn { id }],
+        Command::Forget { ids, times } if ids.is_empty() => {
+            let ids = times.iter().map(|late| late.id).collect();
+            vec![Outcome::Forgotten { ids }]
+        }
         Command::Forget { ids, .. } => vec![Outcome::Forgotten { ids }],
     }
 }
@@ -405,10 +418,11 @@ fn receipts_that_do_not_fit_in_one_frame_go_in_several() {
 fn versions() {
     for (min, max, fits) in [
         (1, 1, Some(1)),
-        (0, 7, Some(2)),
-        (1, 9, Some(2)),
-        (2, 9, Some(2)),
-        (3, 9, None),
+        (1, 2, Some(2)),
+        (0, 7, Some(3)),
+        (1, 9, Some(3)),
+        (3, 9, Some(3)),
+        (4, 9, None),
         (0, 0, None),
     ] {
         let mut conversation = Conversation::new(local(), Duration::ZERO);

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use dropwire_protocol::{
     Digest, Error, Kind, Manifest, Message, Mtime, Receipt, RemotePath, TransferId,
     message::*,
-    receiver::{Opening, Outcome, Receiver},
+    receiver::{Command, Opening, Outcome, Receiver},
     sender::{Sender, SenderEvent},
 };
 
@@ -453,6 +453,62 @@ fn questions_have_a_limit_that_the_sender_keeps() {
         "an answer makes room"
     );
     assert_eq!(sender.poll_message(), None);
+}
+
+#[test]
+fn a_kept_files_time_is_told_only_to_who_knows_that_and_never_while_it_is_to_be_forgotten() {
+    let late = |seconds| LateTime {
+        id: ID,
+        mtime: Mtime { seconds, nanos: 0 },
+    };
+    let retimed = Some(SenderEvent::Retimed { ids: vec![ID] });
+    let mut old = Sender::new(MIN_WINDOW, 1).speaking(VERSION_FOLDERS);
+    old.retime(vec![late(1)]);
+    assert_eq!((old.poll_message(), old.poll_event()), (None, retimed.clone()));
+
+    let mut sender = Sender::new(MIN_WINDOW, 1).speaking(VERSION_KEPT_TIMES);
+    let mut receiver = Receiver::new(MIN_WINDOW, 1, None);
+    sender.retime(vec![late(1)]);
+    sender.retime(vec![late(2)]);
+    sender.forget(vec![ID], vec![late(3)]);
+    let told = sender.poll_message().expect("the time");
+    let (ids, times) = (Vec::new(), vec![late(2)]);
+    let forget = Forget {
+        ids: ids.clone(),
+        times: Some(times.clone()),
+    };
+    assert_eq!(told, Message::Forget(forget));
+    assert_eq!(
+        sender.poll_message(),
+        None,
+        "one answer at a time says which it is to"
+    );
+    receiver.receive(told).expect("a question");
+    assert_eq!(receiver.poll_command(), Some(Command::Forget { ids, times }));
+    receiver.outcome(Outcome::Forgotten { ids: vec![ID] });
+    sender
+        .receive(receiver.poll_message().expect("an answer"))
+        .expect("to the question");
+    assert_eq!(sender.poll_event(), retimed);
+    let Some(Message::Forget(forget)) = sender.poll_message() else {
+        panic!("it may be forgotten now")
+    };
+    assert_eq!((forget.ids, forget.times), (vec![ID], Some(vec![late(3)])));
+    sender.retime(vec![late(4)]);
+    assert_eq!(sender.poll_message(), None);
+    let forgotten = || Message::Forgotten(Forgotten { ids: vec![ID] });
+    sender.receive(forgotten()).expect("it is forgotten");
+    assert_eq!(
+        sender.poll_event(),
+        Some(SenderEvent::Forgotten { ids: vec![ID] })
+    );
+    assert_eq!(sender.poll_message().map(|m| m.name()), Some("Forget"));
+    sender.receive(forgotten()).expect("it has the time");
+    assert!(
+        sender
+            .receive(forgotten())
+            .is_err_and(|e| text(e).contains("not asked"))
+    );
 }
 
 #[test]

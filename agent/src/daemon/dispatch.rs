@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use dropwire_protocol::{Receipt, ReceiptBody, TransferId};
+use dropwire_protocol::{Receipt, ReceiptBody, TransferId, message::LateTime};
 use tokio::{
     sync::mpsc,
     task::{JoinError, JoinSet},
@@ -56,6 +56,8 @@ pub struct Dispatcher {
     unanswered: HashSet<TransferId>,
     /// A Forget is on its way; the next one waits for its answer.
     forgetting: bool,
+    /// Late times that the peer is told right now; the next ones wait for its answers.
+    retiming: Vec<LateTime>,
     /// Files read again because their receipt came without our Done; large ones must not hold up the rest.
     rereading: JoinSet<Reread>,
     verifier: Verifier,
@@ -80,6 +82,7 @@ impl Dispatcher {
             flights: HashMap::new(),
             unanswered: HashSet::new(),
             forgetting: false,
+            retiming: Vec::new(),
             rereading: JoinSet::new(),
             verifier: Verifier::default(),
             cancel: cancel.clone(),
@@ -160,6 +163,12 @@ impl Dispatcher {
         }
         if !self.forgetting && !todo.forget.is_empty() {
             self.forgetting = self.request(Request::Forget(todo.forget, todo.times)).await;
+        }
+        if self.retiming.is_empty()
+            && !todo.retimed.is_empty()
+            && self.request(Request::Retime(todo.retimed.clone())).await
+        {
+            self.retiming = todo.retimed;
         }
         for job in todo.due {
             self.offer(job).await?;
@@ -368,6 +377,13 @@ impl Dispatcher {
                 self.forgetting = false;
                 self.shared.queue.forgotten(ids).await?;
             }
+            LinkEvent::Retimed { ids, .. } => {
+                let told = self
+                    .retiming
+                    .extract_if(.., |late| ids.contains(&late.id))
+                    .collect();
+                self.shared.queue.retimed(told).await?;
+            }
             LinkEvent::Voided { id, why, .. } => {
                 if let Some(Flight::Offered { job, .. }) = self.land(id) {
                     self.voided(job, why).await?;
@@ -446,6 +462,7 @@ impl Dispatcher {
     fn down(&mut self) {
         self.linked = false;
         self.forgetting = false;
+        self.retiming.clear();
         if self.unanswered.len() > MOST_UNANSWERED {
             self.unanswered.clear(); // jobs that ended otherwise; at worst some bytes go once more
         }

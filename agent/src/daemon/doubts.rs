@@ -22,6 +22,7 @@ use super::{
     rest::{self, Lies},
 };
 use crate::{
+    clock::{milliseconds, now_ms},
     db::DbError,
     queue::{Doubt, Question},
     send,
@@ -135,6 +136,7 @@ impl Doubts {
 
     async fn heed(&self, shared: &Shared, answered: Vec<(Doubt, Answer)>) -> Result<(), DbError> {
         let (mut new, mut same) = (Vec::new(), Vec::new());
+        let mut linger = Duration::ZERO; // one outbox, one linger
         for (doubt, answer) in answered {
             let Doubt {
                 new: mut drop,
@@ -148,13 +150,16 @@ impl Doubts {
                 }
                 Answer::Same => {
                     debug!(path = %drop.found.path, "touched, but its bytes were delivered already");
+                    linger = shared.linger(&drop.root);
                     same.push((earlier, drop.found));
                 }
                 Answer::Nothing | Answer::Unclear => {}
             }
         }
         if !same.is_empty() {
-            shared.queue.same(same).await?;
+            let tell_ms = now_ms().saturating_add(milliseconds(linger));
+            let told = shared.queue.same(same, tell_ms).await?;
+            told.into_iter().for_each(|peer| shared.wake(peer).notify_one());
             shared.disposal.notify_one(); // they may leave
         }
         if !new.is_empty() {

@@ -34,6 +34,7 @@ const MIGRATIONS: &[&str] = &[
     homes::SCHEMA_1,
     homes::FROM_MARKS,
     queue::SCHEMA_2,
+    queue::SCHEMA_3,
 ];
 
 /// Opens the state folder, making it (0700) where it is missing. A second agent on the same folder gets
@@ -193,5 +194,35 @@ mod tests {
         migrations(MIGRATIONS.len()).to_latest(&mut db).unwrap();
         assert_eq!(homes::expected(&db, Path::new("/o")).unwrap(), Some([0; 16]));
         assert!(homes::expected(&db, Path::new("/i")).unwrap().is_some());
+    }
+
+    /// What peers had yet to be told before times could wait is told at once.
+    #[tokio::test]
+    async fn an_older_job_list_keeps_what_peers_are_to_be_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let identity = Arc::new(Identity::load_or_create(folder.path()).unwrap());
+        let file = folder.path().join("jobs.db");
+        let migrations = |n| Migrations::new(MIGRATIONS[..n].iter().map(|sql| M::up(sql)).collect());
+        let mut db = rusqlite::Connection::open(&file).unwrap();
+        migrations(8).to_latest(&mut db).unwrap();
+        let closing = "INSERT INTO closing VALUES (x'01010101010101010101010101010101', zeroblob(32), 1, 5),
+                                                  (x'02020202020202020202020202020202', zeroblob(32), 0, NULL)";
+        db.execute_batch(closing).unwrap();
+        drop(db);
+        let db = Db::open(&file, &migrations(MIGRATIONS.len())).unwrap();
+        let queue = queue::Queue::open(db, identity, 0, std::time::Duration::ZERO)
+            .await
+            .unwrap();
+        let peer = dropwire_protocol::AgentId([0; 32]);
+        let todo = queue
+            .todo(peer, Default::default(), Default::default(), 0)
+            .await
+            .unwrap();
+        let id = |n| dropwire_protocol::TransferId([n; 16]);
+        assert_eq!((todo.forget, todo.withdraw), (vec![id(1)], vec![id(2)]));
+        assert_eq!(
+            (todo.times[0].id, todo.times.len(), todo.retimed.len()),
+            (id(1), 1, 0)
+        );
     }
 }

@@ -209,6 +209,10 @@ impl Desk {
             Command::Withdraw { id } => self.withdraw_all(vec![id]),
             Command::Forget { ids, times } => {
                 late::set(&self.shared, self.peer, &times);
+                if ids.is_empty() {
+                    let ids = times.iter().map(|late| late.id).collect();
+                    return self.outcomes.send(Outcome::Forgotten { ids });
+                }
                 let (peer, named) = (self.peer, ids.clone());
                 match self
                     .shared

@@ -1,4 +1,5 @@
-//! Modification times that a sender tells after the delivery: programs set them once they have closed a file.
+//! Modification times that a sender tells after the delivery: programs set them once they have closed a file. The
+//! ledger has the last one, so that a later one finds the file as it was left.
 
 use std::io;
 
@@ -21,15 +22,28 @@ pub fn set(shared: &Shared, peer: AgentId, times: &[LateTime]) {
     let (Ok(files), Ok(site)) = (files, shared.gate.last_seen()) else {
         return;
     };
+    let mut set = Vec::new();
     for (late, file) in times.iter().zip(files) {
-        if let Some((place, inode, manifest)) = file
-            && let Err(error) = set_one(&site, &place, inode, manifest.size, manifest.mtime, late.mtime)
-        {
-            tracing::debug!(%place, %error, "it keeps the modification time that was announced");
+        let Some((place, inode, manifest)) = file else {
+            continue;
+        };
+        match set_one(&site, &place, inode, manifest.size, manifest.mtime, late.mtime) {
+            Ok(now) => set.extend(now.map(|now| ((peer, late.id), now))),
+            Err(error) => {
+                tracing::debug!(%place, %error, "it keeps the modification time that was announced");
+            }
         }
+    }
+    if set.is_empty() || fault::mutant("late-again") {
+        return;
+    }
+    let noted = shared.db.call_blocking(move |tx| ledger::retime(tx, &set));
+    if let Err(error) = noted {
+        tracing::debug!(%error, "further late times of these files are not heeded");
     }
 }
 
+/// The time that it has now; None: it is not as it was left.
 fn set_one(
     site: &Site,
     place: &dropwire_protocol::RemotePath,
@@ -37,17 +51,18 @@ fn set_one(
     size: u64,
     announced: Mtime,
     late: Mtime,
-) -> io::Result<()> {
+) -> io::Result<Option<Mtime>> {
     let folder = confined::parent(&site.root, place)?;
     let file = confined::open_file(&folder, confined::os_str(place.file_name())?)?;
     let there = Version::raw(&file.metadata()?);
     // Some file systems keep whole seconds.
-    let is_as_delivered = partial::inode(&file)? == inode
-        && there.size == size
-        && there.mtime().seconds == announced.seconds
-        && [0, announced.nanos].contains(&there.mtime().nanos);
-    if is_as_delivered || fault::mutant("late-time") {
-        partial::set_mtime(&file, late);
+    let has = |mtime: Mtime| {
+        there.mtime().seconds == mtime.seconds && [0, mtime.nanos].contains(&there.mtime().nanos)
+    };
+    let is_as_left = partial::inode(&file)? == inode && there.size == size && (has(announced) || has(late));
+    if !is_as_left && !fault::mutant("late-time") {
+        return Ok(None);
     }
-    Ok(())
+    partial::set_mtime(&file, late);
+    Ok(Some(Version::raw(&file.metadata()?).mtime()))
 }

@@ -308,9 +308,10 @@ pub fn forget(db: &Connection, sender: AgentId, ids: &[TransferId]) -> Result<()
     Ok(())
 }
 
-/// A delivered file: its place below the inbox, its inode, and what was announced of it. None: no file was delivered.
+/// A delivered file: its place below the inbox, its inode, and what was announced of it, with the modification time that
+/// it got since. None: no file was delivered. (A row may still be *placing* here, as at [`forget`].)
 pub fn delivered_file(db: &Connection, key: Key) -> Result<Option<(RemotePath, u64, Manifest)>> {
-    db.prepare_cached("SELECT path, size, mtime_s, mtime_ns, mark, 3, place, inode, how, receipt, folder FROM inbox_transfer WHERE sender = ?1 AND id = ?2 AND state = 2 AND folder = 0 AND place IS NOT NULL")?
+    db.prepare_cached("SELECT path, size, mtime_s, mtime_ns, mark, 3, place, inode, how, receipt, folder FROM inbox_transfer WHERE sender = ?1 AND id = ?2 AND state IN (1, 2) AND folder = 0 AND place IS NOT NULL")?
         .query_row(params![key.0.0, key.1.0], |row| {
             let place = path_of(&row.get::<_, Vec<u8>>(6)?, 6)?;
             let inode = row.get::<_, i64>(7)? as u64;
@@ -318,6 +319,17 @@ pub fn delivered_file(db: &Connection, key: Key) -> Result<Option<(RemotePath, u
         })
         .optional()
         .map(Option::flatten)
+}
+
+/// These delivered files have these modification times now.
+pub fn retime(db: &Connection, files: &[(Key, Mtime)]) -> Result<()> {
+    let mut statement = db.prepare_cached(
+        "UPDATE inbox_transfer SET mtime_s = ?3, mtime_ns = ?4 WHERE sender = ?1 AND id = ?2 AND state IN (1, 2)",
+    )?;
+    for (key, mtime) in files {
+        statement.execute(params![key.0.0, key.1.0, mtime.seconds, mtime.nanos])?;
+    }
+    Ok(())
 }
 
 /// Drops up to `limit` rows whose outcome was known for `kept` of running time, and says how many.

@@ -417,6 +417,7 @@ impl<S: AsyncRead + AsyncWrite> Drive<S> {
                 LinkEvent::Withdrawn { peer, id }
             }
             SenderEvent::Forgotten { ids } => LinkEvent::Forgotten { peer, ids },
+            SenderEvent::Retimed { ids } => LinkEvent::Retimed { peer, ids },
         };
         self.held_events.push_back(told);
     }
@@ -434,6 +435,7 @@ impl<S: AsyncRead + AsyncWrite> Drive<S> {
             Request::Close(id) => sender.close(id),
             Request::Withdraw(id) => sender.withdraw(id),
             Request::Forget(ids, times) => sender.forget(ids, times),
+            Request::Retime(times) => sender.retime(times),
         }
     }
 

@@ -114,6 +114,8 @@ pub enum Request {
     Withdraw(TransferId),
     /// Outcomes are on our disk; some files got another modification time since they were sent.
     Forget(Vec<TransferId>, Vec<LateTime>),
+    /// Files that stay with us for now got another modification time since they were sent.
+    Retime(Vec<LateTime>),
 }
 
 /// What a link tells the daemon.
@@ -155,6 +157,10 @@ pub enum LinkEvent {
         peer: AgentId,
         ids: Vec<TransferId>,
     },
+    Retimed {
+        peer: AgentId,
+        ids: Vec<TransferId>,
+    },
     /// Our own source gave up; the transfer is closed.
     Voided {
         peer: AgentId,
@@ -193,6 +199,7 @@ impl LinkEvent {
             | LinkEvent::Declined { peer, .. }
             | LinkEvent::Withdrawn { peer, .. }
             | LinkEvent::Forgotten { peer, .. }
+            | LinkEvent::Retimed { peer, .. }
             | LinkEvent::Voided { peer, .. } => *peer,
         }
     }

@@ -11,6 +11,7 @@ use super::{
     delivery,
     edit::Edit,
     job::{JOB_COLUMNS, JOB_TABLES, JobRow, job_of},
+    retimed,
     schedule::Load,
     schema::{DropState, Step},
 };
@@ -27,11 +28,13 @@ impl Queue {
         now_ms: i64,
     ) -> Result<Todo, DbError> {
         self.read(move |db| {
-            let (forget, times) = delivery::to_tell(db, peer, Step::Forget)?;
+            let (forget, times) = delivery::to_tell(db, peer, Step::Forget, now_ms)?;
             let mut todo = Todo {
-                withdraw: delivery::to_tell(db, peer, Step::Withdraw)?.0,
+                withdraw: delivery::to_tell(db, peer, Step::Withdraw, now_ms)?.0,
                 forget,
                 times,
+                retimed: delivery::to_tell(db, peer, Step::Retime, now_ms)?.1,
+                next_due_ms: retimed::next_to_tell(db, peer, now_ms)?,
                 ..Todo::default()
             };
             for (large, room) in [(false, room.small), (true, room.large)] {

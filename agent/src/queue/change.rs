@@ -88,7 +88,8 @@ pub(super) fn turn(db: &Edit<'_>, job: &Key, now: JobState) {
     db.count(job.peer, job.outbox, now, 1);
 }
 
-/// Remembers what the peer has yet to be told of a transfer; with the modification time that its file got late.
+/// Remembers what the peer has yet to be told of a transfer, in place of what that was before; with the modification
+/// time that its file got late.
 pub(super) fn tell(
     db: &Connection,
     transfer: TransferId,

@@ -10,6 +10,7 @@ use super::{
     change::{self, Key},
     edit::Edit,
     job::{found_of, path_of},
+    retimed,
     schema::{DropState, Step},
 };
 use crate::{
@@ -223,17 +224,19 @@ pub(super) fn resting_sql() -> String {
 /// What one [`Todo`](super::Todo) holds of each kind.
 const TOLD_AT_ONCE: i64 = 256;
 
-pub(super) const TO_TELL: &str = "SELECT transfer, mtime_ns FROM closing WHERE peer = ? AND step = ? LIMIT ?";
+pub(super) const TO_TELL: &str =
+    "SELECT transfer, mtime_ns FROM closing WHERE peer = ? AND step = ? AND not_before_ms <= ? LIMIT ?";
 
 /// Transfers of which `peer` has yet to be told so, some at a time, and the times that files of them got late.
 pub(super) fn to_tell(
     db: &Connection,
     peer: AgentId,
     step: Step,
+    now_ms: i64,
 ) -> Result<(Vec<TransferId>, Vec<LateTime>)> {
     let (mut ids, mut times) = (Vec::new(), Vec::new());
     let mut rows = db.prepare_cached(TO_TELL)?;
-    let mut rows = rows.query(params![peer.0, step, TOLD_AT_ONCE])?;
+    let mut rows = rows.query(params![peer.0, step, now_ms, TOLD_AT_ONCE])?;
     while let Some(row) = rows.next()? {
         let id = TransferId(row.get(0)?);
         let late: Option<i64> = row.get(1)?;
@@ -276,6 +279,9 @@ fn record(db: &Edit<'_>, job: &Key, proof: &Proof, now_ms: i64) -> Result<Option
         .execute(receipt)?;
         change::turn(db, job, JobState::Delivered);
         let state = change::settle(db, job.drop)?;
+        if state != DropState::Acknowledged {
+            retimed::tell(db, job.drop, Some(job.row), now_ms)?;
+        }
         return Ok((state == DropState::Acknowledged).then_some(job.drop));
     }
     db.prepare_cached(

@@ -1,6 +1,6 @@
 //! What was found in an outbox becomes a drop with a job for each peer (S2).
 
-use std::path::PathBuf;
+use std::{collections::BTreeSet, path::PathBuf};
 
 use dropwire_protocol::{AgentId, Digest, RemotePath, TransferId};
 use rusqlite::{Connection, OptionalExtension, Result, Row, params};
@@ -90,17 +90,24 @@ impl Queue {
     }
 
     /// These drops lie in their outboxes as these versions now, with the bytes that were delivered: each goes on as if it
-    /// had been that version from the beginning, and leaves where that was what it was to do.
-    pub async fn same(&self, drops: Vec<(DropId, Found)>) -> Result<(), DbError> {
-        self.each(drops, |db, (drop, found), _: &mut Vec<()>| {
+    /// had been that version from the beginning, and leaves where that was what it was to do. Where it stays, whoever has
+    /// it is told its time from `tell_ms` on; returns whom.
+    pub async fn same(
+        &self,
+        drops: Vec<(DropId, Found)>,
+        tell_ms: i64,
+    ) -> Result<BTreeSet<AgentId>, DbError> {
+        let told = self.each(drops, move |db, (drop, found), told| {
             let past = past(db, found)?;
-            match past.lies() {
-                true => Ok(()), // answered already
-                false => retimed::turn(db, *drop, found, past.next_counter),
+            if past.lies() {
+                return Ok(()); // answered already
             }
-        })
-        .await
-        .map(|_| ())
+            if retimed::turn(db, *drop, found, past.next_counter)? {
+                told.extend(retimed::tell(db, *drop, None, tell_ms)?);
+            }
+            Ok(())
+        });
+        told.await.map(BTreeSet::from_iter)
     }
 }
 

@@ -186,9 +186,11 @@ pub struct Todo {
     pub forget: Vec<TransferId>,
     /// Modification times that files of these got after they had been sent.
     pub times: Vec<LateTime>,
+    /// The same of files that stay; some of those whose time has come.
+    pub retimed: Vec<LateTime>,
     /// Jobs whose time has come.
     pub due: Vec<Job>,
-    /// When the next job that is not due yet will be; None when no job waits for its time.
+    /// When the next job, or time to be told, that is not due yet will be; None when none waits for its time.
     pub next_due_ms: Option<i64>,
 }
 

@@ -20,8 +20,10 @@ impl Queue {
     /// a jump of the clock is seen; [`Queue::open`] does it too.
     pub async fn pull_in(&self, now_ms: i64, max_backoff: Duration) -> Result<(), DbError> {
         self.call(move |db| {
-            db.prepare_cached(PULL_IN)?
-                .execute([now_ms.saturating_add(milliseconds(max_backoff))])?;
+            let latest = now_ms.saturating_add(milliseconds(max_backoff));
+            for pull_in in PULL_IN {
+                db.prepare_cached(pull_in)?.execute([latest])?;
+            }
             Ok(())
         })
         .await
@@ -57,9 +59,13 @@ impl Queue {
     }
 }
 
-pub(super) const PULL_IN: &str = "UPDATE jobs SET next_attempt_ms = ?1
-    WHERE state = 0 AND peer IN (SELECT peer FROM tally WHERE state = 0) AND large IN (0, 1)
-      AND next_attempt_ms > ?1";
+pub(super) const PULL_IN: [&str; 2] = [
+    "UPDATE jobs SET next_attempt_ms = ?1
+     WHERE state = 0 AND peer IN (SELECT peer FROM tally WHERE state = 0) AND large IN (0, 1)
+       AND next_attempt_ms > ?1",
+    "UPDATE closing SET not_before_ms = ?1
+     WHERE peer IN (SELECT peer FROM tally) AND step = 2 AND not_before_ms > ?1",
+];
 
 /// With whether a peer still has to be told something.
 pub(super) const OLD_DROPS: &str = "

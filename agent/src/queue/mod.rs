@@ -55,7 +55,7 @@ pub use job::{
     PeerCounts, Proof, Question, Recorded, Resting, Todo,
 };
 pub use keeping::KEPT;
-pub use schema::{SCHEMA_1, SCHEMA_2};
+pub use schema::{SCHEMA_1, SCHEMA_2, SCHEMA_3};
 
 use crate::{
     db::{Db, DbError},
@@ -77,7 +77,7 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// The job list in `db`, which has the tables of [`SCHEMA_1`], [`SCHEMA_2`] and [`crate::clock::RUNNING`]. Attempts that lie further ahead than `max_backoff`
+    /// The job list in `db`, which has the tables of [`SCHEMA_1`] to [`SCHEMA_3`] and [`crate::clock::RUNNING`]. Attempts that lie further ahead than `max_backoff`
     /// (the clock was set back) are pulled in.
     pub async fn open(
         db: Db,

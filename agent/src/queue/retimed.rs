@@ -2,12 +2,19 @@
 //! another version. Where a peer has that already, only if the bytes are those that were delivered ([`Queue::same`]). Where
 //! none is known to have it, at once: its jobs keep their ids, so that a peer that has it after all says so, and a receipt
 //! counts only once the bytes of this version were compared with it.
+//!
+//! Who has it is told the time: with Forget when the file leaves, and where it stays, once its times rest. Of several only
+//! the last one is told.
 
-use dropwire_protocol::{AgentId, Digest};
+use dropwire_protocol::{AgentId, Digest, message::LateTime};
 use rusqlite::{Connection, OptionalExtension, Params, Result, params};
 
-use super::{DropId, NewDrop, change, edit::Edit};
-use crate::{fault, version::Found};
+use super::{DropId, NewDrop, Queue, change, edit::Edit, schema::Step};
+use crate::{
+    db::DbError,
+    fault,
+    version::{Found, mtime_of},
+};
 
 /// The same file: path, inode, birth and size are equal, the modification time is not. Where inodes and births are not
 /// kept, or do not last, it may be another one: in either case the bytes decide.
@@ -69,9 +76,13 @@ pub(super) fn open(db: &Connection, new: &NewDrop) -> Result<Option<DropId>> {
     Ok((to == new.sorted_peers()).then_some(drop))
 }
 
-/// It lies there as this version now; `counter` is above all that drops of the version used.
-pub(super) fn turn(db: &Edit<'_>, drop: DropId, found: &Found, counter: u64) -> Result<()> {
+/// It lies there as this version now, and gives whether that has another time; `counter` is above all that drops of the
+/// version used.
+pub(super) fn turn(db: &Edit<'_>, drop: DropId, found: &Found, counter: u64) -> Result<bool> {
     let version = &found.version;
+    let is_retimed = db
+        .prepare_cached("SELECT 1 FROM drops WHERE id = ? AND mtime_ns <> ?")?
+        .exists([drop.0, version.mtime_ns])?;
     db.prepare_cached(
         "UPDATE drops SET retimed = retimed OR mtime_ns <> ?2, mtime_ns = ?2, inode = ?3, birth_ns = ?4,
                           ctime_ns = ?5, counter = ?6, state = 0, left_running_ms = NULL
@@ -85,7 +96,55 @@ pub(super) fn turn(db: &Edit<'_>, drop: DropId, found: &Found, counter: u64) -> 
         version.ctime_ns,
         counter.cast_signed()
     ])?;
-    change::settle(db, drop).map(|_| ())
+    change::settle(db, drop).map(|_| is_retimed)
+}
+
+/// Those who have a drop whose time was set late (or this one `job` of them) are told it from `tell_ms` on; gives whom.
+/// Nobody where it is about to leave: Forget says it.
+pub(super) fn tell(db: &Connection, drop: DropId, job: Option<i64>, tell_ms: i64) -> Result<Vec<AgentId>> {
+    if fault::mutant("S5-kept-time") {
+        return Ok(Vec::new());
+    }
+    db.prepare_cached(TELL)?
+        .query_map(params![drop.0, Step::Retime, tell_ms, job], |row| {
+            row.get(0).map(AgentId)
+        })?
+        .collect()
+}
+
+pub(super) const TELL: &str = "
+    INSERT OR REPLACE INTO closing (transfer, peer, step, mtime_ns, not_before_ms)
+    SELECT j.transfer, j.peer, ?2, d.mtime_ns, ?3 FROM drops d CROSS JOIN jobs j ON j.drop_id = d.id
+    WHERE d.id = ?1 AND d.state < 2 AND d.retimed AND j.state = 1 AND j.receipt IS NOT NULL
+      AND (?4 IS NULL OR j.id = ?4)
+    RETURNING peer";
+
+/// When the next time that is not to be told yet is to be.
+pub(super) fn next_to_tell(db: &Connection, peer: AgentId, now_ms: i64) -> Result<Option<i64>> {
+    db.prepare_cached(NEXT_TO_TELL)?
+        .query_row(params![peer.0, Step::Retime, now_ms], |row| row.get(0))
+}
+
+pub(super) const NEXT_TO_TELL: &str =
+    "SELECT min(not_before_ms) FROM closing WHERE peer = ? AND step = ? AND not_before_ms > ?";
+
+impl Queue {
+    /// The peer has these times; a later one is still to be told.
+    pub async fn retimed(&self, told: Vec<LateTime>) -> Result<(), DbError> {
+        self.each(told, |db, late, _: &mut Vec<()>| {
+            let row = db
+                .prepare_cached("SELECT mtime_ns FROM closing WHERE transfer = ? AND step = ?")?
+                .query_row(params![late.id.0, Step::Retime], |row| row.get(0))
+                .optional()?;
+            if row.is_some_and(|mtime_ns| mtime_of(mtime_ns) == late.mtime) || fault::mutant("S5-last-time") {
+                db.prepare_cached("DELETE FROM closing WHERE transfer = ? AND step = ?")?
+                    .execute(params![late.id.0, Step::Retime])?;
+            }
+            Ok(())
+        })
+        .await
+        .map(|_| ())
+    }
 }
 
 /// What it waits for begins anew, as with every version that is found.

@@ -123,6 +123,13 @@ ALTER TABLE drops ADD COLUMN retimed INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE closing ADD COLUMN mtime_ns INTEGER;
 ";
 
+/// The same of files that stay, to be told once they are not set any more.
+pub const SCHEMA_3: &str = "
+ALTER TABLE closing ADD COLUMN not_before_ms INTEGER NOT NULL DEFAULT 0;
+DROP INDEX closing_by_peer;
+CREATE INDEX closing_by_peer ON closing (peer, step, not_before_ms);
+";
+
 /// Where a drop stands; statements name the numbers, because partial indexes need literals.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum DropState {
@@ -143,6 +150,8 @@ pub(super) enum Step {
     Withdraw = 0,
     /// Its outcome is on our disk.
     Forget = 1,
+    /// Its file got another time, and stays for now.
+    Retime = 2,
 }
 
 /// An enum that stands in the tables as a number.
@@ -164,6 +173,6 @@ macro_rules! stored_as_number {
     };
 }
 stored_as_number!(DropState: Open = 0, Stays = 1, Acknowledged = 2, Left = 3);
-stored_as_number!(Step: Withdraw = 0, Forget = 1);
+stored_as_number!(Step: Withdraw = 0, Forget = 1, Retime = 2);
 stored_as_number!(JobState: Queued = 0, Delivered = 1, Failed = 2, Cancelled = 3);
 stored_as_number!(AfterSend: Archive = 0, Delete = 1, Keep = 2);

@@ -26,6 +26,7 @@ pub(super) fn database(folder: &Path) -> Db {
         M::up(crate::clock::RUNNING),
         M::up(SCHEMA_1),
         M::up(SCHEMA_2),
+        M::up(SCHEMA_3),
     ]);
     Db::open(&folder.join("state.db"), &migrations).unwrap()
 }
@@ -248,8 +249,8 @@ async fn a_kept_file_is_new_by_its_bytes_only() {
         .remove(0);
     assert_eq!(doubt.question, Question::IsOther(Digest([5; 32])));
     let same = (doubt.earlier, found("a", 3));
-    queue.same(vec![same.clone()]).await.unwrap();
-    queue.same(vec![same]).await.unwrap();
+    queue.same(vec![same.clone()], 0).await.unwrap();
+    queue.same(vec![same], 0).await.unwrap();
     assert!(!is_unknown(&queue, found("a", 3)).await);
     let job = queue.get(ids[1]).await.unwrap().unwrap();
     assert_eq!((job.state, job.found), (JobState::Queued, found("a", 3)));

@@ -46,7 +46,8 @@ pub enum Command {
     Release { id: TransferId, opening: Opening },
     /// Never deliver it (tombstone), unless it was. Answered by Withdrawn or Settled. Any open one is ended by it.
     Withdraw { id: TransferId },
-    /// The sender knows the outcome; some files got another modification time since. Answered by Forgotten once durable.
+    /// The sender knows the outcome; some files got another modification time since. Answered by Forgotten once durable:
+    /// of `ids`, or of those of `times` where there are none; these are kept.
     Forget {
         ids: Vec<TransferId>,
         times: Vec<LateTime>,

@@ -304,6 +304,7 @@ impl World {
                 assert_eq!(job.state, JobState::Withdrawing);
                 job.state = JobState::Withdrawn;
             }
+            SenderEvent::Retimed { .. } => panic!("nothing is retimed here"),
             SenderEvent::Forgotten { ids } => {
                 for id in ids {
                     let job = side.jobs.get_mut(&id).expect("ours");

@@ -9,7 +9,7 @@ use crate::{
     config::AfterSend,
     db::Db,
     identity::Identity,
-    queue::{NewDrop, Proof, SCHEMA_1, SCHEMA_2},
+    queue::{NewDrop, Proof, SCHEMA_1, SCHEMA_2, SCHEMA_3},
 };
 
 const PEER: AgentId = AgentId([1; 32]);
@@ -27,7 +27,12 @@ impl World {
         let temp = tempfile::tempdir().unwrap();
         fs::create_dir(temp.path().join("outbox")).unwrap();
         let outbox = OutboxId(mark::create(&confined::root(&temp.path().join("outbox")).unwrap()).unwrap());
-        let migrations = Migrations::new(vec![M::up(clock::RUNNING), M::up(SCHEMA_1), M::up(SCHEMA_2)]);
+        let migrations = Migrations::new(vec![
+            M::up(clock::RUNNING),
+            M::up(SCHEMA_1),
+            M::up(SCHEMA_2),
+            M::up(SCHEMA_3),
+        ]);
         let db = Db::open(&temp.path().join("jobs.db"), &migrations).unwrap();
         let identity = Arc::new(Identity::generate());
         let queue = Queue::open(db.clone(), identity, 0, KEPT).await.unwrap();

@@ -373,3 +373,26 @@ async fn a_time_that_comes_late_is_given_to_the_file_if_it_is_as_it_was_delivere
     assert_eq!(mtime("a"), set);
     assert_eq!(["changed", "other", "kept", "bobs"].map(mtime), before);
 }
+
+/// Of a file that stays with its sender: no Forget follows, and the last time is the one that counts.
+#[tokio::test(flavor = "multi_thread")]
+async fn times_that_come_late_one_after_the_other_are_all_heeded_and_forget_nothing() {
+    let rig = Rig::new().await;
+    let mut link = rig.link(ANA);
+    link.send(id(1), "a", b"x").await;
+    for seconds in [1_000_000_000, 1_000_000_001, 1_000_000_001, 1_000_000_002] {
+        let mtime = Mtime { seconds, nanos: 7 };
+        let (ids, times) = (vec![], vec![LateTime { id: id(1), mtime }]);
+        link.command(Command::Forget { ids, times }).await;
+        assert_eq!(link.next().await, Outcome::Forgotten { ids: vec![id(1)] });
+        let there = std::fs::metadata(rig.root().join("a")).unwrap();
+        let set = std::time::UNIX_EPOCH + std::time::Duration::new(seconds.unsigned_abs(), 7);
+        assert_eq!(there.modified().unwrap(), set);
+    }
+    let is_known = |db: &rusqlite::Connection| {
+        db.query_row("SELECT idle_since IS NOT NULL FROM inbox_transfer", [], |row| {
+            row.get::<_, bool>(0)
+        })
+    };
+    assert!(!rig.db.read_blocking(is_known).unwrap(), "it is not forgotten");
+}

@@ -71,6 +71,7 @@ struct ModelDrop {
     /// When it became this version.
     since: usize,
     keep: bool,
+    retimed: bool,
     state: DropState,
     jobs: Vec<ModelJob>,
 }
@@ -190,10 +191,19 @@ impl Model {
         if present && job.state == JobState::Queued {
             job.state = JobState::Delivered;
             self.settle(d);
+            self.retime(d, j);
         } else if !present || left {
             self.closing.insert(id, Step::Forget);
         } else {
             self.closing.remove(&id);
+        }
+    }
+
+    fn retime(&mut self, drop: usize, job: usize) {
+        let d = &self.drops[drop];
+        let lies = matches!(d.state, DropState::Open | DropState::Stays);
+        if d.retimed && lies && d.jobs[job].state == JobState::Delivered {
+            self.closing.insert(d.jobs[job].id(), Step::Retime);
         }
     }
 
@@ -284,7 +294,9 @@ impl Pair {
             Op::Withdrawn { id } => {
                 let Some(id) = pick(id) else { return };
                 queue.withdrawn(vec![id], 1).await.unwrap();
-                self.model.closing.entry(id).and_modify(|s| *s = Step::Forget);
+                if self.model.closing.get(&id) == Some(&Step::Withdraw) {
+                    self.model.closing.insert(id, Step::Forget);
+                }
             }
             Op::Forgotten { id } => {
                 let Some(id) = pick(id) else { return };
@@ -312,10 +324,12 @@ impl Pair {
             assert_eq!(doubt.earlier, DropId(earlier as i64 + 1));
             assert_eq!(matches!(doubt.question, Question::IsOther(_)), is_kept);
             if is_kept && same {
-                self.queue.same(vec![(doubt.earlier, seen)]).await.unwrap();
+                self.queue.same(vec![(doubt.earlier, seen)], 0).await.unwrap();
                 self.steps += 1;
                 let drop = &mut self.model.drops[earlier];
+                drop.retimed = true;
                 (drop.version, drop.since) = (version, self.steps);
+                (0..2).for_each(|job| self.model.retime(earlier, job));
                 return assert!(!self.model.is_new(path, version));
             }
             let mut new = doubt.new;
@@ -352,6 +366,7 @@ impl Pair {
             version,
             since: self.steps,
             keep,
+            retimed: false,
             state: DropState::Open,
             jobs: (1..).zip(&done.queued).map(job).collect(),
         });

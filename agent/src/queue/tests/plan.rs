@@ -21,6 +21,8 @@ async fn hot_statements_follow_an_index() {
         retimed::OPEN,
         retimed::OPEN_TO,
         retimed::DELIVERED,
+        retimed::TELL,
+        retimed::NEXT_TO_TELL,
         list::OLDEST,
         overlap::WHOLE,
         overlap::BY_FILES[0],
@@ -47,12 +49,22 @@ async fn hot_statements_follow_an_index() {
 async fn pulling_in_touches_only_what_is_too_far_ahead() {
     let folder = tempfile::tempdir().unwrap();
     let queue = queue(folder.path()).await;
-    let plan = plan(&queue, keeping::PULL_IN);
-    let sought = plan.iter().find(|step| step.starts_with("SEARCH jobs")).unwrap();
-    assert!(
-        sought.contains("jobs_due") && sought.contains("next_attempt_ms>?"),
-        "{sought}"
-    );
+    for (statement, table, index, bound) in [
+        (keeping::PULL_IN[0], "jobs", "jobs_due", "next_attempt_ms>?"),
+        (
+            keeping::PULL_IN[1],
+            "closing",
+            "closing_by_peer",
+            "not_before_ms>?",
+        ),
+    ] {
+        let plan = plan(&queue, statement);
+        let sought = plan
+            .iter()
+            .find(|step| step.starts_with(&format!("SEARCH {table}")))
+            .unwrap();
+        assert!(sought.contains(index) && sought.contains(bound), "{sought}");
+    }
 }
 
 /// Asked at each start; what has left is most of the table.

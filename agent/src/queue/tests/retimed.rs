@@ -32,7 +32,7 @@ async fn a_delivered_file_with_other_times_is_the_same_drop_and_its_peers_are_to
     let one_has_it = doubt(&queue, late.clone(), AfterSend::Archive).await.unwrap();
     assert_eq!(one_has_it.question, Question::IsOther(Digest([5; 32])));
     queue
-        .same(vec![(one_has_it.earlier, late.clone())])
+        .same(vec![(one_has_it.earlier, late.clone())], 9)
         .await
         .unwrap();
     assert!(!is_unknown(&queue, late.clone()).await);
@@ -52,6 +52,79 @@ async fn a_delivered_file_with_other_times_is_the_same_drop_and_its_peers_are_to
         let mtime = Mtime { seconds: 5, nanos: 2 };
         assert_eq!(todo.times, [LateTime { id, mtime }]);
     }
+}
+
+async fn retimed_to(queue: &Queue, now_ms: i64) -> (Vec<LateTime>, Option<i64>) {
+    let todo = queue.todo(peer(1), Load::default(), HashSet::new(), now_ms).await;
+    let todo = todo.unwrap();
+    assert!(todo.forget.is_empty());
+    (todo.retimed, todo.next_due_ms)
+}
+
+/// Of two times the last one counts, also where the first one is being told.
+#[tokio::test]
+async fn a_kept_files_time_is_told_once_it_rests_and_the_last_one_counts() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut queue = super::queue(folder.path()).await;
+    let id = enqueue(&queue, 1, AfterSend::Keep, &[1]).await.queued[0];
+    queue.delivered(vec![proof(id, 5)], 1).await.unwrap();
+    assert_eq!(retimed_to(&queue, 9).await, (vec![], None));
+    let late = |seconds| LateTime {
+        id,
+        mtime: Mtime { seconds, nanos: 2 },
+    };
+    let set = async |queue: &Queue, seconds: i64, tell_ms| {
+        let found = retimed(seconds * 1_000_000_000 + 2);
+        let drop = doubt(queue, found.clone(), AfterSend::Keep).await;
+        let same = drop.map(|doubt| (doubt.earlier, found));
+        queue.same(Vec::from_iter(same), tell_ms).await.unwrap()
+    };
+    assert_eq!(set(&queue, 5, 100).await, [peer(1)].into());
+    assert_eq!(set(&queue, 5, 120).await, [].into(), "known");
+    assert_eq!(set(&queue, 6, 150).await, [peer(1)].into());
+    queue = reopened(queue, folder.path()).await;
+    assert_eq!(retimed_to(&queue, 149).await, (vec![], Some(150)));
+    assert_eq!(retimed_to(&queue, 150).await, (vec![late(6)], None));
+    set(&queue, 7, 200).await;
+    queue.retimed(vec![late(6)]).await.unwrap();
+    assert_eq!(retimed_to(&queue, 199).await, (vec![], Some(200)));
+    queue.pull_in(0, Duration::from_millis(50)).await.unwrap();
+    assert_eq!(retimed_to(&queue, 50).await, (vec![late(7)], None));
+    queue.retimed(vec![late(7)]).await.unwrap();
+    assert_eq!(retimed_to(&queue, 999).await, (vec![], None));
+    let mut moved = retimed(7_000_000_002);
+    moved.version.inode = 3; // the same time
+    let drop = doubt(&queue, moved.clone(), AfterSend::Keep)
+        .await
+        .unwrap()
+        .earlier;
+    assert_eq!(queue.same(vec![(drop, moved)], 300).await.unwrap(), [].into());
+    set(&queue, 8, 400).await;
+    queue.left(vec![drop]).await.unwrap();
+    let todo = todo(&queue, 1).await;
+    assert_eq!((todo.forget, todo.times), (vec![id], vec![late(8)]));
+    assert_eq!((todo.retimed, todo.next_due_ms), (vec![], None));
+}
+
+async fn reopened(queue: Queue, folder: &Path) -> Queue {
+    drop(queue);
+    super::queue(folder).await
+}
+
+/// Whether the peer got the time with the file, or had the file before, nobody knows here.
+#[tokio::test]
+async fn a_kept_files_time_that_was_set_before_its_receipt_is_told_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let queue = queue(folder.path()).await;
+    let ids = enqueue(&queue, 1, AfterSend::Keep, &[1, 2]).await.queued;
+    let late = drop_of(retimed(5_000_000_000), AfterSend::Keep, &[1, 2]);
+    queue.enqueue(vec![late], 9).await.unwrap();
+    queue.delivered(vec![proof(ids[0], 5)], 10).await.unwrap();
+    let (told, _) = retimed_to(&queue, 10).await;
+    assert_eq!((told.len(), told[0].id), (1, ids[0]));
+    queue.retimed(told).await.unwrap();
+    queue.delivered(vec![proof(ids[1], 5)], 11).await.unwrap();
+    assert_eq!(retimed_to(&queue, 11).await, (vec![], None), "once each");
 }
 
 /// Of the version that was read; nothing tells whether a peer has it.
@@ -189,7 +262,7 @@ async fn it_leaves_also_where_the_old_version_was_missed_and_under_times_that_we
         let late = retimed(2);
         let doubt = doubt(&queue, late.clone(), AfterSend::Delete).await.unwrap();
         assert_eq!(doubt.earlier, drops[0], "{round}");
-        queue.same(vec![(drops[0], late.clone())]).await.unwrap();
+        queue.same(vec![(drops[0], late.clone())], 9).await.unwrap();
         let leaving = queue.to_dispose(OUTBOX, DropId(0), 9).await.unwrap();
         assert_eq!((leaving.len(), &leaving[0].found), (1, &late), "{round}");
         queue.disposed(vec![(drops[0], None)], 3).await.unwrap();
