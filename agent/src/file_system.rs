@@ -3,11 +3,14 @@
 //! A file system is trusted with an answer only where that answer is known to hold. Everything that is not in the table
 //! (FUSE, network and stacked file systems, new ones) gets the slower sure way: files rest for `quiet`, and bytes decide.
 
-use std::{fs::File, io, time::Duration};
+use std::{
+    fs::{File, FileTimes},
+    io,
+    time::{Duration, SystemTime},
+};
 
 use cap_std::fs::Dir;
 
-#[cfg(target_os = "linux")]
 use crate::fault;
 
 /// What a file system can be trusted to tell.
@@ -99,13 +102,23 @@ pub fn read_anew(file: &File) {
     let _ = file;
 }
 
+/// Sets the time of the last change, and that of the last reading to now: where a FUSE program was built with the older
+/// libfuse (bindfs and sshfs of many systems), one without the other is said to be set and is not.
+pub fn set_modified(file: &File, time: SystemTime) -> io::Result<()> {
+    let times = FileTimes::new().set_modified(time);
+    file.set_times(match fault::mutant("R5-both-times") {
+        true => times,
+        false => times.set_accessed(SystemTime::now()),
+    })
+}
+
 #[cfg(not(test))]
 fn pretended() -> Option<FileSystem> {
     None
 }
 
 #[cfg(test)]
-pub use pretence::{pretend, pretended};
+pub use pretence::{Pretence, TRUSTED, pretend, pretended};
 
 /// Lets a test see how files fare on a file system that it cannot mount.
 #[cfg(test)]
@@ -121,16 +134,28 @@ mod pretence {
         PRETENDED.get()
     }
 
-    /// Whatever this thread asks about, it is told this, as long as the answer lives. By itself, nothing is trusted.
-    pub fn pretend(on: FileSystem) -> impl Drop {
-        struct Ends;
-        impl Drop for Ends {
-            fn drop(&mut self) {
-                PRETENDED.set(None);
-            }
+    /// A disk of this machine: for tests of something else, wherever the temporary folder is.
+    pub const TRUSTED: FileSystem = FileSystem {
+        name: "trusted",
+        sees_writers: true,
+        lasting_inodes: true,
+        tells_changes: true,
+        syncfs_reports: false,
+    };
+
+    /// It ends with this.
+    #[must_use]
+    pub struct Pretence(Option<FileSystem>);
+
+    impl Drop for Pretence {
+        fn drop(&mut self) {
+            PRETENDED.set(self.0);
         }
-        PRETENDED.set(Some(on));
-        Ends
+    }
+
+    /// Whatever this thread asks about, it is told this, as long as the answer lives. By itself, nothing is trusted.
+    pub fn pretend(on: FileSystem) -> Pretence {
+        Pretence(PRETENDED.replace(Some(on)))
     }
 }
 
@@ -297,5 +322,26 @@ mod system {
 
     pub(super) fn on(_: u64, _: impl FnOnce() -> io::Result<FileSystem>) -> FileSystem {
         OWN_DISK
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_times_are_set_together() {
+        let file = tempfile::tempfile().unwrap();
+        let (old, older) = (at(1_000_000_000), at(500_000_000));
+        file.set_times(FileTimes::new().set_accessed(older).set_modified(older))
+            .unwrap();
+        set_modified(&file, old).unwrap();
+        let meta = file.metadata().unwrap();
+        assert_eq!(meta.modified().unwrap(), old);
+        assert!(meta.accessed().unwrap() > old);
+    }
+
+    fn at(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
     }
 }

@@ -390,6 +390,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         TAKEN,
     ),
     (
+        "R5-both-times",
+        "the time of the last change is set together with that of the last reading",
+        Inside(&["file_system::tests"]),
+    ),
+    (
         "R5-rights",
         "what arrives gets the group and the access list that its folder hands on",
         Inside(&["inbox::tests::team"]),
@@ -644,6 +649,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     ),
     ("S5-both", "a crash left it under its path too", DISPOSE),
     ("S5-twice", "a crash left it in the archive too", DISPOSE),
+    (
+        "S5-numbers",
+        "where numbers do not last, a crash left it under two names too",
+        DISPOSE,
+    ),
     ("S5-last-lease", "the lease at the last moment", DISPOSE),
     (
         "S5-shortage",

@@ -2,7 +2,7 @@
 
 use std::{
     ffi::{OsStr, OsString},
-    fs::{File, FileTimes},
+    fs::File,
     io,
     sync::{
         Arc,
@@ -18,7 +18,7 @@ use data_encoding::HEXLOWER;
 use dropwire_protocol::{AgentId, Kind, Mtime, RunningDigest, TransferId};
 
 use super::{claims::Key, ledger::Checkpoint, rights::Rights, seals::Seals, site::Site};
-use crate::{durable, fault, id, remove_tree::remove_tree};
+use crate::{durable, fault, file_system, id, remove_tree::remove_tree};
 
 /// Bytes read at once.
 const READ: usize = 256 * 1024;
@@ -223,7 +223,7 @@ pub fn set_mtime(file: &File, mtime: Mtime) {
     let nanos = Duration::from_nanos(mtime.nanos.min(999_999_999).into());
     let time: Option<SystemTime> = whole.and_then(|t| t.checked_add(nanos));
     if let Some(time) = time {
-        let _ = file.set_times(FileTimes::new().set_modified(time));
+        let _ = file_system::set_modified(file, time);
     }
 }
 

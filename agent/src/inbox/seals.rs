@@ -6,13 +6,13 @@
 
 use std::{
     collections::HashMap,
-    fs::{File, FileTimes},
+    fs::File,
     sync::{Mutex, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use super::claims::Key;
-use crate::{fault, version::Version};
+use crate::{fault, file_system, version::Version};
 
 /// Most partials whose seals are remembered; for one more, any of them is forgotten.
 const MOST: usize = 1024;
@@ -29,7 +29,7 @@ pub struct Seals {
 impl Seals {
     /// Seals a partial, of which this run wrote every byte or read it again. Where that fails it is read again.
     pub fn set(&self, key: Key, file: &File) {
-        let sealing = file.set_times(FileTimes::new().set_modified(time()));
+        let sealing = file_system::set_modified(file, time());
         let version = sealing
             .and_then(|()| file.metadata())
             .map(|meta| Version::raw(&meta));

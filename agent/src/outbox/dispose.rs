@@ -427,16 +427,8 @@ impl<'a> Steps<'a> {
 
     /// Is what lies in `leaving` still under its path too? The same file, not another one of that name.
     fn under_both(&self, leaving: &OsStr, folder: &Dir, at: &OsStr) -> io::Result<bool> {
-        let staged = self.leaving.symlink_metadata(leaving)?;
-        match folder.symlink_metadata(at) {
-            Ok(there) => {
-                let staged_version = Version::listed(&self.leaving, leaving, &staged);
-                let same = match staged_version.inode {
-                    0 => Version::listed(folder, at, &there).same_identity(&staged_version),
-                    _ => beside::same_file(&staged, &there),
-                };
-                Ok(same && !fault::mutant("S5-both"))
-            }
+        match beside::same_file((&self.leaving, leaving), (folder, at)) {
+            Ok(same) => Ok(same && !fault::mutant("S5-both")),
             Err(e) if confined::is_absent(&e) => Ok(false),
             Err(e) => Err(e),
         }

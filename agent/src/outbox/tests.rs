@@ -376,12 +376,9 @@ async fn polling_finds_the_same() {
     let outside = running.temp.path().join("outside");
     fs::write(&outside, "old").unwrap();
     let old = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
-    fs::File::options()
-        .append(true)
-        .open(&outside)
-        .unwrap()
-        .set_modified(old)
-        .unwrap();
+    let outside_file = fs::File::options().append(true).open(&outside).unwrap();
+    crate::file_system::set_modified(&outside_file, old).unwrap();
+    drop(outside_file);
     fs::rename(&outside, running.at("moved in")).unwrap();
     running.settles(&["moved in"]).await;
     // Written to in its place: the folder does not change with it.

@@ -241,7 +241,7 @@ fn what_happens_to_the_file_after_the_last_read_voids_the_pass() {
         pass.read(&mut hash, version.size, &mut |_, _, _| true).unwrap();
         assert_eq!(pass.check(), Ok(()));
         let touched = fs::File::open(outbox.root().join("file")).unwrap();
-        touched.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+        crate::file_system::set_modified(&touched, std::time::SystemTime::UNIX_EPOCH).unwrap();
         assert_eq!(pass.check(), Ok(()), "the lease speaks for its bytes");
         harm(&outbox.root().join("file"));
         assert_eq!(pass.check(), Err(Voided::Changed), "{number}");
@@ -379,7 +379,7 @@ async fn what_is_written_to_a_file_that_was_read_already_voids_the_pass() {
     let mtime = fs::metadata(&small).unwrap().modified().unwrap();
     fs::write(&small, "other").unwrap();
     let file = fs::File::options().write(true).open(&small).unwrap();
-    file.set_modified(mtime).unwrap();
+    crate::file_system::set_modified(&file, mtime).unwrap();
     drop(file);
     let mut last = None;
     while let Some(piece) = pieces.recv().await {
@@ -409,7 +409,7 @@ fn where_others_write_unseen_the_path_is_opened_again_after_the_last_read() {
             fs::create_dir(at("sub")).unwrap();
             fs::write(at("sub/file"), "OTHER").unwrap();
             let file = fs::File::options().write(true).open(at("sub/file")).unwrap();
-            file.set_modified(mtime).unwrap();
+            crate::file_system::set_modified(&file, mtime).unwrap();
         }
         false
     };

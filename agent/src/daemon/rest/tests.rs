@@ -107,7 +107,7 @@ impl World {
         loop {
             change(&path);
             let file = fs::File::options().write(true).open(&path).unwrap();
-            file.set_modified(mtime).unwrap();
+            crate::file_system::set_modified(&file, mtime).unwrap();
             drop(file);
             let now = self.found().version;
             if now.ctime_ns != before.ctime_ns {

@@ -5,9 +5,10 @@ use std::{
     io,
 };
 
+use cap_fs_ext::MetadataExt;
 use cap_std::fs::{Dir, Metadata};
 
-use crate::{confined, durable, fault};
+use crate::{confined, durable, fault, version::Version};
 
 /// Gives the file `name` in `from` the name `wanted` in `to`, or that with the first number found free. One that has such
 /// a name already, because a crash cut this off, only loses the old one. Durable after a sync of `to`, then of `from`.
@@ -31,10 +32,7 @@ pub(in crate::outbox) fn rename_beside(from: &Dir, name: &OsStr, to: &Dir, wante
         }
     }
     let file = from.symlink_metadata(name)?;
-    let is_it = |n: u64| {
-        let there = to.symlink_metadata(numbered(wanted, n));
-        there.is_ok_and(|there| same_file(&there, &file))
-    };
+    let is_it = |n: u64| same_file((from, name), (to, &numbered(wanted, n))).unwrap_or(false);
     if has_further_names(&file) && (0..number).any(is_it) && !fault::mutant("S5-twice") {
         return durable::unlink(from, name);
     }
@@ -66,21 +64,23 @@ pub(super) fn numbered(name: &OsStr, number: u64) -> OsString {
     confined::os_str(&bytes).map_or_else(|_| OsString::from(format!("{number}")), OsStr::to_os_string)
 }
 
-/// Where the system says it: elsewhere false.
-#[cfg(unix)]
-pub(super) fn same_file(one: &Metadata, other: &Metadata) -> bool {
-    use cap_std::fs::MetadataExt;
-    (one.dev(), one.ino()) == (other.dev(), other.ino())
-}
-
-#[cfg(not(unix))]
-pub(super) fn same_file(_: &Metadata, _: &Metadata) -> bool {
-    false
+/// Are these two names of one file? Where its number does not last, by all else that is listed, which its names share.
+pub(super) fn same_file(one: (&Dir, &OsStr), other: (&Dir, &OsStr)) -> io::Result<bool> {
+    let seen = |(folder, name): (&Dir, &OsStr)| {
+        let meta = folder.symlink_metadata(name)?;
+        Ok::<_, io::Error>((meta.dev(), Version::listed(folder, name, &meta)))
+    };
+    let ((device, one), (other_device, other)) = (seen(one)?, seen(other)?);
+    let same = match one.inode {
+        0 => one.same_identity(&other) && one.ctime_ns == other.ctime_ns && !fault::mutant("S5-numbers"),
+        number => number == other.inode,
+    };
+    Ok(same && device == other_device)
 }
 
 #[cfg(unix)]
 fn has_further_names(file: &Metadata) -> bool {
-    cap_std::fs::MetadataExt::nlink(file) > 1
+    file.nlink() > 1
 }
 
 #[cfg(not(unix))]

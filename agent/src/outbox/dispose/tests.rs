@@ -11,13 +11,18 @@ use crate::file_system::{self, FileSystem};
 struct Outbox {
     temp: tempfile::TempDir,
     id: OutboxId,
+    _trusted: file_system::Pretence,
 }
 
 impl Outbox {
     fn new() -> Self {
         let temp = tempfile::tempdir().unwrap();
         let id = OutboxId(mark::create(&confined::root(temp.path()).unwrap()).unwrap());
-        Outbox { temp, id }
+        Outbox {
+            temp,
+            id,
+            _trusted: file_system::pretend(file_system::TRUSTED),
+        }
     }
 
     fn at(&self, path: &str) -> PathBuf {
@@ -69,7 +74,7 @@ fn overwrite_unseen(path: &Path, bytes: &str) {
     let mtime = fs::metadata(path).unwrap().modified().unwrap();
     fs::write(path, bytes).unwrap();
     let file = File::options().write(true).open(path).unwrap();
-    file.set_modified(mtime).unwrap();
+    crate::file_system::set_modified(&file, mtime).unwrap();
 }
 
 #[test]
@@ -112,7 +117,6 @@ fn another_version_stays() {
 /// A large file that nothing but its bytes tells from what was delivered.
 #[test]
 fn where_a_change_may_not_show_large_files_are_compared_too() {
-    let on = FileSystem::of(&tempfile::tempfile().unwrap()).unwrap();
     let version = |ctime_ns| Version {
         inode: 1,
         birth_ns: 1,
@@ -121,10 +125,7 @@ fn where_a_change_may_not_show_large_files_are_compared_too() {
         ctime_ns,
         folder: false,
     };
-    let trusted = FileSystem {
-        sees_writers: true,
-        ..on
-    };
+    let trusted = file_system::TRUSTED;
     assert!(!shows_too_little(&version(1), trusted));
     assert!(
         shows_too_little(&version(1), FileSystem::default()),
@@ -250,8 +251,12 @@ mod under_two_names {
 
     #[test]
     fn leaving_and_the_archive() {
-        for taken in [0, 1, 5] {
+        for (taken, on) in [0, 1, 5]
+            .into_iter()
+            .flat_map(|taken| [(taken, file_system::TRUSTED), (taken, FileSystem::default())])
+        {
             let outbox = Outbox::new();
+            let _on = file_system::pretend(on);
             let folder = outbox.at(".dropwire/sent/sub");
             fs::create_dir_all(&folder).unwrap();
             let archived = |n| folder.join(beside::numbered(OsStr::new("file.txt"), n));

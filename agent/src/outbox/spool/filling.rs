@@ -16,7 +16,7 @@ use super::{SpoolError, discard, room::Room};
 use crate::{
     confined, durable,
     error::shown,
-    fault, mark,
+    fault, file_system, mark,
     version::{Found, OutboxId, Version},
 };
 
@@ -254,7 +254,7 @@ fn copy(original: &File, to: &Dir, as_name: &OsStr, waits: &dyn Fn() -> bool) ->
         let text = "it changed while it was copied";
         return Err(io::Error::new(io::ErrorKind::WouldBlock, text));
     }
-    copy.set_modified(original.metadata()?.modified()?)?;
+    file_system::set_modified(&copy, original.metadata()?.modified()?)?;
     let (version, _) = Version::read(&copy)?;
     fault::step("send-copy", || durable::sync_file(&copy))?;
     Ok(version)
