@@ -710,7 +710,7 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     (
         "S6-again",
         "a name that is taken again is looked at where nothing tells the new file",
-        Inside(&["daemon::disposal::tests"]),
+        Inside(&["daemon::disposal::again::tests"]),
     ),
     ("commit-sync", "every commit is synced", DB),
     ("commit-failed", "after a failed commit everything is refused", DB),
