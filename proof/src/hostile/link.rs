@@ -4,7 +4,7 @@ use std::{
     io,
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -36,6 +36,8 @@ pub struct Target {
     pub made: AtomicU64,
     /// Messages so far that the victim took from a socket, or its system did.
     pub said: Arc<AtomicU64>,
+    /// What goes on.
+    pub attack: Mutex<String>,
 }
 
 /// One link, after both Hellos.

@@ -15,7 +15,7 @@ mod link;
 use std::{
     fs,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     thread,
@@ -78,6 +78,8 @@ struct Scene<'a> {
     /// How long the rounds took, without and with the hostile peer.
     before: Vec<Duration>,
     during: Vec<Duration>,
+    /// What went on when the longest of them ended.
+    longest: String,
     /// At rest, and the most of each under attack.
     rest: Gauge,
     most: Gauge,
@@ -115,6 +117,7 @@ impl<'a> Scene<'a> {
             address: address.parse().expect("an address"),
             made: AtomicU64::new(0),
             said: Arc::default(),
+            attack: Mutex::default(),
         };
         Scene {
             plan,
@@ -124,6 +127,7 @@ impl<'a> Scene<'a> {
             round: 0,
             before: Vec::new(),
             during: Vec::new(),
+            longest: String::new(),
             rest: Gauge::default(),
             most: Gauge::default(),
             violations: Vec::new(),
@@ -150,6 +154,9 @@ impl<'a> Scene<'a> {
         let attacks = attack(self.plan, self.target.clone(), over.clone());
         while !over.load(Relaxed) && self.violations.is_empty() {
             let took = self.deliver();
+            if self.during.iter().all(|other| *other < took) {
+                self.longest = lock(&self.target.attack).clone();
+            }
             self.during.push(took);
             self.look();
         }
@@ -238,7 +245,10 @@ impl<'a> Scene<'a> {
             ("one, alone", format!("{before:.2?}")),
             (
                 "one, attacked",
-                format!("{during:.2?} (the longest {longest:.2?})"),
+                format!(
+                    "{during:.2?} (the longest {longest:.2?}, to the end of {})",
+                    self.longest
+                ),
             ),
         ];
         let figures = self.most.figures().into_iter().zip(self.rest.figures());
@@ -297,10 +307,15 @@ fn attack(plan: &Plan, target: Arc<Target>, over: Arc<AtomicBool>) -> thread::Jo
             eprintln!("{:>4.0?} left: {}", until - Instant::now(), name_of(attack));
             let mut own = Chance::new(chance.number());
             let until = tokio::time::Instant::now() + turn;
+            *lock(&target.attack) = name_of(attack);
             runtime.block_on(attack.run(&target, &mut own, until));
         }
         over.store(true, Relaxed);
     })
+}
+
+fn lock(name: &Mutex<String>) -> MutexGuard<'_, String> {
+    name.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn name_of(attack: Attack) -> String {
