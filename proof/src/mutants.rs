@@ -708,6 +708,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     ),
     ("S6", "the commit that the file has left", QUEUE),
     (
+        "S6-late",
+        "who has a file whose time was set late is told when it leaves, not with the next other word",
+        QUEUE,
+    ),
+    (
         "S6-again",
         "a name that is taken again is looked at where nothing tells the new file",
         Inside(&["daemon::disposal::again::tests"]),

@@ -313,7 +313,8 @@ async fn ended(
         }
     }
     let some_left = !noted.is_empty();
-    shared.queue.disposed(noted, now_ms()).await?;
+    let late = shared.queue.disposed(noted, now_ms()).await?;
+    late.into_iter().for_each(|peer| shared.wake(peer).notify_one());
     left(shared, &gone).await;
     for disposal in changed {
         if let Some(outbox) = shared.outbox(disposal.found.outbox) {

@@ -141,7 +141,7 @@ pub(super) fn settle(db: &Connection, drop: DropId) -> Result<DropState> {
         }
     }
     if differ && !fault::mutant("S4-one-digest") {
-        return leave(db, drop).map(|()| DropState::Left);
+        return leave(db, drop).map(|_| DropState::Left);
     }
     let state = if after_send == AfterSend::Keep || (undelivered && !fault::mutant("S5-every-peer")) {
         DropState::Stays
@@ -161,7 +161,7 @@ pub(super) fn settle(db: &Connection, drop: DropId) -> Result<DropState> {
 ///
 /// Not earlier: as long as it lies there, a lost job list would offer it again, and only the receiver's ledger
 /// could tell that it was delivered.
-pub(super) fn leave(db: &Connection, drop: DropId) -> Result<()> {
+pub(super) fn leave(db: &Connection, drop: DropId) -> Result<Vec<AgentId>> {
     let late: Option<i64> = db
         .prepare_cached(
             "UPDATE drops SET state = 3, left_running_ms = (SELECT ms FROM running) WHERE id = ?
@@ -177,10 +177,13 @@ pub(super) fn leave(db: &Connection, drop: DropId) -> Result<()> {
             Ok((TransferId(row.get(0)?), AgentId(row.get(1)?)))
         })?
         .collect::<Result<_>>()?;
-    for (transfer, peer) in delivered {
-        tell(db, transfer, peer, Step::Forget, late)?;
+    for (transfer, peer) in &delivered {
+        tell(db, *transfer, *peer, Step::Forget, late)?;
     }
-    Ok(())
+    Ok(match late.is_some() && !fault::mutant("S6-late") {
+        true => delivered.into_iter().map(|(_, peer)| peer).collect(),
+        false => Vec::new(),
+    })
 }
 
 /// A version is not there any more, and not everybody has it: its queued jobs end failed. Returns them.

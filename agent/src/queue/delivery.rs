@@ -88,17 +88,22 @@ impl Queue {
     /// call [`Queue::left`] after that, or the next enqueued version of the path says so.
     ///
     /// What stays was judged by this version: nothing, where the drop has come to be another one meanwhile.
+    ///
+    /// Gives who is to be told a time that was set late.
     pub async fn disposed(
         &self,
         ended: Vec<(DropId, Option<(Version, String)>)>,
         now_ms: i64,
-    ) -> Result<(), DbError> {
-        self.each(ended, move |db, (drop, stays), _: &mut Vec<()>| {
+    ) -> Result<Vec<AgentId>, DbError> {
+        self.each(ended, move |db, (drop, stays), late| {
             if state_of(db, *drop)? != Some(DropState::Acknowledged) || fault::mutant("S6") {
                 return Ok(());
             }
             match stays {
-                None => change::leave(db, *drop),
+                None => {
+                    late.extend(change::leave(db, *drop)?);
+                    Ok(())
+                }
                 Some((judged, why)) if is_still(db, *drop, judged)? || fault::mutant("S5-judged") => {
                     stay(db, *drop, why, now_ms)
                 }
@@ -106,7 +111,6 @@ impl Queue {
             }
         })
         .await
-        .map(|_| ())
     }
 
     /// Versions that are known and stay in their outboxes for good, after `after` (DropId(0) at first), in order. The
@@ -331,7 +335,7 @@ fn stay(db: &Connection, drop: DropId, why: &str, now_ms: i64) -> Result<()> {
         )?
         .query_row([drop.0], |row| row.get(0))?;
     if replaced {
-        return change::leave(db, drop);
+        return change::leave(db, drop).map(|_| ());
     }
     db.prepare_cached("UPDATE drops SET state = 1, problem = ? WHERE id = ?")?
         .execute(params![why, drop.0])?;

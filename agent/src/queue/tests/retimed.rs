@@ -45,7 +45,8 @@ async fn a_delivered_file_with_other_times_is_the_same_drop_and_its_peers_are_to
     assert_eq!(drops, [one_has_it.earlier]);
     let leaving = queue.to_dispose(OUTBOX, DropId(0), 9).await.unwrap();
     assert_eq!((leaving[0].found.clone(), leaving[0].delivered_ms), (late, 2));
-    queue.disposed(vec![(drops[0], None)], 3).await.unwrap();
+    let told = queue.disposed(vec![(drops[0], None)], 3).await.unwrap();
+    assert_eq!(told, [peer(1), peer(2)]);
     for (n, id) in [(1, ids[0]), (2, ids[1])] {
         let todo = todo(&queue, n).await;
         assert_eq!(todo.forget, [id]);
