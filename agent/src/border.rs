@@ -10,7 +10,7 @@ use std::{
 };
 
 use cap_fs_ext::{DirExt, MetadataExt};
-use cap_std::fs::Dir;
+use cap_std::fs::{Dir, Metadata};
 use dropwire_protocol::{RemotePath, RunningDigest};
 
 use crate::{confined, durable, mark};
@@ -28,13 +28,15 @@ impl Side {
     pub fn of(folder: &Dir) -> io::Result<Side> {
         Ok(Side {
             device: folder.dir_metadata()?.dev(),
-            mount: system::mount(folder),
+            mount: system::mount(folder, OsStr::new("")),
         })
     }
 
-    /// Of the file system.
-    pub fn device(self) -> u64 {
-        self.device
+    /// Is what has the name `name` in `folder`, with these metadata, on this side? Overlays of several disks give files
+    /// other device numbers than folders: there the mount tells.
+    pub fn holds(self, folder: &Dir, name: &OsStr, meta: &Metadata) -> bool {
+        let same_mount = || self.mount != 0 && system::mount(folder, name) == self.mount;
+        meta.dev() == self.device || (!meta.is_dir() && same_mount()) // btrfs subvolumes share a mount
     }
 }
 
@@ -129,7 +131,7 @@ pub use system::{MOUNTS, mounted_below};
 mod system {
     use std::{
         collections::BTreeSet,
-        ffi::OsString,
+        ffi::{OsStr, OsString},
         os::unix::ffi::OsStringExt,
         path::{Path, PathBuf},
     };
@@ -139,8 +141,10 @@ mod system {
 
     use super::Mounted;
 
-    pub(super) fn mount(folder: &Dir) -> u64 {
-        let stat = rustix::fs::statx(folder, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID);
+    /// Of what has the name `name` in `folder`; the folder's own where that is empty.
+    pub(super) fn mount(folder: &Dir, name: &OsStr) -> u64 {
+        let flags = AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW;
+        let stat = rustix::fs::statx(folder, name, flags, StatxFlags::MNT_ID);
         let stat = stat
             .ok()
             .filter(|stat| StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::MNT_ID));
@@ -225,7 +229,7 @@ mod system {
 
 #[cfg(not(target_os = "linux"))]
 mod system {
-    use std::{collections::BTreeSet, path::Path};
+    use std::{collections::BTreeSet, ffi::OsStr, path::Path};
 
     use cap_std::fs::Dir;
 
@@ -234,7 +238,7 @@ mod system {
     /// There is no such list here.
     pub const MOUNTS: &str = "";
 
-    pub(super) fn mount(_: &Dir) -> u64 {
+    pub(super) fn mount(_: &Dir, _: &OsStr) -> u64 {
         0
     }
 

@@ -73,6 +73,11 @@ impl FileSystem {
         }
     }
 
+    /// Files may have other device numbers than the folders that they lie in: overlays of several disks.
+    pub fn spreads_devices(&self) -> bool {
+        self.name == "overlay"
+    }
+
     /// What is not trusted here, a sentence each; empty where everything is.
     pub fn cautions(&self) -> Vec<&'static str> {
         let cautions = [

@@ -254,6 +254,34 @@ pub struct Found {
     pub version: Version,
 }
 
+/// For tests: what lies in `folder` counts as written, also where no lease proves it.
+#[cfg(test)]
+pub fn rests(folder: &std::path::Path) {
+    let file = tempfile::tempfile_in(folder).expect("a file there");
+    if !FileSystem::of(&file).expect("where it is").sees_writers {
+        clock_steps(folder);
+    }
+}
+
+/// For tests: what is changed in `folder` after this shows in its ctime.
+#[cfg(test)]
+pub fn clock_steps(folder: &std::path::Path) {
+    let file = tempfile::tempfile_in(folder).expect("a file there");
+    let (version, _) = Version::read(&file).expect("its version");
+    while version.is_fresh(SystemTime::now()) {
+        std::thread::yield_now();
+    }
+}
+
+/// For tests: what becomes of a file's `time` in `folder`, where whole seconds may be all that is kept.
+#[cfg(test)]
+pub fn as_kept(folder: &std::path::Path, time: SystemTime) -> SystemTime {
+    let file = tempfile::tempfile_in(folder).expect("a file there");
+    file.set_modified(time).expect("a time");
+    let kept = file.metadata().and_then(|meta| meta.modified());
+    kept.expect("its time")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -190,6 +190,7 @@ fn a_rename_of_the_folder_leaves_it_undisturbed_and_nothing_else_does() {
     let after = list_quickly(&dir(&there)).unwrap();
     assert!(after.is_undisturbed(&before) && after.version().same_identity(&before.version()));
     // A link comes and goes: only the ctime tells.
+    crate::version::clock_steps(temp.path());
     fs::hard_link(there.join("sub/file"), there.join("sub/link")).unwrap();
     fs::remove_file(there.join("sub/link")).unwrap();
     let touched = list_quickly(&dir(&there)).unwrap();
@@ -203,6 +204,7 @@ fn writers_and_what_is_never_sent_are_told() {
     let at = |name: &str| temp.path().join(name);
     std::os::unix::fs::symlink("/etc", at("sub/link")).unwrap();
     let _socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
+    crate::version::rests(temp.path());
     let ask = || list(&dir(temp.path()), true, &mut |_| Ok(()));
     let listing = ask().unwrap();
     let path = |path: &str| RemotePath::parse(path.as_bytes()).unwrap();
@@ -230,4 +232,49 @@ fn a_stream_that_ended_early_is_no_version_of_it() {
         digest(&dir(temp.path()), size, &|| false),
         Err(Halt::Trouble(Trouble::Changed))
     );
+}
+
+/// An overlay of several disks gives files other device numbers than folders; what is mounted keeps a folder back there too.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_folder_on_an_overlay_can_be_sent_and_a_mounted_file_in_it_cannot() {
+    let temp = tempfile::tempdir().unwrap();
+    let at = |path: &str| temp.path().join(path);
+    let mount = |with: &[&str], on: &str| {
+        let ran = Command::new("mount").args(with).arg(at(on)).output();
+        ran.is_ok_and(|ran| ran.status.success())
+            .then(|| Unmounts(at(on)))
+    };
+    for folder in ["lower", "disk", "merged"] {
+        fs::create_dir(at(folder)).unwrap();
+    }
+    fs::write(at("lower/file"), "bytes").unwrap();
+    let Some(_disk) = mount(&["-t", "tmpfs", "none"], "disk") else {
+        return crate::fault::skip("nothing can be mounted here");
+    };
+    fs::create_dir(at("disk/upper")).unwrap();
+    fs::create_dir(at("disk/work")).unwrap();
+    let root = temp.path().display();
+    let layers = format!("lowerdir={root}/lower,upperdir={root}/disk/upper,workdir={root}/disk/work");
+    let Some(_merged) = mount(&["-t", "overlay", "-o", &layers, "none"], "merged") else {
+        return crate::fault::skip("no overlay can be mounted here");
+    };
+    fs::create_dir(at("merged/sub")).unwrap();
+    fs::write(at("merged/sub/file"), "bytes").unwrap();
+    assert!(list_quickly(&dir(&at("merged"))).is_ok());
+    let from = at("lower/file");
+    let bind = ["--bind", from.to_str().unwrap()];
+    let _file = mount(&bind, "merged/sub/file").expect("mounted");
+    let held = list_quickly(&dir(&at("merged")));
+    assert!(matches!(held, Err(Trouble::Held(why)) if why.contains("mounted")));
+}
+
+#[cfg(target_os = "linux")]
+struct Unmounts(std::path::PathBuf);
+
+#[cfg(target_os = "linux")]
+impl Drop for Unmounts {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
 }

@@ -133,7 +133,7 @@ impl<E: From<Trouble>> Walk<'_, E> {
         } else {
             Kind::Other("neither file nor folder")
         };
-        if meta.dev() != self.side.device() {
+        if !self.side.holds(dir, name, &meta) {
             return Err(unsendable(path, &MOUNTED).into());
         }
         let step = Step {

@@ -12,7 +12,9 @@ use crate::{
     control::api::SendFile,
     daemon::{SPOOL, Shared},
     error::{Exit, Fatal, shown},
-    fault, mark,
+    fault,
+    file_system::FileSystem,
+    mark,
 };
 
 /// What the archive is called, in dropwire's own folder in an outbox: what is in it may be sent again.
@@ -104,7 +106,7 @@ impl Rules {
             }
         }
         let has_further_names = system::links(file).map_err(failed)? > 1;
-        if has_further_names && !fault::mutant("send-own") && self.holds(identity).map_err(failed)? {
+        if has_further_names && !fault::mutant("send-own") && self.holds(identity, file).map_err(failed)? {
             return Err(is_own(claimed));
         }
         let outbox = paths
@@ -158,11 +160,12 @@ impl Rules {
     }
 
     /// Is it one of dropwire's own files, under whatever name? Not a copy of the spool: whoever links to one may send it.
-    fn holds(&mut self, (device, inode): Identity) -> io::Result<bool> {
+    fn holds(&mut self, (device, inode): Identity, file: &File) -> io::Result<bool> {
         let at = match self.own.iter().position(|(listed, _)| *listed == device) {
             Some(at) => at,
             None => {
-                self.own.push((device, self.folders.own(device)?));
+                let on = FileSystem::of(file)?;
+                self.own.push((device, self.folders.own(device, on)?));
                 self.own.len() - 1
             }
         };
@@ -171,13 +174,13 @@ impl Rules {
 }
 
 impl Folders {
-    /// The inodes of dropwire's own files on `device`, sorted.
-    fn own(&self, device: u64) -> io::Result<Vec<u64>> {
+    /// The inodes of dropwire's own files on `device`, which is `on` such a file system; sorted.
+    fn own(&self, device: u64, on: FileSystem) -> io::Result<Vec<u64>> {
         let mut inodes = Vec::new();
         list(&self.state, OsStr::new(SPOOL), device, &mut inodes)?;
         for place in &self.boxes {
             // Only a disk that the file itself is on is asked: another may not answer.
-            if place.device == device {
+            if place.device == device || on.spreads_devices() {
                 let own = place.path.join(mark::FOLDER);
                 list(&own, OsStr::new(ARCHIVE), device, &mut inodes)?;
             }

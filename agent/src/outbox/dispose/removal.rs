@@ -14,6 +14,7 @@ use cap_std::fs::Dir;
 use dropwire_protocol::RemotePath;
 
 use crate::{
+    border::Side,
     bundle::{self, Kind, Listing, Step, Trouble},
     confined::{self, Parents},
     durable, fault, io_error,
@@ -237,7 +238,7 @@ pub(super) fn remove(parent: &Dir, name: &OsStr, list: List) -> io::Result<bool>
         folder => folder?,
     };
     let mut removal = Removal {
-        device: folder.dir_metadata()?.dev(),
+        side: Side::of(&folder)?,
         parents: Parents::new(folder),
         within: Vec::new(),
     };
@@ -264,7 +265,7 @@ fn absent_is_fine(removed: io::Result<()>) -> io::Result<()> {
 
 struct Removal {
     parents: Parents,
-    device: u64,
+    side: Side,
     /// The listed folders that the list is in, each within the one before it.
     within: Vec<Entry>,
 }
@@ -306,7 +307,8 @@ impl Removal {
             true => 32, // all but the ctime
             false => 40,
         };
-        let is_as_checked = meta.dev() == self.device && now[..compared] == entry.stamp[..compared];
+        let is_as_checked =
+            self.side.holds(parent, name, &meta) && now[..compared] == entry.stamp[..compared];
         if is_as_checked || fault::mutant("S5-folder-late") {
             durable::unlink(parent, name)?;
         }
