@@ -277,7 +277,7 @@ pub fn clock_steps(folder: &std::path::Path) {
 #[cfg(test)]
 pub fn as_kept(folder: &std::path::Path, time: SystemTime) -> SystemTime {
     let file = tempfile::tempfile_in(folder).expect("a file there");
-    file.set_modified(time).expect("a time");
+    crate::file_system::set_modified(&file, time).expect("a time");
     let kept = file.metadata().and_then(|meta| meta.modified());
     kept.expect("its time")
 }

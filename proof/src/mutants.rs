@@ -623,6 +623,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         ),
     ),
     ("S5-again", "what was moved is what was looked at", DISPOSE),
+    (
+        "S5-moved",
+        "its bytes are asked where no number tells it from another",
+        DISPOSE,
+    ),
     ("S5-folder-version", "a whole folder's version", LEAVES),
     ("S5-folder-digest", "its bytes", LEAVES),
     ("S5-folder-again", "the walk through it in leaving", LEAVES),

@@ -277,6 +277,7 @@ mod tests {
         let root = temp.path();
         let outbox = OutboxId(mark::create(&confined::root(root).unwrap()).unwrap());
         fs::write(root.join("file"), "bytes").unwrap();
+        crate::version::rests(root);
         let ask = |question| doubt(root, outbox, "file", question);
         let (there, same, other) = (
             ask(Question::IsThere),

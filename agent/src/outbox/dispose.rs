@@ -421,7 +421,7 @@ impl<'a> Steps<'a> {
             Err(e) => return Err(failed(e)),
         }
         self.touched.add((Area::Outbox, what.path.parent()), folder);
-        let checked = what.check_again(lease, &self.leaving)?;
+        let checked = what.check_again(lease, &self.leaving, self.stopped)?;
         Ok(Stage::Leaving { file, checked })
     }
 

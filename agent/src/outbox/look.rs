@@ -227,7 +227,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        file_system::{self, FileSystem},
+        file_system::{self, FileSystem, TRUSTED},
         version::Version,
     };
 
@@ -259,6 +259,7 @@ mod tests {
 
     #[test]
     fn closed_files_are_ready_and_some_rest_first() {
+        let _trusted = file_system::pretend(TRUSTED);
         let temp = tempfile::tempdir().unwrap();
         let root = temp.path();
         for name in [
@@ -275,6 +276,7 @@ mod tests {
             fs::write(root.join(name), "bytes").unwrap();
         }
         fs::write(root.join("empty"), "").unwrap();
+        crate::version::clock_steps(root);
         for (name, rest) in [
             ("empty", QUIET),
             (".hidden", QUIET),
@@ -294,6 +296,7 @@ mod tests {
     #[cfg(target_os = "linux")]
     #[test]
     fn what_may_be_changed_unseen_rests_past_the_clocks_step() {
+        let _trusted = file_system::pretend(TRUSTED);
         let temp = tempfile::tempdir().unwrap();
         let version = |age_ms: u64, coarse: bool| {
             let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
@@ -362,6 +365,7 @@ mod tests {
     #[cfg(target_os = "linux")]
     #[test]
     fn a_file_without_its_marker_is_not_seen() {
+        let _trusted = file_system::pretend(TRUSTED);
         let temp = tempfile::tempdir().unwrap();
         let dir = confined::root(temp.path()).unwrap();
         let marker = Some(".ok".into());
@@ -375,6 +379,7 @@ mod tests {
         };
         fs::create_dir(temp.path().join("sub.ok")).unwrap();
         fs::write(temp.path().join("file"), "").unwrap();
+        crate::version::clock_steps(temp.path());
         assert!(matches!(at("file"), Seen::Unmarked(why) if why.ends_with("file.ok")));
         let writer = File::create(temp.path().join("file.ok")).unwrap();
         assert_eq!(rest_of(at("file")), Duration::ZERO, "empty ones too");

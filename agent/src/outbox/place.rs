@@ -174,6 +174,7 @@ mod tests {
 
     #[test]
     fn a_folder_is_marked_once_and_held_without_its_mark() {
+        let _trusted = crate::file_system::pretend(crate::file_system::TRUSTED);
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("outbox");
         assert!(

@@ -215,6 +215,7 @@ mod tests {
     }
 
     fn sees(temp: &tempfile::TempDir, path: &RemotePath) -> Seen {
+        crate::version::rests(temp.path());
         let root = confined::root(temp.path()).unwrap();
         let rules = Rules {
             quiet: Duration::ZERO,

@@ -84,13 +84,25 @@ impl Disposal {
     }
 
     /// After the rename: what was moved is the file that was checked, and nobody came in between.
-    pub(super) fn check_again(&self, lease: Option<Lease>, leaving: &Dir) -> Result<Checked, DisposeError> {
+    pub(super) fn check_again(
+        &self,
+        lease: Option<Lease>,
+        leaving: &Dir,
+        stopped: &dyn Fn() -> bool,
+    ) -> Result<Checked, DisposeError> {
         let moved = match leaving.symlink_metadata(OsStr::new(&self.name)) {
             Ok(moved) if moved.is_file() => Version::listed(leaving, OsStr::new(&self.name), &moved),
             Ok(_) => return Ok(Checked::Not(Disposed::Changed)),
             Err(e) if confined::is_absent(&e) => return Ok(Checked::Not(Disposed::Changed)),
             Err(e) => return Err(self.failed("the looking again", e)),
         };
+        // Where no number tells one file from another, the bytes of what was moved do.
+        if moved.inode == 0 && !fault::mutant("S5-moved") {
+            return match self.open(leaving, OsStr::new(&self.name))? {
+                Some(file) => self.check(&file, Compare::Always, stopped),
+                None => Ok(Checked::Not(Disposed::Changed)),
+            };
+        }
         Ok(
             if !moved.same_identity(&self.version) && !fault::mutant("S5-again") {
                 Checked::Not(Disposed::Changed)

@@ -74,7 +74,7 @@ fn files_leave_by_the_top_of_what_is_mounted() {
         ];
         let leaving = mounted.0.join(".dropwire/leaving");
         fs::rename(outbox.at("disk/cut"), leaving.join("3")).unwrap();
-        fs::write(outbox.at("disk/b/changed"), "other").unwrap();
+        fs::write(outbox.at("disk/b/changed"), "others").unwrap();
         fs::rename(outbox.at("disk/b/changed"), leaving.join("4")).unwrap();
         fs::remove_dir(outbox.at("disk/b")).unwrap();
         let answers: Vec<_> = dispose_all(&both, &|| false)
@@ -85,7 +85,7 @@ fn files_leave_by_the_top_of_what_is_mounted() {
             answers,
             [Disposed::Done, Disposed::Done, Disposed::Done, Disposed::Changed]
         );
-        assert_eq!(super::read(&outbox.at("disk/b/changed")), "other", "given back");
+        assert_eq!(super::read(&outbox.at("disk/b/changed")), "others", "given back");
         assert!(!outbox.at("disk/a/z").exists() && !outbox.at("here").exists());
         assert_eq!(fs::read_dir(&leaving).unwrap().count(), 0);
     }
