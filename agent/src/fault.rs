@@ -8,6 +8,9 @@
 //!
 //! `DROPWIRE_MUTANT` names one safeguard that is left out; the program `mutants` shows that some test then fails.
 
+#[cfg(test)]
+pub mod needs;
+
 /// Is this safeguard to be left out? Never in a release build.
 #[cfg(debug_assertions)]
 pub fn mutant(name: &str) -> bool {

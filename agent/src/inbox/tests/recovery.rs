@@ -70,6 +70,9 @@ fn settled(outcome: &Outcome) -> &Receipt {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn partial_there_is_placed_again_with_the_same_receipt() {
+    if !crate::fault::needs::renames() {
+        return;
+    }
     let (rig, receipt, outcome) = recovered(How::Renamed, |_, _| ()).await;
     assert_eq!(settled(&outcome), &receipt);
     assert_eq!(rig.files(), [(NAME.into(), BYTES.to_vec())]);
@@ -193,6 +196,9 @@ async fn a_link_that_was_not_made_is_made_up_for() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_beside_a_renamed_partial_does_not_mean_placed() {
+    if !crate::fault::needs::renames() {
+        return;
+    }
     let (rig, receipt, outcome) = recovered(How::Renamed, |root, partial| {
         fs::hard_link(partial, root.parent().unwrap().join("backup")).unwrap();
     })
@@ -203,6 +209,9 @@ async fn a_copy_beside_a_renamed_partial_does_not_mean_placed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restored_partial_counts_only_with_the_right_bytes() {
+    if !crate::fault::needs::renames() {
+        return;
+    }
     let replace = |bytes: &'static [u8]| {
         move |_: &Path, partial: &Path| {
             let new = partial.with_extension("new");
@@ -255,6 +264,9 @@ async fn another_inbox_folder_says_nothing_about_this_one_s_rows() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_withdrawal_finishes_what_is_placing() {
+    if !crate::fault::needs::renames() {
+        return;
+    }
     let rig = Rig::new().await;
     let (_, receipt) = placing(&rig, How::Renamed).await;
     let mut link = rig.link(ANA);

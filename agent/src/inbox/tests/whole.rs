@@ -55,6 +55,9 @@ fn refused(outcome: &Outcome) -> DeclineReason {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_gets_a_name_of_its_own_and_its_stream_goes() {
+    if !crate::fault::needs::renames() {
+        return;
+    }
     let rig = Rig::new().await;
     let (mut link, stream) = (link(&rig), stream());
     assert_eq!(delivered_as(&link.send(id(1), NAME, &stream).await), NAME);
@@ -72,6 +75,9 @@ async fn each_gets_a_name_of_its_own_and_its_stream_goes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_sound_stream_is_refused_and_starts_over() {
+    if !crate::fault::needs::renames() {
+        return;
+    }
     let rig = Rig::new().await;
     let mut link = link(&rig);
     let mut cut = stream();
@@ -87,6 +93,9 @@ async fn what_is_no_sound_stream_is_refused_and_starts_over() {
 /// A crash while it is unpacked: the whole stream is there, and a part of the folder.
 #[tokio::test(flavor = "multi_thread")]
 async fn half_unpacked_it_goes_on_without_a_byte_sent_again() {
+    if !crate::fault::needs::renames() {
+        return;
+    }
     let rig = Rig::new().await;
     let (stream, key) = (stream(), (ANA, id(1)));
     let mut first = link(&rig);
@@ -177,6 +186,9 @@ fn settled(outcome: &Outcome) -> &Receipt {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn between_intent_and_name_it_is_placed_with_the_same_receipt() {
+    if !crate::fault::needs::renames() {
+        return;
+    }
     let (rig, receipt, outcome) = recovered(|_, _| ()).await;
     assert_eq!(settled(&outcome), &receipt);
     assert_eq!((rig.files(), rig.partials()), (files_of(NAME), 0));
@@ -193,6 +205,9 @@ async fn under_its_name_it_is_delivered() {
 /// All of it, or a piece.
 #[tokio::test(flavor = "multi_thread")]
 async fn taken_away_it_is_made_again_without_a_byte_sent_again() {
+    if !crate::fault::needs::renames() {
+        return;
+    }
     let whole: fn(&Path, &Path) = |_, folder| fs::remove_dir_all(folder).unwrap();
     let piece: fn(&Path, &Path) = |_, folder| fs::remove_file(folder.join("sub/b")).unwrap();
     for taken in [whole, piece] {
@@ -216,6 +231,9 @@ async fn a_name_taken_meanwhile_gives_the_next_one() {
 /// Restored from a copy, say: nobody knows what is in it.
 #[tokio::test(flavor = "multi_thread")]
 async fn another_folder_in_its_place_is_not_taken_for_it() {
+    if !crate::fault::needs::renames() {
+        return;
+    }
     let (rig, _, outcome) = recovered(|_, folder| {
         fs::rename(folder, folder.with_extension("away")).unwrap();
         fs::create_dir(folder).unwrap();
@@ -231,6 +249,9 @@ async fn another_folder_in_its_place_is_not_taken_for_it() {
 
 #[test]
 fn where_names_are_given_by_links_no_folder_is_taken() {
+    if !crate::fault::needs::renames() {
+        return;
+    }
     let temp = tempfile::tempdir().unwrap();
     let mut site = site::Site::alone(temp.path());
     assert!(admit::takes(&site, Kind::Folder).is_ok());

@@ -5,18 +5,23 @@ use std::{
 };
 
 use super::*;
-use crate::{mark, version::OutboxId};
+use crate::{file_system, mark, version::OutboxId};
 
 struct Outbox {
     temp: tempfile::TempDir,
     id: OutboxId,
+    _trusted: file_system::Pretence,
 }
 
 impl Outbox {
     fn new() -> Self {
         let temp = tempfile::tempdir().unwrap();
         let id = OutboxId(mark::create(&confined::root(temp.path()).unwrap()).unwrap());
-        Outbox { temp, id }
+        Outbox {
+            temp,
+            id,
+            _trusted: file_system::pretend(file_system::TRUSTED),
+        }
     }
 
     fn at(&self, path: &str) -> PathBuf {

@@ -1,0 +1,49 @@
+//! What a test needs of the file system that its temporary folder is on: where that is not so, the test is left out, and
+//! that is said with the reason.
+
+use std::{ffi::OsStr, io};
+
+use cap_std::fs::Dir;
+
+use crate::{
+    durable::{self, How},
+    file_system::FileSystem,
+};
+
+/// A name is given without a link: a whole folder can have one, and a crash leaves no two.
+pub fn renames() -> bool {
+    has("cannot rename without replacing", |dir| {
+        durable::create_private(dir, OsStr::new("a"))?;
+        let how = durable::rename_noreplace(dir, OsStr::new("a"), dir, OsStr::new("b"))?;
+        Ok(how == How::Renamed)
+    })
+}
+
+/// A file's number tells it from another.
+pub fn lasting_inodes() -> bool {
+    has("has no lasting inode numbers", |dir| {
+        Ok(FileSystem::of_folder(dir)?.lasting_inodes)
+    })
+}
+
+/// What is removed while it is open leaves no name, hidden or not, in its folder.
+pub fn removal_of_open_files() -> bool {
+    has("keeps the names of removed files that are open", |dir| {
+        let _open = durable::create_private(dir, OsStr::new("a"))?;
+        durable::unlink(dir, OsStr::new("a"))?;
+        Ok(dir.entries()?.next().is_none())
+    })
+}
+
+fn has(otherwise: &str, probe: impl FnOnce(&Dir) -> io::Result<bool>) -> bool {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = Dir::open_ambient_dir(temp.path(), cap_std::ambient_authority()).unwrap();
+    let has = probe(&dir).unwrap();
+    if !has {
+        let on = FileSystem::of_folder(&dir).unwrap().name;
+        super::skip(&format!(
+            "the file system of the temporary folder ({on}) {otherwise}"
+        ));
+    }
+    has
+}
