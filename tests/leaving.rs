@@ -267,3 +267,43 @@ fn files_leave_from_what_is_mounted_in_the_outbox() {
         drop(mounted);
     }
 }
+
+/// A disk from which nothing ever left is missed all the same: what was delivered from it is no new file once it is back.
+#[test]
+fn what_is_unmounted_before_anything_left_is_sent_once() {
+    let mut pair = Pair::with(|laptop, _| laptop.settings.outbox = vec!["after_send = \"delete\"".into()]);
+    let [disk, behind] = ["outbox/disk", "behind"].map(|name| pair.laptop.root.join(name));
+    pair.laptop.kill();
+    fs::create_dir(&behind).expect("a folder elsewhere");
+    fs::write(behind.join("x"), "x").expect("a file");
+    let args = [
+        "-o",
+        "bind,ro",
+        &behind.to_string_lossy(),
+        &disk.to_string_lossy(),
+    ]
+    .map(String::from);
+    let mount = || Mounted::by("mount", &args.each_ref().map(String::as_str), &disk);
+    let mounted = match mount() {
+        Ok(mounted) => mounted,
+        Err(why) => return skip("what_is_unmounted_before_anything_left_is_sent_once", &why),
+    };
+    pair.laptop.start();
+    pair.laptop.delivers(1);
+    let tells = |text: &str| {
+        let told = pair.laptop.status()["outboxes"][0]["cannot_leave"].clone();
+        told.as_str().is_some_and(|told| told.contains(text))
+    };
+    until("it cannot leave", || tells("Read-only"));
+    drop(mounted);
+    until("the disk is missed", || {
+        tells("what was mounted at disk in it is not there")
+    });
+    let mounted = mount().expect("as before");
+    until("it is back", || tells("Read-only"));
+    fs::write(pair.laptop.outbox.join("last"), "last").expect("a file");
+    pair.laptop.delivers(2);
+    assert_eq!(pair.office.received(), ["disk/x", "last"].map(PathBuf::from));
+    pair.laptop.kill();
+    drop(mounted);
+}

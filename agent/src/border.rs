@@ -4,16 +4,17 @@
 //! missing behind it proves nothing.
 
 use std::{
+    collections::BTreeSet,
     ffi::{OsStr, OsString},
     io::{self, Read as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use cap_fs_ext::{DirExt, MetadataExt};
 use cap_std::fs::{Dir, Metadata};
 use dropwire_protocol::{RemotePath, RunningDigest};
 
-use crate::{confined, durable, mark};
+use crate::{confined, durable, fault, mark};
 
 /// What two folders have in common if files can be renamed from one into the other.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -42,7 +43,7 @@ impl Side {
 
 /// The folder of the notes, in dropwire's own.
 const NOTES: &str = "mounts";
-/// Most notes that are read.
+/// Most notes that are read, or made ahead.
 const MOST: usize = 4096;
 
 /// Notes, durably, that something is mounted at `path` in the folder of which `own` is dropwire's own. May be repeated.
@@ -53,6 +54,20 @@ pub fn note(own: &Dir, path: &RemotePath) -> io::Result<()> {
         written => written?,
     }
     durable::sync_dir(own)
+}
+
+/// Notes what is mounted in the folder `root`, which is at `path`, before any of its files is taken: one that was delivered
+/// and not yet looked at again would count as gone as soon as it is unmounted, and as a new one once it is back.
+pub fn note_all(root: &Dir, path: &Path, mounted: &BTreeSet<Mounted>) -> io::Result<()> {
+    let noted = Noted::of(root)?;
+    let below = mounted.iter().take(MOST).map(|m| confined::below(path, &m.at));
+    for at in below.flatten() {
+        let is_ours = at.components().next() == Some(mark::FOLDER.as_bytes());
+        if !is_ours && !noted.has(&at) && !fault::mutant("S1-mount-note") {
+            note(&mark::folder(root)?, &at)?;
+        }
+    }
+    Ok(())
 }
 
 /// What was noted of a folder.

@@ -671,6 +671,16 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         DISPOSE,
     ),
     (
+        "S1-mount-note",
+        "a mount is noted before any file is taken from it",
+        EndToEnd(&["leaving::what_is_unmounted_before"]),
+    ),
+    (
+        "S5-mount-point",
+        "a folder on which something is mounted at times is not removed",
+        Inside(&["outbox::place::tests"]),
+    ),
+    (
         "S5-mount",
         "what is missing behind a mount that is not there is not gone",
         DISPOSE,

@@ -7,8 +7,10 @@ use cap_std::fs::Dir;
 use dropwire_protocol::RemotePath;
 
 use crate::{
+    border::Noted,
     confined,
     error::shown,
+    fault,
     file_system::FileSystem,
     mark,
     owner::{self, Me},
@@ -121,8 +123,16 @@ fn identity(dir: &Dir, on: FileSystem) -> io::Result<(u64, u64)> {
 }
 
 /// Removes `folder` if it is empty and has rested for `quiet`; gives the folder to try next, after another
-/// `quiet`.
-pub(super) fn remove_empty(outbox: &Dir, folder: &RemotePath, quiet: Duration) -> Option<RemotePath> {
+/// `quiet`. One on which something is mounted at times stays.
+pub(super) fn remove_empty(
+    outbox: &Dir,
+    noted: &Noted,
+    folder: &RemotePath,
+    quiet: Duration,
+) -> Option<RemotePath> {
+    if noted.has(folder) && !fault::mutant("S5-mount-point") {
+        return None;
+    }
     let dir = confined::open_folder(outbox, folder).ok()?;
     if dir.entries().ok()?.next().is_some() {
         return None;
@@ -147,6 +157,7 @@ mod tests {
     use dropwire_protocol::AgentId;
 
     use super::*;
+    use crate::border;
 
     fn me(n: u8) -> Me {
         Me {
@@ -247,18 +258,23 @@ mod tests {
             RemotePath::parse(b"a/b").unwrap(),
             RemotePath::parse(b"a").unwrap(),
         );
-        assert_eq!(
-            remove_empty(&outbox, &b, Duration::from_secs(3600)),
-            Some(b.clone())
-        );
-        assert_eq!(remove_empty(&outbox, &a, Duration::ZERO), None);
-        assert_eq!(remove_empty(&outbox, &b, Duration::ZERO), Some(a.clone()));
+        let remove_empty = |folder: &RemotePath, quiet| {
+            super::remove_empty(&outbox, &Noted::of(&outbox).unwrap(), folder, quiet)
+        };
+        assert_eq!(remove_empty(&b, Duration::from_secs(3600)), Some(b.clone()));
+        assert_eq!(remove_empty(&a, Duration::ZERO), None);
+        assert_eq!(remove_empty(&b, Duration::ZERO), Some(a.clone()));
         assert!(!temp.path().join("a/b").exists());
         fs::write(temp.path().join("a/file"), "").unwrap();
-        assert_eq!(remove_empty(&outbox, &a, Duration::ZERO), None);
+        assert_eq!(remove_empty(&a, Duration::ZERO), None);
         assert!(temp.path().join("a/file").exists());
         fs::remove_file(temp.path().join("a/file")).unwrap();
-        assert_eq!(remove_empty(&outbox, &a, Duration::ZERO), None);
+        assert_eq!(remove_empty(&a, Duration::ZERO), None);
         assert!(!temp.path().join("a").exists() && temp.path().exists());
+        // Something is mounted there at times.
+        fs::create_dir(temp.path().join("a")).unwrap();
+        border::note(&mark::folder(&outbox).unwrap(), &a).unwrap();
+        assert_eq!(remove_empty(&a, Duration::ZERO), None);
+        assert!(temp.path().join("a").exists());
     }
 }

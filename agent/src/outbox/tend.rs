@@ -24,7 +24,7 @@ use super::{
     watch::{Hint, Went},
 };
 use crate::{
-    border::{self, Mounted},
+    border::{self, Mounted, Noted},
     config::AfterSend,
     confined, fault, mark,
     unsent::{self, Why},
@@ -123,6 +123,7 @@ impl<'a> Tending<'a> {
 
     /// Until the folder is gone, or nobody listens.
     pub(super) async fn tend(&mut self) -> Result<(), Deaf> {
+        self.look_for_mounts().await;
         loop {
             self.start_scans();
             self.test_watch().await;
@@ -163,7 +164,21 @@ impl<'a> Tending<'a> {
     /// What lies on a disk that was mounted inside, or below one that is gone, no event tells of; nor is it watched yet.
     async fn look_for_mounts(&mut self) {
         let place = Arc::clone(&self.place);
-        let inside = blocking(move || border::mounted_below(&place.root)).await;
+        let leave = self.task.shared.config.after_send != AfterSend::Keep;
+        let look = move || {
+            let inside = border::mounted_below(&place.root);
+            if leave && !inside.is_empty() {
+                // Else it is noted when the first file leaves by it.
+                let noted = place
+                    .open()
+                    .and_then(|dir| border::note_all(&dir, &place.root, &inside));
+                if let Err(error) = noted {
+                    tracing::debug!(%error, "what is mounted in the outbox is not noted");
+                }
+            }
+            inside
+        };
+        let inside = blocking(look).await;
         if inside.is_some() && inside != self.inside && !fault::mutant("S1-mounted") {
             self.inside = inside;
             self.scan_wanted = true;
@@ -451,7 +466,10 @@ impl<'a> Tending<'a> {
         let (place, quiet) = (Arc::clone(&self.place), self.task.shared.config.quiet);
         let next = blocking(move || {
             let dir = place.open().ok()?;
-            let next = due.iter().filter_map(|due| place::remove_empty(&dir, due, quiet));
+            let noted = Noted::of(&dir).ok()?;
+            let next = due
+                .iter()
+                .filter_map(|due| place::remove_empty(&dir, &noted, due, quiet));
             Some(next.collect::<Vec<_>>())
         });
         for next in next.await.flatten().unwrap_or_default() {

@@ -2,15 +2,19 @@
 
 use std::{io, path::Path};
 
+use cap_fs_ext::DirExt;
+use cap_std::fs::Dir;
+
 use super::{Finding, Told};
 use crate::{
-    border,
+    border::{self, Side},
     config::{self, AfterSend, Config},
     confined,
     control::api::StatusReport,
     disk::Disk,
     error::{Exit, Fatal, shown},
     file_system::FileSystem,
+    mark,
 };
 
 /// `trouble` says why an agent that does not run would hold a folder.
@@ -107,8 +111,12 @@ fn mounts(outbox: &config::Outbox) -> Option<Fatal> {
     if outbox.after_send == AfterSend::Keep {
         return None;
     }
-    let root = confined::root(&outbox.path);
-    if let Ok(Some(at)) = root.and_then(|root| border::missing(&root)) {
+    let root = confined::root(&outbox.path).ok();
+    if outbox.after_send == AfterSend::Archive && root.as_ref().is_some_and(has_archive_elsewhere) {
+        let what = "`.dropwire/sent` in it is a link, or on another disk: what is delivered cannot leave";
+        return Some(Fatal::new(Exit::Config, what).mend("make it an ordinary folder again"));
+    }
+    if let Some(at) = root.and_then(|root| border::missing(&root).ok()?) {
         let what =
             format!("what was mounted at {at} in it is not there: what was delivered from it cannot leave");
         return Some(
@@ -139,6 +147,17 @@ fn mounts(outbox: &config::Outbox) -> Option<Fatal> {
                 .mend("let the user that runs the agent write there, or set `after_send = \"keep\"`"),
         )
     })
+}
+
+/// Does no rename lead into the outbox's archive?
+fn has_archive_elsewhere(outbox: &Dir) -> bool {
+    let Ok(own) = outbox.open_dir_nofollow(mark::FOLDER) else {
+        return false; // it is made there
+    };
+    match own.open_dir_nofollow("sent") {
+        Ok(sent) => matches!((Side::of(&own), Side::of(&sent)), (Ok(own), Ok(sent)) if own != sent),
+        Err(e) => e.kind() != io::ErrorKind::NotFound,
+    }
 }
 
 /// Times of an outbox that cannot both be meant.
@@ -179,6 +198,20 @@ fn caution(path: &Path) -> Option<String> {
 #[cfg(all(test, unix))]
 mod tests {
     use super::*;
+
+    #[cfg(unix)]
+    #[test]
+    fn an_archive_that_is_a_link_is_noticed() {
+        let temp = tempfile::tempdir().unwrap();
+        let root = confined::root(temp.path()).unwrap();
+        assert!(!has_archive_elsewhere(&root));
+        let sent = temp.path().join(mark::FOLDER).join("sent");
+        std::fs::create_dir_all(&sent).unwrap();
+        assert!(!has_archive_elsewhere(&root));
+        std::fs::remove_dir(&sent).unwrap();
+        std::os::unix::fs::symlink(temp.path(), &sent).unwrap();
+        assert!(has_archive_elsewhere(&root));
+    }
 
     #[test]
     fn folders_are_looked_at_without_a_trace() {
