@@ -15,10 +15,13 @@ use cap_fs_ext::DirExt;
 use cap_std::fs::Dir;
 
 use super::{
-    Area, Disposal, DisposeError, Disposed, Steps, Tops,
+    Disposal, DisposeError, Disposed,
     beside::rename_beside,
     check::{COMPARED_BELOW, Compare, shows_too_little},
     removal,
+    steps::Steps,
+    top::Tops,
+    touched::Area,
 };
 use crate::{
     bundle::{self, Halt, Listing, Trouble},

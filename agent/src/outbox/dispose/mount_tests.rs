@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use super::*;
-use crate::durable::trace;
+use crate::{border, durable::trace};
 
 /// For as long as this lives.
 struct Mounted(PathBuf);

@@ -6,7 +6,11 @@ use super::{
     check::{COMPARED_BELOW, shows_too_little},
     *,
 };
-use crate::file_system::{self, FileSystem, TRUSTED};
+use crate::{
+    durable,
+    file_system::{self, FileSystem, TRUSTED},
+    io_error::LostWrite,
+};
 
 struct Outbox {
     temp: tempfile::TempDir,
