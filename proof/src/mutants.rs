@@ -652,6 +652,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         "what was on its way out of an outbox that is adopted comes back",
         Inside(&["outbox::dispose::adopted::tests"]),
     ),
+    (
+        "adopt-name",
+        "and under its own name, where that is known",
+        Inside(&["outbox::dispose::adopted::tests"]),
+    ),
     ("S5-both", "a crash left it under its path too", DISPOSE),
     ("S5-twice", "a crash left it in the archive too", DISPOSE),
     (

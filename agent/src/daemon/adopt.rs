@@ -321,8 +321,8 @@ impl Adopter {
     }
 
     async fn take(&self, path: &Path, is_inbox: bool, lock: Arc<LockOf>) -> Result<(), Fatal> {
-        let (me, folder) = (self.me.clone(), path.to_path_buf());
-        let id = blocking(move || replace(&folder, is_inbox, &me, lock.get())).await??;
+        let (me, queue, folder) = (self.me.clone(), self.queue.clone(), path.to_path_buf());
+        let id = blocking(move || replace(&folder, is_inbox, &me, &queue, lock.get())).await??;
         let (folder, now) = (path.to_path_buf(), now_ms());
         let noted = self.db.call(move |tx| {
             homes::settle(tx, id, &folder)?;
@@ -362,7 +362,13 @@ impl LockOf {
 }
 
 /// Owner, then id.
-fn replace(path: &Path, is_inbox: bool, me: &Me, lock: &Lock) -> Result<homes::FolderId, Fatal> {
+fn replace(
+    path: &Path,
+    is_inbox: bool,
+    me: &Me,
+    queue: &Queue,
+    lock: &Lock,
+) -> Result<homes::FolderId, Fatal> {
     let failed = |e: io::Error| Fatal::io(format_args!("cannot take {}", shown(path)), &e);
     let root = confined::root(path).map_err(failed)?;
     mark::folder(&root).map_err(failed)?;
@@ -380,7 +386,9 @@ fn replace(path: &Path, is_inbox: bool, me: &Me, lock: &Lock) -> Result<homes::F
     if is_inbox {
         inbox::forget_missing_disks(&root).map_err(failed)?;
     } else {
-        outbox::dispose::give_back_all(&root).map_err(failed)?;
+        // What the job list does not tell comes back all the same.
+        let path_of = |name: &str| queue.path_of(name).ok().flatten();
+        outbox::dispose::give_back_all(&root, &path_of).map_err(failed)?;
     }
     mark::replace(&root).map_err(failed)
 }

@@ -5,7 +5,7 @@ use std::{
     path::Path,
 };
 
-use dropwire_protocol::{AgentId, TransferId};
+use dropwire_protocol::{AgentId, RemotePath, TransferId};
 use rusqlite::{Connection, OptionalExtension, Result, named_params, params};
 
 use super::{
@@ -44,6 +44,19 @@ impl Queue {
             .optional()
         })
         .await
+    }
+
+    /// Where in its outbox the file lay whose name in `leaving` this is ([`super::Disposal::name`]). Blocks for the job list.
+    pub fn path_of(&self, leaving: &str) -> rusqlite::Result<Option<RemotePath>> {
+        self.db.read_blocking(|db| {
+            db.query_row(
+                "SELECT d.path FROM jobs j JOIN drops d ON d.id = j.drop_id WHERE j.transfer = unhex(?)",
+                [leaving],
+                |row| row.get::<_, Vec<u8>>(0),
+            )
+            .optional()
+            .map(|path| RemotePath::parse(&path?).ok())
+        })
     }
 
     /// All outboxes that are known, and whether some file of each is still to be sent or lies there.

@@ -1,10 +1,11 @@
-//! An outbox gets a new owner: whatever was on its way out under the old one is given back. Who knows its old name is
-//! the old owner alone; it has been delivered, most likely, but nobody here can tell.
+//! An outbox gets a new owner: whatever was on its way out under the old one is given back. Its old name only the old owner
+//! knows, which may be this agent; it has been delivered, most likely, but nobody here can tell.
 
 use std::{ffi::OsStr, io};
 
 use cap_fs_ext::DirExt;
 use cap_std::fs::Dir;
+use dropwire_protocol::RemotePath;
 
 use super::{beside::rename_beside, removal};
 use crate::{border, confined, durable, fault, mark};
@@ -12,13 +13,19 @@ use crate::{border, confined, durable, fault, mark};
 /// Most that one go through a folder moves.
 const TOGETHER: usize = 1024;
 
-/// Moves what is in `leaving` of the outbox `root`, and of what is mounted in it, to the top of each, durably; to be
-/// called before `root` gets another mark. May be repeated.
-pub fn give_back_all(root: &Dir) -> io::Result<()> {
-    give_back(root)?;
+/// Moves what is in `leaving` of the outbox `root`, and of what is mounted in it, back to the path in the outbox that
+/// `path_of` says its name in `leaving` stands for, else to the top of each, durably; to be called before `root` gets
+/// another mark. May be repeated.
+pub fn give_back_all(root: &Dir, path_of: &dyn Fn(&str) -> Option<RemotePath>) -> io::Result<()> {
+    give_back(root, path_of)?;
     for path in border::noted(root)? {
+        let below = |name: &str| {
+            let known = path_of(name)?;
+            let rest = known.as_bytes().strip_prefix(path.as_bytes())?;
+            RemotePath::parse(rest.strip_prefix(b"/")?).ok()
+        };
         match confined::open_folder(root, &path) {
-            Ok(top) => give_back(&top)?,
+            Ok(top) => give_back(&top, &below)?,
             Err(e) if confined::is_absent(&e) => {}
             Err(e) => return Err(e),
         }
@@ -26,7 +33,7 @@ pub fn give_back_all(root: &Dir) -> io::Result<()> {
     Ok(())
 }
 
-fn give_back(top: &Dir) -> io::Result<()> {
+fn give_back(top: &Dir, path_of: &dyn Fn(&str) -> Option<RemotePath>) -> io::Result<()> {
     let leaving = top
         .open_dir_nofollow(mark::FOLDER)
         .and_then(|own| own.open_dir_nofollow("leaving"));
@@ -44,7 +51,7 @@ fn give_back(top: &Dir) -> io::Result<()> {
             return Ok(());
         }
         for name in names {
-            match one(top, &leaving, &name) {
+            match one(top, &leaving, &name, path_of) {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {} // with another one of them
                 other => other?,
             }
@@ -54,7 +61,12 @@ fn give_back(top: &Dir) -> io::Result<()> {
     }
 }
 
-fn one(top: &Dir, leaving: &Dir, name: &OsStr) -> io::Result<()> {
+fn one(
+    top: &Dir,
+    leaving: &Dir,
+    name: &OsStr,
+    path_of: &dyn Fn(&str) -> Option<RemotePath>,
+) -> io::Result<()> {
     let text = name.to_string_lossy();
     if let Some(of) = text.strip_suffix(".gone")
         && let Some(list) = removal::find_list(leaving, of)?
@@ -65,16 +77,44 @@ fn one(top: &Dir, leaving: &Dir, name: &OsStr) -> io::Result<()> {
     if let Some(of) = text.strip_suffix(".list") {
         let gone = removal::decided_name(of);
         return match leaving.symlink_metadata(&gone) {
-            Ok(_) => one(top, leaving, &gone),
+            Ok(_) => one(top, leaving, &gone, path_of),
             Err(e) if confined::is_absent(&e) => removal::forget_list(leaving, of),
             Err(e) => Err(e),
         };
     }
     let is_marker = text.ends_with(".marker") && leaving.symlink_metadata(name)?.len() == 0;
-    match is_marker {
-        true => durable::unlink(leaving, name),
-        false => rename_beside(leaving, name, top, name),
+    if is_marker {
+        return durable::unlink(leaving, name);
     }
+    let own = path_of(text.strip_suffix(".gone").unwrap_or(&text));
+    match own.filter(|_| !fault::mutant("adopt-name")) {
+        Some(path) => under_its_path(top, leaving, name, &path),
+        None => rename_beside(leaving, name, top, name),
+    }
+}
+
+/// At the top, where something stands in the way of its folders.
+fn under_its_path(top: &Dir, leaving: &Dir, name: &OsStr, path: &RemotePath) -> io::Result<()> {
+    let wanted = confined::os_str(path.file_name())?;
+    match folder_of(top, path) {
+        Ok(folder) => {
+            rename_beside(leaving, name, &folder, wanted)?;
+            durable::sync_dir(&folder)
+        }
+        Err(_) => rename_beside(leaving, name, top, wanted),
+    }
+}
+
+fn folder_of(top: &Dir, path: &RemotePath) -> io::Result<Dir> {
+    let mut dir = top.try_clone()?;
+    if let Some(folder) = path.parent() {
+        for component in folder.components() {
+            let below = durable::open_or_make_dir(&dir, confined::os_str(component)?)?;
+            durable::sync_dir(&dir)?;
+            dir = below;
+        }
+    }
+    Ok(dir)
 }
 
 #[cfg(test)]
@@ -88,7 +128,8 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let at = |path: &str| temp.path().join(path);
         let root = confined::root(temp.path()).unwrap();
-        give_back_all(&root).unwrap();
+        let unknown = |_: &str| None;
+        give_back_all(&root, &unknown).unwrap();
         for folder in ["", "disk/"] {
             let leaving = format!("{folder}.dropwire/leaving");
             fs::create_dir_all(at(&format!("{leaving}/folder"))).unwrap();
@@ -110,8 +151,8 @@ mod tests {
         let disk = dropwire_protocol::RemotePath::parse(b"disk").unwrap();
         border::note(&mark::folder(&root).unwrap(), &disk).unwrap();
         fs::write(at("1"), "another").unwrap();
-        give_back_all(&root).unwrap();
-        give_back_all(&root).unwrap();
+        give_back_all(&root, &unknown).unwrap();
+        give_back_all(&root, &unknown).unwrap();
         let names = |path: &str| {
             let mut names: Vec<_> = fs::read_dir(at(path))
                 .unwrap()
@@ -127,5 +168,50 @@ mod tests {
         for leaving in [".dropwire/leaving", "disk/.dropwire/leaving"] {
             assert!(names(leaving).is_empty(), "{leaving}");
         }
+    }
+
+    #[test]
+    fn what_is_known_comes_back_under_its_own_name() {
+        let temp = tempfile::tempdir().unwrap();
+        let at = |path: &str| temp.path().join(path);
+        let root = confined::root(temp.path()).unwrap();
+        let paths = [
+            ("1", "report.pdf"),
+            ("2", "sub/deep/file"),
+            ("3", "way/file"),
+            ("4", "whole"),
+            ("5", "disk/sub/file"),
+            ("6", "elsewhere/file"),
+        ];
+        for leaving in [".dropwire/leaving/4.gone", "disk/.dropwire/leaving"] {
+            fs::create_dir_all(at(leaving)).unwrap();
+        }
+        for n in [1, 2, 3, 9] {
+            fs::write(at(&format!(".dropwire/leaving/{n}")), n.to_string()).unwrap();
+        }
+        for n in [5, 6] {
+            fs::write(at(&format!("disk/.dropwire/leaving/{n}")), n.to_string()).unwrap();
+        }
+        let disk = RemotePath::parse(b"disk").unwrap();
+        border::note(&mark::folder(&root).unwrap(), &disk).unwrap();
+        fs::write(at("report.pdf"), "another").unwrap();
+        fs::write(at("way"), "a file where a folder was").unwrap();
+        let path_of = |name: &str| {
+            let (_, path) = paths.iter().find(|(known, _)| *known == name)?;
+            RemotePath::parse(path.as_bytes()).ok()
+        };
+        give_back_all(&root, &path_of).unwrap();
+        for (path, bytes) in [
+            ("report.pdf", "another"),
+            ("report (1).pdf", "1"),
+            ("sub/deep/file", "2"),
+            ("file", "3"),
+            ("9", "9"),
+            ("disk/sub/file", "5"),
+            ("disk/6", "6"),
+        ] {
+            assert_eq!(fs::read_to_string(at(path)).unwrap(), bytes, "{path}");
+        }
+        assert!(at("whole").is_dir());
     }
 }

@@ -45,6 +45,9 @@ async fn a_delivered_file_with_other_times_is_the_same_drop_and_its_peers_are_to
     assert_eq!(drops, [one_has_it.earlier]);
     let leaving = queue.to_dispose(OUTBOX, DropId(0), 9).await.unwrap();
     assert_eq!((leaving[0].found.clone(), leaving[0].delivered_ms), (late, 2));
+    let path_of = |name: &str| queue.path_of(name).unwrap();
+    assert_eq!(path_of(&leaving[0].name), Some(leaving[0].found.path.clone()));
+    assert_eq!((path_of("file"), path_of(""), path_of("00")), (None, None, None));
     let told = queue.disposed(vec![(drops[0], None)], 3).await.unwrap();
     assert_eq!(told, [peer(1), peer(2)]);
     for (n, id) in [(1, ids[0]), (2, ids[1])] {
