@@ -1,12 +1,14 @@
 //! Disks that fill up: nothing is lost, nothing is promised that is not on disk, and it says what is wrong.
 
+use std::path::Path;
+
 use crate::harness::{Agent, Pair, files, mount::SmallDisk, skip, until};
 
 #[test]
 fn a_full_state_folder_holds_up_only_what_needs_it() {
     const FILES: usize = 1_000;
     let mut pair = Pair::idle();
-    let disk = match on_small_disk(&mut pair.laptop, 8) {
+    let disk = match on_small_disk(&mut pair.laptop, |path| SmallDisk::mount(path, 8)) {
         Ok(disk) => disk,
         Err(why) => return skip("a_full_state_folder_holds_up_only_what_needs_it", &why),
     };
@@ -48,10 +50,25 @@ fn a_full_state_folder_holds_up_only_what_needs_it() {
 
 #[test]
 fn a_start_on_a_full_disk_delivers_what_fills_it() {
+    start_on_a_full_disk("a_start_on_a_full_disk_delivers_what_fills_it", |path| {
+        SmallDisk::mount(path, 24)
+    });
+}
+
+/// There is no room for others than root, and not much for root. What the agent keeps is less than what is kept for root.
+#[test]
+fn a_start_on_a_disk_that_root_filled_delivers_what_fills_it() {
+    start_on_a_full_disk(
+        "a_start_on_a_disk_that_root_filled_delivers_what_fills_it",
+        SmallDisk::ext4,
+    );
+}
+
+fn start_on_a_full_disk(test: &str, mount: impl FnOnce(&Path) -> Result<SmallDisk, String>) {
     let mut pair = Pair::idle();
-    let disk = match on_small_disk(&mut pair.laptop, 24) {
+    let disk = match on_small_disk(&mut pair.laptop, mount) {
         Ok(disk) => disk,
-        Err(why) => return skip("a_start_on_a_full_disk_delivers_what_fills_it", &why),
+        Err(why) => return skip(test, &why),
     };
     pair.laptop.settings.outbox.push("after_send = \"delete\"".into());
     pair.laptop.start(); // makes what is kept for this
@@ -72,9 +89,12 @@ fn a_start_on_a_full_disk_delivers_what_fills_it() {
 }
 
 /// State and outbox of `agent` lie on a small disk.
-fn on_small_disk(agent: &mut Agent, mebibytes: u32) -> Result<SmallDisk, String> {
+fn on_small_disk(
+    agent: &mut Agent,
+    mount: impl FnOnce(&Path) -> Result<SmallDisk, String>,
+) -> Result<SmallDisk, String> {
     let root = agent.root.join("small");
-    let disk = SmallDisk::mount(&root, mebibytes)?;
+    let disk = mount(&root)?;
     let state = root.join("state");
     std::fs::create_dir(&state).expect("the state folder");
     let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);

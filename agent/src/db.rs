@@ -194,7 +194,12 @@ impl Db {
 
     /// Waits until there is room for new work: at once, but for a disk that is full.
     pub async fn room_for_more(&self) {
-        while !self.health.room.has_room_for_more() {
+        while self.health.room.trouble().is_some() {
+            let room = Arc::clone(&self.health.room);
+            let has_room = tokio::task::spawn_blocking(move || room.has_room_for_more());
+            if has_room.await.unwrap_or(true) {
+                return;
+            }
             tokio::time::sleep(PAUSE).await;
         }
     }

@@ -750,6 +750,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         "what is kept beside the job list for a full disk",
         EndToEnd(&["disk_full::a_start_on_a_full_disk_delivers_what_fills_it"]),
     ),
+    (
+        "room-tried",
+        "root uses the room that is kept back for root",
+        EndToEnd(&["disk_full::a_start_on_a_disk_that_root_filled"]),
+    ),
     ("write-file", "the sync of a key or mark", DURABLE),
     ("write-dir", "the sync of its folder", DURABLE),
     (

@@ -6,25 +6,28 @@ use std::{
     process::Command,
 };
 
-/// A tmpfs mounted over a folder; unmounted when dropped.
-pub struct SmallDisk {
-    path: PathBuf,
-}
+/// A small file system mounted over a folder; unmounted when dropped.
+pub struct SmallDisk(Mounted);
 
 impl SmallDisk {
-    /// Mounts `mebibytes` at `path` (made if missing); the reason when that is not allowed here.
+    /// Mounts a tmpfs of so many `mebibytes` at `path` (made if missing); the reason when that is not allowed here.
     pub fn mount(path: &Path, mebibytes: u32) -> Result<SmallDisk, String> {
-        fs::create_dir_all(path).map_err(|e| e.to_string())?;
         let size = format!("size={mebibytes}m,mode=700");
-        let mount = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &size, "dropwire-test"])
-            .arg(path)
-            .output();
-        match mount {
-            Ok(ran) if ran.status.success() => Ok(SmallDisk { path: path.into() }),
-            Ok(ran) => Err(String::from_utf8_lossy(&ran.stderr).trim().to_owned()),
-            Err(e) => Err(format!("mount: {e}")),
-        }
+        let args = [
+            "-t",
+            "tmpfs",
+            "-o",
+            &size,
+            "dropwire-test",
+            &path.to_string_lossy(),
+        ];
+        Mounted::by("mount", &args, path).map(SmallDisk)
+    }
+
+    /// An ext4 that keeps a part for root, as it does by default.
+    pub fn ext4(path: &Path) -> Result<SmallDisk, String> {
+        fs::create_dir_all(path).map_err(|e| e.to_string())?;
+        Mounted::ext4(&["-m", "20"], path).map(SmallDisk)
     }
 
     /// Takes all the room that is left.
@@ -43,14 +46,7 @@ impl SmallDisk {
     }
 
     fn filler(&self) -> PathBuf {
-        self.path.join("filler")
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        // Lazily: an agent of a failing test may still have files open there.
-        let _ = Command::new("umount").arg("-l").arg(&self.path).status();
+        self.0.path.join("filler")
     }
 }
 

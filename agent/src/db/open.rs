@@ -49,7 +49,7 @@ pub(super) fn open(
     migrations: &rusqlite_migration::Migrations<'_>,
     room: &Room,
 ) -> Result<(Connection, Option<File>), Unopened> {
-    if !room.has(INDEX + FIRST) {
+    if !room.gives(INDEX + FIRST) {
         return Err(Unopened::NotNow(Wait::Space, "its disk is full".into()));
     }
     let mut connection = Connection::open(path).map_err(|error| {
