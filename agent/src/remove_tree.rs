@@ -113,6 +113,9 @@ pub(crate) mod tests {
 
     #[test]
     fn a_tree_of_any_depth_goes_and_nothing_else() {
+        if !crate::fault::needs::deep_trees() {
+            return;
+        }
         let temp = tempfile::tempdir().unwrap();
         let parent = confined::root(temp.path()).unwrap();
         fs::create_dir_all(temp.path().join("top/a/b")).unwrap();

@@ -35,6 +35,30 @@ pub fn removal_of_open_files() -> bool {
     })
 }
 
+/// Folders below folders, however long the whole path comes to be.
+pub fn deep_trees() -> bool {
+    has("takes no path longer than a call's", |dir| {
+        let (mut at, name) = (dir.try_clone()?, "d".repeat(200));
+        for _ in 0..30 {
+            match at.create_dir(&name) {
+                Err(e) if e.kind() == io::ErrorKind::InvalidFilename => return Ok(false),
+                made => made?,
+            }
+            at = at.open_dir(&name)?;
+        }
+        Ok(true)
+    })
+}
+
+/// A file gets its blocks before its bytes.
+#[cfg(target_os = "linux")]
+pub fn blocks_in_advance() -> bool {
+    has("gives no blocks in advance", |dir| {
+        let file = durable::create_private(dir, OsStr::new("a"))?;
+        Ok(rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, 4096).is_ok())
+    })
+}
+
 fn has(otherwise: &str, probe: impl FnOnce(&Dir) -> io::Result<bool>) -> bool {
     let temp = tempfile::tempdir().unwrap();
     let dir = Dir::open_ambient_dir(temp.path(), cap_std::ambient_authority()).unwrap();
