@@ -118,7 +118,7 @@ fn a_lost_job_list_hides_no_other_bytes() {
         .open(&path)
         .expect("the kept file");
     std::io::Write::write_all(&mut file, b"two").expect("its new bytes");
-    file.set_modified(mtime).expect("its old mtime");
+    files::set_modified(&file, mtime).expect("its old mtime");
     drop(file);
     pair.laptop.start();
     pair.office.receives("kept", b"one");

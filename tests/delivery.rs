@@ -201,7 +201,7 @@ fn the_senders_mtime_is_kept() {
     let time = std::time::UNIX_EPOCH + std::time::Duration::new(1_000_000_000, 123_456_789);
     let aside = pair.laptop.root.join("old");
     let file = fs::File::create(&aside).expect("a file aside");
-    file.set_modified(time).expect("its time");
+    files::set_modified(&file, time).expect("its time");
     drop(file);
     fs::rename(&aside, pair.laptop.outbox.join("old")).expect("moved in with an old mtime");
     pair.laptop.delivers(1);

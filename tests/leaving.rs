@@ -105,7 +105,7 @@ fn times_that_are_set_late_make_no_second_file() {
     pair.laptop.delivers(1);
     let set = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
     let file = fs::File::open(&path).expect("left in place");
-    file.set_modified(set).expect("another time");
+    files::set_modified(&file, set).expect("another time");
     let why = pair.laptop.run(&["why", "outbox/file"]).exits(0).out();
     assert!(why.contains("leaves the outbox in"), "{why}");
     pair.laptop.empties_outbox();
@@ -130,7 +130,7 @@ fn times_that_are_set_late_are_told_where_files_stay() {
     for seconds in [1_000_000_000, 1_000_000_060] {
         let set = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
         let file = fs::File::open(&path).expect("kept");
-        file.set_modified(set).expect("another time");
+        files::set_modified(&file, set).expect("another time");
         until("the late time arrived", || {
             fs::metadata(&arrived)
                 .and_then(|m| m.modified())

@@ -2,7 +2,7 @@
 
 use std::{fs, time::Duration};
 
-use crate::harness::{Fault, Pair, Toward, eventually, until};
+use crate::harness::{Fault, Pair, Toward, eventually, files, until};
 
 fn keeping() -> Pair {
     Pair::with(|laptop, _| laptop.settings.outbox.push("after_send = \"keep\"".into()))
@@ -25,7 +25,7 @@ fn other_bytes_under_an_id_that_was_delivered() {
         .expect("an mtime");
     fs::write(&path, b"other").expect("in place");
     let file = fs::File::options().write(true).open(&path).expect("the file");
-    file.set_modified(mtime).expect("the old mtime");
+    files::set_modified(&file, mtime).expect("the old mtime");
     drop(file);
     pair.laptop.start();
     pair.office.receives("report (1)", b"other");
@@ -46,7 +46,7 @@ fn other_bytes_in_a_kept_file_are_a_new_drop() {
     pair.laptop.stop(); // or it may see the moment between the two, with another mtime
     fs::write(&path, b"other").expect("in place");
     let file = fs::File::options().write(true).open(&path).expect("the file");
-    file.set_modified(mtime).expect("the old mtime");
+    files::set_modified(&file, mtime).expect("the old mtime");
     drop(file);
     pair.laptop.start(); // looks after what it keeps, as it does every ten minutes
     pair.office.receives("report (1)", b"other");

@@ -3,12 +3,19 @@
 use std::{
     collections::BTreeMap,
     ffi::OsStr,
-    fs::{self, File},
+    fs::{self, File, FileTimes},
     io::{self, Read as _, Seek as _, SeekFrom, Write as _},
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
 use sha2::{Digest as _, Sha256};
+
+/// Sets the time of the last change, with that of the last reading: older FUSE programs set none of them alone.
+pub fn set_modified(file: &File, time: SystemTime) -> io::Result<()> {
+    let times = FileTimes::new().set_modified(time);
+    file.set_times(times.set_accessed(SystemTime::now()))
+}
 
 /// The folder that belongs to dropwire inside an outbox or inbox.
 pub const OWN: &str = ".dropwire";

@@ -43,7 +43,7 @@ impl Soak<'_> {
         let time = SystemTime::now()
             .checked_sub(past)
             .unwrap_or(SystemTime::UNIX_EPOCH);
-        let set = |path: &Path| -> io::Result<()> { File::open(path)?.set_modified(time) };
+        let set = |path: &Path| -> io::Result<()> { files::set_modified(&File::open(path)?, time) };
         for path in std::mem::take(&mut self.late) {
             self.tally.late += u64::from(set(&path).is_ok());
         }
