@@ -26,6 +26,13 @@ pub fn lasting_inodes() -> bool {
     })
 }
 
+/// It tells of every change, so an outbox there need not be polled.
+pub fn telling_of_changes() -> bool {
+    has("does not tell of what others change", |dir| {
+        Ok(FileSystem::of_folder(dir)?.tells_changes)
+    })
+}
+
 /// What is removed while it is open leaves no name, hidden or not, in its folder.
 pub fn removal_of_open_files() -> bool {
     has("keeps the names of removed files that are open", |dir| {
