@@ -414,6 +414,10 @@ async fn scans_that_leave_out_unchanged_folders_find_what_is_new() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_folder_that_is_not_there_is_waited_for_and_never_made() {
+    // Only a watch tells a folder that was removed from one that is away.
+    if !crate::fault::needs::telling_of_changes() {
+        return;
+    }
     let temp = tempfile::tempdir().unwrap();
     let (root, aside) = (temp.path().join("outbox"), temp.path().join("aside"));
     let (events_in, events) = mpsc::channel(16);
