@@ -156,7 +156,7 @@ fn load(paths: &Paths) -> Result<Config, Fatal> {
 }
 
 /// Two versions, as they change apart from each other.
-const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (protocol 2)");
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (protocol 3)");
 
 #[cfg(test)]
 mod tests {
