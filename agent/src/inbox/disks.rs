@@ -144,7 +144,7 @@ impl Disks {
     }
 }
 
-/// [`Disks::missing`] of the inbox `root` at `inbox`, whether or not an agent has it open.
+/// What is missing of the disks inside the inbox `root` at `inbox`, whether or not an agent has it open.
 pub fn missing_disks(inbox: &Path, root: &Dir) -> Vec<String> {
     let known = match root.open_dir_nofollow(mark::FOLDER) {
         Ok(own) => read(&own),
