@@ -33,6 +33,7 @@ const COMMON: &[&str] = &[
     "snapshot",
     "unsent",
     "version",
+    "watcher",
 ];
 
 /// Rooms above those, and what they may import besides. `send` and `inbox` implement `link`'s two traits.

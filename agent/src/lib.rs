@@ -8,7 +8,7 @@
 //! | 1 | [`cli`]: commands, rendering, exit codes |
 //! | 2 | [`daemon`]: the only room that knows the others; wires, starts, stops |
 //! | 3 | [`outbox`] watch, scan, settle, dispose · [`queue`] job list, schedule · [`link`] TLS links and the pump · [`send`] a job as chunks · [`inbox`] partials, commit, naming, ledger · [`control`] the local socket |
-//! | 4 | [`config`] · [`identity`] · [`db`] · [`disk`] · [`durable`] · [`mark`] · [`owner`] · [`homes`] · [`confined`] · [`lease`] · [`snapshot`] · [`unsent`] · [`remove_tree`] · [`version`] · [`bundle`] · [`border`] · [`backoff`] · [`clock`] · [`fault`] · [`file_system`] · [`io_error`] · [`kept_open`] · [`id`] · [`error`] |
+//! | 4 | [`config`] · [`identity`] · [`db`] · [`disk`] · [`durable`] · [`mark`] · [`owner`] · [`homes`] · [`confined`] · [`lease`] · [`snapshot`] · [`unsent`] · [`remove_tree`] · [`version`] · [`watcher`] · [`bundle`] · [`border`] · [`backoff`] · [`clock`] · [`fault`] · [`file_system`] · [`io_error`] · [`kept_open`] · [`id`] · [`error`] |
 
 pub mod backoff;
 pub mod border;
@@ -42,3 +42,4 @@ pub mod send;
 pub mod snapshot;
 pub mod unsent;
 pub mod version;
+pub mod watcher;

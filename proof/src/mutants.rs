@@ -83,7 +83,7 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     (
         "watch-thread",
         "a native watch is used once its thread has answered",
-        Inside(&["outbox::watch::tests"]),
+        Inside(&["watcher::tests"]),
     ),
     (
         "S1-snapshot",

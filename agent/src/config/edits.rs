@@ -23,6 +23,7 @@ use tracing::warn;
 use crate::{
     error::shown,
     lease::{Asked, Lease},
+    watcher::with_its_thread,
 };
 
 /// An edit is over once nothing has happened to the file for so long.
@@ -125,11 +126,12 @@ fn start(config: &Path, touched: Arc<Notify>) -> notify::Result<RecommendedWatch
         .filter_map(|place| place.parent().map(PathBuf::from))
         .collect();
     let (places, own) = (way, folders.clone());
-    let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| match event {
+    let handler = move |event: notify::Result<Event>| match event {
         Ok(event) if event.need_rescan() || concerns(&event, &places, &own) => touched.notify_one(),
         Ok(_) => {}
         Err(_) => touched.notify_one(),
-    })?;
+    };
+    let mut watcher = with_its_thread(|| notify::recommended_watcher(handler))?;
     for folder in &folders {
         watcher.watch(folder, RecursiveMode::NonRecursive)?;
     }
