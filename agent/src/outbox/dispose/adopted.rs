@@ -7,7 +7,7 @@ use cap_fs_ext::DirExt;
 use cap_std::fs::Dir;
 use dropwire_protocol::RemotePath;
 
-use super::{beside::rename_beside, removal};
+use super::{beside::rename_beside, removal, steps::make_folders};
 use crate::{border, confined, durable, fault, mark};
 
 /// Most that one go through a folder moves.
@@ -96,25 +96,13 @@ fn one(
 /// At the top, where something stands in the way of its folders.
 fn under_its_path(top: &Dir, leaving: &Dir, name: &OsStr, path: &RemotePath) -> io::Result<()> {
     let wanted = confined::os_str(path.file_name())?;
-    match folder_of(top, path) {
+    match make_folders(top, path, durable::sync_dir) {
         Ok(folder) => {
             rename_beside(leaving, name, &folder, wanted)?;
             durable::sync_dir(&folder)
         }
         Err(_) => rename_beside(leaving, name, top, wanted),
     }
-}
-
-fn folder_of(top: &Dir, path: &RemotePath) -> io::Result<Dir> {
-    let mut dir = top.try_clone()?;
-    if let Some(folder) = path.parent() {
-        for component in folder.components() {
-            let below = durable::open_or_make_dir(&dir, confined::os_str(component)?)?;
-            durable::sync_dir(&dir)?;
-            dir = below;
-        }
-    }
-    Ok(dir)
 }
 
 #[cfg(test)]

@@ -346,7 +346,7 @@ impl<'a> Steps<'a> {
         own: Option<(u64, i64)>,
     ) -> Result<Disposed, DisposeError> {
         let left = matches!(answer, Disposed::Done | Disposed::Gone);
-        let folder = || self.make_folders(&self.outbox, &what.path);
+        let folder = || self.way_back(what);
         marker::end(&self.leaving, what, left, own, folder, |folder| self.sync(folder))
             .map(|()| answer)
             .map_err(|e| what.failed("the moving of its marker", e))
@@ -356,7 +356,7 @@ impl<'a> Steps<'a> {
     /// busy waits in `leaving` where its name is taken: it may still be what was delivered.
     pub(super) fn give_back(&self, what: &Disposal, answer: Disposed) -> Result<Disposed, DisposeError> {
         let back = || {
-            let folder = self.make_folders(&self.outbox, &what.path)?;
+            let folder = self.way_back(what)?;
             let (name, old) = (OsStr::new(&what.name), confined::os_str(what.path.file_name())?);
             let answer = match durable::rename_noreplace(&self.leaving, name, &folder, old) {
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists && answer == Disposed::Busy => answer,
@@ -373,16 +373,25 @@ impl<'a> Steps<'a> {
         back().map_err(|e| what.failed("the giving back", e))
     }
 
-    /// The folders on the way to `path` below `root`, made where they are missing, each name durable.
-    fn make_folders(&self, root: &Dir, path: &RemotePath) -> io::Result<Dir> {
-        let mut dir = root.try_clone()?;
-        if let Some(folder) = path.parent() {
-            for component in folder.components() {
-                let below = durable::open_or_make_dir(&dir, confined::os_str(component)?)?;
-                fault::step("S5-folders", || self.sync(&dir))?;
-                dir = below;
-            }
-        }
-        Ok(dir)
+    /// The folder that it came from, made again where it is gone.
+    fn way_back(&self, what: &Disposal) -> io::Result<Dir> {
+        make_folders(&self.outbox, &what.path, |folder| {
+            fault::step("S5-folders", || self.sync(folder))
+        })
     }
+}
+
+/// The folders on the way to `path` below `root`, made where they are missing; each name is durable if `sync` makes it so.
+pub(super) fn make_folders(
+    root: &Dir,
+    path: &RemotePath,
+    sync: impl Fn(&Dir) -> io::Result<()>,
+) -> io::Result<Dir> {
+    let mut dir = root.try_clone()?;
+    for component in path.parent().iter().flat_map(RemotePath::components) {
+        let below = durable::open_or_make_dir(&dir, confined::os_str(component)?)?;
+        sync(&dir)?;
+        dir = below;
+    }
+    Ok(dir)
 }
