@@ -5,9 +5,9 @@
 use std::{ffi::OsStr, io, io::Read};
 
 use cap_fs_ext::{DirExt, FollowSymlinks, OpenOptionsFollowExt};
-use cap_std::fs::{Dir, File, OpenOptions};
+use cap_std::fs::{Dir, OpenOptions};
 
-use crate::{durable, fault};
+use crate::{confined, durable, fault};
 
 /// The one folder in an outbox or inbox that is dropwire's own.
 pub const FOLDER: &str = ".dropwire";
@@ -15,7 +15,11 @@ const FILE: &str = "id";
 
 /// The mark of the folder `root`; None when it has none. A damaged one is `InvalidData`, never replaced.
 pub fn read(root: &Dir) -> io::Result<Option<[u8; 16]>> {
-    let found = root.open_dir_nofollow(FOLDER).and_then(|folder| open(&folder));
+    let found = root.open_dir_nofollow(FOLDER).and_then(|folder| {
+        let mut options = OpenOptions::new();
+        options.read(true).follow(FollowSymlinks::No);
+        folder.open_with(FILE, &options)
+    });
     let file = match found {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -26,17 +30,11 @@ pub fn read(root: &Dir) -> io::Result<Option<[u8; 16]>> {
 
 /// Whether `folder` is itself the [`FOLDER`] that has this mark in it. For where no inode number tells.
 pub fn lies_in(folder: &Dir, mark: [u8; 16]) -> bool {
-    let is_file = folder.symlink_metadata(FILE).is_ok_and(|meta| meta.is_file());
-    is_file && open(folder).and_then(parse).is_ok_and(|found| found == mark)
+    let file = confined::open_file(folder, OsStr::new(FILE));
+    file.and_then(parse).is_ok_and(|found| found == mark)
 }
 
-fn open(folder: &Dir) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.read(true).follow(FollowSymlinks::No);
-    folder.open_with(FILE, &options)
-}
-
-fn parse(file: File) -> io::Result<[u8; 16]> {
+fn parse(file: impl Read) -> io::Result<[u8; 16]> {
     let mut text = String::new();
     file.take(64).read_to_string(&mut text)?;
     let id = data_encoding::HEXLOWER

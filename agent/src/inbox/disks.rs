@@ -12,13 +12,13 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use cap_fs_ext::{DirExt, FollowSymlinks, MetadataExt, OpenOptionsFollowExt};
-use cap_std::fs::{Dir, OpenOptions};
+use cap_fs_ext::{DirExt, MetadataExt};
+use cap_std::fs::Dir;
 use data_encoding::HEXLOWER;
 
 use super::place::os_name;
 use crate::{
-    durable,
+    confined, durable,
     error::shown,
     fault,
     io_error::{Meaning, meaning},
@@ -238,9 +238,7 @@ pub fn is_border(above: &Dir, folder: &Dir) -> io::Result<bool> {
 }
 
 fn read(own: &Dir) -> io::Result<Vec<Known>> {
-    let mut options = OpenOptions::new();
-    options.read(true).follow(FollowSymlinks::No);
-    let file = match own.open_with(FILE, &options) {
+    let file = match confined::open_file(own, OsStr::new(FILE)) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(e) => return Err(e),
