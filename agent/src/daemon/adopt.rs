@@ -215,7 +215,8 @@ impl Adopter {
     /// Of an inbox that is used as it is, but for disks inside it that are missing: they are given up, and nothing else changes.
     async fn without_disks(&self, path: &Path, mut reply: AdoptReply, go: bool) -> Result<AdoptReply, Fatal> {
         reply.meaning = vec![
-            "What comes for the missing disk is put into the folder that is there now. If the disk is mounted there again,              that is hidden."
+            "What comes for the missing disk is put into the folder that is there now. If the disk is mounted there again, that \
+             is hidden."
                 .into(),
             "A file that was just getting its name on it may then be in both.".into(),
         ];
