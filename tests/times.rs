@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use crate::harness::{Fault, Pair, Toward, files, mount::Mounted, skip};
+use crate::harness::{Agent, Fault, Pair, Toward, files, mount::Mounted, skip, until};
 
 /// Even seconds, which FAT keeps too.
 fn late() -> SystemTime {
@@ -18,21 +18,27 @@ fn set_late(path: &Path) {
     files::set_modified(&file, late()).expect("another time");
 }
 
-/// The office has the file, the laptop does not know it, and is killed.
-fn unanswered(file: &[u8]) -> (Pair, std::path::PathBuf) {
+/// When its only job was queued, which is told anew when its file is found with other times.
+fn queued_at(laptop: &Agent) -> String {
+    laptop.jobs()[0]["queued_at"].to_string()
+}
+
+/// The office has the file, the laptop does not know it, and is killed. With when it had queued the file.
+fn unanswered(file: &[u8]) -> (Pair, std::path::PathBuf, String) {
     let mut pair = Pair::linked();
     pair.wire.set(Toward::Dialler, Fault::Stall(0));
     let path = pair.laptop.drop_file("file", file);
     pair.office.receives("file", file);
+    let queued = queued_at(&pair.laptop);
     pair.laptop.kill();
     pair.wire.set(Toward::Dialler, Fault::None);
-    (pair, path)
+    (pair, path, queued)
 }
 
 /// It is offered under the id that it had, so the office says that it has it.
 #[test]
 fn set_while_the_answer_is_lost() {
-    let (mut pair, path) = unanswered(b"content");
+    let (mut pair, path, _) = unanswered(b"content");
     set_late(&path);
     pair.laptop.start();
     pair.laptop.delivers(1);
@@ -45,12 +51,16 @@ fn set_while_the_answer_is_lost() {
 /// What looks like a late time may be another content of the same size.
 #[test]
 fn other_bytes_that_look_like_a_late_time_arrive_too() {
-    let (mut pair, path) = unanswered(b"content");
+    let (mut pair, path, queued) = unanswered(b"content");
     let file = fs::File::options().write(true).open(&path).expect("in place");
     std::io::Write::write_all(&mut &file, b"CONTENT").expect("written");
     drop(file);
     set_late(&path);
+    // It is found before the answer comes: a file has to rest where writers are not seen.
+    pair.wire.refuse(true);
     pair.laptop.start();
+    until("it is found", || queued_at(&pair.laptop) != queued);
+    pair.wire.refuse(false);
     pair.office.receives("file (1)", b"CONTENT");
     pair.laptop.delivers(1);
     pair.laptop.empties_outbox();
