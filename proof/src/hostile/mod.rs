@@ -13,6 +13,7 @@ mod gauge;
 mod link;
 
 use std::{
+    collections::BTreeMap,
     fs,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -75,11 +76,10 @@ struct Scene<'a> {
     honest: Agent,
     target: Arc<Target>,
     round: usize,
-    /// How long the rounds took, without and with the hostile peer.
+    /// How long the rounds took without the hostile peer.
     before: Vec<Duration>,
-    during: Vec<Duration>,
-    /// What went on when the longest of them ended.
-    longest: String,
+    /// And with it, by the attack in which they ended.
+    during: BTreeMap<String, Vec<Duration>>,
     /// At rest, and the most of each under attack.
     rest: Gauge,
     most: Gauge,
@@ -126,8 +126,7 @@ impl<'a> Scene<'a> {
             target: Arc::new(target),
             round: 0,
             before: Vec::new(),
-            during: Vec::new(),
-            longest: String::new(),
+            during: BTreeMap::new(),
             rest: Gauge::default(),
             most: Gauge::default(),
             violations: Vec::new(),
@@ -154,10 +153,8 @@ impl<'a> Scene<'a> {
         let attacks = attack(self.plan, self.target.clone(), over.clone());
         while !over.load(Relaxed) && self.violations.is_empty() {
             let took = self.deliver();
-            if self.during.iter().all(|other| *other < took) {
-                self.longest = lock(&self.target.attack).clone();
-            }
-            self.during.push(took);
+            let attack = lock(&self.target.attack).clone();
+            self.during.entry(attack).or_default().push(took);
             self.look();
         }
         over.store(true, Relaxed);
@@ -229,7 +226,7 @@ impl<'a> Scene<'a> {
                 ));
             }
         }
-        let (before, during) = (median(&self.before), median(&self.during));
+        let (before, during) = (median(&self.before), median(&self.attacked()));
         if during > before * 2 + SLACK {
             self.violations.push(format!(
                 "honest rounds took {during:.2?}, {before:.2?} without the hostile peer"
@@ -237,28 +234,31 @@ impl<'a> Scene<'a> {
         }
     }
 
+    fn attacked(&self) -> Vec<Duration> {
+        self.during.values().flatten().copied().collect()
+    }
+
     fn report(mut self) -> Report {
-        let (before, during) = (median(&self.before), median(&self.during));
-        let longest = self.during.iter().max().copied().unwrap_or_default();
+        let attacked = self.attacked();
         let mut rows = vec![
-            ("honest rounds", self.during.len().to_string()),
-            ("one, alone", format!("{before:.2?}")),
-            (
-                "one, attacked",
-                format!(
-                    "{during:.2?} (the longest {longest:.2?}, to the end of {})",
-                    self.longest
-                ),
-            ),
+            ("honest, alone", spread(&self.before)),
+            ("attacked", spread(&attacked)),
         ];
+        rows.extend(
+            self.during
+                .iter()
+                .map(|(attack, took)| ("to the end of", format!("{attack}: {}", spread(took)))),
+        );
         let figures = self.most.figures().into_iter().zip(self.rest.figures());
         rows.extend(
             figures.map(|((name, most), (_, rest))| (name, format!("{rest} at rest, {most} at most"))),
         );
-        rows.push(("connections", self.target.made.load(Relaxed).to_string()));
-        rows.push(("messages", self.target.said.load(Relaxed).to_string()));
-        rows.push(("took", format!("{:.0} s", self.started.elapsed().as_secs_f64())));
-        rows.push(("seed", self.plan.seed.to_string()));
+        rows.extend([
+            ("connections", self.target.made.load(Relaxed).to_string()),
+            ("messages", self.target.said.load(Relaxed).to_string()),
+            ("took", format!("{:.0} s", self.started.elapsed().as_secs_f64())),
+            ("seed", self.plan.seed.to_string()),
+        ]);
         if !self.violations.is_empty() {
             let mut again = format!(
                 "again: hostile --seed {} --seconds {}",
@@ -322,6 +322,15 @@ fn name_of(attack: Attack) -> String {
     use clap::ValueEnum as _;
     let value = attack.to_possible_value();
     value.map_or_else(String::new, |value| value.get_name().to_owned())
+}
+
+fn spread(times: &[Duration]) -> String {
+    let longest = times.iter().max().copied().unwrap_or_default();
+    format!(
+        "{} rounds, {:.2?} at the median, {longest:.2?} at most",
+        times.len(),
+        median(times)
+    )
 }
 
 fn median(times: &[Duration]) -> Duration {
