@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
 
@@ -119,27 +119,31 @@ fn times_that_are_set_late_make_no_second_file() {
     assert_eq!(files::files_in(&pair.office.inbox), [arrived]);
 }
 
-/// Forget will not tell them.
+/// Forget will not tell them. Times that are set later than `linger` after the delivery are a touch.
 #[test]
 fn times_that_are_set_late_are_told_where_files_stay() {
     let pair = Pair::with(|laptop, _| {
-        laptop.settings.outbox = vec!["after_send = \"keep\"".into(), "linger = \"300ms\"".into()];
+        laptop.settings.outbox = vec!["after_send = \"keep\"".into(), "linger = \"2s\"".into()];
     });
     let path = pair.laptop.drop_file("file", b"content");
     pair.laptop.delivers(1);
     let arrived = pair.office.inbox.join("file");
-    for seconds in [1_000_000_000, 1_000_000_060] {
-        let set = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+    let time = |path: &Path| fs::metadata(path).and_then(|m| m.modified()).ok();
+    let late = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+    let set = |time| {
         let file = fs::File::open(&path).expect("kept");
-        files::set_modified(&file, set).expect("another time");
-        until("the late time arrived", || {
-            fs::metadata(&arrived)
-                .and_then(|m| m.modified())
-                .is_ok_and(|m| m == set)
-        });
-    }
-    assert_eq!(files::files_in(&pair.office.inbox), [arrived]);
+        files::set_modified(&file, time).expect("another time");
+    };
+    set(late);
+    until("the late time arrived", || time(&arrived) == Some(late));
+    set(late + Duration::from_secs(60));
+    let known = || pair.laptop.log_text().matches("touched, but").count() == 2;
+    until("the touch is found", known);
     assert_eq!(pair.laptop.jobs().len(), 1);
+    pair.laptop.drop_file("last", b"behind it");
+    pair.office.receives("last", b"behind it");
+    assert_eq!(time(&arrived), Some(late));
+    assert_eq!(pair.office.received().len(), 2);
 }
 
 /// One line for all of them, and the same in `status` and `why`.

@@ -147,6 +147,7 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         "times that are set after the sending of a kept file are told",
         QUEUE,
     ),
+    ("S5-long-after", "but not those that are set long after it", QUEUE),
     (
         "S5-last-time",
         "a time is told until the peer has that one",

@@ -22,7 +22,7 @@ use super::{
     rest::{self, Lies},
 };
 use crate::{
-    clock::{milliseconds, now_ms},
+    clock::now_ms,
     db::DbError,
     queue::{Doubt, Question},
     send,
@@ -157,8 +157,7 @@ impl Doubts {
             }
         }
         if !same.is_empty() {
-            let tell_ms = now_ms().saturating_add(milliseconds(linger));
-            let told = shared.queue.same(same, tell_ms).await?;
+            let told = shared.queue.same(same, now_ms(), linger).await?;
             told.into_iter().for_each(|peer| shared.wake(peer).notify_one());
             shared.disposal.notify_one(); // they may leave
         }

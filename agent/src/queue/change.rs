@@ -162,29 +162,30 @@ pub(super) fn settle(db: &Connection, drop: DropId) -> Result<DropState> {
 /// Not earlier: as long as it lies there, a lost job list would offer it again, and only the receiver's ledger
 /// could tell that it was delivered.
 pub(super) fn leave(db: &Connection, drop: DropId) -> Result<Vec<AgentId>> {
-    let late: Option<i64> = db
-        .prepare_cached(
-            "UPDATE drops SET state = 3, left_running_ms = (SELECT ms FROM running) WHERE id = ?
-             RETURNING iif(retimed, mtime_ns, NULL)",
-        )?
-        .query_row([drop.0], |row| row.get(0))
-        .optional()?
-        .flatten();
     // One by one: for several rows in one statement SQLite prepares to undo it alone.
-    let delivered: Vec<(TransferId, AgentId)> = db
-        .prepare_cached("SELECT transfer, peer FROM jobs WHERE drop_id = ? AND receipt IS NOT NULL")?
-        .query_map([drop.0], |row| {
-            Ok((TransferId(row.get(0)?), AgentId(row.get(1)?)))
+    let delivered: Vec<(TransferId, AgentId, Option<i64>)> = db
+        .prepare_cached(DELIVERED)?
+        .query_map(params![drop.0, Step::Retime], |row| {
+            Ok((TransferId(row.get(0)?), AgentId(row.get(1)?), row.get(2)?))
         })?
         .collect::<Result<_>>()?;
-    for (transfer, peer) in &delivered {
-        tell(db, *transfer, *peer, Step::Forget, late)?;
+    db.prepare_cached("UPDATE drops SET state = 3, left_running_ms = (SELECT ms FROM running) WHERE id = ?")?
+        .execute([drop.0])?;
+    let mut with_times = Vec::new();
+    for (transfer, peer, late) in delivered {
+        tell(db, transfer, peer, Step::Forget, late)?;
+        with_times.extend(late.filter(|_| !fault::mutant("S6-late")).map(|_| peer));
     }
-    Ok(match late.is_some() && !fault::mutant("S6-late") {
-        true => delivered.into_iter().map(|(_, peer)| peer).collect(),
-        false => Vec::new(),
-    })
+    Ok(with_times)
 }
+
+/// Who has a drop's file, and the late time that goes with Forget: of one that stayed, what is still to be told
+/// ([`super::retimed::tell`]).
+pub(super) const DELIVERED: &str = "
+    SELECT j.transfer, j.peer,
+           iif(d.state = 2, iif(d.retimed, d.mtime_ns, NULL),
+               (SELECT mtime_ns FROM closing WHERE transfer = j.transfer AND step = ?2))
+    FROM drops d CROSS JOIN jobs j ON j.drop_id = d.id WHERE d.id = ?1 AND j.receipt IS NOT NULL";
 
 /// A version is not there any more, and not everybody has it: its queued jobs end failed. Returns them.
 pub(super) fn end_version(db: &Edit<'_>, drop: DropId, how: End, now_ms: i64) -> Result<Vec<TransferId>> {

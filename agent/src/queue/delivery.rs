@@ -10,7 +10,7 @@ use super::{
     change::{self, Key},
     edit::Edit,
     job::{found_of, path_of},
-    retimed,
+    retimed::{self, Who},
     schema::{DropState, Step},
 };
 use crate::{
@@ -284,7 +284,7 @@ fn record(db: &Edit<'_>, job: &Key, proof: &Proof, now_ms: i64) -> Result<Option
         change::turn(db, job, JobState::Delivered);
         let state = change::settle(db, job.drop)?;
         if state != DropState::Acknowledged {
-            retimed::tell(db, job.drop, Some(job.row), now_ms)?;
+            retimed::tell(db, job.drop, Who::Of(job.row), now_ms)?;
         }
         return Ok((state == DropState::Acknowledged).then_some(job.drop));
     }

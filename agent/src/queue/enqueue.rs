@@ -1,6 +1,6 @@
 //! What was found in an outbox becomes a drop with a job for each peer (S2).
 
-use std::{collections::BTreeSet, path::PathBuf};
+use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
 use dropwire_protocol::{AgentId, Digest, RemotePath, TransferId};
 use rusqlite::{Connection, OptionalExtension, Result, Row, params};
@@ -10,10 +10,11 @@ use super::{
     edit::Edit,
     job::path_bytes,
     overlap::{bounds, goes_otherwise},
-    retimed,
+    retimed::{self, Who},
     schema::DropState,
 };
 use crate::{
+    clock::milliseconds,
     config::AfterSend,
     db::DbError,
     fault,
@@ -91,19 +92,23 @@ impl Queue {
 
     /// These drops lie in their outboxes as these versions now, with the bytes that were delivered: each goes on as if it
     /// had been that version from the beginning, and leaves where that was what it was to do. Where it stays, whoever has
-    /// it is told its time from `tell_ms` on; returns whom.
+    /// it is told its time once that has rested for `linger`, if it was set no longer than that after the delivery;
+    /// returns whom.
     pub async fn same(
         &self,
         drops: Vec<(DropId, Found)>,
-        tell_ms: i64,
+        now_ms: i64,
+        linger: Duration,
     ) -> Result<BTreeSet<AgentId>, DbError> {
+        let linger_ms = milliseconds(linger);
+        let tell_ms = now_ms.saturating_add(linger_ms);
         let told = self.each(drops, move |db, (drop, found), told| {
             let past = past(db, found)?;
             if past.lies() {
                 return Ok(()); // answered already
             }
             if retimed::turn(db, *drop, found, past.next_counter)? {
-                told.extend(retimed::tell(db, *drop, None, tell_ms)?);
+                told.extend(retimed::tell(db, *drop, Who::Within(linger_ms), tell_ms)?);
             }
             Ok(())
         });

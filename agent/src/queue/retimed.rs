@@ -4,7 +4,8 @@
 //! counts only once the bytes of this version were compared with it.
 //!
 //! Who has it is told the time: with Forget when the file leaves, and where it stays, once its times rest. Of several only
-//! the last one is told.
+//! the last one is told. Of a file that stays, times that are set long after the delivery are no program's that wrote it,
+//! and are not told.
 
 use dropwire_protocol::{AgentId, Digest, message::LateTime};
 use rusqlite::{Connection, OptionalExtension, Params, Result, params};
@@ -99,14 +100,24 @@ pub(super) fn turn(db: &Edit<'_>, drop: DropId, found: &Found, counter: u64) -> 
     change::settle(db, drop).map(|_| is_retimed)
 }
 
-/// Those who have a drop whose time was set late (or this one `job` of them) are told it from `tell_ms` on; gives whom.
-/// Nobody where it is about to leave: Forget says it.
-pub(super) fn tell(db: &Connection, drop: DropId, job: Option<i64>, tell_ms: i64) -> Result<Vec<AgentId>> {
-    if fault::mutant("S5-kept-time") {
-        return Ok(Vec::new());
-    }
+/// Which of those who have a drop whose time was set late are told it.
+pub(super) enum Who {
+    /// Whose job this is: the time was set before the receipt came.
+    Of(i64),
+    /// Those whose receipt came at most so many milliseconds before the time was set, by the file system's clock.
+    Within(i64),
+}
+
+/// They are told it from `tell_ms` on; gives whom. Nobody where it is about to leave: Forget says it.
+pub(super) fn tell(db: &Connection, drop: DropId, who: Who, tell_ms: i64) -> Result<Vec<AgentId>> {
+    let (job, within_ms) = match who {
+        _ if fault::mutant("S5-kept-time") => return Ok(Vec::new()),
+        Who::Of(job) => (Some(job), None),
+        Who::Within(_) if fault::mutant("S5-long-after") => (None, Some(i64::MAX)),
+        Who::Within(ms) => (None, Some(ms)),
+    };
     db.prepare_cached(TELL)?
-        .query_map(params![drop.0, Step::Retime, tell_ms, job], |row| {
+        .query_map(params![drop.0, Step::Retime, tell_ms, job, within_ms], |row| {
             row.get(0).map(AgentId)
         })?
         .collect()
@@ -116,7 +127,7 @@ pub(super) const TELL: &str = "
     INSERT OR REPLACE INTO closing (transfer, peer, step, mtime_ns, not_before_ms)
     SELECT j.transfer, j.peer, ?2, d.mtime_ns, ?3 FROM drops d CROSS JOIN jobs j ON j.drop_id = d.id
     WHERE d.id = ?1 AND d.state < 2 AND d.retimed AND j.state = 1 AND j.receipt IS NOT NULL
-      AND (?4 IS NULL OR j.id = ?4)
+      AND (j.id = ?4 OR d.ctime_ns / 1000000 - j.ended_ms <= ?5)
     RETURNING peer";
 
 /// When the next time that is not to be told yet is to be.

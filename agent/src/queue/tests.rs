@@ -249,8 +249,8 @@ async fn a_kept_file_is_new_by_its_bytes_only() {
         .remove(0);
     assert_eq!(doubt.question, Question::IsOther(Digest([5; 32])));
     let same = (doubt.earlier, found("a", 3));
-    queue.same(vec![same.clone()], 0).await.unwrap();
-    queue.same(vec![same], 0).await.unwrap();
+    queue.same(vec![same.clone()], 0, Duration::ZERO).await.unwrap();
+    queue.same(vec![same], 0, Duration::ZERO).await.unwrap();
     assert!(!is_unknown(&queue, found("a", 3)).await);
     let job = queue.get(ids[1]).await.unwrap().unwrap();
     assert_eq!((job.state, job.found), (JobState::Queued, found("a", 3)));

@@ -324,7 +324,8 @@ impl Pair {
             assert_eq!(doubt.earlier, DropId(earlier as i64 + 1));
             assert_eq!(matches!(doubt.question, Question::IsOther(_)), is_kept);
             if is_kept && same {
-                self.queue.same(vec![(doubt.earlier, seen)], 0).await.unwrap();
+                let same = vec![(doubt.earlier, seen)];
+                self.queue.same(same, 0, Duration::ZERO).await.unwrap();
                 self.steps += 1;
                 let drop = &mut self.model.drops[earlier];
                 drop.retimed = true;

@@ -3,7 +3,7 @@
 use rusqlite::Connection;
 
 use super::*;
-use crate::queue::{attempts, delivery, enqueue, keeping, list, overlap, retimed};
+use crate::queue::{attempts, change, delivery, enqueue, keeping, list, overlap, retimed};
 
 #[tokio::test]
 async fn hot_statements_follow_an_index() {
@@ -22,6 +22,7 @@ async fn hot_statements_follow_an_index() {
         retimed::OPEN_TO,
         retimed::DELIVERED,
         retimed::TELL,
+        change::DELIVERED,
         retimed::NEXT_TO_TELL,
         list::OLDEST,
         overlap::WHOLE,

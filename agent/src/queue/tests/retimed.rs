@@ -1,13 +1,15 @@
 //! Files whose times were set after they had been sent.
 
+use std::collections::BTreeSet;
+
 use dropwire_protocol::Mtime;
 
 use super::*;
 
-/// The file that was found first, with this time.
+/// The file that was found first, with this time, which was set before anything was delivered.
 fn retimed(mtime_ns: i64) -> Found {
     let mut found = found("a", 1);
-    (found.version.mtime_ns, found.version.ctime_ns) = (mtime_ns, mtime_ns);
+    (found.version.mtime_ns, found.version.ctime_ns) = (mtime_ns, 0);
     found
 }
 
@@ -32,7 +34,7 @@ async fn a_delivered_file_with_other_times_is_the_same_drop_and_its_peers_are_to
     let one_has_it = doubt(&queue, late.clone(), AfterSend::Archive).await.unwrap();
     assert_eq!(one_has_it.question, Question::IsOther(Digest([5; 32])));
     queue
-        .same(vec![(one_has_it.earlier, late.clone())], 9)
+        .same(vec![(one_has_it.earlier, late.clone())], 9, Duration::ZERO)
         .await
         .unwrap();
     assert!(!is_unknown(&queue, late.clone()).await);
@@ -81,7 +83,8 @@ async fn a_kept_files_time_is_told_once_it_rests_and_the_last_one_counts() {
         let found = retimed(seconds * 1_000_000_000 + 2);
         let drop = doubt(queue, found.clone(), AfterSend::Keep).await;
         let same = drop.map(|doubt| (doubt.earlier, found));
-        queue.same(Vec::from_iter(same), tell_ms).await.unwrap()
+        let same = queue.same(Vec::from_iter(same), tell_ms, Duration::ZERO);
+        same.await.unwrap()
     };
     assert_eq!(set(&queue, 5, 100).await, [peer(1)].into());
     assert_eq!(set(&queue, 5, 120).await, [].into(), "known");
@@ -102,12 +105,49 @@ async fn a_kept_files_time_is_told_once_it_rests_and_the_last_one_counts() {
         .await
         .unwrap()
         .earlier;
-    assert_eq!(queue.same(vec![(drop, moved)], 300).await.unwrap(), [].into());
+    let same = queue.same(vec![(drop, moved)], 300, Duration::ZERO);
+    assert_eq!(same.await.unwrap(), [].into());
     set(&queue, 8, 400).await;
     queue.left(vec![drop]).await.unwrap();
     let todo = todo(&queue, 1).await;
     assert_eq!((todo.forget, todo.times), (vec![id], vec![late(8)]));
     assert_eq!((todo.retimed, todo.next_due_ms), (vec![], None));
+}
+
+/// By each one's own delivery; nor does Forget tell the time, where none is left to be told.
+#[tokio::test]
+async fn a_kept_files_time_that_is_set_long_after_the_delivery_is_told_to_nobody() {
+    let folder = tempfile::tempdir().unwrap();
+    let queue = queue(folder.path()).await;
+    let ids = enqueue(&queue, 1, AfterSend::Keep, &[1, 2]).await.queued;
+    queue.delivered(vec![proof(ids[0], 5)], 1_000).await.unwrap();
+    queue.delivered(vec![proof(ids[1], 5)], 2_000).await.unwrap();
+    let mut drop = DropId(0);
+    for (mtime_ns, ctime_ns, told) in [
+        (5, 3_000_999_999, vec![peer(1), peer(2)]),
+        (6, 3_001_000_000, vec![peer(2)]),
+        (7, 4_000_999_999, vec![peer(2)]),
+        (8, 4_001_000_000, vec![]),
+    ] {
+        let mut late = retimed(mtime_ns);
+        late.version.ctime_ns = ctime_ns;
+        drop = doubt(&queue, late.clone(), AfterSend::Keep)
+            .await
+            .unwrap()
+            .earlier;
+        let same = queue.same(vec![(drop, late)], 9_000, Duration::from_secs(2));
+        assert_eq!(same.await.unwrap(), BTreeSet::from_iter(told), "{mtime_ns}");
+    }
+    let (told, _) = retimed_to(&queue, 11_000).await;
+    assert_eq!(told[0].mtime.nanos, 5);
+    queue.retimed(told).await.unwrap();
+    queue.left(vec![drop]).await.unwrap();
+    assert_eq!(todo(&queue, 1).await.times, []);
+    assert_eq!(
+        todo(&queue, 2).await.times[0].mtime.nanos,
+        7,
+        "it was not told yet"
+    );
 }
 
 async fn reopened(queue: Queue, folder: &Path) -> Queue {
@@ -266,7 +306,10 @@ async fn it_leaves_also_where_the_old_version_was_missed_and_under_times_that_we
         let late = retimed(2);
         let doubt = doubt(&queue, late.clone(), AfterSend::Delete).await.unwrap();
         assert_eq!(doubt.earlier, drops[0], "{round}");
-        queue.same(vec![(drops[0], late.clone())], 9).await.unwrap();
+        queue
+            .same(vec![(drops[0], late.clone())], 9, Duration::ZERO)
+            .await
+            .unwrap();
         let leaving = queue.to_dispose(OUTBOX, DropId(0), 9).await.unwrap();
         assert_eq!((leaving.len(), &leaving[0].found), (1, &late), "{round}");
         queue.disposed(vec![(drops[0], None)], 3).await.unwrap();
