@@ -27,6 +27,7 @@ mod seams;
 mod sending;
 mod service;
 mod settling;
+mod starting;
 mod strangers;
 mod times;
 mod tree;

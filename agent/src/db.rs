@@ -25,10 +25,9 @@ use std::{
 use rusqlite::{Connection, Transaction};
 use tokio::sync::{mpsc, oneshot};
 
-pub use self::health::Trouble;
+pub use self::health::{Trouble, Waits, told};
 use self::{
     health::Health,
-    open::Unopened,
     readers::Readers,
     verdict::Verdict,
     writer::{Work, Writer},
@@ -38,7 +37,7 @@ use crate::io_error::Wait;
 /// Most changes in one commit.
 const BATCH: usize = 1024;
 /// Pause before what cannot be done now is tried again.
-const PAUSE: Duration = Duration::from_secs(1);
+pub const PAUSE: Duration = Duration::from_secs(1);
 /// Prepared statements that a connection keeps.
 const STATEMENTS: usize = 128;
 /// A connection's page cache, in KiB as SQLite has it; a larger one spares next to nothing, since the system has the pages.
@@ -67,6 +66,9 @@ pub enum OpenError {
     /// The disk or permissions.
     #[error("cannot open the job list: {0}")]
     Cannot(String),
+    /// It may be opened later.
+    #[error("the job list cannot be opened now: {1}")]
+    NotNow(Wait, String),
 }
 
 /// A handle to the writer thread; cheap to clone. The thread ends with the last handle.
@@ -78,27 +80,32 @@ pub struct Db {
 }
 
 impl Db {
-    /// Opens or makes the database, checks it (a damaged one is not written to) and brings its tables up to date. Waits
-    /// where that cannot be done now, on a full disk or beside a program that has it locked.
+    /// [`Db::try_open`], where nobody asks what it waits for.
     pub fn open(path: &Path, migrations: &rusqlite_migration::Migrations<'_>) -> Result<Db, OpenError> {
+        Db::try_open(path, migrations, &Waits::new(path))
+    }
+
+    /// Opens or makes the database, checks it (a damaged one is not written to) and brings its tables up to date.
+    ///
+    /// [`OpenError::NotNow`] where that cannot be done now, on a full disk or beside a program that has it locked: then it
+    /// may be tried again, with the same `waits`.
+    pub fn try_open(
+        path: &Path,
+        migrations: &rusqlite_migration::Migrations<'_>,
+        waits: &Waits,
+    ) -> Result<Db, OpenError> {
         assert!(
             rusqlite::version_number() >= 3_051_003,
             "SQLite before 3.51.3 has the WAL-reset bug"
         );
         spare_statistics();
-        let health = Health::new(path);
+        let health = Health::new(waits.clone());
         let (connection, index) = loop {
             match open::open(path, migrations, &health.room) {
-                Ok(opened) => break opened,
-                Err(Unopened::Cannot(error)) => return Err(error),
-                Err(Unopened::NotNow(Wait::Space, _)) if health.room.give_up() => {}
-                Err(Unopened::NotNow(wait, reason)) => {
-                    health.waits(wait, &reason);
-                    thread::sleep(PAUSE);
-                }
+                Err(OpenError::NotNow(Wait::Space, _)) if health.room.give_up() => {}
+                opened => break opened?,
             }
         };
-        health.goes_on();
         let (sender, work) = mpsc::channel(BATCH);
         let readers = Readers::new(path, index);
         let writer = Writer {

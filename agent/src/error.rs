@@ -2,6 +2,8 @@
 
 use std::{fmt, path::Path};
 
+use crate::io_error::{self, Wait};
+
 /// The exit codes of every command (sysexits where there is one).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
@@ -39,6 +41,8 @@ pub struct Fatal {
     pub message: String,
     /// What the user can do about it.
     pub mend: Option<String>,
+    /// What an agent that starts may wait for, as it passes by itself or by somebody's making room.
+    pub passes: Option<Wait>,
 }
 
 impl Fatal {
@@ -48,6 +52,7 @@ impl Fatal {
             exit,
             message: message.to_string(),
             mend: None,
+            passes: None,
         }
     }
 
@@ -67,7 +72,10 @@ impl Fatal {
             AlreadyExists | ReadOnlyFilesystem => Exit::CannotCreate,
             _ => Exit::Disk,
         };
-        Fatal::new(exit, format_args!("{doing}: {error}"))
+        Fatal {
+            passes: io_error::passes(error),
+            ..Fatal::new(exit, format_args!("{doing}: {error}"))
+        }
     }
 }
 

@@ -106,6 +106,14 @@ pub fn is_full(error: &io::Error) -> bool {
     )
 }
 
+/// What a start waits for: room, or a shortage. All else (rights, a lock, a broken disk) ends it, so that somebody looks.
+pub fn passes(error: &io::Error) -> Option<Wait> {
+    match is_full(error) {
+        true => Some(Wait::Space),
+        false => is_shortage(error).then_some(Wait::Shortage),
+    }
+}
+
 /// Is it the name that the file system refuses? Only of an error of the call that was to make it.
 pub fn blames_the_name(error: &io::Error) -> bool {
     use io::ErrorKind as K;

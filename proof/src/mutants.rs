@@ -281,6 +281,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     ),
     ("control-places", "a user has so many connections", CONTROL),
     (
+        "control-upkeep",
+        "a control socket that has gone is made again",
+        CONTROL,
+    ),
+    (
         "control-waits",
         "a send that waits for others holds no place",
         CONTROL,
@@ -750,6 +755,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         "reserve",
         "what is kept beside the job list for a full disk",
         EndToEnd(&["disk_full::a_start_on_a_full_disk_delivers_what_fills_it"]),
+    ),
+    (
+        "start-waits",
+        "a start waits for room, and tells what for",
+        EndToEnd(&["starting::the_first_start_of_all_waits_on_a_full_disk"]),
     ),
     (
         "room-tried",

@@ -111,7 +111,8 @@ impl Agent {
                 self.log_text()
             );
             let ran = self.run(&["status", "--json"]);
-            (ran.code == Some(0)).then(|| parse(&ran.out()))
+            let status = (ran.code == Some(0)).then(|| parse(&ran.out()));
+            status.filter(|status| status["starting"] != true)
         });
         if let Some(front) = &self.front {
             let port = status["listen"].as_str().expect("`listen` in status");

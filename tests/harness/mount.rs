@@ -30,6 +30,12 @@ impl SmallDisk {
         Mounted::ext4(&["-m", "20"], path).map(SmallDisk)
     }
 
+    /// An XFS, which makes room for further files' names in steps.
+    pub fn xfs(path: &Path) -> Result<SmallDisk, String> {
+        fs::create_dir_all(path).map_err(|e| e.to_string())?;
+        Mounted::image_of(320, "mkfs.xfs", &["-q"], path).map(SmallDisk)
+    }
+
     /// Takes all the room that is left.
     pub fn fill(&self) {
         use std::io::Write as _;
@@ -70,9 +76,13 @@ impl Mounted {
 
     /// A small file system that `make` makes with `options` in a file beside `path`.
     pub fn image(make: &str, options: &[&str], path: &Path) -> Result<Mounted, String> {
+        Mounted::image_of(64, make, options, path)
+    }
+
+    fn image_of(mebibytes: u64, make: &str, options: &[&str], path: &Path) -> Result<Mounted, String> {
         let image = path.with_extension("img");
         let file = fs::File::create(&image).map_err(|e| e.to_string())?;
-        file.set_len(64 << 20).map_err(|e| e.to_string())?;
+        file.set_len(mebibytes << 20).map_err(|e| e.to_string())?;
         let (image, at) = (image.to_string_lossy(), path.to_string_lossy());
         run(make, &[options, &[&image]].concat())?;
         Mounted::by("mount", &["-o", "loop", &image, &at], path)

@@ -61,8 +61,11 @@ pub fn run(args: &Args, paths: &Paths) -> Result<(), Fatal> {
 async fn answer(paths: &Paths, request: AdoptRequest) -> Result<AdoptReply, Fatal> {
     match Client::new(&paths.control).adopt(&request).await {
         Err(fatal) if fatal.exit == Exit::Unavailable => {
-            // An agent that runs after all has the state folder's lock.
-            daemon::adopt_offline(super::load(paths)?, paths, request).await
+            // An agent that runs after all has the state folder's lock, and said what is the matter.
+            match daemon::adopt_offline(super::load(paths)?, paths, request).await {
+                Err(locked) if locked.exit == Exit::CannotCreate => Err(fatal),
+                done => done,
+            }
         }
         answered => answered,
     }

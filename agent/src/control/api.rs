@@ -28,6 +28,9 @@ pub struct StatusReport {
     pub pid: u32,
     /// Seconds since the agent started.
     pub uptime_seconds: f64,
+    /// It has not begun to work yet: `problems` says what it waits for, and nothing of what follows is known.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub starting: bool,
     /// The address and port in use; None on a machine that only dials.
     pub listen: Option<String>,
     /// Why the config file as it is written now does not hold, so that an earlier one does; several lines.
@@ -366,6 +369,7 @@ mod tests {
             version: "0.1.0".into(),
             pid: 1,
             uptime_seconds: 1.0,
+            starting: false,
             listen: Some("127.0.0.1:7420".into()),
             config_error: None,
             problems: Vec::new(),

@@ -45,6 +45,7 @@ impl Agent for Fake {
             version: "0".into(),
             pid: 7,
             uptime_seconds: 1.5,
+            starting: false,
             listen: None,
             config_error: None,
             problems: Vec::new(),
@@ -162,9 +163,9 @@ pub struct Served {
 pub fn serve(fake: Fake) -> Served {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("control.sock");
-    let listener = socket::bind(&path, &Access::Owner).unwrap();
+    let socket = Socket::open(&path, Access::Owner).unwrap();
     let (agent, cancel) = (Arc::new(fake), CancellationToken::new());
-    let task = tokio::spawn(super::serve(listener, Arc::clone(&agent), cancel.clone()));
+    let task = tokio::spawn(super::serve(socket, Arc::clone(&agent), cancel.clone()));
     Served {
         client: Client::new(&path),
         agent,

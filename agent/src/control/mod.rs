@@ -1,6 +1,6 @@
 //! The agent's local ear: HTTP over a Unix socket, for the commands that ask a running agent.
 //!
-//! [`socket`] makes the file, [`server`] answers on it by way of [`Agent`], [`client`] asks; what travels is [`api`], and
+//! [`socket`] makes the file, [`Socket`] keeps it there, [`server`] answers on it by way of [`Agent`], [`client`] asks; what travels is [`api`], and
 //! open files beside it ([`passing`]).
 //! The room knows no other: the daemon implements [`Agent`] and fills in the values.
 
@@ -10,6 +10,7 @@ pub mod passing;
 mod places;
 pub mod server;
 pub mod socket;
+mod upkeep;
 pub mod wire;
 
 #[cfg(test)]
@@ -26,7 +27,8 @@ use api::{
 pub use client::Client;
 pub use passing::Passed;
 pub use server::serve;
-pub use socket::{Access, Listener};
+pub use socket::Access;
+pub use upkeep::Socket;
 
 use crate::error::Fatal;
 

@@ -33,7 +33,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Agent, LONG, Listener, QUICK,
+    Agent, LONG, QUICK, Socket,
     api::{
         AdoptReply, AdoptRequest, Changed, JobFilter, JobPage, JobReport, ListLine, Selection, SendRequest,
         StatusReport, WhyQuery, WhyReport,
@@ -46,12 +46,12 @@ use super::{
 use crate::error::{Exit, Fatal};
 
 /// Answers until `cancel`; then removes the socket, lets open requests end for two seconds, and returns.
-pub async fn serve<A: Agent>(listener: Listener, agent: Arc<A>, cancel: CancellationToken) {
+pub async fn serve<A: Agent>(mut socket: Socket, agent: Arc<A>, cancel: CancellationToken) {
     let router = router(agent);
     let places = Arc::new(Places::default());
     let connections = TaskTracker::new();
     loop {
-        let Some(stream) = cancel.run_until_cancelled(listener.accept()).await else {
+        let Some(stream) = cancel.run_until_cancelled(socket.accept()).await else {
             break;
         };
         let known = stream.and_then(|stream| Ok((socket::user(&stream)?, stream)));
@@ -70,7 +70,7 @@ pub async fn serve<A: Agent>(listener: Listener, agent: Arc<A>, cancel: Cancella
             }
         }
     }
-    drop(listener);
+    drop(socket);
     connections.close();
     connections.wait().await;
 }

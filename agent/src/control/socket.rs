@@ -37,7 +37,10 @@ mod system {
     use tokio::net::UnixListener;
 
     use super::{Access, cannot};
-    use crate::error::{Fatal, shown};
+    use crate::{
+        error::{Fatal, shown},
+        io_error,
+    };
 
     /// One connection.
     pub type Stream = tokio::net::UnixStream;
@@ -46,13 +49,18 @@ mod system {
     #[derive(Debug)]
     pub struct Listener {
         inner: UnixListener,
-        _file: SocketFile,
+        file: SocketFile,
     }
 
     impl Listener {
         /// The next connection.
         pub async fn accept(&self) -> io::Result<Stream> {
             Ok(self.inner.accept().await?.0)
+        }
+
+        /// Is its file where it was made?
+        pub fn stands(&self) -> bool {
+            self.file.is_there()
         }
     }
 
@@ -76,9 +84,15 @@ mod system {
         made: (u64, u64),
     }
 
+    impl SocketFile {
+        fn is_there(&self) -> bool {
+            fs::symlink_metadata(&self.path).is_ok_and(|now| (now.dev(), now.ino()) == self.made)
+        }
+    }
+
     impl Drop for SocketFile {
         fn drop(&mut self) {
-            if fs::symlink_metadata(&self.path).is_ok_and(|now| (now.dev(), now.ino()) == self.made) {
+            if self.is_there() {
                 let _ = fs::remove_file(&self.path);
             }
         }
@@ -112,7 +126,7 @@ mod system {
             socket.listen(BACKLOG)?;
             Ok(Listener {
                 inner: UnixListener::from_std(socket.into())?,
-                _file: file,
+                file,
             })
         });
         listener.map_err(|error| failed(path, &error))
@@ -212,7 +226,10 @@ mod system {
                 format_args!("cannot make the control socket {}", shown(path)),
                 error,
             ),
-            _ => cannot(path, error),
+            _ => Fatal {
+                passes: io_error::passes(error),
+                ..cannot(path, error)
+            },
         }
     }
 
@@ -337,6 +354,11 @@ mod system {
     impl Listener {
         /// The next connection.
         pub async fn accept(&self) -> io::Result<Stream> {
+            match self.0 {}
+        }
+
+        /// There is none.
+        pub fn stands(&self) -> bool {
             match self.0 {}
         }
     }

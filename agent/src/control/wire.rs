@@ -159,9 +159,8 @@ impl From<Failure> for Fatal {
             .find(|exit| *exit as u8 == failure.exit)
             .unwrap_or(Exit::Failed);
         Fatal {
-            exit,
-            message: failure.message,
             mend: failure.mend,
+            ..Fatal::new(exit, failure.message)
         }
     }
 }

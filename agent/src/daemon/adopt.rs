@@ -36,25 +36,25 @@ pub struct Adopter {
 
 /// Answers as a running agent does, where none runs.
 pub async fn offline(config: Config, paths: &Paths, request: AdoptRequest) -> Result<AdoptReply, Fatal> {
-    let paths = paths.clone();
-    let state = blocking(move || state::open(&paths)).await??;
-    let queue = Queue::open(
-        state.db.clone(),
-        state.identity.clone(),
-        now_ms(),
-        config.retry.max,
-    );
+    let folder = paths.state_dir.clone();
+    let open = move || {
+        let state = state::Locked::take(&folder)?;
+        let opened = state.open(&state::waits(&folder))?;
+        Ok::<_, Fatal>((state, opened))
+    };
+    let (_state, (identity, db)) = blocking(open).await??;
+    let queue = Queue::open(db.clone(), identity.clone(), now_ms(), config.retry.max);
     let adopter = Adopter {
         me: Me {
-            id: state.identity.id(),
+            id: identity.id(),
             name: config.name.clone(),
         },
         config: Arc::new(config),
-        db: state.db.clone(),
+        db: db.clone(),
         queue: queue.await.map_err(|e| job_list(&e))?,
     };
     let answer = adopter.answer(request, Arc::default()).await;
-    state.db.close().await;
+    db.close().await;
     answer
 }
 

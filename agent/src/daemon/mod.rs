@@ -25,6 +25,7 @@ mod reload;
 mod rest;
 mod selection;
 mod sending;
+mod starting;
 mod state;
 
 use std::{
@@ -59,6 +60,7 @@ use doors::Doors;
 use live::Live;
 pub use program::more_descriptors;
 pub use reload::Reloaded;
+use starting::{Starting, patiently};
 pub use state::{check_private, private_folder};
 
 /// What `check` asks without an agent.
@@ -84,7 +86,7 @@ pub struct Agent {
     tasks: TaskTracker,
     /// Ends watching, dispatching and the control socket.
     cancel: CancellationToken,
-    _state: state::State,
+    _state: Arc<state::Locked>,
 }
 
 /// What the agent's tasks share.
@@ -123,18 +125,50 @@ struct Shared {
 }
 
 impl Agent {
-    /// Opens the state folder, recovers what a crash left, and starts everything. The agent is ready when it returns.
+    /// Opens the state folder, recovers what a crash left, and starts everything. The agent is ready when it returns; what
+    /// passes is waited for, and commands are told so meanwhile. Dropped before, nothing of it goes on.
     pub async fn start(config: Config, paths: &Paths) -> Result<Agent, Fatal> {
-        let state = {
-            let paths = paths.clone();
-            blocking(move || state::open(&paths)).await??
-        };
-        let identity = state.identity.clone();
-        let config = Arc::new(config);
-        config.check_own_id(identity.id())?;
         let cancel = CancellationToken::new();
+        let ends = cancel.clone().drop_guard();
         let tasks = TaskTracker::new();
-        let queue = Queue::open(state.db.clone(), identity.clone(), now_ms(), config.retry.max)
+        let agent = Agent::started(config, paths, &tasks, &cancel).await;
+        match agent {
+            Ok(_) => drop(ends.disarm()),
+            Err(_) => {
+                cancel.cancel();
+                tasks.close();
+                tasks.wait().await; // the control socket is free for the next
+            }
+        }
+        agent
+    }
+
+    async fn started(
+        config: Config,
+        paths: &Paths,
+        tasks: &TaskTracker,
+        cancel: &CancellationToken,
+    ) -> Result<Agent, Fatal> {
+        let config = Arc::new(config);
+        let waits = state::waits(&paths.state_dir);
+        let folder = paths.state_dir.clone();
+        let state = patiently(&waits, move || state::Locked::take(&folder)).await?;
+        let state = Arc::new(state);
+        let access = if paths.is_system() {
+            control::Access::Group("dropwire".into())
+        } else {
+            control::Access::Owner
+        };
+        let control = control::Socket::open(&paths.control, access)?;
+        let starting = Starting::new(&config.name, &paths.state_dir, waits.clone(), cancel.clone());
+        let starting = Arc::new(starting);
+        tasks.spawn(control::serve(control, starting.clone(), cancel.clone()));
+        let (identity, db) = {
+            let (state, told) = (state.clone(), waits.clone());
+            patiently(&waits, move || state.open(&told)).await?
+        };
+        config.check_own_id(identity.id())?;
+        let queue = Queue::open(db.clone(), identity.clone(), now_ms(), config.retry.max)
             .await
             .map_err(|e| job_list(&e))?;
         intake::clear_spool(&queue, paths.state_dir.join(SPOOL))
@@ -144,16 +178,10 @@ impl Agent {
             Some(address) => Some(link::bind(address).await?),
             None => None,
         };
-        let access = if paths.is_system() {
-            control::Access::Group("dropwire".into())
-        } else {
-            control::Access::Owner
-        };
-        let control = control::socket::bind(&paths.control, &access)?;
         // The last that may say no to a config: from here on things run, and end only all together.
         let inbox = Inbox::open(
             reload::inbox_settings(&config),
-            state.db.clone(),
+            db.clone(),
             identity.clone(),
             CancellationToken::new(),
         )
@@ -174,7 +202,7 @@ impl Agent {
             started: Instant::now(),
             state_dir: paths.state_dir.clone(),
             identity,
-            db: state.db.clone(),
+            db,
             queue,
             links,
             inbox,
@@ -193,11 +221,11 @@ impl Agent {
         });
         let agent = Agent {
             shared,
-            tasks,
-            cancel,
+            tasks: tasks.clone(),
+            cancel: cancel.clone(),
             _state: state,
         };
-        match agent.begin(control, events, kept).await {
+        match agent.begin(&starting, events, kept).await {
             Ok(()) => Ok(agent),
             Err(error) => {
                 agent.stop().await;
@@ -208,7 +236,7 @@ impl Agent {
 
     async fn begin(
         &self,
-        control: control::socket::Listener,
+        starting: &Starting,
         events: mpsc::Receiver<link::LinkEvent>,
         kept: mpsc::Receiver<(DropId, Vec<u8>)>,
     ) -> Result<(), DbError> {
@@ -223,7 +251,7 @@ impl Agent {
         let office = office::Office {
             shared: shared.clone(),
         };
-        tasks.spawn(control::serve(control, Arc::new(office), cancel.clone()));
+        starting.runs(office);
         for peer in &config.peers {
             shared.doors.open(shared, peer, tasks, cancel);
         }

@@ -125,6 +125,7 @@ impl control::Agent for Office {
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),
             uptime_seconds: shared.started.elapsed().as_secs_f64(),
+            starting: false,
             listen: shared.links.listen_addr().map(|a| a.to_string()),
             config_error: shared.config_error(),
             problems: self.problems(),
@@ -281,15 +282,20 @@ impl control::Agent for Office {
     }
 }
 
+/// What the state folder suffers from.
+pub fn problem(state_dir: &Path, trouble: Trouble) -> ProblemReport {
+    ProblemReport {
+        kind: "state_disk".to_owned(),
+        subject: shown(state_dir),
+        since: Time::from_ms(trouble.since_ms),
+        text: trouble.text,
+        hint: trouble.hint,
+    }
+}
+
 impl Office {
     fn problems(&self) -> Vec<ProblemReport> {
-        let of_state = |trouble: Trouble| ProblemReport {
-            kind: "state_disk".to_owned(),
-            subject: shown(&self.shared.state_dir),
-            since: Time::from_ms(trouble.since_ms),
-            text: trouble.text,
-            hint: trouble.hint,
-        };
+        let of_state = |trouble| problem(&self.shared.state_dir, trouble);
         self.shared.db.troubles().into_iter().map(of_state).collect()
     }
 

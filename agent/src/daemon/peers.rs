@@ -133,7 +133,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        config::{AfterSend, paths::Paths},
+        config::AfterSend,
         daemon::state,
         queue::NewDrop,
         version::{Found, OutboxId, Version},
@@ -176,11 +176,7 @@ mod tests {
     #[tokio::test]
     async fn a_peer_that_was_taken_out_keeps_its_last_name_while_it_has_jobs() {
         let folder = tempfile::tempdir().unwrap();
-        let paths = Paths {
-            config: folder.path().join("config.toml"),
-            state_dir: folder.path().join("state"),
-            control: folder.path().join("control.sock"),
-        };
+        let state_dir = folder.path().join("state");
         let [one, two] = [AgentId([1; 32]), AgentId([2; 32])];
         for (peers, expected) in [
             (
@@ -193,18 +189,19 @@ mod tests {
             (&[(2, "the office")][..], [None, None]),
         ] {
             // Each time by another run.
-            let state = state::open(&paths).unwrap();
-            let queue = Queue::open(state.db.clone(), state.identity.clone(), 0, Default::default());
+            let state = state::Locked::take(&state_dir).unwrap();
+            let (identity, db) = state.open(&state::waits(&state_dir)).unwrap();
+            let queue = Queue::open(db.clone(), identity, 0, Default::default());
             let queue = queue.await.unwrap();
             queue.enqueue(vec![one_job(one)], 0).await.unwrap();
             let names = Names::default();
-            names.learn(&state.db, &queue, &config(peers)).await.unwrap();
+            names.learn(&db, &queue, &config(peers)).await.unwrap();
             assert_eq!(
                 [one, two].map(|peer| names.of(peer)),
                 expected.map(|n| n.map(str::to_owned))
             );
             assert_eq!(names.find("annex").is_some(), expected[1].is_some());
-            state.db.close().await;
+            db.close().await;
         }
     }
 }

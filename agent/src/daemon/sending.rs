@@ -178,11 +178,7 @@ impl Begun {
 /// The disk is to blame only for what is left when the file itself is not.
 fn not_taken(error: &SpoolError) -> Fatal {
     let fatal = Fatal::io(format_args!("cannot take {}", error.path), &error.source);
-    let with = |exit: Exit| Fatal {
-        exit,
-        mend: None,
-        message: fatal.message.clone(),
-    };
+    let with = |exit: Exit| Fatal::new(exit, &fatal.message);
     match (error.source.kind(), meaning(&error.source)) {
         (ErrorKind::InvalidInput, _) => with(Exit::NoInput),
         (ErrorKind::WouldBlock, _) => with(Exit::NotYet).mend("try again once it is closed"),

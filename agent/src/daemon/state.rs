@@ -1,27 +1,21 @@
 //! The state folder: made private, locked against a second agent, its key and database opened.
 
-use std::{fs, io, path::Path, sync::Arc};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use rusqlite_migration::{M, Migrations};
 
 use crate::{
     clock,
-    config::paths::Paths,
-    db::{Db, OpenError},
+    db::{self, Db, OpenError, Waits},
     error::{Exit, Fatal, shown},
     homes,
     identity::{Identity, JOB_LIST},
     inbox, queue,
 };
-
-/// What an agent keeps; the lock is held as long as this lives.
-pub struct State {
-    /// This agent's key.
-    pub identity: Arc<Identity>,
-    /// Job list and ledger.
-    pub db: Db,
-    _lock: fs::File,
-}
 
 /// Every change to the tables, oldest first; only ever appended to.
 const MIGRATIONS: &[&str] = &[
@@ -37,21 +31,36 @@ const MIGRATIONS: &[&str] = &[
     queue::SCHEMA_3,
 ];
 
-/// Opens the state folder, making it (0700) where it is missing. A second agent on the same folder gets
-/// [`Exit::CannotCreate`], a damaged job list [`Exit::Data`].
-pub fn open(paths: &Paths) -> Result<State, Fatal> {
-    let folder = &paths.state_dir;
-    private_folder(folder)?;
-    let lock = lock(&folder.join("lock"))?;
-    let identity = Arc::new(Identity::load_or_create(folder)?);
-    let file = folder.join(JOB_LIST);
-    let migrations = Migrations::new(MIGRATIONS.iter().map(|sql| M::up(sql)).collect());
-    let db = Db::open(&file, &migrations).map_err(|e| open_failed(&file, &e))?;
-    Ok(State {
-        identity,
-        db,
-        _lock: lock,
-    })
+/// A state folder that is this process's alone as long as this lives.
+pub struct Locked {
+    folder: PathBuf,
+    _lock: fs::File,
+}
+
+impl Locked {
+    /// Locks the folder, making it (0700) where it is missing. A second agent on the same folder gets
+    /// [`Exit::CannotCreate`].
+    pub fn take(folder: &Path) -> Result<Locked, Fatal> {
+        private_folder(folder)?;
+        Ok(Locked {
+            folder: folder.to_owned(),
+            _lock: lock(&folder.join("lock"))?,
+        })
+    }
+
+    /// Reads the key and opens the job list, or makes them; damaged ones get [`Exit::Data`].
+    pub fn open(&self, waits: &Waits) -> Result<(Arc<Identity>, Db), Fatal> {
+        let identity = Identity::load_or_create(&self.folder)?;
+        let file = self.folder.join(JOB_LIST);
+        let migrations = Migrations::new(MIGRATIONS.iter().map(|sql| M::up(sql)).collect());
+        let db = Db::try_open(&file, &migrations, waits).map_err(|e| open_failed(&file, &e))?;
+        Ok((Arc::new(identity), db))
+    }
+}
+
+/// What the job list in the state folder waits for.
+pub fn waits(folder: &Path) -> Waits {
+    Waits::new(&folder.join(JOB_LIST))
 }
 
 /// Makes `dir` where it is missing, for its owner alone. One that others can enter is refused, for key and job list
@@ -147,6 +156,10 @@ fn open_failed(file: &Path, error: &OpenError) -> Fatal {
              lies in the outboxes is offered again, and peers that kept their ledger take nothing twice",
         ),
         OpenError::Newer(_) => Fatal::new(Exit::Data, message).mend("install that newer dropwire again"),
+        OpenError::NotNow(wait, reason) => Fatal {
+            passes: Some(*wait),
+            ..Fatal::new(Exit::Disk, message).mend(db::told(*wait, reason, file).1)
+        },
         OpenError::Cannot(_) => Fatal::new(Exit::Disk, message).mend("free space or mend the disk or its permissions"),
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     path::Path,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -24,50 +24,76 @@ pub struct Trouble {
     pub hint: String,
 }
 
-/// Shared by the writer and all handles.
+/// What the database waits for: from before it is opened, so that a start can say so too.
 #[derive(Clone)]
-pub(super) struct Health {
-    pub room: Arc<Room>,
-    failed: watch::Sender<Option<String>>,
-    waits: Arc<Mutex<Option<Trouble>>>,
-    closing: Arc<AtomicBool>,
+pub struct Waits {
+    now: watch::Sender<Option<Trouble>>,
     file: Arc<Path>,
 }
 
-impl Health {
-    /// Of the database at `path`.
-    pub fn new(path: &Path) -> Health {
-        Health {
-            room: Room::open(path),
-            failed: watch::Sender::new(None),
-            waits: Arc::default(),
-            closing: Arc::default(),
+impl Waits {
+    /// Of the database at `path`, for nothing yet.
+    pub fn new(path: &Path) -> Waits {
+        Waits {
+            now: watch::Sender::new(None),
             file: path.into(),
         }
     }
 
     /// Nothing can be written until what is waited for is over. Said once.
-    pub fn waits(&self, wait: Wait, reason: &str) {
-        let mut waits = self.waiting();
-        if waits.is_some() {
-            return;
-        }
-        let (text, hint) = told(wait, reason, &self.file);
-        tracing::warn!(help = hint, "waiting: {text}");
-        *waits = Some(Trouble {
-            since_ms: now_ms(),
-            text,
-            hint,
+    pub fn begin(&self, wait: Wait, reason: &str) {
+        self.now.send_if_modified(|now| {
+            if now.is_some() {
+                return false;
+            }
+            let (text, hint) = told(wait, reason, &self.file);
+            tracing::warn!(help = hint, "waiting: {text}");
+            *now = Some(Trouble {
+                since_ms: now_ms(),
+                text,
+                hint,
+            });
+            true
         });
     }
 
     /// It can be written again, or all the time.
-    pub fn goes_on(&self) {
-        if let Some(over) = self.waiting().take() {
-            tracing::info!(
-                "the job list is written again; it had waited, because {}",
-                over.text
-            );
+    pub fn end(&self) {
+        self.now.send_if_modified(|now| {
+            let over = now.take();
+            if let Some(over) = &over {
+                tracing::info!(
+                    "the job list is written again; it had waited, because {}",
+                    over.text
+                );
+            }
+            over.is_some()
+        });
+    }
+
+    /// Some while something is waited for.
+    pub fn now(&self) -> watch::Receiver<Option<Trouble>> {
+        self.now.subscribe()
+    }
+}
+
+/// Shared by the writer and all handles.
+#[derive(Clone)]
+pub(super) struct Health {
+    pub room: Arc<Room>,
+    pub waits: Waits,
+    failed: watch::Sender<Option<String>>,
+    closing: Arc<AtomicBool>,
+}
+
+impl Health {
+    /// Of the database that `waits` is about.
+    pub fn new(waits: Waits) -> Health {
+        Health {
+            room: Room::open(&waits.file),
+            waits,
+            failed: watch::Sender::new(None),
+            closing: Arc::default(),
         }
     }
 
@@ -99,17 +125,13 @@ impl Health {
 
     /// The worst first.
     pub fn troubles(&self) -> Vec<Trouble> {
-        let waits = self.waiting().clone();
+        let waits = self.waits.now.borrow().clone();
         waits.into_iter().chain(self.room.trouble()).collect()
-    }
-
-    fn waiting(&self) -> MutexGuard<'_, Option<Trouble>> {
-        self.waits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// What is waited for, and the way out.
-fn told(wait: Wait, reason: &str, file: &Path) -> (String, String) {
+pub fn told(wait: Wait, reason: &str, file: &Path) -> (String, String) {
     let file = shown(file);
     match wait {
         Wait::Space => (

@@ -29,28 +29,14 @@ const FIRST: u64 = 64 << 10;
 /// How long SQLite itself waits for a lock, before it is said that somebody has it.
 const LOCKED: Duration = Duration::from_secs(1);
 
-/// Why it is not open.
-pub(super) enum Unopened {
-    /// It may be later.
-    NotNow(Wait, String),
-    /// Waiting is of no use.
-    Cannot(OpenError),
-}
-
-impl From<OpenError> for Unopened {
-    fn from(error: OpenError) -> Unopened {
-        Unopened::Cannot(error)
-    }
-}
-
 /// The database at `path`, checked and up to date, and the file that is its log's index.
 pub(super) fn open(
     path: &Path,
     migrations: &rusqlite_migration::Migrations<'_>,
     room: &Room,
-) -> Result<(Connection, Option<File>), Unopened> {
+) -> Result<(Connection, Option<File>), OpenError> {
     if !room.gives(INDEX + FIRST) {
-        return Err(Unopened::NotNow(Wait::Space, "its disk is full".into()));
+        return Err(OpenError::NotNow(Wait::Space, "its disk is full".into()));
     }
     let mut connection = Connection::open(path).map_err(|error| {
         let system = io::Error::last_os_error().raw_os_error().unwrap_or(0);
@@ -60,7 +46,7 @@ pub(super) fn open(
     let check = connection.query_row("PRAGMA quick_check(1)", [], |r| r.get::<_, String>(0));
     let check = check.map_err(|e| failed(&connection, e))?;
     if check != "ok" {
-        return Err(OpenError::Damaged(check).into());
+        return Err(OpenError::Damaged(check));
     }
     let index = fault::step("index-blocks", || hold_index(path))?;
     for suffix in ["", "-wal", "-shm"] {
@@ -68,21 +54,21 @@ pub(super) fn open(
     }
     migrations.to_latest(&mut connection).map_err(|e| match e {
         rusqlite_migration::Error::MigrationDefinition(DatabaseTooFarAhead) => {
-            OpenError::Newer(e.to_string()).into()
+            OpenError::Newer(e.to_string())
         }
         rusqlite_migration::Error::RusqliteError { err, .. } => failed(&connection, err),
-        other => OpenError::Cannot(other.to_string()).into(),
+        other => OpenError::Cannot(other.to_string()),
     })?;
     // What a crash left in the log goes into the file, so that a log damaged later takes little with it. Where the disk
     // is too full for that now, it is done later.
     let emptied = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
     match emptied.map_err(|e| failed(&connection, e)) {
-        Ok(()) | Err(Unopened::NotNow(..)) => Ok((connection, index)),
+        Ok(()) | Err(OpenError::NotNow(..)) => Ok((connection, index)),
         Err(cannot) => Err(cannot),
     }
 }
 
-fn configure(connection: &Connection) -> Result<(), Unopened> {
+fn configure(connection: &Connection) -> Result<(), OpenError> {
     let failed = |error: rusqlite::Error| failed(connection, error);
     connection.busy_timeout(LOCKED).map_err(failed)?;
     // Some file systems have no shared memory, and then SQLite silently stays with another journal.
@@ -92,8 +78,7 @@ fn configure(connection: &Connection) -> Result<(), Unopened> {
     if journal != "wal" {
         return Err(OpenError::Cannot(
             "its file system has no write-ahead log; move the state folder to a local disk".into(),
-        )
-        .into());
+        ));
     }
     let settings = || -> rusqlite::Result<()> {
         let synchronous = if fault::mutant("commit-sync") {
@@ -113,11 +98,11 @@ fn configure(connection: &Connection) -> Result<(), Unopened> {
 }
 
 /// Gives the log's index its blocks; see [`INDEX`]. None where the system has no call for it.
-fn hold_index(path: &Path) -> Result<Option<File>, Unopened> {
+fn hold_index(path: &Path) -> Result<Option<File>, OpenError> {
     match allocated(&beside(path, "-shm")) {
         Ok(index) => Ok(index),
         Err(error) => match io_error::meaning(&error) {
-            Meaning::NotNow(wait) => Err(Unopened::NotNow(wait, error.to_string())),
+            Meaning::NotNow(wait) => Err(OpenError::NotNow(wait, error.to_string())),
             _ => Ok(None), // this file system cannot do it
         },
     }
@@ -144,15 +129,15 @@ fn allocated(_: &Path) -> io::Result<Option<File>> {
     Ok(None)
 }
 
-fn failed(connection: &Connection, error: rusqlite::Error) -> Unopened {
+fn failed(connection: &Connection, error: rusqlite::Error) -> OpenError {
     unopened(verdict::verdict(connection, &error), error)
 }
 
-fn unopened(verdict: Verdict, error: rusqlite::Error) -> Unopened {
+fn unopened(verdict: Verdict, error: rusqlite::Error) -> OpenError {
     use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
     match (verdict, error.sqlite_error_code()) {
-        (Verdict::NotNow(wait), _) => Unopened::NotNow(wait, error.to_string()),
-        (_, Some(DatabaseCorrupt | NotADatabase)) => OpenError::Damaged(error.to_string()).into(),
-        _ => OpenError::Cannot(error.to_string()).into(),
+        (Verdict::NotNow(wait), _) => OpenError::NotNow(wait, error.to_string()),
+        (_, Some(DatabaseCorrupt | NotADatabase)) => OpenError::Damaged(error.to_string()),
+        _ => OpenError::Cannot(error.to_string()),
     }
 }

@@ -185,7 +185,7 @@ impl Writer {
             if wait == Wait::Space && self.health.room.give_up() {
                 continue;
             }
-            self.health.waits(wait, &reason);
+            self.health.waits.begin(wait, &reason);
             if wait == Wait::Space && self.one_by_one(waiting, after)? {
                 continue;
             }
@@ -194,7 +194,7 @@ impl Writer {
             }
             thread::sleep(PAUSE);
         }
-        self.health.goes_on();
+        self.health.waits.end();
         Ok(())
     }
 

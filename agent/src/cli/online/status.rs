@@ -69,6 +69,7 @@ fn print(args: &Args, clear: &str, report: &StatusReport, before: Option<&Status
 /// `before` is the report some time ago: rates are shown where it is there.
 fn text(report: &StatusReport, before: Option<&StatusReport>, now: SystemTime) -> String {
     let listens = match &report.listen {
+        None if report.starting => "is starting".to_owned(),
         Some(address) => format!("listens on {}", render::text(address)),
         None => "dials only".to_owned(),
     };
@@ -429,6 +430,7 @@ OUTBOX";
             version: "0.1.0".into(),
             pid: 7,
             uptime_seconds: 3661.0,
+            starting: false,
             listen: Some("127.0.0.1:7420".into()),
             config_error: None,
             problems: Vec::new(),
