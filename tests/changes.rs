@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::Value;
 
-use crate::harness::{Fault, Pair, Toward, files::noise, until};
+use crate::harness::{Fault, Pair, Toward, files::noise, needs, until};
 
 /// State, and the error where there is one, of the jobs of a name, the oldest first.
 fn ends(pair: &Pair, name: &str) -> Vec<(String, String)> {
@@ -49,12 +49,15 @@ fn what_changes_before_it_is_sent() {
     let mut pair = Pair::linked();
     pair.office.stop();
     let at = |name: &str| pair.laptop.outbox.join(name);
-    let names = ["replaced", "cut", "grown", "deleted", "renamed", "linked"];
+    let names = [
+        "replaced", "swapped", "cut", "grown", "deleted", "renamed", "linked",
+    ];
     for name in names {
         pair.laptop.drop_file(name, b"the older version");
     }
     until("all are queued", || pair.laptop.jobs().len() == names.len());
-    replace(&at("replaced"), b"the newer version");
+    replace(&at("replaced"), b"the newer version, and longer");
+    replace(&at("swapped"), b"the newer version");
     cut_short(&at("cut"), 9);
     let mut grown = File::options().append(true).open(at("grown")).expect("opened");
     std::io::Write::write_all(&mut grown, b" and more").expect("written");
@@ -75,19 +78,25 @@ fn what_changes_before_it_is_sent() {
     for name in ["replaced", "cut", "grown"] {
         end_as(&pair, name, &["superseded", "delivered"]);
     }
+    // Of equal size: where no number tells that it is another file, it is the same drop with other bytes.
+    match needs::file_system().lasting_inodes {
+        true => end_as(&pair, "swapped", &["superseded", "delivered"]),
+        false => end_as(&pair, "swapped", &["delivered"]),
+    }
     for name in ["deleted", "renamed", "linked"] {
         end_as(&pair, name, &["gone"]);
     }
     end_as(&pair, "new name", &["delivered"]);
     for (name, bytes) in [
-        ("replaced", &b"the newer version"[..]),
+        ("replaced", &b"the newer version, and longer"[..]),
+        ("swapped", b"the newer version"),
         ("cut", b"the older"),
         ("grown", b"the older version and more"),
         ("new name", b"the older version"),
     ] {
         pair.office.receives(name, bytes);
     }
-    assert_eq!(pair.office.received().len(), 4, "{:?}", pair.office.received());
+    assert_eq!(pair.office.received().len(), 5, "{:?}", pair.office.received());
     assert!(pair.office.partials().is_empty());
 }
 
@@ -114,7 +123,7 @@ fn replaced_while_it_is_sent() {
         ends(&pair, "file")
             .last()
             .is_some_and(|(state, _)| state == "delivered")
-            && ends(&pair, "file").len() == 2
+            && (ends(&pair, "file").len() == 2 || !needs::file_system().lasting_inodes)
     });
     pair.laptop.empties_outbox();
     let received = pair.office.received();

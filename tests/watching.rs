@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fs, os::unix::net::UnixListener, process::Comma
 
 use serde_json::Value;
 
-use crate::harness::{Agent, PATIENCE, Pair, eventually, mount::SmallDisk, skip, until, within};
+use crate::harness::{Agent, PATIENCE, Pair, eventually, mount::SmallDisk, needs, skip, until, within};
 
 /// The status of its one outbox.
 fn outbox(agent: &Agent) -> Value {
@@ -55,6 +55,9 @@ fn what_is_no_file_is_listed_with_its_reason() {
 
 #[test]
 fn the_watch_is_tested_and_its_latency_shown() {
+    if !needs::telling_of_changes() {
+        return;
+    }
     let pair = Pair::linked();
     until("the probe's event came", || {
         outbox(&pair.laptop)["watch_latency_seconds"]
@@ -68,6 +71,9 @@ fn the_watch_is_tested_and_its_latency_shown() {
 
 #[test]
 fn an_outbox_whose_events_stop_is_polled_until_they_come_again() {
+    if !needs::telling_of_changes() {
+        return;
+    }
     let mut flag = std::path::PathBuf::new();
     let pair = Pair::with(|laptop, _| {
         flag = laptop.root.join("deaf");
@@ -95,6 +101,9 @@ fn an_outbox_whose_events_stop_is_polled_until_they_come_again() {
 
 #[test]
 fn where_no_more_folders_can_be_watched_they_are_polled() {
+    if !needs::telling_of_changes() {
+        return;
+    }
     let mut flag = std::path::PathBuf::new();
     let pair = Pair::with(|laptop, _| {
         flag = laptop.root.join("limit");
@@ -144,6 +153,9 @@ fn a_disk_mounted_over_an_outbox_holds_it_until_it_is_gone() {
 /// Four events a file, so that the kernel's queue runs over.
 #[test]
 fn what_was_made_while_the_agent_was_stopped_comes_once() {
+    if !needs::telling_of_changes() {
+        return;
+    }
     let held = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events");
     let held = held
         .ok()

@@ -12,7 +12,7 @@ use std::{
     thread,
 };
 
-use crate::harness::{Agent, Fault, Pair, Toward, files, until};
+use crate::harness::{Agent, Fault, Pair, Toward, files, needs, until};
 
 fn pair(after_send: &'static str) -> Pair {
     Pair::with(|laptop, _| whole(laptop, after_send))
@@ -78,6 +78,9 @@ fn arrives(agent: &Agent, name: &str, expected: &BTreeMap<PathBuf, Option<Vec<u8
 
 #[test]
 fn a_thousand_files_appear_at_once() {
+    if !needs::renames() {
+        return;
+    }
     let pair = Pair::with(|laptop, office| {
         whole(laptop, "archive");
         let (script, log) = ("echo \"$1\" >> \"$2\"", office.root.join("arrivals"));
@@ -153,6 +156,9 @@ fn tar_digest(folder: &Path) -> String {
 
 #[test]
 fn equal_names_are_two_folders_and_loose_files_go_as_ever() {
+    if !needs::renames() {
+        return;
+    }
     let pair = pair("delete");
     for (n, name) in ["v1.2", "v1.2 (1)"].into_iter().enumerate() {
         let folder = made(&pair.laptop, "v1.2", n + 1, 10);
@@ -171,6 +177,9 @@ fn equal_names_are_two_folders_and_loose_files_go_as_ever() {
 /// Copied slowly, file by file: nothing goes before the last of it.
 #[test]
 fn a_folder_waits_until_all_of_it_is_there() {
+    if !needs::renames() {
+        return;
+    }
     let pair = pair("archive");
     let folder = pair.laptop.outbox.join("slow");
     fs::create_dir(&folder).expect("a folder");
@@ -222,6 +231,9 @@ fn finishes(pair: &Pair, expected: &BTreeMap<PathBuf, Option<Vec<u8>>>) {
 
 #[test]
 fn both_are_killed_in_the_middle() {
+    if !needs::renames() {
+        return;
+    }
     let (mut pair, expected) = hanging("archive");
     pair.laptop.kill();
     pair.office.kill();
@@ -234,6 +246,9 @@ fn both_are_killed_in_the_middle() {
 /// What was sent of the older version is of no use, and never seen.
 #[test]
 fn changed_while_it_is_sent_the_newer_arrives_once() {
+    if !needs::renames() {
+        return;
+    }
     let (mut pair, mut expected) = hanging("archive");
     let path = pair.laptop.outbox.join("big");
     fs::write(path.join("sub-0/added"), b"added").expect("one more file");
@@ -260,6 +275,9 @@ fn changed_while_it_is_sent_the_newer_arrives_once() {
 
 #[test]
 fn a_kept_folder_is_sent_again_when_something_deep_in_it_changes() {
+    if !needs::renames() {
+        return;
+    }
     let mut pair = pair("keep");
     let folder = made(&pair.laptop, "kept", 3, 10);
     let expected = content(&folder);
@@ -278,6 +296,9 @@ fn a_kept_folder_is_sent_again_when_something_deep_in_it_changes() {
 /// Symlinks and the like stay out of the delivery, are told of, and are never removed with what was delivered.
 #[test]
 fn what_is_no_file_is_left_out_and_said() {
+    if !needs::renames() {
+        return;
+    }
     let pair = pair("delete");
     let folder = made(&pair.laptop, "linked", 2, 10);
     let expected = content(&folder);
@@ -292,6 +313,9 @@ fn what_is_no_file_is_left_out_and_said() {
 /// With markers a folder has one of its own; what lies in it needs none.
 #[test]
 fn a_folder_waits_for_its_marker() {
+    if !needs::renames() {
+        return;
+    }
     let pair = Pair::with(|laptop, _| {
         whole(laptop, "archive");
         laptop.settings.outbox.push("ready = \"marker\"".into());
@@ -313,6 +337,9 @@ fn a_folder_waits_for_its_marker() {
 /// An editor's, say: what was delivered leaves once it is that again.
 #[test]
 fn a_swap_file_that_comes_and_goes_makes_no_second_delivery() {
+    if !needs::renames() {
+        return;
+    }
     let pair = pair("archive");
     let folder = made(&pair.laptop, "edited", 3, 200 << 10);
     let expected = content(&folder);
@@ -377,6 +404,9 @@ fn changes_way(mut pair: Pair, whole: bool, restart: bool) {
 
 #[test]
 fn files_that_are_queued_do_not_go_again_within_their_folder() {
+    if !needs::renames() {
+        return;
+    }
     for restart in [false, true] {
         changes_way(Pair::linked(), true, restart);
     }
@@ -384,6 +414,9 @@ fn files_that_are_queued_do_not_go_again_within_their_folder() {
 
 #[test]
 fn files_of_a_folder_that_is_queued_do_not_go_again_by_themselves() {
+    if !needs::renames() {
+        return;
+    }
     for restart in [false, true] {
         changes_way(pair("archive"), false, restart);
     }
@@ -392,6 +425,9 @@ fn files_of_a_folder_that_is_queued_do_not_go_again_by_themselves() {
 /// What stays goes on as it went, also where it changes.
 #[test]
 fn what_is_kept_is_not_sent_again_the_other_way() {
+    if !needs::renames() {
+        return;
+    }
     let mut pair = Pair::with(|laptop, _| laptop.settings.outbox.push("after_send = \"keep\"".into()));
     let folder = made(&pair.laptop, "kept", 2, 10);
     let dropped = drop_folder(&pair.laptop, &folder);

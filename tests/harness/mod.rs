@@ -13,6 +13,7 @@ pub mod agent;
 pub mod command;
 pub mod files;
 pub mod mount;
+pub mod needs;
 pub mod pair;
 pub mod proxy;
 mod report;

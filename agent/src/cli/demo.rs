@@ -34,10 +34,7 @@ pub fn run(args: &Args, verbose: u8) -> Result<(), Fatal> {
     let runtime = run::runtime()?;
     let result = runtime.block_on(async {
         let mut signals = Signals::catch().map_err(|error| Fatal::io("cannot catch signals", &error))?;
-        tokio::select! {
-            result = show(&folder, args.once) => result,
-            () = signals.stop() => Ok(()),
-        }
+        show(&folder, args.once, &mut signals).await
     });
     runtime.shutdown_timeout(Duration::from_secs(5));
     result
@@ -46,23 +43,47 @@ pub fn run(args: &Args, verbose: u8) -> Result<(), Fatal> {
 /// How long the first file may take, which needs milliseconds.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-async fn show(folder: &Folder, once: bool) -> Result<(), Fatal> {
+async fn show(folder: &Folder, once: bool, signals: &mut Signals) -> Result<(), Fatal> {
     let (laptop, office) = (Side::new(folder, "laptop")?, Side::new(folder, "office")?);
-    let office_agent = office.start(&laptop, None).await?;
-    let address = office_agent.listen_addr().map(|address| address.to_string());
-    let laptop_agent = laptop.start(&office, address).await?;
+    let starting = async {
+        let office_agent = office.start(&laptop, None).await?;
+        let address = office_agent.listen_addr().map(|address| address.to_string());
+        Ok::<_, Fatal>((laptop.start(&office, address).await?, office_agent))
+    };
+    let (mut laptop_agent, mut office_agent) = tokio::select! {
+        started = starting => started?,
+        () = signals.stop() => return Ok(()),
+    };
+    let (there, back) = (laptop_agent.deliveries(), office_agent.deliveries());
+    let result = tokio::select! {
+        fatal = laptop_agent.wait() => Err(fatal),
+        fatal = office_agent.wait() => Err(fatal),
+        result = tell(&laptop, &office, there, back, once) => result,
+        () = signals.stop() => Ok(()),
+    };
+    // Before the folder is removed: what is open in it may keep it there.
+    laptop_agent.stop().await;
+    office_agent.stop().await;
+    result
+}
 
+async fn tell(
+    laptop: &Side,
+    office: &Side,
+    mut there: broadcast::Receiver<Arc<Receipt>>,
+    back: broadcast::Receiver<Arc<Receipt>>,
+    once: bool,
+) -> Result<(), Fatal> {
     say("Two agents run on this machine, paired with each other:")?;
-    for (from, to) in [(&laptop, &office), (&office, &laptop)] {
+    for (from, to) in [(laptop, office), (office, laptop)] {
         say(format_args!("  what is dropped into  {}", shown(&from.outbox())))?;
         say(format_args!("  arrives in            {}", shown(&to.inbox())))?;
     }
-    let (mut deliveries, back) = (laptop_agent.deliveries(), office_agent.deliveries());
     let (outbox, inbox) = (laptop.outbox(), office.inbox());
     tokio::task::spawn_blocking(move || drop_file(&outbox))
         .await
         .map_err(ended)??;
-    let receipt = tokio::time::timeout(PATIENCE, first(&mut deliveries))
+    let receipt = tokio::time::timeout(PATIENCE, first(&mut there))
         .await
         .map_err(|_| {
             Fatal::new(
@@ -71,19 +92,14 @@ async fn show(folder: &Folder, once: bool) -> Result<(), Fatal> {
             )
             .mend("`dropwire -v demo` tells more")
         })??;
-    tell(&receipt, &inbox)?;
+    tell_first(&receipt, &inbox)?;
     if once {
-        laptop_agent.stop().await;
-        office_agent.stop().await;
         return Ok(());
     }
     say("\nTry it with files of your own. Ctrl-C ends it and removes the folders.")?;
     let other_inbox = laptop.inbox();
-    let (mut laptop_agent, mut office_agent) = (laptop_agent, office_agent);
     tokio::select! {
-        fatal = laptop_agent.wait() => Err(fatal),
-        fatal = office_agent.wait() => Err(fatal),
-        result = tell_more(deliveries, &inbox) => result,
+        result = tell_more(there, &inbox) => result,
         result = tell_more(back, &other_inbox) => result,
     }
 }
@@ -117,7 +133,7 @@ async fn first(deliveries: &mut broadcast::Receiver<Arc<Receipt>>) -> Result<Arc
         .map_err(|error| Fatal::new(Exit::Failed, format_args!("the sending agent ended: {error}")))
 }
 
-fn tell(receipt: &Receipt, inbox: &Path) -> Result<(), Fatal> {
+fn tell_first(receipt: &Receipt, inbox: &Path) -> Result<(), Fatal> {
     let body = identity::verify(receipt).map_err(|error| Fatal::new(Exit::Data, error))?;
     say(format_args!("\n{FILE} was delivered. Its receipt:"))?;
     let delivered_at = Time::from_ms(i64::try_from(body.delivered_at).unwrap_or(i64::MAX));
