@@ -128,6 +128,32 @@ fn a_disk_inside_the_inbox_is_missed_until_it_is_given_up() {
     until("nothing is missed", || held(&pair.office, "inbox").is_empty());
 }
 
+/// No rename leads out of what is mounted on the inbox's own folder: `check` says so, and the agent runs and waits.
+#[test]
+fn an_inbox_waits_while_something_is_mounted_on_its_partials() {
+    let mut pair = Pair::linked();
+    pair.office.stop();
+    let disk = match SmallDisk::mount(&pair.office.inbox.join(".dropwire/partial"), 4) {
+        Ok(disk) => disk,
+        Err(why) => return skip("an_inbox_waits_while_something_is_mounted_on_its_partials", &why),
+    };
+    let check = pair.office.run(&["check"]).exits(73);
+    assert!(check.err().contains("Unmount it"), "{}", check.err());
+    let inbox = pair.office.inbox.to_str().expect("plain").to_owned();
+    let adopt = pair.office.run(&["adopt", &inbox, "--yes"]).exits(78);
+    assert!(adopt.err().contains("Unmount it"), "{}", adopt.err());
+    pair.office.start();
+    pair.connects();
+    let file = pair.laptop.drop_file("f", b"1");
+    let why = || pair.laptop.run(&["why", file.to_str().expect("plain")]).out();
+    until("the sender is told", || why().contains("Unmount it"));
+    assert!(held(&pair.office, "inbox").contains("Unmount it"));
+    drop(disk);
+    until("it is used again", || held(&pair.office, "inbox").is_empty());
+    pair.laptop.run(&["retry", "--all"]).exits(0);
+    pair.office.receives("f", b"1");
+}
+
 /// The original goes on, whichever comes first in the config.
 #[test]
 fn a_copied_outbox_is_held_and_then_gets_an_id_of_its_own() {

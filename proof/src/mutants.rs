@@ -358,6 +358,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         "only a prefix that this run verified is let go of as good",
         RESUME,
     ),
+    (
+        "R2-parted",
+        "an inbox waits while something is mounted on its own folder",
+        DISKS,
+    ),
     ("R5-partial", "a large partial's sync", ORDER),
     ("R5-partial-dir", "the sync of its folder", ORDER),
     ("R5-folder-file", "the sync of an unpacked file", UNPACK),

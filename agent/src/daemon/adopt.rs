@@ -106,6 +106,8 @@ impl Known {
 
 /// What is in the folder.
 struct Seen {
+    /// What is mounted over its `.dropwire`, or a part of that: all else says nothing, and there is nothing to adopt.
+    parted: Option<String>,
     /// Why another agent has it, or nobody can tell.
     refused: Option<String>,
     owner: Option<Owner>,
@@ -118,6 +120,10 @@ impl Seen {
     fn look(path: &Path, is_inbox: bool, me: &Me) -> io::Result<Seen> {
         let root = confined::root(path)?;
         Ok(Seen {
+            parted: match is_inbox {
+                true => inbox::parted(path, &root)?,
+                false => None,
+            },
             refused: owner::check(&root, path, me).err(),
             owner: owner::read(&root).ok().flatten(),
             id: mark::read(&root),
@@ -132,7 +138,10 @@ impl Seen {
 /// Why the folder is held; None: it is used as it is.
 fn reason(path: &Path, is_inbox: bool, seen: &Seen, known: &Known) -> Option<String> {
     let missing = (!seen.missing.is_empty()).then(|| seen.missing.join("; "));
-    of_the_whole(path, is_inbox, seen, known).or(missing)
+    let parted = seen.parted.clone();
+    parted
+        .or_else(|| of_the_whole(path, is_inbox, seen, known))
+        .or(missing)
 }
 
 /// The same, of the folder as a whole and not of a disk inside it. The same rules as where inboxes and outboxes are opened.
@@ -185,6 +194,9 @@ impl Adopter {
         let seen = seen.map_err(|e| {
             Fatal::io(format_args!("cannot open {}", shown(&path)), &e).mend("make or mount the folder first")
         })?;
+        if let Some(parted) = seen.parted {
+            return Err(Fatal::new(Exit::Config, parted).mend("nothing needs to be adopted"));
+        }
         let mut reply = AdoptReply {
             folder: shown(&path),
             reason: reason(&path, is_inbox, &seen, &known),

@@ -81,6 +81,7 @@ mod writer;
 
 pub use disks::{forget_missing_disks, missing_disks};
 pub use ledger::{SCHEMA_1, give_up_elsewhere, placing_elsewhere};
+pub use site::parted;
 
 /// Commands of one link that wait.
 const COMMANDS: usize = 64;
@@ -212,7 +213,7 @@ impl Inbox {
     /// Opens the inbox and finishes what a crash left *placing*. One that is not there is no error: it is held, and
     /// looked for at each offer. It is never made.
     ///
-    /// Fails only where waiting is of no use: the folder can never hold what arrives, or the job list fails.
+    /// Fails only where the job list does.
     pub async fn open(
         settings: Settings,
         db: Db,
@@ -289,10 +290,6 @@ impl Inbox {
             move || shared.enter().map(drop)
         });
         match tokio::time::timeout(FIRST_LOOK, first_look).await {
-            Ok(Ok(Err(trouble))) if trouble.hopeless => {
-                return Err(Fatal::new(Exit::Config, trouble.reason)
-                    .mend("choose an inbox whose folder lies wholly on one file system"));
-            }
             Ok(Ok(_)) => {}
             Ok(Err(e)) => return Err(Fatal::new(Exit::Failed, format_args!("opening the inbox: {e}"))),
             // It goes on by itself; what sends need not wait for it.
@@ -413,7 +410,7 @@ struct Disks {
 impl Shared {
     /// May block where a disk hangs.
     fn ask_disks(&self) -> Disks {
-        let Ok(site) = self.gate.last_seen() else {
+        let Ok(site) = self.enter() else {
             return Disks::default();
         };
         let disk = Disk::of(&site.root).ok().flatten();

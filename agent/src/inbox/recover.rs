@@ -48,7 +48,6 @@ fn settle(shared: &Shared, path: &Path, mark: [u8; 16]) -> Result<(), Trouble> {
         None => Ok(()),
         Some(other) => Err(Trouble {
             reason: homes::reason(path, &other),
-            hopeless: false,
         }),
     }
 }
@@ -177,13 +176,11 @@ fn remove_litter(shared: &Shared, site: &Site) -> Result<(), Trouble> {
 fn broken(error: DbError) -> Trouble {
     Trouble {
         reason: error.to_string(),
-        hopeless: false,
     }
 }
 
 fn broken_list() -> Trouble {
     Trouble {
         reason: "the job list cannot be written".into(),
-        hopeless: false,
     }
 }

@@ -15,6 +15,7 @@ use cap_std::fs::{Dir, Metadata};
 
 use super::{dialect, disks::Disks, named::Named, naming::Names, rights};
 use crate::{
+    border::Side,
     durable::{self, How},
     error::shown,
     fault,
@@ -67,20 +68,14 @@ type Identity = (u64, u64);
 pub struct Trouble {
     /// For people.
     pub reason: String,
-    /// Waiting does not help: the way it is set up can never work.
-    pub hopeless: bool,
 }
 
 impl Site {
     /// Opens the folder at `path` for this agent, which then has the lock. It has to have the mark `expected`; None: one
     /// that it has or gets now. Nothing is touched in a folder that belongs to another agent.
     pub fn open(path: &Path, expected: Option<[u8; 16]>, me: &Me, lock: &Lock) -> Result<Site, Trouble> {
-        let root = Dir::open_ambient_dir(path, cap_std::ambient_authority())
-            .map_err(|e| trouble(path, "cannot be opened", &e))?;
-        let held = |reason: String| Trouble {
-            reason,
-            hopeless: false,
-        };
+        let root = whole(path)?;
+        let held = |reason: String| Trouble { reason };
         owner::check(&root, path, me).map_err(held)?;
         let mark = check_mark(path, &root, expected)?;
         let unwritable = |e: io::Error| trouble(path, "cannot be written", &e);
@@ -96,25 +91,13 @@ impl Site {
         let partials = durable::open_or_make_dir(&own, OsStr::new(PARTIALS)).map_err(unwritable)?;
         durable::sync_dir(&own).map_err(unwritable)?;
         durable::sync_dir(&root).map_err(unwritable)?;
-        let meta = |dir: &Dir| dir.dir_metadata().map_err(unwritable);
-        if meta(&root)?.dev() != meta(&partials)?.dev() {
-            return Err(Trouble {
-                reason: format!(
-                    "{} and its .dropwire/partial are on different file systems",
-                    shown(path)
-                ),
-                hopeless: true,
-            });
-        }
         rights::hand_on_nothing(&partials);
         let (how, mode) = probe(&partials).map_err(|e| match e.kind() {
-            io::ErrorKind::Unsupported => Trouble {
-                reason: format!(
-                    "the file system of {} can neither rename without replacing nor make hard links",
-                    shown(path)
-                ),
-                hopeless: true,
-            },
+            io::ErrorKind::Unsupported => held(format!(
+                "the file system of {} can neither rename without replacing nor make hard links: choose another folder as \
+                 the inbox",
+                shown(path)
+            )),
             _ => unwritable(e),
         })?;
         let named = Arc::new(Named::open(&own).map_err(unwritable)?);
@@ -126,7 +109,7 @@ impl Site {
             on => on,
         };
         let lasting_inodes = on.as_ref().is_ok_and(|on| on.lasting_inodes);
-        let identity_of_own = identity(&meta(&own)?);
+        let identity_of_own = identity(&own.dir_metadata().map_err(unwritable)?);
         let disks = Disks::open(path, own).map_err(|e| {
             trouble(
                 path,
@@ -194,8 +177,7 @@ impl Site {
 
     /// Still the folder at its path, with its mark and its partials?
     fn still_there(&self) -> Result<bool, Trouble> {
-        let root = Dir::open_ambient_dir(&self.path, cap_std::ambient_authority())
-            .map_err(|e| trouble(&self.path, "cannot be opened", &e))?;
+        let root = whole(&self.path)?;
         check_mark(&self.path, &root, Some(self.mark))?;
         let partials = root
             .open_dir_nofollow(mark::FOLDER)
@@ -211,6 +193,40 @@ impl Site {
             same => same,
         }
     }
+}
+
+/// The folder at `path`, if nothing parts it from its own `.dropwire`.
+fn whole(path: &Path) -> Result<Dir, Trouble> {
+    let root = Dir::open_ambient_dir(path, cap_std::ambient_authority())
+        .map_err(|e| trouble(path, "cannot be opened", &e))?;
+    match parted(path, &root) {
+        Ok(None) => Ok(root),
+        Ok(Some(reason)) => Err(Trouble { reason }),
+        Err(e) => Err(trouble(path, "cannot be looked into", &e)),
+    }
+}
+
+/// Why no file can be renamed from the partials' folder into the inbox `root` at `path`; None: they can.
+pub fn parted(path: &Path, root: &Dir) -> io::Result<Option<String>> {
+    let side = Side::of(root)?;
+    let (mut folder, mut at) = (root.try_clone()?, path.to_path_buf());
+    for name in [mark::FOLDER, PARTIALS] {
+        folder = match folder.open_dir_nofollow(name) {
+            Ok(next) => next,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => break, // it is made there
+            Err(e) => return Err(e),
+        };
+        at.push(name);
+        if Side::of(&folder)? != side && !fault::mutant("R2-parted") {
+            return Ok(Some(format!(
+                "no file can be renamed from {} into {}: is something mounted there? Unmount it, or make it an ordinary \
+                 folder again; the agent waits for that",
+                shown(&at),
+                shown(path)
+            )));
+        }
+    }
+    Ok(None)
 }
 
 /// Are the two folders one? What is made in one is seen in the other: for where no number tells.
@@ -276,7 +292,6 @@ impl Gate {
         let one_at_a_time = self.entering.lock().unwrap_or_else(PoisonError::into_inner);
         let held = |reason: &str| Trouble {
             reason: reason.into(),
-            hopeless: false,
         };
         let path = self
             .path
@@ -355,7 +370,6 @@ fn check_mark(path: &Path, root: &Dir, expected: Option<[u8; 16]>) -> Result<[u8
             shown(path),
             owner::adopt(path)
         ),
-        hopeless: false,
     };
     match (found, expected) {
         (Some(found), Some(expected)) if found != expected => {
@@ -404,7 +418,6 @@ fn identity(meta: &Metadata) -> Identity {
 fn trouble(path: &Path, what: &str, error: &io::Error) -> Trouble {
     Trouble {
         reason: format!("{} {what}: {error}", shown(path)),
-        hopeless: false,
     }
 }
 

@@ -14,7 +14,7 @@ use crate::{
     mark,
 };
 
-/// A file system that is mounted at `sub` in the inbox, and can be taken away and put there again as it was.
+/// A file system that is mounted on a folder, `sub` in the inbox mostly, and can be taken away and put there again as it was.
 struct Disk {
     _temp: tempfile::TempDir,
     itself: PathBuf,
@@ -24,15 +24,24 @@ struct Disk {
 impl Disk {
     /// None, said aloud, where nothing can be mounted.
     fn at(root: &Path, options: &str) -> Option<Disk> {
+        Disk::over(root.join("sub"), Some(options))
+    }
+
+    /// Without `options` it is a folder of the inbox's own disk.
+    fn over(sub: PathBuf, options: Option<&str>) -> Option<Disk> {
         let temp = tempfile::tempdir().unwrap();
         let disk = Disk {
             itself: temp.path().join("disk"),
-            sub: root.join("sub"),
+            sub,
             _temp: temp,
         };
         fs::create_dir(&disk.itself).unwrap();
         fs::create_dir_all(&disk.sub).unwrap();
-        if !mount(&disk.itself, options) {
+        let mounted = match options {
+            Some(options) => mount(&disk.itself, options),
+            None => bind(&disk.itself, &disk.itself).status().unwrap().success(),
+        };
+        if !mounted {
             crate::fault::skip("no file system can be mounted here");
             return None;
         }
@@ -41,10 +50,7 @@ impl Disk {
     }
 
     fn comes(&self) {
-        run(Program::new("mount")
-            .arg("--bind")
-            .arg(&self.itself)
-            .arg(&self.sub));
+        run(&mut bind(&self.itself, &self.sub));
     }
 
     fn goes(&self) {
@@ -58,6 +64,12 @@ impl Drop for Disk {
             let _ = Program::new("umount").arg("-lq").arg(folder).status();
         }
     }
+}
+
+fn bind(folder: &Path, at: &Path) -> Program {
+    let mut program = Program::new("mount");
+    program.arg("--bind").arg(folder).arg(at);
+    program
 }
 
 fn run(program: &mut Program) {
@@ -110,6 +122,36 @@ async fn nothing_is_put_under_the_mount_point_of_one_that_is_missing() {
         delivered_as(&link.send(id(3), "sub/large", &bytes).await),
         "sub/large"
     );
+}
+
+/// A rename leads out of no mount: it waits until that is gone, whether it came before the agent or later.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_inbox_waits_while_something_is_mounted_on_its_own_folder() {
+    for (own, options) in [
+        (".dropwire", Some("size=8m")),
+        (".dropwire/partial", Some("size=8m")),
+        (".dropwire/partial", None),
+    ] {
+        let rig = Rig::new().await;
+        let mut link = rig.link(ANA);
+        assert_eq!(delivered_as(&link.send(id(1), "a", b"x").await), "a");
+        let Some(disk) = Disk::over(rig.root().join(own), options) else {
+            return;
+        };
+        assert_eq!(refused(&link.send(id(2), "b", b"x").await), InboxUnavailable);
+        let rig = rig.restarted(|_| ()).await;
+        let held = rig.inbox.status().await.held.unwrap();
+        assert!(
+            held.contains(&format!("from {}", disk.sub.display())) && held.contains("Unmount"),
+            "{held}"
+        );
+        let mut link = rig.link(ANA);
+        assert_eq!(refused(&link.send(id(2), "b", b"x").await), InboxUnavailable);
+        assert_eq!(disk.itself.read_dir().unwrap().count(), 0, "nothing is put on it");
+        disk.goes();
+        assert_eq!(rig.inbox.status().await.held, None);
+        assert_eq!(delivered_as(&link.send(id(2), "b", b"x").await), "b");
+    }
 }
 
 /// It went away after the offer: what arrived is kept.
@@ -343,7 +385,7 @@ async fn a_shortage_at_the_opening_is_no_answer() {
         let rig = rig
             .restarted(|root| trace::before(root, Call::Sync("open", what.clone()), short))
             .await;
-        let held = rig.inbox.status().await.held;
+        let held = rig.inbox.shared.gate.last_seen().err();
         assert!(held.is_some_and(|held| held.contains("open files")), "{what:?}");
         assert_eq!(delivered_as(&rig.link(ANA).send(id(1), "a", b"x").await), "a");
     }
