@@ -28,6 +28,9 @@ const SHARE: u64 = 16;
 /// At an end on a full disk, the smallest that is of any use at the next start.
 const LEAST: u64 = 64 << 10;
 
+/// After the reserve's name: a file that shows whether there is room.
+const TRIED: &str = "-tried";
+
 /// The reserve of one database.
 pub(super) struct Room {
     folder: PathBuf,
@@ -47,12 +50,14 @@ impl Room {
     /// The reserve of the database at `path`, made where it is missing and there is plenty of room.
     pub fn open(path: &Path) -> Arc<Room> {
         let folder = path.parent().unwrap_or(path).to_owned();
-        let mut file = OsString::from(path);
-        file.push("-reserve");
+        let file = beside(path, "-reserve");
+        if !fault::mutant("room-tried-left") {
+            let _ = fs::remove_file(beside(&file, TRIED)); // of a run that was killed while it tried
+        }
         let all = space(&folder).map_or(u64::MAX, |space| space.all);
         let room = Arc::new(Room {
             folder,
-            file: file.into(),
+            file,
             size: RESERVE.min(all / SHARE),
             low: Mutex::default(),
         });
@@ -86,9 +91,8 @@ impl Room {
     /// Blocks for the disk.
     pub fn gives(&self, bytes: u64) -> bool {
         let tried = || {
-            let mut file = self.file.clone().into_os_string();
-            file.push("-tried");
-            make(Path::new(&file), bytes).and_then(|()| fs::remove_file(file))
+            let file = beside(&self.file, TRIED);
+            make(&file, bytes).and_then(|()| fs::remove_file(file))
         };
         self.has(bytes) || tried().is_ok() && !fault::mutant("room-tried")
     }
@@ -177,6 +181,12 @@ impl Room {
     }
 }
 
+fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(ending);
+    name.into()
+}
+
 /// Until the reserve is there again, or nobody needs it any more.
 fn watch(room: &Weak<Room>) {
     loop {
@@ -233,5 +243,20 @@ fn space(folder: &Path) -> Option<Space> {
     {
         let _ = folder;
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_killed_run_tried_is_given_back_at_the_next_start() {
+        let temp = tempfile::tempdir().unwrap();
+        let left = temp.path().join("state.db-reserve-tried");
+        fs::write(&left, "blocks").unwrap();
+        let room = Room::open(&temp.path().join("state.db"));
+        assert!(!left.exists());
+        assert!(room.gives(1) && !left.exists());
     }
 }
