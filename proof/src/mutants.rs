@@ -771,6 +771,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         "root uses the room that is kept back for root",
         EndToEnd(&["disk_full::a_start_on_a_disk_that_root_filled"]),
     ),
+    (
+        "room-tried-left",
+        "what a killed agent took to see whether there is room is given back",
+        Inside(&["db::room::tests"]),
+    ),
     ("write-file", "the sync of a key or mark", DURABLE),
     ("write-dir", "the sync of its folder", DURABLE),
     (

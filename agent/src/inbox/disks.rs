@@ -1,8 +1,9 @@
-//! Disks that are mounted inside the inbox. While one is missing, nothing is put into the folder under its mount point, where
+//! Disks and folders that are mounted inside the inbox. While one is missing, nothing is put into the folder under its mount point, where
 //! it would be hidden later, and nothing is concluded from what is not found there.
 //!
 //! A disk is known from the first file that is copied to it: it gets a mark of its own, as the inbox has one, and the inbox
-//! a line in `.dropwire/disks` that says where the disk begins, which of its folders has the mark, and the mark. Whoever
+//! a line in `.dropwire/disks` that says where the disk begins, which of its folders has the mark, and the mark. What has the
+//! mark is the disk, mounted or not: a folder may be a mount only to a service that is kept out of all others. Whoever
 //! gave a disk up for good says so with `dropwire adopt` of the inbox.
 
 use std::{
@@ -12,12 +13,13 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use cap_fs_ext::{DirExt, MetadataExt};
+use cap_fs_ext::DirExt;
 use cap_std::fs::Dir;
 use data_encoding::HEXLOWER;
 
 use super::place::os_name;
 use crate::{
+    border::Side,
     confined, durable,
     error::shown,
     fault,
@@ -73,10 +75,11 @@ impl Disks {
     /// that it is not.
     pub fn stands(&self, path: &[u8], above: &Dir, folder: &Dir) -> io::Result<()> {
         for disk in self.lock().iter() {
-            if disk.border == path && !is_border(above, folder)? {
-                return Err(self.missing_error(disk));
-            }
-            if disk.marked == path && !is_it(folder, disk)? {
+            let is_away = match &disk.marked {
+                marked if marked == path => !is_it(folder, disk)?,
+                _ => disk.border == path && !is_border(above, folder)?,
+            };
+            if is_away {
                 return Err(self.missing_error(disk));
             }
         }
@@ -213,7 +216,7 @@ fn find(root: &Dir, disk: &Known) -> io::Result<Option<Dir>> {
             path.push(b'/');
         }
         path.extend_from_slice(component);
-        if path == disk.border {
+        if path == disk.border && path != disk.marked {
             is_there = is_border(&folder, &next)?;
             if !is_there {
                 return Ok(None);
@@ -232,9 +235,9 @@ fn is_it(folder: &Dir, disk: &Known) -> io::Result<bool> {
     })
 }
 
-/// Does another file system begin with `folder`?
+/// Does something that is mounted begin with `folder`, or another file system?
 pub fn is_border(above: &Dir, folder: &Dir) -> io::Result<bool> {
-    Ok(above.dir_metadata()?.dev() != folder.dir_metadata()?.dev() || fault::mutant("disk-border"))
+    Ok(Side::of(above)? != Side::of(folder)? || fault::mutant("disk-border"))
 }
 
 fn read(own: &Dir) -> io::Result<Vec<Known>> {

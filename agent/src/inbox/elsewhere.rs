@@ -1,5 +1,5 @@
 //! R7 for a place on another file system than the partials: a disk that is mounted inside the inbox (`by-peer` on a disk for
-//! each peer, say), a btrfs subvolume, a project with a quota of its own. No name can be given across that border, so the
+//! each peer, say), a bind mount, a btrfs subvolume, a project with a quota of its own. No name can be given across that border, so the
 //! partial is copied into a folder `.dropwire/partial` on the other side and named there.
 //!
 //! It costs one more writing of the bytes and their syncs, and no byte of the line. Until the copy has its name and that
@@ -92,7 +92,7 @@ pub fn names(site: &Site, folders: &[Folder]) -> io::Result<Names> {
 /// nearest one below it; there the disk gets its mark. Where the border is none that a folder tells of, in the last one.
 fn staging(site: &Site, folders: &[Folder]) -> io::Result<Dir> {
     let (_, last) = folders.last().ok_or(io::ErrorKind::NotFound)?;
-    let elsewhere = site.is_elsewhere(&last.dir_metadata()?);
+    let elsewhere = site.is_elsewhere(last)?;
     let mut begin = folders.len() - 1;
     while elsewhere && begin > 0 && !is_border(&folders[begin - 1].1, &folders[begin].1)? {
         begin -= 1;

@@ -60,7 +60,7 @@ pub struct Place {
     pub aliases: Vec<(Vec<u8>, Option<Vec<u8>>)>,
     /// How the names were made.
     pub names: Names,
-    /// Is the folder that holds the file on another file system than the partials?
+    /// Does no rename lead from the partials into the folder that holds the file?
     pub is_elsewhere: bool,
     made: Made,
     places: Arc<Places>,
@@ -222,7 +222,7 @@ impl Places {
             }
         };
         site.disks.stands(&path, &dir, &next)?;
-        walk.is_elsewhere = site.is_elsewhere(&next.dir_metadata()?);
+        walk.is_elsewhere = site.is_elsewhere(&next)?;
         if site.is_own(&next)? {
             return Err(PlaceError::BadName("it leads into dropwire's own folder".into()));
         }

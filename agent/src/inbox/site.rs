@@ -58,6 +58,7 @@ pub struct Site {
     /// What a new file's permissions are here (the umask's doing); Unix mode bits.
     pub mode: u32,
     own: Identity,
+    side: Side,
 }
 
 /// Device and inode of a folder.
@@ -109,6 +110,7 @@ impl Site {
             on => on,
         };
         let lasting_inodes = on.as_ref().is_ok_and(|on| on.lasting_inodes);
+        let side = Side::of(&root).map_err(unwritable)?;
         let identity_of_own = identity(&own.dir_metadata().map_err(unwritable)?);
         let disks = Disks::open(path, own).map_err(|e| {
             trouble(
@@ -130,6 +132,7 @@ impl Site {
             disks,
             mode,
             own: identity_of_own,
+            side,
         })
     }
 
@@ -158,16 +161,16 @@ impl Site {
         let meta = folder.dir_metadata()?;
         let by_mark = || {
             !self.lasting_inodes
-                && !self.is_elsewhere(&meta)
+                && meta.dev() == self.device()
                 && mark::lies_in(folder, self.mark)
                 && !fault::mutant("R5-own")
         };
         Ok(identity(&meta) == self.own || by_mark())
     }
 
-    /// Is this folder on another file system than the partials?
-    pub fn is_elsewhere(&self, folder: &Metadata) -> bool {
-        folder.dev() != self.device()
+    /// Does no rename lead from the partials into this folder?
+    pub fn is_elsewhere(&self, folder: &Dir) -> io::Result<bool> {
+        Ok(Side::of(folder)? != self.side)
     }
 
     /// The same folder with the same partials, opened another time?

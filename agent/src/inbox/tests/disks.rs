@@ -91,8 +91,14 @@ fn waits(outcome: &Outcome) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_put_under_the_mount_point_of_one_that_is_missing() {
+    for options in [Some("size=8m"), None] {
+        nothing_is_put_under_its_mount_point(options).await;
+    }
+}
+
+async fn nothing_is_put_under_its_mount_point(options: Option<&str>) {
     let rig = Rig::new().await;
-    let Some(disk) = Disk::at(&rig.root(), "size=8m") else {
+    let Some(disk) = Disk::over(rig.root().join("sub"), options) else {
         return;
     };
     let bytes = content(2 * CHUNK);
@@ -152,6 +158,23 @@ async fn an_inbox_waits_while_something_is_mounted_on_its_own_folder() {
         assert_eq!(rig.inbox.status().await.held, None);
         assert_eq!(delivered_as(&link.send(id(2), "b", b"x").await), "b");
     }
+}
+
+/// As a service has it that may write to that folder only, until its unit is changed.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_folder_without_its_mount_is_not_missed() {
+    let rig = Rig::new().await;
+    let sub = rig.root().join("sub");
+    fs::create_dir(&sub).unwrap();
+    if !bind(&sub, &sub).status().unwrap().success() {
+        return crate::fault::skip("no folder can be mounted here");
+    }
+    let mut link = rig.link(ANA);
+    assert_eq!(delivered_as(&link.send(id(1), "sub/a", b"x").await), "sub/a");
+    run(Program::new("umount").arg("-l").arg(&sub));
+    assert_eq!(rig.inbox.status().await.missing, None);
+    assert_eq!(delivered_as(&link.send(id(2), "sub/b", b"x").await), "sub/b");
+    assert_eq!(rig.names(), ["sub/a", "sub/b"]);
 }
 
 /// It went away after the offer: what arrived is kept.
