@@ -84,27 +84,48 @@ pub fn sync_dir(dir: &Dir) -> io::Result<()> {
 /// dangling symlink). One component each. Durable only after [`sync_dir`] of both; crashed before that, the file has
 /// one of the two names, or both if it was [`How::Linked`]. After an error other than `AlreadyExists` either may hold.
 pub fn rename_noreplace(from_dir: &Dir, from: &OsStr, to_dir: &Dir, to: &OsStr) -> io::Result<How> {
+    rename_noting(from_dir, from, to_dir, to, || ())
+}
+
+/// The same; `note` is called as soon as the file has its new name, before the old one of a link goes.
+pub fn rename_noting(
+    from_dir: &Dir,
+    from: &OsStr,
+    to_dir: &Dir,
+    to: &OsStr,
+    note: impl FnOnce(),
+) -> io::Result<How> {
     one_component(from)?;
     one_component(to)?;
     trace::named(from_dir, from, to_dir, to)?;
     match system::rename_noreplace(from_dir, from, to_dir, to) {
-        Ok(()) => Ok(How::Renamed),
+        Ok(()) => {
+            note();
+            Ok(How::Renamed)
+        }
         Err(e) if system::is_refused(&e) => {
-            link_and_unlink(from_dir, from, to_dir, to)?;
+            link_and_unlink(from_dir, from, to_dir, to, note)?;
             Ok(How::Linked)
         }
         Err(e) => Err(e),
     }
 }
 
-/// The same by one way only, for callers that wrote down which one before they began; see [`rename_noreplace`].
-pub fn give_name(how: How, from_dir: &Dir, from: &OsStr, to_dir: &Dir, to: &OsStr) -> io::Result<()> {
+/// The same by one way only, for callers that wrote down which one before they began.
+pub fn give_name(
+    how: How,
+    from_dir: &Dir,
+    from: &OsStr,
+    to_dir: &Dir,
+    to: &OsStr,
+    note: impl FnOnce(),
+) -> io::Result<()> {
     one_component(from)?;
     one_component(to)?;
     trace::named(from_dir, from, to_dir, to)?;
     match how {
-        How::Renamed => system::rename_noreplace(from_dir, from, to_dir, to),
-        How::Linked => link_and_unlink(from_dir, from, to_dir, to),
+        How::Renamed => system::rename_noreplace(from_dir, from, to_dir, to).map(|()| note()),
+        How::Linked => link_and_unlink(from_dir, from, to_dir, to, note),
         How::Copied => Err(io::ErrorKind::CrossesDevices.into()), // the caller's work
     }
 }
@@ -250,13 +271,20 @@ fn write_and_name(
 
 /// For file systems that cannot rename without replacing. The new name is made durable before the old one goes, so
 /// that no order of writing leaves the file without a name.
-fn link_and_unlink(from_dir: &Dir, from: &OsStr, to_dir: &Dir, to: &OsStr) -> io::Result<()> {
+fn link_and_unlink(
+    from_dir: &Dir,
+    from: &OsStr,
+    to_dir: &Dir,
+    to: &OsStr,
+    note: impl FnOnce(),
+) -> io::Result<()> {
     match from_dir.hard_link(from, to_dir, to) {
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists && is_folder(from_dir, from) => {
-            return rename_folder(from_dir, from, to_dir, to);
+            return rename_folder(from_dir, from, to_dir, to).map(|()| note());
         }
         linked => linked?,
     }
+    note();
     fault::step("link-dir", || sync_dir(to_dir))?;
     unlink(from_dir, from)
 }
@@ -387,10 +415,10 @@ mod tests {
         for how in [works_here, How::Linked] {
             dir.write("a", "new").unwrap();
             dir.write("b", "old").unwrap();
-            let taken = give_name(how, &dir, "a".as_ref(), &dir, "b".as_ref()).unwrap_err();
+            let taken = give_name(how, &dir, "a".as_ref(), &dir, "b".as_ref(), || ()).unwrap_err();
             assert_eq!(taken.kind(), AlreadyExists);
             assert_eq!(dir.read("b").unwrap(), b"old");
-            give_name(how, &dir, "a".as_ref(), &dir, "c".as_ref()).unwrap();
+            give_name(how, &dir, "a".as_ref(), &dir, "c".as_ref(), || ()).unwrap();
             assert_eq!(dir.read("c").unwrap(), b"new");
             assert!(!dir.exists("a"));
             dir.remove_file("c").unwrap();
@@ -402,7 +430,8 @@ mod tests {
     #[test]
     fn a_folder_that_cannot_be_linked_is_renamed_and_replaces_nothing() {
         let (_temp, dir) = folder();
-        let give = |from: &str, to: &str| give_name(How::Linked, &dir, from.as_ref(), &dir, to.as_ref());
+        let give =
+            |from: &str, to: &str| give_name(How::Linked, &dir, from.as_ref(), &dir, to.as_ref(), || ());
         dir.create_dir_all("a/inside").unwrap();
         dir.create_dir("empty").unwrap();
         dir.write("file", "old").unwrap();
@@ -423,7 +452,7 @@ mod tests {
         dir.write("x", "").unwrap();
         let works_here = rename_noreplace(&dir, "x".as_ref(), &dir, "y".as_ref()).unwrap();
         for how in [works_here, How::Linked] {
-            let taken = give_name(how, &dir, "a".as_ref(), &dir, "b".as_ref()).unwrap_err();
+            let taken = give_name(how, &dir, "a".as_ref(), &dir, "b".as_ref(), || ()).unwrap_err();
             assert_eq!(taken.kind(), AlreadyExists);
         }
         assert!(!dir.exists("nowhere"));
@@ -497,7 +526,7 @@ mod tests {
     fn a_linked_name_is_durable_before_the_old_one_goes() {
         let (temp, dir) = folder();
         dir.write("a", "bytes").unwrap();
-        give_name(How::Linked, &dir, "a".as_ref(), &dir, "b".as_ref()).unwrap();
+        give_name(How::Linked, &dir, "a".as_ref(), &dir, "b".as_ref(), || ()).unwrap();
         let named = trace::Call::Name("a".into(), "b".into());
         assert_eq!(
             trace::of(temp.path()),

@@ -564,6 +564,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         RECOVERY,
     ),
     (
+        "rule-was-named",
+        "a link or a copy that had its name does not get another",
+        Inside(&["inbox::tests::recovery", "inbox::tests::taken"]),
+    ),
+    (
         "rule-time",
         "a file under the final name counts by its inode only with the time it was given",
         RECOVERY,

@@ -74,7 +74,10 @@ pub fn give_name(
         Kind::File => copy(shared, site, key, manifest, placing, &staging, &rights),
         Kind::Folder => unpack(shared, site, key, placing, &staging, &rights),
     }
-    .and_then(|()| durable::rename_noreplace(&staging, &staged, parent, &place.name));
+    .and_then(|()| {
+        let note = || site.named.note(&placing.receipt);
+        durable::rename_noting(&staging, &staged, parent, &place.name, note)
+    });
     if let Err(error) = named {
         let _ = partial::remove_all(&staging, &staged); // else the next try does
         return Err(error);

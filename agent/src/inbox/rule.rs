@@ -4,6 +4,7 @@
 //! | partial | its final name | means |
 //! |---|---|---|
 //! | there | the same file, or its copy | named by a link or a copy, or both names survived a power cut: the new one is synced, the old one goes |
+//! | there, of a link or a copy that [`super::named`] has | anything | somebody took what was named: the old name goes |
 //! | there, as verified | free, or another file | R7 again |
 //! | gone | the verified file | R8 again, then delivered |
 //! | gone | free, or another file | delivered if [`super::named`] has it, else the row is taken back: it is received again |
@@ -40,7 +41,7 @@ use crate::{
 /// What there is of a transfer whose row is *placing*.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Found {
-    /// Under both names.
+    /// Under both names, or it was before somebody took the new one.
     Linked,
     /// The partial, as it was verified; its final name was not given.
     Partial,
@@ -76,11 +77,6 @@ pub fn resolve(
             // As when it was linked: the name that stays is durable before the other goes.
             let folders = place::existing_folders(site, &placing.place).map_err(unknown)?;
             fault::step("rule-link", || commit::make_certain(shared, site, &folders))?;
-            partial::remove_staged(site, key, manifest.kind).map_err(unknown)?;
-            placing
-        }
-        // The copy was named and taken out of the inbox.
-        Found::Partial if placing.how == How::Copied && site.named.has(&placing.receipt) => {
             partial::remove_staged(site, key, manifest.kind).map_err(unknown)?;
             placing
         }
@@ -123,7 +119,10 @@ pub fn find(site: &Site, key: Key, manifest: &Manifest, placing: &Placing) -> io
         (Some((folders, name, meta)), _) => is_named(site, key, manifest, placing, &folders, &name, &meta)?,
         (None, _) => false,
     };
+    let was_named =
+        placing.how != How::Renamed && site.named.has(&placing.receipt) && !fault::mutant("rule-was-named");
     Ok(match partial {
+        Some(_) if was_named => Found::Linked,
         Some(_) if named && (manifest.kind == Kind::File || placing.how == How::Copied) => Found::Linked,
         Some(partial) if is_verified(site, key, manifest, placing, &partial)? => Found::Partial,
         None if named => Found::Named,

@@ -62,7 +62,10 @@ pub fn give(work: Work<'_>, mut intent: Intent, mut certain: bool) -> Result<Int
         }
         let given = intent.place.parent().and_then(|parent| match how {
             How::Copied => elsewhere::give_name(shared, site, key, manifest, &intent.placing, &intent.place),
-            how => durable::give_name(how, &site.partials, &from, parent, &intent.place.name),
+            how => {
+                let note = || site.named.note(&intent.placing.receipt);
+                durable::give_name(how, &site.partials, &from, parent, &intent.place.name, note)
+            }
         });
         let mut way = Way {
             names: intent.place.names,
@@ -70,7 +73,6 @@ pub fn give(work: Work<'_>, mut intent: Intent, mut certain: bool) -> Result<Int
         };
         match given {
             Ok(()) => {
-                site.named.note(&intent.placing.receipt);
                 if how == How::Copied {
                     partial::remove_staged(site, key, manifest.kind)
                         .map_err(|e| Answer::io("removing the partial of a copy", &e))?;
@@ -138,7 +140,7 @@ fn not_named(work: Work<'_>, intent: Intent, error: &io::Error) -> Result<Intent
             site.named.note(&intent.placing.receipt);
             Ok(intent)
         }
-        // Nothing was asked of the disk yet: the rule links on.
+        // Nothing was asked of the disk yet: the rule goes on.
         Ok(Found::Linked) if !is_lost(error) || fault::mutant("R7-link-hold") => Err(failed),
         Ok(Found::Linked) => {
             let reason = format!("a file of the inbox has its name, but not for certain: {error}");

@@ -144,17 +144,27 @@ async fn a_partial_that_was_taken_away_was_not_delivered() {
     assert_eq!(link.next().await, Outcome::Withdrawn { id: id(1) });
 }
 
-/// The agent was killed between R7 and the commit of R9, and somebody took the file out of the inbox before that.
+/// The agent was killed between R7 and the commit of R9, and somebody took the file out of the inbox before that. Of a link
+/// the old name may be there still.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_was_named_and_taken_out_is_delivered() {
-    let rig = Rig::new().await;
-    let (partial, receipt) = placing(&rig, How::Renamed).await;
-    let site = rig.inbox.shared.gate.last_seen().unwrap();
-    site.named.note(&receipt);
-    let rig = rig.restarted(|_| fs::remove_file(partial).unwrap()).await;
-    let (_, outcome) = rig.link(ANA).opened(id(1), NAME, BYTES.len() as u64).await;
-    assert_eq!(settled(&outcome), &receipt);
-    assert!(rig.names().is_empty());
+    for how in [How::Renamed, How::Linked] {
+        let rig = Rig::new().await;
+        let (partial, receipt) = placing(&rig, how).await;
+        let site = rig.inbox.shared.gate.last_seen().unwrap();
+        site.named.note(&receipt);
+        let rig = rig
+            .restarted(|_| {
+                if how == How::Renamed {
+                    fs::remove_file(partial).unwrap();
+                }
+            })
+            .await;
+        let (_, outcome) = rig.link(ANA).opened(id(1), NAME, BYTES.len() as u64).await;
+        assert_eq!(settled(&outcome), &receipt);
+        assert!(rig.names().is_empty());
+        assert_eq!(rig.partials(), 0);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

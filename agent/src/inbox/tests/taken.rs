@@ -115,6 +115,31 @@ async fn what_is_whole_and_cannot_be_named_now_is_not_sent_again() {
     assert_eq!(fs::metadata(rig.root().join("file")).unwrap().ino(), inode);
 }
 
+/// Nor does the old name speak for a file that is to get one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_taken_as_soon_as_it_is_linked_arrives_once() {
+    let rig = Rig::new().await;
+    rig.inbox.shared.gate.link_from_now_on();
+    let (mut link, bytes) = (rig.link(ANA), content(2 * CHUNK));
+    for (n, bytes) in [(1, b"small".to_vec()), (2, bytes)] {
+        let (name, root) = (format!("file {n}"), rig.root());
+        let taken = rig.root().join(&name);
+        before_its_name(&rig, n, &name, move || {
+            let takes = move || {
+                fs::remove_file(taken)?;
+                Err(io::Error::from_raw_os_error(libc::EMFILE))
+            };
+            trace::before(&root, Call::Sync("open", "".into()), takes);
+            Ok(())
+        });
+        assert_eq!(refused(&link.send(id(n), &name, &bytes).await), Busy);
+        let (_, again) = link.opened(id(n), &name, bytes.len() as u64).await;
+        assert_eq!(delivered_as(&again), name);
+    }
+    assert!(rig.names().is_empty() && rig.partials() == 0);
+    assert_eq!(rig.inbox.status().await.received_files, 2);
+}
+
 /// A folder that cannot be opened to be synced has lost nothing: with descriptors again the file is delivered, also if
 /// somebody took it out of the inbox meanwhile.
 #[tokio::test(flavor = "multi_thread")]
