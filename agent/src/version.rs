@@ -53,6 +53,22 @@ impl Version {
         Version::of_listing(meta).trusting(on)
     }
 
+    /// The same, as it is at the other side of a mount too, and untrusted: to be held against one that was [`Version::read`].
+    pub fn looked(folder: &Dir, name: &OsStr) -> io::Result<Version> {
+        match system::fresh_in(folder, name) {
+            Some(version) => Ok(version),
+            None => Ok(Version::of_listing(&folder.symlink_metadata(name)?)),
+        }
+    }
+
+    /// Do size and times show that what now has its name (`now`) is this very file, with nothing done to it? They do where the
+    /// time of the last change is kept: nobody can set that. File systems without one show that of the last writing.
+    pub fn is_surely(&self, now: &Version) -> bool {
+        let keeps_changes = self.ctime_ns != self.mtime_ns && !self.has_coarse_clock();
+        (keeps_changes || fault::mutant("R7-sure"))
+            && (self.size, self.mtime_ns, self.ctime_ns) == (now.size, now.mtime_ns, now.ctime_ns)
+    }
+
     /// Of a folder itself, as [`Version::read`].
     pub fn of_folder(folder: &Dir) -> io::Result<(Version, FileSystem)> {
         let meta = folder.dir_metadata()?;
@@ -177,7 +193,7 @@ pub fn mtime_of(ns: i64) -> Mtime {
 
 #[cfg(target_os = "linux")]
 mod system {
-    use std::os::unix::fs::MetadataExt;
+    use std::os::{fd::AsFd, unix::fs::MetadataExt};
 
     use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags, StatxTimestamp};
 
@@ -195,9 +211,17 @@ mod system {
 
     /// As the server or the program behind the mount says, past the kernel's cache. None: it cannot be asked so.
     pub(super) fn fresh(file: &File) -> Option<Version> {
-        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
+        asked(file, OsStr::new(""), AtFlags::EMPTY_PATH)
+    }
+
+    /// The same of what has the name `name` in `folder`.
+    pub(super) fn fresh_in(folder: &Dir, name: &OsStr) -> Option<Version> {
+        asked(folder, name, AtFlags::SYMLINK_NOFOLLOW)
+    }
+
+    fn asked(at: impl AsFd, name: &OsStr, flags: AtFlags) -> Option<Version> {
         let wanted = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
-        let stat = rustix::fs::statx(file, c"", flags, wanted).ok()?;
+        let stat = rustix::fs::statx(at, name, flags | AtFlags::STATX_FORCE_SYNC, wanted).ok()?;
         let ns = |time: StatxTimestamp| {
             let seconds = time.tv_sec.saturating_mul(1_000_000_000);
             seconds.saturating_add(time.tv_nsec.into())
@@ -227,6 +251,10 @@ mod system {
     }
 
     pub(super) fn fresh(_: &File) -> Option<Version> {
+        None
+    }
+
+    pub(super) fn fresh_in(_: &Dir, _: &OsStr) -> Option<Version> {
         None
     }
 }
@@ -330,6 +358,33 @@ mod tests {
             birth_ns: 8,
             ..version
         }));
+    }
+
+    #[test]
+    fn times_show_that_a_file_is_the_same_only_where_changes_have_one() {
+        let kept = Version {
+            inode: 0,
+            birth_ns: 0,
+            size: 3,
+            mtime_ns: 1_000_000_000,
+            ctime_ns: 2_000_000_001,
+            folder: false,
+        };
+        assert!(kept.is_surely(&Version { inode: 7, ..kept }));
+        for other in [
+            Version { size: 4, ..kept },
+            Version { mtime_ns: 1, ..kept },
+            Version {
+                ctime_ns: 2_000_000_002,
+                ..kept
+            },
+        ] {
+            assert!(!kept.is_surely(&other), "{other:?}");
+        }
+        for ctime_ns in [kept.mtime_ns, 2_000_000_000] {
+            let no_sign = Version { ctime_ns, ..kept };
+            assert!(!no_sign.is_surely(&no_sign), "{ctime_ns}");
+        }
     }
 
     #[test]

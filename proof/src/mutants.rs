@@ -410,7 +410,6 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         "what arrives gets the group and the access list that its folder hands on",
         Inside(&["inbox::tests::team"]),
     ),
-    ("R6-there", "only the partial that was verified is placed", TAKEN),
     ("R6-salt", "nobody can guess a receipt that was not given", FLOWS),
     ("R6", "the commit of the intent", FLOWS),
     (
@@ -424,6 +423,17 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         "R6-dialect",
         "names that the inbox's file system refuses are known before bytes come",
         Inside(&["inbox::dialect::tests"]),
+    ),
+    ("R7-there", "only the partial that was verified is placed", TAKEN),
+    (
+        "R7-bytes",
+        "where no number and no time tells a partial from another file, its bytes do",
+        TAKEN,
+    ),
+    (
+        "R7-sure",
+        "times tell only where changes have one of their own",
+        Inside(&["version::tests"]),
     ),
     (
         "R7-elsewhere-file",

@@ -14,7 +14,7 @@ use dropwire_protocol::{Digest, Manifest};
 use super::{
     Shared,
     claims::Claim,
-    commit::{self, Ready},
+    commit::{self, Ready, Told},
     fair_queue::FairQueue,
     memory::Taken,
     partial,
@@ -114,7 +114,7 @@ fn store_together(shared: &Arc<Shared>, site: &Site, batch: Vec<Small>) -> Optio
     let written: Vec<_> = batch
         .into_iter()
         .filter_map(|small| write(shared, site, small, &mut known))
-        .map(|Written { small, inode, .. }| (small, inode))
+        .map(|Written { small, told, .. }| (small, told))
         .collect();
     match anchor.and_then(|a| fault::step("R5-syncfs", || durable::sync_filesystem(&a))) {
         Ok(()) => {
@@ -138,9 +138,9 @@ fn store_each(shared: &Arc<Shared>, site: &Site, batch: impl Iterator<Item = Sma
         .filter_map(|small| write(shared, site, small, &mut known))
         .collect();
     let mut synced = Vec::with_capacity(written.len());
-    for Written { small, inode, file } in written {
+    for Written { small, told, file } in written {
         match fault::step("R5-small", || durable::sync_file(&file)) {
-            Ok(()) => synced.push((small, inode)),
+            Ok(()) => synced.push((small, told)),
             Err(e) => refuse(site, &small, Answer::io("syncing the file", &e)),
         }
     }
@@ -161,7 +161,7 @@ fn store_each(shared: &Arc<Shared>, site: &Site, batch: impl Iterator<Item = Sma
 /// A small file on its way to the disk.
 struct Written {
     small: Small,
-    inode: u64,
+    told: Told,
     file: File,
 }
 
@@ -169,14 +169,14 @@ struct Written {
 fn write(shared: &Shared, site: &Site, small: Small, known: &mut Known) -> Option<Written> {
     let (key, path) = (small.claim.key(), &small.manifest.path);
     let rights = Rights::expected(shared, site, key, path, known);
-    let write = || -> io::Result<(u64, File)> {
+    let write = || -> io::Result<(Told, File)> {
         let file = partial::create(site, small.claim.key())?;
         partial::write_at(&file, 0, &small.bytes)?;
         partial::dress(&file, &rights, small.manifest.mtime);
-        Ok((partial::inode(&file)?, file))
+        Ok((Told::of(site, &file)?, file))
     };
     match write() {
-        Ok((inode, file)) => Some(Written { small, inode, file }),
+        Ok((told, file)) => Some(Written { small, told, file }),
         Err(e) => {
             refuse(site, &small, Answer::io("writing the file", &e));
             None
@@ -184,11 +184,11 @@ fn write(shared: &Shared, site: &Site, small: Small, known: &mut Known) -> Optio
     }
 }
 
-fn place(shared: &Arc<Shared>, site: &Site, synced: Vec<(Small, u64)>) {
-    let ready = synced.into_iter().map(|(small, inode)| Ready {
+fn place(shared: &Arc<Shared>, site: &Site, synced: Vec<(Small, Told)>) {
+    let ready = synced.into_iter().map(|(small, told)| Ready {
         manifest: small.manifest,
         digest: small.digest,
-        inode,
+        told,
         keep: None,
         reply: small.reply,
         claim: small.claim,

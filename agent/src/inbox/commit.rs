@@ -3,8 +3,8 @@
 //! | step | a crash after it |
 //! |---|---|
 //! | R5 partial and its directory entry durable (the caller's part) | *receiving*; sent or resumed again |
-//! | R6 rows *placing*, each with the whole receipt | [`rule`]: partial there → R7 again |
-//! | R7 final name given, nothing replaced | [`rule`]: found under that name → R8 again, then delivered |
+//! | R6 rows *placing*, each with the whole receipt | [`super::rule`]: partial there → R7 again |
+//! | R7 final name given, nothing replaced | [`super::rule`]: found under that name → R8 again, then delivered |
 //! | R8 every folder on the way, and the partials' folder, synced | the same |
 //! | R9 receipt out; row *delivered*, on a later commit | the same receipt, byte for byte |
 
@@ -31,12 +31,11 @@ use super::{
     partial,
     place::{Offered, Opened, Place},
     reply::{Answer, Reply},
-    rule,
     site::Site,
     space::Reservation,
     tally::Rows,
 };
-use crate::{clock::now_ms, db::DbError, durable::How, fault};
+use crate::{clock::now_ms, db::DbError, durable::How, fault, version::Version};
 
 /// From so many open folders on, the next file waits for the next commit: descriptors are few.
 const MOST_FOLDERS: usize = 128;
@@ -47,8 +46,8 @@ pub struct Ready {
     pub manifest: Manifest,
     /// Of all its bytes.
     pub digest: Digest,
-    /// The partial's.
-    pub inode: u64,
+    /// By what the partial is known again.
+    pub told: Told,
     /// A partial that cannot be placed stays for another try; None: it goes.
     pub keep: Option<Whole>,
     /// Who is told.
@@ -58,6 +57,29 @@ pub struct Ready {
     /// Held until the end.
     #[expect(dead_code, reason = "giving it back is what it is for")]
     pub reservation: Reservation,
+}
+
+/// What tells a partial from another file.
+pub struct Told {
+    inode: u64,
+    /// As it was once verified, where numbers do not last.
+    seen: Option<Version>,
+}
+
+impl Told {
+    /// Of a file that nothing more is done to.
+    pub fn of(site: &Site, file: &File) -> io::Result<Told> {
+        let seen = (!site.lasting_inodes).then(|| Version::read(file)).transpose()?;
+        Ok(Told {
+            inode: partial::inode(file)?,
+            seen: seen.map(|(version, _)| version),
+        })
+    }
+
+    /// Of an unpacked folder.
+    pub fn folder(inode: u64) -> Told {
+        Told { inode, seen: None }
+    }
 }
 
 /// A large partial, of which no byte needs to be sent again if it cannot be placed now.
@@ -151,26 +173,17 @@ fn place_some(
         && let Some(file) = waiting.next()
     {
         let (key, digest) = (file.claim.key(), file.digest);
-        let there = is_there(site, &file);
-        if let Ok(false) = there {
-            let gone = rule::give_up(shared, site, key, file.manifest.kind);
-            file.reply.end(gone.map_or_else(Answer::from, |()| rule::taken()));
-            continue;
-        }
-        let place = there.and_then(|_| {
-            let way = Way::of(site);
-            choose(
-                shared,
-                site,
-                way,
-                key,
-                &file.manifest,
-                digest,
-                file.inode,
-                &mut opened,
-            )
-        });
-        match place {
+        let way = Way::of(site);
+        match choose(
+            shared,
+            site,
+            way,
+            key,
+            &file.manifest,
+            digest,
+            file.told.inode,
+            &mut opened,
+        ) {
             Ok(place) => {
                 chosen.push(place);
                 files.push(file);
@@ -222,6 +235,7 @@ fn place_some(
             How::Renamed => Ok(()),
             _ => way.clone(),
         };
+        let first = first.and_then(|()| naming::still_there(work, &file));
         match first.and_then(|()| naming::give(work, intent, true)) {
             Ok(intent) => {
                 made.stays();
@@ -413,14 +427,6 @@ fn write_down(shared: &Shared, site: &Site, rows: Vec<IntentRow>) -> Result<(), 
         shared.tally.added(peer, rows);
     }
     Ok(())
-}
-
-/// Did nobody take the partial, or put another file in its place?
-fn is_there(site: &Site, file: &Ready) -> Result<bool, Answer> {
-    let found = partial::look(site, file.claim.key(), file.manifest.kind)
-        .map_err(|e| Answer::io("looking for the partial", &e))?;
-    let same = |meta| !site.lasting_inodes || partial::is_inode(&meta, file.inode);
-    Ok(found.is_some_and(same) || fault::mutant("R6-there"))
 }
 
 /// Its row never was *placing*.

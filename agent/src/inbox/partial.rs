@@ -107,7 +107,7 @@ pub fn resume(
     let digest = match RunningDigest::restore(&last.hash_state, last.offset, last.digest) {
         Some(digest) => digest,
         // The state is of no use (another version's): the bytes are.
-        None => good_prefix(&file, &checkpoints, &AtomicBool::new(false)),
+        None => good_prefix(&file, &checkpoints, &|| false),
     };
     let checkpoints: Vec<Checkpoint> = checkpoints
         .into_iter()
@@ -290,7 +290,7 @@ impl Reread {
         let thread = thread::Builder::new().name("inbox-reread".into()).spawn({
             let (stop, done) = (stop.clone(), done.clone());
             move || {
-                let good = good_prefix(&file, &checkpoints, &stop);
+                let good = good_prefix(&file, &checkpoints, &|| stop.load(Ordering::Relaxed));
                 done.store(true, Ordering::Release);
                 wake();
                 good
@@ -326,8 +326,8 @@ impl Reread {
 }
 
 /// The digest over the file up to the last checkpoint that re-reads right, all before it right too. A byte that
-/// cannot be read is a wrong one.
-pub fn good_prefix(file: &File, checkpoints: &[Checkpoint], stop: &AtomicBool) -> RunningDigest {
+/// cannot be read is a wrong one, and so is each after `stops` says so.
+pub fn good_prefix(file: &File, checkpoints: &[Checkpoint], stops: &dyn Fn() -> bool) -> RunningDigest {
     let mut good = RunningDigest::default();
     let mut digest = RunningDigest::default();
     let mut buffer = vec![0; READ];
@@ -335,7 +335,7 @@ pub fn good_prefix(file: &File, checkpoints: &[Checkpoint], stop: &AtomicBool) -
         while digest.length() < checkpoint.offset {
             let wanted = (checkpoint.offset - digest.length()).min(READ as u64) as usize;
             match read_at(file, digest.length(), &mut buffer[..wanted]) {
-                Ok(n) if n > 0 && !stop.load(Ordering::Relaxed) => digest.update(&buffer[..n]),
+                Ok(n) if n > 0 && !stops() => digest.update(&buffer[..n]),
                 _ => return good,
             }
         }
@@ -415,7 +415,7 @@ mod tests {
     fn a_short_file_is_not_whole() {
         let file = tempfile::tempfile().unwrap();
         write_at(&file, 0, b"ab").unwrap();
-        let good = good_prefix(&file, &checkpoints(b"abc", &[2, 3]), &AtomicBool::new(false));
+        let good = good_prefix(&file, &checkpoints(b"abc", &[2, 3]), &|| false);
         assert_eq!(good.length(), 2);
     }
 

@@ -11,11 +11,11 @@
 //!
 //! A partial that is gone proves nothing by itself: whoever cleans up, imports or scans for viruses may have taken it.
 
-use std::{ffi::OsString, io, sync::atomic::AtomicBool};
+use std::{ffi::OsString, io};
 
 use cap_fs_ext::{DirExt, MetadataExt};
 use cap_std::fs::{Dir, Metadata};
-use dropwire_protocol::{Kind, Manifest, Receipt, message::DeclineReason};
+use dropwire_protocol::{Digest, Kind, Manifest, Receipt, message::DeclineReason};
 
 use super::{
     Shared,
@@ -34,6 +34,7 @@ use crate::{
     db::DbError,
     durable::{self, How},
     fault,
+    file_system::{self, FileSystem},
     io_error::{Meaning, meaning},
     version::Version,
 };
@@ -204,7 +205,9 @@ fn is_named(
         }
         Kind::File => {
             let file = partial::open_in(dir, name)?;
-            file.map_or(Ok(false), |file| has_the_bytes(&file, manifest, placing))
+            file.map_or(Ok(false), |file| {
+                Ok(has_the_bytes(&file, manifest.size, digest(placing)?, &|| false))
+            })
         }
     }
 }
@@ -229,26 +232,42 @@ fn is_verified(
     if (same && site.lasting_inodes) || fault::mutant("rule-bytes") {
         return Ok(true);
     }
+    is_good(site, key, manifest.size, digest(placing)?, &|| false)
+}
+
+/// Has what lies among the partials these bytes? If so it is durable too: of a copy nobody knows whether it was synced.
+pub fn is_good(
+    site: &Site,
+    key: Key,
+    size: u64,
+    digest: Digest,
+    stops: &dyn Fn() -> bool,
+) -> io::Result<bool> {
     let Some(file) = partial::open(site, key)? else {
         return Ok(false);
     };
-    let good = has_the_bytes(&file, manifest, placing)?;
+    if !FileSystem::of(&file).is_ok_and(|on| on.sees_writers) {
+        file_system::read_anew(&file);
+    }
+    let good = has_the_bytes(&file, size, digest, stops);
     durable::sync_file(&file)?;
-    durable::sync_dir(&site.partials)?; // R5, whose work a copy has not
+    durable::sync_dir(&site.partials)?;
     Ok(good)
 }
 
-fn has_the_bytes(file: &std::fs::File, manifest: &Manifest, placing: &Placing) -> io::Result<bool> {
-    let Ok(body) = placing.receipt.decode_body_unverified() else {
-        return Ok(false);
-    };
+fn digest(placing: &Placing) -> io::Result<Digest> {
+    let body = placing.receipt.decode_body_unverified();
+    Ok(body.map_err(io::Error::other)?.digest)
+}
+
+fn has_the_bytes(file: &std::fs::File, size: u64, digest: Digest, stops: &dyn Fn() -> bool) -> bool {
     let whole = Checkpoint {
-        offset: manifest.size,
-        digest: body.digest,
+        offset: size,
+        digest,
         hash_state: Vec::new(),
     };
-    let good = partial::good_prefix(file, &[whole], &AtomicBool::new(false));
-    Ok(good.length() == manifest.size && good.value() == body.digest)
+    let good = partial::good_prefix(file, &[whole], stops);
+    good.length() == size && good.value() == digest
 }
 
 /// Is everything in `folder` that its stream says? Without the stream nobody can tell.

@@ -352,10 +352,21 @@ impl Gate {
     /// As on a file system that cannot rename without replacing.
     #[cfg(test)]
     pub fn link_from_now_on(&self) {
+        self.pretend(|site| site.how = How::Linked);
+    }
+
+    /// As on one where inode numbers do not last.
+    #[cfg(test)]
+    pub fn distrust_numbers_from_now_on(&self) {
+        self.pretend(|site| site.lasting_inodes = false);
+    }
+
+    #[cfg(test)]
+    fn pretend(&self, change: impl FnOnce(&mut Site)) {
         let mut site = self
             .open(self.path().unwrap(), None)
             .unwrap_or_else(|e| panic!("{e:?}"));
-        site.how = How::Linked;
+        change(&mut site);
         *self.state() = State::Open(Arc::new(site));
     }
 

@@ -5,7 +5,7 @@ use std::io;
 use dropwire_protocol::{Manifest, message::DeclineReason};
 
 use super::{
-    Intent, Way, Whole,
+    Intent, Ready, Way, Whole,
     certain::{is_lost, make_certain},
     intend, row, write_down,
 };
@@ -24,6 +24,7 @@ use crate::{
         site::Site,
     },
     io_error::blames_the_name,
+    version::Version,
 };
 
 /// How often another name is looked for when somebody keeps taking them.
@@ -43,6 +44,59 @@ pub struct Work<'a> {
 /// For what is not just renamed, the old name goes before R8: by then the way to the new one has to be durable.
 pub fn way_first(make_certain: impl FnOnce() -> Result<(), Answer>) -> Result<(), Answer> {
     fault::step("R7-link-way", make_certain)
+}
+
+/// Right before R7: did nobody take the partial, or put another file in its place?
+pub fn still_there(work: Work<'_>, file: &Ready) -> Result<(), Answer> {
+    let Work {
+        shared,
+        site,
+        key,
+        manifest,
+        ..
+    } = work;
+    let looking = |e: &io::Error| Answer::io("looking for the partial", e);
+    let give_up = || rule::give_up(shared, site, key, manifest.kind);
+    match is_it(work, file) {
+        Ok(false) if !fault::mutant("R7-there") => {
+            give_up()?;
+            Err(rule::taken())
+        }
+        Ok(_) => Ok(()),
+        Err(e) if is_lost(&e) => {
+            give_up()?;
+            Err(looking(&e))
+        }
+        Err(e) => Err(looking(&e)), // the rule decides later
+    }
+}
+
+/// By its inode number where that lasts; else by number and times together, and where those tell nothing by its bytes.
+fn is_it(work: Work<'_>, file: &Ready) -> io::Result<bool> {
+    let Work {
+        shared,
+        site,
+        key,
+        manifest,
+        ..
+    } = work;
+    let Some(found) = partial::look(site, key, manifest.kind)? else {
+        return Ok(false);
+    };
+    let same_number = partial::is_inode(&found, file.told.inode);
+    let Some(seen) = &file.told.seen else {
+        return Ok(same_number || !site.lasting_inodes);
+    };
+    let now = Version::looked(&site.partials, &partial::staged_name(key, manifest.kind))?;
+    if (same_number && seen.is_surely(&now)) || fault::mutant("R7-bytes") {
+        return Ok(true);
+    }
+    let stops = || shared.cancel.is_cancelled();
+    let good = rule::is_good(site, key, manifest.size, file.digest, &stops)?;
+    match stops() {
+        true => Err(io::Error::new(io::ErrorKind::Interrupted, "the agent stops")),
+        false => Ok(good),
+    }
 }
 
 /// R7. Gives the intent under which the file lies now. `certain`: R8 has ended for the folders on the way.

@@ -7,9 +7,8 @@ use dropwire_protocol::message::DeclineReason::*;
 
 use super::{order::partial_of, *};
 use crate::{
-    confined,
     durable::trace::{self, Call},
-    file_system::FileSystem,
+    file_system,
 };
 
 /// Something is to happen right before the partial of `n` gets its name.
@@ -33,29 +32,66 @@ async fn a_partial_that_is_taken_before_it_gets_its_name_is_received_again() {
     assert_eq!(rig.inbox.status().await.received_files, 2);
 }
 
+/// Right before it would get the name, too, and whether or not a number tells one file from another.
 #[tokio::test(flavor = "multi_thread")]
 async fn another_file_in_the_partial_s_place_is_not_delivered() {
-    if !crate::fault::needs::lasting_inodes() {
-        return;
+    for numbers_last in [true, false] {
+        if numbers_last && !crate::fault::needs::lasting_inodes() {
+            continue;
+        }
+        let rig = Rig::new().await;
+        if !numbers_last {
+            rig.inbox.shared.gate.distrust_numbers_from_now_on();
+        }
+        let mut link = rig.link(ANA);
+        for (n, bytes) in [(1, b"small".to_vec()), (2, content(2 * CHUNK))] {
+            let name = format!("file {n}");
+            let other = vec![7; bytes.len()];
+            replace_before_its_name(&rig, n, other);
+            assert_eq!(refused(&link.send(id(n), &name, &bytes).await), Busy);
+            assert!(rig.names().is_empty() && rig.partials() == 0);
+            assert_eq!(delivered_as(&link.send(id(n), &name, &bytes).await), name);
+            assert!(rig.files() == [(name.clone(), bytes)]);
+            fs::remove_file(rig.root().join(name)).unwrap();
+        }
     }
+}
+
+/// Where no number tells, a copy is as good; it is made durable, as nobody knows whether it was.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_in_the_partial_s_place_is_delivered_where_bytes_decide() {
     let rig = Rig::new().await;
-    let on = FileSystem::of_folder(&confined::root(&rig.root()).unwrap()).unwrap();
-    if !on.lasting_inodes {
-        return crate::fault::skip(&format!("{} does not tell one file from another", on.name));
+    rig.inbox.shared.gate.distrust_numbers_from_now_on();
+    let mut link = rig.link(ANA);
+    for (n, bytes) in [(1, b"small".to_vec()), (2, content(2 * CHUNK))] {
+        let name = format!("file {n}");
+        replace_before_its_name(&rig, n, bytes.clone());
+        assert_eq!(delivered_as(&link.send(id(n), &name, &bytes).await), name);
+        assert_eq!(fs::read(rig.root().join(&name)).unwrap(), bytes);
+        let partial = partial_of(n);
+        let calls = trace::of(&rig.root());
+        let of_it = |call: &&Call| match call {
+            Call::Sync("sync", at) => *at == partial,
+            Call::Name(from, _) => *from == partial,
+            _ => false,
+        };
+        let of_it: Vec<_> = calls.iter().filter(of_it).collect();
+        assert!(
+            matches!(of_it[..], [.., Call::Sync(..), Call::Sync(..), Call::Name(..)]),
+            "{of_it:#?}"
+        );
     }
-    let (mut link, bytes) = (rig.link(ANA), content(2 * CHUNK));
-    let size = bytes.len() as u64;
-    let (opening, _) = link.opened(id(1), "file", size).await;
-    link.write(id(1), opening, 0, &bytes, 0, bytes.len()).await;
-    link.written(size).await;
-    let partial = rig.root().join(partial_of(1));
-    fs::rename(&partial, rig.root().join("taken")).unwrap();
-    fs::write(&partial, vec![7; bytes.len()]).unwrap();
-    link.finish(id(1), opening, 0, digest(&bytes)).await;
-    assert_eq!(refused(&link.next().await), Busy);
-    assert_eq!(rig.names(), ["taken"]);
-    assert_eq!(delivered_as(&link.send(id(1), "file", &bytes).await), "file");
-    assert!(rig.files()[0].1 == bytes);
+}
+
+/// Another file, with the times that the verified one has, when that is durable.
+fn replace_before_its_name(rig: &Rig, n: u8, bytes: Vec<u8>) {
+    let partial = rig.root().join(partial_of(n));
+    trace::before(&rig.root(), trace::sync(".dropwire/partial"), move || {
+        let (old, new) = (fs::metadata(&partial)?, partial.with_extension("new"));
+        fs::write(&new, bytes)?;
+        file_system::set_modified(&fs::File::options().write(true).open(&new)?, old.modified()?)?;
+        fs::rename(new, partial)
+    });
 }
 
 /// Not only once all of it came.

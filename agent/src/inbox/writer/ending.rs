@@ -10,7 +10,7 @@ use crate::{
     inbox::{
         admit,
         checkpoint::Checkpointer,
-        commit::{self, Ready, Whole},
+        commit::{self, Ready, Told, Whole},
         ledger, partial,
         reply::{Answer, Reply, spoils},
         rights::{Known, Rights},
@@ -95,9 +95,9 @@ impl Writer<'_> {
         partial::dress(self.output.file(), &self.rights(), self.manifest.mtime);
         let durable = fault::step("R5-partial", || durable::sync_file(self.output.file()))
             .and_then(|()| fault::step("R5-partial-dir", || durable::sync_dir(&self.site.partials)))
-            .and_then(|()| partial::inode(self.output.file()));
+            .and_then(|()| Told::of(&self.site, self.output.file()));
         match durable {
-            Ok(inode) => self.place(inode, reply),
+            Ok(told) => self.place(told, reply),
             Err(e) if spoils(&e) => {
                 if self.give_up() {
                     reply.end(Answer::io("syncing the file", &e));
@@ -127,7 +127,7 @@ impl Writer<'_> {
             })
         });
         match unpacked {
-            Ok(inode) => self.place(inode, reply),
+            Ok(inode) => self.place(Told::folder(inode), reply),
             Err(unpack::Failure::NotNow(answer)) => {
                 if let Err(error) = partial::remove_folder(&self.site, self.claim.key()) {
                     tracing::warn!(%error, "a folder that could not be made stays until the next try");
@@ -151,13 +151,13 @@ impl Writer<'_> {
     }
 
     /// R6 and on.
-    fn place(self, inode: u64, reply: Reply) {
+    fn place(self, told: Told, reply: Reply) {
         let checkpoint = self.checkpoint_here();
         let file = self.output.file().try_clone().ok(); // else some of it is sent again
         let ready = Ready {
             manifest: self.manifest,
             digest: self.digest.value(),
-            inode,
+            told,
             keep: Some(Whole { checkpoint, file }),
             reply,
             claim: self.claim,
