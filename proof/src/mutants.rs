@@ -463,6 +463,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         DISKS,
     ),
     (
+        "declines-by-disk",
+        "the receiver tells that its disk takes nothing",
+        TAKEN,
+    ),
+    (
         "disk-remembered",
         "a disk inside the inbox is known from its first file on",
         DISKS,

@@ -185,7 +185,7 @@ pub struct InboxReport {
     pub received_files: u64,
     /// Bytes of those files.
     pub received_bytes: u64,
-    /// Why nothing is taken in at present, or files are declined for lack of space.
+    /// Why nothing is taken in at present, or files are declined for lack of space or by its disk.
     pub held: Option<String>,
     /// The file system does not tell how much is free.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]

@@ -114,7 +114,7 @@ impl control::Agent for Office {
             let (free, held) = (inbox.free_bytes, inbox.held);
             let mut report = InboxReport::new(&path, free.unwrap_or(0), files, bytes, held);
             report.free_unknown = free.is_none() && report.held.is_none();
-            report.held = report.held.or(inbox.missing).or(inbox.full);
+            report.held = report.held.or(inbox.missing).or(inbox.declined);
             report
         });
         let age_s = |since: i64| now_ms().saturating_sub(since).max(0) as f64 / 1000.0;

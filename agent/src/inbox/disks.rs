@@ -49,6 +49,16 @@ struct Known {
     marked: Vec<u8>,
 }
 
+/// One is not there; `status` tells of it by itself.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Missing(String);
+
+/// Is that what the error says?
+pub fn is_missing(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|source| source.is::<Missing>())
+}
+
 impl Disks {
     /// Those of the inbox at `inbox`, whose `.dropwire` is `own`.
     pub fn open(inbox: &Path, own: Dir) -> io::Result<Disks> {
@@ -135,7 +145,7 @@ impl Disks {
     }
 
     fn missing_error(&self, disk: &Known) -> io::Error {
-        io::Error::new(io::ErrorKind::NotFound, sentence(&self.inbox, disk))
+        io::Error::new(io::ErrorKind::NotFound, Missing(sentence(&self.inbox, disk)))
     }
 
     fn known(&self) -> Vec<Known> {

@@ -10,7 +10,7 @@
 //! The steps R1 to R9, and what a crash after each leaves, stand in `commit`, `admit` and `writer`; `recover`
 //! clears up by the `rule`, for which `named` keeps a record. `ledger` remembers, `claims` keeps two links off one transfer, `seals` spares a second reading, `site`
 //! knows whether the folder is there at all, `place` and `naming` find a free name below it, `space` keeps room,
-//! `full` tells when there is none, `elsewhere` copies to the `disks` inside it,
+//! `declines` tells when there is none, `elsewhere` copies to the `disks` inside it,
 //! `keeping` lets go what nobody comes back for, `late` sets times that come after the delivery.
 
 use std::{
@@ -50,12 +50,12 @@ mod batch;
 mod checkpoint;
 mod claims;
 mod commit;
+mod declines;
 mod desk;
 mod dialect;
 mod disks;
 mod elsewhere;
 mod fair_queue;
-mod full;
 mod keeping;
 mod late;
 mod ledger;
@@ -143,8 +143,8 @@ pub struct InboxStatus {
     pub received_bytes: u64,
     /// Why nothing is taken, as of the last look.
     pub held: Option<String>,
-    /// Why files are declined for lack of space.
-    pub full: Option<String>,
+    /// Why files are declined: for lack of space, or by what its disk says.
+    pub declined: Option<String>,
     /// Why nothing is taken for some of its folders: their disks are missing.
     pub missing: Option<String>,
 }
@@ -183,7 +183,7 @@ struct Shared {
     places: Arc<place::Places>,
     space: Arc<space::Space>,
     tally: tally::Tally,
-    full: Arc<full::Full>,
+    declines: Arc<declines::Declines>,
     memory: Arc<memory::Memory>,
     room: Room,
     turns: Arc<Semaphore>,
@@ -266,7 +266,7 @@ impl Inbox {
             places: place::Places::new(aliases),
             space: space::Space::new(settings.min_free()),
             tally,
-            full: Arc::default(),
+            declines: Arc::default(),
             memory: memory::Memory::new(batch::MEMORY),
             room: Room::new(ROOM),
             turns: Arc::new(Semaphore::new(TURNS)),
@@ -348,7 +348,7 @@ impl Inbox {
             received_files: self.shared.files.load(Ordering::Relaxed),
             received_bytes: self.shared.bytes.load(Ordering::Relaxed),
             held: seen.err().or(silent).filter(|_| path.is_some()),
-            full: self.shared.full.reason(Instant::now()),
+            declined: self.shared.declines.reason(Instant::now()),
             missing: (!disks.missing.is_empty()).then(|| disks.missing.join("; ")),
             path,
         }
@@ -390,7 +390,7 @@ impl Sink for Inbox {
             let desk = desk::Desk::new(
                 self.shared.clone(),
                 peer,
-                reply::Outcomes::new(outcomes, self.shared.full.clone()),
+                reply::Outcomes::new(outcomes, self.shared.declines.clone()),
                 batch,
             );
             let serving = desk.run(commands, self.shared.links_of(peer));

@@ -13,9 +13,10 @@ use dropwire_protocol::{
 };
 use tokio::sync::mpsc;
 
-use super::{full::Full, place::PlaceError, site::Trouble};
+use super::{declines::Declines, disks, place::PlaceError, site::Trouble};
 use crate::{
     db::DbError,
+    fault,
     io_error::{Meaning, Wait, meaning},
 };
 
@@ -30,15 +31,15 @@ const SHORT_MS: u64 = 5_000;
 /// lets the channel fill up is cut off (its end of the channel closes).
 #[derive(Clone)]
 pub struct Outcomes {
-    full: Arc<Full>,
+    declines: Arc<Declines>,
     sender: Arc<Mutex<Option<mpsc::Sender<Outcome>>>>,
 }
 
 impl Outcomes {
     /// Over `sender`, whose capacity is far above what a live link lets wait.
-    pub fn new(sender: mpsc::Sender<Outcome>, full: Arc<Full>) -> Outcomes {
+    pub fn new(sender: mpsc::Sender<Outcome>, declines: Arc<Declines>) -> Outcomes {
         Outcomes {
-            full,
+            declines,
             sender: Arc::new(Mutex::new(Some(sender))),
         }
     }
@@ -47,12 +48,12 @@ impl Outcomes {
     pub fn send(&self, outcome: Outcome) {
         match &outcome {
             Outcome::Refused { id, reason, text, .. } if *reason == DeclineReason::NoSpace => {
-                self.full.declined(*id, text, Instant::now());
+                self.declines.declined(*id, text, Instant::now());
             }
             Outcome::Opened { id, .. }
             | Outcome::Committed { id, .. }
             | Outcome::Settled { id, .. }
-            | Outcome::Withdrawn { id } => self.full.waits_no_more(*id),
+            | Outcome::Withdrawn { id } => self.declines.waits_no_more(*id),
             _ => {}
         }
         let mut sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner);
@@ -90,6 +91,8 @@ pub struct Refusal {
     pub text: String,
     /// When asking again makes sense, in milliseconds; None: the sender's own backoff.
     pub retry_after_ms: Option<u64>,
+    /// The disk says so, and nothing else tells of it here.
+    by_disk: bool,
 }
 
 impl Answer {
@@ -99,13 +102,20 @@ impl Answer {
             reason,
             text: text.into(),
             retry_after_ms,
+            by_disk: false,
         })
     }
 
     /// A failed file operation; `doing` says which.
     pub fn io(doing: &str, error: &io::Error) -> Answer {
         let (reason, retry_after_ms) = decline(error);
-        Answer::refused(reason, format!("{doing}: {error}"), retry_after_ms)
+        let lasts = matches!(reason, DeclineReason::InboxUnavailable | DeclineReason::DiskError);
+        Answer::Refused(Refusal {
+            reason,
+            text: format!("{doing}: {error}"),
+            retry_after_ms,
+            by_disk: lasts && !disks::is_missing(error) && !fault::mutant("declines-by-disk"),
+        })
     }
 }
 
@@ -197,6 +207,11 @@ impl Reply {
     /// The last word of this opening.
     pub fn end(&self, answer: Answer) {
         let (id, opening) = (self.id, self.opening);
+        if let Answer::Refused(refusal) = &answer
+            && refusal.by_disk
+        {
+            self.outcomes.declines.declined(id, &refusal.text, Instant::now());
+        }
         self.outcomes.send(match answer {
             Answer::Committed(receipt) => Outcome::Committed { id, opening, receipt },
             Answer::Settled(receipt) => Outcome::Settled {
@@ -208,6 +223,7 @@ impl Reply {
                 reason,
                 text,
                 retry_after_ms,
+                ..
             }) => Outcome::Refused {
                 id,
                 opening,

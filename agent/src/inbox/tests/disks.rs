@@ -116,8 +116,10 @@ async fn nothing_is_put_under_its_mount_point(options: Option<&str>) {
     assert_eq!(disk.sub.read_dir().unwrap().count(), 0);
     assert_eq!(rig.partials(), 0, "no byte of it was asked for");
     assert_eq!(delivered_as(&link.send(id(4), "other/b", b"x").await), "other/b");
-    let missing = rig.inbox.status().await.missing.unwrap();
+    let status = rig.inbox.status().await;
+    let missing = status.missing.unwrap();
     assert!(missing.contains("dropwire adopt"), "{missing}");
+    assert_eq!(status.declined, None, "it is told once");
     disk.comes();
     assert_eq!(rig.inbox.status().await.missing, None);
     assert_eq!(

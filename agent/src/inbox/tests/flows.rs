@@ -422,7 +422,7 @@ async fn a_large_file_that_is_offered_and_never_sent_keeps_nobody_out() {
         rig.inbox
             .status()
             .await
-            .full
+            .declined
             .unwrap()
             .contains("not enough space")
     );

@@ -130,6 +130,19 @@ async fn a_whole_folder_of_which_a_piece_is_taken_is_made_again() {
     assert_eq!(rig.files(), whole::files_of("folder"));
 }
 
+/// As after an error that makes it read-only: the receiver says so too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_takes_nothing_is_told_at_the_receiver() {
+    let rig = Rig::new().await;
+    let mut link = rig.link(ANA);
+    for code in [libc::EROFS, libc::EACCES, libc::EIO] {
+        before_its_name(&rig, 1, "file", move || Err(io::Error::from_raw_os_error(code)));
+        refused(&link.send(id(1), "file", b"x").await);
+        let declined = rig.inbox.status().await.declined.unwrap();
+        assert!(declined.contains(&format!("os error {code}")), "{declined}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_whole_and_cannot_be_named_now_is_not_sent_again() {
     let rig = Rig::new().await;

@@ -1,4 +1,4 @@
-//! Whether files are declined for lack of space: a condition, told when it begins and when it ends, not for each file.
+//! Whether files are declined for lack of space, or because the inbox's disk refuses them: a condition, told when it begins and when it ends, not for each file.
 
 use std::{
     collections::HashSet,
@@ -17,7 +17,7 @@ const MOST: usize = 4096;
 
 /// The condition of one inbox.
 #[derive(Default)]
-pub struct Full(Mutex<Option<Begun>>);
+pub struct Declines(Mutex<Option<Begun>>);
 
 struct Begun {
     /// Those that were declined and wait.
@@ -30,16 +30,13 @@ struct Begun {
     text: String,
 }
 
-impl Full {
+impl Declines {
     /// A transfer was declined because of this.
     pub fn declined(&self, id: TransferId, text: &str, now: Instant) {
-        let mut full = self.lock();
-        end_if_over(&mut full, now);
-        let begun = full.get_or_insert_with(|| {
-            tracing::warn!(
-                reason = text,
-                "the inbox declines files for lack of space, from now on"
-            );
+        let mut condition = self.lock();
+        end_if_over(&mut condition, now);
+        let begun = condition.get_or_insert_with(|| {
+            tracing::warn!(reason = text, "the inbox declines files, from now on");
             Begun {
                 waiting: HashSet::new(),
                 declined: 0,
@@ -55,7 +52,7 @@ impl Full {
         text.clone_into(&mut begun.text);
     }
 
-    /// It waits for room no more: it is taken, or was withdrawn.
+    /// It waits no more: it is taken, or was withdrawn.
     pub fn waits_no_more(&self, id: TransferId) {
         if let Some(begun) = &mut *self.lock() {
             begun.waiting.remove(&id);
@@ -64,9 +61,10 @@ impl Full {
 
     /// Why files are declined now, if they are.
     pub fn reason(&self, now: Instant) -> Option<String> {
-        let mut full = self.lock();
-        end_if_over(&mut full, now);
-        full.as_ref()
+        let mut condition = self.lock();
+        end_if_over(&mut condition, now);
+        condition
+            .as_ref()
             .map(|begun| format!("files are declined: {}", begun.text))
     }
 
@@ -75,13 +73,13 @@ impl Full {
     }
 }
 
-fn end_if_over(full: &mut Option<Begun>, now: Instant) {
-    let over = full.as_ref().is_some_and(|begun| {
+fn end_if_over(condition: &mut Option<Begun>, now: Instant) {
+    let over = condition.as_ref().is_some_and(|begun| {
         let since = now.saturating_duration_since(begun.last);
         since >= GONE || begun.waiting.is_empty() && since >= QUIET
     });
-    if over && let Some(begun) = full.take() {
-        tracing::info!(declined = begun.declined, "the inbox has space again");
+    if over && let Some(begun) = condition.take() {
+        tracing::info!(declined = begun.declined, "the inbox takes files again");
     }
 }
 
@@ -91,22 +89,22 @@ mod tests {
 
     #[test]
     fn it_lasts_until_nobody_waits_any_more() {
-        let (full, start) = (Full::default(), Instant::now());
+        let (declines, start) = (Declines::default(), Instant::now());
         let id = |n| TransferId([n; 16]);
-        assert_eq!(full.reason(start), None);
-        full.declined(id(1), "5 B short", start);
-        full.declined(id(2), "6 B short", start);
-        assert_eq!(full.reason(start).unwrap(), "files are declined: 6 B short");
-        full.waits_no_more(id(1));
-        assert!(full.reason(start + QUIET).is_some(), "one waits");
-        full.declined(id(2), "6 B short", start + QUIET);
-        full.waits_no_more(id(2));
+        assert_eq!(declines.reason(start), None);
+        declines.declined(id(1), "5 B short", start);
+        declines.declined(id(2), "6 B short", start);
+        assert_eq!(declines.reason(start).unwrap(), "files are declined: 6 B short");
+        declines.waits_no_more(id(1));
+        assert!(declines.reason(start + QUIET).is_some(), "one waits");
+        declines.declined(id(2), "6 B short", start + QUIET);
+        declines.waits_no_more(id(2));
         assert!(
-            full.reason(start + QUIET).is_some(),
+            declines.reason(start + QUIET).is_some(),
             "it may be declined again at once"
         );
-        assert_eq!(full.reason(start + QUIET * 2), None);
-        full.declined(id(3), "7 B short", start);
-        assert_eq!(full.reason(start + GONE), None, "who asked has gone");
+        assert_eq!(declines.reason(start + QUIET * 2), None);
+        declines.declined(id(3), "7 B short", start);
+        assert_eq!(declines.reason(start + GONE), None, "who asked has gone");
     }
 }
