@@ -574,6 +574,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         RECOVERY,
     ),
     (
+        "rule-given-up",
+        "what was being placed in a folder that was given up is taken again, whoever has it while the inbox is opened",
+        RECOVERY,
+    ),
+    (
         "rule-absence",
         "a partial that is gone was not delivered for that",
         RECOVERY,
@@ -657,6 +662,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     (
         "S5-moved",
         "its bytes are asked where no number tells it from another",
+        DISPOSE,
+    ),
+    (
+        "S5-moved-times",
+        "what the move did to its times is no writer",
         DISPOSE,
     ),
     ("S5-folder-version", "a whole folder's version", LEAVES),

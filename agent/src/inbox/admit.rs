@@ -14,7 +14,7 @@ use super::{
     site::{Site, Trouble},
     space::{Reservation, Short},
 };
-use crate::{db::DbError, disk::Disk, durable::How, error::shown, fault};
+use crate::{db::DbError, disk::Disk, durable::How, error::shown, fault, id};
 
 /// Decides on the offer of a claimed transfer: the inbox to receive it in and whether there may be a partial to
 /// resume, or the answer that ends it. A row *placing* is finished first. Blocks.
@@ -57,7 +57,9 @@ pub fn admit(
             Ok((site, here))
         }
         State::Placing(placing) => {
-            let site = enter_of(shared, mark)?;
+            let Some(site) = enter_of(shared, key, mark)? else {
+                return Ok((shared.enter()?, false));
+            };
             match rule::resolve(shared, &site, key, &bound, placing)? {
                 Some(receipt) => Err(Answer::Settled(receipt)),
                 None => Ok((site, true)), // of a whole folder the stream may be there
@@ -90,14 +92,31 @@ pub fn expect(shared: &Shared) -> Result<Arc<Site>, Trouble> {
     shared.gate.last_seen().or_else(|_| shared.enter())
 }
 
-/// The inbox, if it is the one with this mark.
-pub fn enter_of(shared: &Shared, mark: Option<[u8; 16]>) -> Result<Arc<Site>, Answer> {
+/// The inbox in which a claimed transfer is being placed, if it is the one with this mark. None: that was a folder which
+/// another one replaced for good, so it is *receiving* again.
+pub fn enter_of(shared: &Shared, key: Key, mark: Option<[u8; 16]>) -> Result<Option<Arc<Site>>, Answer> {
     let site = shared.enter()?;
     if mark == Some(site.mark) || fault::mutant("rule-mark") {
-        return Ok(site);
+        return Ok(Some(site));
+    }
+    if give_up(shared, key)? && !fault::mutant("rule-given-up") {
+        return Ok(None);
     }
     let text = "it is being placed in another inbox folder, which is not here";
     Err(Answer::refused(DeclineReason::InboxUnavailable, text, None))
+}
+
+/// Gives up placing a claimed transfer in a folder that is at home nowhere any more: whether it got its name there nobody
+/// can tell, so it is taken again. Was it such a one?
+pub fn give_up(shared: &Shared, key: Key) -> Result<bool, DbError> {
+    let given_up = !shared.is_certain(key)
+        && shared
+            .db
+            .call_blocking(move |tx| ledger::unplace_homeless(tx, key))?;
+    if given_up {
+        tracing::warn!(peer = %id::format(key.0), job = %key.1, "was being placed in a folder that was replaced: taken again if it is offered again");
+    }
+    Ok(given_up)
 }
 
 /// Bytes that a transfer takes at least before it is placed: a whole folder's lie there twice, as a stream and unpacked.

@@ -236,6 +236,20 @@ pub fn unplace(db: &Connection, key: Key) -> Result<()> {
     Ok(())
 }
 
+/// The same for one that was being placed in a folder that is at home nowhere any more. Was it so?
+pub fn unplace_homeless(db: &Connection, key: Key) -> Result<bool> {
+    let is_homeless = db
+        .prepare_cached(
+            "SELECT 1 FROM inbox_transfer
+             WHERE sender = ?1 AND id = ?2 AND state = 1 AND mark NOT IN (SELECT id FROM folder_home)",
+        )?
+        .exists(params![key.0.0, key.1.0])?;
+    if is_homeless {
+        unplace(db, key)?;
+    }
+    Ok(is_homeless)
+}
+
 /// R9: the receipts of these are true, of whose kind and size they are. Counts each transfer once, and says how many were
 /// not *delivered* already.
 pub fn deliver(db: &Connection, certain: &[(Key, Kind, u64)], now_ms: i64) -> Result<usize> {

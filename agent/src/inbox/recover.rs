@@ -52,19 +52,12 @@ fn settle(shared: &Shared, path: &Path, mark: [u8; 16]) -> Result<(), Trouble> {
     }
 }
 
-/// What was being placed in a folder that another one replaced for good: whether it got its name there nobody can tell
-/// any more, so it is taken again when it is offered again.
+/// What was being placed in a folder that another one replaced for good is taken again. Who works on one finds it out.
 fn give_up_placing(shared: &Shared) -> Result<(), Trouble> {
     let keys = shared.db.call_blocking(|tx| ledger::homeless_placing(tx));
     for key in keys.map_err(broken)? {
-        if let Some(_claim) = shared.claims.try_take(key)
-            && !shared.is_certain(key)
-        {
-            tracing::warn!(peer = %id::format(key.0), job = %key.1, "was being placed in a folder that was replaced: taken again if it is offered again");
-            shared
-                .db
-                .call_blocking(move |tx| ledger::unplace(tx, key))
-                .map_err(broken)?;
+        if let Some(_claim) = shared.claims.try_take(key) {
+            admit::give_up(shared, key).map_err(broken)?;
         }
     }
     Ok(())

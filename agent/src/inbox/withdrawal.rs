@@ -73,8 +73,10 @@ fn end_placing(
     mark: Option<[u8; 16]>,
     placing: Placing,
 ) -> Result<Option<Receipt>, Answer> {
-    let site = admit::enter_of(shared, mark)?;
-    let receipt = rule::resolve(shared, &site, key, manifest, placing)?;
+    let receipt = match admit::enter_of(shared, key, mark)? {
+        Some(site) => rule::resolve(shared, &site, key, manifest, placing)?,
+        None => None,
+    };
     if receipt.is_none() {
         let now = now_ms();
         shared

@@ -1,4 +1,4 @@
-use std::{ffi::OsString, fs, path::Path};
+use std::{ffi::OsString, fs, os::unix::fs::PermissionsExt as _, path::Path};
 
 use dropwire_protocol::RunningDigest;
 
@@ -10,6 +10,7 @@ use crate::{
     durable,
     file_system::{self, FileSystem, TRUSTED},
     io_error::LostWrite,
+    lease::{Asked, Lease},
 };
 
 struct Outbox {
@@ -37,6 +38,10 @@ impl Outbox {
     fn delivered(&self, path: &str, bytes: &str, after: AfterSend) -> Disposal {
         fs::create_dir_all(self.at(path).parent().unwrap()).unwrap();
         fs::write(self.at(path), bytes).unwrap();
+        // A test beside this one may start a program at this moment, which has a copy of the descriptor until it runs.
+        while matches!(Lease::take(&File::open(self.at(path)).unwrap()), Asked::Writer) {
+            std::thread::yield_now();
+        }
         let mut hash = RunningDigest::default();
         hash.update(bytes.as_bytes());
         Disposal {
@@ -154,6 +159,31 @@ fn where_a_change_may_not_show_large_files_are_compared_too() {
     }
     let _untrusted = file_system::pretend(FileSystem::default());
     assert_eq!(dispose(&disposal).unwrap(), Disposed::OtherBytes);
+}
+
+/// As where a cache tells late what the move did to its times.
+#[test]
+fn what_the_move_itself_changed_holds_nothing_up() {
+    let outbox = Outbox::new();
+    let disposal = outbox.delivered("file", "bytes", AfterSend::Delete);
+    while disposal.version.is_fresh(std::time::SystemTime::now()) {
+        std::thread::yield_now();
+    }
+    let _untrusted = file_system::pretend(FileSystem::default());
+    let moved = outbox.at(".dropwire/leaving").join(&disposal.name);
+    let asked = std::cell::Cell::new(0);
+    let stopped = || {
+        if moved.exists() {
+            asked.set(asked.get() + 1);
+            if asked.get() == 2 {
+                fs::set_permissions(&moved, fs::Permissions::from_mode(0o640)).unwrap();
+            }
+        }
+        false
+    };
+    let told = dispose_all(std::slice::from_ref(&disposal), &stopped).remove(0);
+    assert_eq!(told.unwrap(), Disposed::Done);
+    assert!(asked.get() >= 4, "its bytes were compared twice");
 }
 
 /// Its times may still be set by whoever wrote it.
