@@ -15,6 +15,11 @@ pub fn renames() -> bool {
     is(renamed.is_ok(), "cannot rename without replacing")
 }
 
+/// This system sees whoever writes to a file, through a mapping too.
+pub fn seeing_writers() -> bool {
+    is(file_system().sees_writers, "does not show every writer")
+}
+
 /// It tells of every change, so an outbox there is watched.
 pub fn telling_of_changes() -> bool {
     is(file_system().tells_changes, "does not tell of what others change")
