@@ -183,6 +183,10 @@ fn a_folder_waits_until_all_of_it_is_there() {
     let pair = pair("archive");
     let folder = pair.laptop.outbox.join("slow");
     fs::create_dir(&folder).expect("a folder");
+    until("it is known that nothing is in it", || {
+        let why = pair.laptop.run(&["why", &folder.to_string_lossy()]);
+        why.out().contains("no file in it yet")
+    });
     let writer = fs::File::create(folder.join("open")).expect("a file");
     fs::write(folder.join("done"), b"done").expect("a file");
     fs::write(folder.join("film.mkv.part"), b"half").expect("a file");
@@ -196,6 +200,8 @@ fn a_folder_waits_until_all_of_it_is_there() {
     std::io::Write::write_all(&mut &writer, b"late").expect("written");
     drop(writer);
     pair.laptop.delivers(1);
+    let log = pair.laptop.log_text();
+    assert!(!log.contains("WARN"), "to wait is nothing to warn of: {log}");
     let names: Vec<_> = pair.office.received();
     let expected = ["slow/done", "slow/film.mkv", "slow/open"].map(PathBuf::from);
     assert_eq!(names, expected);

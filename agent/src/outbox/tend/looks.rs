@@ -112,8 +112,12 @@ impl Tending<'_> {
                 None
             }
             Seen::Held { why, reason } => {
-                shared.state().settle.looked(&path, Sight::Held { why }, now);
-                self.problem(path.as_bytes().to_vec(), reason);
+                let verdict = shared.state().settle.looked(&path, Sight::Held { why }, now);
+                // A folder that is being filled is nothing to tell of before it takes long.
+                if verdict == Verdict::Restless {
+                    tracing::warn!(%path, why = reason, "has not settled for longer than max_wait");
+                }
+                self.list(path.as_bytes().to_vec(), reason, || {});
                 None
             }
             Seen::Whole { sight, left_out } => {
