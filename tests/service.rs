@@ -42,6 +42,27 @@ fn the_service_manager_hears_when_it_is_ready_reloads_and_stops() {
     assert_eq!(next(&manager), ["STOPPING=1"]);
 }
 
+/// Such as one that waits for room on its disk, however long.
+#[test]
+fn a_start_that_waits_asks_the_service_manager_for_time() {
+    let mut pair = Pair::idle();
+    pair.laptop.start();
+    pair.laptop.stop();
+    let other = rusqlite::Connection::open(pair.laptop.state.join("jobs.db")).expect("the job list");
+    other.execute_batch("BEGIN IMMEDIATE").expect("its lock");
+    let socket = pair.laptop.root.join("notify");
+    let manager = UnixDatagram::bind(&socket).expect("a socket");
+    let patience = Some(Duration::from_secs(60));
+    manager.set_read_timeout(patience).expect("a deadline");
+    let path = socket.to_str().expect("plain").to_owned();
+    pair.laptop.env.push(("NOTIFY_SOCKET".into(), path));
+    pair.laptop.spawn();
+    assert!(next(&manager)[0].starts_with("EXTEND_TIMEOUT_USEC="));
+    drop(other);
+    while next(&manager) != ["READY=1"] {}
+    pair.laptop.stop();
+}
+
 fn next(manager: &UnixDatagram) -> Vec<String> {
     let mut message = [0; 1024];
     let length = manager.recv(&mut message).expect("a message in time");

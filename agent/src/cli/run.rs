@@ -1,6 +1,6 @@
 //! `dropwire run`: the agent in the foreground, until a signal or an error that it cannot live with.
 
-use std::time::Duration;
+use std::{convert::Infallible, time::Duration};
 
 use sd_notify::NotifyState;
 use tokio::runtime::Runtime;
@@ -87,6 +87,7 @@ async fn serve(config: Config, places: Places<'_>) -> Result<(), Fatal> {
     let mut agent = tokio::select! {
         agent = Agent::start(config, places.paths) => agent?,
         () = signals.stop() => return Ok(()),
+        never = ask_for_time() => match never {},
     };
     info!(
         name = agent.config().name,
@@ -133,6 +134,16 @@ async fn serve(config: Config, places: Places<'_>) -> Result<(), Fatal> {
             None => return Ok(()),
         };
         notify(&[NotifyState::Ready]);
+    }
+}
+
+/// A start that waits is none that hangs: the service manager is not to end it.
+async fn ask_for_time() -> Infallible {
+    const EACH: Duration = Duration::from_secs(5);
+    const MORE_US: u32 = 60_000_000;
+    loop {
+        tokio::time::sleep(EACH).await;
+        notify(&[NotifyState::ExtendTimeoutUsec(MORE_US)]);
     }
 }
 
