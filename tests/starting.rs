@@ -25,6 +25,9 @@ fn is_told(agent: &Agent, expected: &str) {
         status.contains("is starting") && status.contains(expected),
         "{status}"
     );
+    let check = agent.run(&["check"]);
+    assert_ne!(check.code, Some(0), "{check}");
+    assert!(check.out().contains("is starting and waits"), "{check}");
     let folder = agent.outbox.to_str().expect("plain");
     for command in [
         &["jobs"][..],

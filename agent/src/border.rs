@@ -41,6 +41,24 @@ impl Side {
     }
 }
 
+/// Why an outbox's archive cannot be used.
+pub const NO_ARCHIVE: &str =
+    "`.dropwire/sent` in it is a link, or on another disk: what is delivered cannot leave";
+/// The way out.
+pub const NO_ARCHIVE_HELP: &str =
+    "remove the link, or unmount what is mounted there, so that it is an ordinary folder again";
+
+/// Is `sent`, in dropwire's `own` folder, something into which no rename leads?
+pub fn is_archive_elsewhere(own: &Dir) -> bool {
+    match own.open_dir_nofollow("sent") {
+        Ok(sent) => matches!((Side::of(own), Side::of(&sent)), (Ok(own), Ok(sent)) if own != sent),
+        Err(e) => {
+            own.symlink_metadata("sent").is_ok_and(|sent| !sent.is_dir())
+                && e.kind() != io::ErrorKind::NotFound
+        }
+    }
+}
+
 /// The folder of the notes, in dropwire's own.
 const NOTES: &str = "mounts";
 /// Most notes that are read, or made ahead.

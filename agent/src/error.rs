@@ -84,6 +84,24 @@ pub fn shown(path: &Path) -> String {
     dropwire_protocol::name::escape(path.as_os_str().as_encoded_bytes())
 }
 
+/// A `text` with a name of any length in it, as part of a sentence: what is longer than people read loses its middle.
+pub fn brief(text: &str) -> String {
+    const MOST: usize = 240;
+    const EACH_END: usize = 100;
+    if text.len() <= MOST || crate::fault::mutant("brief") {
+        return text.to_owned();
+    }
+    let (mut begin, mut end) = (EACH_END, text.len() - EACH_END);
+    while !text.is_char_boundary(begin) {
+        begin -= 1;
+    }
+    while !text.is_char_boundary(end) {
+        end += 1;
+    }
+    let [begin, end] = [text.get(..begin), text.get(end..)].map(Option::unwrap_or_default);
+    format!("{begin}…{end}")
+}
+
 /// A number of bytes as people read it: `1.5 MiB`.
 pub fn size(bytes: u64) -> String {
     const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
@@ -107,3 +125,20 @@ impl fmt::Display for Fatal {
 }
 
 impl std::error::Error for Fatal {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_long_loses_its_middle() {
+        assert_eq!(brief("a/b"), "a/b");
+        let long = "ä/".repeat(20_000) + "end";
+        let brief = brief(&long);
+        assert!(brief.len() < 210, "{brief}");
+        assert!(
+            brief.starts_with("ä/ä") && brief.contains('…') && brief.ends_with("/end"),
+            "{brief}"
+        );
+    }
+}

@@ -138,6 +138,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         QUEUE,
     ),
     (
+        "S5-archive-elsewhere",
+        "an archive into which no rename leads is named before anything is moved",
+        DISPOSE,
+    ),
+    (
         "S5-linger",
         "what was delivered stays for a while after its last change",
         DISPOSE,
@@ -790,6 +795,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         "reserve",
         "what is kept beside the job list for a full disk",
         EndToEnd(&["disk_full::a_start_on_a_full_disk_delivers_what_fills_it"]),
+    ),
+    (
+        "state-files",
+        "what is no file has no file's name in the state folder",
+        Inside(&["daemon::state::tests"]),
     ),
     (
         "start-waits",

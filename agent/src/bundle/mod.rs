@@ -17,7 +17,7 @@ use dropwire_protocol::{
 pub use stream::{Halt, digest, read};
 pub use walk::{Kind, Step, is_litter, walk};
 
-use crate::{confined, lease, version::Version};
+use crate::{confined, error::brief, lease, version::Version};
 
 /// Most entries of which [`Listing::left_out`] tells.
 const TOLD: usize = 16;
@@ -149,7 +149,9 @@ impl Listing {
 impl Step<'_> {
     /// Its path below the folder, for people.
     pub fn shown(&self) -> String {
-        self.path.as_ref().map_or_else(|| ".".into(), ToString::to_string)
+        self.path
+            .as_ref()
+            .map_or_else(|| ".".into(), |path| brief(&path.to_string()))
     }
 
     /// It can be read, is what the walk saw, and nobody has it open for writing.
@@ -184,7 +186,7 @@ impl Step<'_> {
 
 /// For a path that is none that can be sent.
 fn unsendable(path: &[u8], reason: &dyn std::fmt::Display) -> Trouble {
-    Trouble::Held(format!("{} in it cannot be sent: {reason}", escape(path)))
+    Trouble::Held(format!("{} in it cannot be sent: {reason}", brief(&escape(path))))
 }
 
 #[cfg(test)]

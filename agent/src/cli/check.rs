@@ -116,7 +116,13 @@ fn look(config: &Config, paths: &Paths) -> Result<Vec<Finding>, Fatal> {
         Ok(format!("{}, of `{}`", shown(&paths.config), config.name)),
     )];
     if paths.state_dir.exists() {
-        let private = daemon::check_private(&paths.state_dir).map(|()| "is closed to others".into());
+        let private = daemon::check_private(&paths.state_dir).and_then(|()| {
+            folders::writable(&paths.state_dir).map_err(|error| {
+                let what = format_args!("the agent cannot write in {}", shown(&paths.state_dir));
+                Fatal::io(what, &error).mend("let the user that runs the agent write there")
+            })
+        });
+        let private = private.map(|()| "is closed to others".into());
         findings.push(Finding::new(
             format!("state folder {}", shown(&paths.state_dir)),
             private,
@@ -173,6 +179,18 @@ fn own_id(config: &Config, paths: &Paths, identity: Option<&Identity>) -> Option
 /// The agent that answers at our control socket.
 fn running(agent: &StatusReport, paths: &Paths, identity: Option<&Identity>) -> Finding {
     let told = match identity {
+        _ if agent.starting => {
+            let waits = agent.problems.first();
+            let text = waits.map_or("its job list", |waits| &waits.text);
+            let fatal = Fatal::new(
+                Exit::Disk,
+                format_args!("process {} is starting and waits: {text}", agent.pid),
+            );
+            Err(match waits {
+                Some(waits) => fatal.mend(&waits.hint),
+                None => fatal,
+            })
+        }
         Some(own) if id::format(own.id()) == agent.id => match &agent.config_error {
             None => Ok(format!("process {} runs with this config", agent.pid)),
             Some(error) => Err(Fatal::new(

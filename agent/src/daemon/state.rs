@@ -42,6 +42,7 @@ impl Locked {
     /// [`Exit::CannotCreate`].
     pub fn take(folder: &Path) -> Result<Locked, Fatal> {
         private_folder(folder)?;
+        only_files(folder)?;
         Ok(Locked {
             folder: folder.to_owned(),
             _lock: lock(&folder.join("lock"))?,
@@ -129,6 +130,22 @@ fn close_if_empty(_: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Nothing else has the name of a file that is kept there: opening a FIFO may never end, and what SQLite says of a folder
+/// helps nobody. The key has its own words.
+fn only_files(folder: &Path) -> Result<(), Fatal> {
+    for name in ["lock", JOB_LIST, "jobs.db-wal", "jobs.db-shm"] {
+        let path = folder.join(name);
+        if path.metadata().is_ok_and(|there| !there.is_file()) && !crate::fault::mutant("state-files") {
+            let text = format!(
+                "{} is no ordinary file, as one of dropwire's own has to be",
+                shown(&path)
+            );
+            return Err(Fatal::new(Exit::CannotCreate, text).mend("move it away, then start the agent again"));
+        }
+    }
+    Ok(())
+}
+
 fn lock(path: &Path) -> Result<fs::File, Fatal> {
     let doing = || format!("cannot lock the state folder ({})", shown(path));
     let file = fs::OpenOptions::new()
@@ -136,7 +153,7 @@ fn lock(path: &Path) -> Result<fs::File, Fatal> {
         .truncate(false)
         .write(true)
         .open(path)
-        .map_err(|e| Fatal::io(doing(), &e))?;
+        .map_err(|e| Fatal::io(doing(), &e).mend("let the user that runs the agent write in that folder"))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(fs::TryLockError::WouldBlock) => Err(Fatal::new(
@@ -189,6 +206,19 @@ mod tests {
         assert_eq!(refused.exit, Exit::Permission);
         assert!(refused.mend.unwrap().starts_with("chmod 700"));
         assert_eq!(mode(&missing), 0o755, "and is left as it is");
+
+        let state = missing.join("state");
+        drop(Locked::take(&state).unwrap());
+        let lock = state.join("lock");
+        fs::remove_file(&lock).unwrap();
+        for make in ["mkdir", "mkfifo"] {
+            let made = std::process::Command::new(make).arg(&lock).status();
+            assert!(made.unwrap().success());
+            let refused = Locked::take(&state).err().unwrap();
+            assert_eq!(refused.exit, Exit::CannotCreate);
+            assert!(refused.message.contains("state/lock"), "{refused}");
+            fs::remove_dir(&lock).or_else(|_| fs::remove_file(&lock)).unwrap();
+        }
 
         let error = private_folder(&missing.join("x")).unwrap_err();
         assert_eq!(error.exit, Exit::CannotCreate);

@@ -38,6 +38,15 @@ impl Identity {
     pub fn load(state_dir: &Path) -> Result<Option<Identity>, Fatal> {
         let path = state_dir.join(KEY_FILE);
         let cannot_open = |error| Fatal::io(format_args!("cannot open {}", shown(&path)), &error);
+        // Before it is opened, for that alone may never end.
+        match (path.metadata(), path.symlink_metadata()) {
+            (Ok(there), _) if there.is_dir() => return Err(unusable(state_dir, "is a folder")),
+            (Ok(there), _) if !there.is_file() => return Err(unusable(state_dir, "is no ordinary file")),
+            (Err(e), Ok(_)) if e.kind() == io::ErrorKind::NotFound => {
+                return Err(unusable(state_dir, "is a link to a file that is not there"));
+            }
+            _ => {}
+        }
         let file = match open_if_there(&path).map_err(cannot_open)? {
             Some(file) => file,
             // What cannot be looked at may be there.
@@ -53,18 +62,21 @@ impl Identity {
             },
         };
         check_private(&file, &path)?;
-        let mut pem = String::new();
+        let mut pem = Vec::new();
         file.take(MAX_KEY_FILE)
-            .read_to_string(&mut pem)
-            .map_err(|error| match error.kind() {
-                io::ErrorKind::InvalidData => damaged(&path, &error),
-                _ => Fatal::io(format_args!("cannot read {}", shown(&path)), &error),
-            })?;
+            .read_to_end(&mut pem)
+            .map_err(|error| Fatal::io(format_args!("cannot read {}", shown(&path)), &error))?;
+        let no_key = |_| {
+            unusable(
+                state_dir,
+                "holds no private key: it is damaged, or something else",
+            )
+        };
+        // What the parser says of it means nothing to people.
+        let pem = String::from_utf8(pem).map_err(|_| no_key(()))?;
         let pair = rcgen::KeyPair::from_pkcs8_pem_and_sign_algo(&pem, &rcgen::PKCS_ED25519)
-            .map_err(|error| damaged(&path, &error))?;
-        Identity::from_pair(&pair)
-            .map(Some)
-            .map_err(|error| damaged(&path, &error))
+            .map_err(|_| no_key(()))?;
+        Identity::from_pair(&pair).map(Some).map_err(|_| no_key(()))
     }
 
     /// Reads the key or makes one, durably (0600 whatever the umask), before it is first used.
@@ -196,19 +208,23 @@ fn lost(state_dir: &Path) -> Fatal {
         Exit::Data,
         format_args!("{KEY_FILE} is missing from {folder}, where the job list {JOB_LIST} belongs to it"),
     )
-    .mend(format_args!(
+    .mend(ways_out(state_dir))
+}
+
+/// What has the key's name is none.
+fn unusable(state_dir: &Path, is: &str) -> Fatal {
+    let path = shown(&state_dir.join(KEY_FILE));
+    Fatal::new(Exit::Data, format_args!("this agent's key {path} {is}")).mend(ways_out(state_dir))
+}
+
+/// A key beside a job list is never made anew, so the folder has to go with it.
+fn ways_out(state_dir: &Path) -> String {
+    let folder = shown(state_dir);
+    format!(
         "put {KEY_FILE} back from a backup. If it is lost for good, move the folder {folder} away and run `dropwire init`: \
          that makes a new agent with a new id, which has to replace the old id in every peer's config; files in the \
          outboxes are sent as new ones, and what `send` had queued is in the folder that was moved, below `spool`"
-    ))
-}
-
-fn damaged(path: &Path, cause: &dyn std::fmt::Display) -> Fatal {
-    Fatal::new(
-        Exit::Data,
-        format_args!("{} holds no Ed25519 key: {cause}", shown(path)),
     )
-    .mend("put the key back from a backup; to begin anew, remove the file, and give every peer the new id")
 }
 
 /// Asked of the open file, so that what was checked is what is read.
@@ -318,6 +334,36 @@ mod tests {
         }
         std::fs::write(&path, [0xff; 10]).unwrap();
         assert_eq!(Identity::load(dir.path()).err().unwrap().exit, Exit::Data);
+
+        #[cfg(unix)]
+        for (make, is) in [
+            ("mkdir", "is a folder"),
+            ("mkfifo", "is no ordinary file"),
+            ("ln -s /nowhere/at/all", "is a link"),
+        ] {
+            std::fs::remove_file(&path).unwrap();
+            let made = std::process::Command::new("sh")
+                .args(["-c", &format!("{make} \"$0\"")])
+                .arg(&path)
+                .status();
+            assert!(made.unwrap().success());
+            for result in [
+                Identity::load(dir.path()),
+                Identity::load_or_create(dir.path()).map(Some),
+            ] {
+                let error = result.err().unwrap();
+                assert_eq!(error.exit, Exit::Data);
+                assert!(
+                    error.message.contains("identity.key") && error.message.contains(is),
+                    "{error}"
+                );
+                assert!(error.mend.unwrap().contains("backup"));
+            }
+            std::fs::remove_dir(&path)
+                .or_else(|_| std::fs::remove_file(&path))
+                .unwrap();
+            std::fs::write(&path, "").unwrap();
+        }
     }
 
     #[test]

@@ -26,7 +26,9 @@ use super::{
 use crate::{
     border::{self, Mounted, Noted},
     config::AfterSend,
-    confined, fault, mark,
+    confined,
+    error::brief,
+    fault, mark,
     unsent::{self, Why},
     version::Found,
 };
@@ -431,7 +433,7 @@ impl<'a> Tending<'a> {
     /// `path` is below the outbox. One that is not listed yet is said in the log.
     fn problem(&self, path: Vec<u8>, reason: String) {
         let said = reason.clone();
-        let shown = escape(&path);
+        let shown = brief(&escape(&path));
         self.list(
             path,
             reason,

@@ -21,7 +21,9 @@ use super::{
 };
 use crate::{
     bundle::{self, Kind, Listing, Step, Trouble},
-    confined, durable, fault,
+    confined, durable,
+    error::brief,
+    fault,
     file_system::FileSystem,
     snapshot, unsent,
     version::Version,
@@ -168,7 +170,8 @@ fn keep_back(step: &Step<'_>, folder: &RemotePath, ignore: &Ignore) -> Result<()
         Some(pattern) => {
             let pattern = dropwire_protocol::name::escape(pattern.as_bytes());
             Err(Trouble::Held(format!(
-                "{below} in it matches {pattern}; it is sent whole once that is renamed or gone"
+                "{} in it matches {pattern}; it is sent whole once that is renamed or gone",
+                brief(&below.to_string())
             )))
         }
         None => Ok(()),

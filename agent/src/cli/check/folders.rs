@@ -7,7 +7,7 @@ use cap_std::fs::Dir;
 
 use super::{Finding, Told};
 use crate::{
-    border::{self, Side},
+    border,
     config::{self, AfterSend, Config},
     confined,
     control::api::StatusReport,
@@ -38,7 +38,11 @@ pub(super) fn look(
         findings.push(Finding::new(&subject, folder(&outbox.path, held.as_deref())));
         let watch = seen.and_then(|seen| seen.watch_reason.clone());
         findings.extend(watch.map(|reason| Finding::new(&subject, Told::Note(reason))));
-        findings.extend(mounts(outbox).map(|fatal| Finding::new(&subject, Err(fatal))));
+        let cannot_leave = seen.is_some_and(|seen| seen.cannot_leave_count > 0);
+        findings.extend(mounts(outbox, cannot_leave).map(|told| match told {
+            Ok(note) => Finding::new(&subject, note),
+            Err(fatal) => Finding::new(&subject, Err(fatal)),
+        }));
         findings.extend(waits(outbox).map(|fatal| Finding::new(&subject, Err(fatal))));
         findings.extend(caution(&outbox.path).map(|text| Finding::new(&subject, Told::Note(text))));
     }
@@ -90,7 +94,7 @@ fn folder(path: &Path, held: Option<&str>) -> Result<String, Fatal> {
 
 /// Asks without writing: a file made for a test would be sent.
 #[cfg(unix)]
-fn writable(path: &Path) -> io::Result<()> {
+pub(super) fn writable(path: &Path) -> io::Result<()> {
     use rustix::fs::Access;
     Ok(rustix::fs::access(
         path,
@@ -99,7 +103,7 @@ fn writable(path: &Path) -> io::Result<()> {
 }
 
 #[cfg(not(unix))]
-fn writable(path: &Path) -> io::Result<()> {
+pub(super) fn writable(path: &Path) -> io::Result<()> {
     match path.metadata()?.permissions().readonly() {
         true => Err(io::ErrorKind::PermissionDenied.into()),
         false => Ok(()),
@@ -107,21 +111,29 @@ fn writable(path: &Path) -> io::Result<()> {
 }
 
 /// Why what is delivered from a mount inside the outbox could not leave.
-fn mounts(outbox: &config::Outbox) -> Option<Fatal> {
+/// Whether something waits to is known of a running agent.
+fn mounts(outbox: &config::Outbox, cannot_leave: bool) -> Option<Result<Told, Fatal>> {
     if outbox.after_send == AfterSend::Keep {
         return None;
     }
     let root = confined::root(&outbox.path).ok();
     if outbox.after_send == AfterSend::Archive && root.as_ref().is_some_and(has_archive_elsewhere) {
-        let what = "`.dropwire/sent` in it is a link, or on another disk: what is delivered cannot leave";
-        return Some(Fatal::new(Exit::Config, what).mend("make it an ordinary folder again"));
+        let fatal = Fatal::new(Exit::Config, border::NO_ARCHIVE);
+        return Some(Err(fatal.mend(border::NO_ARCHIVE_HELP)));
     }
     if let Some(at) = root.and_then(|root| border::missing(&root).ok()?) {
-        let what =
-            format!("what was mounted at {at} in it is not there: what was delivered from it cannot leave");
-        return Some(
-            Fatal::new(Exit::NoInput, what).mend("mount it again, or remove that folder if it is empty"),
-        );
+        let what = format!("what was mounted at {at} in it is not there");
+        let help = "mount it again, or remove that folder if it is empty";
+        return Some(match cannot_leave {
+            true => Err(Fatal::new(
+                Exit::NoInput,
+                format_args!("{what}: what was delivered from it cannot leave"),
+            )
+            .mend(help)),
+            false => Ok(Told::Note(format!(
+                "{what}: if that is meant to last, remove the folder if it is empty"
+            ))),
+        });
     }
     let mounted = border::mounted_below(&outbox.path);
     mounted.iter().find_map(|mounted| {
@@ -134,30 +146,24 @@ fn mounts(outbox: &config::Outbox) -> Option<Fatal> {
                               one cannot leave"
                 ),
             );
-            return Some(
-                fatal.mend("set `folder = \"files\"` or `after_send = \"keep\"`, or mount it elsewhere"),
-            );
+            return Some(Err(fatal.mend(
+                "set `folder = \"files\"` or `after_send = \"keep\"`, or mount it elsewhere",
+            )));
         }
         let error = writable(&mounted.at).err()?;
         let what = format_args!(
             "cannot read and write in {at}, which is mounted in it: what is delivered cannot leave"
         );
-        Some(
-            Fatal::io(what, &error)
-                .mend("let the user that runs the agent write there, or set `after_send = \"keep\"`"),
-        )
+        Some(Err(Fatal::io(what, &error).mend(
+            "let the user that runs the agent write there, or set `after_send = \"keep\"`",
+        )))
     })
 }
 
 /// Does no rename lead into the outbox's archive?
 fn has_archive_elsewhere(outbox: &Dir) -> bool {
-    let Ok(own) = outbox.open_dir_nofollow(mark::FOLDER) else {
-        return false; // it is made there
-    };
-    match own.open_dir_nofollow("sent") {
-        Ok(sent) => matches!((Side::of(&own), Side::of(&sent)), (Ok(own), Ok(sent)) if own != sent),
-        Err(e) => e.kind() != io::ErrorKind::NotFound,
-    }
+    let own = outbox.open_dir_nofollow(mark::FOLDER);
+    own.is_ok_and(|own| border::is_archive_elsewhere(&own)) // a missing one is made there
 }
 
 /// Times of an outbox that cannot both be meant.

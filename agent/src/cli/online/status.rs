@@ -14,7 +14,7 @@ use crate::{
         Client,
         api::{InboxReport, NotSent, OutboxReport, PeerReport, ProblemReport, StatusReport},
     },
-    error::Fatal,
+    error::{Fatal, brief},
 };
 
 /// What `status` takes.
@@ -179,7 +179,7 @@ fn not_sent(outbox: &OutboxReport) -> String {
     let row = |file: &NotSent| {
         let cells = vec![
             render::name(outbox.raw_path()),
-            render::name(file.raw_name()),
+            brief(&render::name(file.raw_name())),
             render::text(&file.reason),
         ];
         (WARNING, cells)

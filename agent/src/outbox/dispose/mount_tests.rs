@@ -157,3 +157,28 @@ fn what_cannot_leave_says_so() {
     );
     assert_eq!(read(&outbox.at("disk/x")), "one");
 }
+
+/// Nothing is moved towards it, and it is said what it is.
+#[test]
+fn an_archive_on_another_disk_is_named() {
+    let outbox = Outbox::new();
+    let sent = outbox.at(".dropwire/sent");
+    fs::create_dir_all(&sent).unwrap();
+    let is_mounted = mounted(&sent, TMPFS);
+    let _mounted = is_mounted.then(|| Mounted(sent.clone()));
+    if !is_mounted {
+        crate::fault::skip("no file system can be mounted here: a link stands for it");
+        fs::remove_dir(&sent).unwrap();
+        std::os::unix::fs::symlink(std::env::temp_dir(), &sent).unwrap();
+    }
+    let one = outbox.delivered("x", "one", AfterSend::Archive);
+    let error = dispose(&one).unwrap_err().to_string();
+    assert!(
+        error.contains("`.dropwire/sent`") && error.contains("ordinary folder"),
+        "{error}"
+    );
+    assert_eq!(read(&outbox.at("x")), "one");
+    drop(_mounted);
+    let _ = fs::remove_file(&sent);
+    assert_eq!(dispose(&one).unwrap(), Disposed::Done);
+}

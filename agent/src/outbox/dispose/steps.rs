@@ -92,6 +92,12 @@ impl<'a> Steps<'a> {
             Ok((own, leaving))
         };
         let (own, leaving) = open().map_err(unusable)?;
+        if first.after == AfterSend::Archive
+            && border::is_archive_elsewhere(&own)
+            && !fault::mutant("S5-archive-elsewhere")
+        {
+            return Err(format!("{}; {}", border::NO_ARCHIVE, border::NO_ARCHIVE_HELP));
+        }
         let steps = Steps {
             stopped,
             root: shown(&first.root),
