@@ -295,20 +295,31 @@ fn what_is_unmounted_before_anything_left_is_sent_once() {
     };
     pair.laptop.start();
     pair.laptop.delivers(1);
-    let tells = |text: &str| {
-        let told = pair.laptop.status()["outboxes"][0]["cannot_leave"].clone();
+    let tells = |laptop: &Agent, text: &str| {
+        let told = laptop.status()["outboxes"][0]["cannot_leave"].clone();
         told.as_str().is_some_and(|told| told.contains(text))
     };
-    until("it cannot leave", || tells("Read-only"));
+    until("it cannot leave", || tells(&pair.laptop, "Read-only"));
     drop(mounted);
-    until("the disk is missed", || {
-        tells("what was mounted at disk in it is not there")
+    let missed = |laptop: &Agent| tells(laptop, "what was mounted at disk in it is not there");
+    until("the disk is missed", || missed(&pair.laptop));
+    pair.laptop.kill();
+    fs::remove_dir(&disk).expect("nothing is in the mount point");
+    pair.laptop.start();
+    until("it is missed without its mount point, too", || {
+        missed(&pair.laptop)
     });
     let mounted = mount().expect("as before");
-    until("it is back", || tells("Read-only"));
+    until("it is back", || tells(&pair.laptop, "Read-only"));
     fs::write(pair.laptop.outbox.join("last"), "last").expect("a file");
     pair.laptop.delivers(2);
     assert_eq!(pair.office.received(), ["disk/x", "last"].map(PathBuf::from));
-    pair.laptop.kill();
+    // Nobody waits any longer for a disk that was given up.
     drop(mounted);
+    until("the disk is missed again", || missed(&pair.laptop));
+    let outbox = pair.laptop.outbox.to_string_lossy().into_owned();
+    pair.laptop.run(&["adopt", &outbox, "--yes"]).exits(0);
+    until("it is given up", || {
+        pair.laptop.status()["outboxes"][0]["cannot_leave_count"] == 0
+    });
 }

@@ -1,7 +1,8 @@
 //! Borders inside a folder that no rename crosses: what is mounted in it (a disk, a bind mount), and btrfs subvolumes.
 //!
 //! Where an outbox has such a border, it is noted in its `.dropwire/mounts`: as long as nothing is mounted there, what is
-//! missing behind it proves nothing.
+//! missing behind it proves nothing, also where the folder of the border is gone: it may be made again, and the same disk
+//! mounted. Whoever gave a disk up for good says so with `dropwire adopt` of the outbox.
 
 use std::{
     collections::BTreeSet,
@@ -61,12 +62,19 @@ pub fn is_archive_elsewhere(own: &Dir) -> bool {
 
 /// The folder of the notes, in dropwire's own.
 const NOTES: &str = "mounts";
-/// Most notes that are read, or made ahead.
+/// Most notes that there are.
 const MOST: usize = 4096;
 
 /// Notes, durably, that something is mounted at `path` in the folder of which `own` is dropwire's own. May be repeated.
+/// An error where there are too many: they go with [`forget_missing`] alone.
 pub fn note(own: &Dir, path: &RemotePath) -> io::Result<()> {
     let notes = durable::open_or_make_dir(own, NOTES.as_ref())?;
+    let is_new = notes.symlink_metadata(name(path)).is_err();
+    if is_new && notes.entries()?.take(MOST).count() == MOST && !fault::mutant("mount-notes") {
+        return Err(io::Error::other(
+            "too many other disks were mounted in the outbox; `dropwire adopt` of it forgets those that are not there",
+        ));
+    }
     match durable::write_new_file(&notes, &name(path), path.as_bytes()) {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => durable::sync_dir(&notes)?,
         written => written?,
@@ -109,6 +117,44 @@ impl Noted {
         let notes = self.0.as_ref();
         notes.is_some_and(|notes| notes.symlink_metadata(name(path)).is_ok())
     }
+
+    /// The way down from the folder `root`, of which these are the notes, to `folder` in it, as far as that is there.
+    pub fn way(&self, root: &Dir, folder: Option<&RemotePath>) -> io::Result<Way> {
+        let mut way = Way {
+            top: None,
+            side: Side::of(root)?,
+            missing: None,
+        };
+        let mut on_the_way: Vec<_> = std::iter::successors(folder.cloned(), RemotePath::parent).collect();
+        on_the_way.reverse();
+        let mut last = Some(root.try_clone()?); // None: from here on nothing is there
+        for at in on_the_way {
+            let name = confined::os_str(at.file_name())?;
+            last = match last.map(|parent| parent.open_dir_nofollow(name)) {
+                Some(Err(e)) if confined::is_absent(&e) => None,
+                dir => dir.transpose()?,
+            };
+            let is_noted = |name| self.has(&at) && !fault::mutant(name);
+            match last.as_ref().map(Side::of).transpose()? {
+                Some(side) if side != way.side => (way.top, way.side) = (Some(at), side),
+                Some(_) if is_noted("S5-mount") => way.missing = Some(at),
+                None if is_noted("S5-mount-folder") => way.missing = Some(at),
+                _ => {}
+            }
+        }
+        Ok(way)
+    }
+}
+
+/// What lies between a folder and one in it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Way {
+    /// Where the last of what is mounted between them begins; None: nothing is.
+    pub top: Option<RemotePath>,
+    /// The side that this is on.
+    pub side: Side,
+    /// Something used to be mounted here, and is not now: what is missing behind it proves nothing.
+    pub missing: Option<RemotePath>,
 }
 
 fn name(path: &RemotePath) -> OsString {
@@ -131,15 +177,25 @@ pub fn noted(root: &Dir) -> io::Result<Vec<RemotePath>> {
         .collect())
 }
 
-/// The first of those at which nothing is mounted now, although the folder is there.
-pub fn missing(root: &Dir) -> io::Result<Option<RemotePath>> {
-    let is_missing = |path: &RemotePath| {
-        let folder = confined::open_folder(root, path).ok()?;
-        let parent = confined::parent(root, path).ok()?;
-        Some(Side::of(&folder).ok()? == Side::of(&parent).ok()?)
-    };
-    let mut noted = noted(root)?.into_iter();
-    Ok(noted.find(|path| is_missing(path).unwrap_or(false)))
+/// Those at which nothing is mounted now.
+pub fn missing(root: &Dir) -> io::Result<Vec<RemotePath>> {
+    let notes = Noted::of(root)?;
+    let is_missing = |path: &RemotePath| notes.way(root, Some(path)).map(|way| way.missing.is_some());
+    let mut missing = noted(root)?;
+    missing.retain(|path| is_missing(path).unwrap_or(false));
+    Ok(missing)
+}
+
+/// Forgets those: what is missing behind them is gone.
+pub fn forget_missing(root: &Dir) -> io::Result<()> {
+    let missing = missing(root)?;
+    if let Noted(Some(notes)) = Noted::of(root)? {
+        missing
+            .iter()
+            .try_for_each(|path| durable::unlink(&notes, &name(path)))?;
+        durable::sync_dir(&notes)?;
+    }
+    Ok(())
 }
 
 fn read(notes: &Dir, name: &OsStr) -> Option<RemotePath> {
@@ -278,5 +334,30 @@ mod system {
     /// Nobody asks the system here.
     pub fn mounted_below(_: &Path) -> BTreeSet<Mounted> {
         BTreeSet::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn notes_are_bounded_and_go_when_what_is_missing_is_given_up() {
+        let temp = tempfile::tempdir().unwrap();
+        let root = confined::root(temp.path()).unwrap();
+        let own = mark::folder(&root).unwrap();
+        let [first, more] = ["first", "more"].map(|path| RemotePath::parse(path.as_bytes()).unwrap());
+        note(&own, &first).unwrap();
+        let notes = own.open_dir(NOTES).unwrap();
+        for n in 1..MOST {
+            let path = RemotePath::parse(n.to_string().as_bytes()).unwrap();
+            notes.write(name(&path), path.as_bytes()).unwrap();
+        }
+        note(&own, &first).unwrap();
+        assert!(note(&own, &more).unwrap_err().to_string().contains("adopt"));
+        assert_eq!(missing(&root).unwrap().len(), MOST);
+        forget_missing(&root).unwrap();
+        assert_eq!(noted(&root).unwrap(), []);
+        note(&own, &more).unwrap();
     }
 }

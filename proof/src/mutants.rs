@@ -737,6 +737,21 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         DISPOSE,
     ),
     (
+        "S5-mount-folder",
+        "nor is it when the mount's folder was removed",
+        DISPOSE,
+    ),
+    (
+        "mount-notes",
+        "notes of mounts are bounded",
+        Inside(&["border::tests"]),
+    ),
+    (
+        "keep-mount",
+        "what stays behind a mount that is not there is not missed",
+        Inside(&["daemon::rest::tests"]),
+    ),
+    (
         "S5-mount-note",
         "a mount is noted durably before anything leaves by it",
         DISPOSE,

@@ -10,10 +10,12 @@ use std::{
     sync::Arc,
 };
 
+use cap_std::fs::Dir;
 use rusqlite::{Connection, OpenFlags};
 
 use super::{blocking, job_list, state};
 use crate::{
+    border,
     clock::now_ms,
     config::{Config, paths::Paths},
     confined,
@@ -68,7 +70,10 @@ pub fn trouble(config: &Config, paths: &Paths, me: &Me, path: &Path) -> Option<S
         .unwrap_or_default();
     let is_inbox = config.inbox.as_ref().is_some_and(|inbox| inbox.path == path);
     let seen = Seen::look(path, is_inbox, me).ok()?;
-    reason(path, is_inbox, &seen, &known)
+    match is_inbox {
+        true => reason(path, is_inbox, &seen, &known),
+        false => of_the_whole(path, is_inbox, &seen, &known), // a disk inside it that is missing holds nothing else
+    }
 }
 
 /// What the job list says.
@@ -112,7 +117,7 @@ struct Seen {
     refused: Option<String>,
     owner: Option<Owner>,
     id: Result<Option<homes::FolderId>, io::Error>,
-    /// Why nothing is taken for some folders of an inbox.
+    /// Why nothing is taken for some folders of an inbox, or leaves some of an outbox.
     missing: Vec<String>,
 }
 
@@ -129,10 +134,28 @@ impl Seen {
             id: mark::read(&root),
             missing: match is_inbox {
                 true => inbox::missing_disks(path, &root),
-                false => Vec::new(),
+                false => missing_mounts(path, &root),
             },
         })
     }
+}
+
+/// One sentence for all of them; none where that cannot be told.
+fn missing_mounts(path: &Path, root: &Dir) -> Vec<String> {
+    let missing = border::missing(root).unwrap_or_default();
+    let Some((first, others)) = missing.split_first() else {
+        return Vec::new();
+    };
+    let others = match others.len() {
+        0 => String::new(),
+        n => format!(" (and at {n} other places)"),
+    };
+    vec![format!(
+        "what was mounted at {first}{others} in {} is not there now: what is missing behind it may not have left. If it is \
+         gone for good: `{}`",
+        shown(path),
+        owner::adopt(path)
+    )]
 }
 
 /// Why the folder is held; None: it is used as it is.
@@ -211,7 +234,7 @@ impl Adopter {
                 .mend("an id of its own would only take it from the other"));
         }
         if of_the_whole(&path, is_inbox, &seen, &known).is_none() {
-            return self.without_disks(&path, reply, request.go).await;
+            return without_disks(&path, is_inbox, reply, request.go).await;
         }
         reply.meaning = self
             .meaning(&path, is_inbox, &seen, &known)
@@ -220,24 +243,6 @@ impl Adopter {
         if request.go {
             self.take(&path, is_inbox, lock).await?;
             reply.adopted = true;
-        }
-        Ok(reply)
-    }
-
-    /// Of an inbox that is used as it is, but for disks inside it that are missing: they are given up, and nothing else changes.
-    async fn without_disks(&self, path: &Path, mut reply: AdoptReply, go: bool) -> Result<AdoptReply, Fatal> {
-        reply.meaning = vec![
-            "What comes for the missing disk is put into the folder that is there now. If the disk is mounted there again, that \
-             is hidden."
-                .into(),
-            "A file that was just getting its name on it may then be in both.".into(),
-        ];
-        if go {
-            let folder = path.to_path_buf();
-            let forgotten = blocking(move || inbox::forget_missing_disks(&confined::root(&folder)?)).await?;
-            forgotten.map_err(|e| Fatal::io(format_args!("cannot take {}", shown(path)), &e))?;
-            reply.adopted = true;
-            tracing::info!(folder = %shown(path), "disks that are missing were given up");
         }
         Ok(reply)
     }
@@ -354,6 +359,40 @@ impl Adopter {
     }
 }
 
+/// Of a folder that is used as it is, but for disks inside it that are missing: they are given up, and nothing else
+/// changes.
+async fn without_disks(
+    path: &Path,
+    is_inbox: bool,
+    mut reply: AdoptReply,
+    go: bool,
+) -> Result<AdoptReply, Fatal> {
+    let meaning = match is_inbox {
+        true => [
+            "What comes for the missing disk is put into the folder that is there now. If the disk is mounted there again, that \
+             is hidden.",
+            "A file that was just getting its name on it may then be in both.",
+        ],
+        false => [
+            "What was delivered from the missing disk and is not there now counts as having left.",
+            "If the disk is mounted there again, what is still on it is sent again.",
+        ],
+    };
+    reply.meaning = meaning.map(String::from).into();
+    if go {
+        let folder = path.to_path_buf();
+        let forget = move || match is_inbox {
+            true => inbox::forget_missing_disks(&confined::root(&folder)?),
+            false => border::forget_missing(&confined::root(&folder)?),
+        };
+        let forgotten = blocking(forget).await?;
+        forgotten.map_err(|e| Fatal::io(format_args!("cannot take {}", shown(path)), &e))?;
+        reply.adopted = true;
+        tracing::info!(folder = %shown(path), "disks that are missing were given up");
+    }
+    Ok(reply)
+}
+
 /// The lock of an inbox: the running agent's, or one for this command.
 #[derive(Default)]
 pub struct LockOf {
@@ -402,6 +441,7 @@ fn replace(
         // What the job list does not tell comes back all the same.
         let path_of = |name: &str| queue.path_of(name).ok().flatten();
         outbox::dispose::give_back_all(&root, &path_of).map_err(failed)?;
+        border::forget_missing(&root).map_err(failed)?;
     }
     mark::replace(&root).map_err(failed)
 }

@@ -22,6 +22,7 @@ use tracing::{debug, info, warn};
 
 use super::{Shared, blocking};
 use crate::{
+    border::Noted,
     bundle, confined,
     db::DbError,
     fault, mark,
@@ -211,7 +212,10 @@ impl<'a> Pages<'a> {
             let lies = if resting.root.starts_with(&spool) {
                 Lies::Spooled
             } else {
-                lies(&resting.root, &resting.found)
+                match lies(&resting.root, &resting.found) {
+                    Lies::Missing if !may_be_missed(&resting.root, &resting.found) => Lies::Unknown,
+                    lies => lies,
+                }
             };
             (resting, lies)
         };
@@ -231,6 +235,12 @@ pub enum Lies {
     Spooled,
     /// The outbox is not there, or cannot be read: that says nothing of its files.
     Unknown,
+}
+
+/// Is all that used to be mounted on the way to it there? Else it says nothing that it is missing.
+fn may_be_missed(root: &Path, found: &Found) -> bool {
+    let way = confined::root(root).and_then(|root| Noted::of(&root)?.way(&root, Some(&found.path)));
+    way.is_ok_and(|way| way.missing.is_none()) || fault::mutant("keep-mount")
 }
 
 /// Looks at the disk.

@@ -32,6 +32,7 @@ use cap_std::fs::Dir;
 use dropwire_protocol::{Digest, RemotePath};
 
 use crate::{
+    border::Way,
     config::AfterSend,
     confined,
     error::shown,
@@ -50,7 +51,7 @@ mod touched;
 
 pub use adopted::give_back_all;
 use steps::{Stage, Steps};
-use top::{Top, Tops};
+use top::Tops;
 
 /// A delivered file that has to leave.
 #[derive(Clone, Debug)]
@@ -159,21 +160,21 @@ fn dispose_in_one_outbox(
 
 fn dispose_by_one_top(
     outbox: &Dir,
-    found: &[(&Disposal, io::Result<Top>)],
+    found: &[(&Disposal, io::Result<Way>)],
     stopped: &dyn Fn() -> bool,
 ) -> Vec<Result<Disposed, DisposeError>> {
-    let Some((first, top)) = found.first() else {
+    let Some((first, way)) = found.first() else {
         return Vec::new();
     };
-    let top = match top {
-        Ok(top) => top,
+    let way = match way {
+        Ok(way) => way,
         Err(e) => return vec![Err(first.failed("the disposal", io_error::copy(e)))],
     };
     let disposals: Vec<_> = found
         .iter()
-        .map(|(what, _)| what.below(top.path.as_ref()))
+        .map(|(what, _)| what.below(way.top.as_ref()))
         .collect();
-    match Steps::begin(&first.below(top.path.as_ref()), outbox, top, stopped) {
+    match Steps::begin(&first.below(way.top.as_ref()), outbox, way, stopped) {
         Ok(mut steps) => disposals
             .chunks(TOGETHER)
             .flat_map(|batch| dispose_together(&mut steps, batch))

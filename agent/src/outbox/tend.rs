@@ -166,10 +166,9 @@ impl<'a> Tending<'a> {
     /// What lies on a disk that was mounted inside, or below one that is gone, no event tells of; nor is it watched yet.
     async fn look_for_mounts(&mut self) {
         let place = Arc::clone(&self.place);
-        let leave = self.task.shared.config.after_send != AfterSend::Keep;
         let look = move || {
             let inside = border::mounted_below(&place.root);
-            if leave && !inside.is_empty() {
+            if !inside.is_empty() {
                 // Else it is noted when the first file leaves by it.
                 let noted = place
                     .open()

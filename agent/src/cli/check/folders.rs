@@ -14,7 +14,7 @@ use crate::{
     disk::Disk,
     error::{Exit, Fatal, shown},
     file_system::FileSystem,
-    mark,
+    mark, owner,
 };
 
 /// `trouble` says why an agent that does not run would hold a folder.
@@ -121,18 +121,17 @@ fn mounts(outbox: &config::Outbox, cannot_leave: bool) -> Option<Result<Told, Fa
         let fatal = Fatal::new(Exit::Config, border::NO_ARCHIVE);
         return Some(Err(fatal.mend(border::NO_ARCHIVE_HELP)));
     }
-    if let Some(at) = root.and_then(|root| border::missing(&root).ok()?) {
+    let missing = root.and_then(|root| border::missing(&root).ok());
+    if let Some(at) = missing.iter().flatten().next() {
         let what = format!("what was mounted at {at} in it is not there");
-        let help = "mount it again, or remove that folder if it is empty";
+        let adopt = owner::adopt(&outbox.path);
         return Some(match cannot_leave {
             true => Err(Fatal::new(
                 Exit::NoInput,
                 format_args!("{what}: what was delivered from it cannot leave"),
             )
-            .mend(help)),
-            false => Ok(Told::Note(format!(
-                "{what}: if that is meant to last, remove the folder if it is empty"
-            ))),
+            .mend(format_args!("mount it again; if it is gone for good: `{adopt}`"))),
+            false => Ok(Told::Note(format!("{what}; if it is gone for good: `{adopt}`"))),
         });
     }
     let mounted = border::mounted_below(&outbox.path);

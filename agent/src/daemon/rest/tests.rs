@@ -5,7 +5,7 @@ use rusqlite_migration::{M, Migrations};
 
 use super::*;
 use crate::{
-    clock,
+    border, clock,
     config::AfterSend,
     db::Db,
     identity::Identity,
@@ -229,6 +229,24 @@ async fn an_outbox_that_is_away_says_nothing_of_its_files() {
     fs::rename(world.root(), world.temp.path().join("elsewhere")).unwrap();
     world.look_after().await;
     assert_eq!(world.resting().await[0].missed, None);
+}
+
+#[tokio::test]
+async fn what_lies_on_a_disk_that_is_not_mounted_is_not_missed() {
+    let world = World::new().await;
+    let (root, disk) = (
+        confined::root(&world.root()).unwrap(),
+        RemotePath::parse(b"disk").unwrap(),
+    );
+    fs::create_dir(world.root().join("disk")).unwrap();
+    border::note(&mark::folder(&root).unwrap(), &disk).unwrap();
+    world.kept_as("disk/file", b"bytes").await;
+    fs::rename(world.root().join("disk"), world.temp.path().join("elsewhere")).unwrap();
+    for given_up in [false, true] {
+        world.look_after().await;
+        assert_eq!(world.resting().await[0].missed.is_some(), given_up);
+        border::forget_missing(&root).unwrap();
+    }
 }
 
 #[tokio::test]

@@ -39,7 +39,7 @@ pub(super) fn dispose(what: &Disposal, stopped: &dyn Fn() -> bool) -> Result<Dis
     }
     let begin = || {
         let outbox = super::open(what)?;
-        let top = Tops::of(&outbox).and_then(|mut tops| tops.find(&what.path));
+        let top = Tops::of(&outbox).and_then(|mut tops| tops.find_folder(&what.path));
         let top = top.map_err(|e| format!("it cannot be looked through: {e}"))?;
         Steps::begin(what, &outbox, &top, stopped)
     };

@@ -111,9 +111,12 @@ fn a_mount_is_noted_before_anything_leaves_by_it() {
         assert!(at(trace::sync(folder)) < left, "{folder}: {calls:#?}");
     }
     let root = confined::root(outbox.temp.path()).unwrap();
-    assert_eq!(border::missing(&root).unwrap(), None);
+    assert_eq!(border::missing(&root).unwrap(), []);
     drop(mounted);
-    assert_eq!(border::missing(&root).unwrap(), RemotePath::parse(b"disk").ok());
+    assert_eq!(
+        border::missing(&root).unwrap(),
+        [RemotePath::parse(b"disk").unwrap()]
+    );
 }
 
 #[test]
@@ -131,15 +134,40 @@ fn what_is_missing_behind_an_absent_mount_is_not_gone() {
         error.contains("what was mounted at disk in it is not there"),
         "{error}"
     );
-    // One that is there leaves as any other; and at a folder that was removed nothing will be mounted.
+    // One that is there leaves as any other; and a folder that was removed may be made again.
     let plain = Disposal {
         name: "plain".into(),
         ..outbox.delivered("disk/plain", "2", AfterSend::Delete)
     };
     assert_eq!(dispose(&plain).unwrap(), Disposed::Done);
     fs::remove_dir(outbox.at("disk")).unwrap();
+    let error = dispose(&one).unwrap_err().to_string();
+    assert!(
+        error.contains("what was mounted at disk in it is not there"),
+        "{error}"
+    );
+    assert_eq!(border::missing(&root).unwrap(), [disk]);
+    border::forget_missing(&root).unwrap();
+    assert_eq!(border::missing(&root).unwrap(), []);
     assert_eq!(dispose(&one).unwrap(), Disposed::Gone);
-    assert_eq!(border::missing(&root).unwrap(), None);
+}
+
+/// A mount point that is a whole delivery, and mount points in folders that went with them.
+#[test]
+fn what_is_missing_with_its_mount_point_is_not_gone() {
+    let outbox = Outbox::new();
+    let root = confined::root(outbox.temp.path()).unwrap();
+    for (noted, path, folder) in [("disk", "disk", true), ("a/b/disk", "a/b/disk/c/x", false)] {
+        let noted = RemotePath::parse(noted.as_bytes()).unwrap();
+        border::note(&mark::folder(&root).unwrap(), &noted).unwrap();
+        let mut one = outbox.delivered("x", "one", AfterSend::Delete);
+        one.path = RemotePath::parse(path.as_bytes()).unwrap();
+        one.version.folder = folder;
+        let error = dispose(&one).unwrap_err().to_string();
+        assert!(error.contains("is not there"), "{error}");
+        border::forget_missing(&root).unwrap();
+        assert_eq!(dispose(&one).unwrap(), Disposed::Gone);
+    }
 }
 
 #[test]

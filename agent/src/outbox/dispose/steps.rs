@@ -9,11 +9,10 @@ use super::{
     Disposal, DisposeError, Disposed,
     beside::{self, rename_beside},
     check::{Checked, Compare},
-    top::Top,
     touched::{Area, Touched},
 };
 use crate::{
-    border::{self, Side},
+    border::{self, Side, Way},
     config::AfterSend,
     confined, durable,
     error::shown,
@@ -31,7 +30,7 @@ pub(super) struct Steps<'a> {
     root: String,
     /// Or the top of what is mounted in it.
     pub(super) outbox: Dir,
-    /// See [`Top::missing`].
+    /// See [`Way::missing`].
     missing: Option<RemotePath>,
     own: Dir,
     pub(super) leaving: Dir,
@@ -69,21 +68,21 @@ impl Stage {
 }
 
 impl<'a> Steps<'a> {
-    /// For those that leave by `top` of `outbox`; `first` is one of them, as seen from there. The error is the reason why
-    /// that is held.
+    /// For those that leave by the top of `way`, in `outbox`; `first` is one of them, as seen from there. The error is the
+    /// reason why that is held.
     pub(super) fn begin(
         first: &Disposal,
         outbox: &Dir,
-        top: &Top,
+        way: &Way,
         stopped: &'a dyn Fn() -> bool,
     ) -> Result<Self, String> {
         let unusable = |e: io::Error| format!("`.dropwire` in it cannot be used: {e}");
-        let folder = match &top.path {
+        let folder = match &way.top {
             Some(path) => confined::open_folder(outbox, path),
             None => outbox.try_clone(),
         };
         let folder = folder.map_err(unusable)?;
-        if Side::of(&folder).map_err(unusable)? != top.side {
+        if Side::of(&folder).map_err(unusable)? != way.side {
             return Err("what is mounted there changes at this moment".into());
         }
         let open = || {
@@ -102,7 +101,7 @@ impl<'a> Steps<'a> {
             stopped,
             root: shown(&first.root),
             outbox: folder,
-            missing: top.missing.clone(),
+            missing: way.missing.clone(),
             own,
             left_over: leaving
                 .entries()
@@ -117,7 +116,7 @@ impl<'a> Steps<'a> {
             if fault::loses(&first.root) {
                 return Err(LostWrite::wrap(io::Error::other("asked for")));
             }
-            if let Some(path) = &top.path {
+            if let Some(path) = &way.top {
                 fault::step("S5-mount-note", || border::note(&mark::folder(outbox)?, path))?;
                 durable::sync_dir(&steps.outbox)?;
             }
@@ -216,7 +215,9 @@ impl<'a> Steps<'a> {
 
     pub(super) fn gone(&mut self, what: &Disposal) -> Result<Stage, DisposeError> {
         if let Some(at) = &self.missing {
-            return Err(what.held(&format!("what was mounted at {at} in it is not there")));
+            return Err(what.held(&format!(
+                "what was mounted at {at} in it is not there; `dropwire adopt` of the outbox gives that up"
+            )));
         }
         self.touch(what)?;
         self.sync_place(what).map_err(|e| what.failed("the syncing", e))?;
