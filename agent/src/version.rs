@@ -65,8 +65,12 @@ impl Version {
     /// time of the last change is kept: nobody can set that. File systems without one show that of the last writing.
     pub fn is_surely(&self, now: &Version) -> bool {
         let keeps_changes = self.ctime_ns != self.mtime_ns && !self.has_coarse_clock();
-        (keeps_changes || fault::mutant("R7-sure"))
-            && (self.size, self.mtime_ns, self.ctime_ns) == (now.size, now.mtime_ns, now.ctime_ns)
+        (keeps_changes || fault::mutant("R7-sure")) && self.looks_as(now)
+    }
+
+    /// Have size and times stayed the same?
+    pub fn looks_as(&self, now: &Version) -> bool {
+        (self.size, self.mtime_ns, self.ctime_ns) == (now.size, now.mtime_ns, now.ctime_ns)
     }
 
     /// Of a folder itself, as [`Version::read`].

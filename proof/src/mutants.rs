@@ -436,6 +436,16 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         TAKEN,
     ),
     (
+        "R7-read",
+        "nor does what was read speak for what has its name by then",
+        TAKEN,
+    ),
+    (
+        "R7-open-files",
+        "behind FUSE and network mounts an open file does not tell of itself",
+        Inside(&["inbox::commit::naming::tests"]),
+    ),
+    (
         "R7-sure",
         "times tell only where changes have one of their own",
         Inside(&["version::tests"]),

@@ -18,7 +18,7 @@ use dropwire_protocol::{
     message::{DeclineReason, MAX_EAGER},
 };
 
-pub use self::certain::make_certain;
+pub use self::{certain::make_certain, naming::Told};
 use self::{
     certain::{FOLDERS_TOGETHER, make_certain_at_once},
     naming::{Work, way_first},
@@ -35,7 +35,7 @@ use super::{
     space::Reservation,
     tally::Rows,
 };
-use crate::{clock::now_ms, db::DbError, durable::How, fault, version::Version};
+use crate::{clock::now_ms, db::DbError, durable::How, fault};
 
 /// From so many open folders on, the next file waits for the next commit: descriptors are few.
 const MOST_FOLDERS: usize = 128;
@@ -57,29 +57,6 @@ pub struct Ready {
     /// Held until the end.
     #[expect(dead_code, reason = "giving it back is what it is for")]
     pub reservation: Reservation,
-}
-
-/// What tells a partial from another file.
-pub struct Told {
-    inode: u64,
-    /// As it was once verified, where numbers do not last.
-    seen: Option<Version>,
-}
-
-impl Told {
-    /// Of a file that nothing more is done to.
-    pub fn of(site: &Site, file: &File) -> io::Result<Told> {
-        let seen = (!site.lasting_inodes).then(|| Version::read(file)).transpose()?;
-        Ok(Told {
-            inode: partial::inode(file)?,
-            seen: seen.map(|(version, _)| version),
-        })
-    }
-
-    /// Of an unpacked folder.
-    pub fn folder(inode: u64) -> Told {
-        Told { inode, seen: None }
-    }
 }
 
 /// A large partial, of which no byte needs to be sent again if it cannot be placed now.
@@ -181,7 +158,7 @@ fn place_some(
             key,
             &file.manifest,
             digest,
-            file.told.inode,
+            file.told.inode(),
             &mut opened,
         ) {
             Ok(place) => {

@@ -232,10 +232,13 @@ fn is_verified(
     if (same && site.lasting_inodes) || fault::mutant("rule-bytes") {
         return Ok(true);
     }
-    is_good(site, key, manifest.size, digest(placing)?, &|| false)
+    let good = is_good(site, key, manifest.size, digest(placing)?, &|| false)?;
+    durable::sync_dir(&site.partials)?; // R5, whose work a copy has not
+    Ok(good)
 }
 
-/// Has what lies among the partials these bytes? If so it is durable too: of a copy nobody knows whether it was synced.
+/// Has what lies among the partials these bytes? They are durable then: of a copy nobody knows whether it was synced. An error
+/// also where something was put in its place meanwhile.
 pub fn is_good(
     site: &Site,
     key: Key,
@@ -243,6 +246,8 @@ pub fn is_good(
     digest: Digest,
     stops: &dyn Fn() -> bool,
 ) -> io::Result<bool> {
+    let look = || Version::looked(&site.partials, &partial::file_name(key));
+    let before = look()?;
     let Some(file) = partial::open(site, key)? else {
         return Ok(false);
     };
@@ -251,8 +256,13 @@ pub fn is_good(
     }
     let good = has_the_bytes(&file, size, digest, stops);
     durable::sync_file(&file)?;
-    durable::sync_dir(&site.partials)?;
-    Ok(good)
+    match before.looks_as(&look()?) || fault::mutant("R7-read") {
+        true => Ok(good),
+        false => Err(io::Error::new(
+            io::ErrorKind::ResourceBusy,
+            "it changed while it was read",
+        )),
+    }
 }
 
 fn digest(placing: &Placing) -> io::Result<Digest> {

@@ -1,6 +1,6 @@
 //! R7: a file gets its final name, by whatever way there is; and what becomes of it when it does not.
 
-use std::io;
+use std::{fs::File, io};
 
 use dropwire_protocol::{Manifest, message::DeclineReason};
 
@@ -29,6 +29,49 @@ use crate::{
 
 /// How often another name is looked for when somebody keeps taking them.
 const TRIES: usize = 100;
+
+/// What tells a verified partial from another file that is put in its place.
+#[derive(Debug)]
+pub struct Told {
+    inode: u64,
+    by: By,
+}
+
+#[derive(Debug)]
+enum By {
+    /// The inode's. Of an unpacked folder always, whatever it is worth.
+    Number,
+    /// Where numbers do not last: as it was once verified, by number and times together.
+    Times(Version),
+    /// Where not even an open file tells of itself.
+    Bytes,
+}
+
+impl Told {
+    /// Of an open partial that nothing more is done to.
+    pub fn of(site: &Site, file: &File) -> io::Result<Told> {
+        let by = match site.lasting_inodes {
+            true => By::Number,
+            false => match Version::read(file)? {
+                (seen, on) if on.tells_of_open_files() => By::Times(seen),
+                _ => By::Bytes,
+            },
+        };
+        let inode = partial::inode(file)?;
+        Ok(Told { inode, by })
+    }
+
+    /// Of an unpacked folder.
+    pub fn folder(inode: u64) -> Told {
+        let by = By::Number;
+        Told { inode, by }
+    }
+
+    /// Its number.
+    pub fn inode(&self) -> u64 {
+        self.inode
+    }
+}
 
 /// What gets a name.
 #[derive(Clone, Copy)]
@@ -71,7 +114,6 @@ pub fn still_there(work: Work<'_>, file: &Ready) -> Result<(), Answer> {
     }
 }
 
-/// By its inode number where that lasts; else by number and times together, and where those tell nothing by its bytes.
 fn is_it(work: Work<'_>, file: &Ready) -> io::Result<bool> {
     let Work {
         shared,
@@ -84,11 +126,17 @@ fn is_it(work: Work<'_>, file: &Ready) -> io::Result<bool> {
         return Ok(false);
     };
     let same_number = partial::is_inode(&found, file.told.inode);
-    let Some(seen) = &file.told.seen else {
-        return Ok(same_number || !site.lasting_inodes);
-    };
-    let now = Version::looked(&site.partials, &partial::staged_name(key, manifest.kind))?;
-    if (same_number && seen.is_surely(&now)) || fault::mutant("R7-bytes") {
+    match &file.told.by {
+        By::Number => return Ok(same_number || !site.lasting_inodes),
+        By::Times(seen) => {
+            let now = Version::looked(&site.partials, &partial::staged_name(key, manifest.kind))?;
+            if same_number && seen.is_surely(&now) {
+                return Ok(true);
+            }
+        }
+        By::Bytes => {}
+    }
+    if fault::mutant("R7-bytes") {
         return Ok(true);
     }
     let stops = || shared.cancel.is_cancelled();
@@ -214,6 +262,29 @@ fn not_named(work: Work<'_>, intent: Intent, error: &io::Error) -> Result<Intent
                 None => rule::give_up(shared, site, key, manifest.kind)?,
             }
             Err(failed)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::file_system::{FileSystem, TRUSTED, pretend};
+
+    #[test]
+    fn what_an_open_file_tells_is_believed_where_the_kernel_keeps_it() {
+        let temp = tempfile::tempdir().unwrap();
+        let mut site = Site::alone(temp.path());
+        site.lasting_inodes = false;
+        let file = tempfile::tempfile().unwrap();
+        let overlay = FileSystem {
+            name: "overlay",
+            ..FileSystem::default()
+        };
+        for (on, believed) in [(TRUSTED, true), (overlay, true), (FileSystem::default(), false)] {
+            let _pretence = pretend(on);
+            let told = Told::of(&site, &file).unwrap();
+            assert_eq!(matches!(told.by, By::Times(_)), believed, "{}: {told:?}", on.name);
         }
     }
 }

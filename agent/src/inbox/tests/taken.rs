@@ -83,15 +83,40 @@ async fn a_copy_in_the_partial_s_place_is_delivered_where_bytes_decide() {
     }
 }
 
-/// Another file, with the times that the verified one has, when that is durable.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_replaces_a_partial_while_it_is_read_is_not_delivered() {
+    let rig = Rig::new().await;
+    rig.inbox.shared.gate.distrust_numbers_from_now_on();
+    let (mut link, bytes) = (rig.link(ANA), content(2 * CHUNK));
+    let (root, partial) = (rig.root(), rig.root().join(partial_of(1)));
+    let other = vec![7; bytes.len() + 1];
+    let copy = bytes.clone();
+    trace::before(&rig.root(), trace::sync(".dropwire/partial"), move || {
+        let swap = partial.clone();
+        let read = Call::Sync("sync", partial_of(1));
+        trace::before(&root, read, move || replace(&swap, other));
+        replace(&partial, copy)
+    });
+    assert_eq!(refused(&link.send(id(1), "file", &bytes).await), Busy);
+    assert!(rig.names().is_empty());
+    assert_eq!(delivered_as(&link.send(id(1), "file", &bytes).await), "file");
+    assert!(rig.files() == [("file".into(), bytes)]);
+}
+
+/// When the verified one is durable.
 fn replace_before_its_name(rig: &Rig, n: u8, bytes: Vec<u8>) {
     let partial = rig.root().join(partial_of(n));
     trace::before(&rig.root(), trace::sync(".dropwire/partial"), move || {
-        let (old, new) = (fs::metadata(&partial)?, partial.with_extension("new"));
-        fs::write(&new, bytes)?;
-        file_system::set_modified(&fs::File::options().write(true).open(&new)?, old.modified()?)?;
-        fs::rename(new, partial)
+        replace(&partial, bytes)
     });
+}
+
+/// By another file with the same times.
+fn replace(partial: &Path, bytes: Vec<u8>) -> io::Result<()> {
+    let (old, new) = (fs::metadata(partial)?, partial.with_extension("new"));
+    fs::write(&new, bytes)?;
+    file_system::set_modified(&fs::File::options().write(true).open(&new)?, old.modified()?)?;
+    fs::rename(new, partial)
 }
 
 /// Not only once all of it came.
