@@ -270,3 +270,22 @@ fn with_markers_a_file_waits_for_its_own() {
     pair.laptop.empties_outbox();
     assert_eq!(pair.office.received().len(), 2, "no marker is sent");
 }
+
+/// A shortage is nobody's fault in the folder: its files wait, and the log does not tell of each.
+#[test]
+fn files_wait_for_descriptors_without_a_word_for_each() {
+    const FILES: usize = 200;
+    let mut pair = Pair::idle();
+    pair.office.start();
+    pair.laptop.descriptors = Some(64);
+    pair.laptop.start();
+    pair.connects();
+    for n in 0..FILES {
+        pair.laptop.drop_file(format!("{n}"), &files::noise(n as u64, 10));
+    }
+    pair.laptop.delivers(FILES);
+    let told = pair.laptop.log_text();
+    let told = told.lines().filter(|line| line.contains("\"not sent\"")).count();
+    assert_eq!(told, 0);
+    pair.laptop.stop();
+}

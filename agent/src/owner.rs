@@ -130,6 +130,11 @@ fn owned(root: &Dir, path: &Path, me: &Me) -> Result<Option<Owner>, String> {
             adopt(path)
         )),
         Ok(owner) => Ok(owner),
+        // To take it over would be no way out.
+        Err(e) if io_error::is_shortage(&e) => Err(format!(
+            "the owner of {} (.dropwire/owner) cannot be read now: {e}",
+            shown(path)
+        )),
         Err(e) => Err(format!(
             "the owner of {} (.dropwire/owner) cannot be read: {e}; if no other agent uses it: `{}`",
             shown(path),

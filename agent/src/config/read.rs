@@ -125,6 +125,14 @@ impl Config {
 const MAX_BYTES: u64 = 1 << 20;
 
 fn read_text(path: &Path) -> Result<String, Invalid> {
+    // Of a pipe that nobody writes to, the opening alone has no end; and it could not be read a second time.
+    if is_pipe(path) && !crate::fault::mutant("config-pipe") {
+        return Err(Invalid::File {
+            exit: Exit::Config,
+            message: format!("{} is a pipe, and no file that can be read again", shown(path)),
+            mend: "name a file with `--config FILE`".into(),
+        });
+    }
     let mut bytes = Vec::new();
     File::open(path)
         .and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut bytes))
@@ -147,6 +155,17 @@ fn read_text(path: &Path) -> Result<String, Invalid> {
             faults: vec![fault],
         }
     })
+}
+
+#[cfg(unix)]
+fn is_pipe(path: &Path) -> bool {
+    use std::os::unix::fs::FileTypeExt as _;
+    path.metadata().is_ok_and(|there| there.file_type().is_fifo())
+}
+
+#[cfg(not(unix))]
+fn is_pipe(_: &Path) -> bool {
+    false
 }
 
 fn unreadable(path: &Path, error: &io::Error) -> Invalid {
@@ -192,5 +211,22 @@ mod tests {
         ] {
             assert_eq!(places(source), expected, "{source}");
         }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_pipe_is_no_config() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("config.toml");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+        assert!(made.unwrap().success());
+        // Whoever reads it after all reads nothing, instead of waiting.
+        let writer = pipe.clone();
+        std::thread::spawn(move || File::options().write(true).open(writer));
+        let Err(Invalid::File { exit, message, .. }) = read(&pipe) else {
+            panic!("it was read");
+        };
+        assert_eq!(exit, Exit::Config);
+        assert!(message.contains("is a pipe"), "{message}");
     }
 }

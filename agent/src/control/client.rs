@@ -162,10 +162,10 @@ impl Client {
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::new(body))
             .map_err(|error| Fatal::new(Exit::Usage, error))?;
-        let answer = sender
-            .send_request(request)
-            .await
-            .map_err(|error| self.broken(&error))?;
+        let answer = match sender.send_request(request).await {
+            Ok(answer) => answer,
+            Err(error) => return Err(self.ended(&error).await),
+        };
         if answer.status().is_success() {
             return Ok(answer);
         }
@@ -211,6 +211,21 @@ impl Client {
                 Exit::Unavailable,
                 format_args!("the agent cannot be asked on {self}: {error}"),
             ),
+        }
+    }
+
+    /// An agent that is still there has closed this connection for another one.
+    async fn ended(&self, error: &dyn std::error::Error) -> Fatal {
+        let there = timeout(CONNECT, socket::connect(&self.socket)).await;
+        match there {
+            Ok(Ok(_)) if !crate::fault::mutant("control-busy") => Fatal::new(
+                Exit::Unavailable,
+                format_args!(
+                    "the agent on {self} has closed this connection: it is busy with other commands"
+                ),
+            )
+            .mend("try again in a moment"),
+            _ => self.broken(error),
         }
     }
 

@@ -214,6 +214,19 @@ async fn the_server_ends_when_told_and_takes_its_socket_along() {
     assert_eq!(served.client.status().await.unwrap_err().exit, Exit::Unavailable);
 }
 
+/// As an agent does whose places are all taken.
+#[tokio::test]
+async fn a_connection_that_is_closed_for_another_is_no_agent_that_ended() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("control.sock");
+    let listener = tokio::net::UnixListener::bind(&path).unwrap();
+    tokio::spawn(async move { while listener.accept().await.is_ok() {} });
+    let error = Client::new(&path).status().await.unwrap_err();
+    assert_eq!(error.exit, Exit::Unavailable);
+    assert!(error.message.contains("busy"), "{error}");
+    assert!(error.mend.unwrap().contains("try again"));
+}
+
 #[tokio::test]
 async fn an_agent_that_dies_within_an_answer_is_named() {
     let served = serve(Fake {

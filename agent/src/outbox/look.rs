@@ -13,7 +13,7 @@ use dropwire_protocol::RemotePath;
 use super::{marker, settle::Sight};
 use crate::{
     confined::{self, Parents},
-    durable, fault,
+    durable, fault, io_error,
     lease::{self, Lease, Looked},
     unsent::{self, Why},
 };
@@ -66,6 +66,11 @@ pub(super) fn look(parents: &mut Parents, path: &RemotePath, rules: &Rules) -> S
             file: None,
         },
         Err(e) if confined::is_absent(&e) => Seen::Nothing,
+        // Nothing is wrong with the file, and many others meet the same.
+        Err(e) if io_error::is_shortage(&e) => Seen::Held {
+            why: "this machine is short of memory or open files",
+            reason: format!("it cannot be read now: {e}"),
+        },
         Err(e) => Seen::Refused(format!("it cannot be read: {e}")),
     }
 }
