@@ -16,6 +16,7 @@ const COMMON: &[&str] = &[
     "config",
     "confined",
     "db",
+    "descriptors",
     "disk",
     "durable",
     "error",

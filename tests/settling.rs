@@ -284,6 +284,7 @@ fn files_wait_for_descriptors_without_a_word_for_each() {
         pair.laptop.drop_file(format!("{n}"), &files::noise(n as u64, 10));
     }
     pair.laptop.delivers(FILES);
+    pair.laptop.empties_outbox();
     let told = pair.laptop.log_text();
     let told = told.lines().filter(|line| line.contains("\"not sent\"")).count();
     assert_eq!(told, 0);

@@ -8,7 +8,7 @@
 //! | 1 | [`cli`]: commands, rendering, exit codes |
 //! | 2 | [`daemon`]: the only room that knows the others; wires, starts, stops |
 //! | 3 | [`outbox`] watch, scan, settle, dispose · [`queue`] job list, schedule · [`link`] TLS links and the pump · [`send`] a job as chunks · [`inbox`] partials, commit, naming, ledger · [`control`] the local socket |
-//! | 4 | [`config`] · [`identity`] · [`db`] · [`disk`] · [`durable`] · [`mark`] · [`owner`] · [`homes`] · [`confined`] · [`lease`] · [`snapshot`] · [`unsent`] · [`remove_tree`] · [`version`] · [`watcher`] · [`bundle`] · [`border`] · [`backoff`] · [`clock`] · [`fault`] · [`file_system`] · [`io_error`] · [`kept_open`] · [`id`] · [`error`] |
+//! | 4 | [`config`] · [`identity`] · [`db`] · [`descriptors`] · [`disk`] · [`durable`] · [`mark`] · [`owner`] · [`homes`] · [`confined`] · [`lease`] · [`snapshot`] · [`unsent`] · [`remove_tree`] · [`version`] · [`watcher`] · [`bundle`] · [`border`] · [`backoff`] · [`clock`] · [`fault`] · [`file_system`] · [`io_error`] · [`kept_open`] · [`id`] · [`error`] |
 
 pub mod backoff;
 pub mod border;
@@ -20,6 +20,7 @@ pub mod confined;
 pub mod control;
 pub mod daemon;
 pub mod db;
+pub mod descriptors;
 pub mod disk;
 pub mod durable;
 pub mod error;

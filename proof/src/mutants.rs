@@ -680,6 +680,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         DISPOSE,
     ),
     (
+        "S5-descriptors",
+        "no more leave together than descriptors last for",
+        EndToEnd(&["files_wait_for_descriptors"]),
+    ),
+    (
         "S5-moved-times",
         "what the move did to its times is no writer",
         DISPOSE,

@@ -32,6 +32,7 @@ use super::{
 };
 use crate::{
     config,
+    descriptors::affordable,
     error::{Exit, Fatal},
     identity::Identity,
 };
@@ -141,9 +142,9 @@ impl Links {
             cancel: cancel.child_token(),
             tasks: TaskTracker::new(),
             timing,
-            lobby: Lobby::new(listen::affordable(LOBBY)),
+            lobby: Lobby::new(affordable(LOBBY, 1)),
             refusals: Mutex::default(),
-            further: Arc::new(Semaphore::new(listen::affordable(FURTHER))),
+            further: Arc::new(Semaphore::new(affordable(FURTHER, 1))),
             listening: Mutex::default(),
         });
         let links = Links { shared };
@@ -256,7 +257,7 @@ impl Links {
     /// Connections that joined a link.
     #[cfg(test)]
     pub(super) fn further(&self) -> usize {
-        listen::affordable(FURTHER) - self.shared.further.available_permits()
+        affordable(FURTHER, 1) - self.shared.further.available_permits()
     }
 
     /// Says Bye on every link and waits until all have ended, some seconds at most.

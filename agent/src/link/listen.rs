@@ -147,16 +147,6 @@ async fn welcome(
     }
 }
 
-/// So many connections of a kind, but no more than a quarter of the descriptors: files can be opened and paired agents
-/// accepted beside them.
-pub(super) fn affordable(most: usize) -> usize {
-    #[cfg(unix)]
-    if let Some(limit) = rustix::process::getrlimit(rustix::process::Resource::Nofile).current {
-        return usize::try_from(limit / 4).unwrap_or(most).clamp(1, most);
-    }
-    most
-}
-
 /// No connection can be accepted: descriptors or memory are short.
 #[derive(Default)]
 struct Shortage {

@@ -35,6 +35,7 @@ use crate::{
     border::Way,
     config::AfterSend,
     confined,
+    descriptors::affordable,
     error::shown,
     fault, io_error, mark,
     version::{OutboxId, Version},
@@ -133,8 +134,16 @@ pub fn dispose_all(
         .collect()
 }
 
-/// How many share their syncs; each holds two descriptors meanwhile, and its folders two.
+/// How many share their syncs, where this process can open so much; each holds two descriptors meanwhile, and its folders
+/// two.
 const TOGETHER: usize = 128;
+
+fn together() -> usize {
+    match fault::mutant("S5-descriptors") {
+        true => TOGETHER,
+        false => affordable(TOGETHER, 4),
+    }
+}
 
 fn dispose_in_one_outbox(
     disposals: &[Disposal],
@@ -176,7 +185,7 @@ fn dispose_by_one_top(
         .collect();
     match Steps::begin(&first.below(way.top.as_ref()), outbox, way, stopped) {
         Ok(mut steps) => disposals
-            .chunks(TOGETHER)
+            .chunks(together())
             .flat_map(|batch| dispose_together(&mut steps, batch))
             .collect(),
         Err(reason) => disposals.iter().map(|what| Err(what.held(&reason))).collect(),
