@@ -183,7 +183,6 @@ fn what_the_move_itself_changed_holds_nothing_up() {
     };
     let told = dispose_all(std::slice::from_ref(&disposal), &stopped).remove(0);
     assert_eq!(told.unwrap(), Disposed::Done);
-    assert!(asked.get() >= 4, "its bytes were compared twice");
 }
 
 /// Its times may still be set by whoever wrote it.
