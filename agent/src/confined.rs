@@ -13,7 +13,7 @@ use cap_fs_ext::{DirExt, FollowSymlinks, OpenOptionsFollowExt};
 use cap_std::fs::{Dir, DirEntry, FileType, Metadata, OpenOptions};
 use dropwire_protocol::RemotePath;
 
-use crate::{fault, version::Version};
+use crate::{fault, own_files, version::Version};
 
 /// The handle of a folder that the config names (symlinks on the way to it are the user's business).
 pub fn root(path: &Path) -> io::Result<Dir> {
@@ -75,7 +75,7 @@ pub fn open_folder(root: &Dir, path: &RemotePath) -> io::Result<Dir> {
 }
 
 /// The regular file `name` in `folder`, for reading; `InvalidInput` for anything else that has the name. Never waits
-/// (a FIFO, another's lease: `WouldBlock`) and touches no device.
+/// (a FIFO, another's lease: `WouldBlock`) and touches no device, nor any of the agent's own files ([`own_files`]).
 pub fn open_file(folder: &Dir, name: &OsStr) -> io::Result<File> {
     let seen = folder.symlink_metadata(name)?;
     open_seen_file(folder, name, &seen)
@@ -86,6 +86,10 @@ pub fn open_seen_file(folder: &Dir, name: &OsStr, seen: &Metadata) -> io::Result
     let not_regular = || io::Error::new(io::ErrorKind::InvalidInput, "not a regular file");
     if !seen.is_file() {
         return Err(not_regular());
+    }
+    let own = || io::Error::new(io::ErrorKind::Unsupported, own_files::REASON);
+    if own_files::holds(seen)? {
+        return Err(own());
     }
     let mut options = OpenOptions::new();
     options.read(true).follow(FollowSymlinks::No);
@@ -107,11 +111,16 @@ pub fn open_seen_file(folder: &Dir, name: &OsStr, seen: &Metadata) -> io::Result
     cap_std::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_NONBLOCK);
     #[cfg(not(target_os = "linux"))]
     let file = folder.open_with(name, &options)?.into_std();
-    if file.metadata()?.is_file() {
-        Ok(file)
-    } else {
-        Err(not_regular())
+    let opened = Metadata::from_just_metadata(file.metadata()?);
+    if !opened.is_file() {
+        return Err(not_regular());
     }
+    // The name may have come to mean another file since.
+    if own_files::holds(&opened)? {
+        own_files::close(file);
+        return Err(own());
+    }
+    Ok(file)
 }
 
 /// The version of the regular file at `path`, without opening it: no event for whoever watches, no lease in its way. The

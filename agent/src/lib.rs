@@ -8,7 +8,7 @@
 //! | 1 | [`cli`]: commands, rendering, exit codes |
 //! | 2 | [`daemon`]: the only room that knows the others; wires, starts, stops |
 //! | 3 | [`outbox`] watch, scan, settle, dispose · [`queue`] job list, schedule · [`link`] TLS links and the pump · [`send`] a job as chunks · [`inbox`] partials, commit, naming, ledger · [`control`] the local socket |
-//! | 4 | [`config`] · [`identity`] · [`db`] · [`descriptors`] · [`disk`] · [`durable`] · [`mark`] · [`owner`] · [`homes`] · [`confined`] · [`lease`] · [`snapshot`] · [`unsent`] · [`remove_tree`] · [`version`] · [`watcher`] · [`bundle`] · [`border`] · [`backoff`] · [`clock`] · [`fault`] · [`file_system`] · [`io_error`] · [`kept_open`] · [`id`] · [`error`] |
+//! | 4 | [`config`] · [`identity`] · [`db`] · [`descriptors`] · [`disk`] · [`durable`] · [`mark`] · [`owner`] · [`homes`] · [`confined`] · [`lease`] · [`snapshot`] · [`unsent`] · [`remove_tree`] · [`version`] · [`watcher`] · [`bundle`] · [`border`] · [`backoff`] · [`clock`] · [`fault`] · [`file_system`] · [`io_error`] · [`own_files`] · [`id`] · [`error`] |
 
 pub mod backoff;
 pub mod border;
@@ -31,11 +31,11 @@ pub mod id;
 pub mod identity;
 pub mod inbox;
 pub mod io_error;
-pub mod kept_open;
 pub mod lease;
 pub mod link;
 pub mod mark;
 pub mod outbox;
+pub mod own_files;
 pub mod owner;
 pub mod queue;
 pub mod remove_tree;

@@ -540,7 +540,12 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     (
         "kept-open",
         "no passed descriptor of the job list is closed",
-        Inside(&["kept_open::tests"]),
+        Inside(&["own_files::tests"]),
+    ),
+    (
+        "own-links",
+        "a link to one of the agent's own files is not opened",
+        Inside(&["own_files::tests"]),
     ),
     (
         "S5-bytes-wait",

@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use super::socket::Stream;
-use crate::kept_open;
+use crate::own_files;
 
 /// Most files of one request.
 pub const GROUP: usize = 16;
@@ -50,7 +50,7 @@ impl Drop for Passed {
             // What is kept open for ever goes on to count.
             let kept = files
                 .into_iter()
-                .filter_map(|file| (!kept_open::close(file)).then_some(()));
+                .filter_map(|file| (!own_files::close(file)).then_some(()));
             let mut permits = permits;
             permits
                 .drain(..kept.count().min(permits.len()))

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     fault,
     io_error::{self, Meaning, Wait},
-    kept_open,
+    own_files,
 };
 
 /// What of the log's index has its blocks before the first use. SQLite maps that file into memory, where a block that the
@@ -49,9 +49,7 @@ pub(super) fn open(
         return Err(OpenError::Damaged(check));
     }
     let index = fault::step("index-blocks", || hold_index(path))?;
-    for suffix in ["", "-wal", "-shm"] {
-        kept_open::remember(&beside(path, suffix));
-    }
+    own_files::remember(path);
     migrations.to_latest(&mut connection).map_err(|e| match e {
         rusqlite_migration::Error::MigrationDefinition(DatabaseTooFarAhead) => {
             OpenError::Newer(e.to_string())

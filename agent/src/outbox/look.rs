@@ -15,6 +15,7 @@ use crate::{
     confined::{self, Parents},
     durable, fault, io_error,
     lease::{self, Lease, Looked},
+    own_files,
     unsent::{self, Why},
 };
 
@@ -85,6 +86,9 @@ fn try_look(parents: &mut Parents, path: &RemotePath, rules: &Rules) -> io::Resu
     }
     if !kind.is_file() {
         return Ok(Seen::Refused(no_file(kind).into()));
+    }
+    if own_files::holds(&meta)? {
+        return Ok(Seen::Refused(own_files::REASON.into()));
     }
     if let Some(suffix) = &rules.marker {
         let name = path.file_name();
