@@ -436,6 +436,16 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         TAKEN,
     ),
     (
+        "R6-whole",
+        "a folder that lost a piece while its intent was written down gets no name",
+        TAKEN,
+    ),
+    (
+        "R7-whole",
+        "nor does one count that lost it just before its name",
+        TAKEN,
+    ),
+    (
         "R7-read",
         "nor does what was read speak for what has its name by then",
         TAKEN,
@@ -607,6 +617,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         "rule-was-named",
         "a link or a copy that had its name does not get another",
         Inside(&["inbox::tests::recovery", "inbox::tests::taken"]),
+    ),
+    (
+        "rule-whole",
+        "a folder under its final name counts only with all that is to be in it",
+        Inside(&["inbox::tests::whole"]),
     ),
     (
         "rule-time",

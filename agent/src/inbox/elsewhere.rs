@@ -24,6 +24,7 @@ use super::{
     place::{Folder, Place},
     reply::{Answer, spoils},
     rights::{self, Rights},
+    rule,
     site::{PARTIALS, Site},
     unpack::{self, Failure, Target},
 };
@@ -70,13 +71,21 @@ pub fn give_name(
     rights::hand_on_nothing(&staging);
     let rights = Rights::of(parent, site.mode);
     let staged = partial::staged_name(key, manifest.kind);
+    let names = match manifest.kind {
+        Kind::File => site.names, // it has none inside
+        Kind::Folder => dialect::probe(&staging)?,
+    };
     let named = match manifest.kind {
         Kind::File => copy(shared, site, key, manifest, placing, &staging, &rights),
-        Kind::Folder => unpack(shared, site, key, placing, &staging, &rights),
+        Kind::Folder => unpack(shared, site, key, placing, &staging, names, &rights),
     }
-    .and_then(|()| {
+    .and_then(|inode| {
         let note = || site.named.note(&placing.receipt);
-        durable::rename_noting(&staging, &staged, parent, &place.name, note)
+        if manifest.kind == Kind::File {
+            return durable::rename_noting(&staging, &staged, parent, &place.name, note).map(drop);
+        }
+        durable::rename_noreplace(&staging, &staged, parent, &place.name)?;
+        rule::named_whole(site, names, key, inode, &staging, (parent, &place.name)).map(|()| note())
     });
     if let Err(error) = named {
         let _ = partial::remove_all(&staging, &staged); // else the next try does
@@ -160,7 +169,7 @@ fn copy(
     placing: &Placing,
     staging: &Dir,
     rights: &Rights,
-) -> io::Result<()> {
+) -> io::Result<u64> {
     let partial = partial::open(site, key)?.ok_or(io::ErrorKind::NotFound)?;
     let name = partial::file_name(key);
     let mut copy = partial::create_in(staging, &name)?;
@@ -187,7 +196,8 @@ fn copy(
     }
     partial::dress(&copy, rights, manifest.mtime);
     fault::step("R7-elsewhere-file", || durable::sync_file(&copy))?;
-    fault::step("R7-elsewhere-partial", || durable::sync_dir(staging))
+    fault::step("R7-elsewhere-partial", || durable::sync_dir(staging))?;
+    partial::inode(&copy)
 }
 
 /// A copy may take hours: the end of the agent does not wait for it.
@@ -198,15 +208,16 @@ fn stops(shared: &Shared) -> io::Result<()> {
     }
 }
 
-/// A folder is made of its stream once more, over there.
+/// A folder is made of its stream once more, over there. Gives its inode.
 fn unpack(
     shared: &Shared,
     site: &Site,
     key: Key,
     placing: &Placing,
     staging: &Dir,
+    names: Names,
     rights: &Rights,
-) -> io::Result<()> {
+) -> io::Result<u64> {
     let stream = partial::open(site, key)?.ok_or(io::ErrorKind::NotFound)?;
     let body = placing
         .receipt
@@ -214,15 +225,15 @@ fn unpack(
         .map_err(io::Error::other)?;
     let target = Target {
         partials: staging,
-        names: dialect::probe(staging)?,
+        names,
         syncfs: durable::supports_syncfs(&durable::anchor(staging)?),
         rights: Arc::new(rights.clone()),
     };
     match unpack::unpack(&target, key, &stream, body.digest, &mut |_| {
         !shared.cancel.is_cancelled()
     }) {
-        Ok(_) => Ok(()),
-        Err(Failure::Stopped) => stops(shared),
+        Ok(inode) => Ok(inode),
+        Err(Failure::Stopped) => stops(shared).map(|()| 0),
         Err(Failure::Useless(Answer::Refused(refusal)))
             if matches!(refusal.reason, DeclineReason::DiskError | DeclineReason::Conflict) =>
         {

@@ -6,12 +6,15 @@
 //! | there | the same file, or its copy | named by a link or a copy, or both names survived a power cut: the new one is synced, the old one goes |
 //! | there, of a link or a copy that [`super::named`] has | anything | somebody took what was named: the old name goes |
 //! | there, as verified | free, or another file | R7 again |
-//! | gone | the verified file | R8 again, then delivered |
+//! | gone | the verified file, or the folder and all of it | R8 again, then delivered |
 //! | gone | free, or another file | delivered if [`super::named`] has it, else the row is taken back: it is received again |
 //!
 //! A partial that is gone proves nothing by itself: whoever cleans up, imports or scans for viruses may have taken it.
 
-use std::{ffi::OsString, io};
+use std::{
+    ffi::{OsStr, OsString},
+    io,
+};
 
 use cap_fs_ext::{DirExt, MetadataExt};
 use cap_std::fs::{Dir, Metadata};
@@ -149,6 +152,31 @@ pub fn give_up(shared: &Shared, site: &Site, key: Key, kind: Kind) -> Result<(),
     Ok(())
 }
 
+/// A whole folder has just got its name: was all of it there? Nobody has been told of it yet. If a piece is missing, it goes
+/// back to `from`, and that is the error. One that somebody took at once, all of it, counts as named.
+pub fn named_whole(
+    site: &Site,
+    names: Names,
+    key: Key,
+    inode: u64,
+    from: &Dir,
+    (parent, name): (&Dir, &OsStr),
+) -> io::Result<()> {
+    let folder = match parent.open_dir_nofollow(name) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        folder => folder?,
+    };
+    if is_whole(site, names, key, &folder)? || fault::mutant("R7-whole") {
+        return Ok(());
+    }
+    // Never another's folder, which may have the name by now.
+    if !site.lasting_inodes || partial::is_inode(&folder.dir_metadata()?, inode) {
+        durable::rename_noreplace(parent, name, from, &partial::folder_name(key))?;
+    }
+    let text = "a piece of it was taken before it had its name";
+    Err(io::Error::new(io::ErrorKind::ResourceBusy, text))
+}
+
 /// Said of a partial that somebody took out of the partials' folder.
 pub fn taken() -> Answer {
     let text = "its partial was taken out of the inbox's .dropwire/partial before it was delivered; it is received again";
@@ -195,7 +223,13 @@ fn is_named(
     match manifest.kind {
         Kind::Folder if !meta.is_dir() => Ok(false),
         Kind::File if !meta.is_file() || meta.len() != manifest.size => Ok(false),
-        _ if told_by_inode => Ok(meta.ino() == placing.inode),
+        _ if told_by_inode && meta.ino() != placing.inode => Ok(false),
+        Kind::File if told_by_inode => Ok(true),
+        // Its stream goes only once all is certain.
+        Kind::Folder if told_by_inode => partial::open(site, key)?.map_or(Ok(true), |stream| {
+            let folder = dir.open_dir_nofollow(name)?;
+            Ok(unpack::is_whole(site.names, &folder, &stream)? || fault::mutant("rule-whole"))
+        }),
         Kind::Folder => {
             let names = match placing.how {
                 How::Copied if !fault::mutant("rule-dialect") => elsewhere::names(site, folders)?,
@@ -281,7 +315,7 @@ fn has_the_bytes(file: &std::fs::File, size: u64, digest: Digest, stops: &dyn Fn
 }
 
 /// Is everything in `folder` that its stream says? Without the stream nobody can tell.
-fn is_whole(site: &Site, names: Names, key: Key, folder: &Dir) -> io::Result<bool> {
+pub fn is_whole(site: &Site, names: Names, key: Key, folder: &Dir) -> io::Result<bool> {
     match partial::open(site, key)? {
         Some(stream) => unpack::is_whole(names, folder, &stream),
         None => Ok(false),

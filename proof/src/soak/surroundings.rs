@@ -26,14 +26,16 @@ impl Soak<'_> {
         }
     }
 
-    /// Some of the files that are arriving go.
+    /// Some of the files that are arriving go, those in unpacked folders too.
     fn sweep(&mut self) {
         let inboxes = self.world.agents.iter().map(|agent| agent.inbox.clone());
-        let partials = inboxes.flat_map(|inbox| files::files_in(&inbox.join(files::OWN).join("partial")));
-        for partial in partials.collect::<Vec<_>>() {
-            if self.chance.percent(50) && fs::remove_file(partial).is_ok() {
-                self.tally.swept += 1;
-            }
+        for inbox in inboxes.collect::<Vec<_>>() {
+            files::walk(&inbox.join(files::OWN).join("partial"), &mut |partial| {
+                if self.chance.percent(50) && fs::remove_file(partial).is_ok() {
+                    self.tally.swept += 1;
+                }
+                true
+            });
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::{fs::File, io};
 
-use dropwire_protocol::{Manifest, message::DeclineReason};
+use dropwire_protocol::{Kind, Manifest, message::DeclineReason};
 
 use super::{
     Intent, Ready, Way, Whole,
@@ -127,7 +127,11 @@ fn is_it(work: Work<'_>, file: &Ready) -> io::Result<bool> {
     };
     let same_number = partial::is_inode(&found, file.told.inode);
     match &file.told.by {
-        By::Number => return Ok(same_number || !site.lasting_inodes),
+        By::Number if site.lasting_inodes && !same_number => return Ok(false),
+        By::Number if manifest.kind == Kind::Folder && !fault::mutant("R6-whole") => {
+            return rule::is_whole(site, site.names, key, &partial::folder(site, key)?);
+        }
+        By::Number => return Ok(true),
         By::Times(seen) => {
             let now = Version::looked(&site.partials, &partial::staged_name(key, manifest.kind))?;
             if same_number && seen.is_surely(&now) {
@@ -165,8 +169,17 @@ pub fn give(work: Work<'_>, mut intent: Intent, mut certain: bool) -> Result<Int
         let given = intent.place.parent().and_then(|parent| match how {
             How::Copied => elsewhere::give_name(shared, site, key, manifest, &intent.placing, &intent.place),
             how => {
+                let (partials, name) = (&site.partials, &intent.place.name);
                 let note = || site.named.note(&intent.placing.receipt);
-                durable::give_name(how, &site.partials, &from, parent, &intent.place.name, note)
+                match manifest.kind {
+                    Kind::File => durable::give_name(how, partials, &from, parent, name, note),
+                    Kind::Folder => durable::give_name(how, partials, &from, parent, name, || ())
+                        .and_then(|()| {
+                            let inode = intent.placing.inode;
+                            rule::named_whole(site, site.names, key, inode, partials, (parent, name))
+                        })
+                        .map(|()| note()),
+                }
             }
         });
         let mut way = Way {

@@ -394,6 +394,12 @@ async fn a_folder_on_a_disk_that_takes_other_names_is_known_again() {
         Ok(())
     });
     assert_eq!(refused(&link.send(id(1), "sub/folder", &stream).await), Busy);
+    let forgets = |root: &Path| fs::remove_file(root.join(".dropwire/named")).unwrap();
+    let rig = rig.restarted(forgets).await;
+    let mut link = Link {
+        kind: Kind::Folder,
+        ..rig.link(ANA)
+    };
     let (_, again) = link.opened(id(1), "sub/folder", stream.len() as u64).await;
     assert_eq!(delivered_as(&again), "sub/folder");
     assert_eq!(rig.names(), ["sub/folder/a_b", "sub/folder/sub/b"]);

@@ -97,6 +97,23 @@ impl Rig {
         Rig { inbox, ..self }
     }
 
+    /// Opened anew; something happens once, when a receipt is first signed.
+    async fn signing(self, meanwhile: impl FnOnce() + Send + 'static) -> Rig {
+        self.inbox.shutdown().await;
+        let once = std::sync::Mutex::new(Some(meanwhile));
+        let signer = move |bodies: &[ReceiptBody]| {
+            if let Some(meanwhile) = once.lock().unwrap().take() {
+                meanwhile();
+            }
+            bodies.iter().map(sign).collect()
+        };
+        let inbox = start_with(&self.settings, &self.db, Box::new(signer)).await;
+        Rig {
+            inbox: inbox.unwrap(),
+            ..self
+        }
+    }
+
     fn root(&self) -> PathBuf {
         self.settings.inbox.as_ref().unwrap().path.clone()
     }
@@ -163,8 +180,12 @@ impl Rig {
 }
 
 async fn start(settings: &Settings, db: &Db) -> Result<Inbox, Fatal> {
-    let cancel = CancellationToken::new();
     let sign = Box::new(|bodies: &[ReceiptBody]| bodies.iter().map(sign).collect());
+    start_with(settings, db, sign).await
+}
+
+async fn start_with(settings: &Settings, db: &Db, sign: Sign) -> Result<Inbox, Fatal> {
+    let cancel = CancellationToken::new();
     Inbox::with_signer(settings.clone(), db.clone(), ME, sign, cancel).await
 }
 

@@ -155,6 +155,57 @@ async fn a_whole_folder_of_which_a_piece_is_taken_is_made_again() {
     assert_eq!(rig.files(), whole::files_of("folder"));
 }
 
+/// Its commit may take long: nobody is to see what is short, nor is it told as delivered.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_whole_folder_that_loses_a_piece_while_it_is_committed_is_made_again() {
+    if !crate::fault::needs::renames() {
+        return;
+    }
+    let folder = partial_of(1).with_extension("d");
+    let stream = whole::stream();
+    for late in [false, true] {
+        let rig = Rig::new().await;
+        let piece = rig.root().join(&folder).join("sub/b");
+        let takes = move || fs::remove_file(&piece);
+        let named = Call::Name(folder.clone(), "folder".into());
+        let rig = match late {
+            true => {
+                trace::before(&rig.root(), named.clone(), takes);
+                rig
+            }
+            false => rig.signing(move || drop(takes())).await,
+        };
+        let mut link = Link {
+            kind: Kind::Folder,
+            ..rig.link(ANA)
+        };
+        assert_eq!(refused(&link.send(id(1), "folder", &stream).await), Busy);
+        assert_eq!(trace::of(&rig.root()).contains(&named), late);
+        assert!(rig.names().is_empty() && !rig.root().join("folder").exists());
+        assert_eq!(rig.inbox.status().await.received_files, 0);
+        assert_eq!(delivered_as(&link.send(id(1), "folder", &stream).await), "folder");
+        assert_eq!((rig.files(), rig.partials()), (whole::files_of("folder"), 0));
+    }
+}
+
+/// Who moves it away as soon as it is seen has it.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_folder_that_has_the_name_by_then_is_left_alone() {
+    if !crate::fault::needs::lasting_inodes() {
+        return;
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let site = site::Site::alone(temp.path());
+    let (key, name) = ((ANA, id(1)), std::ffi::OsStr::new("folder"));
+    let check = |inode| rule::named_whole(&site, site.names, key, inode, &site.partials, (&site.root, name));
+    assert!(check(1).is_ok(), "it was taken, all of it");
+    site.root.create_dir(name).unwrap();
+    let inode = fs::metadata(temp.path().join(name)).unwrap().ino();
+    assert!(check(inode + 1).is_err() && temp.path().join(name).exists());
+    assert!(check(inode).is_err() && !temp.path().join(name).exists());
+    assert!(partial::folder(&site, key).is_ok());
+}
+
 /// As after an error that makes it read-only: the receiver says so too.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_that_takes_nothing_is_told_at_the_receiver() {

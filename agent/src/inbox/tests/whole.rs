@@ -202,6 +202,34 @@ async fn under_its_name_it_is_delivered() {
     assert_eq!((rig.files(), rig.partials()), (files_of(NAME), 0));
 }
 
+/// Nothing that a crash left says that all of it was there when it got its name.
+#[tokio::test(flavor = "multi_thread")]
+async fn under_its_name_and_short_it_is_made_again() {
+    let (rig, _, outcome) = recovered(|root, folder| {
+        fs::remove_file(folder.join("sub/b")).unwrap();
+        fs::rename(folder, root.join(NAME)).unwrap();
+    })
+    .await;
+    assert!(!matches!(outcome, Outcome::Settled { .. }), "{outcome:?}");
+    let sent = link(&rig).send(id(1), NAME, &stream()).await;
+    assert_eq!(delivered_as(&sent), "v1.2 (1)");
+}
+
+/// Its stream goes once that is certain.
+#[tokio::test(flavor = "multi_thread")]
+async fn under_its_name_and_without_its_stream_it_is_delivered() {
+    if !crate::fault::needs::lasting_inodes() {
+        return;
+    }
+    let (rig, receipt, outcome) = recovered(|root, folder| {
+        fs::remove_file(folder.with_extension("")).unwrap();
+        fs::rename(folder, root.join(NAME)).unwrap();
+    })
+    .await;
+    assert_eq!(settled(&outcome), &receipt);
+    assert_eq!(rig.files(), files_of(NAME));
+}
+
 /// All of it, or a piece.
 #[tokio::test(flavor = "multi_thread")]
 async fn taken_away_it_is_made_again_without_a_byte_sent_again() {
