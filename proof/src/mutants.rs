@@ -323,6 +323,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         "a withdrawal that met a busy transfer is tried again",
         FLOWS,
     ),
+    (
+        "desk-wanted",
+        "what waits for another link's commit ends with its own link",
+        FLOWS,
+    ),
     ("desk-links", "so many links of a peer are at work", FLOWS),
     (
         "R2-mark",

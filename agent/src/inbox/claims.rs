@@ -38,14 +38,37 @@ pub struct Claim {
 }
 
 impl Claims {
-    /// Claims `key`, firmly: a newer one waits until this is dropped. An older one is fenced and waited for.
-    pub fn take(self: &Arc<Self>, key: Key, wake: Option<Box<dyn Fn() + Send>>) -> Claim {
-        self.insert(key, true, wake)
+    /// Claims `key`, firmly: a newer one waits until this is dropped. An older one is fenced and waited for, unless the
+    /// claim is not `wanted` any more, which is asked again at each end of a claim and each [`Claims::look_again`].
+    pub fn take(
+        self: &Arc<Self>,
+        key: Key,
+        wake: Option<Box<dyn Fn() + Send>>,
+        wanted: &dyn Fn() -> bool,
+    ) -> Option<Claim> {
+        let mut table = self.lock();
+        while fence(&table, key) {
+            if !wanted() {
+                return None;
+            }
+            table = self.wait(table);
+        }
+        Some(self.enter(table, key, true, wake))
     }
 
     /// Claims `key` softly: a newer one takes it away without waiting. An older one is fenced and, if firm, waited for.
     pub fn take_softly(self: &Arc<Self>, key: Key) -> Claim {
-        self.insert(key, false, None)
+        let mut table = self.lock();
+        while fence(&table, key) {
+            table = self.wait(table);
+        }
+        self.enter(table, key, false, None)
+    }
+
+    /// Some claim that is waited for may not be wanted any more.
+    pub fn look_again(&self) {
+        drop(self.lock()); // whoever has asked waits by now
+        self.ended.notify_all();
     }
 
     /// Claims `key` firmly if that needs no waiting. If somebody works on it, that one is asked to end: [`Claims::ends`]
@@ -72,12 +95,8 @@ impl Claims {
         }
     }
 
-    fn insert(self: &Arc<Self>, key: Key, firm: bool, wake: Option<Box<dyn Fn() + Send>>) -> Claim {
-        let mut table = self.lock();
-        while fence(&table, key) {
-            table = self.ended.wait(table).unwrap_or_else(PoisonError::into_inner);
-        }
-        self.enter(table, key, firm, wake)
+    fn wait<'a>(&self, table: MutexGuard<'a, HashMap<Key, Entry>>) -> MutexGuard<'a, HashMap<Key, Entry>> {
+        self.ended.wait(table).unwrap_or_else(PoisonError::into_inner)
     }
 
     fn enter(
@@ -166,22 +185,22 @@ mod tests {
     fn a_firm_claim_is_fenced_woken_and_waited_for() {
         let claims = Arc::new(Claims::default());
         let (wake, woken) = mpsc::channel();
-        let old = claims.take(KEY, Some(Box::new(move || wake.send(()).unwrap())));
+        let old = claims.take(KEY, Some(Box::new(move || wake.send(()).unwrap())), &|| true);
         let newer = std::thread::spawn({
             let claims = claims.clone();
-            move || claims.take(KEY, None)
+            move || claims.take(KEY, None, &|| true)
         });
         woken.recv().unwrap();
-        assert!(old.fenced());
+        assert!(old.as_ref().unwrap().fenced());
         drop(old);
-        assert!(!newer.join().unwrap().fenced());
+        assert!(!newer.join().unwrap().unwrap().fenced());
         assert!(claims.try_take(KEY).is_some());
     }
 
     #[test]
     fn who_does_not_wait_is_told_when_to_try_again() {
         let claims = Arc::new(Claims::default());
-        let old = claims.take(KEY, None);
+        let old = claims.take_now(KEY).unwrap();
         let ends = claims.ends();
         assert!(claims.take_now(KEY).is_none());
         assert!(old.fenced() && !ends.has_changed().unwrap());

@@ -145,6 +145,7 @@ impl Desk {
             }
         }
         drop((commands, self.small, self.large));
+        self.shared.claims.look_again();
         if !self.threads.is_empty() {
             let turn = turns.acquire_owned().await;
             let joined = spawn_blocking(move || {
@@ -382,7 +383,9 @@ impl Desk {
 
     fn release(&mut self, id: TransferId) {
         self.take_small(id);
-        self.large.remove(&id);
+        if self.large.remove(&id).is_some() {
+            self.shared.claims.look_again();
+        }
     }
 
     fn withdraw_all(&mut self, ids: Vec<TransferId>) {

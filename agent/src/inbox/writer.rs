@@ -96,7 +96,13 @@ pub fn run(
 ) {
     let _counted = Counted::new(&shared.large);
     let waker = wake.clone();
-    let claim = shared.claims.take(key, Some(Box::new(move || poke(&waker))));
+    let wanted = || wake.strong_count() > 0 || fault::mutant("desk-wanted");
+    let Some(claim) = shared
+        .claims
+        .take(key, Some(Box::new(move || poke(&waker))), &wanted)
+    else {
+        return; // its link let go while another one's commit went on
+    };
     match Writer::open(shared, claim, manifest, &reply, &wake) {
         Err(answer) => reply.end(answer),
         Ok(mut writer) => {

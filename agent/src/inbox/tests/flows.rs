@@ -629,6 +629,19 @@ async fn so_many_links_of_a_peer_are_at_work_and_no_more() {
     assert!(matches!(turn, Outcome::Opened { .. }), "{turn:?}");
 }
 
+/// What waits for the end of another link's commit ends with its own link, and keeps no place.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_commit_and_a_flapping_link_keep_nobody_out() {
+    let rig = Rig::new().await;
+    let commit = rig.inbox.shared.claims.try_take((ANA, id(1))).unwrap();
+    for _ in 0..=LINKS {
+        rig.link(ANA).open(id(1), "large", 1 << 20).await;
+    }
+    let sent = rig.link(ANA).send(id(2), "small", b"x").await;
+    assert_eq!(delivered_as(&sent), "small");
+    drop(commit);
+}
+
 /// Many at once share a commit; each has its own answer.
 #[tokio::test(flavor = "multi_thread")]
 async fn offers_that_are_taken_back_together_are_each_answered() {
