@@ -18,6 +18,9 @@ fn before_its_name(rig: &Rig, n: u8, name: &str, hook: impl FnOnce() -> io::Resu
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_partial_that_is_taken_before_it_gets_its_name_is_received_again() {
+    if !crate::fault::needs::removal_of_open_files() {
+        return;
+    }
     let rig = Rig::new().await;
     let mut link = rig.link(ANA);
     for (n, bytes) in [(1, b"small".to_vec()), (2, content(2 * CHUNK))] {
