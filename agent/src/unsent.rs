@@ -31,7 +31,7 @@ impl Why {
     }
 }
 
-/// Patterns of names; of those that match, the first is told. Names that systems give are meant whatever their case.
+/// Patterns of names; of those that match, the first is told. Meant whatever their case: Windows programs write capitals.
 pub const PATTERNS: &[(&str, Why)] = &[
     // Browsers, download managers and torrent clients.
     ("*.part", Why::Download),
@@ -44,6 +44,10 @@ pub const PATTERNS: &[(&str, Why)] = &[
     ("*.!ut", Why::Unfinished),
     ("*.!bt", Why::Unfinished),
     ("*.bc!", Why::Unfinished),
+    ("*.!sync", Why::Unfinished),
+    ("*.fdmdownload", Why::Unfinished),
+    ("*.dtapart", Why::Unfinished),
+    ("*.xltd", Why::Unfinished),
     // File transfer: WinSCP, ProFTPD, lftp, Nextcloud, Pure-FTPd, rsync.
     ("*.filepart", Why::Unfinished),
     (".in.*", Why::Unfinished),
@@ -65,6 +69,7 @@ pub const PATTERNS: &[(&str, Why)] = &[
     (".~tmp~", Why::Unfinished),
     (".~*", Why::Unfinished),
     (".syncthing.*.tmp", Why::Unfinished),
+    ("*.ffs_tmp", Why::Unfinished),
     // Files that were deleted while a program still had them open.
     (
         ".nfs[0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f]*",
@@ -86,6 +91,9 @@ pub const PATTERNS: &[(&str, Why)] = &[
     ("$RECYCLE.BIN", Why::SystemFolder),
     ("#recycle", Why::SystemFolder),
     ("@Recycle", Why::SystemFolder),
+    ("RECYCLER", Why::SystemFolder),
+    (".recycle", Why::SystemFolder),
+    ("Network Trash Folder", Why::SystemFolder),
     // Snapshots of everything that is there.
     (".snapshots", Why::SystemFolder),
     (".snapshot", Why::SystemFolder),
@@ -96,6 +104,10 @@ pub const PATTERNS: &[(&str, Why)] = &[
     // The rest.
     ("lost+found", Why::SystemFolder),
     ("@eaDir", Why::SystemFolder),
+    ("@tmp", Why::SystemFolder),
+    (".@__thumb", Why::SystemFolder),
+    (".stfolder", Why::SystemFolder),
+    (".dropbox.cache", Why::SystemFolder),
     (".AppleDouble", Why::SystemFolder),
     ("System Volume Information", Why::SystemFolder),
     (".Spotlight-V100", Why::SystemFolder),
@@ -158,10 +170,9 @@ pub fn matching(name: &OsStr, is_folder: bool) -> Option<(&'static str, Why)> {
 }
 
 static COMPILED: LazyLock<GlobSet> = LazyLock::new(|| {
-    let glob = |(pattern, why): &(&str, Why)| {
-        let is_systems = matches!(why, Why::Litter | Why::SystemFolder);
+    let glob = |(pattern, _): &(&str, Why)| {
         GlobBuilder::new(pattern)
-            .case_insensitive(is_systems)
+            .case_insensitive(!fault::mutant("S1-case"))
             .build()
             .ok()
     };
@@ -237,7 +248,24 @@ mod tests {
             ("snapshot", None),
             ("in.doc.pdf", None),
             ("aria2", None),
-            ("SCAN.TMP", None),
+            ("SCAN.TMP", Some(Unfinished)),
+            ("~RF12ab.TMP", Some(Unfinished)),
+            ("big.iso.PART", Some(Download)),
+            ("big.iso.Partial", Some(Unfinished)),
+            ("photos.ffs_tmp", Some(Unfinished)),
+            ("movie.mkv.!Sync", Some(Unfinished)),
+            ("movie.mkv.fdmdownload", Some(Unfinished)),
+            ("movie.mkv.dtapart", Some(Unfinished)),
+            ("movie.mkv.xltd", Some(Unfinished)),
+            (".recycle", Some(SystemFolder)),
+            ("RECYCLER", Some(SystemFolder)),
+            ("Network Trash Folder", Some(SystemFolder)),
+            (".@__thumb", Some(SystemFolder)),
+            ("@tmp", Some(SystemFolder)),
+            (".stfolder", Some(SystemFolder)),
+            (".dropbox.cache", Some(SystemFolder)),
+            ("tmp", None),
+            ("recycler's guide", None),
         ];
         for (name, expected) in table {
             let why = |is_folder| matching(OsStr::new(name), is_folder).map(|(_, why)| why);

@@ -56,6 +56,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         Inside(&["outbox::look::tests"]),
     ),
     (
+        "S1-case",
+        "a name is unfinished whatever its case",
+        Inside(&["unsent::tests"]),
+    ),
+    (
         "S1-inodes",
         "numbers that do not last are no part of a version",
         Inside(&["version::tests"]),
