@@ -568,6 +568,12 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         Inside(&["own_files::tests"]),
     ),
     (
+        "S5-busy",
+        "a peer that has its hands full is no failed attempt",
+        QUEUE,
+    ),
+    ("S5-former", "a job gets a bounded number of ids", QUEUE),
+    (
         "S5-bytes-wait",
         "what had other bytes than were delivered waits before it is sent again",
         QUEUE,

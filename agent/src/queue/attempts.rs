@@ -17,6 +17,9 @@ use super::{
 };
 use crate::{clock::milliseconds, db::DbError, fault};
 
+/// Most former ids of a job that a peer's answers make.
+pub(super) const FORMER: i64 = 64;
+
 impl Queue {
     /// All that a link to `peer` needs to know to go on: as many due jobs as there is `room` for, the longest due
     /// first, without the `busy` ones; when the next one is due; and what the peer has yet to be told.
@@ -107,6 +110,35 @@ impl Queue {
         .await
     }
 
+    /// The peer asked to be asked later: the job is due again at `next_attempt_ms`, and no attempt of it failed. Its
+    /// history has that once, however often it is asked in a row.
+    pub async fn postpone(
+        &self,
+        id: TransferId,
+        error: String,
+        next_attempt_ms: i64,
+        now_ms: i64,
+    ) -> Result<(), DbError> {
+        self.call(move |db| {
+            let Some(job) = queued(db, id)? else {
+                return Ok(());
+            };
+            let said: Option<String> = db
+                .prepare_cached("SELECT error FROM jobs WHERE id = ?")?
+                .query_row([job.row], |row| row.get(0))?;
+            let failed = i64::from(fault::mutant("S5-busy"));
+            db.prepare_cached(
+                "UPDATE jobs SET attempts = attempts + ?, error = ?, next_attempt_ms = ? WHERE id = ?",
+            )?
+            .execute(params![failed, error, next_attempt_ms, job.row])?;
+            match said.as_ref() == Some(&error) {
+                true => Ok(()),
+                false => change::note(db, job.row, now_ms, &error),
+            }
+        })
+        .await
+    }
+
     /// A queued job's file is not there any more: the job ends failed, with all others that wait for that file. Seen
     /// again, it is a new drop.
     pub async fn gone(&self, id: TransferId, now_ms: i64) -> Result<(), DbError> {
@@ -134,12 +166,19 @@ impl Queue {
     }
 
     /// Gives a queued job a new id, due now, because what the peer holds under the old one is not these bytes.
-    /// The old id is withdrawn. None if the job is not queued.
+    /// The old id is withdrawn. None if the job is not queued. After [`FORMER`] of them it stays as it is: its peer never
+    /// likes one, and each is kept.
     pub async fn recount(&self, id: TransferId, now_ms: i64) -> Result<Option<TransferId>, DbError> {
         self.call(move |db| {
             let Some(job) = queued(db, id)? else {
                 return Ok(None);
             };
+            let former: i64 = db
+                .prepare_cached("SELECT count(*) FROM former WHERE job = ?")?
+                .query_row([job.row], |row| row.get(0))?;
+            if former >= FORMER && !fault::mutant("S5-former") {
+                return Ok(Some(id));
+            }
             change::note(db, job.row, now_ms, "begun again under a new id")?;
             renew(db, &job, now_ms).map(Some)
         })

@@ -632,6 +632,38 @@ async fn retries_wait_for_their_time() {
 }
 
 #[tokio::test]
+async fn a_peer_that_has_its_hands_full_is_asked_when_it_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let queue = queue(folder.path()).await;
+    let id = enqueue(&queue, 1, AfterSend::Delete, &[1]).await.queued[0];
+    for (text, at) in [("busy", 10), ("busy", 20), ("full", 30), ("busy", 40)] {
+        queue.postpone(id, text.into(), at, at - 1).await.unwrap();
+        assert_eq!(due(&queue, at - 1).await, []);
+        assert_eq!(due(&queue, at).await, [id]);
+    }
+    let job = queue.get(id).await.unwrap().unwrap();
+    assert_eq!((job.attempts, job.error.as_deref()), (0, Some("busy")));
+    let history = queue.history(id).await.unwrap();
+    let said = history.iter().map(|(_, line)| line.as_str());
+    let said: Vec<_> = said.filter(|line| ["busy", "full"].contains(line)).collect();
+    assert_eq!(said, ["busy", "full", "busy"]);
+}
+
+#[tokio::test]
+async fn a_peer_that_never_likes_an_id_does_not_fill_the_job_list_with_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let queue = queue(folder.path()).await;
+    let mut id = enqueue(&queue, 1, AfterSend::Delete, &[1]).await.queued[0];
+    let mut used = HashSet::from([id]);
+    for _ in 0..100 {
+        id = queue.recount(id, 5).await.unwrap().unwrap();
+        used.insert(id);
+    }
+    assert_eq!(used.len() as i64, 1 + super::attempts::FORMER);
+    assert_eq!(due(&queue, 5).await, [id], "it goes on to be tried");
+}
+
+#[tokio::test]
 async fn without_peers_nothing_is_queued() {
     let folder = tempfile::tempdir().unwrap();
     let queue = queue(folder.path()).await;

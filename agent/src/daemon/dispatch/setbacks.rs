@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use dropwire_protocol::message::DeclineReason;
-use tracing::info;
+use tracing::{debug, info};
 
 use super::Dispatcher;
 use crate::{
@@ -34,6 +34,10 @@ impl Dispatcher {
             R::Conflict | R::Withdrawn => self.begin_anew(job, "its id is spent at the peer").await,
             // Only the person who dropped it can give it another name.
             R::BadName => self.shared.queue.refused(job.id, error, now_ms()).await,
+            R::Busy if retry_after_ms.is_some() => {
+                let after = Duration::from_millis(retry_after_ms.unwrap_or_default());
+                self.ask_again(&job, error, after).await
+            }
             R::NoSpace
             | R::TooLarge
             | R::InboxUnavailable
@@ -83,7 +87,7 @@ impl Dispatcher {
     }
 
     /// The id is of no more use there; the same file goes under a new one, after the backoff like every other attempt:
-    /// a peer that never likes one must not fill the job list with them.
+    /// a peer that never likes one must not fill the job list with them ([`crate::queue::Queue::recount`] gives no more after many).
     pub(super) async fn begin_anew(&mut self, job: Job, why: &str) -> Result<(), DbError> {
         match self.shared.queue.recount(job.id, now_ms()).await? {
             Some(id) => self.retry(&Job { id, ..job }, why.into(), None).await,
@@ -108,7 +112,23 @@ impl Dispatcher {
         );
         let wait = wait.max(not_before.unwrap_or_default().min(policy.max));
         info!(peer = %self.peer.name, job = %job.id, path = %job.found.path, error, wait_s = wait.as_secs_f64(), "tried in vain");
-        let at = now_ms().saturating_add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX));
-        self.shared.queue.retry(job.id, error, at, now_ms()).await
+        self.shared.queue.retry(job.id, error, at(wait), now_ms()).await
     }
+
+    /// The peer has its hands full and says for how long: nothing is wrong with the job, so it does not wait ever longer.
+    /// What it says is no reason to ask without a pause.
+    async fn ask_again(&self, job: &Job, error: String, after: Duration) -> Result<(), DbError> {
+        let policy = self.shared.config().retry;
+        let wait = after.max(policy.first).min(policy.max);
+        debug!(peer = %self.peer.name, job = %job.id, path = %job.found.path, error, wait_s = wait.as_secs_f64(), "asked to wait");
+        self.shared
+            .queue
+            .postpone(job.id, error, at(wait), now_ms())
+            .await
+    }
+}
+
+/// The clock's time in so long.
+fn at(wait: Duration) -> i64 {
+    now_ms().saturating_add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX))
 }
