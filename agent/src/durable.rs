@@ -74,10 +74,19 @@ pub fn sync_data(file: &File) -> io::Result<()> {
 /// Only a sync that the disk refused is a [`LostWrite`]; a folder that could not be opened for it (descriptors, rights)
 /// asked nothing of the disk, and may be synced later.
 pub fn sync_dir(dir: &Dir) -> io::Result<()> {
-    let folder = trace::opens(dir).and_then(|()| system::open_for_sync(dir))?;
+    let folder = openable(dir)?;
     trace::note("sync", dir)
         .and_then(|()| system::sync_dir(&folder))
         .map_err(LostWrite::wrap)
+}
+
+/// Can `dir` be opened for [`sync_dir`]? That takes the right to read it, which giving a name in it does not.
+pub fn can_sync_dir(dir: &Dir) -> io::Result<()> {
+    openable(dir).map(drop)
+}
+
+fn openable(dir: &Dir) -> io::Result<File> {
+    trace::opens(dir).and_then(|()| system::open_for_sync(dir))
 }
 
 /// Gives `from` in `from_dir` the name `to` in `to_dir`, never replacing: `AlreadyExists` if `to` is there (also as a

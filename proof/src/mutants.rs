@@ -446,6 +446,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         TAKEN,
     ),
     (
+        "R6-readable",
+        "nothing gets a name in a folder that cannot be synced",
+        TAKEN,
+    ),
+    (
         "R6-whole",
         "a folder that lost a piece while its intent was written down gets no name",
         TAKEN,

@@ -381,12 +381,19 @@ impl Walk<'_> {
     }
 }
 
-/// The folder at `path` from those that are open, else by `open`.
+/// The folder at `path` from those that are open, else by `open`. Nothing gets a name where that cannot be made certain.
 fn reuse(opened: &mut Opened, path: &[u8], open: impl FnOnce() -> io::Result<Dir>) -> io::Result<Arc<Dir>> {
     if let Some(dir) = opened.get(path) {
         return Ok(dir.clone());
     }
     let dir = Arc::new(open()?);
+    fault::step("R6-readable", || durable::can_sync_dir(&dir)).map_err(|e| match e.kind() {
+        io::ErrorKind::PermissionDenied => {
+            let text = format!("the agent cannot read it, which syncing it takes: {e}");
+            io::Error::new(e.kind(), text)
+        }
+        _ => e,
+    })?;
     opened.insert(path.to_vec(), dir.clone());
     Ok(dir)
 }

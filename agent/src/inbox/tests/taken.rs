@@ -268,6 +268,27 @@ async fn a_file_that_is_taken_as_soon_as_it_is_linked_arrives_once() {
     assert_eq!(rig.inbox.status().await.received_files, 2);
 }
 
+/// Into which a name could be put, and not be made certain.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_that_cannot_be_read_gets_no_file() {
+    let rig = Rig::new().await;
+    fs::create_dir(rig.root().join("sub")).unwrap();
+    let mut link = rig.link(ANA);
+    for (n, bytes) in [(1, b"small".to_vec()), (2, content(2 * CHUNK))] {
+        let name = format!("sub/{n}");
+        let unreadable = || Err(io::Error::from_raw_os_error(libc::EACCES));
+        trace::before(&rig.root(), Call::Sync("open", "sub".into()), unreadable);
+        let before = rig.names();
+        assert_eq!(refused(&link.send(id(n), &name, &bytes).await), InboxUnavailable);
+        assert_eq!(rig.names(), before);
+        let row = rig.row(ANA, id(n)).await;
+        assert!(!matches!(row, Some(ledger::State::Placing(_))), "{row:?}");
+        let declined = rig.inbox.status().await.declined.unwrap();
+        assert!(declined.contains("cannot read it"), "{declined}");
+        assert_eq!(delivered_as(&link.send(id(n), &name, &bytes).await), name);
+    }
+}
+
 /// A folder that cannot be opened to be synced has lost nothing: with descriptors again the file is delivered, also if
 /// somebody took it out of the inbox meanwhile.
 #[tokio::test(flavor = "multi_thread")]
