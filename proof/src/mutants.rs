@@ -594,6 +594,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         Inside(&["inbox::aliases::tests"]),
     ),
     (
+        "fair-copies",
+        "few files that are copied to another disk fill a batch",
+        ELSEWHERE,
+    ),
+    (
         "fair-turns",
         "peers' small files take turns",
         Inside(&["inbox::fair_queue::tests"]),

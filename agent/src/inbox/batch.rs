@@ -9,7 +9,7 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-use dropwire_protocol::{Digest, Manifest};
+use dropwire_protocol::{AgentId, Digest, Manifest, RemotePath};
 
 use super::{
     Shared,
@@ -27,9 +27,11 @@ use crate::{durable, fault};
 
 /// Most files of one batch.
 const BATCH: usize = 512;
-/// Folders on the files' paths, and the files themselves, after which a batch takes no further one: others' files wait as
+/// Folders on the files' paths, and the files themselves, and what [`COPY`] says, after which a batch takes no further one: others' files wait as
 /// long as it takes to make and sync them.
 const WORK: usize = 2048;
+/// What a file counts for that is copied to another disk: one after the other, each with some syncs of its own. Few fill a batch.
+const COPY: usize = WORK / 8;
 /// What a file takes beside its bytes and its path while it waits.
 const OVERHEAD: u64 = 512;
 /// Most files that are open until each is synced for itself: descriptors are few.
@@ -67,18 +69,31 @@ pub fn weight(manifest: &Manifest) -> u64 {
     manifest.size + manifest.path.as_bytes().len() as u64 + OVERHEAD
 }
 
-impl Small {
-    /// How much work it is: names on its path.
-    pub fn work(&self) -> usize {
-        self.manifest.path.components().count()
+/// How much work `path` of `peer` is: the names on it, and the copy if it leads to another disk (one that is known, so not
+/// the first file there).
+pub fn work(shared: &Shared, peer: AgentId, path: &RemotePath) -> usize {
+    let names = path.components().count();
+    let is_copied = shared.gate.last_seen().is_ok_and(|site| {
+        let top = shared.top(peer);
+        let way = || shared.places.way(&site, peer, top.as_deref(), path);
+        !site.disks.is_empty() && site.disks.is_crossed(&way())
+    });
+    match is_copied && !fault::mutant("fair-copies") {
+        true => names + COPY,
+        false => names,
     }
 }
 
 /// Takes batches until the queue is closed.
 pub fn run(shared: &Arc<Shared>, waiting: &FairQueue<Small>) {
-    while let Some(batch) = waiting.batch(BATCH, WORK) {
+    while let Some(batch) = next(waiting) {
         store(shared, batch);
     }
+}
+
+/// What is stored together next.
+pub fn next<T>(waiting: &FairQueue<T>) -> Option<Vec<T>> {
+    waiting.batch(BATCH, WORK)
 }
 
 fn store(shared: &Arc<Shared>, batch: Vec<Small>) {

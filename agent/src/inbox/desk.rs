@@ -355,6 +355,7 @@ impl Desk {
         } else if !small.claim.make_firm() {
             small.reply.end(fenced());
         } else {
+            let work = batch::work(&self.shared, self.peer, &small.manifest.path);
             let memory = self.shared.memory.take(self.peer, batch::weight(&small.manifest));
             let verified = Small {
                 manifest: small.manifest,
@@ -365,7 +366,7 @@ impl Desk {
                 reservation: small.reservation,
                 memory,
             };
-            self.batch.push(self.peer, verified.work(), verified);
+            self.batch.push(self.peer, work, verified);
         }
     }
 

@@ -49,6 +49,18 @@ struct Known {
     marked: Vec<u8>,
 }
 
+impl Known {
+    /// The names of the folders down to its border.
+    fn components(&self) -> impl Iterator<Item = &[u8]> {
+        self.border.split(|b| *b == b'/')
+    }
+
+    fn lies_on(&self, way: &[Vec<u8>]) -> bool {
+        let depth = self.components().count();
+        way.iter().map(Vec::as_slice).take(depth).eq(self.components())
+    }
+}
+
 /// One is not there; `status` tells of it by itself.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -101,21 +113,21 @@ impl Disks {
     pub fn on_the_way(&self, root: &Dir, way: &[Vec<u8>]) -> io::Result<Option<(PathBuf, Dir)>> {
         let mut last: Option<(usize, PathBuf, Dir)> = None;
         for disk in self.known() {
-            let border: Vec<&[u8]> = disk.border.split(|b| *b == b'/').collect();
-            if !way
-                .iter()
-                .map(Vec::as_slice)
-                .take(border.len())
-                .eq(border.iter().copied())
-            {
+            if !disk.lies_on(way) {
                 continue;
             }
             let there = find(root, &disk)?.ok_or_else(|| self.missing_error(&disk))?;
-            if last.as_ref().is_none_or(|(depth, ..)| *depth <= border.len()) {
-                last = Some((border.len(), at(&self.inbox, &disk), there));
+            let depth = disk.components().count();
+            if last.as_ref().is_none_or(|(deepest, ..)| *deepest <= depth) {
+                last = Some((depth, at(&self.inbox, &disk), there));
             }
         }
         Ok(last.map(|(_, path, there)| (path, there)))
+    }
+
+    /// Does the `way` down from the inbox lead to a known disk, whether or not that is there?
+    pub fn is_crossed(&self, way: &[Vec<u8>]) -> bool {
+        self.lock().iter().any(|disk| disk.lies_on(way))
     }
 
     /// From now on it is missed when it is not there.

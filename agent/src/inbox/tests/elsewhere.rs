@@ -182,6 +182,25 @@ async fn a_copy_is_durable_before_it_is_named_and_that_before_the_partial_goes()
     );
 }
 
+/// Each copy costs syncs of its own: others do not wait for hundreds of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn few_copies_fill_a_batch() {
+    let rig = Rig::new().await;
+    let shared = &rig.inbox.shared;
+    let work = |path: &str| batch::work(shared, ANA, &RemotePath::parse(path.as_bytes()).unwrap());
+    assert_eq!(work("sub/deep/f"), 3);
+    let site = shared.gate.last_seen().unwrap();
+    site.disks.remember(b"sub", b"sub", [7; 16]).unwrap();
+    for path in ["sub", "suburb/f", "other/sub/f"] {
+        assert_eq!(work(path), path.split('/').count());
+    }
+    let queue = fair_queue::FairQueue::new();
+    for n in 0..100 {
+        queue.push(ANA, work("sub/deep/f"), n);
+    }
+    assert_eq!(batch::next(&queue).unwrap().len(), 8);
+}
+
 /// A border that no folder tells of: a project with a quota of its own, or the same disk mounted twice.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_border_that_only_the_rename_tells_of_is_crossed_by_a_copy() {
