@@ -8,7 +8,7 @@ use std::{
 
 use dropwire_protocol::TransferId;
 
-/// It is over once nothing that was declined waits any more, for so long: who was declined asks again every minute.
+/// For the log it is over once nothing that was declined waits any more, for so long: it may begin again at once.
 const QUIET: Duration = Duration::from_secs(150);
 /// Or once nobody asked for so long: they have gone.
 const GONE: Duration = Duration::from_secs(900);
@@ -59,12 +59,13 @@ impl Declines {
         }
     }
 
-    /// Why files are declined now, if they are.
+    /// Why files are declined now, if any that was declined waits.
     pub fn reason(&self, now: Instant) -> Option<String> {
         let mut condition = self.lock();
         end_if_over(&mut condition, now);
         condition
             .as_ref()
+            .filter(|begun| !begun.waiting.is_empty())
             .map(|begun| format!("files are declined: {}", begun.text))
     }
 
@@ -99,11 +100,13 @@ mod tests {
         assert!(declines.reason(start + QUIET).is_some(), "one waits");
         declines.declined(id(2), "6 B short", start + QUIET);
         declines.waits_no_more(id(2));
+        assert_eq!(declines.reason(start + QUIET), None);
         assert!(
-            declines.reason(start + QUIET).is_some(),
-            "it may be declined again at once"
+            declines.lock().is_some(),
+            "it may begin again at once, without a further line in the log"
         );
         assert_eq!(declines.reason(start + QUIET * 2), None);
+        assert!(declines.lock().is_none());
         declines.declined(id(3), "7 B short", start);
         assert_eq!(declines.reason(start + GONE), None, "who asked has gone");
     }

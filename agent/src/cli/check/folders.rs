@@ -87,7 +87,7 @@ fn folder(path: &Path, held: Option<&str>) -> Result<String, Fatal> {
         None => Ok("can be read and written".into()),
         Some(reason) => Err(Fatal::new(
             Exit::CannotCreate,
-            format_args!("the agent does not use it: {reason}"),
+            format_args!("the running agent says: {reason}"),
         )),
     }
 }
