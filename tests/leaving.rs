@@ -165,7 +165,13 @@ fn what_cannot_leave_is_told_of_once() {
     let reason = outbox()["cannot_leave"].as_str().expect("a reason").to_owned();
     assert!(reason.contains("`.dropwire` in it cannot be used"), "{reason}");
     let status = pair.laptop.run(&["status"]).exits(0).out();
-    assert!(status.contains("3 delivered files cannot leave"), "{status}");
+    assert!(
+        status.contains("problem: 3 delivered files cannot leave"),
+        "{status}"
+    );
+    let problem = &pair.laptop.status()["problems"][0];
+    assert_eq!(problem["kind"], "cannot_leave");
+    assert_eq!(problem["subject"], *pair.laptop.outbox.to_string_lossy());
     let why = pair.laptop.run(&["why", "outbox/b"]).exits(0).out();
     assert!(why.contains("cannot leave the outbox"), "{why}");
     fs::remove_file(in_the_way).expect("it is out of the way");
@@ -173,6 +179,8 @@ fn what_cannot_leave_is_told_of_once() {
     until("status has forgotten them", || {
         outbox()["cannot_leave_count"] == 0
     });
+    let problems = pair.laptop.status()["problems"].clone();
+    assert_eq!(problems, serde_json::json!([]));
     let log = pair.laptop.log_text();
     assert_eq!(log.matches("delivered files cannot leave").count(), 1, "{log}");
     assert_eq!(

@@ -32,6 +32,28 @@ fn an_agent_that_is_not_paired_is_refused() {
     assert!(stranger.outbox.join("unwanted").exists());
 }
 
+/// A copied disk image: the one that both dial and the two themselves say so, and how it is ended.
+#[test]
+fn two_machines_with_one_key_are_told_everywhere() {
+    let pair = Pair::linked();
+    let mut copy = Agent::new("laptop", pair.laptop.settings.clone());
+    let key = |agent: &Agent| agent.state.join("identity.key");
+    fs::copy(key(&pair.laptop), key(&copy)).expect("the same key");
+    copy.start();
+    for (agent, subject) in [
+        (&pair.office, "laptop"),
+        (&pair.laptop, "office"),
+        (&copy, "office"),
+    ] {
+        until("status tells of it", || {
+            let problem = agent.status()["problems"][0].clone();
+            problem["kind"] == "same_identity_twice" && problem["subject"] == subject
+        });
+        let status = agent.run(&["status"]).exits(0).out();
+        assert!(status.contains("problem: ") && status.contains("dropwire init"), "{status}");
+    }
+}
+
 /// Pairing is mutual: the office expects a laptop with another key at that name.
 #[test]
 fn a_known_name_with_another_key_is_refused() {

@@ -930,6 +930,16 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         Inside(&["mark::tests"]),
     ),
     (
+        "problem-key",
+        "`status` tells of two machines with one key",
+        Inside(&["daemon::problems::tests"]),
+    ),
+    (
+        "problem-stuck",
+        "`status` tells of what cannot leave its outbox",
+        Inside(&["daemon::problems::tests"]),
+    ),
+    (
         "log-room",
         "log lines that nobody takes are lost instead of kept",
         Inside(&["cli::logs::lossy::tests"]),

@@ -52,7 +52,7 @@ pub struct StatusReport {
 /// Something in [`StatusReport`] that needs a person.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct ProblemReport {
-    /// A word for programs: `state_disk`.
+    /// A word for programs: `state_disk`, `same_identity_twice` or `cannot_leave`.
     pub kind: String,
     /// What has it: a folder, a peer.
     pub subject: String,

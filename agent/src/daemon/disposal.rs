@@ -5,7 +5,7 @@
 mod again;
 mod changed;
 mod lanes;
-mod stuck;
+pub(super) mod stuck;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},

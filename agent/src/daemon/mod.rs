@@ -19,6 +19,7 @@ mod intake;
 mod live;
 mod office;
 mod peers;
+mod problems;
 mod program;
 mod proof;
 mod reload;

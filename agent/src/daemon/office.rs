@@ -7,7 +7,7 @@ use dropwire_protocol::AgentId;
 use super::{
     Shared, adopt, blocking, explain,
     explain::{Standing, Way},
-    job_list,
+    job_list, problems,
     selection::{self, Change, no_such_job, page_after},
     sending,
 };
@@ -23,7 +23,6 @@ use crate::{
         },
         wire::Time,
     },
-    db::Trouble,
     error::{Exit, Fatal, shown},
     id,
     link::PeerLink,
@@ -46,6 +45,7 @@ impl control::Agent for Office {
         let of_peer: HashMap<_, _> = counts.peers.into_iter().collect();
         let of_outbox: HashMap<_, _> = counts.outboxes.into_iter().collect();
         let mut links = self.links();
+        let problems = self.problems(&links);
         let mut peers: Vec<_> = config.peers.iter().map(|p| (p.id, p.name.clone())).collect();
         let taken_out = of_peer
             .iter()
@@ -128,7 +128,7 @@ impl control::Agent for Office {
             starting: false,
             listen: shared.links.listen_addr().map(|a| a.to_string()),
             config_error: shared.config_error(),
-            problems: self.problems(),
+            problems,
             outboxes: outboxes.collect(),
             inbox,
             peers: peers.collect(),
@@ -282,21 +282,19 @@ impl control::Agent for Office {
     }
 }
 
-/// What the state folder suffers from.
-pub fn problem(state_dir: &Path, trouble: Trouble) -> ProblemReport {
-    ProblemReport {
-        kind: "state_disk".to_owned(),
-        subject: shown(state_dir),
-        since: Time::from_ms(trouble.since_ms),
-        text: trouble.text,
-        hint: trouble.hint,
-    }
-}
-
 impl Office {
-    fn problems(&self) -> Vec<ProblemReport> {
-        let of_state = |trouble| problem(&self.shared.state_dir, trouble);
-        self.shared.db.troubles().into_iter().map(of_state).collect()
+    fn problems(&self, links: &HashMap<AgentId, PeerLink>) -> Vec<ProblemReport> {
+        let shared = &self.shared;
+        let state = shared.db.troubles().into_iter();
+        let state = state.map(|trouble| problems::of_state(&shared.state_dir, trouble));
+        let config = shared.config();
+        let keys = config.peers.iter().filter_map(|peer| {
+            let key = links.get(&peer.id)?.shared_key.clone()?;
+            Some((peer.name.clone(), key))
+        });
+        let outboxes = config.outboxes.iter().map(|outbox| outbox.path.as_path());
+        let stuck = outboxes.filter_map(|path| Some((path, shared.stuck.told(path)?)));
+        problems::all(state, keys, stuck)
     }
 
     fn report(&self, job: Job) -> JobReport {

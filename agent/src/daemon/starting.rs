@@ -11,7 +11,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     blocking,
-    office::{self, Office},
+    office::Office,
+    problems,
     sending,
 };
 use crate::{
@@ -92,7 +93,7 @@ impl Starting {
             listen: None,
             config_error: None,
             problems: trouble
-                .map(|trouble| office::problem(&self.state_dir, trouble))
+                .map(|trouble| problems::of_state(&self.state_dir, trouble))
                 .into_iter()
                 .collect(),
             outboxes: Vec::new(),

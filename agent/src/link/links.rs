@@ -61,10 +61,23 @@ pub struct PeerLink {
     pub next_dial_at: Option<SystemTime>,
     /// Why the last link ended or the last dial failed; cleared by a new link.
     pub last_error: Option<String>,
+    /// Two machines use its key, or ours.
+    pub shared_key: Option<SharedKey>,
     /// Bytes over all its links since the start, TLS included.
     pub sent_bytes: u64,
     /// See `sent_bytes`.
     pub received_bytes: u64,
+}
+
+/// Two machines use one key.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SharedKey {
+    /// Since when that is known.
+    pub since: SystemTime,
+    /// Whose, and where they are.
+    pub text: String,
+    /// The way out.
+    pub hint: &'static str,
 }
 
 /// There is no link to this peer now.

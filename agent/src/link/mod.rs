@@ -39,7 +39,7 @@ use dropwire_protocol::{
 use tokio::sync::mpsc;
 
 pub use commands::{Commands, Room};
-pub use links::{Links, MAX_OPEN, NotLinked, PeerLink, Settings, bind};
+pub use links::{Links, MAX_OPEN, NotLinked, PeerLink, Settings, SharedKey, bind};
 pub use probe::{Unreached, probe};
 
 /// One transfer to offer.

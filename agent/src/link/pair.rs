@@ -17,7 +17,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    PeerLink, Request,
+    PeerLink, Request, SharedKey,
     drive::Orders,
     joining::{Door, Entry, LinkName},
     seldom::Seldom,
@@ -66,8 +66,10 @@ struct State {
     doors: Vec<Door>,
     /// Who uses its key.
     twins: Twins,
-    /// It says that two machines use ours.
-    shared_key: bool,
+    /// Since when.
+    twins_since: Option<SystemTime>,
+    /// It says that two machines use ours: since when.
+    shared_key: Option<SystemTime>,
 }
 
 /// The link that stays.
@@ -246,8 +248,9 @@ impl Pair {
             Some(Change::Begins) => true,
             Some(Change::Ends) => false,
         };
+        state.twins_since = seen.then(SystemTime::now);
         match seen {
-            true => tracing::warn!(peer = %self.name(), "{}", state.twins),
+            true => tracing::warn!(peer = %self.name(), "{}; {WAY_OUT}", state.twins),
             false => tracing::warn!(peer = %self.name(), "only one machine uses the key of this peer now"),
         }
         if let Some(live) = state.live.as_ref().filter(|live| live.reads) {
@@ -257,10 +260,15 @@ impl Pair {
 
     /// The peer sees two machines with our key, or not any more.
     pub(super) fn told_shared_key(&self, seen: bool) {
-        let before = std::mem::replace(&mut self.state().shared_key, seen);
-        match (before, seen) {
-            (false, true) => tracing::warn!(peer = %self.name(), "{}", shared_key(&self.name())),
+        let mut state = self.state();
+        let since = &mut state.shared_key;
+        match (since.is_some(), seen) {
+            (false, true) => {
+                *since = Some(SystemTime::now());
+                tracing::warn!(peer = %self.name(), "{}; {WAY_OUT}", shared_key(&self.name()));
+            }
             (true, false) => {
+                *since = None;
                 tracing::warn!(peer = %self.name(), "no other machine uses this agent's key any more");
             }
             _ => {}
@@ -324,18 +332,24 @@ impl Pair {
     pub(super) fn status(&self) -> PeerLink {
         let state = self.state();
         let now = state.live.as_ref().map(|live| &live.traffic);
-        let last_error = if state.twins.certain() {
-            Some(state.twins.to_string())
-        } else if state.shared_key {
-            Some(shared_key(&self.name()))
-        } else {
-            state.last_error.clone()
+        let told = |since, text| SharedKey {
+            since,
+            text,
+            hint: WAY_OUT,
+        };
+        let twins = state.twins_since.map(|since| told(since, state.twins.to_string()));
+        let ours = || Some(told(state.shared_key?, shared_key(&self.name())));
+        let shared_key = twins.or_else(ours);
+        let last_error = match &shared_key {
+            Some(key) => Some(format!("{}; {}", key.text, key.hint)),
+            None => state.last_error.clone(),
         };
         PeerLink {
             peer: self.id,
             connected: state.live.as_ref().is_some_and(|live| live.requests.is_some()),
             next_dial_at: state.next_dial_at,
             last_error,
+            shared_key,
             sent_bytes: state.totals.sent() + now.map_or(0, |traffic| traffic.sent()),
             received_bytes: state.totals.received() + now.map_or(0, |traffic| traffic.received()),
         }
@@ -349,7 +363,7 @@ impl Pair {
 fn shared_key(peer: &str) -> String {
     format!(
         "another machine uses this agent's key: {peer} sees both, and lets in only one at a time; one is a copy of the \
-         other: {WAY_OUT}"
+         other"
     )
 }
 

@@ -107,8 +107,7 @@ impl fmt::Display for Twins {
         if let [one, other, ..] = seen[..] {
             write!(f, ", at {one} and at {other}")?;
         }
-        f.write_str(": one is a copy of the other, and only one of them is let in at a time; ")?;
-        f.write_str(WAY_OUT)
+        f.write_str(": one is a copy of the other, and only one of them is let in at a time")
     }
 }
 

@@ -123,19 +123,8 @@ fn config_error(error: &str) -> String {
 
 fn outboxes(report: &StatusReport) -> String {
     let row = |outbox: &OutboxReport| {
-        let cannot_leave = outbox
-            .cannot_leave
-            .as_ref()
-            .map(|why| match outbox.cannot_leave_count {
-                1 => format!("1 delivered file cannot leave: {why}"),
-                count => format!("{count} delivered files cannot leave: {why}"),
-            });
-        let troubles = [
-            &outbox.held,
-            &outbox.disposal_held,
-            &cannot_leave,
-            &outbox.watch_reason,
-        ];
+        // What cannot leave is told among the problems.
+        let troubles = [&outbox.held, &outbox.disposal_held, &outbox.watch_reason];
         let trouble = troubles.into_iter().find_map(Option::as_deref);
         let cells = vec![
             render::name(outbox.raw_path()),
