@@ -98,6 +98,11 @@ pub fn is_shortage(error: &io::Error) -> bool {
     meaning(error) == Meaning::NotNow(Wait::Shortage) && !fault::mutant("shortage")
 }
 
+/// Was it read, and found to be nothing that we wrote? No error of the system: that says nothing of what was written.
+pub fn is_damage(error: &io::Error) -> bool {
+    error.raw_os_error().is_none() && error.kind() == io::ErrorKind::InvalidData
+}
+
 /// Was there no room for it? Also of a sync that failed for that reason, which is [`Meaning::Lost`].
 pub fn is_full(error: &io::Error) -> bool {
     matches!(

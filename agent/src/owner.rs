@@ -130,16 +130,10 @@ fn owned(root: &Dir, path: &Path, me: &Me) -> Result<Option<Owner>, String> {
             adopt(path)
         )),
         Ok(owner) => Ok(owner),
-        // To take it over would be no way out.
-        Err(e) if io_error::is_shortage(&e) => Err(format!(
-            "the owner of {} (.dropwire/owner) cannot be read now: {e}",
-            shown(path)
-        )),
-        Err(e) => Err(format!(
-            "the owner of {} (.dropwire/owner) cannot be read: {e}; if no other agent uses it: `{}`",
-            shown(path),
-            adopt(path)
-        )),
+        Err(e) => {
+            let what = format!("the owner of {} (.dropwire/owner)", shown(path));
+            Err(unreadable(&what, &e, path, "if no other agent uses it"))
+        }
     }
 }
 
@@ -185,6 +179,15 @@ pub fn adopt(path: &Path) -> String {
     match shown.chars().all(plain) {
         true => format!("dropwire adopt {shown}"),
         false => format!("dropwire adopt '{}'", shown.replace('\'', r"'\''")),
+    }
+}
+
+/// Why `what` in the `.dropwire/` of the folder at `path` cannot be read, with the way out. To adopt the folder is one only
+/// where its content is damaged: a disk or a program that does not answer comes back, and the folder with it.
+pub fn unreadable(what: &str, error: &io::Error, path: &Path, adopting: &str) -> String {
+    match io_error::is_damage(error) || fault::mutant("adopt-damaged") {
+        true => format!("{what} cannot be read: {error}; {adopting}: `{}`", adopt(path)),
+        false => format!("{what} cannot be read now: {error}; it is waited for"),
     }
 }
 
@@ -264,6 +267,30 @@ mod tests {
         let dir = Dir::open_ambient_dir(temp.path(), cap_std::ambient_authority()).unwrap();
         mark::create(&dir).unwrap();
         (temp, dir)
+    }
+
+    #[test]
+    fn only_what_is_damaged_is_adopted() {
+        let told = |error: io::Error| unreadable("its id", &error, Path::new("/in"), "to give it a new one");
+        let damaged = told(io::ErrorKind::InvalidData.into());
+        assert!(
+            damaged.contains("to give it a new one: `dropwire adopt /in`"),
+            "{damaged}"
+        );
+        #[cfg(unix)]
+        for code in [
+            libc::ENOTCONN,
+            libc::EIO,
+            libc::EMFILE,
+            libc::EACCES,
+            libc::ESTALE,
+        ] {
+            let waits = told(io::Error::from_raw_os_error(code));
+            assert!(
+                waits.ends_with("it is waited for") && !waits.contains("adopt"),
+                "{waits}"
+            );
+        }
     }
 
     #[test]

@@ -930,6 +930,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         Inside(&["mark::tests"]),
     ),
     (
+        "adopt-damaged",
+        "only a damaged folder is to be adopted",
+        Inside(&["owner::tests"]),
+    ),
+    (
         "problem-key",
         "`status` tells of two machines with one key",
         Inside(&["daemon::problems::tests"]),

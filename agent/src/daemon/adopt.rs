@@ -174,10 +174,10 @@ fn of_the_whole(path: &Path, is_inbox: bool, seen: &Seen, known: &Known) -> Opti
     }
     let adopt = owner::adopt(path);
     match (&seen.id, known.expected(path)) {
-        (Err(error), _) => Some(format!(
-            "the id of {} (.dropwire/id) cannot be read: {error}; `{adopt}` gives it a new one",
-            shown(path)
-        )),
+        (Err(error), _) => {
+            let what = format!("the id of {} (.dropwire/id)", shown(path));
+            Some(owner::unreadable(&what, error, path, "to give it a new one"))
+        }
         (Ok(None), Some(_)) => Some(format!(
             "{} has lost its id (.dropwire/id): is the right disk mounted? To use the folder that is there now: `{adopt}`",
             shown(path)

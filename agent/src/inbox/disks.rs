@@ -178,11 +178,10 @@ pub fn missing_disks(inbox: &Path, root: &Dir) -> Vec<String> {
     };
     match known {
         Ok(known) => missing(inbox, root, &known),
-        Err(error) => vec![format!(
-            "the disks inside {} (.dropwire/{FILE}) cannot be read: {error}; to forget them: `{}`",
-            shown(inbox),
-            owner::adopt(inbox)
-        )],
+        Err(error) => {
+            let what = format!("the list of disks inside {} (.dropwire/{FILE})", shown(inbox));
+            vec![owner::unreadable(&what, &error, inbox, "to forget them")]
+        }
     }
 }
 

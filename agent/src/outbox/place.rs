@@ -57,11 +57,8 @@ impl Place {
                 Err(e) => return Err(format!("the folder cannot be marked: {e}")),
             },
             Err(e) => {
-                return Err(format!(
-                    "the id of {} (.dropwire/id) cannot be read: {e}; `{}` gives it a new one",
-                    shown(path),
-                    owner::adopt(path)
-                ));
+                let what = format!("the id of {} (.dropwire/id)", shown(path));
+                return Err(owner::unreadable(&what, &e, path, "to give it a new one"));
             }
         };
         owner::take(&dir, path, me)?;
