@@ -32,7 +32,7 @@ use self::{
     verdict::Verdict,
     writer::{Work, Writer},
 };
-use crate::io_error::Wait;
+use crate::{fault, io_error::Wait};
 
 /// Most changes in one commit.
 const BATCH: usize = 1024;
@@ -49,6 +49,9 @@ pub enum DbError {
     /// This change failed and was rolled back; others are not touched by it.
     #[error("job list: {0}")]
     Change(Arc<rusqlite::Error>),
+    /// It cannot be read now (a shortage, another program's lock); later it may.
+    #[error("job list cannot be read now: {1}")]
+    NotNow(Wait, Arc<rusqlite::Error>),
     /// A commit failed: the agent has to end.
     #[error("job list cannot be written: {0}")]
     Failed(String),
@@ -161,19 +164,22 @@ impl Db {
         tokio::task::spawn_blocking(move || db.read_blocking(read))
             .await
             .map_err(|e| DbError::Failed(e.to_string()))?
-            .map_err(|e| DbError::Change(Arc::new(e)))
     }
 
     /// The same from a thread that may block.
     pub fn read_blocking<T>(
         &self,
         read: impl FnOnce(&Connection) -> rusqlite::Result<T>,
-    ) -> rusqlite::Result<T> {
+    ) -> Result<T, DbError> {
         self.readers.read(read).map_err(|failed| {
             if failed.verdict == Verdict::Fatal {
                 self.health.fails(&failed.error.to_string());
             }
-            failed.error
+            let error = Arc::new(failed.error);
+            match failed.verdict {
+                Verdict::NotNow(wait) if !fault::mutant("read-not-now") => DbError::NotNow(wait, error),
+                _ => DbError::Change(error),
+            }
         })
     }
 

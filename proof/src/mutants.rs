@@ -934,6 +934,7 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         "only a damaged folder is to be adopted",
         Inside(&["owner::tests"]),
     ),
+    ("read-not-now", "a read that cannot be done now is told so", DB),
     (
         "problem-key",
         "`status` tells of two machines with one key",

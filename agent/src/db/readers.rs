@@ -12,6 +12,7 @@ use super::{
     CACHE, STATEMENTS,
     verdict::{Verdict, verdict},
 };
+use crate::io_error::Wait;
 
 /// Most connections that are kept for the next read.
 const KEPT: usize = 2;
@@ -61,7 +62,8 @@ impl Readers {
         let kept = self.idle().as_mut().and_then(Vec::pop);
         let connection = kept.map_or_else(|| self.open(), Ok).map_err(|error| FailedRead {
             error,
-            verdict: Verdict::Change, // what cannot be opened now may be later
+            // The writer has it open: it is there, and descriptors or memory are short.
+            verdict: Verdict::NotNow(Wait::Shortage),
         })?;
         let result = in_one_state(&connection, read).map_err(|error| FailedRead {
             verdict: verdict(&connection, &error),

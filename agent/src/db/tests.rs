@@ -318,3 +318,18 @@ async fn a_page_that_is_read_damaged_is_the_end() {
     assert!(read.await.is_err());
     assert!(!db.failed().await.is_empty());
 }
+
+/// As with no descriptor left: what cannot be read now is asked again, and nothing has failed.
+#[tokio::test]
+async fn what_cannot_be_opened_for_reading_now_may_be_read_later() {
+    let folder = tempfile::tempdir().unwrap();
+    let [path, away] = ["db", "away"].map(|name| folder.path().join(name));
+    let db = open(&path).unwrap();
+    db.call(|db| insert(db, 1)).await.unwrap();
+    db.readers.close(); // none is kept open
+    fs::rename(&path, &away).unwrap();
+    let read = || db.read(|db| Ok(numbers(db)));
+    assert!(matches!(read().await, Err(DbError::NotNow(Wait::Shortage, _))));
+    fs::rename(&away, &path).unwrap();
+    assert_eq!(read().await.unwrap(), [1]);
+}

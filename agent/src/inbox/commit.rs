@@ -179,7 +179,7 @@ fn place_some(
     if let Err(e) = write_down(shared, site, rows) {
         for (file, _) in &intents {
             match e {
-                DbError::Change(_) => not_placed(shared, site, file, e.clone().into()),
+                DbError::Change(_) | DbError::NotNow(..) => not_placed(shared, site, file, e.clone().into()),
                 DbError::Failed(_) => {} // it may be there after the restart: nothing is removed, nothing said
             }
         }

@@ -425,11 +425,7 @@ impl Desk {
 
     /// By a connection that only reads, so that a flood of small offers does not queue behind the commits.
     fn look(&self, key: Key) -> Result<Option<Known>, Answer> {
-        let known = self.shared.db.read_blocking(|db| ledger::look(db, key));
-        known.map_err(|e| {
-            let text = format!("the job list cannot be read: {e}");
-            Answer::refused(DeclineReason::DiskError, text, None)
-        })
+        Ok(self.shared.db.read_blocking(|db| ledger::look(db, key))?)
     }
 }
 

@@ -12,7 +12,7 @@
 //! keeps what was withdrawn from being delivered after all: by an older link that is not read to its end yet, or by a
 //! sender that lost its job list and gives the same file its first id again, although it was delivered under the next.
 
-use std::{ops::Range, sync::Arc, time::Duration};
+use std::{ops::Range, time::Duration};
 
 use dropwire_protocol::{AgentId, Kind, message::DeclineReason};
 
@@ -104,8 +104,7 @@ fn sweep(shared: &Shared) -> Result<(), DbError> {
 pub fn ease(db: &Db, tally: &Tally) -> Result<(), DbError> {
     for peer in tally.near() {
         loop {
-            let counted = db.read_blocking(ledger::tally);
-            tally.set(counted.map_err(|e| DbError::Change(Arc::new(e)))?);
+            tally.set(db.read_blocking(ledger::tally)?);
             if tally.is_eased(peer) {
                 break;
             }

@@ -150,6 +150,7 @@ impl From<DbError> for Answer {
     fn from(error: DbError) -> Answer {
         match error {
             DbError::Failed(_) => Answer::Silent,
+            DbError::NotNow(..) => Answer::refused(DeclineReason::Busy, error.to_string(), Some(SHORT_MS)),
             DbError::Change(_) => Answer::refused(DeclineReason::DiskError, error.to_string(), None),
         }
     }
@@ -265,6 +266,18 @@ mod tests {
             let reason = if reason == NoSpace { NoSpace } else { DiskError };
             assert_eq!((decline(&lost).0, spoils(&lost)), (reason, true), "lost: {code}");
         }
+    }
+
+    #[test]
+    fn a_job_list_that_cannot_be_read_now_is_asked_again() {
+        let error = std::sync::Arc::new(rusqlite::Error::InvalidQuery);
+        let Answer::Refused(refusal) = DbError::NotNow(Wait::Shortage, error).into() else {
+            panic!("it is refused")
+        };
+        assert_eq!(
+            (refusal.reason, refusal.retry_after_ms),
+            (DeclineReason::Busy, Some(SHORT_MS))
+        );
     }
 
     #[test]

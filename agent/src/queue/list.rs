@@ -47,7 +47,7 @@ impl Queue {
     }
 
     /// Where in its outbox the file lay whose name in `leaving` this is ([`super::Disposal::name`]). Blocks for the job list.
-    pub fn path_of(&self, leaving: &str) -> rusqlite::Result<Option<RemotePath>> {
+    pub fn path_of(&self, leaving: &str) -> Result<Option<RemotePath>, DbError> {
         self.db.read_blocking(|db| {
             db.query_row(
                 "SELECT d.path FROM jobs j JOIN drops d ON d.id = j.drop_id WHERE j.transfer = unhex(?)",
