@@ -936,6 +936,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     ),
     ("read-not-now", "a read that cannot be done now is told so", DB),
     (
+        "question-panics",
+        "a question that panics does not stay open",
+        Inside(&["inbox::asking::tests"]),
+    ),
+    (
         "problem-key",
         "`status` tells of two machines with one key",
         Inside(&["daemon::problems::tests"]),

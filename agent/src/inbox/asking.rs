@@ -41,10 +41,10 @@ impl<T: Clone + Send + Sync + 'static> Asking<T> {
             let is_free = open.is_none() || crate::fault::mutant("one-question");
             let since = *open.get_or_insert_with(Instant::now);
             if is_free {
-                let (open, answer) = (Arc::clone(&self.open), self.answer.clone());
+                let (open, answer) = (Open(Arc::clone(&self.open)), self.answer.clone());
                 spawn_blocking(move || {
                     let told = question();
-                    *open.lock().unwrap_or_else(PoisonError::into_inner) = None; // first: whoever hears may ask again
+                    drop(open); // first: whoever hears may ask again
                     answer.send_replace(told);
                 });
             }
@@ -59,6 +59,17 @@ impl<T: Clone + Send + Sync + 'static> Asking<T> {
     }
 }
 
+/// The question that is open, until it is answered or has panicked.
+struct Open(Arc<Mutex<Option<Instant>>>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        if !std::thread::panicking() || !crate::fault::mutant("question-panics") {
+            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::{
@@ -69,6 +80,20 @@ mod tests {
     use super::*;
 
     const LONG: Duration = Duration::from_secs(60);
+
+    #[tokio::test]
+    async fn a_question_that_panics_is_no_longer_open() {
+        let asking = Asking::<u32>::default();
+        let (told, silent) = asking.ask(Duration::ZERO, || panic!("asked for")).await;
+        assert!(told == 0 && silent.is_some());
+        let over = async {
+            while asking.open.lock().unwrap().is_some() {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(Duration::from_secs(10), over).await.expect("it is over");
+        assert_eq!(asking.ask(LONG, || 9).await, (9, None));
+    }
 
     #[tokio::test]
     async fn one_question_is_open_at_a_time_and_the_last_answer_serves() {
