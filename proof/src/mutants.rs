@@ -941,6 +941,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         Inside(&["inbox::asking::tests"]),
     ),
     (
+        "begun-memory",
+        "files that are begun and not ended share one budget",
+        Inside(&["inbox::memory::tests"]),
+    ),
+    (
         "problem-key",
         "`status` tells of two machines with one key",
         Inside(&["daemon::problems::tests"]),

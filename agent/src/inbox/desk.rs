@@ -29,6 +29,7 @@ use super::{
     fair_queue::FairQueue,
     keeping, late, ledger,
     ledger::Known,
+    memory::Taken,
     reply::{Answer, Outcomes, Reply},
     space::Reservation,
     withdrawal,
@@ -40,8 +41,9 @@ use crate::{fault, id};
 const MAX_LARGE: usize = 64;
 /// Most orders that wait for a writer; their bytes are bounded by the link's window and by all links' room.
 const ORDERS: usize = 256;
-/// Most bytes of small files that are not whole yet. A sender that gives one file after the other never comes near.
-const COLLECTED: usize = 6 << 20;
+/// Most bytes of small files that are begun and not whole yet, all peers together; each may have one file in any case. A
+/// sender that gives one file after the other never has more.
+pub const BEGUN: u64 = 6 << 20;
 /// After so many damages in one opening it is not the line's fault.
 const MAX_DAMAGES: u32 = 16;
 
@@ -52,8 +54,6 @@ pub struct Desk {
     outcomes: Outcomes,
     batch: Arc<FairQueue<Small>>,
     small: HashMap<TransferId, Collecting>,
-    /// Bytes of these, all together.
-    collected: usize,
     large: HashMap<TransferId, (Opening, Arc<SyncSender<Order>>)>,
     /// Of the large ones; at most [`MAX_LARGE`].
     threads: Vec<JoinHandle<()>>,
@@ -74,6 +74,8 @@ struct Collecting {
     pass: u32,
     /// A copy: a chunk shares the buffer it was read into, which can be a thousand times its size.
     bytes: Vec<u8>,
+    /// Room for these in memory, from the first on.
+    begun: Option<Taken>,
     digest: RunningDigest,
 }
 
@@ -87,7 +89,6 @@ impl Desk {
             outcomes,
             batch,
             small: HashMap::new(),
-            collected: 0,
             large: HashMap::new(),
             threads: Vec::new(),
             withdrawals: 0,
@@ -286,6 +287,7 @@ impl Desk {
                     reservation,
                     pass: 0,
                     bytes: Vec::new(),
+                    begun: None,
                     digest,
                 };
                 self.small.insert(collecting.reply.id, collecting);
@@ -325,11 +327,13 @@ impl Desk {
         } else if offset == small.digest.length()
             && (next.value() == digest || fault::mutant("R3-small-digest"))
         {
-            if self.collected + bytes.len() > COLLECTED {
+            if small.begun.is_none() {
+                small.begun = self.shared.begun.try_take(self.peer, small.manifest.size);
+            }
+            if small.begun.is_none() {
                 let text = "too many small files are begun and not ended";
                 return self.end_small(id, Answer::refused(DeclineReason::Busy, text, Some(1_000)));
             }
-            self.collected += bytes.len();
             small.digest = next;
             small.bytes.extend_from_slice(&bytes);
         } else if small.pass >= MAX_DAMAGES {
@@ -377,9 +381,7 @@ impl Desk {
     }
 
     fn take_small(&mut self, id: TransferId) -> Option<Collecting> {
-        let small = self.small.remove(&id)?;
-        self.collected -= small.bytes.len();
-        Some(small)
+        self.small.remove(&id)
     }
 
     fn release(&mut self, id: TransferId) {

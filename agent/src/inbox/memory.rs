@@ -1,4 +1,5 @@
-//! How much memory small files may take that wait for their batch, all links together, and who gets it.
+//! How much memory small files may take, those that come in and those that wait for their batch, all links together,
+//! and who gets it.
 
 use std::{
     collections::HashMap,
@@ -57,6 +58,23 @@ impl Memory {
             peer,
             bytes,
         }
+    }
+
+    /// Takes `bytes` for `peer` if it may have them now: while there are some, and in any case if it has none.
+    pub fn try_take(self: &Arc<Self>, peer: AgentId, bytes: u64) -> Option<Taken> {
+        let mut state = self.lock();
+        let has = state.peers.get(&peer).map_or(0, |(has, _)| *has);
+        if has > 0 && state.taken + bytes > self.all && !crate::fault::mutant("begun-memory") {
+            return None;
+        }
+        state.taken += bytes;
+        state.peers.entry(peer).or_default().0 += bytes;
+        drop(state);
+        Some(Taken {
+            memory: self.clone(),
+            peer,
+            bytes,
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -118,6 +136,21 @@ mod tests {
         drop(second);
         drop(memory.take(ANA, 7));
         assert!(memory.lock().peers.is_empty(), "nobody stays in the table");
+    }
+
+    #[test]
+    fn who_never_gives_back_takes_no_more_than_there_is_and_others_get_one_file_each() {
+        let memory = Memory::new(10);
+        let has = |peer, bytes| memory.try_take(peer, bytes);
+        let taken = [has(ANA, 4), has(ANA, 6)];
+        assert!(taken.iter().all(Option::is_some));
+        assert!(has(ANA, 1).is_none());
+        let first = has(BOB, 5);
+        assert!(first.is_some() && has(BOB, 1).is_none());
+        drop(taken);
+        assert!(has(BOB, 5).is_some() && has(BOB, 6).is_none());
+        drop(first);
+        assert!(memory.lock().peers.is_empty() && memory.lock().taken == 0);
     }
 
     #[test]

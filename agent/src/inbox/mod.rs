@@ -185,6 +185,7 @@ struct Shared {
     tally: tally::Tally,
     declines: Arc<declines::Declines>,
     memory: Arc<memory::Memory>,
+    begun: Arc<memory::Memory>,
     room: Room,
     turns: Arc<Semaphore>,
     /// [`LINKS`] for each peer that has one.
@@ -268,6 +269,7 @@ impl Inbox {
             tally,
             declines: Arc::default(),
             memory: memory::Memory::new(batch::MEMORY),
+            begun: memory::Memory::new(desk::BEGUN),
             room: Room::new(ROOM),
             turns: Arc::new(Semaphore::new(TURNS)),
             links: Mutex::default(),
