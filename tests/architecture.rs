@@ -122,6 +122,54 @@ fn everything_stands_on_the_map() {
     assert!(missing.is_empty(), "missing on the map: {missing:#?}");
 }
 
+/// `a::b` in the last column of docs/limits.md is a file of tests, or one that has some, below `agent/src` (or `protocol/src`); a
+/// plain word may also be a file beside this one, and what has slashes is a path.
+#[test]
+fn every_limit_has_a_test_that_is_there() {
+    let limits = fs::read_to_string(top().join("docs/limits.md")).unwrap();
+    let rows = limits
+        .lines()
+        .filter(|line| line.starts_with("| ") && !line.starts_with("| what grows"));
+    let mut missing = Vec::new();
+    for row in rows {
+        let named = row.rsplit('|').nth(1).unwrap_or_default();
+        let mut tests = named.split('`').skip(1).step_by(2).peekable();
+        if tests.peek().is_none() || !tests.all(has_tests) {
+            missing.push(row);
+        }
+    }
+    assert!(limits.lines().count() > 40, "{limits}");
+    assert!(missing.is_empty(), "without a test: {missing:#?}");
+}
+
+fn has_tests(named: &str) -> bool {
+    if named.contains('/') {
+        return is_test(&top().join(named));
+    }
+    let mut components: Vec<&str> = named.split("::").collect();
+    let source = match components.first() == Some(&"protocol") {
+        true => {
+            components.remove(0);
+            "protocol/src"
+        }
+        false => "agent/src",
+    };
+    let is_inside = components.len() > 1 && components.last() == Some(&"tests");
+    let is_there = |source: &str, components: &[&str]| {
+        let path = top().join(source).join(components.join("/"));
+        is_test(&path.with_extension("rs")) || is_test(&path.join("mod.rs"))
+    };
+    is_there(source, &components)
+        || is_inside && is_there(source, &components[..components.len() - 1])
+        || components.len() == 1 && (is_there("protocol/src", &components) || is_there("tests", &components))
+}
+
+/// Has the file tests, or does it say where they are?
+fn is_test(file: &Path) -> bool {
+    fs::read_to_string(file)
+        .is_ok_and(|text| ["test]", "test(", "mod tests;"].iter().any(|t| text.contains(t)))
+}
+
 /// The agent's rooms, each with its files.
 fn rooms() -> BTreeMap<String, Vec<PathBuf>> {
     let mut rooms = BTreeMap::new();

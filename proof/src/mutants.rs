@@ -945,6 +945,7 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         "files that are begun and not ended share one budget",
         Inside(&["inbox::memory::tests"]),
     ),
+    ("send-files", "one `send` is of so many files at most", SPOOL),
     (
         "problem-key",
         "`status` tells of two machines with one key",

@@ -260,3 +260,16 @@ fn a_sends_folder_goes_with_its_last_file() {
     assert!(discard_if_done(&root).unwrap() && !root.exists());
     assert!(discard_if_done(&root).unwrap());
 }
+
+#[test]
+fn too_many_files_of_one_send_are_refused_as_a_whole() {
+    let (temp, spool) = folders();
+    fs::write(temp.path().join("file"), "bytes").unwrap();
+    let most: Vec<&[&str]> = vec![&["file"]; 8];
+    assert_eq!(take(&spool, temp.path(), &most).unwrap().len(), 8);
+    let before = sends(&spool);
+    let more: Vec<&[&str]> = vec![&["file"]; 9];
+    let refused = take(&spool, temp.path(), &more).unwrap_err();
+    assert!(refused.to_string().contains("more than 8 files"), "{refused}");
+    assert_eq!(sends(&spool), before, "nothing of it stays");
+}
