@@ -248,35 +248,42 @@ impl Places {
             Kind::Folder => names.numbered_folder(wanted, n),
         };
         let (folder, dir) = walk.last()?;
-        let mut inner = self.lock();
-        let is_taken = |inner: &Inner, n: u64| -> io::Result<bool> {
-            let name = numbered(wanted, n);
-            if inner.given.contains(&joined(folder, &name)) {
-                return Ok(true);
+        // The disk may hang: nobody else waits for it here.
+        let is_there = |n: u64| match dir.symlink_metadata(os_name(&numbered(wanted, n))) {
+            Ok(_) => Ok(true),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(e),
+        };
+        let full = |n| joined(folder, &numbered(wanted, n));
+        let is_taken = |n| Ok::<_, io::Error>(self.lock().given.contains(&full(n)) || is_there(n)?);
+        // Given first and looked at then: what was free before may have been given, named and let go of since.
+        let give = |n| -> io::Result<bool> {
+            if !self.lock().given.insert(full(n)) {
+                return Ok(false);
             }
-            match dir.symlink_metadata(os_name(&name)) {
-                Ok(_) => Ok(true),
-                Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
-                Err(e) => Err(e),
+            let taken = is_there(n);
+            if !matches!(taken, Ok(false)) {
+                self.lock().given.remove(&full(n));
             }
+            Ok(!taken?)
         };
         let counted = joined(folder, wanted);
-        let number = if is_taken(&inner, 0)? {
+        let mut number = 0;
+        while !give(number)? {
             // The remembered number is of use only while the one before it is taken: files may have left.
-            let from = match inner.next.get(&counted).copied() {
-                Some(next) if next > 1 && is_taken(&inner, next - 1)? => next,
+            let next = self.lock().next.get(&counted).copied();
+            let from = match next {
+                Some(next) if next > 1 && is_taken(next - 1)? => next,
                 _ => 1,
             };
-            naming::first_free(from, |n| is_taken(&inner, n))?
-        } else {
-            0
-        };
-        let name = numbered(wanted, number);
-        let full = joined(folder, &name);
-        let path = RemotePath::parse(&full).map_err(|e| PlaceError::BadName(e.to_string()))?;
-        inner.next.put(counted, number + 1);
-        inner.given.insert(full);
-        Ok((path, os_name(&name)))
+            number = naming::first_free(from, is_taken)?;
+        }
+        let path = RemotePath::parse(&full(number)).map_err(|e| {
+            self.lock().given.remove(&full(number));
+            PlaceError::BadName(e.to_string())
+        })?;
+        self.lock().next.put(counted, number + 1);
+        Ok((path, os_name(&numbered(wanted, number))))
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
