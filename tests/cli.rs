@@ -269,7 +269,7 @@ fn check_says_what_it_found_and_what_is_in_effect() {
         agent.write_config();
         let ran = agent.run(&["check"]).exits(code);
         assert!(
-            ran.out().contains(told) && ran.out().contains("one trouble"),
+            ran.out().contains(told) && ran.out().contains("1 problem"),
             "{ran}"
         );
     }

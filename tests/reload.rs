@@ -203,7 +203,7 @@ fn a_wrong_config_changes_nothing_and_is_told() {
     );
     let text = pair.laptop.run(&["status"]).exits(0).out();
     assert!(
-        text.contains("does not hold") && text.contains("config.toml:1:1"),
+        text.contains("is invalid") && text.contains("config.toml:1:1"),
         "{text}"
     );
     // Touched, but not changed: told once.

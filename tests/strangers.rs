@@ -50,7 +50,10 @@ fn two_machines_with_one_key_are_told_everywhere() {
             problem["kind"] == "same_identity_twice" && problem["subject"] == subject
         });
         let status = agent.run(&["status"]).exits(0).out();
-        assert!(status.contains("problem: ") && status.contains("dropwire init"), "{status}");
+        assert!(
+            status.contains("problem: ") && status.contains("dropwire init"),
+            "{status}"
+        );
     }
 }
 

@@ -105,8 +105,8 @@ impl Finding {
 fn verdict(findings: &[Finding]) -> String {
     match findings.iter().filter(|finding| finding.is_trouble()).count() {
         0 => "verdict  all is well".into(),
-        1 => "verdict  there is one trouble".into(),
-        n => format!("verdict  there are {n} troubles"),
+        1 => "verdict  1 problem".into(),
+        n => format!("verdict  {n} problems"),
     }
 }
 

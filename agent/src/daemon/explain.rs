@@ -11,7 +11,7 @@ use crate::{
 pub enum Standing {
     /// On its way.
     Sending {
-        /// Bytes that lie across.
+        /// Bytes that the receiver has.
         sent: u64,
         /// Bytes in all.
         size: u64,
@@ -70,7 +70,7 @@ pub fn sentence(standing: &Standing, way: &Way, now_ms: i64) -> String {
     let peer = &way.peer;
     match standing {
         Standing::Sending { sent, size } => {
-            format!("is being sent to {peer}: {sent} of {size} bytes lie across")
+            format!("is being sent to {peer}: {sent} of {size} bytes transferred")
         }
         Standing::Delivered { delivered_as, at_ms } => {
             format!(
@@ -177,7 +177,7 @@ mod tests {
             (
                 Standing::Sending { sent: 3, size: 9 },
                 way(),
-                "is being sent to office: 3 of 9 bytes lie across",
+                "is being sent to office: 3 of 9 bytes transferred",
             ),
             (
                 Standing::Delivered {

@@ -23,7 +23,7 @@ struct Transfer {
 }
 
 impl Live {
-    /// Offered; the link keeps `sent` (bytes that lie across) up to date.
+    /// Offered; the link keeps `sent` (bytes that the receiver has) up to date.
     pub fn started(&self, id: TransferId, peer: AgentId, sent: Arc<AtomicU64>) {
         self.map().insert(id, Transfer { peer, sent });
     }
@@ -33,7 +33,7 @@ impl Live {
         self.map().remove(&id);
     }
 
-    /// Bytes that lie across, while it is on its way.
+    /// Bytes that the receiver has, while it is on its way.
     pub fn sent_bytes(&self, id: TransferId) -> Option<u64> {
         self.map().get(&id).map(|t| t.sent.load(Ordering::Relaxed))
     }

@@ -310,7 +310,7 @@ impl Agent {
         if ended {
             info!("stopped");
         } else {
-            warn!("ended without waiting longer; what was under way is taken up at the next start");
+            warn!("shutdown timed out; unfinished transfers resume at the next start");
         }
         ended
     }

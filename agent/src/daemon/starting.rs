@@ -9,12 +9,7 @@ use std::{
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    blocking,
-    office::Office,
-    problems,
-    sending,
-};
+use super::{blocking, office::Office, problems, sending};
 use crate::{
     control::{
         self, Passed,

@@ -78,7 +78,7 @@ pub fn private_folder(dir: &Path) -> Result<(), Fatal> {
         .map_err(|error| match error.kind() {
             // Something else has the name, or stands on the way.
             io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory => {
-                Fatal::new(Exit::CannotCreate, format_args!("{} is no folder", shown(dir)))
+                Fatal::new(Exit::CannotCreate, format_args!("{} is not a folder", shown(dir)))
                     .mend("name another with `state_dir` or `--state-dir`")
             }
             _ => failed(&error),

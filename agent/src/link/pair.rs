@@ -337,7 +337,9 @@ impl Pair {
             text,
             hint: WAY_OUT,
         };
-        let twins = state.twins_since.map(|since| told(since, state.twins.to_string()));
+        let twins = state
+            .twins_since
+            .map(|since| told(since, state.twins.to_string()));
         let ours = || Some(told(state.shared_key?, shared_key(&self.name())));
         let shared_key = twins.or_else(ours);
         let last_error = match &shared_key {

@@ -112,7 +112,7 @@ pub enum DisposeError {
     #[error("stopped")]
     Stopped,
     /// The disk or permissions.
-    #[error("{0} of {1}: {2}")]
+    #[error("{1} cannot be {0}: {2}")]
     Disk(&'static str, RemotePath, #[source] io::Error),
 }
 
@@ -177,7 +177,7 @@ fn dispose_by_one_top(
     };
     let way = match way {
         Ok(way) => way,
-        Err(e) => return vec![Err(first.failed("the disposal", io_error::copy(e)))],
+        Err(e) => return vec![Err(first.failed("moved", io_error::copy(e)))],
     };
     let disposals: Vec<_> = found
         .iter()
@@ -226,7 +226,7 @@ fn dispose_together(
         .zip(staged)
         .map(|(what, staged)| match (staged?, &synced) {
             (Stage::Stays(answer), _) => steps.unmark(what, answer, of_file(what)),
-            (_, Err(e)) => Err(what.failed("the syncing", io_error::copy(e))),
+            (_, Err(e)) => Err(what.failed("synced", io_error::copy(e))),
             (Stage::Gone, Ok(())) => steps.unmark(what, Disposed::Gone, of_file(what)),
             (Stage::Leaving { file, checked }, Ok(())) => {
                 let answer = steps.leave(what, &file, checked)?;
@@ -239,9 +239,7 @@ fn dispose_together(
         .iter()
         .zip(ended)
         .map(|(what, ended)| match (ended, &synced) {
-            (Ok(Disposed::Done | Disposed::Gone), Err(e)) => {
-                Err(what.failed("the syncing", io_error::copy(e)))
-            }
+            (Ok(Disposed::Done | Disposed::Gone), Err(e)) => Err(what.failed("synced", io_error::copy(e))),
             (ended, _) => ended,
         })
         .map(|ended| ended.map_err(|error| steps.judged(error)))
@@ -259,7 +257,7 @@ impl Disposal {
         match confined::open_file(folder, name) {
             Ok(file) => Ok(Some(file)),
             Err(e) if confined::is_absent(&e) => Ok(None),
-            Err(e) => Err(self.failed("the opening", e)),
+            Err(e) => Err(self.failed("opened", e)),
         }
     }
 

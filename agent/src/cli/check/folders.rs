@@ -74,10 +74,11 @@ fn folder(path: &Path, held: Option<&str>) -> Result<String, Fatal> {
         }
     })?;
     if !metadata.is_dir() {
-        return Err(
-            Fatal::new(Exit::CannotCreate, format_args!("{} is no folder", shown(path)))
-                .mend("name a folder"),
-        );
+        return Err(Fatal::new(
+            Exit::CannotCreate,
+            format_args!("{} is not a folder", shown(path)),
+        )
+        .mend("name a folder"));
     }
     writable(path).map_err(|error| {
         Fatal::io(format_args!("cannot read and write in {}", shown(path)), &error)

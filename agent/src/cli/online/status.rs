@@ -117,7 +117,7 @@ fn problems(report: &StatusReport, now: SystemTime) -> String {
 
 fn config_error(error: &str) -> String {
     let lines = error.lines().map(|line| format!("  {}\n", render::text(line)));
-    let title = "The config file as it is now does not hold; an earlier one does:";
+    let title = "The config file is invalid; still running with the previous one:";
     format!("{}\n{}", render::paint(WARNING, title), lines.collect::<String>())
 }
 
@@ -349,7 +349,7 @@ The oldest undelivered file has waited 2m.
         report.config_error = Some("unknown key `lisen`\n --> c.toml:2:1\u{1b}".into());
         let text = text(&report, None, SystemTime::UNIX_EPOCH);
         let shown = anstream::adapter::strip_str(&text).to_string();
-        let expected = "\n\nThe config file as it is now does not hold; an earlier one does:
+        let expected = "\n\nThe config file is invalid; still running with the previous one:
   unknown key `lisen`
    --> c.toml:2:1\\u{1b}
 

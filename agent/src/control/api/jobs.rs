@@ -75,7 +75,7 @@ pub struct JobReport {
     pub attempts: u32,
     /// When it is tried again, if it is in backoff.
     pub next_attempt_at: Option<Time>,
-    /// Bytes that lie across, a resumed prefix included.
+    /// Bytes that the receiver has, a resumed prefix included.
     pub sent_bytes: u64,
     /// What went wrong last, or why it ended.
     pub error: Option<String>,

@@ -111,7 +111,7 @@ impl Dispatcher {
             seed ^ now_ms().unsigned_abs(),
         );
         let wait = wait.max(not_before.unwrap_or_default().min(policy.max));
-        info!(peer = %self.peer.name, job = %job.id, path = %job.found.path, error, wait_s = wait.as_secs_f64(), "tried in vain");
+        info!(peer = %self.peer.name, job = %job.id, path = %job.found.path, error, wait_s = wait.as_secs_f64(), "attempt failed; will retry");
         self.shared.queue.retry(job.id, error, at(wait), now_ms()).await
     }
 

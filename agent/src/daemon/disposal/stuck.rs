@@ -142,7 +142,7 @@ impl Stuck {
 
 fn reason(error: &DisposeError) -> Reason {
     let (text, hint) = match error {
-        DisposeError::Disk(doing, _, error) => (format!("{doing} failed: {error}"), hint(error)),
+        DisposeError::Disk(done, _, error) => (format!("they cannot be {done}: {error}"), hint(error)),
         other => (other.to_string(), "`dropwire check` says what is wrong with it"),
     };
     Reason { text, hint }
@@ -200,7 +200,7 @@ mod tests {
     }
 
     fn disk(kind: io::ErrorKind) -> DisposeError {
-        DisposeError::Disk("the moving", disposal("/a", 1).found.path, kind.into())
+        DisposeError::Disk("moved", disposal("/a", 1).found.path, kind.into())
     }
 
     #[test]

@@ -45,11 +45,11 @@ impl Disposal {
         if stopped() {
             return Err(DisposeError::Stopped);
         }
-        let looked = lease::look(file).map_err(|e| self.failed("the reading", e))?;
+        let looked = lease::look(file).map_err(|e| self.failed("read", e))?;
         let Looked { lease, version, on } = match looked {
             Some(looked) => looked,
             None if fault::mutant("S5-writer") => {
-                let (version, on) = Version::read(file).map_err(|e| self.failed("the reading", e))?;
+                let (version, on) = Version::read(file).map_err(|e| self.failed("read", e))?;
                 Looked {
                     lease: None,
                     version,
@@ -71,7 +71,7 @@ impl Disposal {
         let must = matches!(compare, Compare::Always) || touched || version.size < COMPARED_BELOW;
         let must = must || shows_too_little(&version, on);
         if must && !fault::mutant("S5-digest") {
-            let digest = digest(file, version.size, stopped).map_err(|e| self.failed("the reading", e))?;
+            let digest = digest(file, version.size, stopped).map_err(|e| self.failed("read", e))?;
             if digest.ok_or(DisposeError::Stopped)? != self.digest {
                 return Ok(Checked::Not(Disposed::OtherBytes));
             }
@@ -94,7 +94,7 @@ impl Disposal {
             Ok(moved) if moved.is_file() => Version::listed(leaving, OsStr::new(&self.name), &moved),
             Ok(_) => return Ok(Checked::Not(Disposed::Changed)),
             Err(e) if confined::is_absent(&e) => return Ok(Checked::Not(Disposed::Changed)),
-            Err(e) => return Err(self.failed("the looking again", e)),
+            Err(e) => return Err(self.failed("looked at again", e)),
         };
         // Where no number tells one file from another, the bytes of what was moved do.
         if moved.inode == 0 && !fault::mutant("S5-moved") {
@@ -120,7 +120,7 @@ impl Disposal {
     }
 
     pub(super) fn version(&self, file: &File) -> Result<Version, DisposeError> {
-        let read = Version::read(file).map_err(|e| self.failed("the reading", e))?;
+        let read = Version::read(file).map_err(|e| self.failed("read", e))?;
         Ok(read.0)
     }
 }

@@ -49,7 +49,7 @@ pub(super) fn dispose(what: &Disposal, stopped: &dyn Fn() -> bool) -> Result<Dis
     let answer = disposed(&mut steps, what, &mut own).and_then(|answer| {
         let answer = steps.unmark(what, answer, own)?;
         if what.marker.is_some() {
-            steps.sync_left().map_err(|e| what.failed("the syncing", e))?;
+            steps.sync_left().map_err(|e| what.failed("synced", e))?;
         }
         Ok(answer)
     });
@@ -63,7 +63,7 @@ fn disposed(
     own: &mut Option<(u64, i64)>,
 ) -> Result<Disposed, DisposeError> {
     let name = OsStr::new(&what.name);
-    let failed = |e: io::Error| what.failed("the disposal", e);
+    let failed = |e: io::Error| what.failed("moved", e);
     if steps.left_over {
         if let Some(gone) = removal::find_decided(&steps.leaving, &what.name).map_err(failed)? {
             if let Some(folder) = open(&steps.leaving, &gone).map_err(failed)? {
@@ -80,7 +80,7 @@ fn disposed(
     if let Some(folder) = open(&steps.leaving, name).map_err(failed)? {
         *own = Some(identity(&folder).map_err(failed)?);
         steps.touch(what)?; // that it left its path may not be durable yet
-        steps.sync_staged().map_err(|e| what.failed("the syncing", e))?;
+        steps.sync_staged().map_err(|e| what.failed("synced", e))?;
         let checked = check(what, &folder, &Compare::Always, steps.stopped)?;
         return leave(steps, what, checked);
     }
@@ -112,7 +112,7 @@ fn disposed(
         Err(e) => return Err(failed(e)),
     }
     steps.touched.add((Area::Outbox, what.path.parent()), parent);
-    steps.sync_staged().map_err(|e| what.failed("the syncing", e))?;
+    steps.sync_staged().map_err(|e| what.failed("synced", e))?;
     // What was moved is what was checked, and nobody came in between.
     let after = match open(&steps.leaving, name).map_err(failed)? {
         Some(folder) => list(what, &folder)?,
@@ -187,7 +187,7 @@ fn list(what: &Disposal, folder: &Dir) -> Result<Checked, DisposeError> {
 fn answer_to(what: &Disposal, trouble: Trouble) -> Result<Disposed, DisposeError> {
     match trouble {
         Trouble::Writer(_) | Trouble::Changed => Ok(Disposed::Busy),
-        Trouble::Held(why) => Err(what.failed("the looking through", io::Error::other(why))),
+        Trouble::Held(why) => Err(what.failed("looked through", io::Error::other(why))),
     }
 }
 
@@ -204,7 +204,7 @@ fn leave(steps: &mut Steps<'_>, what: &Disposal, checked: Checked) -> Result<Dis
         }
         return archive(steps, what, name);
     }
-    let failed = |e: io::Error| what.failed("the disposal", e);
+    let failed = |e: io::Error| what.failed("moved", e);
     let Some(folder) = open(&steps.leaving, name).map_err(failed)? else {
         return absent(steps, what);
     };
@@ -216,24 +216,21 @@ fn leave(steps: &mut Steps<'_>, what: &Disposal, checked: Checked) -> Result<Dis
     drop(folder);
     let gone = removal::decided_name(&what.name);
     durable::rename_noreplace(&steps.leaving, name, &steps.leaving, &gone).map_err(failed)?;
-    fault::step("S5-folder-gone", || steps.sync(&steps.leaving))
-        .map_err(|e| what.failed("the syncing", e))?;
+    fault::step("S5-folder-gone", || steps.sync(&steps.leaving)).map_err(|e| what.failed("synced", e))?;
     remove(steps, what, &gone, list)
 }
 
 fn given_back(steps: &Steps<'_>, what: &Disposal, answer: Disposed) -> Result<Disposed, DisposeError> {
-    removal::forget_list(&steps.leaving, &what.name).map_err(|e| what.failed("the giving back", e))?;
+    removal::forget_list(&steps.leaving, &what.name).map_err(|e| what.failed("put back", e))?;
     steps.give_back(what, answer)
 }
 
 /// Moves what has this name in `leaving` into the archive.
 fn archive(steps: &mut Steps<'_>, what: &Disposal, name: &OsStr) -> Result<Disposed, DisposeError> {
     steps.make_place(what)?;
-    steps.sync_touched().map_err(|e| what.failed("the syncing", e))?;
-    steps
-        .archive(what, name)
-        .map_err(|e| what.failed("the disposal", e))?;
-    steps.sync_left().map_err(|e| what.failed("the syncing", e))?;
+    steps.sync_touched().map_err(|e| what.failed("synced", e))?;
+    steps.archive(what, name).map_err(|e| what.failed("moved", e))?;
+    steps.sync_left().map_err(|e| what.failed("synced", e))?;
     Ok(Disposed::Done)
 }
 
@@ -245,7 +242,7 @@ fn remove(
     list: removal::List,
 ) -> Result<Disposed, DisposeError> {
     let removed = removal::remove(&steps.leaving, gone, list);
-    let answer = if removed.map_err(|e| what.failed("the removal", e))? {
+    let answer = if removed.map_err(|e| what.failed("removed", e))? {
         Disposed::Done
     } else {
         let back = || {
@@ -253,18 +250,18 @@ fn remove(
             rename_beside(&steps.leaving, gone, &steps.outbox, wanted)?;
             steps.sync(&steps.outbox)
         };
-        back().map_err(|e| what.failed("the giving back", e))?;
+        back().map_err(|e| what.failed("put back", e))?;
         Disposed::Changed
     };
-    removal::forget_list(&steps.leaving, &what.name).map_err(|e| what.failed("the removal", e))?;
-    steps.sync_leaving().map_err(|e| what.failed("the syncing", e))?;
+    removal::forget_list(&steps.leaving, &what.name).map_err(|e| what.failed("removed", e))?;
+    steps.sync_leaving().map_err(|e| what.failed("synced", e))?;
     Ok(answer)
 }
 
 /// Nowhere: made durable.
 fn absent(steps: &mut Steps<'_>, what: &Disposal) -> Result<Disposed, DisposeError> {
     steps.gone(what)?;
-    steps.sync_staged().map_err(|e| what.failed("the syncing", e))?;
+    steps.sync_staged().map_err(|e| what.failed("synced", e))?;
     Ok(Disposed::Gone)
 }
 

@@ -163,7 +163,7 @@ impl<'a> Steps<'a> {
         if what.after == AfterSend::Keep {
             return Ok(Stage::Stays(Disposed::Done));
         }
-        let failed = |e| what.failed("the disposal", e);
+        let failed = |e| what.failed("moved", e);
         let at = confined::os_str(what.path.file_name()).map_err(failed)?;
         // Anew for each file: one that was opened for another may have been moved out of the outbox since.
         let folder = match confined::parent(&self.outbox, &what.path) {
@@ -220,7 +220,7 @@ impl<'a> Steps<'a> {
             )));
         }
         self.touch(what)?;
-        self.sync_place(what).map_err(|e| what.failed("the syncing", e))?;
+        self.sync_place(what).map_err(|e| what.failed("synced", e))?;
         Ok(Stage::Gone)
     }
 
@@ -253,7 +253,7 @@ impl<'a> Steps<'a> {
                     return Ok(());
                 }
                 Err(e) if confined::is_absent(&e) && at.is_some() => {}
-                Err(e) => return Err(what.failed("the disposal", e)),
+                Err(e) => return Err(what.failed("moved", e)),
             }
             at = at.and_then(|at| at.parent());
         }
@@ -306,7 +306,7 @@ impl<'a> Steps<'a> {
             AfterSend::Archive => self.archive(what, name),
             AfterSend::Delete | AfterSend::Keep => durable::unlink(&self.leaving, name),
         };
-        done.map_err(|e| what.failed("the disposal", e))?;
+        done.map_err(|e| what.failed("moved", e))?;
         Ok(Disposed::Done)
     }
 
@@ -330,7 +330,7 @@ impl<'a> Steps<'a> {
             }
             Ok(dir)
         };
-        let dir = make().map_err(|e| what.failed("the disposal", e))?;
+        let dir = make().map_err(|e| what.failed("moved", e))?;
         self.archived.add(place, dir);
         Ok(())
     }
@@ -356,7 +356,7 @@ impl<'a> Steps<'a> {
         let folder = || self.way_back(what);
         marker::end(&self.leaving, what, left, own, folder, |folder| self.sync(folder))
             .map(|()| answer)
-            .map_err(|e| what.failed("the moving of its marker", e))
+            .map_err(|e| what.failed("moved with its marker", e))
     }
 
     /// Its old name, or the next free one beside it; its folders are made again where they are gone. One that is only
@@ -377,7 +377,7 @@ impl<'a> Steps<'a> {
             fault::step("S5-back-leaving-dir", || self.sync(&self.leaving))?;
             Ok(answer)
         };
-        back().map_err(|e| what.failed("the giving back", e))
+        back().map_err(|e| what.failed("put back", e))
     }
 
     /// The folder that it came from, made again where it is gone.
