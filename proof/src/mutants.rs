@@ -61,6 +61,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         Inside(&["unsent::tests"]),
     ),
     (
+        "S1-unread",
+        "what cannot be read for a reason that passes is looked at again",
+        Inside(&["outbox::look::tests"]),
+    ),
+    (
         "S1-inodes",
         "numbers that do not last are no part of a version",
         Inside(&["version::tests"]),

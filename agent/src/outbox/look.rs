@@ -13,7 +13,8 @@ use dropwire_protocol::RemotePath;
 use super::{marker, settle::Sight};
 use crate::{
     confined::{self, Parents},
-    durable, fault, io_error,
+    durable, fault,
+    io_error::{self, Meaning, Wait},
     lease::{self, Lease, Looked},
     own_files,
     unsent::{self, Why},
@@ -67,12 +68,31 @@ pub(super) fn look(parents: &mut Parents, path: &RemotePath, rules: &Rules) -> S
             file: None,
         },
         Err(e) if confined::is_absent(&e) => Seen::Nothing,
-        // Nothing is wrong with the file, and many others meet the same.
-        Err(e) if io_error::is_shortage(&e) => Seen::Held {
-            why: "this machine is short of memory or open files",
-            reason: format!("it cannot be read now: {e}"),
+        Err(e) => unread(&e),
+    }
+}
+
+/// What follows from an error that says nothing of whether it is there.
+pub(super) fn unread(error: &io::Error) -> Seen {
+    let reason = |what: &str| format!("it cannot be read{what}: {error}");
+    match passing(error) {
+        Some(why) => Seen::Held {
+            why,
+            reason: reason(" now"),
         },
-        Err(e) => Seen::Refused(format!("it cannot be read: {e}")),
+        None => Seen::Refused(reason("")),
+    }
+}
+
+/// Why something could not be asked or done now, where that passes by itself: nothing is wrong with what it was asked of, and
+/// many others meet the same. Who may read it is for people to change.
+pub(super) fn passing(error: &io::Error) -> Option<&'static str> {
+    match io_error::meaning(error) {
+        _ if fault::mutant("S1-unread") => None,
+        Meaning::NotNow(Wait::Shortage) => Some("this machine is short of memory or open files"),
+        Meaning::NotNow(Wait::Busy) => Some("somebody else uses it"),
+        Meaning::NotNow(Wait::Device | Wait::Space) => Some("its disk does not answer as it should"),
+        Meaning::NotNow(Wait::Access) | Meaning::Lost | Meaning::Never | Meaning::NotOurs => None,
     }
 }
 
@@ -300,6 +320,25 @@ mod tests {
         assert!(matches!(at(root, "z"), Seen::Held { .. }));
         assert!(matches!(at(root, "missing"), Seen::Nothing));
         assert!(matches!(at(root, "file/below"), Seen::Nothing));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_passes_by_itself_is_looked_at_again() {
+        let seen = |code| unread(&io::Error::from_raw_os_error(code));
+        for code in [
+            libc::EMFILE,
+            libc::ENOMEM,
+            libc::EBUSY,
+            libc::EIO,
+            libc::ENOTCONN,
+            libc::ETIMEDOUT,
+        ] {
+            assert!(matches!(seen(code), Seen::Held { .. }), "{code}");
+        }
+        for code in [libc::EACCES, libc::ENAMETOOLONG, libc::ENOTSUP] {
+            assert!(matches!(seen(code), Seen::Refused(_)), "{code}");
+        }
     }
 
     #[cfg(target_os = "linux")]

@@ -36,6 +36,8 @@ pub(super) enum Report {
     Empty(Vec<RemotePath>),
     /// What has this path (below the outbox; empty: itself) cannot be sent, for this reason.
     Problem(Vec<u8>, String),
+    /// The same, for a reason that passes by itself.
+    Later(Vec<u8>, String),
 }
 
 /// What a walk needs beside the folder it starts in.
@@ -113,7 +115,7 @@ impl Walk<'_> {
                 _ => self.folder(&dir, stand, depth),
             },
             Err(e) if confined::is_absent(&e) => Ok(()),
-            Err(e) => self.problem(stand, format!("it cannot be read: {e}")),
+            Err(e) => self.failed(stand, "it cannot be read", &e),
         }
     }
 
@@ -154,7 +156,7 @@ impl Walk<'_> {
         let entries = match dir.entries() {
             Ok(entries) => entries,
             Err(e) => {
-                self.problem(stand, format!("it cannot be listed: {e}"))?;
+                self.failed(stand, "it cannot be listed", &e)?;
                 return Ok(folders);
             }
         };
@@ -164,7 +166,7 @@ impl Walk<'_> {
             let entry = match entry {
                 Ok(entry) => entry,
                 Err(e) => {
-                    self.problem(stand, format!("it cannot be listed: {e}"))?;
+                    self.failed(stand, "it cannot be listed", &e)?;
                     break;
                 }
             };
@@ -292,7 +294,7 @@ impl Walk<'_> {
             }),
             (Err(e), _) => self.problem(stand, e.to_string())?,
             (_, Err(e)) if confined::is_absent(&e) => {} // gone since it was listed
-            (_, Err(e)) => self.problem(stand, format!("it cannot be read: {e}"))?,
+            (_, Err(e)) => self.failed(stand, "it cannot be read", &e)?,
         }
         if stand.batch.len() >= BATCH {
             self.flush(stand)?;
@@ -316,13 +318,22 @@ impl Walk<'_> {
         Ok(())
     }
 
-    fn problem(&self, stand: &mut Stand, reason: String) -> Result<(), Ended> {
-        stand.troubled = true;
-        if (self.report)(Report::Problem(stand.path.clone(), reason)) {
-            Ok(())
-        } else {
-            Err(Ended)
+    fn failed(&self, stand: &mut Stand, what: &str, error: &io::Error) -> Result<(), Ended> {
+        let reason = format!("{what}: {error}");
+        match look::passing(error) {
+            Some(_) => self.tell(stand, Report::Later(stand.path.clone(), reason)),
+            None => self.problem(stand, reason),
         }
+    }
+
+    fn problem(&self, stand: &mut Stand, reason: String) -> Result<(), Ended> {
+        self.tell(stand, Report::Problem(stand.path.clone(), reason))
+    }
+
+    /// Of something that is not sent.
+    fn tell(&self, stand: &mut Stand, report: Report) -> Result<(), Ended> {
+        stand.troubled = true;
+        if (self.report)(report) { Ok(()) } else { Err(Ended) }
     }
 
     /// Locked only for moments.
@@ -371,7 +382,9 @@ mod tests {
                             .extend(found.iter().map(|f| f.path.to_string()));
                     }
                     Report::Empty(_) => {}
-                    Report::Problem(path, _) => problems.borrow_mut().push(String::from_utf8(path).unwrap()),
+                    Report::Problem(path, _) | Report::Later(path, _) => {
+                        problems.borrow_mut().push(String::from_utf8(path).unwrap())
+                    }
                 }
                 true
             },

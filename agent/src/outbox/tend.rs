@@ -72,6 +72,7 @@ pub(super) struct Tending<'a> {
     /// The watch is to be tested.
     probe: bool,
     scan_at: Instant,
+    later: vigil::Later,
     /// No scan of everything before this.
     rest_until: Instant,
     /// The last one's begin.
@@ -112,6 +113,7 @@ impl<'a> Tending<'a> {
             check: false,
             probe: false,
             scan_at: now,
+            later: vigil::Later::new(now),
             rest_until: now,
             scan_began: now,
             scans_begun: 0,
@@ -296,6 +298,7 @@ impl<'a> Tending<'a> {
                 }
             }
             Scanned::Report(Report::Problem(path, reason)) => self.problem(path, reason),
+            Scanned::Report(Report::Later(path, reason)) => self.later(path, reason),
             Scanned::EndOfAll => {
                 self.scanning = false;
                 self.rest_until = Instant::now() + (self.scan_began.elapsed() * REST).min(POLL);
@@ -339,6 +342,9 @@ impl<'a> Tending<'a> {
         }
         if shared.missed.swap(false, Ordering::AcqRel) {
             self.scan_all();
+        }
+        if !self.scanning {
+            self.plan_later();
         }
         self.scan_wanted |= self.scan_at <= now;
         if self.scan_wanted && !self.scanning && self.rest_until <= now {
@@ -438,6 +444,12 @@ impl<'a> Tending<'a> {
             reason,
             || tracing::warn!(path = %shown, reason = %said, "not sent"),
         );
+    }
+
+    /// The same for a reason that passes by itself and that many may have: one line tells of all.
+    fn later(&mut self, path: Vec<u8>, reason: String) {
+        self.later.reason.get_or_insert_with(|| reason.clone());
+        self.list(path, reason, || {});
     }
 
     /// Lists it as not sent; `new`: for the first time.

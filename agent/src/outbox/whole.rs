@@ -15,7 +15,7 @@ use dropwire_protocol::RemotePath;
 
 use super::{
     ignore::Ignore,
-    look::{PERHAPS_UNFINISHED, Rules, Seen},
+    look::{self, PERHAPS_UNFINISHED, Rules, Seen},
     marker,
     settle::Sight,
 };
@@ -41,7 +41,7 @@ pub(super) fn look(root: &Dir, path: &RemotePath, rules: &Rules, ignore: &Ignore
     let folder = match confined::open_folder(root, path) {
         Ok(folder) => folder,
         Err(e) if confined::is_absent(&e) => return Seen::Nothing,
-        Err(e) => return Seen::Refused(format!("it cannot be read: {e}")),
+        Err(e) => return look::unread(&e),
     };
     let least = FileSystem::of_folder(&folder).unwrap_or_default().least_rest();
     let may_be_unfinished = std::cell::Cell::new(false);

@@ -8,6 +8,7 @@ use super::{Deaf, LISTED, LOOKS, Tending};
 use crate::{
     config::AfterSend,
     confined::Parents,
+    descriptors,
     outbox::{
         OutboxEvent,
         look::{self, Rules, Seen},
@@ -21,7 +22,9 @@ use crate::{
 impl Tending<'_> {
     /// Looks at what is due; what is ready and not yet known is made durable (S1) and told.
     pub(super) async fn look(&mut self) -> Result<(), Deaf> {
-        let paths = self.task.shared.state().settle.due(Instant::now(), LOOKS);
+        // Each that is ready is held open, twice with its lease, until it is durable.
+        let most = descriptors::affordable(LOOKS, 2);
+        let paths = self.task.shared.state().settle.due(Instant::now(), most);
         if paths.is_empty() {
             return Ok(());
         }
@@ -171,7 +174,7 @@ impl Tending<'_> {
     }
 
     /// S1's sync of whole folders.
-    async fn sync_folders(&self, found: Vec<Found>) -> Vec<Found> {
+    async fn sync_folders(&mut self, found: Vec<Found>) -> Vec<Found> {
         if found.is_empty() {
             return found;
         }
@@ -183,15 +186,19 @@ impl Tending<'_> {
         self.durable(synced.await.unwrap_or_default())
     }
 
-    fn durable(&self, synced: Vec<(std::io::Result<()>, Found)>) -> Vec<Found> {
+    fn durable(&mut self, synced: Vec<(std::io::Result<()>, Found)>) -> Vec<Found> {
         let mut done = Vec::with_capacity(synced.len());
         for (synced, found) in synced {
             match synced {
                 Ok(()) => done.push(found),
-                Err(e) => self.problem(
-                    found.path.as_bytes().to_vec(),
-                    format!("it cannot be made durable: {e}"),
-                ),
+                Err(e) => {
+                    let path = found.path.as_bytes().to_vec();
+                    let reason = format!("it cannot be made durable: {e}");
+                    match look::passing(&e) {
+                        Some(_) => self.later(path, reason),
+                        None => self.problem(path, reason),
+                    }
+                }
             }
         }
         done

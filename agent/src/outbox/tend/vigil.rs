@@ -1,6 +1,9 @@
 //! Watches the watch: tests it, notes where the system refuses it, and plans the scans accordingly.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::{POLL, Tending};
 use crate::{
@@ -12,6 +15,37 @@ use crate::{
         watch::{self, Watcher},
     },
 };
+
+/// What could not be looked at or made durable for a reason that passes by itself.
+pub(super) struct Later {
+    /// Of one of them; None: there were none since this was seen to last.
+    pub(super) reason: Option<String>,
+    wait: Duration,
+    /// It counts as over when there is none up to then.
+    until: Instant,
+}
+
+impl Later {
+    pub(super) fn new(now: Instant) -> Self {
+        Later {
+            reason: None,
+            wait: POLL,
+            until: now,
+        }
+    }
+
+    /// How long the next scan waits for what there was since this was asked last, and whether that is news.
+    fn wait(&mut self, now: Instant, most: Duration) -> Option<(Duration, Option<String>)> {
+        let reason = self.reason.take()?;
+        let is_new = now >= self.until;
+        self.wait = match is_new {
+            true => POLL.min(most),
+            false => (self.wait * 2).min(most),
+        };
+        self.until = now + self.wait * 2 + POLL;
+        Some((self.wait, is_new.then_some(reason)))
+    }
+}
 
 impl Tending<'_> {
     /// Probes the watch when a scan begins, and draws the conclusion when no event came.
@@ -82,6 +116,17 @@ impl Tending<'_> {
         self.scan_at = Instant::now() + interval;
     }
 
+    /// What could not be asked now is looked for again soon, and ever more rarely while that lasts.
+    pub(super) fn plan_later(&mut self) {
+        let (now, rescan) = (Instant::now(), self.task.shared.config.rescan);
+        if let Some((wait, news)) = self.later.wait(now, rescan) {
+            if let Some(reason) = news {
+                tracing::warn!(outbox = %shown(&self.place.root), reason, "some of it is not sent now; it is looked at again");
+            }
+            self.scan_at = self.scan_at.min(now + wait);
+        }
+    }
+
     pub(super) fn warn_of_limit(&mut self) {
         if self.is_limited() && self.task.shared.state().health.limit(true) {
             tracing::warn!(outbox = %shown(&self.place.root), "{LIMITED}");
@@ -99,5 +144,29 @@ pub(super) async fn heard(watcher: Option<&Watcher>) -> Instant {
     match watcher {
         Some(watcher) => watcher.heard().await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_passes_by_itself_is_told_once_and_looked_for_ever_more_rarely() {
+        let start = Instant::now();
+        let (mut later, most) = (Later::new(start), Duration::from_secs(30));
+        let mut at = |seconds: u64, reason: Option<&str>| {
+            later.reason = reason.map(str::to_owned);
+            later.wait(start + Duration::from_secs(seconds), most)
+        };
+        let wait =
+            |seconds, news: Option<&str>| Some((Duration::from_secs(seconds), news.map(str::to_owned)));
+        assert_eq!(at(0, Some("short")), wait(5, Some("short")));
+        assert_eq!(at(5, Some("short")), wait(10, None));
+        assert_eq!(at(15, Some("short")), wait(20, None));
+        assert_eq!(at(35, Some("short")), wait(30, None));
+        assert_eq!(at(65, Some("short")), wait(30, None));
+        assert_eq!(at(95, None), None);
+        assert_eq!(at(200, Some("broken")), wait(5, Some("broken")));
     }
 }
