@@ -30,8 +30,9 @@ const BATCH: usize = 512;
 /// Folders on the files' paths, and the files themselves, and what [`COPY`] says, after which a batch takes no further one: others' files wait as
 /// long as it takes to make and sync them.
 const WORK: usize = 2048;
-/// What a file counts for that is copied to another disk: one after the other, each with some syncs of its own. Few fill a batch.
-const COPY: usize = WORK / 8;
+/// What a file counts for that is copied to another disk: one after the other, each with some syncs of its own. With
+/// fewer of them to a batch, what a batch costs by itself would weigh more than they do.
+const COPY: usize = WORK / 32;
 /// What a file takes beside its bytes and its path while it waits.
 const OVERHEAD: u64 = 512;
 /// Most files that are open until each is synced for itself: descriptors are few.

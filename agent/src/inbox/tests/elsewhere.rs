@@ -198,7 +198,7 @@ async fn few_copies_fill_a_batch() {
     for n in 0..100 {
         queue.push(ANA, work("sub/deep/f"), n);
     }
-    assert_eq!(batch::next(&queue).unwrap().len(), 8);
+    assert_eq!(batch::next(&queue).unwrap().len(), 31);
 }
 
 /// A border that no folder tells of: a project with a quota of its own, or the same disk mounted twice.
