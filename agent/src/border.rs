@@ -134,11 +134,11 @@ impl Noted {
                 Some(Err(e)) if confined::is_absent(&e) => None,
                 dir => dir.transpose()?,
             };
-            let is_noted = |name| self.has(&at) && !fault::mutant(name);
+            let is_noted = self.has(&at);
             match last.as_ref().map(Side::of).transpose()? {
                 Some(side) if side != way.side => (way.top, way.side) = (Some(at), side),
-                Some(_) if is_noted("S5-mount") => way.missing = Some(at),
-                None if is_noted("S5-mount-folder") => way.missing = Some(at),
+                Some(_) if is_noted && !fault::mutant("S5-mount") => way.missing = Some(at),
+                None if is_noted && !fault::mutant("S5-mount-folder") => way.missing = Some(at),
                 _ => {}
             }
         }

@@ -939,6 +939,21 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         "only a damaged folder is to be adopted",
         Inside(&["owner::tests"]),
     ),
+    (
+        "config-pipe",
+        "a pipe is no config",
+        Inside(&["config::read::tests"]),
+    ),
+    (
+        "control-busy",
+        "an agent that closed a connection is busy, not gone",
+        CONTROL,
+    ),
+    (
+        "brief",
+        "what is long is told in brief",
+        Inside(&["error::tests"]),
+    ),
     ("read-not-now", "a read that cannot be done now is told so", DB),
     (
         "question-panics",
