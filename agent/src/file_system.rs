@@ -41,6 +41,10 @@ const UNKNOWN: FileSystem = FileSystem {
 /// For so long may a file's size and times come from a cache: one second on FUSE and SMB, three on NFS.
 const ATTRIBUTES_CACHED: Duration = Duration::from_secs(3);
 
+/// A caution of an outbox in which such files were met.
+pub const OTHERS: &str = "files of other users lie here, and the system does not tell this user who writes to them: \
+                          they are sent once they have rested for `quiet`; run the agent as their owner or with CAP_LEASE";
+
 /// Nothing is trusted: for where it cannot be asked.
 impl Default for FileSystem {
     fn default() -> Self {

@@ -66,6 +66,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         Inside(&["outbox::look::tests"]),
     ),
     (
+        "S1-others",
+        "it is told where the kernel does not tell this user who writes",
+        Inside(&["outbox::look::tests"]),
+    ),
+    (
         "S1-inodes",
         "numbers that do not last are no part of a version",
         Inside(&["version::tests"]),

@@ -31,7 +31,12 @@ pub(super) const PERHAPS_UNFINISHED: Duration = Duration::from_secs(600);
 #[derive(Debug)]
 pub(super) enum Seen {
     /// A regular file; `file` is what was looked at.
-    File { sight: Sight, file: Option<File> },
+    File {
+        sight: Sight,
+        file: Option<File>,
+        /// See [`crate::file_system::OTHERS`].
+        of_others: bool,
+    },
     /// A folder: to be scanned.
     Folder,
     /// A folder that is one delivery; paths in it that are left out, and why.
@@ -66,6 +71,7 @@ pub(super) fn look(parents: &mut Parents, path: &RemotePath, rules: &Rules) -> S
         Err(e) if e.kind() == io::ErrorKind::WouldBlock => Seen::File {
             sight: Sight::Writer, // somebody holds a write lease
             file: None,
+            of_others: false,
         },
         Err(e) if confined::is_absent(&e) => Seen::Nothing,
         Err(e) => unread(&e),
@@ -131,15 +137,35 @@ fn try_look(parents: &mut Parents, path: &RemotePath, rules: &Rules) -> io::Resu
     let file = confined::open_seen_file(folder, name, &meta)?;
     let looked = lease::look(&file)?;
     let Some(looked) = looked.filter(|looked| looked.lease.as_ref().is_none_or(Lease::whole)) else {
-        let sight = Sight::Writer;
-        return Ok(Seen::File { sight, file: None });
+        return Ok(Seen::File {
+            sight: Sight::Writer,
+            file: None,
+            of_others: false,
+        });
     };
     let version = looked.version;
     let (rest, why) = rest(folder, path.file_name(), &looked, rules);
     Ok(Seen::File {
         sight: Sight::Still { version, rest, why },
+        of_others: is_unasked(&looked) && !is_ours(&meta),
         file: Some(file),
     })
+}
+
+/// The kernel knows who writes to it, but did not tell.
+fn is_unasked(looked: &Looked) -> bool {
+    looked.lease.is_none() && looked.on.sees_writers && !fault::mutant("S1-others")
+}
+
+/// Is it this user's?
+fn is_ours(meta: &cap_std::fs::Metadata) -> bool {
+    #[cfg(unix)]
+    return cap_std::fs::MetadataExt::uid(meta) == rustix::process::geteuid().as_raw();
+    #[cfg(not(unix))]
+    {
+        let _ = meta;
+        true
+    }
 }
 
 /// How long it has to rest although nobody has it open, and the reason.
@@ -320,6 +346,23 @@ mod tests {
         assert!(matches!(at(root, "z"), Seen::Held { .. }));
         assert!(matches!(at(root, "missing"), Seen::Nothing));
         assert!(matches!(at(root, "file/below"), Seen::Nothing));
+    }
+
+    #[test]
+    fn files_whose_writers_the_kernel_does_not_tell_are_known() {
+        let temp = tempfile::tempdir().unwrap();
+        fs::write(temp.path().join("file"), "bytes").unwrap();
+        let file = File::open(temp.path().join("file")).unwrap();
+        let looked = |on| Looked {
+            lease: None,
+            version: Version::read(&file).unwrap().0,
+            on,
+        };
+        assert!(is_unasked(&looked(TRUSTED)));
+        assert!(
+            !is_unasked(&looked(FileSystem::default())),
+            "told of the file system"
+        );
     }
 
     #[cfg(unix)]

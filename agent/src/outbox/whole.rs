@@ -87,6 +87,7 @@ pub(super) fn look(root: &Dir, path: &RemotePath, rules: &Rules, ignore: &Ignore
         Err(Trouble::Changed) => Seen::File {
             sight: Sight::Writer,
             file: None,
+            of_others: false,
         },
         Err(Trouble::Writer(which)) => held(
             "a program has a file in it open for writing",

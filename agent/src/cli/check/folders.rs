@@ -13,7 +13,7 @@ use crate::{
     control::api::StatusReport,
     disk::Disk,
     error::{Exit, Fatal, shown},
-    file_system::FileSystem,
+    file_system::{self, FileSystem},
     mark, owner,
 };
 
@@ -45,6 +45,10 @@ pub(super) fn look(
         }));
         findings.extend(waits(outbox).map(|fatal| Finding::new(&subject, Err(fatal))));
         findings.extend(caution(&outbox.path).map(|text| Finding::new(&subject, Told::Note(text))));
+        // Only files that lie there show it.
+        if seen.is_some_and(|seen| seen.cautions.iter().any(|told| told == file_system::OTHERS)) {
+            findings.push(Finding::new(&subject, Told::Note(file_system::OTHERS.into())));
+        }
     }
     if let Some(inbox) = &config.inbox {
         let subject = format!("inbox {}", shown(&inbox.path));

@@ -9,6 +9,7 @@ use crate::{
     config::AfterSend,
     confined::Parents,
     descriptors,
+    file_system::OTHERS,
     outbox::{
         OutboxEvent,
         look::{self, Rules, Seen},
@@ -136,10 +137,26 @@ impl Tending<'_> {
                 }
                 self.decided(path, verdict, sight, None, now)
             }
-            Seen::File { sight, file } => {
+            Seen::File {
+                sight,
+                file,
+                of_others,
+            } => {
                 let verdict = looked(sight);
+                if of_others {
+                    self.caution(&path);
+                }
                 self.decided(path, verdict, sight, file, now)
             }
+        }
+    }
+
+    /// Says once that writers may be unseen here.
+    fn caution(&self, path: &RemotePath) {
+        let cautions = &mut self.task.shared.state().cautions;
+        if !cautions.contains(&OTHERS) {
+            tracing::warn!(%path, "{OTHERS}");
+            cautions.push(OTHERS);
         }
     }
 
