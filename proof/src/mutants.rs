@@ -583,6 +583,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         Inside(&["own_files::tests"]),
     ),
     (
+        "doubt-lanes",
+        "a large file that is compared holds up no small one",
+        Inside(&["daemon::doubts::tests"]),
+    ),
+    (
         "S5-busy",
         "a peer that has its hands full is no failed attempt",
         QUEUE,

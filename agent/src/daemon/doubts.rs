@@ -24,6 +24,7 @@ use super::{
 use crate::{
     clock::now_ms,
     db::DbError,
+    fault,
     queue::{Doubt, Question},
     send,
 };
@@ -41,7 +42,8 @@ const AGAIN: Duration = Duration::from_secs(30);
 #[derive(Default)]
 pub struct Doubts {
     waiting: Mutex<Waiting>,
-    more: Notify,
+    /// One for each lane.
+    more: [Notify; 2],
 }
 
 #[derive(Default)]
@@ -80,14 +82,22 @@ impl Doubts {
                 waiting.missed = true;
             }
         }
-        self.more.notify_one();
+        self.more.iter().for_each(Notify::notify_one);
     }
 
-    /// Answers them, one after the other, until cancelled.
+    /// Answers them until cancelled, in two lanes: what takes long to read holds up nothing else.
     pub async fn run(&self, shared: &Shared, cancel: &CancellationToken) {
+        tokio::join!(
+            self.run_lane(shared, cancel, false),
+            self.run_lane(shared, cancel, true)
+        );
+    }
+
+    /// One after the other.
+    async fn run_lane(&self, shared: &Shared, cancel: &CancellationToken, large: bool) {
         let (mut unclear, mut again_at) = (BTreeSet::new(), None);
         while !cancel.is_cancelled() {
-            let doubts = self.take();
+            let doubts = self.take(large);
             if doubts.is_empty() {
                 let again = async {
                     match again_at {
@@ -97,7 +107,7 @@ impl Doubts {
                 };
                 tokio::select! {
                     () = cancel.cancelled() => return,
-                    () = self.more.notified() => {}
+                    () = self.more[usize::from(large)].notified() => {}
                     () = again => {
                         again_at = None;
                         for (outbox, path) in mem::take(&mut unclear) {
@@ -167,10 +177,24 @@ impl Doubts {
         Ok(())
     }
 
-    fn take(&self) -> Vec<Doubt> {
+    /// Of a lane, those that are answered the soonest.
+    fn take(&self, large: bool) -> Vec<Doubt> {
         let mut waiting = self.lock();
-        let taken = std::iter::from_fn(|| waiting.doubts.pop_first());
-        taken.take(TOGETHER).map(|(_, doubt)| doubt).collect()
+        let its = waiting
+            .doubts
+            .iter()
+            .filter(|(_, doubt)| is_large(doubt) == large);
+        let mut its: Vec<_> = its.map(|(path, doubt)| (cost(doubt), path)).collect();
+        if its.len() > TOGETHER {
+            its.select_nth_unstable(TOGETHER);
+            its.truncate(TOGETHER);
+        }
+        its.sort_unstable();
+        let paths: Vec<_> = its.into_iter().map(|(_, path)| path.clone()).collect();
+        paths
+            .iter()
+            .filter_map(|path| waiting.doubts.remove(path))
+            .collect()
     }
 
     /// Unless a later one of the same path came meanwhile.
@@ -194,13 +218,25 @@ impl Doubts {
     }
 }
 
+/// Bytes that are read for the answer.
+fn cost(doubt: &Doubt) -> u64 {
+    match doubt.question {
+        Question::IsThere => 0,
+        Question::IsOther(_) => doubt.new.found.version.size,
+    }
+}
+
+fn is_large(doubt: &Doubt) -> bool {
+    cost(doubt) >= BYTES && !fault::mutant("doubt-lanes")
+}
+
 /// Those that were answered, and the rest. Blocks for the disk.
 fn answer_some(doubts: Vec<Doubt>, stopped: &dyn Fn() -> bool) -> (Vec<(Doubt, Answer)>, Vec<Doubt>) {
     let (mut answered, mut read) = (Vec::new(), 0_u64);
     let mut doubts = doubts.into_iter();
     for doubt in doubts.by_ref() {
         let answer = answer(&doubt, stopped);
-        read = read.saturating_add(doubt.new.found.version.size);
+        read = read.saturating_add(cost(&doubt));
         answered.push((doubt, answer));
         if read >= BYTES || stopped() {
             break;
@@ -295,6 +331,29 @@ mod tests {
     }
 
     #[test]
+    fn what_takes_long_to_read_holds_up_nothing_else() {
+        let temp = tempfile::tempdir().unwrap();
+        fs::write(temp.path().join("file"), "bytes").unwrap();
+        let other = Question::IsOther(digest(b"other"));
+        let one = doubt(temp.path(), OutboxId([1; 16]), "file", other);
+        let sized = |(name, size)| {
+            let mut one = one.clone();
+            let found = &mut one.new.found;
+            (found.path, found.version.size) = (RemotePath::parse(name).unwrap(), size);
+            one
+        };
+        let all: [(&[u8], u64); 4] = [(b"a", 1 << 40), (b"b", BYTES), (b"c", 5), (b"d", 1)];
+        let doubts = Doubts::default();
+        doubts.add(all.into_iter().map(sized).collect());
+        let names = |large| -> Vec<String> {
+            let taken = doubts.take(large).into_iter();
+            taken.map(|doubt| doubt.new.found.path.to_string()).collect()
+        };
+        assert_eq!(names(false), ["d", "c"]);
+        assert_eq!(names(true), ["b", "a"]);
+    }
+
+    #[test]
     fn many_wait_in_bounded_room_and_are_answered_a_few_at_a_time() {
         let temp = tempfile::tempdir().unwrap();
         let outbox = OutboxId([1; 16]);
@@ -312,14 +371,15 @@ mod tests {
         doubts.add(vec![named("one too many".into())]);
         assert!(doubts.lock().missed && !doubts.is_done_but_missed());
         assert_eq!(doubts.lock().doubts.len(), MOST);
-        let taken = doubts.take();
+        let taken = doubts.take(false);
         assert_eq!(taken.len(), TOGETHER);
         let mut large = taken.clone();
         large[0].new.found.version.size = BYTES;
+        large[0].question = Question::IsOther(digest(b"other"));
         let (answered, rest) = answer_some(large, &|| false);
         assert_eq!((answered.len(), rest.len()), (1, TOGETHER - 1));
         doubts.put_back(taken);
-        while !doubts.take().is_empty() {}
+        while !doubts.take(false).is_empty() {}
         assert!(
             doubts.is_done_but_missed() && !doubts.is_done_but_missed(),
             "a scan finds it, once"
