@@ -166,7 +166,7 @@ impl Queue {
     }
 
     /// Gives a queued job a new id, due now, because what the peer holds under the old one is not these bytes.
-    /// The old id is withdrawn. None if the job is not queued. After [`FORMER`] of them it stays as it is: its peer never
+    /// The old id is withdrawn. None if the job is not queued. After `FORMER` of them it stays as it is: its peer never
     /// likes one, and each is kept.
     pub async fn recount(&self, id: TransferId, now_ms: i64) -> Result<Option<TransferId>, DbError> {
         self.call(move |db| {
