@@ -109,6 +109,13 @@ pub struct Checkpoint {
     pub hash_state: Vec<u8>,
 }
 
+/// *Placing* in a folder that is at home nowhere any more.
+macro_rules! homeless {
+    () => {
+        "state = 1 AND mark NOT IN (SELECT id FROM folder_home)"
+    };
+}
+
 /// The row of a transfer.
 pub fn look(db: &Connection, key: Key) -> Result<Option<Known>> {
     db.prepare_cached("SELECT path, size, mtime_s, mtime_ns, mark, state, place, inode, how, receipt, folder FROM inbox_transfer WHERE sender = ?1 AND id = ?2")?
@@ -239,10 +246,10 @@ pub fn unplace(db: &Connection, key: Key) -> Result<()> {
 /// The same for one that was being placed in a folder that is at home nowhere any more. Was it so?
 pub fn unplace_homeless(db: &Connection, key: Key) -> Result<bool> {
     let is_homeless = db
-        .prepare_cached(
-            "SELECT 1 FROM inbox_transfer
-             WHERE sender = ?1 AND id = ?2 AND state = 1 AND mark NOT IN (SELECT id FROM folder_home)",
-        )?
+        .prepare_cached(concat!(
+            "SELECT 1 FROM inbox_transfer WHERE sender = ?1 AND id = ?2 AND ",
+            homeless!()
+        ))?
         .exists(params![key.0.0, key.1.0])?;
     if is_homeless {
         unplace(db, key)?;
@@ -464,9 +471,10 @@ pub fn bound_aliases(db: &Connection, peers: &HashSet<AgentId>, most: usize) -> 
 
 /// The rows *placing* in a folder that is at home nowhere any more, since another one took its place.
 pub fn homeless_placing(db: &Connection) -> Result<Vec<Key>> {
-    db.prepare_cached(
-        "SELECT sender, id FROM inbox_transfer WHERE state = 1 AND mark NOT IN (SELECT id FROM folder_home)",
-    )?
+    db.prepare_cached(concat!(
+        "SELECT sender, id FROM inbox_transfer WHERE ",
+        homeless!()
+    ))?
     .query_map([], key)?
     .collect()
 }

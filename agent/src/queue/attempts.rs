@@ -101,10 +101,7 @@ impl Queue {
             let Some(job) = queued(db, id)? else {
                 return Ok(());
             };
-            db.prepare_cached(
-                "UPDATE jobs SET attempts = attempts + 1, error = ?, next_attempt_ms = ? WHERE id = ?",
-            )?
-            .execute(params![error, next_attempt_ms, job.row])?;
+            due_again(db, job.row, true, &error, next_attempt_ms)?;
             change::note(db, job.row, now_ms, &error)
         })
         .await
@@ -126,11 +123,7 @@ impl Queue {
             let said: Option<String> = db
                 .prepare_cached("SELECT error FROM jobs WHERE id = ?")?
                 .query_row([job.row], |row| row.get(0))?;
-            let failed = i64::from(fault::mutant("S5-busy"));
-            db.prepare_cached(
-                "UPDATE jobs SET attempts = attempts + ?, error = ?, next_attempt_ms = ? WHERE id = ?",
-            )?
-            .execute(params![failed, error, next_attempt_ms, job.row])?;
+            due_again(db, job.row, fault::mutant("S5-busy"), &error, next_attempt_ms)?;
             match said.as_ref() == Some(&error) {
                 true => Ok(()),
                 false => change::note(db, job.row, now_ms, &error),
@@ -302,6 +295,13 @@ pub(super) const OLD: &str = "SELECT transfer FROM jobs
 
 fn queued(db: &Connection, id: TransferId) -> Result<Option<Key>> {
     Ok(change::find(db, id)?.filter(|job| job.state == JobState::Queued))
+}
+
+/// The queued job `row` waits until `next_attempt_ms` because of `error`; `failed`: that was an attempt of it.
+fn due_again(db: &Connection, row: i64, failed: bool, error: &str, next_attempt_ms: i64) -> Result<()> {
+    db.prepare_cached("UPDATE jobs SET attempts = attempts + ?, error = ?, next_attempt_ms = ? WHERE id = ?")?
+        .execute(params![failed, error, next_attempt_ms, row])
+        .map(|_| ())
 }
 
 /// Ends the job if it is queued; its id if it was.
