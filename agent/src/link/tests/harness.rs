@@ -501,8 +501,11 @@ impl Relay {
                         return;
                     };
                     tokio::select! {
-                        Ok((to, fro)) = tokio::io::copy_bidirectional(&mut near, &mut far) => {
-                            let _ = tell.send(to + fro);
+                        // One that ends in an error must not stay and wait for the next cut: that is another's.
+                        carried = tokio::io::copy_bidirectional(&mut near, &mut far) => {
+                            if let Ok((to, fro)) = carried {
+                                let _ = tell.send(to + fro);
+                            }
                         }
                         () = cut.notified() => {}
                         () = freeze.notified() => std::future::pending().await,
