@@ -29,6 +29,7 @@ const MIGRATIONS: &[&str] = &[
     homes::FROM_MARKS,
     queue::SCHEMA_2,
     queue::SCHEMA_3,
+    inbox::SCHEMA_2,
 ];
 
 /// A state folder that is this process's alone as long as this lives.
@@ -237,6 +238,33 @@ mod tests {
         migrations(MIGRATIONS.len()).to_latest(&mut db).unwrap();
         assert_eq!(homes::expected(&db, Path::new("/o")).unwrap(), Some([0; 16]));
         assert!(homes::expected(&db, Path::new("/i")).unwrap().is_some());
+    }
+
+    /// The inbox's indexes were made anew over what was there.
+    #[test]
+    fn an_older_job_list_keeps_what_arrived() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut db = rusqlite::Connection::open(folder.path().join("jobs.db")).unwrap();
+        let migrations = |n| Migrations::new(MIGRATIONS[..n].iter().map(|sql| M::up(sql)).collect());
+        migrations(9).to_latest(&mut db).unwrap();
+        for state in 0..4 {
+            let row = "INSERT INTO inbox_transfer (sender, id, state, changed_ms, idle_since)
+                       VALUES (zeroblob(32), randomblob(16), ?1, 1, ?2)";
+            for idle_since in [None, Some(1)] {
+                db.execute(row, rusqlite::params![state, idle_since]).unwrap();
+            }
+        }
+        migrations(MIGRATIONS.len()).to_latest(&mut db).unwrap();
+        let number = |sql| db.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap();
+        assert_eq!(number("SELECT count(*) FROM inbox_transfer"), 8);
+        assert_eq!(
+            number(
+                "SELECT count(*) FROM inbox_transfer INDEXED BY inbox_known WHERE state = 2 AND idle_since IS NOT NULL"
+            ),
+            1
+        );
+        let sound = db.query_row("PRAGMA integrity_check", [], |row| row.get::<_, String>(0));
+        assert_eq!(sound.unwrap(), "ok");
     }
 
     /// What peers had yet to be told before times could wait is told at once.

@@ -42,9 +42,6 @@ pub const PRUNE: u64 = 1024;
 /// Most rows that go in one commit.
 const AT_ONCE: usize = 512;
 
-/// Rows that go before they are counted again.
-const EASED: usize = 1 << 15;
-
 /// What one peer's partials may take.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
@@ -102,20 +99,15 @@ fn sweep(shared: &Shared) -> Result<(), DbError> {
 
 /// Makes room for more rows of the peers that come near their bound: those go first whose outcome the peer had first.
 pub fn ease(db: &Db, tally: &Tally) -> Result<(), DbError> {
-    for peer in tally.near() {
-        loop {
-            tally.set(db.read_blocking(ledger::tally)?);
-            if tally.is_eased(peer) {
-                break;
-            }
-            let mut dropped = 0;
-            while dropped < EASED {
-                match db.call_blocking(move |tx| ledger::drop_known(tx, peer, AT_ONCE))? {
-                    0 => break,
-                    some => dropped += some,
-                }
-            }
-            if dropped == 0 {
+    let near = tally.near();
+    if !near.is_empty() {
+        tally.set(db.read_blocking(ledger::tally)?);
+    }
+    for peer in near {
+        while !tally.is_eased(peer) {
+            let dropped = db.call_blocking(move |tx| ledger::drop_known(tx, peer, AT_ONCE))?;
+            tally.removed(peer, dropped);
+            if dropped.number == 0 {
                 tracing::warn!(
                     peer = %id::format(peer),
                     "this peer does not say that it has the outcomes of its transfers; at its bound nothing new of it is taken"

@@ -3,7 +3,10 @@
 //! A row is keyed by the sender's authenticated id and the transfer's id. It goes from *receiving* over *placing* to
 //! *delivered*, or ends *withdrawn*. Small files are written as *placing* right away: nothing of them is ever resumed.
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use dropwire_protocol::{
     AgentId, Digest, Kind, Manifest, Mtime, Receipt, RemotePath, TransferId, message::MAX_EAGER,
@@ -56,6 +59,16 @@ CREATE TABLE inbox_folder_alias (
 CREATE TABLE inbox_mark (path BLOB PRIMARY KEY, mark BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE inbox_total (files INTEGER NOT NULL, bytes INTEGER NOT NULL);
 INSERT INTO inbox_total VALUES (0, 0);
+";
+
+/// Indexes that the statements below can use: a partial one serves only those that say its condition word for word.
+pub const SCHEMA_2: &str = "
+DROP INDEX inbox_unfinished;
+DROP INDEX inbox_ended;
+CREATE INDEX inbox_receiving ON inbox_transfer (sender, idle_since, changed_ms) WHERE state = 0;
+CREATE INDEX inbox_placing ON inbox_transfer (mark) WHERE state = 1;
+CREATE INDEX inbox_known ON inbox_transfer (sender, idle_since) WHERE state = 2 AND idle_since IS NOT NULL;
+CREATE INDEX inbox_ended ON inbox_transfer (idle_since) WHERE state >= 2 AND idle_since IS NOT NULL;
 ";
 
 /// A known transfer.
@@ -297,8 +310,8 @@ pub fn withdraw(db: &Connection, key: Key, now_ms: i64) -> Result<()> {
 /// Drops a peer's tombstones but the newest `most`.
 pub fn drop_tombstones(db: &Connection, sender: AgentId, most: usize) -> Result<()> {
     db.prepare_cached(
-        "DELETE FROM inbox_transfer WHERE (sender, id) IN (
-             SELECT sender, id FROM inbox_transfer WHERE state = 3 AND sender = ?1
+        "DELETE FROM inbox_transfer WHERE rowid IN (
+             SELECT rowid FROM inbox_transfer WHERE state = 3 AND sender = ?1
              ORDER BY idle_since DESC, changed_ms DESC LIMIT -1 OFFSET ?2)",
     )?
     .execute(params![sender.0, most as i64])?;
@@ -356,35 +369,53 @@ pub fn retime(db: &Connection, files: &[(Key, Mtime)]) -> Result<()> {
 /// Drops up to `limit` rows whose outcome was known for `kept` of running time, and says how many.
 pub fn drop_ended(db: &Connection, kept: Duration, limit: usize) -> Result<usize> {
     db.prepare_cached(
-        "DELETE FROM inbox_transfer WHERE (sender, id) IN (
-             SELECT sender, id FROM inbox_transfer
+        "DELETE FROM inbox_transfer WHERE rowid IN (
+             SELECT rowid FROM inbox_transfer
              WHERE state >= 2 AND idle_since <= (SELECT ms FROM running) - ?1 LIMIT ?2)",
     )?
     .execute(params![milliseconds(kept), limit as i64])
 }
 
-/// Rows *placing* or *delivered* of each peer.
-pub fn tally(db: &Connection) -> Result<Vec<(AgentId, Rows)>> {
-    db.prepare(
-        "SELECT sender, count(*), sum(?1 + coalesce(length(path), 0) + coalesce(length(place), 0)
-             + coalesce(length(receipt), 0))
-         FROM inbox_transfer WHERE state IN (1, 2) GROUP BY sender",
-    )?
-    .query_map([ROW as i64], |row| {
-        let (number, bytes) = (row.get::<_, i64>(1)? as u64, row.get::<_, i64>(2)? as u64);
-        Ok((AgentId(row.get(0)?), Rows { number, bytes }))
-    })?
-    .collect()
+/// What one row *placing* or *delivered* takes, beside [`ROW`].
+macro_rules! bytes_of_row {
+    () => {
+        "coalesce(length(path), 0) + coalesce(length(place), 0) + coalesce(length(receipt), 0)"
+    };
 }
 
-/// Drops up to `limit` of a peer's rows whose outcome it has, the oldest first, and says how many.
-pub fn drop_known(db: &Connection, sender: AgentId, limit: usize) -> Result<usize> {
-    db.prepare_cached(
-        "DELETE FROM inbox_transfer WHERE (sender, id) IN (
-             SELECT sender, id FROM inbox_transfer
-             WHERE state = 2 AND idle_since IS NOT NULL AND sender = ?1 ORDER BY idle_since LIMIT ?2)",
-    )?
-    .execute(params![sender.0, limit as i64])
+/// Rows *placing* or *delivered* of each peer. It reads them all, as they lie in the file.
+pub fn tally(db: &Connection) -> Result<HashMap<AgentId, Rows>> {
+    let mut peers = HashMap::<AgentId, Rows>::new();
+    let mut statement = db.prepare(concat!(
+        "SELECT sender, ",
+        bytes_of_row!(),
+        " FROM inbox_transfer NOT INDEXED WHERE state IN (1, 2)"
+    ))?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let of_peer = peers.entry(AgentId(row.get(0)?)).or_default();
+        of_peer.number += 1;
+        of_peer.bytes += ROW + row.get::<_, i64>(1)? as u64;
+    }
+    Ok(peers)
+}
+
+/// Drops up to `limit` of a peer's rows whose outcome it has, the longest known to it first, and says what they were.
+pub fn drop_known(db: &Connection, sender: AgentId, limit: usize) -> Result<Rows> {
+    let mut dropped = Rows::default();
+    let mut statement = db.prepare_cached(concat!(
+        "DELETE FROM inbox_transfer WHERE rowid IN (
+             SELECT rowid FROM inbox_transfer
+             WHERE state = 2 AND idle_since IS NOT NULL AND sender = ?1 ORDER BY idle_since LIMIT ?2)
+         RETURNING ",
+        bytes_of_row!()
+    ))?;
+    let mut rows = statement.query(params![sender.0, limit as i64])?;
+    while let Some(row) = rows.next()? {
+        dropped.number += 1;
+        dropped.bytes += ROW + row.get::<_, i64>(0)? as u64;
+    }
+    Ok(dropped)
 }
 
 /// The *receiving* rows without a sign of life for `kept` of running time.
@@ -415,9 +446,12 @@ pub fn all_placing(db: &Connection, mark: [u8; 16]) -> Result<Vec<Key>> {
 
 /// The rows that may have a partial in the inbox with this mark.
 pub fn all_partials(db: &Connection, mark: [u8; 16]) -> Result<Vec<Key>> {
-    db.prepare_cached("SELECT sender, id FROM inbox_transfer WHERE state < 2 AND mark = ?1")?
-        .query_map([mark], key)?
-        .collect()
+    db.prepare_cached(
+        "SELECT sender, id FROM inbox_transfer WHERE state = 0 AND mark = ?1
+         UNION ALL SELECT sender, id FROM inbox_transfer WHERE state = 1 AND mark = ?1",
+    )?
+    .query_map([mark], key)?
+    .collect()
 }
 
 /// A peer's *receiving* rows, the longest idle first.

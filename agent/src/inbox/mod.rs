@@ -80,7 +80,7 @@ mod withdrawal;
 mod writer;
 
 pub use disks::{forget_missing_disks, missing_disks};
-pub use ledger::{SCHEMA_1, give_up_elsewhere, placing_elsewhere};
+pub use ledger::{SCHEMA_1, SCHEMA_2, give_up_elsewhere, placing_elsewhere};
 pub use site::parted;
 
 /// Commands of one link that wait.

@@ -62,10 +62,10 @@ pub struct Tally {
 
 impl Tally {
     /// As `counted` in the ledger.
-    pub fn new(counted: Vec<(AgentId, Rows)>, bound: Rows) -> Tally {
+    pub fn new(counted: HashMap<AgentId, Rows>, bound: Rows) -> Tally {
         Tally {
             bound,
-            peers: Mutex::new(counted.into_iter().collect()),
+            peers: Mutex::new(counted),
             eased: Mutex::default(),
         }
     }
@@ -78,9 +78,17 @@ impl Tally {
         rows.bytes = rows.bytes.saturating_add(more.bytes);
     }
 
+    /// So many are in the ledger no more.
+    pub fn removed(&self, peer: AgentId, fewer: Rows) {
+        if let Some(rows) = self.lock().get_mut(&peer) {
+            rows.number = rows.number.saturating_sub(fewer.number);
+            rows.bytes = rows.bytes.saturating_sub(fewer.bytes);
+        }
+    }
+
     /// As counted in the ledger just now.
-    pub fn set(&self, counted: Vec<(AgentId, Rows)>) {
-        *self.lock() = counted.into_iter().collect();
+    pub fn set(&self, counted: HashMap<AgentId, Rows>) {
+        *self.lock() = counted;
     }
 
     /// Has the peer as many as it may?

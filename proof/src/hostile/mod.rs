@@ -53,6 +53,8 @@ const SMALL: usize = 20;
 const LARGE: usize = 4 << 20;
 /// An honest round may take twice as long as without the hostile peer, and this on top.
 const SLACK: Duration = Duration::from_millis(500);
+/// And no round more than this.
+const LONGEST: Duration = Duration::from_secs(10);
 /// Without an arrival for so long an honest file is held up for good.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// After the last attack honest files have to come through within this.
@@ -230,6 +232,12 @@ impl<'a> Scene<'a> {
         if during > before * 2 + SLACK {
             self.violations.push(format!(
                 "honest rounds took {during:.2?}, {before:.2?} without the hostile peer"
+            ));
+        }
+        let longest = self.attacked().into_iter().max().unwrap_or_default();
+        if longest > LONGEST {
+            self.violations.push(format!(
+                "an honest round took {longest:.1?}, at most {LONGEST:?} are allowed"
             ));
         }
     }

@@ -108,9 +108,8 @@ async fn of_a_peer_near_its_bound_those_go_whose_outcome_it_has() {
     link.command(Command::Forget { ids, times }).await;
     assert!(matches!(link.next().await, Outcome::Forgotten { .. }));
     let counted = rig.db.read(ledger::tally).await.unwrap();
-    let [(ANA, rows)] = counted[..] else {
-        panic!("{counted:?}")
-    };
+    assert_eq!(counted.keys().collect::<Vec<_>>(), [&ANA]);
+    let rows = counted[&ANA];
     assert_eq!(rows.number, 20);
     assert!((20 * 256..20 * 1024).contains(&rows.bytes), "{rows:?}");
     let small = tally::Tally::new(

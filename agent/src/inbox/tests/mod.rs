@@ -11,6 +11,7 @@ mod keeping;
 mod order;
 mod recovery;
 mod resume;
+mod steps;
 #[cfg(target_os = "linux")]
 mod taken;
 #[cfg(target_os = "linux")]
@@ -48,6 +49,11 @@ struct Rig {
     settings: Settings,
 }
 
+fn migrations() -> Migrations<'static> {
+    let schema = [clock::RUNNING, SCHEMA_1, homes::SCHEMA_1, SCHEMA_2];
+    Migrations::new(schema.map(M::up).into())
+}
+
 fn peer((name, id): (&str, AgentId)) -> config::Peer {
     config::Peer {
         name: name.into(),
@@ -77,9 +83,7 @@ impl Rig {
             name: "me".into(),
             outboxes: Vec::new(),
         };
-        let schema = [clock::RUNNING, SCHEMA_1, homes::SCHEMA_1].map(M::up);
-        let migrations = Migrations::new(schema.into());
-        let db = Db::open(&temp.path().join("state.db"), &migrations).unwrap();
+        let db = Db::open(&temp.path().join("state.db"), &migrations()).unwrap();
         let inbox = start(&settings, &db).await.unwrap();
         Rig {
             temp: Arc::new(temp),
