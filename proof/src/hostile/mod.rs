@@ -143,7 +143,7 @@ impl<'a> Scene<'a> {
             let took = self.deliver();
             self.before.push(took);
         }
-        self.rest = Gauge::all_of(&self.victim).unwrap_or_default();
+        self.rest = Gauge::all_of(&self.victim, self.delivered()).unwrap_or_default();
     }
 
     fn under_attack(&mut self) {
@@ -168,7 +168,7 @@ impl<'a> Scene<'a> {
                     "the first honest files after the attacks took {took:.1?}"
                 ));
             }
-            match Gauge::all_of(&self.victim) {
+            match Gauge::all_of(&self.victim, self.delivered()) {
                 Some(now) => self.most = self.most.max(now),
                 None => self
                     .violations
@@ -211,6 +211,11 @@ impl<'a> Scene<'a> {
             let _ = fs::remove_file(path);
         }
         took
+    }
+
+    /// Honest files so far.
+    fn delivered(&self) -> u64 {
+        (self.round * (SMALL + 1)) as u64
     }
 
     fn look(&mut self) {
