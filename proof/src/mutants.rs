@@ -339,6 +339,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         FLOWS,
     ),
     (
+        "large-ended",
+        "nothing is kept of a large transfer that has ended",
+        Inside(&["inbox::writers::tests"]),
+    ),
+    (
         "desk-wanted",
         "what waits for another link's commit ends with its own link",
         FLOWS,

@@ -1,15 +1,7 @@
 //! One link's desk: takes its commands in order, collects small files, and passes the large ones' orders to their
 //! writers. While nothing comes it is no thread: an agent may have a thousand links.
 
-use std::{
-    collections::HashMap,
-    iter,
-    sync::{
-        Arc,
-        mpsc::{SyncSender, sync_channel},
-    },
-    thread::{self, JoinHandle},
-};
+use std::{collections::HashMap, iter, sync::Arc};
 
 use bytes::Bytes;
 use dropwire_protocol::{
@@ -34,13 +26,10 @@ use super::{
     space::Reservation,
     withdrawal,
     writer::{self, Order},
+    writers::Writers,
 };
 use crate::{fault, id};
 
-/// Most large transfers of one link at a time, each a thread.
-const MAX_LARGE: usize = 64;
-/// Most orders that wait for a writer; their bytes are bounded by the link's window and by all links' room.
-const ORDERS: usize = 256;
 /// Most bytes of small files that are begun and not whole yet, all peers together; each may have one file in any case. A
 /// sender that gives one file after the other never has more.
 pub const BEGUN: u64 = 6 << 20;
@@ -54,9 +43,7 @@ pub struct Desk {
     outcomes: Outcomes,
     batch: Arc<FairQueue<Small>>,
     small: HashMap<TransferId, Collecting>,
-    large: HashMap<TransferId, (Opening, Arc<SyncSender<Order>>)>,
-    /// Of the large ones; at most [`MAX_LARGE`].
-    threads: Vec<JoinHandle<()>>,
+    large: Writers,
     withdrawals: u64,
     /// Withdrawn while somebody still works on them: each waits for the end of that. The link itself lets the other side
     /// have no more than `MAX_ASKED` questions open.
@@ -89,8 +76,7 @@ impl Desk {
             outcomes,
             batch,
             small: HashMap::new(),
-            large: HashMap::new(),
-            threads: Vec::new(),
+            large: Writers::default(),
             withdrawals: 0,
             waiting: Vec::new(),
         }
@@ -145,12 +131,13 @@ impl Desk {
                 Err(_) => return, // the runtime ends, or in a debug build it panicked
             }
         }
-        drop((commands, self.small, self.large));
+        drop((commands, self.small));
+        let threads = self.large.release_all();
         self.shared.claims.look_again();
-        if !self.threads.is_empty() {
+        if !threads.is_empty() {
             let turn = turns.acquire_owned().await;
             let joined = spawn_blocking(move || {
-                for thread in self.threads {
+                for thread in threads {
                     let _ = thread.join();
                 }
                 drop(turn);
@@ -203,7 +190,7 @@ impl Desk {
             } => self.pass_on(id, opening, Order::Finish { pass, digest }),
             Command::Release { id, opening } => {
                 if self.small.get(&id).is_some_and(|s| s.reply.opening == opening)
-                    || self.large.get(&id).is_some_and(|(o, _)| *o == opening)
+                    || self.large.has(id, opening)
                 {
                     self.release(id);
                 }
@@ -231,33 +218,23 @@ impl Desk {
     }
 
     fn open_large(&mut self, manifest: Manifest, reply: Reply) {
-        self.threads.retain(|thread| !thread.is_finished());
-        if self.threads.len() >= MAX_LARGE {
+        if self.large.is_full() {
             let text = "too many large files at once";
             return reply.end(Answer::refused(DeclineReason::Busy, text, Some(1_000)));
         }
-        let (sender, orders) = sync_channel(ORDERS);
-        let sender = Arc::new(sender);
-        let wake = Arc::downgrade(&sender);
         let (shared, key, outcomes) = (self.shared.clone(), (self.peer, reply.id), self.outcomes.clone());
         let (id, opening) = (reply.id, reply.opening);
-        let spawned = thread::Builder::new()
-            .name("inbox-large".into())
-            .spawn(move || writer::run(&shared, key, manifest, reply, &orders, wake));
-        match spawned {
-            Ok(thread) => {
-                self.threads.push(thread);
-                self.large.insert(id, (opening, sender));
-            }
-            Err(e) => {
-                let reply = Reply {
-                    outcomes,
-                    id,
-                    opening,
-                };
-                let text = format!("no thread for it: {e}");
-                reply.end(Answer::refused(DeclineReason::Busy, text, Some(5_000)));
-            }
+        let started = self.large.start(id, opening, move |orders, wake| {
+            writer::run(&shared, key, manifest, reply, orders, wake);
+        });
+        if let Err(error) = started {
+            let reply = Reply {
+                outcomes,
+                id,
+                opening,
+            };
+            let text = format!("no thread for it: {error}");
+            reply.end(Answer::refused(DeclineReason::Busy, text, Some(5_000)));
         }
     }
 
@@ -307,10 +284,8 @@ impl Desk {
                 Order::Finish { pass, digest } => self.finish_small(id, pass, digest),
                 Order::Wake => {}
             }
-        } else if let Some((_, writer)) = self.large.get(&id).filter(|(o, _)| *o == opening)
-            && writer.send(order).is_err()
-        {
-            self.large.remove(&id); // it has ended and said why
+        } else {
+            self.large.pass_on(id, opening, order);
         }
     }
 
@@ -386,7 +361,7 @@ impl Desk {
 
     fn release(&mut self, id: TransferId) {
         self.take_small(id);
-        if self.large.remove(&id).is_some() {
+        if self.large.release(id) {
             self.shared.claims.look_again();
         }
     }

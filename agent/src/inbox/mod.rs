@@ -78,6 +78,7 @@ mod tests;
 mod unpack;
 mod withdrawal;
 mod writer;
+mod writers;
 
 pub use disks::{forget_missing_disks, missing_disks};
 pub use ledger::{SCHEMA_1, SCHEMA_2, give_up_elsewhere, placing_elsewhere};

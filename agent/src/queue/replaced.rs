@@ -48,12 +48,12 @@ impl Queue {
 const STAYS: &str = "UPDATE drops SET state = 1, problem = ?1
     WHERE state = 2 AND outbox IN (SELECT id FROM outboxes WHERE root = ?2 AND mark <> ?3)";
 
-const WAITING: &str = "SELECT j.transfer FROM outboxes o
-    CROSS JOIN drops d ON d.outbox = o.id AND d.state = 0
+pub(super) const WAITING: &str = "SELECT j.transfer FROM outboxes o
+    CROSS JOIN drops d INDEXED BY drops_lying ON d.outbox = o.id AND d.state < 2 AND d.state = 0
     CROSS JOIN jobs j ON j.drop_id = d.id AND j.state = 0
     WHERE o.root = ?1 AND o.mark <> ?2 LIMIT 512";
 
-const COUNT: &str = "SELECT count(*) FROM outboxes o
-    CROSS JOIN drops d ON d.outbox = o.id AND d.state = 0
+pub(super) const COUNT: &str = "SELECT count(*) FROM outboxes o
+    CROSS JOIN drops d INDEXED BY drops_lying ON d.outbox = o.id AND d.state < 2 AND d.state = 0
     CROSS JOIN jobs j ON j.drop_id = d.id AND j.state = 0
     WHERE o.root = ?";

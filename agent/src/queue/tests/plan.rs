@@ -3,7 +3,7 @@
 use rusqlite::Connection;
 
 use super::*;
-use crate::queue::{attempts, change, delivery, enqueue, keeping, list, overlap, retimed};
+use crate::queue::{attempts, change, delivery, enqueue, keeping, list, overlap, replaced, retimed};
 
 #[tokio::test]
 async fn hot_statements_follow_an_index() {
@@ -84,6 +84,18 @@ async fn asking_for_outboxes_passes_by_what_has_left() {
         !plan.iter().any(|step| step.contains("autoindex_drops")),
         "{plan:#?}"
     );
+}
+
+/// Asked again for each few that end; what has left is most of the table.
+#[tokio::test]
+async fn what_waits_in_a_replaced_outbox_is_found_among_what_lies_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let queue = queue(folder.path()).await;
+    for statement in [replaced::WAITING, replaced::COUNT] {
+        let plan = plan(&queue, statement);
+        let drops = plan.iter().find(|step| step.starts_with("SEARCH d "));
+        assert!(drops.unwrap().contains("drops_lying (outbox=?"), "{plan:#?}");
+    }
 }
 
 /// It steps from one outbox to the next.
