@@ -246,9 +246,9 @@ impl Dispatcher {
     }
 
     async fn source(&self, job: &Job, class: Class) -> Result<FileSource, DbError> {
-        let (root, found) = (job.root.clone(), job.found.clone());
+        let (root, found, reads) = (job.root.clone(), job.found.clone(), self.shared.reads.clone());
         if class == Class::Small {
-            return Ok(FileSource::new(root, found));
+            return Ok(FileSource::new(root, found, reads));
         }
         let kept = self.shared.queue.checkpoints(job.drop).await?;
         let (checkpoints, drop) = (self.shared.checkpoints.clone(), job.drop);
@@ -256,7 +256,7 @@ impl Dispatcher {
             // Full: the next one says more.
             let _ = checkpoints.try_send((drop, bytes));
         });
-        Ok(FileSource::resumable(root, found, &kept, keep))
+        Ok(FileSource::resumable(root, found, reads, &kept, keep))
     }
 
     /// Asks how a transfer ended that will not be sent any more.

@@ -54,6 +54,7 @@ use crate::{
     outbox::Outbox,
     owner::Me,
     queue::{DropId, Job, Proof, Queue},
+    send::SmallReads,
     version::OutboxId,
 };
 pub use adopt::{offline as adopt_offline, trouble as folder_trouble};
@@ -106,6 +107,7 @@ struct Shared {
     outboxes: RwLock<Vec<intake::Running>>,
     doors: Doors,
     live: Live,
+    reads: SmallReads,
     /// A peer's dispatcher looks for due jobs when woken.
     wakes: Mutex<HashMap<AgentId, Arc<Notify>>>,
     /// What they are called, also those that were taken out of the config.
@@ -210,6 +212,7 @@ impl Agent {
             outboxes: RwLock::default(),
             doors: Doors::default(),
             live: Live::default(),
+            reads: SmallReads::default(),
             wakes: Mutex::default(),
             names: peers::Names::default(),
             disposal: Notify::new(),

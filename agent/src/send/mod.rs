@@ -18,6 +18,7 @@ use std::{
 use dropwire_protocol::{Digest, RunningDigest, message::MAX_EAGER};
 use tokio::sync::mpsc;
 
+pub use self::small::SmallReads;
 use self::{
     checkpoints::Checkpoints,
     folder::FolderPass,
@@ -32,6 +33,7 @@ use crate::{
 /// One version of one file in an outbox, as the link wants to read it; kept as long as the transfer may be rewound.
 pub struct FileSource {
     subject: Arc<Subject>,
+    reads: SmallReads,
 }
 
 /// Takes a large file's checkpoints as bytes while it is read; must not block.
@@ -94,14 +96,15 @@ struct Subject {
 }
 
 impl FileSource {
-    /// The file that was `found` in the outbox at `root`; any other version of it is [`Voided::Changed`].
-    pub fn new(root: PathBuf, found: Found) -> Self {
-        FileSource::resumable(root, found, &[], Box::new(|_| {}))
+    /// The file that was `found` in the outbox at `root`, read among the agent's `reads` if it is small; any other version
+    /// of it is [`Voided::Changed`].
+    pub fn new(root: PathBuf, found: Found, reads: SmallReads) -> Self {
+        FileSource::resumable(root, found, reads, &[], Box::new(|_| {}))
     }
 
     /// The same for a large file: `kept` is what `keep` was given last, in an earlier attempt or an earlier life of
     /// the agent, or nothing.
-    pub fn resumable(root: PathBuf, found: Found, kept: &[u8], keep: Keep) -> Self {
+    pub fn resumable(root: PathBuf, found: Found, reads: SmallReads, kept: &[u8], keep: Keep) -> Self {
         let checkpoints = Mutex::new(Checkpoints::from_bytes(kept));
         FileSource {
             subject: Arc::new(Subject {
@@ -111,6 +114,7 @@ impl FileSource {
                 keep,
                 read: Mutex::default(),
             }),
+            reads,
         }
     }
 
@@ -125,7 +129,7 @@ impl Source for FileSource {
     fn read(&self, offset: u64, digest: Digest, out: mpsc::Sender<Piece>) {
         let subject = Arc::clone(&self.subject);
         if subject.found.version.size <= MAX_EAGER && !subject.found.version.folder {
-            return small::read(subject, offset, digest, out);
+            return self.reads.read(subject, offset, digest, out);
         }
         let refused = out.clone();
         let started = thread::Builder::new().name("send".into()).spawn(move || {

@@ -23,13 +23,14 @@ const MOST_WORKERS: usize = 16;
 /// Most files of a group.
 const GROUP: usize = 16;
 
-static WORK: Mutex<Work> = Mutex::new(Work {
-    waiting: VecDeque::new(),
-    workers: 0,
-    starting: false,
-});
+/// The workers that all of an agent's links share.
+#[derive(Clone, Default)]
+pub struct SmallReads {
+    work: Arc<Mutex<Work>>,
+}
 
 /// Bounded by the links, each of which reads only a few files at once.
+#[derive(Default)]
 struct Work {
     waiting: VecDeque<Job>,
     /// Those that run, and the one that is being started.
@@ -45,53 +46,57 @@ struct Job {
     out: mpsc::Sender<Piece>,
 }
 
-/// Reads from `offset` and feeds `out`, as [`crate::link::Source::read`] says. Must be called on the runtime.
-pub(super) fn read(subject: Arc<Subject>, offset: u64, digest: Digest, out: mpsc::Sender<Piece>) {
-    let mut work = work();
-    work.waiting.push_back(Job {
-        subject,
-        offset,
-        digest,
-        out,
-    });
-    work.see_to(&Handle::current());
-}
+impl SmallReads {
+    /// Reads from `offset` and feeds `out`, as [`crate::link::Source::read`] says. Must be called on the runtime.
+    pub(super) fn read(&self, subject: Arc<Subject>, offset: u64, digest: Digest, out: mpsc::Sender<Piece>) {
+        let mut work = self.lock();
+        work.waiting.push_back(Job {
+            subject,
+            offset,
+            digest,
+            out,
+        });
+        self.see_to(&mut work, &Handle::current());
+    }
 
-impl Work {
     /// Sends a worker to what waits, unless one is on its way.
-    fn see_to(&mut self, runtime: &Handle) {
-        if self.waiting.is_empty() || self.starting || self.workers >= MOST_WORKERS {
+    fn see_to(&self, work: &mut Work, runtime: &Handle) {
+        if work.waiting.is_empty() || work.starting || work.workers >= MOST_WORKERS {
             return;
         }
-        (self.starting, self.workers) = (true, self.workers + 1);
-        let own = runtime.clone();
+        (work.starting, work.workers) = (true, work.workers + 1);
+        let (reads, own) = (self.clone(), runtime.clone());
         runtime.spawn_blocking(move || {
-            let _counted = Counted;
-            work().starting = false;
-            while let Some(group) = next_group(&own) {
+            let _counted = Counted(reads.clone());
+            reads.lock().starting = false;
+            while let Some(group) = reads.next_group(&own) {
                 let mut opened = Opened::default();
                 group.into_iter().for_each(|job| job.run(&own, &mut opened));
             }
         });
     }
-}
 
-/// A worker, until it ends.
-struct Counted;
+    fn next_group(&self, runtime: &Handle) -> Option<VecDeque<Job>> {
+        let mut work = self.lock();
+        let rest = work.waiting.len().min(GROUP);
+        let rest = work.waiting.split_off(rest);
+        let group = mem::replace(&mut work.waiting, rest);
+        self.see_to(&mut work, runtime);
+        (!group.is_empty()).then_some(group)
+    }
 
-impl Drop for Counted {
-    fn drop(&mut self) {
-        work().workers -= 1;
+    fn lock(&self) -> MutexGuard<'_, Work> {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn next_group(runtime: &Handle) -> Option<VecDeque<Job>> {
-    let mut work = work();
-    let rest = work.waiting.len().min(GROUP);
-    let rest = work.waiting.split_off(rest);
-    let group = mem::replace(&mut work.waiting, rest);
-    work.see_to(runtime);
-    (!group.is_empty()).then_some(group)
+/// A worker, until it ends.
+struct Counted(SmallReads);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.lock().workers -= 1;
+    }
 }
 
 impl Job {
@@ -126,8 +131,4 @@ impl Job {
             });
         }
     }
-}
-
-fn work() -> MutexGuard<'static, Work> {
-    WORK.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -35,7 +35,11 @@ impl Outbox {
     }
 
     fn source(&self, path: &RemotePath, version: Version) -> FileSource {
-        FileSource::new(self.root().to_path_buf(), self.found(path, version))
+        FileSource::new(
+            self.root().to_path_buf(),
+            self.found(path, version),
+            SmallReads::default(),
+        )
     }
 
     fn found(&self, path: &RemotePath, version: Version) -> Found {
@@ -287,7 +291,13 @@ async fn a_resume_in_another_life_does_not_read_the_prefix() {
     assert!(checkpoints.note(version.ctime_ns, &hash));
     let kept = checkpoints.to_bytes();
     let root = outbox.root().to_path_buf();
-    let source = FileSource::resumable(root, outbox.found(&path, version), &kept, Box::new(|_| {}));
+    let source = FileSource::resumable(
+        root,
+        outbox.found(&path, version),
+        SmallReads::default(),
+        &kept,
+        Box::new(|_| {}),
+    );
     let (sent, end) = pass(&source, CHECKPOINT as u64, &other).await;
     assert!(sent == bytes[CHECKPOINT..]);
     hash.update(&sent);
@@ -304,6 +314,7 @@ async fn checkpoints_are_handed_out_while_a_large_file_is_read() {
     let source = FileSource::resumable(
         outbox.root().to_path_buf(),
         outbox.found(&path, version),
+        SmallReads::default(),
         &[],
         keep,
     );
