@@ -22,16 +22,27 @@ pub fn root(path: &Path) -> io::Result<Dir> {
 
 /// The folder that holds `path`'s last component.
 pub fn parent(root: &Dir, path: &RemotePath) -> io::Result<Dir> {
+    parent_through(root, path, ANY)
+}
+
+/// The same, where each folder on the way lets it through.
+pub fn parent_through(root: &Dir, path: &RemotePath, gate: Gate) -> io::Result<Dir> {
     match path.parent() {
-        Some(folder) => open_folder(root, &folder),
+        Some(folder) => open_folder_through(root, &folder, gate),
         None => root.try_clone(),
     }
 }
+
+/// Whether the way may lead through a folder below the root, with this path there; the error is why not.
+pub type Gate = fn(&Dir, &[u8]) -> io::Result<()>;
+
+const ANY: Gate = |_, _| Ok(());
 
 /// An outbox, and the folder in it that was opened last: files that follow each other in one folder open it once. For
 /// what is done in one go: a folder that is swapped meanwhile is noticed by the next.
 pub struct Parents {
     root: Rc<Dir>,
+    gate: Gate,
     /// The one that was opened last, by its path; None: nothing yet.
     last: Option<(Option<RemotePath>, Dir)>,
 }
@@ -39,8 +50,14 @@ pub struct Parents {
 impl Parents {
     /// Below `root`.
     pub fn new(root: Dir) -> Self {
+        Parents::through(root, ANY)
+    }
+
+    /// The same, as far as each folder on the way lets it through.
+    pub fn through(root: Dir, gate: Gate) -> Self {
         Parents {
             root: Rc::new(root),
+            gate,
             last: None,
         }
     }
@@ -55,7 +72,7 @@ impl Parents {
         let at = path.parent();
         let last = match self.last.take() {
             Some(last) if last.0 == at => last,
-            _ => (at, parent(&self.root, path)?),
+            _ => (at, parent_through(&self.root, path, self.gate)?),
         };
         Ok(&self.last.insert(last).1)
     }
@@ -63,13 +80,18 @@ impl Parents {
 
 /// The folder at `path`.
 pub fn open_folder(root: &Dir, path: &RemotePath) -> io::Result<Dir> {
-    let mut dir: Option<Dir> = None;
+    open_folder_through(root, path, ANY)
+}
+
+/// The same, where it and each folder on the way let it through.
+pub fn open_folder_through(root: &Dir, path: &RemotePath, gate: Gate) -> io::Result<Dir> {
+    let (mut dir, mut end): (Option<Dir>, usize) = (None, 0);
     for component in path.components() {
-        dir = Some(
-            dir.as_ref()
-                .unwrap_or(root)
-                .open_dir_nofollow(os_str(component)?)?,
-        );
+        let above = dir.as_ref().unwrap_or(root);
+        let below = above.open_dir_nofollow(os_str(component)?)?;
+        end += usize::from(end > 0) + component.len();
+        gate(&below, path.as_bytes().get(..end).unwrap_or_default())?;
+        dir = Some(below);
     }
     dir.map_or_else(|| root.try_clone(), Ok)
 }

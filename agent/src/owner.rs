@@ -23,7 +23,7 @@ use dropwire_protocol::{AgentId, name::escape};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    durable,
+    confined, durable,
     error::shown,
     fault, id,
     io_error::{self, Meaning, Wait},
@@ -31,6 +31,8 @@ use crate::{
 };
 
 const RECORD: &str = "owner";
+/// The same, as seen from the folder that it is about.
+const CLAIM: &str = ".dropwire/owner";
 const LOCK: &str = "lock";
 /// Longer records are not ours.
 const MOST: u64 = 4096;
@@ -113,6 +115,57 @@ pub fn read(root: &Dir) -> io::Result<Option<Owner>> {
     toml::from_str(&text)
         .map(Some)
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is damaged"))
+}
+
+/// A folder inside an outbox that is an outbox or inbox by itself, of this agent or another one: what lies in it is not
+/// the outer outbox's to send.
+#[derive(Debug, thiserror::Error)]
+#[error("{} in the outbox is a folder of its own: {reason}", escape(at))]
+pub struct Claimed {
+    /// Below the outer outbox.
+    pub at: Vec<u8>,
+    /// Whose it is, and the way out.
+    pub reason: String,
+}
+
+impl Claimed {
+    /// Is it that by which [`unclaimed`] failed?
+    pub fn of(error: &io::Error) -> Option<&Claimed> {
+        error.get_ref()?.downcast_ref()
+    }
+}
+
+/// A [`confined::Gate`]: an outbox's files lie in folders that have no owner of their own. The tops of what is mounted in
+/// an outbox have none, though they have a `.dropwire`. A record that cannot be read counts; one system call where there
+/// is none.
+pub fn unclaimed(folder: &Dir, at: &[u8]) -> io::Result<()> {
+    let whose = match folder.symlink_metadata(CLAIM) {
+        Err(e) if confined::is_absent(&e) => return Ok(()),
+        Err(e) => Err(e),
+        Ok(_) => read(folder),
+    };
+    let whose = match whose {
+        Ok(Some(owner)) => owner.to_string(),
+        Ok(None) => return Ok(()), // it went meanwhile
+        Err(e) if is_passing(&e) => return Err(e),
+        Err(e) => format!("an agent whose record cannot be read ({e})"),
+    };
+    if fault::mutant("S1-claimed") {
+        return Ok(());
+    }
+    let claimed = Claimed {
+        at: at.to_vec(),
+        reason: format!(
+            "it belongs to {whose}, and is not entered; if no agent uses it any more, remove {CLAIM} in it"
+        ),
+    };
+    Err(io::Error::new(io::ErrorKind::Unsupported, claimed))
+}
+
+/// Does it say nothing of the record, and pass by itself?
+fn is_passing(error: &io::Error) -> bool {
+    !io_error::is_damage(error)
+        && matches!(io_error::meaning(error), Meaning::NotNow(wait) if wait != Wait::Access)
 }
 
 /// Whether this agent may use the folder `root`, which is at `path`: the error is a sentence that says why not.
@@ -333,6 +386,46 @@ mod tests {
                 std::fs::read_to_string(temp.path().join(".dropwire/owner")).unwrap(),
                 text
             );
+        }
+    }
+
+    #[test]
+    fn a_folder_with_a_record_lets_no_outer_outbox_through() {
+        let (temp, dir) = folder();
+        // As at the top of what is mounted in an outbox.
+        for own in ["leaving", "sent"] {
+            std::fs::create_dir(temp.path().join(".dropwire").join(own)).unwrap();
+        }
+        unclaimed(&dir, b"sub").unwrap();
+        let refused = || {
+            let error = unclaimed(&dir, b"sub\x1b").unwrap_err();
+            assert!(!confined::is_absent(&error));
+            let claimed = Claimed::of(&error).unwrap();
+            assert_eq!(claimed.at, b"sub\x1b");
+            assert!(error.to_string().contains(&claimed.reason) && !error.to_string().contains('\x1b'));
+            claimed.reason.clone()
+        };
+        take(&dir, temp.path(), &me(1, "a")).unwrap();
+        let reason = refused();
+        assert!(
+            reason.contains("the agent \"a\"") && reason.contains("remove .dropwire/owner"),
+            "{reason}"
+        );
+        let record = temp.path().join(".dropwire/owner");
+        std::fs::write(&record, "half").unwrap();
+        assert!(refused().contains("it is damaged"));
+        std::fs::remove_file(&record).unwrap();
+        unclaimed(&dir, b"sub").unwrap();
+        std::fs::create_dir(&record).unwrap();
+        assert!(refused().contains("cannot be read"));
+        // What says nothing of the record, and passes, is no claim.
+        for (kind, passes) in [
+            (io::ErrorKind::PermissionDenied, false),
+            (io::ErrorKind::InvalidData, false),
+            (io::ErrorKind::OutOfMemory, true),
+            (io::ErrorKind::TimedOut, true),
+        ] {
+            assert_eq!(is_passing(&kind.into()), passes, "{kind}");
         }
     }
 

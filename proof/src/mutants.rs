@@ -106,6 +106,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         Inside(&["outbox::scan::tests"]),
     ),
     (
+        "S1-claimed",
+        "nor is what lies in a folder that is an agent's own",
+        Inside(&["owner::tests", "outbox::scan::tests"]),
+    ),
+    (
         "S1-mounted",
         "what lies on a disk mounted inside an outbox is looked for",
         EndToEnd(&["file_systems::a_disk_mounted_inside"]),

@@ -17,6 +17,7 @@ use crate::{
     io_error::{self, Meaning, Wait},
     lease::{self, Lease, Looked},
     own_files,
+    owner::Claimed,
     unsent::{self, Why},
 };
 
@@ -52,6 +53,12 @@ pub(super) enum Seen {
     Nothing,
     /// It cannot be sent, for this reason: no regular file, or unreadable.
     Refused(String),
+    /// A folder on the way to it is not this outbox's to send from.
+    Claimed {
+        /// The folder's path.
+        at: Vec<u8>,
+        reason: String,
+    },
 }
 
 /// What an outbox's config says of readiness.
@@ -80,6 +87,12 @@ pub(super) fn look(parents: &mut Parents, path: &RemotePath, rules: &Rules) -> S
 
 /// What follows from an error that says nothing of whether it is there.
 pub(super) fn unread(error: &io::Error) -> Seen {
+    if let Some(Claimed { at, reason }) = Claimed::of(error) {
+        return Seen::Claimed {
+            at: at.clone(),
+            reason: reason.clone(),
+        };
+    }
     let reason = |what: &str| format!("it cannot be read{what}: {error}");
     match passing(error) {
         Some(why) => Seen::Held {

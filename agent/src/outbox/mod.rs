@@ -253,9 +253,14 @@ impl Outbox {
         if let Some(problem) = state.problems.listed.get(below.as_bytes()) {
             return Some(format!("not sent: {}", problem.reason));
         }
-        let unit = self.shared.delivery_of(&below).unwrap_or(below);
+        let unit = self.shared.delivery_of(&below).unwrap_or_else(|| below.clone());
         if let Some(problem) = state.problems.listed.get(unit.as_bytes()) {
             return Some(format!("not sent: {}", problem.reason));
+        }
+        let mut above = std::iter::successors(below.parent(), RemotePath::parent);
+        let told = |at: RemotePath| Some((state.problems.listed.get(at.as_bytes())?, at));
+        if let Some((problem, folder)) = above.find_map(told).filter(|_| meta.is_some()) {
+            return Some(format!("not sent, for it lies in {folder}: {}", problem.reason));
         }
         if let Some((why, waited)) = state.settle.why(&unit, Instant::now()) {
             return Some(format!("waits to settle, for {} s now: {why}", waited.as_secs()));

@@ -18,7 +18,9 @@ use super::{
     whole,
 };
 use crate::{
-    confined, fault, snapshot,
+    confined, fault,
+    owner::{self, Claimed},
+    snapshot,
     version::{Found, OutboxId, Version},
 };
 
@@ -92,7 +94,7 @@ impl Walk<'_> {
             troubled: false,
         };
         let dir = match from {
-            Some(from) => confined::open_folder(outbox, from),
+            Some(from) => confined::open_folder_through(outbox, from, owner::unclaimed),
             None => outbox.try_clone(),
         };
         let walked = self.enter(dir, &mut stand, 0);
@@ -104,9 +106,13 @@ impl Walk<'_> {
 
     /// Walks a folder, if it could be opened.
     fn enter(&self, dir: io::Result<Dir>, stand: &mut Stand, depth: usize) -> Result<(), Ended> {
+        let is_outbox = stand.path.is_empty();
         match dir {
-            Ok(dir) if !stand.path.is_empty() && snapshot::is_one(&dir) && !fault::mutant("S1-snapshot") => {
+            Ok(dir) if !is_outbox && snapshot::is_one(&dir) && !fault::mutant("S1-snapshot") => {
                 self.problem(stand, snapshot::REASON.into())
+            }
+            Ok(dir) if !is_outbox && let Err(e) = owner::unclaimed(&dir, &stand.path) => {
+                self.failed(stand, "whose it is cannot be read", &e)
             }
             Ok(dir) => match RemotePath::parse(&stand.path) {
                 Ok(top) if top.parent().is_none() && (self.whole)(&top) => {
@@ -319,6 +325,9 @@ impl Walk<'_> {
     }
 
     fn failed(&self, stand: &mut Stand, what: &str, error: &io::Error) -> Result<(), Ended> {
+        if let Some(Claimed { at, reason }) = Claimed::of(error) {
+            return self.tell(stand, Report::Problem(at.clone(), reason.clone()));
+        }
         let reason = format!("{what}: {error}");
         match look::passing(error) {
             Some(_) => self.tell(stand, Report::Later(stand.path.clone(), reason)),
@@ -474,6 +483,37 @@ mod tests {
             4,
             "polled: all of it"
         );
+    }
+
+    #[test]
+    fn a_folder_that_is_an_agents_own_is_neither_entered_nor_watched() {
+        let _trusted = crate::file_system::pretend(crate::file_system::TRUSTED);
+        let temp = tempfile::tempdir().unwrap();
+        let root = temp.path();
+        fs::create_dir_all(root.join("a/theirs/sub")).unwrap();
+        fs::create_dir_all(root.join("disk/.dropwire/sent")).unwrap();
+        // The outbox's own record, and what is behind it, says nothing of what lies in it.
+        fs::create_dir(root.join(".dropwire")).unwrap();
+        fs::write(root.join(".dropwire/owner"), "").unwrap();
+        for name in ["a/theirs/one", "a/theirs/sub/two", "disk/three"] {
+            fs::write(root.join(name), "bytes").unwrap();
+        }
+        assert_eq!(walk(root, None).0.len(), 3);
+        age(root, &["a", "a/theirs", "a/theirs/sub", "disk"]);
+        let memory = Mutex::default();
+        walk_again(root, None, &memory, Some(0));
+        fs::create_dir(root.join("a/theirs/.dropwire")).unwrap();
+        fs::write(root.join("a/theirs/.dropwire/owner"), "damaged").unwrap();
+        for number in 1..=Memory::TURNS {
+            let (files, problems, watched) = walk_again(root, None, &memory, Some(number));
+            assert!(files.iter().all(|file| file == "disk/three"), "{files:?}");
+            assert_eq!(problems, ["a/theirs"]);
+            assert_eq!(watched, ["", "a", "disk"]);
+        }
+        // A folder in it that was told of.
+        let (files, problems, watched) = walk(root, Some("a/theirs/sub"));
+        assert_eq!((files.len(), watched.len()), (0, 0));
+        assert_eq!(problems, ["a/theirs"]);
     }
 
     #[cfg(unix)]

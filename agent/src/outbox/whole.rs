@@ -25,7 +25,7 @@ use crate::{
     error::brief,
     fault,
     file_system::FileSystem,
-    snapshot, unsent,
+    owner, snapshot, unsent,
     version::Version,
 };
 
@@ -38,7 +38,7 @@ pub(super) fn look(root: &Dir, path: &RemotePath, rules: &Rules, ignore: &Ignore
         }
         Some(_) => Duration::ZERO,
     };
-    let folder = match confined::open_folder(root, path) {
+    let folder = match confined::open_folder_through(root, path, owner::unclaimed) {
         Ok(folder) => folder,
         Err(e) if confined::is_absent(&e) => return Seen::Nothing,
         Err(e) => return look::unread(&e),

@@ -20,7 +20,7 @@ use crate::{
     file_system::FileSystem,
     lease::{self, Lease, Looked},
     link::Voided,
-    mark,
+    mark, owner,
     version::{Found, OutboxId, Version},
 };
 
@@ -50,7 +50,10 @@ impl Opened {
     fn outbox(&mut self, root: &Path, id: OutboxId) -> Result<&mut Parents, Voided> {
         let last = match self.0.take() {
             Some(last) if last.0 == root => last,
-            _ => (root.to_path_buf(), Parents::new(open_outbox(root, id)?)),
+            _ => (
+                root.to_path_buf(),
+                Parents::through(open_outbox(root, id)?, owner::unclaimed),
+            ),
         };
         Ok(&mut self.0.insert(last).1)
     }

@@ -175,6 +175,22 @@ async fn symlinks_are_not_followed() {
     assert_eq!(pass(&source, 0, &[]).await.1, Err(Voided::Gone));
 }
 
+/// One that was queued before its folder came to be that.
+#[tokio::test]
+async fn what_lies_in_a_folder_of_an_agent_of_its_own_is_not_read() {
+    let outbox = Outbox::new();
+    fs::create_dir_all(outbox.root().join("theirs/sub")).unwrap();
+    let (path, version) = outbox.file("theirs/sub/file", b"bytes");
+    let source = outbox.source(&path, version);
+    assert!(pass(&source, 0, &[]).await.1.is_ok());
+    fs::create_dir(outbox.root().join("theirs/.dropwire")).unwrap();
+    fs::write(outbox.root().join("theirs/.dropwire/owner"), "damaged").unwrap();
+    match pass(&source, 0, &[]).await {
+        (read, Err(Voided::Unreadable(why))) => assert!(read.is_empty() && why.contains("theirs"), "{why}"),
+        other => panic!("{other:?}"),
+    }
+}
+
 #[tokio::test]
 async fn without_its_mark_nothing_is_gone() {
     let outbox = Outbox::new();

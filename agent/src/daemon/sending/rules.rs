@@ -14,7 +14,7 @@ use crate::{
     error::{Exit, Fatal, shown},
     fault,
     file_system::FileSystem,
-    mark,
+    mark, owner,
 };
 
 /// What the archive is called, in dropwire's own folder in an outbox: what is in it may be sent again.
@@ -126,14 +126,15 @@ impl Rules {
         }
     }
 
-    /// The outbox in which `path` leads to this very file, not counting what was archived there.
+    /// The outbox in which `path` leads to this very file, not counting what was archived there, nor what is
+    /// in a folder that the outbox does not send from.
     fn outbox_of(&self, path: &Path, identity: Identity) -> Option<&Path> {
         let holds = |outbox: &&PathBuf| {
             let Ok(below) = confined::below(outbox, path) else {
                 return false;
             };
             let found = confined::root(outbox).and_then(|root| {
-                let folder = confined::parent(&root, &below)?;
+                let folder = confined::parent_through(&root, &below, owner::unclaimed)?;
                 folder.symlink_metadata(confined::os_str(below.file_name())?)
             });
             found.is_ok_and(|found| system::identity(&found) == identity)

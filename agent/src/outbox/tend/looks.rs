@@ -17,6 +17,7 @@ use crate::{
         task::blocking,
         whole,
     },
+    owner,
     version::Found,
 };
 
@@ -39,7 +40,7 @@ impl Tending<'_> {
             }
         };
         let looked = blocking(move || {
-            let mut parents = Parents::new(place.enter()?);
+            let mut parents = Parents::through(place.enter()?, owner::unclaimed);
             let look = |path| match (look::look(&mut parents, &path, &rules), &shared.ignore) {
                 (Seen::Folder, Some(ignore)) if ignore.matched_folder(&path).is_some() => {
                     (Seen::Nothing, path)
@@ -113,6 +114,12 @@ impl Tending<'_> {
             Seen::Refused(reason) => {
                 shared.state().settle.looked(&path, Sight::Nothing, now);
                 self.problem(path.as_bytes().to_vec(), reason);
+                None
+            }
+            // Said once of the folder, whatever comes in it.
+            Seen::Claimed { at, reason } => {
+                shared.state().settle.looked(&path, Sight::Nothing, now);
+                self.problem(at, reason);
                 None
             }
             Seen::Held { why, reason } => {

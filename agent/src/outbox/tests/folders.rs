@@ -35,6 +35,37 @@ async fn a_file_that_is_named_as_a_systems_folder_is_any_file() {
     assert_eq!(why, "ignored: matches @eaDir");
 }
 
+/// It came to be one while it was watched.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_of_an_agent_of_its_own_is_left_to_that() {
+    let mut running = run_watched().await;
+    fs::create_dir_all(running.at("theirs/sub")).unwrap();
+    fs::write(running.at("theirs/sub/before"), "bytes").unwrap();
+    running.settles(&["theirs/sub/before"]).await;
+    let theirs = confined::root(&running.at("theirs")).unwrap();
+    let other = Me {
+        id: dropwire_protocol::AgentId([2; 32]),
+        name: "other".into(),
+    };
+    crate::mark::create(&theirs).unwrap();
+    crate::owner::take(&theirs, &running.at("theirs"), &other).unwrap();
+    fs::write(running.at("theirs/sub/after"), "bytes").unwrap();
+    let told = |outbox: &Outbox| outbox.status().not_sent.iter().any(|(at, _)| at == b"theirs");
+    running.until("told", told).await;
+    let status = running.outbox.status();
+    assert_eq!(
+        status.not_sent_count, 1,
+        "once for all that lies in it: {status:?}"
+    );
+    let why = running.outbox.why(&running.at("theirs/sub/after")).unwrap();
+    assert!(
+        why.contains("lies in theirs") && why.contains("\"other\""),
+        "{why}"
+    );
+    fs::write(running.at("here"), "bytes").unwrap();
+    running.settles(&["here"]).await; // nothing else does
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn folders_that_a_disposal_emptied_go() {
     let mut running = run_watched().await;

@@ -17,6 +17,8 @@ fn world() -> (tempfile::TempDir, Folders) {
         "outbox/.dropwire/leaving/1",
         "outbox/.dropwire/sent/archived",
         "outbox/inner/waiting",
+        "outbox/of another agent/waiting",
+        "outbox/of another agent/.dropwire/owner",
         "inbox/.dropwire/partial/1",
         "inbox/arrived",
         "elsewhere/file",
@@ -120,6 +122,9 @@ fn an_outbox_keeps_what_is_in_it_and_no_more() {
     for path in ["outbox/inner/waiting", "linked outbox/inner/waiting"] {
         assert_eq!(check(&world, path, path), Some(Exit::Usage), "{path}");
     }
+    // It does not send that.
+    let theirs = "outbox/of another agent/waiting";
+    assert_eq!(check(&world, theirs, theirs), None);
     let elsewhere = "elsewhere/file";
     #[cfg(target_os = "linux")]
     assert_eq!(
