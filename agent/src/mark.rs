@@ -5,7 +5,7 @@
 use std::{ffi::OsStr, io, io::Read};
 
 use cap_fs_ext::{DirExt, FollowSymlinks, OpenOptionsFollowExt};
-use cap_std::fs::{Dir, OpenOptions};
+use cap_std::fs::{Dir, File, OpenOptions};
 
 use crate::{confined, durable, fault};
 
@@ -15,17 +15,35 @@ const FILE: &str = "id";
 
 /// The mark of the folder `root`; None when it has none. A damaged one is `InvalidData`, never replaced.
 pub fn read(root: &Dir) -> io::Result<Option<[u8; 16]>> {
-    let found = root.open_dir_nofollow(FOLDER).and_then(|folder| {
-        let mut options = OpenOptions::new();
-        options.read(true).follow(FollowSymlinks::No);
-        folder.open_with(FILE, &options)
-    });
-    let file = match found {
-        Ok(file) => file,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(e),
-    };
-    parse(file).map(Some)
+    open(root, FILE)?.map(parse).transpose()
+}
+
+/// The file `name` in the [`FOLDER`] of `root`, for reading; None when it is not there. `InvalidData` for anything but a
+/// file that has the name. Never waits: who may rename in `root` can put a FIFO there.
+pub fn open(root: &Dir, name: &str) -> io::Result<Option<File>> {
+    let no_file = || io::Error::new(io::ErrorKind::InvalidData, "it is not a regular file");
+    let mut options = OpenOptions::new();
+    options.read(true).follow(FollowSymlinks::No);
+    without_waiting(&mut options);
+    let folder = root.open_dir_nofollow(FOLDER);
+    match folder.and_then(|folder| folder.open_with(name, &options)) {
+        Ok(file) if file.metadata()?.is_file() => Ok(Some(file)),
+        Ok(_) => Err(no_file()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        #[cfg(unix)]
+        Err(e) if e.raw_os_error() == Some(libc::ENXIO) => Err(no_file()), // a socket
+        Err(e) => Err(e),
+    }
+}
+
+/// What is opened so is opened at once or not at all, whatever it is.
+pub fn without_waiting(options: &mut OpenOptions) {
+    #[cfg(unix)]
+    if !fault::mutant("mark-fifo") {
+        cap_std::fs::OpenOptionsExt::custom_flags(options, libc::O_NONBLOCK);
+    }
+    #[cfg(not(unix))]
+    let _ = options;
 }
 
 /// Whether `folder` is itself the [`FOLDER`] that has this mark in it. For where no inode number tells.
@@ -105,6 +123,37 @@ mod tests {
         let (_temp, root) = root();
         create(&root).unwrap();
         root.write(".dropwire/id", "half").unwrap();
+        assert_eq!(read(&root).unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+
+    /// Nobody ever writes to it.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn whatever_has_the_mark_s_name_is_not_waited_for() {
+        let (temp, root) = root();
+        create(&root).unwrap();
+        let path = temp.path().join(".dropwire/id");
+        let by = |make: &dyn Fn()| {
+            std::fs::remove_file(&path).unwrap();
+            make();
+            let (tell, told) = std::sync::mpsc::channel();
+            let root = root.try_clone().unwrap();
+            std::thread::spawn(move || tell.send(read(&root)));
+            let answer = told.recv_timeout(std::time::Duration::from_secs(60));
+            let error = answer.expect("an answer").unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{error}");
+        };
+        by(&|| {
+            rustix::fs::mkfifoat(
+                rustix::fs::CWD,
+                &path,
+                rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
+            )
+            .unwrap();
+        });
+        by(&|| drop(std::os::unix::net::UnixListener::bind(&path).unwrap()));
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
         assert_eq!(read(&root).unwrap_err().kind(), io::ErrorKind::InvalidData);
     }
 

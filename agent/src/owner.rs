@@ -17,8 +17,8 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use cap_fs_ext::{DirExt, FollowSymlinks, OpenOptionsFollowExt};
-use cap_std::fs::{Dir, OpenOptions};
+use cap_fs_ext::DirExt;
+use cap_std::fs::Dir;
 use dropwire_protocol::{AgentId, name::escape};
 use serde::{Deserialize, Serialize};
 
@@ -100,15 +100,8 @@ impl std::fmt::Display for Owner {
 
 /// The record in the folder `root`; None where there is none. `InvalidData` where it cannot be understood.
 pub fn read(root: &Dir) -> io::Result<Option<Owner>> {
-    let found = root.open_dir_nofollow(mark::FOLDER).and_then(|folder| {
-        let mut options = OpenOptions::new();
-        options.read(true).follow(FollowSymlinks::No);
-        folder.open_with(RECORD, &options)
-    });
-    let file = match found {
-        Ok(file) => file,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(e),
+    let Some(file) = mark::open(root, RECORD)? else {
+        return Ok(None);
     };
     let mut text = String::new();
     file.take(MOST).read_to_string(&mut text)?;

@@ -335,6 +335,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         "a peer's outcomes in the ledger are bounded",
         Inside(&["inbox::tests::bounds"]),
     ),
+    (
+        "R1-too-large",
+        "a file that the file system cannot hold is not received again",
+        Inside(&["inbox::tests::bounds"]),
+    ),
     ("R1-known", "a known transfer is not begun again", FLOWS),
     ("R1-bound", "path and size are bound to the id", FLOWS),
     ("R1-fence", "the older link's writer stops", FLOWS),
@@ -938,6 +943,16 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         "owner",
         "a folder that belongs to another agent is not used",
         Inside(&["owner::tests"]),
+    ),
+    (
+        "mark-fifo",
+        "what is no file is not waited for in `.dropwire`",
+        Inside(&["mark::tests"]),
+    ),
+    (
+        "archive-taken",
+        "a folder whose name in the archive is taken gets a number",
+        Inside(&["outbox::dispose::tests"]),
     ),
     (
         "inbox-lock",

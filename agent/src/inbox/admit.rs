@@ -14,7 +14,13 @@ use super::{
     site::{Site, Trouble},
     space::{Reservation, Short},
 };
-use crate::{db::DbError, disk::Disk, durable::How, error::shown, fault, id};
+use crate::{
+    db::DbError,
+    disk::Disk,
+    durable::How,
+    error::{self, shown},
+    fault, id,
+};
 
 /// Decides on the offer of a claimed transfer: the inbox to receive it in and whether there may be a partial to
 /// resume, or the answer that ends it. A row *placing* is finished first. Blocks.
@@ -127,9 +133,16 @@ pub fn needed(manifest: &Manifest) -> u64 {
     }
 }
 
-/// A folder can only be renamed to its place, and never in place of another.
-pub fn takes(site: &Site, kind: Kind) -> Result<(), Answer> {
-    if kind == Kind::File || site.how == How::Renamed {
+/// Can the file system of the inbox have it at all? A folder can only be renamed to its place, and never in place of another.
+pub fn takes(site: &Site, manifest: &Manifest) -> Result<(), Answer> {
+    if !site.may_take(manifest.size) {
+        let text = format!(
+            "the file system of the inbox takes no file of {}",
+            error::size(manifest.size)
+        );
+        return Err(Answer::refused(DeclineReason::TooLarge, text, None));
+    }
+    if manifest.kind == Kind::File || site.how == How::Renamed {
         return Ok(());
     }
     let text = "the file system of the inbox cannot name a whole folder without replacing another";

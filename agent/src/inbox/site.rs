@@ -7,7 +7,10 @@ use std::{
     fs::File,
     io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
 use cap_fs_ext::{DirExt, MetadataExt};
@@ -57,6 +60,8 @@ pub struct Site {
     pub disks: Disks,
     /// What a new file's permissions are here (the umask's doing); Unix mode bits.
     pub mode: u32,
+    /// The size of the smallest file that turned out to be too large for the file system; `u64::MAX`: none did.
+    too_large: AtomicU64,
     own: Identity,
     side: Side,
 }
@@ -131,6 +136,7 @@ impl Site {
             named,
             disks,
             mode,
+            too_large: AtomicU64::new(u64::MAX),
             own: identity_of_own,
             side,
         })
@@ -149,6 +155,17 @@ impl Site {
     /// A new descriptor of the folder, for syncfs and for asking how much is free.
     pub fn anchor(&self) -> io::Result<File> {
         durable::anchor(&self.root)
+    }
+
+    /// The file system did not take a file of `size` bytes.
+    pub fn is_too_small_for(&self, size: u64) {
+        self.too_large.fetch_min(size, Relaxed);
+    }
+
+    /// Does it take files of `size` bytes, as far as was seen since the inbox was opened?
+    pub fn may_take(&self, size: u64) -> bool {
+        let too_large = self.too_large.load(Relaxed);
+        size < too_large || too_large == u64::MAX || fault::mutant("R1-too-large")
     }
 
     /// The device that it is on.

@@ -145,7 +145,7 @@ impl<'a> Writer<'a> {
         let (known, checkpoints) = admit::look(shared, key)?;
         let unknown = known.is_none();
         let (site, resume) = admit::admit(shared, key, &manifest, known)?;
-        admit::takes(&site, manifest.kind)?;
+        admit::takes(&site, &manifest)?;
         let opening = |e: io::Error| Answer::io("opening the partial", &e);
         if manifest.kind == Kind::Folder {
             // One half made, by a try that was cut off, holds the room that this one asks for.
@@ -275,7 +275,8 @@ impl<'a> Writer<'a> {
             return self.damaged(reply);
         }
         admit::cover(&self.site, &mut self.reservation, bytes.len() as u64)?;
-        self.output.write(bytes).map_err(unwritten)?;
+        let written = self.output.write(bytes);
+        written.map_err(|error| self.unwritten(error))?;
         self.digest = next;
         self.reservation.used(bytes.len() as u64, Instant::now());
         if self.digest.length() - self.asked >= CHECKPOINT {
@@ -291,7 +292,8 @@ impl<'a> Writer<'a> {
         {
             return Err(conflict("its length or digest is not what was announced"));
         }
-        self.output.flush().map_err(unwritten)?;
+        let written = self.output.flush();
+        written.map_err(|error| self.unwritten(error))?;
         self.finishing = true;
         Ok(())
     }
@@ -359,13 +361,14 @@ impl<'a> Writer<'a> {
         let Some(checkpointer) = &self.checkpointer else {
             return Ok(());
         };
-        self.output.flush().map_err(unwritten)?;
+        let written = self.output.flush();
+        written.map_err(|error| self.unwritten(error))?;
         let offset = self.digest.length();
         if self.output.written() < offset {
             return Ok(()); // an earlier write failed
         }
         let there = partial::is_there(&self.site, self.claim.key(), self.output.file());
-        if !there.map_err(unwritten)? && !fault::mutant("R3-there") {
+        if !there.map_err(|error| self.unwritten(error))? && !fault::mutant("R3-there") {
             return Err(End::Said {
                 answer: rule::taken(),
                 keep: false,
@@ -376,6 +379,18 @@ impl<'a> Writer<'a> {
             self.asked = offset;
         }
         Ok(())
+    }
+
+    /// A full disk or a shortage is no reason to give up what there is; a file system that can never have all of it is.
+    fn unwritten(&self, error: io::Error) -> End {
+        let never = error.kind() == io::ErrorKind::FileTooLarge;
+        if never {
+            self.site.is_too_small_for(self.manifest.size);
+        }
+        End::Said {
+            answer: Answer::io("writing the partial", &error),
+            keep: !never && !spoils(&error),
+        }
     }
 
     fn checkpoint_here(&self) -> Checkpoint {
@@ -392,14 +407,6 @@ impl<'a> Writer<'a> {
         let checkpointer = Checkpointer::start(file, self.claim.key(), self.shared.db.clone(), durable)?;
         self.checkpointer = Some(checkpointer);
         Ok(())
-    }
-}
-
-/// A full disk or a shortage is no reason to give up what there is.
-fn unwritten(error: io::Error) -> End {
-    End::Said {
-        answer: Answer::io("writing the partial", &error),
-        keep: !spoils(&error),
     }
 }
 

@@ -155,6 +155,7 @@ pub(super) fn probe(outbox: &Dir) -> io::Result<()> {
     options.write(true).create(true).follow(FollowSymlinks::No);
     #[cfg(unix)]
     cap_std::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    mark::without_waiting(&mut options);
     let own = outbox.open_dir_nofollow(mark::FOLDER)?;
     own.open_with(PROBE, &options).map(drop)
 }

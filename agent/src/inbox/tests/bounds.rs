@@ -129,6 +129,26 @@ async fn of_a_peer_near_its_bound_those_go_whose_outcome_it_has() {
     );
 }
 
+/// None of its bytes are sent once more to find that out, nor those of larger ones.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_too_large_for_the_file_system_is_declined_from_then_on() {
+    let rig = Rig::new().await;
+    let size = 2 * MAX_EAGER;
+    rig.inbox.shared.enter().unwrap().is_too_small_for(size);
+    let mut link = rig.link(ANA);
+    for (n, size, taken) in [(1, size - 1, true), (2, size, false), (3, 3 * size, false)] {
+        let (_, outcome) = link.opened(id(n), "file", size).await;
+        match outcome {
+            Outcome::Opened { .. } => assert!(taken, "{size}"),
+            other => {
+                assert_eq!(refused(&other), DeclineReason::TooLarge, "{size}");
+                assert!(!taken);
+            }
+        }
+    }
+    assert_eq!(rig.partials(), 1);
+}
+
 #[test]
 fn a_small_disk_bounds_a_peer_by_its_size() {
     let all = Rows::bound(None);

@@ -285,11 +285,15 @@ fn where_names_are_given_by_links_no_folder_is_taken() {
     }
     let temp = tempfile::tempdir().unwrap();
     let mut site = site::Site::alone(temp.path());
-    assert!(admit::takes(&site, Kind::Folder).is_ok());
+    let of = |kind| Manifest {
+        kind,
+        ..manifest(NAME, 5)
+    };
+    assert!(admit::takes(&site, &of(Kind::Folder)).is_ok());
     site.how = How::Linked;
-    assert!(admit::takes(&site, Kind::File).is_ok());
+    assert!(admit::takes(&site, &of(Kind::File)).is_ok());
     assert!(matches!(
-        admit::takes(&site, Kind::Folder),
+        admit::takes(&site, &of(Kind::Folder)),
         Err(reply::Answer::Refused(refusal)) if refusal.reason == DeclineReason::NoFolders
     ));
 }

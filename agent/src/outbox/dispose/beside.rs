@@ -5,7 +5,7 @@ use std::{
     io,
 };
 
-use cap_fs_ext::MetadataExt;
+use cap_fs_ext::{DirExt, MetadataExt};
 use cap_std::fs::{Dir, Metadata};
 
 use crate::{confined, durable, fault, version::Version};
@@ -42,6 +42,25 @@ pub(in crate::outbox) fn rename_beside(from: &Dir, name: &OsStr, to: &Dir, wante
             other => return other.map(drop),
         }
     }
+}
+
+/// The folder `wanted` in `dir`, or, where anything else has that name, the first with a number that is one. `makes`: or
+/// could be; its name is durable only after a sync of `dir`. Otherwise it is absent.
+pub(super) fn folder_beside(dir: &Dir, wanted: &OsStr, makes: bool) -> io::Result<Dir> {
+    const MOST: u64 = 1000;
+    for number in 0..MOST {
+        let name = numbered(wanted, number);
+        let folder = match makes {
+            true => durable::open_or_make_dir(dir, &name),
+            false => dir.open_dir_nofollow(&name),
+        };
+        let is_taken = |dir: &Dir| dir.symlink_metadata(&name).is_ok_and(|meta| !meta.is_dir());
+        match folder {
+            Err(_) if is_taken(dir) && !fault::mutant("archive-taken") => {}
+            other => return other,
+        }
+    }
+    Err(io::ErrorKind::AlreadyExists.into())
 }
 
 /// `report.pdf`, 1 → `report (1).pdf`; 0 is the name itself. The stem is cut so that 255 bytes are enough.

@@ -2,12 +2,13 @@
 
 use std::{cell::OnceCell, ffi::OsStr, fs::File, io, mem};
 
+use cap_fs_ext::DirExt;
 use cap_std::fs::Dir;
 use dropwire_protocol::RemotePath;
 
 use super::{
     Disposal, DisposeError, Disposed,
-    beside::{self, rename_beside},
+    beside::{self, folder_beside, rename_beside},
     check::{Checked, Compare},
     touched::{Area, Touched},
 };
@@ -229,10 +230,14 @@ impl<'a> Steps<'a> {
         if what.after != AfterSend::Archive {
             return Ok(());
         }
-        let sent = RemotePath::parse(b"sent").map_err(io::Error::other)?;
-        let place =
-            confined::open_folder(&self.own, &sent).and_then(|sent| confined::parent(&sent, &what.path));
-        match place {
+        let find = || {
+            let mut place = self.own.open_dir_nofollow("sent")?;
+            for component in what.path.parent().iter().flat_map(RemotePath::components) {
+                place = folder_beside(&place, confined::os_str(component)?, false)?;
+            }
+            Ok(place)
+        };
+        match find() {
             Ok(place) => fault::step("S5-gone-place", || self.sync(&place)),
             Err(e) if confined::is_absent(&e) => Ok(()),
             Err(e) => Err(e),
@@ -321,7 +326,7 @@ impl<'a> Steps<'a> {
             self.touched.add((Area::Own, None), self.own.try_clone()?);
             let mut above: Option<RemotePath> = None;
             for component in place.1.iter().flat_map(RemotePath::components) {
-                let below = durable::open_or_make_dir(&dir, confined::os_str(component)?)?;
+                let below = folder_beside(&dir, confined::os_str(component)?, true)?;
                 let path = [above.as_ref().map_or(&[][..], RemotePath::as_bytes), component].join(&b'/');
                 self.touched.add((Area::Sent, above), dir);
                 let path = path.strip_prefix(b"/").unwrap_or(&path);

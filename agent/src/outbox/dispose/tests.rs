@@ -109,6 +109,33 @@ fn archived_and_deleted() {
     assert_eq!(read(&outbox.at("kept")), "four");
 }
 
+/// A file was archived under the name that a folder has now.
+#[test]
+fn the_archive_finds_a_free_name_for_a_folder_too() {
+    for left_over in [false, true] {
+        let outbox = Outbox::new();
+        let file = outbox.delivered("report", "a file", AfterSend::Archive);
+        assert_eq!(dispose(&file).unwrap(), Disposed::Done);
+        fs::create_dir_all(outbox.at(".dropwire/sent/deep")).unwrap();
+        fs::write(outbox.at(".dropwire/sent/report (1)"), "another").unwrap();
+        #[cfg(unix)]
+        std::os::unix::fs::symlink("/", outbox.at(".dropwire/sent/deep/report")).unwrap();
+        let below = outbox.delivered("report/x", "in it", AfterSend::Archive);
+        let deeper = outbox.delivered("deep/report/y", "deeper", AfterSend::Archive);
+        for disposal in [&below, &deeper] {
+            if left_over {
+                outbox.in_leaving(disposal);
+            }
+            assert_eq!(dispose(disposal).unwrap(), Disposed::Done);
+            assert_eq!(dispose(disposal).unwrap(), Disposed::Gone, "repeated");
+        }
+        assert_eq!(read(&outbox.at(".dropwire/sent/report (2)/x")), "in it");
+        #[cfg(unix)]
+        assert_eq!(read(&outbox.at(".dropwire/sent/deep/report (1)/y")), "deeper");
+        assert_eq!(read(&outbox.at(".dropwire/sent/report")), "a file");
+    }
+}
+
 #[test]
 fn another_version_stays() {
     let outbox = Outbox::new();
