@@ -187,3 +187,31 @@ fn a_copied_outbox_is_held_and_then_gets_an_id_of_its_own() {
     pair.office.receives("four", b"4");
     pair.laptop.delivers(4);
 }
+
+/// Their ids and files travel with the folders: each goes on where it is found.
+#[test]
+fn outboxes_that_change_places_go_on() {
+    let second = |agent: &mut Agent| {
+        let other = agent.root.join("other");
+        fs::create_dir(&other).expect("a folder");
+        let table = format!("[[outbox]]\npath = {:?}", other.to_str().expect("plain"));
+        agent.settings.tables.push(table);
+    };
+    let pair = Pair::with(|laptop, _| second(laptop));
+    let (outbox, other) = (pair.laptop.outbox.clone(), pair.laptop.root.join("other"));
+    fs::write(other.join("two"), b"2").expect("a file");
+    pair.laptop.drop_file("one", b"1");
+    pair.office.receives("one", b"1");
+    pair.office.receives("two", b"2");
+    pair.laptop.empties_outbox();
+    let aside = pair.laptop.root.join("aside");
+    for (from, to) in [(&outbox, &aside), (&other, &outbox), (&aside, &other)] {
+        fs::rename(from, to).expect("renamed");
+    }
+    fs::write(outbox.join("three"), b"3").expect("a file");
+    fs::write(other.join("four"), b"4").expect("a file");
+    pair.office.receives("three", b"3");
+    pair.office.receives("four", b"4");
+    pair.laptop.delivers(4);
+    assert!(other.join(".dropwire/sent/one").exists(), "it went along");
+}

@@ -2,14 +2,19 @@
 //!
 //! A folder without the id that its path had is another folder (unmounted, replaced) and is held. A folder whose id is at
 //! home at another path of the config is a copy, and is held too: the path where the id was seen first goes on, in
-//! whatever order the config names them. One that was moved is at home where it is found.
+//! whatever order the config names them. One that was moved is at home where it is found: the config does not name the
+//! other path any more, or another outbox lies there now, with an id of its own (two changed places, say). A path
+//! where nothing with an id is found tells nothing of the kind: its disk may not be mounted.
 
-use std::path::{Path, PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use cap_fs_ext::MetadataExt as _;
 use rusqlite::{Connection, OptionalExtension as _, Result, params};
 
-use crate::{confined, error::shown, fault, owner};
+use crate::{confined, error::shown, fault, mark, owner};
 
 /// A folder's id (see [`crate::mark`]).
 pub type FolderId = [u8; 16];
@@ -37,12 +42,7 @@ pub fn expected(db: &Connection, path: &Path) -> Result<Option<FolderId>> {
 }
 
 /// Where a folder with this id is at home, if that is another of the `configured` paths than `path`.
-pub fn elsewhere(
-    db: &Connection,
-    id: FolderId,
-    path: &Path,
-    configured: &[PathBuf],
-) -> Result<Option<PathBuf>> {
+fn elsewhere(db: &Connection, id: FolderId, path: &Path, configured: &[PathBuf]) -> Result<Option<PathBuf>> {
     let home: Option<Vec<u8>> = db
         .prepare_cached("SELECT path FROM folder_home WHERE id = ?1")?
         .query_row([id], |row| row.get(0))
@@ -67,20 +67,96 @@ pub fn settle(db: &Connection, id: FolderId, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Why the folder at `path`, whose id is at home at `other`, is held. Looks at both.
-pub fn reason(path: &Path, other: &Path) -> String {
-    match is_same(path, other) {
-        true => format!(
-            "{} and {} are the same folder: take one of them out of the config",
-            shown(path),
-            shown(other)
-        ),
-        false => format!(
-            "{} has the same id (.dropwire/id) as {}, of which it seems to be a copy; to use it as a folder of its own: `{}`",
-            shown(path),
-            shown(other),
-            owner::adopt(path)
-        ),
+/// [`settle`], if the folder with this id is at home at none of the other `configured` paths, or at the one that it has
+/// `left`; else returns where. What was at home here takes the place that was left: so at each path an id goes on to be
+/// expected, however many folders change places, and whatever is cut off. In one transaction.
+pub fn claim(
+    db: &Connection,
+    id: FolderId,
+    path: &Path,
+    configured: &[PathBuf],
+    left: Option<&Path>,
+) -> Result<Option<PathBuf>> {
+    let other = elsewhere(db, id, path, configured)?;
+    if other.is_some() && other.as_deref() != left {
+        return Ok(other);
+    }
+    let former = expected(db, path)?;
+    settle(db, id, path)?;
+    if let (Some(other), Some(former)) = (other, former)
+        && !fault::mutant("folder-exchange")
+    {
+        settle(db, former, &other)?;
+    }
+    Ok(None)
+}
+
+/// What lies at the path where the id of a folder is at home that was found at another one.
+#[derive(Debug)]
+pub enum There {
+    /// That very folder, by a link or a second mount.
+    Same,
+    /// A folder with the same id.
+    Original,
+    /// One with an id of its own: the folder was moved away from there.
+    Another,
+    /// None with an id, now.
+    Nothing,
+    /// That cannot be told.
+    Unknown(io::Error),
+}
+
+impl There {
+    /// Looks at `other`, where the `id` of the folder at `path` is at home. Blocks.
+    pub fn look(id: FolderId, path: &Path, other: &Path) -> There {
+        if is_same(path, other) {
+            return There::Same;
+        }
+        match confined::root(other).and_then(|dir| mark::read(&dir)) {
+            Ok(Some(found)) if found == id => There::Original,
+            Ok(Some(_)) => There::Another,
+            Ok(None) => There::Nothing,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => There::Nothing,
+            Err(e) => There::Unknown(e),
+        }
+    }
+
+    /// Is the folder that was found at the one path at home there from now on? Only `outboxes` change places: what arrived
+    /// is never sent for having been moved.
+    pub fn is_left(&self, path: &Path, other: &Path, outboxes: &[PathBuf]) -> bool {
+        let are_outboxes = [path, other].iter().all(|p| outboxes.iter().any(|o| o == p));
+        match self {
+            There::Another => are_outboxes || fault::mutant("folder-inbox"),
+            There::Nothing => fault::mutant("folder-away"),
+            _ => false,
+        }
+    }
+
+    /// Why the folder at `path`, whose id is at home at `other`, is held.
+    pub fn reason(&self, path: &Path, other: &Path) -> String {
+        let (folder, home, adopt) = (shown(path), shown(other), owner::adopt(path));
+        let out_of_config = format!("if the folder was moved here, take {home} out of the config");
+        match self {
+            There::Same => {
+                format!("{folder} and {home} are the same folder: take one of them out of the config")
+            }
+            There::Original => format!(
+                "{folder} has the same id (.dropwire/id) as {home}, of which it seems to be a copy; to use it as a folder \
+                 of its own: `{adopt}`"
+            ),
+            There::Another => format!(
+                "{folder} has the id (.dropwire/id) of {home}, and an inbox and an outbox do not take each other's place by \
+                 being moved: move it back, or change the paths in the config; to use it as a folder of its own: `{adopt}`"
+            ),
+            There::Nothing => format!(
+                "{folder} has the id (.dropwire/id) of {home}, where no folder with an id is now: is its disk not mounted? \
+                 Else, {out_of_config}; if it is a copy: `{adopt}`"
+            ),
+            There::Unknown(error) => format!(
+                "{folder} has the id (.dropwire/id) of {home}, and what is there cannot be read ({error}): mend \
+                 that; or, {out_of_config}; if it is a copy: `{adopt}`"
+            ),
+        }
     }
 }
 
@@ -140,6 +216,64 @@ mod tests {
         assert_eq!(expected(&db, original).unwrap(), Some(A));
     }
 
+    /// On disk each of `n` outboxes lies where the next one was.
+    fn rotated(n: u8) -> (tempfile::TempDir, Vec<PathBuf>, Vec<FolderId>) {
+        let temp = tempfile::tempdir().unwrap();
+        let paths: Vec<_> = (0..n).map(|i| temp.path().join(i.to_string())).collect();
+        let ids = paths.iter().map(|path| {
+            std::fs::create_dir(path).unwrap();
+            mark::create(&confined::root(path).unwrap()).unwrap()
+        });
+        let mut ids: Vec<_> = ids.collect();
+        ids.rotate_left(1); // at which path each is at home
+        (temp, paths, ids)
+    }
+
+    #[test]
+    fn folders_that_changed_places_go_on_whichever_is_found_first() {
+        for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+            let (_temp, paths, homes) = rotated(3);
+            let db = db();
+            for (path, id) in paths.iter().zip(&homes) {
+                settle(&db, *id, path).unwrap();
+            }
+            for at in order {
+                let path = &paths[at];
+                let id = mark::read(&confined::root(path).unwrap()).unwrap().unwrap();
+                if let Some(other) = claim(&db, id, path, &paths, None).unwrap() {
+                    let there = There::look(id, path, &other);
+                    assert!(there.is_left(path, &other, &paths), "{there:?}");
+                    assert_eq!(claim(&db, id, path, &paths, Some(&other)).unwrap(), None);
+                    // Asked again, by what was seen before others settled.
+                    assert_eq!(claim(&db, id, path, &paths, Some(&other)).unwrap(), None);
+                }
+                assert_eq!(expected(&db, path).unwrap(), Some(id));
+                for path in &paths {
+                    assert!(expected(&db, path).unwrap().is_some(), "cut off here: {order:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_folder_has_left_only_what_has_another_id_now() {
+        let (temp, paths, homes) = rotated(2);
+        let (path, other, id) = (&paths[0], &paths[1], homes[1]); // it lies at 0, and its home is 1
+        let look = |other: &Path| There::look(id, path, other);
+        assert!(look(other).is_left(path, other, &paths));
+        let inbox = look(other).is_left(path, other, std::slice::from_ref(path));
+        assert!(!inbox, "nor is what arrived sent for having been moved");
+        let away = temp.path().join("not mounted");
+        std::fs::create_dir_all(away.join("point")).unwrap();
+        for nothing in [away.join("point"), away.join("gone")] {
+            let there = look(&nothing);
+            assert!(!there.is_left(path, &nothing, &[path.clone(), nothing.clone()]));
+            assert!(there.reason(path, &nothing).contains("not mounted"), "{there:?}");
+        }
+        std::fs::write(other.join(".dropwire/id"), "damaged").unwrap();
+        assert!(!look(other).is_left(path, other, &paths));
+    }
+
     #[test]
     fn what_earlier_versions_kept_is_taken_over() {
         let db = db();
@@ -171,7 +305,9 @@ mod tests {
         std::fs::create_dir(&a).unwrap();
         std::fs::create_dir(&copy).unwrap();
         std::os::unix::fs::symlink(&a, &link).unwrap();
-        assert!(reason(&link, &a).contains("same folder"));
-        assert!(reason(&copy, &a).contains("dropwire adopt"));
+        let id = mark::create(&confined::root(&a).unwrap()).unwrap();
+        let reason = |path: &Path| There::look(id, path, &a).reason(path, &a);
+        assert!(reason(&link).contains("same folder"));
+        assert!(reason(&copy).contains("dropwire adopt"));
     }
 }

@@ -121,6 +121,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         Inside(&["outbox::look::tests"]),
     ),
     ("S2-unknown", "a known version is not looked at again", QUEUE),
+    (
+        "S2-moved",
+        "what was found late leads no job to where its outbox lay before",
+        QUEUE,
+    ),
     ("S2-known", "a known version is not queued again", QUEUE),
     (
         "S2-otherwise",
@@ -962,6 +967,21 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     (
         "folder-home",
         "a folder whose id is at home elsewhere is not used",
+        Inside(&["homes::tests"]),
+    ),
+    (
+        "folder-exchange",
+        "an id goes on to be expected at the path of a folder that changed places",
+        Inside(&["homes::tests"]),
+    ),
+    (
+        "folder-away",
+        "a folder whose home is not there now is not taken for moved",
+        Inside(&["homes::tests"]),
+    ),
+    (
+        "folder-inbox",
+        "an inbox's folder becomes no outbox by being moved",
         Inside(&["homes::tests"]),
     ),
     (

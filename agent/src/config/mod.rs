@@ -51,9 +51,13 @@ pub struct Config {
 impl Config {
     /// Every outbox and the inbox.
     pub fn folders(&self) -> Vec<PathBuf> {
-        let outboxes = self.outboxes.iter().map(|outbox| &outbox.path);
-        let inbox = self.inbox.iter().map(|inbox| &inbox.path);
-        outboxes.chain(inbox).cloned().collect()
+        let inbox = self.inbox.iter().map(|inbox| inbox.path.clone());
+        self.outbox_paths().into_iter().chain(inbox).collect()
+    }
+
+    /// Every outbox.
+    pub fn outbox_paths(&self) -> Vec<PathBuf> {
+        self.outboxes.iter().map(|outbox| outbox.path.clone()).collect()
     }
 }
 

@@ -69,7 +69,7 @@ pub fn trouble(config: &Config, paths: &Paths, me: &Me, path: &Path) -> Option<S
         .and_then(|list| Known::read(&list, config, path))
         .unwrap_or_default();
     let is_inbox = config.inbox.as_ref().is_some_and(|inbox| inbox.path == path);
-    let seen = Seen::look(path, is_inbox, me).ok()?;
+    let seen = Seen::look(path, is_inbox, me, &known).ok()?;
     match is_inbox {
         true => reason(path, is_inbox, &seen, &known),
         false => of_the_whole(path, is_inbox, &seen, &known), // a disk inside it that is missing holds nothing else
@@ -81,6 +81,7 @@ pub fn trouble(config: &Config, paths: &Paths, me: &Me, path: &Path) -> Option<S
 struct Known {
     /// The ids at home in the config's folders.
     homes: Vec<(homes::FolderId, PathBuf)>,
+    outboxes: Vec<PathBuf>,
     /// Files that were being placed in a folder with another id than is expected here.
     placing_elsewhere: u64,
 }
@@ -94,6 +95,7 @@ impl Known {
         let here = homes::expected(db, path)?.unwrap_or_default();
         Ok(Known {
             homes,
+            outboxes: config.outbox_paths(),
             placing_elsewhere: inbox::placing_elsewhere(db, here)?,
         })
     }
@@ -103,9 +105,11 @@ impl Known {
         home.map(|(id, _)| *id)
     }
 
-    fn home(&self, id: homes::FolderId) -> Option<&Path> {
-        let home = self.homes.iter().find(|(its, _)| *its == id);
-        home.map(|(_, path)| path.as_path())
+    /// Why a folder with this id is not at home at `path`. Blocks.
+    fn elsewhere(&self, id: homes::FolderId, path: &Path) -> Option<String> {
+        let (_, home) = self.homes.iter().find(|(its, home)| *its == id && home != path)?;
+        let there = homes::There::look(id, path, home);
+        (!there.is_left(path, home, &self.outboxes)).then(|| there.reason(path, home))
     }
 }
 
@@ -117,13 +121,16 @@ struct Seen {
     refused: Option<String>,
     owner: Option<Owner>,
     id: Result<Option<homes::FolderId>, io::Error>,
+    /// Why the id is at home in another folder.
+    elsewhere: Option<String>,
     /// Why nothing is taken for some folders of an inbox, or leaves some of an outbox.
     missing: Vec<String>,
 }
 
 impl Seen {
-    fn look(path: &Path, is_inbox: bool, me: &Me) -> io::Result<Seen> {
+    fn look(path: &Path, is_inbox: bool, me: &Me, known: &Known) -> io::Result<Seen> {
         let root = confined::root(path)?;
+        let id = mark::read(&root);
         Ok(Seen {
             parted: match is_inbox {
                 true => inbox::parted(path, &root)?,
@@ -131,7 +138,8 @@ impl Seen {
             },
             refused: owner::check(&root, path, me).err(),
             owner: owner::read(&root).ok().flatten(),
-            id: mark::read(&root),
+            elsewhere: id.as_ref().ok().and_then(|id| known.elsewhere((*id)?, path)),
+            id,
             missing: match is_inbox {
                 true => inbox::missing_disks(path, &root),
                 false => missing_mounts(path, &root),
@@ -187,9 +195,7 @@ fn of_the_whole(path: &Path, is_inbox: bool, seen: &Seen, known: &Known) -> Opti
              now: `{adopt}`",
             shown(path)
         )),
-        (Ok(Some(id)), _) if known.home(*id).is_some_and(|home| home != path) => {
-            known.home(*id).map(|home| homes::reason(path, home))
-        }
+        _ if seen.elsewhere.is_some() => seen.elsewhere.clone(),
         _ if is_inbox && known.placing_elsewhere > 0 => Some(format!(
             "{} files were being placed in another inbox folder and wait for it; to give that one up: `{adopt}`",
             known.placing_elsewhere
@@ -204,13 +210,13 @@ impl Adopter {
     pub async fn answer(&self, request: AdoptRequest, lock: Arc<LockOf>) -> Result<AdoptReply, Fatal> {
         let (path, is_inbox) = self.configured(&request.path.0)?;
         let known = self.known(&path).await.map_err(|e| job_list(&e))?;
-        let (seen, is_one_of_two) = {
-            let (path, me, known_homes) = (path.clone(), self.me.clone(), known.homes.clone());
+        let (known, seen, is_one_of_two) = {
+            let (path, me) = (path.clone(), self.me.clone());
             blocking(move || {
-                let twin = known_homes
-                    .iter()
-                    .any(|(_, home)| *home != path && homes::is_same(&path, home));
-                (Seen::look(&path, is_inbox, &me), twin)
+                let mut homes = known.homes.iter();
+                let twin = homes.any(|(_, home)| *home != path && homes::is_same(&path, home));
+                let seen = Seen::look(&path, is_inbox, &me, &known);
+                (known, seen, twin)
             })
             .await?
         };

@@ -246,24 +246,43 @@ struct InQueue {
 
 impl InQueue {
     async fn find_home(&self, id: OutboxId, is_new: bool) -> Result<Result<(), String>, DbError> {
-        let (path, configured) = (self.path.clone(), self.shared.config().folders());
-        let settle = move |tx: &rusqlite::Transaction<'_>| {
-            let elsewhere = homes::elsewhere(tx, id.0, &path, &configured)?;
-            if elsewhere.is_none() {
-                homes::settle(tx, id.0, &path)?;
-            }
-            Ok(elsewhere)
-        };
-        if let Some(other) = self.shared.db.call(settle).await? {
-            let path = self.path.clone();
-            let reason = tokio::task::spawn_blocking(move || homes::reason(&path, &other)).await;
-            return Ok(Err(reason.map_err(|e| DbError::Failed(e.to_string()))?));
+        if let Some(other) = self.claim(id, None).await?
+            && let Err(reason) = self.move_home(id, other).await?
+        {
+            return Ok(Err(reason));
         }
         if is_new {
             let queue = &self.shared.queue;
             queue.outbox_replaced(self.path.clone(), id, now_ms()).await?;
         }
         Ok(Ok(()))
+    }
+
+    /// The folder is at home here, if it has left the `other` path; else why it is held.
+    async fn move_home(&self, id: OutboxId, other: PathBuf) -> Result<Result<(), String>, DbError> {
+        let (path, outboxes) = (self.path.clone(), self.shared.config().outbox_paths());
+        let look = move || {
+            let there = homes::There::look(id.0, &path, &other);
+            match there.is_left(&path, &other, &outboxes) {
+                true => Ok(other),
+                false => Err(there.reason(&path, &other)),
+            }
+        };
+        let looked = tokio::task::spawn_blocking(look).await;
+        Ok(match looked.map_err(|e| DbError::Failed(e.to_string()))? {
+            Ok(left) => match self.claim(id, Some(left)).await? {
+                None => Ok(()),
+                Some(_) => Err("folders change places; it is looked at again".into()),
+            },
+            Err(reason) => Err(reason),
+        })
+    }
+
+    async fn claim(&self, id: OutboxId, left: Option<PathBuf>) -> Result<Option<PathBuf>, DbError> {
+        let (path, configured) = (self.path.clone(), self.shared.config().folders());
+        let claim =
+            move |tx: &rusqlite::Transaction<'_>| homes::claim(tx, id.0, &path, &configured, left.as_deref());
+        self.shared.db.call(claim).await
     }
 }
 

@@ -139,7 +139,7 @@ pub fn inbox_settings(config: &Config) -> inbox::Settings {
         inbox: config.inbox.clone(),
         peers: config.peers.clone(),
         name: config.name.clone(),
-        outboxes: config.outboxes.iter().map(|outbox| outbox.path.clone()).collect(),
+        outboxes: config.outbox_paths(),
     }
 }
 

@@ -37,17 +37,11 @@ pub fn open(shared: &Shared, path: &Path) -> Result<Site, Trouble> {
 /// The folder is at home here, unless it is a copy of an outbox.
 fn settle(shared: &Shared, path: &Path, mark: [u8; 16]) -> Result<(), Trouble> {
     let (here, others) = (path.to_path_buf(), shared.outboxes.clone());
-    let settle = move |tx: &rusqlite::Transaction<'_>| {
-        let elsewhere = homes::elsewhere(tx, mark, &here, &others)?;
-        if elsewhere.is_none() {
-            homes::settle(tx, mark, &here)?;
-        }
-        Ok(elsewhere)
-    };
+    let settle = move |tx: &rusqlite::Transaction<'_>| homes::claim(tx, mark, &here, &others, None);
     match shared.db.call_blocking(settle).map_err(broken)? {
         None => Ok(()),
         Some(other) => Err(Trouble {
-            reason: homes::reason(path, &other),
+            reason: homes::There::look(mark, path, &other).reason(path, &other),
         }),
     }
 }

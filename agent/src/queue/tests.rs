@@ -712,3 +712,20 @@ async fn jobs_of_an_outbox_that_was_replaced_end_and_others_go_on() {
         "nor is it sent again, should it come back"
     );
 }
+
+#[tokio::test]
+async fn what_was_found_before_an_outbox_was_moved_is_looked_for_where_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let queue = queue(folder.path()).await;
+    let first = enqueue(&queue, 1, AfterSend::Delete, &[1]).await.queued[0];
+    let (outbox, moved) = (OUTBOX, std::path::PathBuf::from("/moved"));
+    queue
+        .outboxes_lie_at(vec![(outbox, moved.clone())])
+        .await
+        .unwrap();
+    let late = drop_of(found("b", 2), AfterSend::Delete, &[1]);
+    let late = queue.enqueue(vec![late], 100).await.unwrap().queued[0];
+    for job in [first, late] {
+        assert_eq!(queue.get(job).await.unwrap().unwrap().root, moved);
+    }
+}

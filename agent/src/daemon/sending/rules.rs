@@ -44,7 +44,7 @@ struct Place {
 impl Folders {
     /// As they are now. Asks no disk: one of them may not answer.
     pub fn of(shared: &Shared) -> Folders {
-        let mut outboxes: Vec<_> = shared.config().outboxes.iter().map(|o| o.path.clone()).collect();
+        let mut outboxes = shared.config().outbox_paths();
         let there: Vec<_> = shared.outboxes().iter().filter_map(|o| o.place()).collect();
         outboxes.extend(there.iter().map(|(path, _)| path.clone()));
         let boxes = there.into_iter().chain(shared.inbox.place());

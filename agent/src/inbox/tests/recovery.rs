@@ -359,6 +359,6 @@ async fn a_folder_that_is_a_copy_is_held() {
     let litter = rig.root().join(".dropwire/partial/x");
     let rig = rig.restarted(|_| fs::write(&litter, "bytes").unwrap()).await;
     let held = rig.inbox.status().await.held.unwrap();
-    assert!(held.contains("same id") && held.contains("/out"), "{held}");
+    assert!(held.contains("has the id") && held.contains("/out"), "{held}");
     assert!(litter.exists());
 }
