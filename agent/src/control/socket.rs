@@ -221,7 +221,7 @@ mod system {
     }
 
     fn failed(path: &Path, error: &io::Error) -> Fatal {
-        match error.kind() {
+        let failed = match error.kind() {
             io::ErrorKind::PermissionDenied => Fatal::io(
                 format_args!("cannot make the control socket {}", shown(path)),
                 error,
@@ -230,6 +230,11 @@ mod system {
                 passes: io_error::passes(error),
                 ..cannot(path, error)
             },
+        };
+        match failed.passes {
+            Some(_) => failed,
+            // Some file systems have no sockets.
+            None => failed.mend("`control` in the config names another path: one on a disk of this machine that the agent may write to"),
         }
     }
 

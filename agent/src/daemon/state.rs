@@ -109,7 +109,10 @@ pub fn check_private(dir: &Path) -> Result<(), Fatal> {
             shown(dir)
         ),
     )
-    .mend(format_args!("chmod 700 {}", shown(dir))))
+    .mend(format_args!(
+        "chmod 700 {} (where that changes nothing, as on FAT and NTFS, choose another `state_dir`)",
+        shown(dir)
+    )))
 }
 
 /// Access lists of other systems are left to whoever made the folder.

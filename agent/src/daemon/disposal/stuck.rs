@@ -156,7 +156,9 @@ fn hint(error: &std::io::Error) -> &'static str {
              a disk that is mounted read-only"
         }
         Meaning::NotNow(Wait::Space) => "Free some space on the outbox's disk",
-        Meaning::NotNow(Wait::Busy) => "A program uses them: close it",
+        Meaning::NotNow(Wait::Busy) => {
+            "A program uses them, or something is mounted there: close it, or unmount it"
+        }
         Meaning::NotNow(Wait::Shortage) => "The machine is short of memory or open files for now",
         Meaning::NotNow(Wait::Device) | Meaning::Lost => "Check the outbox's disk",
         Meaning::Never | Meaning::NotOurs => "Move them away by hand: they have been delivered",
