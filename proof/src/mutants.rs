@@ -790,6 +790,16 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         LEAVES,
     ),
     (
+        "S5-folder-freed",
+        "a file that could not be removed is known by its bytes once it was freed",
+        LEAVES,
+    ),
+    (
+        "S5-folder-note",
+        "the sync of the digest by which that is told",
+        LEAVES,
+    ),
+    (
         "adopt-leaving",
         "what was on its way out of an outbox that is adopted comes back",
         Inside(&["outbox::dispose::adopted::tests"]),

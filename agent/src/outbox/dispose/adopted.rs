@@ -70,7 +70,7 @@ fn one(
     let text = name.to_string_lossy();
     if let Some(of) = text.strip_suffix(".gone")
         && let Some(list) = removal::find_list(leaving, of)?
-        && removal::remove(leaving, name, list)?
+        && removal::remove(leaving, name, list, &|| false)?
     {
         return removal::forget_list(leaving, of); // its removal was decided
     }

@@ -132,7 +132,7 @@ pub(super) fn shows_too_little(version: &Version, on: FileSystem) -> bool {
 }
 
 /// Of the first `size` bytes of a file just opened, or of all where there are less. None: stopped.
-fn digest(file: &File, size: u64, stopped: &dyn Fn() -> bool) -> io::Result<Option<Digest>> {
+pub(super) fn digest(file: &File, size: u64, stopped: &dyn Fn() -> bool) -> io::Result<Option<Digest>> {
     let mut hash = RunningDigest::default();
     let mut buffer = vec![0; usize::try_from(size).map_or(READ, |size| READ.min(size))];
     let mut bytes = io::Read::take(file, size); // knows its end without another read

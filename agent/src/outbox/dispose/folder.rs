@@ -241,8 +241,12 @@ fn remove(
     gone: &OsStr,
     list: removal::List,
 ) -> Result<Disposed, DisposeError> {
-    let removed = removal::remove(&steps.leaving, gone, list);
-    let answer = if removed.map_err(|e| what.failed("removed", e))? {
+    let removed = removal::remove(&steps.leaving, gone, list, steps.stopped);
+    let removed = removed.map_err(|e| match (steps.stopped)() {
+        true => DisposeError::Stopped,
+        false => what.failed("removed", e),
+    });
+    let answer = if removed? {
         Disposed::Done
     } else {
         let back = || {

@@ -351,6 +351,74 @@ mod order {
     }
 }
 
+/// Somebody frees what was immutable, which changes its ctime: it is what was checked all the same, by its bytes.
+#[cfg(target_os = "linux")]
+#[test]
+fn what_cannot_be_removed_keeps_no_other_and_goes_once_it_is_freed() {
+    use crate::durable::trace::{self, Call};
+    let refused = || Err(std::io::Error::from_raw_os_error(libc::EPERM));
+    let outbox = Outbox::new();
+    let what = outbox.delivered(AfterSend::Delete);
+    let gone = Path::new(".dropwire/leaving").join(removal::decided_name(&what.name));
+    trace::before(outbox.temp.path(), Call::Unlink(gone.join("a")), refused);
+    let error = loop {
+        match dispose(&what, &|| false) {
+            Ok(Disposed::Busy) => std::thread::yield_now(),
+            other => break other.unwrap_err().to_string(),
+        }
+    };
+    assert!(error.contains("not permitted"), "{error}");
+    let a = outbox.at("").join(&gone).join("a");
+    assert!(a.exists() && !outbox.at("").join(&gone).join("sub").exists());
+    let calls = trace::of(outbox.temp.path());
+    let list = format!(".dropwire/leaving/{}.list", what.name);
+    let tried = calls.iter().position(|c| *c == Call::Unlink(gone.join("a")));
+    let synced = calls.iter().rposition(|c| *c == trace::sync(&list));
+    assert!(synced > tried, "its note is on disk: {calls:#?}");
+
+    let touch = || {
+        std::thread::sleep(Duration::from_millis(20));
+        let file = fs::File::open(&a).unwrap();
+        file.set_permissions(fs::metadata(&a).unwrap().permissions())
+            .unwrap();
+    };
+    touch();
+    // Told to stop, it concludes nothing.
+    assert!(matches!(dispose(&what, &|| true), Err(DisposeError::Stopped)));
+    assert_eq!(outbox.dispose(&what), Disposed::Done);
+    assert!(!outbox.at("batch").exists() && outbox.leaving_is_empty());
+
+    // Written to since, with the same times: it is kept.
+    let what = outbox.delivered(AfterSend::Delete);
+    trace::before(outbox.temp.path(), Call::Unlink(gone.join("a")), refused);
+    while matches!(dispose(&what, &|| false), Ok(Disposed::Busy)) {}
+    let times = fs::metadata(&a).unwrap().modified().unwrap();
+    fs::write(&a, "b").unwrap();
+    fs::File::options()
+        .write(true)
+        .open(&a)
+        .unwrap()
+        .set_modified(times)
+        .unwrap();
+    assert_eq!(outbox.dispose(&what), Disposed::Changed);
+    assert_eq!(fs::read(outbox.at("batch/a")).unwrap(), b"b");
+}
+
+/// Without room for notes.
+#[test]
+fn a_list_of_an_earlier_version_is_gone_by() {
+    let outbox = Outbox::new();
+    fs::create_dir(outbox.at("batch")).unwrap();
+    fs::write(outbox.at("batch/z"), "z").unwrap();
+    fs::hard_link(outbox.at("batch/z"), outbox.at("batch/y")).unwrap();
+    let what = outbox.delivered(AfterSend::Delete);
+    let half = outbox.decided(&what, true);
+    let leaving = confined::root(half.parent().unwrap()).unwrap();
+    removal::write_list_as_before(&leaving, &what.name, &half);
+    assert_eq!(outbox.dispose(&what), Disposed::Done);
+    assert!(!outbox.at("batch").exists() && outbox.leaving_is_empty());
+}
+
 /// The removal of one name shows in the times of the others.
 #[test]
 fn a_removal_that_was_cut_off_brings_no_further_name_back() {

@@ -3,16 +3,21 @@
 //! The list is on disk before the removal is decided, so that a removal that a crash cut off goes on by the same list.
 //! What the list does not name was never delivered, whatever its times say (a folder with old files that was moved in),
 //! and stays. The list is read from front to back: no matter how deep a tree somebody moved in, it is not walked.
+//!
+//! A file that cannot be removed (it is immutable, or its folder read-only) keeps no other one. Whoever frees it changes
+//! its ctime, so its digest is noted in the list first: then its bytes say that it is still what was checked.
 
 use std::{
     ffi::{OsStr, OsString},
-    io::{self, BufReader, BufWriter, Cursor, Read, Seek, Write},
+    fs::File,
+    io::{self, BufReader, BufWriter, Cursor, Read, Seek, SeekFrom, Write},
 };
 
 use cap_fs_ext::{DirExt, MetadataExt};
 use cap_std::fs::Dir;
-use dropwire_protocol::RemotePath;
+use dropwire_protocol::{Digest, RemotePath};
 
+use super::check::digest;
 use crate::{
     border::Side,
     bundle::{self, Kind, Listing, Step, Trouble},
@@ -45,7 +50,20 @@ pub(super) fn find_decided(leaving: &Dir, name: &str) -> io::Result<Option<OsStr
 }
 
 /// What a folder held when it was checked.
-pub(super) struct List(Box<dyn Read>);
+pub(super) struct List {
+    entries: Counted<Box<dyn Read>>,
+    /// Its own name in `leaving`; None: it is only in memory.
+    name: Option<OsString>,
+}
+
+impl List {
+    fn new(entries: impl Read + 'static, name: Option<OsString>) -> List {
+        List {
+            entries: Counted(Box::new(entries), 0),
+            name,
+        }
+    }
+}
 
 /// Lists `folder`, and writes the list into `leaving`, synced; its name is durable after a sync of `leaving`. A disk
 /// without room for it is no reason to keep what would make room: then the list is only in memory.
@@ -54,7 +72,7 @@ pub(super) fn write_list(leaving: &Dir, name: &str, folder: &Dir) -> Result<(Lis
     forget_list(leaving, name).map_err(failed)?;
     let mut file = durable::create_private(leaving, &list_name(name)).map_err(failed)?;
     let mut out = BufWriter::new(&mut file);
-    let written = listed(folder, &mut out).and_then(|listing| Ok((listing, out.flush()?)));
+    let written = listed(folder, true, &mut out).and_then(|listing| Ok((listing, out.flush()?)));
     drop(out);
     let synced = written.and_then(|(listing, ())| {
         fault::step("S5-folder-list", || durable::sync_file(&file))?;
@@ -62,13 +80,13 @@ pub(super) fn write_list(leaving: &Dir, name: &str, folder: &Dir) -> Result<(Lis
         Ok(listing)
     });
     match synced {
-        Ok(listing) => Ok((listing, List(Box::new(BufReader::new(file))))),
+        Ok(listing) => Ok((listing, List::new(BufReader::new(file), Some(list_name(name))))),
         Err(Unwritten::Folder(trouble)) => Err(trouble),
         Err(Unwritten::List(e)) if io_error::is_full(&e) => {
             forget_list(leaving, name).map_err(failed)?;
             let mut bytes = Bounded(Vec::new());
-            match listed(folder, &mut bytes) {
-                Ok(listing) => Ok((listing, List(Box::new(Cursor::new(bytes.0))))),
+            match listed(folder, false, &mut bytes) {
+                Ok(listing) => Ok((listing, List::new(Cursor::new(bytes.0), None))),
                 Err(Unwritten::Folder(trouble)) => Err(trouble),
                 Err(Unwritten::List(_)) => Err(failed(e)),
             }
@@ -79,8 +97,9 @@ pub(super) fn write_list(leaving: &Dir, name: &str, folder: &Dir) -> Result<(Lis
 
 /// The list that was written before a crash; None: there is none.
 pub(super) fn find_list(leaving: &Dir, name: &str) -> io::Result<Option<List>> {
-    match confined::open_file(leaving, &list_name(name)) {
-        Ok(file) => Ok(Some(List(Box::new(BufReader::new(file))))),
+    let name = list_name(name);
+    match confined::open_file(leaving, &name) {
+        Ok(file) => Ok(Some(List::new(BufReader::new(file), Some(name)))),
         Err(e) if confined::is_absent(&e) => Ok(None),
         Err(e) => Err(e),
     }
@@ -116,11 +135,12 @@ impl From<io::Error> for Unwritten {
     }
 }
 
-fn listed(folder: &Dir, out: &mut dyn Write) -> Result<Listing, Unwritten> {
+/// With room for notes, or without.
+fn listed(folder: &Dir, notes: bool, out: &mut dyn Write) -> Result<Listing, Unwritten> {
     let mut failed = None;
     let listing = bundle::list(folder, false, &mut |step| {
         Entry::of(step)
-            .map_or(Ok(()), |entry| entry.write(out))
+            .map_or(Ok(()), |entry| entry.write(notes, out))
             .map_err(|e| {
                 failed = Some(e);
                 Trouble::Changed
@@ -130,6 +150,14 @@ fn listed(folder: &Dir, out: &mut dyn Write) -> Result<Listing, Unwritten> {
         Some(e) => Err(Unwritten::List(e)),
         None => Ok(listing?),
     }
+}
+
+#[cfg(test)]
+pub(super) fn write_list_as_before(leaving: &Dir, name: &str, folder: &std::path::Path) {
+    let mut bytes = Vec::new();
+    let folder = confined::root(folder).unwrap();
+    assert!(listed(&folder, false, &mut bytes).is_ok());
+    leaving.write(list_name(name), bytes).unwrap();
 }
 
 /// Takes [`IN_MEMORY`] bytes.
@@ -149,6 +177,17 @@ impl Write for Bounded {
     }
 }
 
+/// Knows how much was read.
+struct Counted<R>(R, u64);
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let read = self.0.read(bytes)?;
+        self.1 += read as u64;
+        Ok(read)
+    }
+}
+
 /// A version, its ctime included.
 type Stamp = [u8; 40];
 
@@ -159,18 +198,24 @@ fn stamp(version: &Version) -> Stamp {
     stamp
 }
 
-/// Kinds of entries.
+/// Kinds of entries. The files of the first two have no room for a note: in memory, and on disk by earlier versions.
 const FILE: u8 = 0;
 const FOLDER: u8 = 1;
 const LINKED_FILE: u8 = 2;
+const NOTED_FILE: u8 = 3;
 
-/// One file or folder of the list; on disk: kind, stamp, the number of names of a file that has several, length of the
-/// path, path.
+/// No digest is noted yet. One that was written only in part is none of the file.
+const UNNOTED: [u8; 32] = [0; 32];
+
+/// One file or folder of the list; on disk: kind, stamp, the number of names of a file that has several or has room for a
+/// note, that note, length of the path, path.
 struct Entry {
     is_folder: bool,
     stamp: Stamp,
     /// Of a file.
     links: u64,
+    /// The digest of a file that could not be removed, and where in the list it stands; None: there is no room for it.
+    note: Option<(u64, [u8; 32])>,
     path: RemotePath,
 }
 
@@ -185,38 +230,53 @@ impl Entry {
             },
             stamp: stamp(&step.version),
             links: step.links,
+            note: None,
             path: step.path.clone()?,
         })
     }
 
-    fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+    fn noted(&self) -> Option<Digest> {
+        let (_, digest) = self.note.filter(|(_, digest)| *digest != UNNOTED)?;
+        (!fault::mutant("S5-folder-freed")).then_some(Digest(digest))
+    }
+
+    fn write(&self, notes: bool, out: &mut dyn Write) -> io::Result<()> {
         let path = self.path.as_bytes();
         let length = u16::try_from(path.len()).map_err(io::Error::other)?;
         let kind = match (self.is_folder, self.links) {
             (true, _) => FOLDER,
+            (false, _) if notes => NOTED_FILE,
             (false, ..=1) => FILE,
             (false, _) => LINKED_FILE,
         };
         out.write_all(&[kind])?;
         out.write_all(&self.stamp)?;
-        if kind == LINKED_FILE {
+        if matches!(kind, LINKED_FILE | NOTED_FILE) {
             out.write_all(&self.links.to_be_bytes())?;
+        }
+        if kind == NOTED_FILE {
+            out.write_all(&UNNOTED)?;
         }
         out.write_all(&length.to_be_bytes())?;
         out.write_all(path)
     }
 
     /// None: that was all.
-    fn read(from: &mut dyn Read) -> io::Result<Option<Entry>> {
+    fn read(from: &mut Counted<impl Read>) -> io::Result<Option<Entry>> {
         let (mut kind, mut stamp, mut length) = ([FILE], [0; 40], [0; 2]);
-        let mut links = 1_u64.to_be_bytes();
+        let (mut links, mut note) = (1_u64.to_be_bytes(), None);
         match from.read_exact(&mut kind) {
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
             other => other?,
         }
         from.read_exact(&mut stamp)?;
-        if kind == [LINKED_FILE] {
+        if matches!(kind, [LINKED_FILE | NOTED_FILE]) {
             from.read_exact(&mut links)?;
+        }
+        if kind == [NOTED_FILE] {
+            let (at, mut digest) = (from.1, UNNOTED);
+            from.read_exact(&mut digest)?;
+            note = Some((at, digest));
         }
         from.read_exact(&mut length)?;
         let mut path = vec![0; u16::from_be_bytes(length).into()];
@@ -225,15 +285,22 @@ impl Entry {
             is_folder: kind == [FOLDER],
             stamp,
             links: u64::from_be_bytes(links),
+            note,
             path: RemotePath::parse(&path).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?,
         }))
     }
 }
 
-/// Removes from the folder `name` what the list names and was not changed since, and the folder. False: something
-/// stays, and the folder with it. Durable once `parent` is synced; may be repeated.
-pub(super) fn remove(parent: &Dir, name: &OsStr, list: List) -> io::Result<bool> {
-    let folder = match parent.open_dir_nofollow(name) {
+/// Removes from the folder `name` in `leaving` what the list names and was not changed since, and the folder. False:
+/// something stays, and the folder with it. The error is the first one; all else was removed. Durable once `leaving` is
+/// synced; may be repeated. Once `stopped` says so, no more bytes are compared.
+pub(super) fn remove(
+    leaving: &Dir,
+    name: &OsStr,
+    list: List,
+    stopped: &dyn Fn() -> bool,
+) -> io::Result<bool> {
+    let folder = match leaving.open_dir_nofollow(name) {
         Err(e) if confined::is_absent(&e) => return Ok(true),
         folder => folder?,
     };
@@ -241,18 +308,30 @@ pub(super) fn remove(parent: &Dir, name: &OsStr, list: List) -> io::Result<bool>
         side: Side::of(&folder)?,
         parents: Parents::new(folder),
         within: Vec::new(),
+        notes: Notes {
+            leaving,
+            name: list.name,
+            file: None,
+        },
+        stopped,
+        failed: None,
     };
-    let mut list = list.0;
-    while let Some(entry) = Entry::read(&mut list)? {
-        removal.leave_up_to(Some(&entry.path))?;
+    let mut entries = list.entries;
+    while let Some(entry) = Entry::read(&mut entries)? {
+        removal.leave_up_to(Some(&entry.path));
         if entry.is_folder {
             removal.within.push(entry);
         } else {
-            absent_is_fine(removal.file(&entry))?;
+            let removed = removal.file(&entry);
+            removal.note_failed(removed);
         }
     }
-    removal.leave_up_to(None)?;
-    remove_folder(parent, name)
+    removal.leave_up_to(None);
+    removal.notes.sync()?;
+    match removal.failed {
+        Some(error) => Err(error),
+        None => remove_folder(leaving, name),
+    }
 }
 
 /// It went, or became something else, by somebody else's doing.
@@ -263,21 +342,31 @@ fn absent_is_fine(removed: io::Result<()>) -> io::Result<()> {
     }
 }
 
-struct Removal {
+struct Removal<'a> {
     parents: Parents,
     side: Side,
     /// The listed folders that the list is in, each within the one before it.
     within: Vec<Entry>,
+    notes: Notes<'a>,
+    stopped: &'a dyn Fn() -> bool,
+    /// The first error.
+    failed: Option<io::Error>,
 }
 
-impl Removal {
+impl Removal<'_> {
+    fn note_failed(&mut self, removed: io::Result<()>) {
+        if let Err(error) = absent_is_fine(removed) {
+            self.failed.get_or_insert(error);
+        }
+    }
+
     /// The listed folders that do not hold `path` have been cleared.
-    fn leave_up_to(&mut self, path: Option<&RemotePath>) -> io::Result<()> {
+    fn leave_up_to(&mut self, path: Option<&RemotePath>) {
         let holds = |folder: &Entry| path.is_some_and(|path| is_below(path, &folder.path));
         while let Some(folder) = self.within.pop_if(|folder| !holds(folder)) {
-            absent_is_fine(self.folder(&folder))?;
+            let removed = self.folder(&folder);
+            self.note_failed(removed);
         }
-        Ok(())
     }
 
     fn folder(&mut self, entry: &Entry) -> io::Result<()> {
@@ -294,26 +383,79 @@ impl Removal {
     fn file(&mut self, entry: &Entry) -> io::Result<()> {
         let parent = self.parents.of(&entry.path)?;
         let name = confined::os_str(entry.path.file_name())?;
+        let file = confined::open_file(parent, name)?;
         // A writer is held up for as long as it lives.
-        let lease = match Lease::take(&confined::open_file(parent, name)?) {
+        let lease = match Lease::take(&file) {
             Asked::Writer => return Ok(()),
             Asked::Unsupported => None,
             Asked::Lease(lease) => Some(lease),
         };
-        let meta = parent.symlink_metadata(name)?;
-        let now = stamp(&Version::listed(parent, name, &meta));
-        // Another of its names was removed since, before a crash maybe: its ctime is of that.
-        let compared = match meta.nlink() < entry.links && !fault::mutant("S5-folder-links") {
-            true => 32, // all but the ctime
-            false => 40,
+        let look = || {
+            let meta = parent.symlink_metadata(name)?;
+            let now = stamp(&Version::listed(parent, name, &meta));
+            Ok::<_, io::Error>((meta, now))
         };
-        let is_as_checked =
-            self.side.holds(parent, name, &meta) && now[..compared] == entry.stamp[..compared];
-        if is_as_checked || fault::mutant("S5-folder-late") {
-            durable::unlink(parent, name)?;
+        let (meta, now) = look()?;
+        // None: somebody wrote meanwhile.
+        let bytes = || {
+            let digest =
+                digest(&file, meta.len(), self.stopped)?.ok_or_else(|| io::Error::other("stopped"))?;
+            let is_still = look()?.1 == now && lease.as_ref().is_none_or(Lease::whole);
+            Ok::<_, io::Error>(is_still.then_some(digest))
+        };
+        // Another of its names was removed since, before a crash maybe: its ctime is of that.
+        let lost_a_name = meta.nlink() < entry.links && !fault::mutant("S5-folder-links");
+        let is_as_checked = self.side.holds(parent, name, &meta)
+            && now[..32] == entry.stamp[..32]
+            && (lost_a_name
+                || now == entry.stamp
+                || match entry.noted() {
+                    Some(noted) => bytes()? == Some(noted),
+                    None => false,
+                });
+        if !is_as_checked && !fault::mutant("S5-folder-late") {
+            return Ok(());
         }
-        drop(lease);
+        let removed = absent_is_fine(durable::unlink(parent, name));
+        if removed.is_err()
+            && let Err(error) = self.notes.add(entry, bytes)
+        {
+            tracing::debug!(path = %entry.path, %error, "what cannot be removed is not noted");
+        }
+        removed
+    }
+}
+
+/// Digests that are noted in the list itself, as far as that works.
+struct Notes<'a> {
+    leaving: &'a Dir,
+    name: Option<OsString>,
+    file: Option<File>,
+}
+
+impl Notes<'_> {
+    /// Notes the `bytes` of a file that could not be removed, unless they are known.
+    fn add(&mut self, entry: &Entry, bytes: impl FnOnce() -> io::Result<Option<Digest>>) -> io::Result<()> {
+        let (Some(name), Some((at, UNNOTED))) = (&self.name, entry.note) else {
+            return Ok(());
+        };
+        let file = match &mut self.file {
+            Some(file) => file,
+            none => none.insert(durable::open_private(self.leaving, name)?),
+        };
+        if let Some(Digest(digest)) = bytes()? {
+            file.seek(SeekFrom::Start(at))?;
+            file.write_all(&digest)?;
+        }
         Ok(())
+    }
+
+    /// A note that is not on disk is none: the file may be freed at any time.
+    fn sync(self) -> io::Result<()> {
+        match self.file {
+            Some(file) => fault::step("S5-folder-note", || durable::sync_file(&file)),
+            None => Ok(()),
+        }
     }
 }
 
