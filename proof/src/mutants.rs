@@ -173,6 +173,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         DISPOSE,
     ),
     (
+        "S5-siblings",
+        "the removal of one name of a file keeps no other one",
+        DISPOSE,
+    ),
+    (
         "S5-kept-time",
         "times that are set after the sending of a kept file are told",
         QUEUE,

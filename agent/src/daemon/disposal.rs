@@ -167,8 +167,9 @@ async fn pass(
         let begin = |d: &queue::Disposal| d.found.version.folder.then(|| shared.changed.begin(d));
         let before = batch.iter().map(|d| begin(d).flatten()).collect();
         let plans: Vec<_> = batch.iter().map(|d| plan(shared, d)).collect();
-        let cancel = cancel.clone();
-        let outcomes = blocking(move || dispose::dispose_all(&plans, &|| cancel.is_cancelled())).await;
+        let (cancel, agent) = (cancel.clone(), shared.clone());
+        let dispose = move || dispose::dispose_all(&plans, &agent.siblings, &|| cancel.is_cancelled());
+        let outcomes = blocking(dispose).await;
         // The runtime ends: each of them is found again.
         let outcomes = outcomes.unwrap_or_else(|_| batch.iter().map(|_| Ok(Disposed::Busy)).collect());
         let ended = ended(shared, batch, before, outcomes, held).await?;

@@ -51,7 +51,7 @@ use crate::{
     identity::Identity,
     inbox::Inbox,
     link::{self, Links},
-    outbox::Outbox,
+    outbox::{Outbox, dispose::Siblings},
     owner::Me,
     queue::{DropId, Job, Proof, Queue},
     send::SmallReads,
@@ -117,6 +117,7 @@ struct Shared {
     changed: disposal::Changed,
     /// Delivered files that cannot leave.
     stuck: disposal::Stuck,
+    siblings: Siblings,
     /// Outboxes whose disk lost what it was told to keep, and how that was told: nothing leaves them until the agent
     /// starts anew.
     unsynced: Mutex<HashMap<PathBuf, String>>,
@@ -218,6 +219,7 @@ impl Agent {
             disposal: Notify::new(),
             changed: disposal::Changed::default(),
             stuck: disposal::Stuck::default(),
+            siblings: Siblings::default(),
             unsynced: Mutex::default(),
             queued: Notify::new(),
             checkpoints,

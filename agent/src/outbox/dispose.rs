@@ -46,11 +46,13 @@ pub(super) mod beside;
 mod check;
 mod folder;
 mod removal;
+mod siblings;
 mod steps;
 mod top;
 mod touched;
 
 pub use adopted::give_back_all;
+pub use siblings::Siblings;
 use steps::{Stage, Steps};
 use top::Tops;
 
@@ -118,18 +120,20 @@ pub enum DisposeError {
 
 /// Disposes of delivered files; an answer for each, in their order. Those of one outbox that follow each other share
 /// their syncs. Blocks for the disk; once `stopped` says so, what is begun is ended and no more is read. Safe to repeat
-/// after any answer and any crash; what it answers is durable.
+/// after any answer and any crash; what it answers is durable. `siblings` are those of earlier calls.
 pub fn dispose_all(
     disposals: &[Disposal],
+    siblings: &Siblings,
     stopped: &dyn Fn() -> bool,
 ) -> Vec<Result<Disposed, DisposeError>> {
     disposals
         .chunk_by(|a, b| a.root == b.root && a.outbox == b.outbox && a.version.folder == b.version.folder)
         .flat_map(|batch| match batch.first() {
-            Some(first) if first.version.folder => {
-                batch.iter().map(|what| folder::dispose(what, stopped)).collect()
-            }
-            _ => dispose_in_one_outbox(batch, stopped),
+            Some(first) if first.version.folder => batch
+                .iter()
+                .map(|what| folder::dispose(what, siblings, stopped))
+                .collect(),
+            _ => dispose_in_one_outbox(batch, siblings, stopped),
         })
         .collect()
 }
@@ -147,6 +151,7 @@ fn together() -> usize {
 
 fn dispose_in_one_outbox(
     disposals: &[Disposal],
+    siblings: &Siblings,
     stopped: &dyn Fn() -> bool,
 ) -> Vec<Result<Disposed, DisposeError>> {
     let Some(first) = disposals.first() else {
@@ -161,7 +166,7 @@ fn dispose_in_one_outbox(
     match tops {
         Ok((outbox, found)) => found
             .chunk_by(|(_, a), (_, b)| matches!((a, b), (Ok(a), Ok(b)) if a == b))
-            .flat_map(|batch| dispose_by_one_top(outbox, batch, stopped))
+            .flat_map(|batch| dispose_by_one_top(outbox, batch, siblings, stopped))
             .collect(),
         Err(reason) => disposals.iter().map(|what| Err(what.held(&reason))).collect(),
     }
@@ -170,6 +175,7 @@ fn dispose_in_one_outbox(
 fn dispose_by_one_top(
     outbox: &Dir,
     found: &[(&Disposal, io::Result<Way>)],
+    siblings: &Siblings,
     stopped: &dyn Fn() -> bool,
 ) -> Vec<Result<Disposed, DisposeError>> {
     let Some((first, way)) = found.first() else {
@@ -183,7 +189,7 @@ fn dispose_by_one_top(
         .iter()
         .map(|(what, _)| what.below(way.top.as_ref()))
         .collect();
-    match Steps::begin(&first.below(way.top.as_ref()), outbox, way, stopped) {
+    match Steps::begin(&first.below(way.top.as_ref()), outbox, way, siblings, stopped) {
         Ok(mut steps) => disposals
             .chunks(together())
             .flat_map(|batch| dispose_together(&mut steps, batch))
@@ -261,9 +267,9 @@ impl Disposal {
         }
     }
 
-    /// Was this version changed less than `linger` ago? A time in the future (another machine's clock) says nothing.
-    fn lingers(&self, now: &Version) -> bool {
-        let changed = u64::try_from(now.ctime_ns).map(Duration::from_nanos);
+    /// Was it changed less than `linger` ago? A time in the future (another machine's clock) says nothing.
+    fn lingers(&self, changed_ns: i64) -> bool {
+        let changed = u64::try_from(changed_ns).map(Duration::from_nanos);
         let since = changed.ok().map(|changed| SystemTime::UNIX_EPOCH + changed);
         let since = since.and_then(|changed| SystemTime::now().duration_since(changed).ok());
         since.is_some_and(|since| since < self.linger) && !fault::mutant("S5-linger")

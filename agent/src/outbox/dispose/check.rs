@@ -5,7 +5,7 @@ use std::{ffi::OsStr, fs::File, io, time::SystemTime};
 use cap_std::fs::Dir;
 use dropwire_protocol::{Digest, RunningDigest};
 
-use super::{Disposal, DisposeError, Disposed};
+use super::{Disposal, DisposeError, Disposed, Siblings};
 use crate::{
     confined, fault,
     file_system::FileSystem,
@@ -40,6 +40,7 @@ impl Disposal {
         &self,
         file: &File,
         compare: Compare,
+        siblings: &Siblings,
         stopped: &dyn Fn() -> bool,
     ) -> Result<Checked, DisposeError> {
         if stopped() {
@@ -58,8 +59,11 @@ impl Disposal {
             }
             None => return Ok(Checked::Not(Disposed::Busy)),
         };
-        if matches!(compare, Compare::IfTouched) && self.lingers(&version) {
-            return Ok(Checked::Not(Disposed::Lingers));
+        if matches!(compare, Compare::IfTouched) {
+            let changed_ns = siblings.changed_ns(file).map_err(|e| self.failed("read", e))?;
+            if self.lingers(changed_ns) {
+                return Ok(Checked::Not(Disposed::Lingers));
+            }
         }
         if lease.is_none() && version.is_fresh(SystemTime::now()) && matches!(compare, Compare::IfTouched) {
             return Ok(Checked::Not(Disposed::Busy)); // a write within the clock's step would not show
@@ -88,6 +92,7 @@ impl Disposal {
         &self,
         lease: Option<Lease>,
         leaving: &Dir,
+        siblings: &Siblings,
         stopped: &dyn Fn() -> bool,
     ) -> Result<Checked, DisposeError> {
         let moved = match leaving.symlink_metadata(OsStr::new(&self.name)) {
@@ -99,7 +104,7 @@ impl Disposal {
         // Where no number tells one file from another, the bytes of what was moved do.
         if moved.inode == 0 && !fault::mutant("S5-moved") {
             let bytes = || match self.open(leaving, OsStr::new(&self.name))? {
-                Some(file) => self.check(&file, Compare::Always, stopped),
+                Some(file) => self.check(&file, Compare::Always, siblings, stopped),
                 None => Ok(Checked::Not(Disposed::Changed)),
             };
             return match bytes()? {

@@ -19,6 +19,7 @@ use super::{
     beside::rename_beside,
     check::{COMPARED_BELOW, Compare, shows_too_little},
     removal,
+    siblings::Siblings,
     steps::Steps,
     top::Tops,
     touched::Area,
@@ -33,7 +34,11 @@ use crate::{
 };
 
 /// See [`super::dispose_all`].
-pub(super) fn dispose(what: &Disposal, stopped: &dyn Fn() -> bool) -> Result<Disposed, DisposeError> {
+pub(super) fn dispose(
+    what: &Disposal,
+    siblings: &Siblings,
+    stopped: &dyn Fn() -> bool,
+) -> Result<Disposed, DisposeError> {
     if what.after == AfterSend::Keep {
         return Ok(Disposed::Done);
     }
@@ -41,7 +46,7 @@ pub(super) fn dispose(what: &Disposal, stopped: &dyn Fn() -> bool) -> Result<Dis
         let outbox = super::open(what)?;
         let top = Tops::of(&outbox).and_then(|mut tops| tops.find_folder(&what.path));
         let top = top.map_err(|e| format!("it cannot be looked through: {e}"))?;
-        Steps::begin(what, &outbox, &top, stopped)
+        Steps::begin(what, &outbox, &top, siblings, stopped)
     };
     let mut steps = begin().map_err(|reason: String| what.held(&reason))?;
     steps.trusted()?;
@@ -146,7 +151,7 @@ fn check(
         Err(answer) => return Ok(Err(answer)),
     };
     let version = listing.version();
-    if matches!(compare, Compare::IfTouched) && what.lingers(&version) {
+    if matches!(compare, Compare::IfTouched) && what.lingers(version.ctime_ns) {
         return Ok(Err(Disposed::Lingers));
     }
     if matches!(compare, Compare::IfTouched) && version.is_fresh(SystemTime::now()) {

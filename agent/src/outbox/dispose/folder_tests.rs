@@ -7,6 +7,10 @@ use std::{
 use super::*;
 use crate::{file_system, mark, version::OutboxId};
 
+fn dispose(what: &Disposal, stopped: &dyn Fn() -> bool) -> Result<Disposed, DisposeError> {
+    super::dispose(what, &Siblings::default(), stopped)
+}
+
 struct Outbox {
     temp: tempfile::TempDir,
     id: OutboxId,

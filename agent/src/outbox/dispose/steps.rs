@@ -10,6 +10,7 @@ use super::{
     Disposal, DisposeError, Disposed,
     beside::{self, folder_beside, rename_beside},
     check::{Checked, Compare},
+    siblings::Siblings,
     touched::{Area, Touched},
 };
 use crate::{
@@ -27,6 +28,7 @@ use crate::{
 pub(super) struct Steps<'a> {
     /// Is no more to be begun?
     pub(super) stopped: &'a dyn Fn() -> bool,
+    siblings: &'a Siblings,
     /// For people.
     root: String,
     /// Or the top of what is mounted in it.
@@ -75,6 +77,7 @@ impl<'a> Steps<'a> {
         first: &Disposal,
         outbox: &Dir,
         way: &Way,
+        siblings: &'a Siblings,
         stopped: &'a dyn Fn() -> bool,
     ) -> Result<Self, String> {
         let unusable = |e: io::Error| format!("`.dropwire` in it cannot be used: {e}");
@@ -100,6 +103,7 @@ impl<'a> Steps<'a> {
         }
         let steps = Steps {
             stopped,
+            siblings,
             root: shown(&first.root),
             outbox: folder,
             missing: way.missing.clone(),
@@ -179,7 +183,7 @@ impl<'a> Steps<'a> {
             let both = folder.as_ref().map(|folder| self.under_both(name, folder, at));
             if !both.transpose().map_err(failed)?.unwrap_or(false) {
                 self.touch(what)?; // that it left there may not be durable yet
-                let checked = what.check(&file, Compare::Always, self.stopped)?;
+                let checked = what.check(&file, Compare::Always, self.siblings, self.stopped)?;
                 return Ok(Stage::Leaving { file, checked });
             }
             durable::unlink(&self.leaving, name).map_err(failed)?;
@@ -190,18 +194,19 @@ impl<'a> Steps<'a> {
         let Some(file) = what.open(&folder, at)? else {
             return self.gone(what);
         };
-        let lease = match what.check(&file, Compare::IfTouched, self.stopped)? {
+        let lease = match what.check(&file, Compare::IfTouched, self.siblings, self.stopped)? {
             Checked::Delivered(lease) => lease,
             Checked::Not(answer) => return Ok(Stage::Stays(answer)),
         };
         marker::take(&folder, &self.leaving, what).map_err(failed)?;
-        match durable::rename_noreplace(&folder, at, &self.leaving, name) {
+        let rename = || durable::rename_noreplace(&folder, at, &self.leaving, name);
+        match self.siblings.step(&file, rename) {
             Ok(_) => {}
             Err(e) if e.kind() == io::ErrorKind::NotFound => return self.gone(what),
             Err(e) => return Err(failed(e)),
         }
         self.touched.add((Area::Outbox, what.path.parent()), folder);
-        let checked = what.check_again(lease, &self.leaving, self.stopped)?;
+        let checked = what.check_again(lease, &self.leaving, self.siblings, self.stopped)?;
         Ok(Stage::Leaving { file, checked })
     }
 
@@ -307,10 +312,10 @@ impl<'a> Steps<'a> {
             return self.give_back(what, Disposed::Changed);
         }
         let name = OsStr::new(&what.name);
-        let done = match what.after {
+        let done = self.siblings.step(file, || match what.after {
             AfterSend::Archive => self.archive(what, name),
             AfterSend::Delete | AfterSend::Keep => durable::unlink(&self.leaving, name),
-        };
+        });
         done.map_err(|e| what.failed("moved", e))?;
         Ok(Disposed::Done)
     }

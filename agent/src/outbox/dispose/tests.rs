@@ -72,7 +72,7 @@ impl Outbox {
 
 fn dispose_all(disposals: &[Disposal], stopped: &dyn Fn() -> bool) -> Vec<Result<Disposed, DisposeError>> {
     crate::version::rests(&disposals[0].root);
-    super::dispose_all(disposals, stopped)
+    super::dispose_all(disposals, &Siblings::default(), stopped)
 }
 
 fn dispose(disposal: &Disposal) -> Result<Disposed, DisposeError> {
@@ -223,6 +223,45 @@ fn it_stays_in_place_for_a_while_after_its_last_change() {
     disposal.linger = Duration::ZERO;
     assert_eq!(dispose(&disposal).unwrap(), Disposed::Done);
     assert_eq!(dispose(&disposal).unwrap(), Disposed::Gone);
+}
+
+/// Our own steps with one name are no change of the others; anybody else's are.
+#[cfg(unix)]
+#[test]
+fn further_names_of_a_file_leave_with_it() {
+    use std::os::unix::fs::PermissionsExt;
+    let outbox = Outbox::new();
+    let linger = Duration::from_millis(500);
+    for after in [AfterSend::Archive, AfterSend::Delete] {
+        let first = outbox.delivered("0", "bytes", after);
+        let links: Vec<_> = (0..5)
+            .map(|n| {
+                let path = RemotePath::parse(n.to_string().as_bytes()).unwrap();
+                if n > 0 {
+                    fs::hard_link(outbox.at("0"), outbox.at(&n.to_string())).unwrap();
+                }
+                Disposal {
+                    name: n.to_string(),
+                    path,
+                    linger,
+                    ..first.clone()
+                }
+            })
+            .collect();
+        let siblings = Siblings::default();
+        let dispose = |links: &[Disposal]| -> Vec<_> {
+            let answers = super::dispose_all(links, &siblings, &|| false);
+            answers.into_iter().map(Result::unwrap).collect()
+        };
+        std::thread::sleep(linger);
+        crate::version::rests(&first.root);
+        assert_eq!(dispose(&links[..2]), [Disposed::Done; 2], "in one go");
+        assert_eq!(dispose(&links[2..3]), [Disposed::Done], "and by themselves");
+        fs::set_permissions(outbox.at("3"), fs::Permissions::from_mode(0o640)).unwrap();
+        assert_eq!(dispose(&links[3..]), [Disposed::Lingers; 2], "touched");
+        std::thread::sleep(linger);
+        assert_eq!(dispose(&links[3..]), [Disposed::Done; 2]);
+    }
 }
 
 #[test]
@@ -638,7 +677,8 @@ mod order {
         ] {
             let root = super::open(&disposal).unwrap();
             let top = Tops::of(&root).unwrap().find(&disposal.path).unwrap();
-            let steps = Steps::begin(&disposal, &root, &top, &|| false).unwrap();
+            let siblings = Siblings::default();
+            let steps = Steps::begin(&disposal, &root, &top, &siblings, &|| false).unwrap();
             let text = error.to_string();
             assert!(steps.synced(|| Err(error)).is_err());
             assert_eq!(steps.trusted().is_err(), holds, "{text}");
