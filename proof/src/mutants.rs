@@ -128,6 +128,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     ),
     ("S2-known", "a known version is not queued again", QUEUE),
     (
+        "S2-hidden",
+        "what was delivered and only out of sight is not sent again",
+        QUEUE,
+    ),
+    (
         "S2-otherwise",
         "a folder that goes whole is not queued file by file",
         QUEUE,

@@ -179,6 +179,13 @@ pub(super) fn leave(db: &Connection, drop: DropId) -> Result<Vec<AgentId>> {
     Ok(with_times)
 }
 
+/// A drop that counted as left, and that everybody has, lies there: it is to be disposed of again.
+pub(super) fn come_back(db: &Connection, drop: DropId) -> Result<()> {
+    db.prepare_cached("UPDATE drops SET state = 2, left_running_ms = NULL WHERE id = ? AND state = 3")?
+        .execute([drop.0])
+        .map(|_| ())
+}
+
 /// Who has a drop's file, and the late time that goes with Forget: of one that stayed, what is still to be told
 /// ([`super::retimed::tell`]).
 pub(super) const DELIVERED: &str = "

@@ -18,7 +18,7 @@ use crate::{
     config::AfterSend,
     db::DbError,
     fault,
-    version::{Found, OutboxId},
+    version::{Found, OutboxId, Version},
 };
 
 impl Queue {
@@ -90,8 +90,8 @@ impl Queue {
         Ok(all)
     }
 
-    /// These drops lie in their outboxes as these versions now, with the bytes that were delivered: each goes on as if it
-    /// had been that version from the beginning, and leaves where that was what it was to do. Where it stays, whoever has
+    /// These drops lie in their outboxes as these versions now, with the bytes that were delivered, one that counted as left
+    /// among them: each goes on as if it had been that version from the beginning, and leaves where that was what it was to do. Where it stays, whoever has
     /// it is told its time once that has rested for `linger`, if it was set no longer than that after the delivery;
     /// returns whom.
     pub async fn same(
@@ -106,6 +106,9 @@ impl Queue {
             let past = past(db, found)?;
             if past.lies() {
                 return Ok(()); // answered already
+            }
+            if past.last == Some((*drop, DropState::Left)) {
+                return change::come_back(db, *drop);
             }
             if retimed::turn(db, *drop, found, past.next_counter)? {
                 told.extend(retimed::tell(db, *drop, Who::Within(linger_ms), tell_ms)?);
@@ -204,8 +207,34 @@ fn doubted(db: &Connection, new: &NewDrop, past: &Past) -> Result<Option<(DropId
     }
     let left = past.last.filter(|(_, state)| *state == DropState::Left);
     let left = left.filter(|(left, _)| new.is_not != Some(*left) && !fault::mutant("S2-left"));
-    Ok(left.map(|(left, _)| (left, Question::IsThere)))
+    let Some((left, _)) = left else {
+        return Ok(None);
+    };
+    let question = hidden(db, left, &new.found.version)?.map_or(Question::IsThere, Question::IsOther);
+    Ok(Some((left, question)))
 }
+
+/// The digest of what was delivered of a drop that counts as left, if it may have been out of sight only: behind what was
+/// mounted over its folder, or with another disk in the place of its own. To leave, or to be brought back, it would have
+/// been renamed, which changes ctime where inode numbers last; another file would have another time of birth.
+fn hidden(db: &Connection, left: DropId, version: &Version) -> Result<Option<Digest>> {
+    let tells = version.inode != 0 && version.birth_ns != 0 && !version.has_coarse_clock();
+    if !tells || fault::mutant("S2-hidden") {
+        return Ok(None);
+    }
+    db.prepare_cached(HIDDEN)?
+        .query_row(params![left.0, version.ctime_ns, AfterSend::Keep], |row| {
+            row.get(0).map(Digest)
+        })
+        .optional()
+}
+
+/// Everybody has it.
+pub(super) const HIDDEN: &str = "
+    SELECT j.sha256 FROM drops d CROSS JOIN jobs j ON j.drop_id = d.id
+    WHERE d.id = ?1 AND d.ctime_ns = ?2 AND d.after_send <> ?3 AND j.sha256 IS NOT NULL
+      AND NOT EXISTS (SELECT 1 FROM jobs WHERE drop_id = d.id AND state <> 1)
+    LIMIT 1";
 
 /// The drop that lies at the path, has this size, and was delivered to somebody, with the digest of that.
 fn kept(db: &Connection, found: &Found) -> Result<Option<(DropId, Digest)>> {

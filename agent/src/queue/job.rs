@@ -65,8 +65,8 @@ pub struct Doubt {
 pub enum Question {
     /// Is it there? The same version had left, so it is new if it is there now; else it was only seen before it left.
     IsThere,
-    /// Does it have other bytes than these, which were delivered, and which this outbox keeps? Times and numbers alone do
-    /// not make it new.
+    /// Does it have other bytes than these, which were delivered, and which this outbox keeps, or which may only have been
+    /// out of sight? Times and numbers alone do not make it new.
     IsOther(Digest),
 }
 

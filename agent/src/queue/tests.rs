@@ -45,7 +45,7 @@ pub(super) fn peer(n: u8) -> AgentId {
 pub(super) fn found(path: &str, mtime_ns: i64) -> Found {
     let version = Version {
         inode: u64::MAX - mtime_ns.unsigned_abs(), // another file: other times alone make no new drop
-        birth_ns: 1,
+        birth_ns: 0,
         size: 10,
         mtime_ns,
         ctime_ns: mtime_ns,
@@ -231,6 +231,58 @@ async fn a_version_that_left_and_returns_is_a_new_drop() {
     queue.disposed(vec![(drops[0], None)], 5).await.unwrap();
     let late = queue.enqueue(there, 6).await.unwrap();
     assert_eq!(late.doubts[0].earlier, drops[0], "an answer is good for one drop");
+}
+
+/// What is mounted over its folder hides a file; whoever moves it changes its ctime.
+#[tokio::test]
+async fn what_was_only_out_of_sight_is_the_drop_that_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let queue = queue(folder.path()).await;
+    type Change = fn(&mut Version);
+    let seen = |path: &str, change: Change| {
+        let mut found = found(path, 1);
+        found.version.birth_ns = 1;
+        change(&mut found.version);
+        drop_of(found, AfterSend::Archive, &[1, 2])
+    };
+    let unchanged: Change = |_| {};
+    let new = |drop: NewDrop| async { queue.enqueue(vec![drop], 1).await.unwrap() };
+    let asked = |drop: NewDrop| async { new(drop).await.doubts.remove(0).question };
+    let delivered = async |ids: Vec<TransferId>| {
+        let proofs = ids.into_iter().map(|id| proof(id, 5)).collect();
+        let drop = queue.delivered(proofs, 2).await.unwrap().acknowledged[0];
+        queue.disposed(vec![(drop, None)], 3).await.unwrap();
+        drop
+    };
+    let drop = delivered(new(seen("a", unchanged)).await.queued).await;
+    let other = Question::IsOther(Digest([5; 32]));
+    assert_eq!(asked(seen("a", unchanged)).await, other);
+    assert_eq!(asked(seen("a", |v| v.ctime_ns += 1)).await, Question::IsThere);
+    let same = seen("a", unchanged).found;
+    for _ in 0..2 {
+        let answer = vec![(drop, same.clone())];
+        queue.same(answer, 4, Duration::ZERO).await.unwrap();
+        assert!(!is_unknown(&queue, same.clone()).await);
+        let disposal = queue.to_dispose(OUTBOX, DropId(0), 9).await.unwrap().remove(0);
+        assert_eq!((disposal.drop, &disposal.found), (drop, &same));
+    }
+    queue.disposed(vec![(drop, None)], 5).await.unwrap();
+    assert_eq!(asked(seen("a", unchanged)).await, other, "and again");
+    // Nothing tells a new file from an old one that left.
+    let untold: [(&str, Change); 3] = [
+        ("b", |v| v.birth_ns = 0),
+        ("c", |v| v.inode = 0),
+        ("d", |v| v.ctime_ns = 1_000_000_000),
+    ];
+    for (path, change) in untold {
+        delivered(new(seen(path, change)).await.queued).await;
+        assert_eq!(asked(seen(path, change)).await, Question::IsThere, "{path}");
+    }
+    // Not everybody has it.
+    let ids = new(seen("e", unchanged)).await.queued;
+    queue.delivered(vec![proof(ids[0], 5)], 2).await.unwrap();
+    queue.gone(ids[1], 3).await.unwrap();
+    assert_eq!(asked(seen("e", unchanged)).await, Question::IsThere);
 }
 
 #[tokio::test]

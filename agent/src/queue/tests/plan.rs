@@ -16,6 +16,7 @@ async fn hot_statements_follow_an_index() {
         enqueue::PAST,
         enqueue::PAST_BY_TIME,
         enqueue::KEPT,
+        enqueue::HIDDEN,
         enqueue::LYING,
         enqueue::EMPTIED,
         retimed::OPEN,
