@@ -146,6 +146,12 @@ impl Noted {
     }
 }
 
+/// Where something used to be mounted on the way from the outbox `root` to `path`, and is not now: what is missing behind it
+/// proves nothing. Asks the disk.
+pub fn missing_on_the_way(root: &Dir, path: &RemotePath) -> io::Result<Option<RemotePath>> {
+    Ok(Noted::of(root)?.way(root, Some(path))?.missing)
+}
+
 /// What lies between a folder and one in it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Way {

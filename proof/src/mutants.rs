@@ -868,6 +868,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         Inside(&["daemon::rest::tests"]),
     ),
     (
+        "S3-mount",
+        "what is missing behind a mount that is not there is not gone",
+        Inside(&["send::tests"]),
+    ),
+    (
         "S5-mount-note",
         "a mount is noted durably before anything leaves by it",
         DISPOSE,

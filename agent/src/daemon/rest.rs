@@ -22,8 +22,7 @@ use tracing::{debug, info, warn};
 
 use super::{Shared, blocking};
 use crate::{
-    border::Noted,
-    bundle, confined,
+    border, bundle, confined,
     db::DbError,
     fault, mark,
     outbox::spool,
@@ -212,10 +211,7 @@ impl<'a> Pages<'a> {
             let lies = if resting.root.starts_with(&spool) {
                 Lies::Spooled
             } else {
-                match lies(&resting.root, &resting.found) {
-                    Lies::Missing if !may_be_missed(&resting.root, &resting.found) => Lies::Unknown,
-                    lies => lies,
-                }
+                lies(&resting.root, &resting.found)
             };
             (resting, lies)
         };
@@ -233,14 +229,8 @@ pub enum Lies {
     Missing,
     /// It is a copy of ours: nobody but a retry needs it.
     Spooled,
-    /// The outbox is not there, or cannot be read: that says nothing of its files.
+    /// The outbox, or what was mounted in it on the way, is not there or cannot be read: that says nothing of its files.
     Unknown,
-}
-
-/// Is all that used to be mounted on the way to it there? Else it says nothing that it is missing.
-fn may_be_missed(root: &Path, found: &Found) -> bool {
-    let way = confined::root(root).and_then(|root| Noted::of(&root)?.way(&root, Some(&found.path)));
-    way.is_ok_and(|way| way.missing.is_none()) || fault::mutant("keep-mount")
 }
 
 /// Looks at the disk.
@@ -267,9 +257,11 @@ pub fn lies(root: &Path, found: &Found) -> Lies {
         };
         match version {
             Ok(now) if now.same_identity(&found.version) => Ok(Lies::There(now)),
-            Ok(_) => Ok(Lies::Missing),
-            Err(e) if confined::is_absent(&e) => Ok(Lies::Missing),
-            Err(e) => Err(e),
+            Err(e) if !confined::is_absent(&e) => Err(e),
+            _ => match border::missing_on_the_way(&root, path)? {
+                Some(_) if !fault::mutant("keep-mount") => Ok(Lies::Unknown),
+                _ => Ok(Lies::Missing),
+            },
         }
     };
     look().unwrap_or(Lies::Unknown)

@@ -29,8 +29,7 @@ impl<'a> FolderPass<'a> {
     /// Walks the folder before anything of it is read.
     pub(super) fn begin(root: &Path, found: &'a Found) -> Result<Self, Voided> {
         let outbox = open_outbox(root, found.outbox)?;
-        let folder =
-            confined::open_folder(&outbox, &found.path).map_err(|e| void_of(&outbox, found.outbox, &e))?;
+        let folder = confined::open_folder(&outbox, &found.path).map_err(|e| void_of(&outbox, found, &e))?;
         let first = bundle::list_quickly(&folder).map_err(voided)?;
         let version = first.version();
         if !version.same_identity(&found.version) && !fault::mutant("S3-folder-version") {
@@ -76,7 +75,7 @@ impl<'a> FolderPass<'a> {
             return Ok(());
         }
         let folder = confined::open_folder(&self.root, &self.found.path)
-            .map_err(|e| void_of(&self.root, self.found.outbox, &e))?;
+            .map_err(|e| void_of(&self.root, self.found, &e))?;
         match bundle::list(&folder, true, &mut |_| Ok(())) {
             Ok(last) if last.is_undisturbed(&self.first) => Ok(()),
             Ok(_) => Err(Voided::Changed),

@@ -14,6 +14,7 @@ use dropwire_protocol::{RemotePath, RunningDigest, message::MAX_CHUNK};
 
 use super::buffers::Buffers;
 use crate::{
+    border,
     confined::{self, Parents},
     error::shown,
     fault,
@@ -75,7 +76,7 @@ impl<'a> Pass<'a> {
     pub(super) fn begin(opened: &mut Opened, root: &Path, found: &'a Found) -> Result<Self, Voided> {
         let parents = opened.outbox(root, found.outbox)?;
         let outbox = Rc::clone(parents.root());
-        let void = |e| void_of(&outbox, found.outbox, &e);
+        let void = |e| void_of(&outbox, found, &e);
         let file = open(parents, &found.path).map_err(void)?;
         let looked = lease::look(&file).map_err(void)?;
         let Looked {
@@ -152,7 +153,7 @@ impl<'a> Pass<'a> {
     }
 
     fn void(&self, error: &io::Error) -> Voided {
-        void_of(&self.root, self.found.outbox, error)
+        void_of(&self.root, self.found, error)
     }
 
     /// After the last read: still that version (or, with a lease, that with other times), nobody wrote, and the path still
@@ -205,17 +206,24 @@ fn open(parents: &mut Parents, path: &RemotePath) -> io::Result<File> {
     confined::open_file(parents.of(path)?, confined::os_str(path.file_name())?)
 }
 
-/// Missing counts as gone only in a folder that is still the outbox: an unmounted one says nothing of its files.
-pub(super) fn void_of(root: &Dir, outbox: OutboxId, error: &io::Error) -> Voided {
+/// Missing counts as gone only in a folder that is still the outbox, with all that was mounted on the way: what is not mounted
+/// says nothing of its files.
+pub(super) fn void_of(root: &Dir, found: &Found, error: &io::Error) -> Voided {
     if error.kind() == io::ErrorKind::WouldBlock {
         return Voided::Writer; // somebody holds a write lease
     }
     if !confined::is_absent(error) {
         return Voided::Unreadable(error.to_string());
     }
-    match marked(root, outbox) {
-        Ok(()) => Voided::Gone,
-        Err(why) => why,
+    if let Err(why) = marked(root, found.outbox) {
+        return why;
+    }
+    match border::missing_on_the_way(root, &found.path) {
+        Ok(Some(at)) if !fault::mutant("S3-mount") => {
+            Voided::Unreadable(format!("what was mounted at {at} in the outbox is not there"))
+        }
+        Ok(_) => Voided::Gone,
+        Err(e) => Voided::Unreadable(format!("what is mounted in the outbox cannot be told: {e}")),
     }
 }
 

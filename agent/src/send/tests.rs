@@ -4,7 +4,7 @@ use dropwire_protocol::{RemotePath, message::MAX_CHUNK};
 
 use super::*;
 use crate::{
-    confined, mark,
+    border, confined, mark,
     version::{OutboxId, Version},
 };
 
@@ -207,6 +207,32 @@ async fn without_its_mark_nothing_is_gone() {
         pass(&source, 0, &[]).await.1,
         Err(Voided::Unreadable(_))
     ));
+}
+
+/// Else its peers' jobs would end, and those who have it would get it twice once it is mounted again.
+#[tokio::test]
+async fn what_lies_on_a_disk_that_is_not_mounted_is_not_gone() {
+    let outbox = Outbox::new();
+    let root = confined::root(outbox.root()).unwrap();
+    fs::create_dir(outbox.root().join("disk")).unwrap();
+    border::note(
+        &mark::folder(&root).unwrap(),
+        &RemotePath::parse(b"disk").unwrap(),
+    )
+    .unwrap();
+    let (path, version) = outbox.file("disk/file", b"bytes");
+    let source = outbox.source(&path, version);
+    for unmounted in ["disk/file", "disk"] {
+        let _ = fs::remove_file(outbox.root().join(unmounted));
+        let _ = fs::remove_dir(outbox.root().join(unmounted));
+        let end = pass(&source, 0, &[]).await.1;
+        assert!(
+            matches!(&end, Err(Voided::Unreadable(why)) if why.contains("mounted at disk")),
+            "{end:?}"
+        );
+    }
+    border::forget_missing(&root).unwrap();
+    assert_eq!(pass(&source, 0, &[]).await.1, Err(Voided::Gone));
 }
 
 #[cfg(target_os = "linux")]
