@@ -1,6 +1,6 @@
 //! One large file: equal at the end, and neither side held it in memory.
 
-use std::{fs, time::Duration};
+use std::{fs, process::Command, time::Duration};
 
 use crate::harness::{Pair, files, skip, within};
 
@@ -28,4 +28,35 @@ fn a_gibibyte_in_bounded_memory() {
             None => skip("a_gibibyte_in_bounded_memory", "this system tells no peak memory"),
         }
     }
+}
+
+/// As on FAT, with its 4 GiB.
+#[test]
+fn what_the_inbox_cannot_hold_is_declined_and_not_sent_again() {
+    let pair = Pair::linked();
+    let limit = Command::new("prlimit")
+        .args(["--pid", &pair.office.pid().to_string(), "--fsize=3145728"])
+        .status();
+    if !limit.is_ok_and(|status| status.success()) {
+        return skip(
+            "what_the_inbox_cannot_hold_is_declined_and_not_sent_again",
+            "prlimit is not there",
+        );
+    }
+    pair.laptop.drop_file("too large", &files::noise(1, 6 << 20));
+    within(
+        Duration::from_secs(60),
+        "it was declined without its bytes",
+        || {
+            let error = pair.laptop.jobs()[0]["error"].as_str()?.to_owned();
+            error.contains("takes no file of 6.0 MiB").then_some(())
+        },
+    );
+    let partials = pair.office.inbox.join(".dropwire/partial");
+    assert_eq!(fs::read_dir(partials).expect("it is there").count(), 0);
+    pair.laptop.drop_file("small enough", &files::noise(2, 2 << 20));
+    let arrived = pair.office.inbox.join("small enough");
+    within(Duration::from_secs(60), "a smaller one arrives", || {
+        arrived.exists().then_some(())
+    });
 }

@@ -135,7 +135,6 @@ impl There {
     /// Why the folder at `path`, whose id is at home at `other`, is held.
     pub fn reason(&self, path: &Path, other: &Path) -> String {
         let (folder, home, adopt) = (shown(path), shown(other), owner::adopt(path));
-        let out_of_config = format!("if the folder was moved here, take {home} out of the config");
         match self {
             There::Same => {
                 format!("{folder} and {home} are the same folder: take one of them out of the config")
@@ -149,12 +148,12 @@ impl There {
                  being moved: move it back, or change the paths in the config; to use it as a folder of its own: `{adopt}`"
             ),
             There::Nothing => format!(
-                "{folder} has the id (.dropwire/id) of {home}, where no folder with an id is now: is its disk not mounted? \
-                 Else, {out_of_config}; if it is a copy: `{adopt}`"
+                "{folder} has the id (.dropwire/id) of {home}, where no folder with an id is now: mount its disk. \
+                 If the folder was moved here instead, take {home} out of the config; if it is a copy, run `{adopt}`"
             ),
             There::Unknown(error) => format!(
-                "{folder} has the id (.dropwire/id) of {home}, and what is there cannot be read ({error}): mend \
-                 that; or, {out_of_config}; if it is a copy: `{adopt}`"
+                "{folder} has the id (.dropwire/id) of {home}, and what is there cannot be read ({error}): fix \
+                 that. If the folder was moved here instead, take {home} out of the config; if it is a copy, run `{adopt}`"
             ),
         }
     }

@@ -113,7 +113,7 @@ pub fn read(root: &Dir) -> io::Result<Option<Owner>> {
 /// A folder inside an outbox that is an outbox or inbox by itself, of this agent or another one: what lies in it is not
 /// the outer outbox's to send.
 #[derive(Debug, thiserror::Error)]
-#[error("{} in the outbox is a folder of its own: {reason}", escape(at))]
+#[error("{} in the outbox is itself an outbox or inbox: {reason}", escape(at))]
 pub struct Claimed {
     /// Below the outer outbox.
     pub at: Vec<u8>,
@@ -149,7 +149,7 @@ pub fn unclaimed(folder: &Dir, at: &[u8]) -> io::Result<()> {
     let claimed = Claimed {
         at: at.to_vec(),
         reason: format!(
-            "it belongs to {whose}, and is not entered; if no agent uses it any more, remove {CLAIM} in it"
+            "it belongs to {whose}, so nothing in it is sent; if no agent uses it any more, remove {CLAIM} in it"
         ),
     };
     Err(io::Error::new(io::ErrorKind::Unsupported, claimed))

@@ -868,6 +868,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         Inside(&["daemon::rest::tests"]),
     ),
     (
+        "S5-claimed",
+        "nothing leaves a folder that became another agent's",
+        Inside(&["outbox::dispose::tests"]),
+    ),
+    (
         "S3-mount",
         "what is missing behind a mount that is not there is not gone",
         Inside(&["send::tests"]),

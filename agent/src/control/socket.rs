@@ -234,7 +234,8 @@ mod system {
         match failed.passes {
             Some(_) => failed,
             // Some file systems have no sockets.
-            None => failed.mend("`control` in the config names another path: one on a disk of this machine that the agent may write to"),
+            None => failed
+                .mend("set `control` in the config to a path on a local disk that the agent may write to"),
         }
     }
 

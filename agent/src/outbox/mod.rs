@@ -45,7 +45,7 @@ use self::{health::Health, ignore::Ignore, settle::Settle};
 use crate::{
     config::{self, Folder},
     confined,
-    owner::Me,
+    owner::{self, Claimed, Me},
     version::{Found, OutboxId},
 };
 
@@ -230,10 +230,14 @@ impl Outbox {
         let suffix = self.shared.config.marker.as_deref();
         // Whoever asks may not be allowed to see what a link in the outbox leads to.
         let look = |path: &RemotePath| {
-            let folder = confined::parent(&confined::root(root)?, path)?;
+            let folder = confined::parent_through(&confined::root(root)?, path, owner::unclaimed)?;
             folder.symlink_metadata(confined::os_str(path.file_name())?)
         };
-        let meta = look(&below).ok();
+        let meta = look(&below);
+        if let Some(claimed) = meta.as_ref().err().and_then(Claimed::of) {
+            return Some(format!("not sent: {claimed}"));
+        }
+        let meta = meta.ok();
         let beside = suffix.map(|suffix| [below.file_name(), suffix.as_bytes()].concat());
         let beside = beside.and_then(|name| below.with_file_name(&name).ok());
         if let Some(file) = suffix.and_then(|suffix| marker::stem(below.file_name(), suffix))
@@ -253,14 +257,9 @@ impl Outbox {
         if let Some(problem) = state.problems.listed.get(below.as_bytes()) {
             return Some(format!("not sent: {}", problem.reason));
         }
-        let unit = self.shared.delivery_of(&below).unwrap_or_else(|| below.clone());
+        let unit = self.shared.delivery_of(&below).unwrap_or(below);
         if let Some(problem) = state.problems.listed.get(unit.as_bytes()) {
             return Some(format!("not sent: {}", problem.reason));
-        }
-        let mut above = std::iter::successors(below.parent(), RemotePath::parent);
-        let told = |at: RemotePath| Some((state.problems.listed.get(at.as_bytes())?, at));
-        if let Some((problem, folder)) = above.find_map(told).filter(|_| meta.is_some()) {
-            return Some(format!("not sent, for it lies in {folder}: {}", problem.reason));
         }
         if let Some((why, waited)) = state.settle.why(&unit, Instant::now()) {
             return Some(format!("waits to settle, for {} s now: {why}", waited.as_secs()));

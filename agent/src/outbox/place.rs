@@ -130,7 +130,7 @@ pub(super) fn remove_empty(
     if noted.has(folder) && !fault::mutant("S5-mount-point") {
         return None;
     }
-    let dir = confined::open_folder(outbox, folder).ok()?;
+    let dir = confined::open_folder_through(outbox, folder, owner::unclaimed).ok()?;
     if dir.entries().ok()?.next().is_some() {
         return None;
     }

@@ -90,10 +90,10 @@ impl Queue {
         Ok(all)
     }
 
-    /// These drops lie in their outboxes as these versions now, with the bytes that were delivered, one that counted as left
-    /// among them: each goes on as if it had been that version from the beginning, and leaves where that was what it was to do. Where it stays, whoever has
-    /// it is told its time once that has rested for `linger`, if it was set no longer than that after the delivery;
-    /// returns whom.
+    /// These drops are in their outboxes as these versions now, with the bytes that were delivered; one that counted as left
+    /// may be among them. Each goes on as if it had been that version from the beginning, and leaves where that was what it
+    /// was to do. Where it stays, whoever has it is told its time once that has rested for `linger`, if it was set no longer
+    /// than that after the delivery; returns whom.
     pub async fn same(
         &self,
         drops: Vec<(DropId, Found)>,
@@ -210,8 +210,12 @@ fn doubted(db: &Connection, new: &NewDrop, past: &Past) -> Result<Option<(DropId
     let Some((left, _)) = left else {
         return Ok(None);
     };
-    let question = hidden(db, left, &new.found.version)?.map_or(Question::IsThere, Question::IsOther);
-    Ok(Some((left, question)))
+    // Where files stay now, it would leave as the outbox had it then.
+    let hidden = match new.after_send {
+        AfterSend::Keep => None,
+        AfterSend::Archive | AfterSend::Delete => hidden(db, left, &new.found.version)?,
+    };
+    Ok(Some((left, hidden.map_or(Question::IsThere, Question::IsOther))))
 }
 
 /// The digest of what was delivered of a drop that counts as left, if it may have been out of sight only: behind what was
@@ -229,11 +233,11 @@ fn hidden(db: &Connection, left: DropId, version: &Version) -> Result<Option<Dig
         .optional()
 }
 
-/// Everybody has it.
+/// Everybody has it, and the same bytes.
 pub(super) const HIDDEN: &str = "
     SELECT j.sha256 FROM drops d CROSS JOIN jobs j ON j.drop_id = d.id
     WHERE d.id = ?1 AND d.ctime_ns = ?2 AND d.after_send <> ?3 AND j.sha256 IS NOT NULL
-      AND NOT EXISTS (SELECT 1 FROM jobs WHERE drop_id = d.id AND state <> 1)
+      AND NOT EXISTS (SELECT 1 FROM jobs WHERE drop_id = d.id AND (state <> 1 OR sha256 IS NOT j.sha256))
     LIMIT 1";
 
 /// The drop that lies at the path, has this size, and was delivered to somebody, with the digest of that.

@@ -278,6 +278,10 @@ async fn what_was_only_out_of_sight_is_the_drop_that_left() {
         delivered(new(seen(path, change)).await.queued).await;
         assert_eq!(asked(seen(path, change)).await, Question::IsThere, "{path}");
     }
+    // Files stay there now.
+    let mut keeping = seen("a", unchanged);
+    keeping.after_send = AfterSend::Keep;
+    assert_eq!(asked(keeping).await, Question::IsThere);
     // Not everybody has it.
     let ids = new(seen("e", unchanged)).await.queued;
     queue.delivered(vec![proof(ids[0], 5)], 2).await.unwrap();
@@ -557,13 +561,22 @@ async fn receipts_of_former_ids_are_kept_and_end_nothing() {
 async fn different_bytes_of_one_version_dispose_of_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let queue = queue(folder.path()).await;
-    let ids = enqueue(&queue, 1, AfterSend::Delete, &[1, 2]).await.queued;
+    let mut there = found("a", 1);
+    there.version.birth_ns = 1;
+    let drop = || vec![drop_of(there.clone(), AfterSend::Delete, &[1, 2])];
+    let ids = queue.enqueue(drop(), 1).await.unwrap().queued;
     let proofs = vec![proof(ids[0], 1), proof(ids[1], 2)];
     assert!(queue.delivered(proofs, 5).await.unwrap().acknowledged.is_empty());
     assert!(queue.to_dispose(OUTBOX, DropId(0), 9).await.unwrap().is_empty());
     assert!(
-        is_unknown(&queue, found("a", 1)).await,
+        is_unknown(&queue, there.clone()).await,
         "what lies there is a new drop"
+    );
+    let asked = queue.enqueue(drop(), 6).await.unwrap().doubts.remove(0).question;
+    assert_eq!(
+        asked,
+        Question::IsThere,
+        "whatever bytes it has: some peer has others"
     );
 }
 

@@ -14,6 +14,7 @@ pub const BOUNDS: Gauge = Gauge {
     threads: 600,
     descriptors: 700,
     rows: (1 << 20) + (1 << 16) + 4096, // of docs/limits.md: delivered ones, withdrawn ones, the rest
+    withdrawn: (1 << 16) + 4096,
     log_bytes: 256 << 10,
 };
 
@@ -28,6 +29,8 @@ pub struct Gauge {
     pub descriptors: u64,
     /// In the tables of its state, but for honest files.
     pub rows: u64,
+    /// Of these, outcomes of withdrawn transfers.
+    pub withdrawn: u64,
     /// Written so far, a line for each file that arrived aside: those cost the peer a file each.
     pub log_bytes: u64,
 }
@@ -53,6 +56,7 @@ impl Gauge {
     pub fn all_of(agent: &Agent, honest: u64) -> Option<Gauge> {
         Some(Gauge {
             rows: rows(agent)?.saturating_sub(honest),
+            withdrawn: withdrawn(agent)?,
             log_bytes: log_bytes(agent).ok()?,
             ..Gauge::of(agent)?
         })
@@ -65,17 +69,19 @@ impl Gauge {
             threads: self.threads.max(other.threads),
             descriptors: self.descriptors.max(other.descriptors),
             rows: self.rows.max(other.rows),
+            withdrawn: self.withdrawn.max(other.withdrawn),
             log_bytes: self.log_bytes.max(other.log_bytes),
         }
     }
 
     /// Each by its name.
-    pub fn figures(self) -> [(&'static str, u64); 5] {
+    pub fn figures(self) -> [(&'static str, u64); 6] {
         [
             ("memory, KiB", self.memory_kib),
             ("threads", self.threads),
             ("descriptors", self.descriptors),
             ("rows", self.rows),
+            ("withdrawn rows", self.withdrawn),
             ("log, bytes", self.log_bytes),
         ]
     }
@@ -93,6 +99,15 @@ fn log_bytes(agent: &Agent) -> io::Result<u64> {
 }
 
 const ARRIVED: &[u8] = br#""message":"arrived""#;
+
+/// Rows of withdrawn transfers; None while they cannot be read.
+fn withdrawn(agent: &Agent) -> Option<u64> {
+    let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
+    let db = rusqlite::Connection::open_with_flags(agent.state.join("jobs.db"), flags).ok()?;
+    let count = "SELECT count(*) FROM inbox_transfer WHERE state = 3";
+    let count = db.query_row(count, [], |row| row.get::<_, i64>(0)).ok()?;
+    u64::try_from(count).ok()
+}
 
 /// Rows in all tables of the agent's state; None while it cannot be read.
 fn rows(agent: &Agent) -> Option<u64> {

@@ -136,6 +136,8 @@ fn no_question_to_the_ledger_walks_over_its_rows() {
     took("drop_known", STEPS);
     assert_eq!(drop_ended(&db, Duration::ZERO, 3).unwrap(), 3);
     took("drop_ended", STEPS);
+    assert_eq!(drop_ended(&db, Duration::from_secs(1), 3).unwrap(), 0);
+    took("drop_ended, nothing due", STEPS);
     totals(&db).unwrap();
     took("totals", STEPS);
     // Those that stay are passed over, but not looked at.

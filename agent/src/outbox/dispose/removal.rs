@@ -434,16 +434,19 @@ struct Notes<'a> {
 }
 
 impl Notes<'_> {
-    /// Notes the `bytes` of a file that could not be removed, unless they are known.
+    /// Notes the `bytes` of a file that could not be removed, unless they are known: then that is synced once more, as an
+    /// earlier run may have been killed before it was.
     fn add(&mut self, entry: &Entry, bytes: impl FnOnce() -> io::Result<Option<Digest>>) -> io::Result<()> {
-        let (Some(name), Some((at, UNNOTED))) = (&self.name, entry.note) else {
+        let (Some(name), Some((at, noted))) = (&self.name, entry.note) else {
             return Ok(());
         };
         let file = match &mut self.file {
             Some(file) => file,
             none => none.insert(durable::open_private(self.leaving, name)?),
         };
-        if let Some(Digest(digest)) = bytes()? {
+        if noted == UNNOTED
+            && let Some(Digest(digest)) = bytes()?
+        {
             file.seek(SeekFrom::Start(at))?;
             file.write_all(&digest)?;
         }

@@ -22,6 +22,7 @@ use crate::{
     io_error::{self, LostWrite, Meaning},
     mark,
     outbox::marker,
+    owner,
 };
 
 /// The folders that disposals in one outbox work in.
@@ -171,7 +172,12 @@ impl<'a> Steps<'a> {
         let failed = |e| what.failed("moved", e);
         let at = confined::os_str(what.path.file_name()).map_err(failed)?;
         // Anew for each file: one that was opened for another may have been moved out of the outbox since.
-        let folder = match confined::parent(&self.outbox, &what.path) {
+        // Not out of a folder that became somebody else's.
+        let gate = match fault::mutant("S5-claimed") {
+            true => |_: &Dir, _: &[u8]| Ok(()),
+            false => owner::unclaimed,
+        };
+        let folder = match confined::parent_through(&self.outbox, &what.path, gate) {
             Ok(folder) => Some(folder),
             Err(e) if confined::is_absent(&e) => None,
             Err(e) => return Err(failed(e)),

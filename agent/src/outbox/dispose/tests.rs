@@ -109,6 +109,22 @@ fn archived_and_deleted() {
     assert_eq!(read(&outbox.at("kept")), "four");
 }
 
+/// It was delivered before the folder became an outbox or inbox by itself: whose it is now, that agent decides.
+#[test]
+fn nothing_leaves_a_folder_that_became_another_agents() {
+    for after in [AfterSend::Archive, AfterSend::Delete] {
+        let outbox = Outbox::new();
+        let disposal = outbox.delivered("theirs/sub/file", "bytes", after);
+        fs::create_dir(outbox.at("theirs/.dropwire")).unwrap();
+        fs::write(outbox.at("theirs/.dropwire/owner"), "somebody").unwrap();
+        let error = dispose(&disposal).unwrap_err();
+        assert!(error.to_string().contains("theirs"), "{error}");
+        assert_eq!(read(&outbox.at("theirs/sub/file")), "bytes");
+        fs::remove_dir_all(outbox.at("theirs/.dropwire")).unwrap();
+        assert_eq!(dispose(&disposal).unwrap(), Disposed::Done);
+    }
+}
+
 /// A file was archived under the name that a folder has now.
 #[test]
 fn the_archive_finds_a_free_name_for_a_folder_too() {

@@ -59,7 +59,7 @@ async fn a_folder_of_an_agent_of_its_own_is_left_to_that() {
     );
     let why = running.outbox.why(&running.at("theirs/sub/after")).unwrap();
     assert!(
-        why.contains("lies in theirs") && why.contains("\"other\""),
+        why.contains("theirs in the outbox") && why.contains("\"other\""),
         "{why}"
     );
     fs::write(running.at("here"), "bytes").unwrap();
