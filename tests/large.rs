@@ -48,7 +48,8 @@ fn what_the_inbox_cannot_hold_is_declined_and_not_sent_again() {
         Duration::from_secs(60),
         "it was declined without its bytes",
         || {
-            let error = pair.laptop.jobs()[0]["error"].as_str()?.to_owned();
+            let jobs = pair.laptop.jobs();
+            let error = jobs.first()?["error"].as_str()?;
             error.contains("takes no file of 6.0 MiB").then_some(())
         },
     );
