@@ -243,7 +243,7 @@ mod tests {
         assert!(homes::expected(&db, Path::new("/i")).unwrap().is_some());
     }
 
-    /// The inbox's indexes were made anew over what was there.
+    /// The inbox's indexes are rebuilt over the rows that were there.
     #[test]
     fn an_older_job_list_keeps_what_arrived() {
         let folder = tempfile::tempdir().unwrap();

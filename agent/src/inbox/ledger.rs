@@ -393,9 +393,7 @@ pub fn tally(db: &Connection) -> Result<HashMap<AgentId, Rows>> {
     ))?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
-        let of_peer = peers.entry(AgentId(row.get(0)?)).or_default();
-        of_peer.number += 1;
-        of_peer.bytes += ROW + row.get::<_, i64>(1)? as u64;
+        count(peers.entry(AgentId(row.get(0)?)).or_default(), row.get(1)?);
     }
     Ok(peers)
 }
@@ -412,10 +410,15 @@ pub fn drop_known(db: &Connection, sender: AgentId, limit: usize) -> Result<Rows
     ))?;
     let mut rows = statement.query(params![sender.0, limit as i64])?;
     while let Some(row) = rows.next()? {
-        dropped.number += 1;
-        dropped.bytes += ROW + row.get::<_, i64>(0)? as u64;
+        count(&mut dropped, row.get(0)?);
     }
     Ok(dropped)
+}
+
+/// Adds a row that takes so many bytes beside [`ROW`].
+fn count(rows: &mut Rows, bytes: i64) {
+    rows.number += 1;
+    rows.bytes += ROW + bytes as u64;
 }
 
 /// The *receiving* rows without a sign of life for `kept` of running time.

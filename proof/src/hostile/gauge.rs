@@ -27,7 +27,7 @@ pub struct Gauge {
     pub threads: u64,
     /// Open ones.
     pub descriptors: u64,
-    /// In the tables of its state, but for honest files.
+    /// In the tables of its state, except those of honest files.
     pub rows: u64,
     /// Of these, outcomes of withdrawn transfers.
     pub withdrawn: u64,
@@ -100,10 +100,13 @@ fn log_bytes(agent: &Agent) -> io::Result<u64> {
 
 const ARRIVED: &[u8] = br#""message":"arrived""#;
 
+fn open(path: &Path) -> Option<rusqlite::Connection> {
+    rusqlite::Connection::open_with_flags(path, rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY).ok()
+}
+
 /// Rows of withdrawn transfers; None while they cannot be read.
 fn withdrawn(agent: &Agent) -> Option<u64> {
-    let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
-    let db = rusqlite::Connection::open_with_flags(agent.state.join("jobs.db"), flags).ok()?;
+    let db = open(&agent.state.join("jobs.db"))?;
     let count = "SELECT count(*) FROM inbox_transfer WHERE state = 3";
     let count = db.query_row(count, [], |row| row.get::<_, i64>(0)).ok()?;
     u64::try_from(count).ok()
@@ -117,8 +120,7 @@ fn rows(agent: &Agent) -> Option<u64> {
         if path.extension().is_none_or(|extension| extension != "db") {
             continue;
         }
-        let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
-        let db = rusqlite::Connection::open_with_flags(&path, flags).ok()?;
+        let db = open(&path)?;
         let mut tables = db
             .prepare("SELECT name FROM sqlite_master WHERE type = 'table'")
             .ok()?;
