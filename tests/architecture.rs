@@ -10,6 +10,7 @@ use std::{
 /// What every room may use. They may use each other too, as long as nothing above.
 const COMMON: &[&str] = &[
     "backoff",
+    "blocking",
     "border",
     "bundle",
     "clock",
@@ -37,14 +38,14 @@ const COMMON: &[&str] = &[
     "watcher",
 ];
 
-/// Rooms above those, and what they may import besides. `send` and `inbox` implement `link`'s two traits.
+/// Rooms above those, and what they may import besides. `sender` and `inbox` implement `link`'s two traits.
 const ROOMS: &[(&str, &[&str])] = &[
     ("cli", &["daemon", "control"]),
-    ("daemon", &["outbox", "queue", "link", "send", "inbox", "control"]),
+    ("daemon", &["sender", "outbox", "queue", "link", "inbox", "control"]),
+    ("sender", &["outbox", "queue", "link"]),
     ("outbox", &[]),
     ("queue", &[]),
     ("link", &[]),
-    ("send", &["link"]),
     ("inbox", &["link"]),
     ("control", &[]),
 ];

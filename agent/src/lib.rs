@@ -1,16 +1,18 @@
 //! dropwire's agent: drop a file into a folder, it arrives in a folder on another machine.
 //!
-//! The rooms, from the top down; each imports only rooms below its own rank ([`send`] and [`inbox`] also [`link`]'s two
+//! The rooms, from the top down; each imports only rooms below its own rank ([`inbox`] also [`link`]'s
 //! traits, [`cli`] also [`control`]'s client). `tests/architecture.rs` checks it.
 //!
 //! | rank | rooms |
 //! |---|---|
 //! | 1 | [`cli`]: commands, rendering, exit codes |
 //! | 2 | [`daemon`]: the only room that knows the others; wires, starts, stops |
-//! | 3 | [`outbox`] watch, scan, settle, dispose · [`queue`] job list, schedule · [`link`] TLS links and the pump · [`send`] a job as chunks · [`inbox`] partials, commit, naming, ledger · [`control`] the local socket |
-//! | 4 | [`config`] · [`identity`] · [`db`] · [`descriptors`] · [`disk`] · [`durable`] · [`mark`] · [`owner`] · [`homes`] · [`confined`] · [`lease`] · [`snapshot`] · [`unsent`] · [`remove_tree`] · [`version`] · [`watcher`] · [`bundle`] · [`border`] · [`backoff`] · [`clock`] · [`fault`] · [`file_system`] · [`io_error`] · [`own_files`] · [`id`] · [`error`] |
+//! | 3 | [`sender`]: ready files become jobs, jobs become transfers, what is delivered leaves |
+//! | 4 | [`outbox`] watch, scan, settle, dispose · [`queue`] job list, schedule · [`link`] TLS links and the pump · [`inbox`] partials, commit, naming, ledger · [`control`] the local socket |
+//! | 5 | [`config`] · [`identity`] · [`db`] · [`descriptors`] · [`disk`] · [`durable`] · [`mark`] · [`owner`] · [`homes`] · [`confined`] · [`lease`] · [`snapshot`] · [`unsent`] · [`remove_tree`] · [`version`] · [`watcher`] · [`bundle`] · [`border`] · [`backoff`] · [`blocking`] · [`clock`] · [`fault`] · [`file_system`] · [`io_error`] · [`own_files`] · [`id`] · [`error`] |
 
 pub mod backoff;
+pub mod blocking;
 pub mod border;
 pub mod bundle;
 pub mod cli;
@@ -39,7 +41,7 @@ pub mod own_files;
 pub mod owner;
 pub mod queue;
 pub mod remove_tree;
-pub mod send;
+pub mod sender;
 pub mod snapshot;
 pub mod unsent;
 pub mod version;

@@ -22,12 +22,12 @@ const RESUME: Proof = Inside(&["inbox::tests::resume"]);
 const RECOVERY: Proof = Inside(&["inbox::tests::recovery"]);
 const DISPOSE: Proof = Inside(&["outbox::dispose::tests"]);
 const MARKER: Proof = Inside(&["outbox::marker::tests"]);
-const SEND: Proof = Inside(&["send::tests"]);
+const SEND: Proof = Inside(&["sender::source::tests"]);
 const QUEUE: Proof = Inside(&["queue::tests"]);
 const DURABLE: Proof = Inside(&["durable::tests"]);
 const DB: Proof = Inside(&["db::tests"]);
 const IDENTITY: Proof = Inside(&["identity::tests"]);
-const RECEIPT: Proof = Inside(&["daemon::proof::tests"]);
+const RECEIPT: Proof = Inside(&["sender::receipts::tests"]);
 const SPOOL: Proof = Inside(&["outbox::spool::tests"]);
 const SENDING: Proof = Inside(&["daemon::sending::rules::tests"]);
 const CONTROL: Proof = Inside(&["control::"]);
@@ -267,7 +267,7 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     (
         "keep-witness",
         "a kept file's bytes are compared where its ctime alone is another",
-        Inside(&["daemon::rest::tests"]),
+        Inside(&["sender::reconcile::tests"]),
     ),
     (
         "send-room",
@@ -615,7 +615,7 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     (
         "doubt-lanes",
         "a large file that is compared holds up no small one",
-        Inside(&["daemon::doubts::tests"]),
+        Inside(&["sender::doubts::tests"]),
     ),
     (
         "S5-busy",
@@ -865,7 +865,7 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     (
         "keep-mount",
         "what stays behind a mount that is not there is not missed",
-        Inside(&["daemon::rest::tests"]),
+        Inside(&["sender::reconcile::tests"]),
     ),
     (
         "S5-claimed",
@@ -875,7 +875,7 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     (
         "S3-mount",
         "what is missing behind a mount that is not there is not gone",
-        Inside(&["send::tests"]),
+        Inside(&["sender::source::tests"]),
     ),
     (
         "S5-mount-note",
@@ -922,7 +922,7 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     (
         "S6-again",
         "a name that is taken again is looked at where nothing tells the new file",
-        Inside(&["daemon::disposal::again::tests"]),
+        Inside(&["sender::cleanup::reused_names::tests"]),
     ),
     ("commit-sync", "every commit is synced", DB),
     ("commit-failed", "after a failed commit everything is refused", DB),

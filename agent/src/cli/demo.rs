@@ -54,7 +54,7 @@ async fn show(folder: &Folder, once: bool, signals: &mut Signals) -> Result<(), 
         started = starting => started?,
         () = signals.stop() => return Ok(()),
     };
-    let (there, back) = (laptop_agent.deliveries(), office_agent.deliveries());
+    let (there, back) = (laptop_agent.receipts(), office_agent.receipts());
     let result = tokio::select! {
         fatal = laptop_agent.wait() => Err(fatal),
         fatal = office_agent.wait() => Err(fatal),

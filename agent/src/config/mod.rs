@@ -2,6 +2,7 @@
 
 mod address;
 mod check;
+mod current;
 mod edits;
 mod effective;
 mod explain;
@@ -13,12 +14,16 @@ mod raw;
 mod read;
 mod units;
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use dropwire_protocol::AgentId;
 use serde::Deserialize;
 
 pub use check::default_name;
+pub use current::Current;
 pub use edits::{Edits, undisturbed};
 pub use effective::{effective, quoted};
 pub use fault::{Fault, Invalid};
@@ -53,6 +58,12 @@ impl Config {
     pub fn folders(&self) -> Vec<PathBuf> {
         let inbox = self.inbox.iter().map(|inbox| inbox.path.clone());
         self.outbox_paths().into_iter().chain(inbox).collect()
+    }
+
+    /// How long a delivered file is left in place in the outbox there.
+    pub fn linger(&self, outbox: &Path) -> Duration {
+        let outbox = self.outboxes.iter().find(|it| it.path == outbox);
+        outbox.map_or(Duration::ZERO, |outbox| outbox.linger)
     }
 
     /// Every outbox.

@@ -13,8 +13,9 @@ use std::{
 use cap_std::fs::Dir;
 use rusqlite::{Connection, OpenFlags};
 
-use super::{blocking, job_list, state};
+use super::{job_list, state};
 use crate::{
+    blocking::blocking,
     border,
     clock::now_ms,
     config::{Config, paths::Paths},

@@ -1,7 +1,7 @@
 //! Tells of files that arrived: in the log, and to `on_arrival`, a program of the user's that is run for each. A
 //! convenience: files count as delivered before it.
 
-use std::{path::Path, sync::Arc};
+use std::path::Path;
 
 use tokio::sync::{
     broadcast::{self, error::RecvError},
@@ -10,32 +10,36 @@ use tokio::sync::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{Shared, program};
-use crate::{error::shown, inbox::Arrival};
+use super::{peers::Names, program};
+use crate::{
+    config::Current,
+    error::shown,
+    inbox::{Arrival, Inbox},
+};
 
 /// Most files that wait for their program: one that is slow by more is not run for the rest.
 const WAITING: usize = 100_000;
 
 /// Runs until cancelled, one program at a time.
-pub async fn run(shared: Arc<Shared>, cancel: CancellationToken) {
+pub async fn run(inbox: Inbox, config: Current, names: Names, cancel: CancellationToken) {
     let (waiting, mut next) = mpsc::channel(WAITING);
     let tell = async {
-        let mut arrivals = shared.inbox.arrivals();
+        let mut arrivals = inbox.arrivals();
         while let Some(arrival) = hear(&mut arrivals).await {
-            let peer = shared.peer_name(arrival.peer);
+            let peer = names.name(arrival.peer);
             info!(peer, job = %arrival.job, path = shown(&arrival.path), "arrived");
-            if on_arrival(&shared).is_some() && waiting.try_send(arrival).is_err() {
+            if on_arrival(&config).is_some() && waiting.try_send(arrival).is_err() {
                 warn!(peer, "on_arrival is too slow: not run for a file");
             }
         }
     };
     let programs = async {
         while let Some(Arrival { path, peer, job }) = next.recv().await {
-            let Some((program, arguments)) = on_arrival(&shared) else {
+            let Some((program, arguments)) = on_arrival(&config) else {
                 continue;
             };
             if let Err(error) = run_one(&program, &arguments, &path).await {
-                let peer = shared.peer_name(peer);
+                let peer = names.name(peer);
                 warn!(peer, %job, path = shown(&path), program, error, "on_arrival");
             }
         }
@@ -59,8 +63,8 @@ async fn hear(arrivals: &mut broadcast::Receiver<Arrival>) -> Option<Arrival> {
 }
 
 /// The program and its arguments, as the config has them now.
-fn on_arrival(shared: &Shared) -> Option<(String, Vec<String>)> {
-    let config = shared.config();
+fn on_arrival(config: &Current) -> Option<(String, Vec<String>)> {
+    let config = config.get();
     let (program, arguments) = config.inbox.as_ref()?.on_arrival.split_first()?;
     Some((program.clone(), arguments.to_vec()))
 }

@@ -1,14 +1,14 @@
 //! Tells the log of jobs that ended without being delivered: one line for each peer and kind of end, with a count where
 //! several ended together.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::Shared;
-use crate::queue::{End, Ended};
+use super::peers::Names;
+use crate::queue::{End, Ended, Queue};
 
 /// What ends within this time of each other is told together.
 const TOGETHER: Duration = Duration::from_secs(1);
@@ -16,29 +16,29 @@ const TOGETHER: Duration = Duration::from_secs(1);
 const AT_MOST: Duration = Duration::from_secs(60);
 
 /// Runs until cancelled; what ends after that is for [`tell`].
-pub async fn run(shared: Arc<Shared>, cancel: CancellationToken) {
+pub async fn run(queue: Queue, names: Names, cancel: CancellationToken) {
     let telling = async {
         loop {
-            shared.queue.ends().more().await;
+            queue.ends().more().await;
             let latest = Instant::now() + AT_MOST;
             let pause = || (Instant::now() + TOGETHER).min(latest);
-            while timeout_at(pause(), shared.queue.ends().more()).await.is_ok() && Instant::now() < latest {}
-            tell(&shared);
+            while timeout_at(pause(), queue.ends().more()).await.is_ok() && Instant::now() < latest {}
+            tell(&queue, &names);
         }
     };
     cancel.run_until_cancelled(telling).await;
 }
 
 /// Tells of all that ended since it was last told.
-pub fn tell(shared: &Shared) {
-    for ((peer, end), ended) in shared.queue.ends().take() {
+pub fn tell(queue: &Queue, names: &Names) {
+    for ((peer, end), ended) in queue.ends().take() {
         let Ended {
             count,
             job,
             path,
             why,
         } = ended;
-        let peer = shared.peer_name(peer);
+        let peer = names.name(peer);
         let text = match count {
             1 => "a job ended without being delivered".to_owned(),
             _ => format!("{count} jobs ended without being delivered, this one first"),

@@ -1,19 +1,27 @@
 //! Answers what the command line asks of a running agent.
 
-use std::{collections::HashMap, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::{Arc, PoisonError},
+    time::{Duration, Instant},
+};
 
 use dropwire_protocol::AgentId;
 
 use super::{
-    Shared, adopt, blocking, explain,
+    ConfigError, SPOOL, adopt, explain,
     explain::{Standing, Way},
-    job_list, problems,
+    job_list,
+    peers::Names,
+    problems,
     selection::{self, Change, no_such_job, page_after},
     sending,
 };
 use crate::{
+    blocking::blocking,
     clock::now_ms,
-    config::Folder,
+    config::{Current, Folder},
     control::{
         self, Passed,
         api::{
@@ -23,10 +31,14 @@ use crate::{
         },
         wire::Time,
     },
+    db::Db,
     error::{Exit, Fatal, shown},
     id,
-    link::PeerLink,
-    queue::{self, Filter, Job},
+    inbox::Inbox,
+    link::{Links, PeerLink},
+    owner::Me,
+    queue::{self, Filter, Job, Queue},
+    sender::{Cleanup, InFlight, Outboxes},
 };
 
 /// Ended jobs are listed this long.
@@ -34,30 +46,41 @@ const LISTED_MS: i64 = 30 * 24 * 60 * 60 * 1000;
 
 /// The agent as its control socket shows it.
 pub struct Office {
-    pub(super) shared: Arc<Shared>,
+    pub(super) config: Current,
+    pub(super) config_error: ConfigError,
+    pub(super) started: Instant,
+    pub(super) state_dir: PathBuf,
+    pub(super) own: AgentId,
+    pub(super) db: Db,
+    pub(super) queue: Queue,
+    pub(super) links: Links,
+    pub(super) inbox: Inbox,
+    pub(super) outboxes: Outboxes,
+    pub(super) in_flight: InFlight,
+    pub(super) cleanup: Cleanup,
+    pub(super) names: Names,
 }
 
 impl control::Agent for Office {
     async fn status(&self) -> Result<StatusReport, Fatal> {
-        let shared = &self.shared;
-        let config = shared.config();
-        let counts = shared.queue.counts().await.map_err(|e| job_list(&e))?;
+        let config = self.config.get();
+        let counts = self.queue.counts().await.map_err(|e| job_list(&e))?;
         let of_peer: HashMap<_, _> = counts.peers.into_iter().collect();
         let of_outbox: HashMap<_, _> = counts.outboxes.into_iter().collect();
-        let mut links = self.links();
+        let mut links = self.peer_links();
         let problems = self.problems(&links);
         let mut peers: Vec<_> = config.peers.iter().map(|p| (p.id, p.name.clone())).collect();
         let taken_out = of_peer
             .iter()
-            .filter(|(id, jobs)| jobs.queued > 0 && !shared.is_peer(**id));
-        let mut taken_out: Vec<_> = taken_out.map(|(id, _)| (*id, shared.peer_name(*id))).collect();
+            .filter(|(id, jobs)| jobs.queued > 0 && !self.names.is_peer(**id));
+        let mut taken_out: Vec<_> = taken_out.map(|(id, _)| (*id, self.names.name(*id))).collect();
         taken_out.sort_by(|(_, one), (_, other)| one.cmp(other));
         peers.append(&mut taken_out);
         let peers = peers.into_iter().map(|(peer, name)| {
             let jobs = of_peer.get(&peer).copied().unwrap_or_default();
-            let sending = shared.live.sending_to(peer) as u64;
+            let sending = self.in_flight.sending_to(peer) as u64;
             let link = links.remove(&peer);
-            let last_error = match shared.is_peer(peer) {
+            let last_error = match self.names.is_peer(peer) {
                 true => link.as_ref().and_then(|l| l.last_error.clone()),
                 false => Some(explain::taken_out_at_length(&name)),
             };
@@ -76,7 +99,7 @@ impl control::Agent for Office {
                 delivered: jobs.delivered,
             }
         });
-        let outboxes = shared.outboxes();
+        let outboxes = self.outboxes.all();
         let outboxes = outboxes.iter().map(|outbox| {
             let status = outbox.status();
             let queued = outbox
@@ -95,8 +118,8 @@ impl control::Agent for Office {
             if status.folder == Folder::Whole {
                 report.folder = "whole".to_owned();
             }
-            report.disposal_held = shared.unsynced(&status.path);
-            if let Some(told) = shared.stuck.told(&status.path) {
+            report.disposal_held = self.cleanup.unsynced(&status.path);
+            if let Some(told) = self.cleanup.stuck_at(&status.path) {
                 report.cannot_leave_count = told.files as u64;
                 report.cannot_leave = Some(told.reason.to_string());
                 report.cannot_leave_since = Some(Time::from_ms(told.since_ms));
@@ -108,7 +131,7 @@ impl control::Agent for Office {
             report.not_sent_count = status.not_sent_count as u64;
             report
         });
-        let inbox = shared.inbox.status().await;
+        let inbox = self.inbox.status().await;
         let (files, bytes) = (inbox.received_files, inbox.received_bytes);
         let inbox = inbox.path.map(|path| {
             let (free, held) = (inbox.free_bytes, inbox.held);
@@ -121,13 +144,17 @@ impl control::Agent for Office {
         Ok(StatusReport {
             schema: SCHEMA,
             name: config.name.clone(),
-            id: id::format(shared.identity.id()),
+            id: id::format(self.own),
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),
-            uptime_seconds: shared.started.elapsed().as_secs_f64(),
+            uptime_seconds: self.started.elapsed().as_secs_f64(),
             starting: false,
-            listen: shared.links.listen_addr().map(|a| a.to_string()),
-            config_error: shared.config_error(),
+            listen: self.links.listen_addr().map(|a| a.to_string()),
+            config_error: self
+                .config_error
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone(),
             problems,
             outboxes: outboxes.collect(),
             inbox,
@@ -137,12 +164,12 @@ impl control::Agent for Office {
     }
 
     async fn jobs(&self, filter: JobFilter, page: Option<String>) -> Result<JobPage, Fatal> {
-        let peer = filter.peer.map(|p| self.shared.whose_jobs(&p)).transpose()?;
+        let peer = filter.peer.map(|p| self.names.whose_jobs(&p)).transpose()?;
         // "sending" is known only here, not on disk: those are listed from memory.
         if filter.state == Some(JobState::Sending) {
             let mut jobs = Vec::new();
-            for id in self.shared.live.ids() {
-                let job = self.shared.queue.get(id).await.map_err(|e| job_list(&e))?;
+            for id in self.in_flight.ids() {
+                let job = self.queue.get(id).await.map_err(|e| job_list(&e))?;
                 jobs.extend(
                     job.filter(|j| peer.is_none_or(|p| p == j.peer))
                         .map(|j| self.report(j)),
@@ -161,7 +188,7 @@ impl control::Agent for Office {
             peer,
             since_ms: now_ms().saturating_sub(LISTED_MS),
         };
-        let rows = self.shared.queue.list(disk, page_after(after)).await;
+        let rows = self.queue.list(disk, page_after(after)).await;
         let rows = rows.map_err(|e| job_list(&e))?;
         let next = if rows.len() < control::PAGE {
             None
@@ -177,20 +204,20 @@ impl control::Agent for Office {
     }
 
     async fn job(&self, id: String) -> Result<JobReport, Fatal> {
-        let id = selection::one_job(&self.shared, &id).await?;
-        let job = self.shared.queue.get(id).await.map_err(|e| job_list(&e))?;
+        let id = selection::one_job(&self.queue, &id).await?;
+        let job = self.queue.get(id).await.map_err(|e| job_list(&e))?;
         job.map(|job| self.report(job))
             .ok_or_else(|| no_such_job(&id.to_string()))
     }
 
     async fn why(&self, query: WhyQuery) -> Result<WhyReport, Fatal> {
         let ids = match &query {
-            WhyQuery::Job(prefix) => vec![selection::one_job(&self.shared, prefix).await?],
+            WhyQuery::Job(prefix) => vec![selection::one_job(&self.queue, prefix).await?],
             WhyQuery::File(path) => {
-                let queue = &self.shared.queue;
+                let queue = &self.queue;
                 let ids = queue.by_path(&path.0).await.map_err(|e| job_list(&e))?;
                 // A file may go as a part of its folder.
-                let folder = self.shared.outboxes().iter().find_map(|o| o.folder_of(&path.0));
+                let folder = self.outboxes.all().iter().find_map(|o| o.folder_of(&path.0));
                 match folder.filter(|_| ids.is_empty()) {
                     Some(folder) => queue.by_path(&folder).await.map_err(|e| job_list(&e))?,
                     None => ids,
@@ -200,7 +227,7 @@ impl control::Agent for Office {
         let mut jobs = Vec::new();
         let mut history = Vec::new();
         for id in ids {
-            let queue = &self.shared.queue;
+            let queue = &self.queue;
             let Some(job) = queue.get(id).await.map_err(|e| job_list(&e))? else {
                 continue;
             };
@@ -217,7 +244,7 @@ impl control::Agent for Office {
         let watched = match &query {
             // What lies there now may be newer than what the job list knows.
             WhyQuery::File(path) => {
-                let (outboxes, path) = (self.shared.outboxes(), path.0.clone());
+                let (outboxes, path) = (self.outboxes.all(), path.0.clone());
                 blocking(move || outboxes.iter().find_map(|o| o.why(&path))).await?
             }
             WhyQuery::Job(_) => None,
@@ -249,56 +276,74 @@ impl control::Agent for Office {
         request: SendRequest,
         passed: Passed,
     ) -> Result<SendReply, Fatal> {
-        sending::take(&self.shared, sending, request, passed).await
+        let work = sending::Context {
+            config: self.config.clone(),
+            db: self.db.clone(),
+            queue: self.queue.clone(),
+            spool: self.state_dir.join(SPOOL),
+            folders: sending::Folders::of(
+                &self.state_dir,
+                &self.config.get(),
+                &self.outboxes.all(),
+                &self.inbox,
+            ),
+        };
+        sending::take(work, sending, request, passed).await
     }
 
     async fn retry(&self, selection: Selection) -> Result<Changed, Fatal> {
-        selection::apply(&self.shared, selection, Change::Retry).await
+        self.change(selection, Change::Retry).await
     }
 
     async fn cancel(&self, selection: Selection) -> Result<Changed, Fatal> {
-        selection::apply(&self.shared, selection, Change::Cancel).await
+        self.change(selection, Change::Cancel).await
     }
 
     async fn adopt(&self, request: AdoptRequest) -> Result<AdoptReply, Fatal> {
-        let shared = &self.shared;
+        let config = self.config.get();
         let adopter = adopt::Adopter {
-            config: shared.config(),
-            me: shared.me(),
-            db: shared.db.clone(),
-            queue: shared.queue.clone(),
+            me: Me {
+                id: self.own,
+                name: config.name.clone(),
+            },
+            config,
+            db: self.db.clone(),
+            queue: self.queue.clone(),
         };
-        let lock = adopt::LockOf::of(&shared.inbox);
+        let lock = adopt::LockOf::of(&self.inbox);
         let reply = adopter.answer(request, Arc::new(lock)).await?;
         if reply.adopted {
-            for outbox in shared.outboxes() {
+            for outbox in self.outboxes.all() {
                 outbox.look();
             }
-            let inbox = shared.inbox.clone();
+            let inbox = self.inbox.clone();
             blocking(move || inbox.look().ok()).await?;
-            shared.wake_all();
+            self.queue.wake_all();
         }
         Ok(reply)
     }
 }
 
 impl Office {
+    async fn change(&self, which: Selection, change: Change) -> Result<Changed, Fatal> {
+        selection::apply(&self.queue, &self.links, &self.names, which, change).await
+    }
+
     fn problems(&self, links: &HashMap<AgentId, PeerLink>) -> Vec<ProblemReport> {
-        let shared = &self.shared;
-        let state = shared.db.troubles().into_iter();
-        let state = state.map(|trouble| problems::of_state(&shared.state_dir, trouble));
-        let config = shared.config();
+        let state = self.db.troubles().into_iter();
+        let state = state.map(|trouble| problems::of_state(&self.state_dir, trouble));
+        let config = self.config.get();
         let keys = config.peers.iter().filter_map(|peer| {
             let key = links.get(&peer.id)?.shared_key.clone()?;
             Some((peer.name.clone(), key))
         });
         let outboxes = config.outboxes.iter().map(|outbox| outbox.path.as_path());
-        let stuck = outboxes.filter_map(|path| Some((path, shared.stuck.told(path)?)));
+        let stuck = outboxes.filter_map(|path| Some((path, self.cleanup.stuck_at(path)?)));
         problems::all(state, keys, stuck)
     }
 
     fn report(&self, job: Job) -> JobReport {
-        let sent = self.shared.live.sent_bytes(job.id);
+        let sent = self.in_flight.sent_bytes(job.peer, job.id);
         let size = job.found.version.size;
         let state = match job.state {
             queue::JobState::Queued if sent.is_some() => JobState::Sending,
@@ -307,9 +352,9 @@ impl Office {
             queue::JobState::Failed => JobState::Failed,
             queue::JobState::Cancelled => JobState::Cancelled,
         };
-        let peer = self.shared.peer_name(job.peer);
+        let peer = self.names.name(job.peer);
         let taken_out =
-            (state == JobState::Queued && !self.shared.is_peer(job.peer)).then(|| explain::taken_out(&peer));
+            (state == JobState::Queued && !self.names.is_peer(job.peer)).then(|| explain::taken_out(&peer));
         let waits = state == JobState::Queued && job.error.is_some() && taken_out.is_none();
         JobReport::new(JobParts {
             id: job.id,
@@ -350,7 +395,7 @@ impl Office {
             },
             queue::JobState::Failed => Standing::Failed(job.error.clone().unwrap_or_default()),
             queue::JobState::Cancelled => Standing::Cancelled,
-            queue::JobState::Queued => match self.shared.live.sent_bytes(job.id) {
+            queue::JobState::Queued => match self.in_flight.sent_bytes(job.peer, job.id) {
                 Some(sent) => Standing::Sending {
                     sent,
                     size: job.found.version.size,
@@ -361,11 +406,11 @@ impl Office {
                 },
             },
         };
-        let config = self.shared.config();
-        let link = self.links().remove(&job.peer);
+        let config = self.config.get();
+        let link = self.peer_links().remove(&job.peer);
         let way = Way {
-            peer: self.shared.peer_name(job.peer),
-            in_config: self.shared.is_peer(job.peer),
+            peer: self.names.name(job.peer),
+            in_config: self.names.is_peer(job.peer),
             connected: link.as_ref().is_some_and(|l| l.connected),
             dials: config
                 .peers
@@ -385,23 +430,21 @@ impl Office {
     async fn stuck(&self, jobs: &[Job]) -> Result<Option<String>, Fatal> {
         for job in jobs {
             let cannot_leave = || {
-                let reason = self.shared.stuck.why(&job.root, job.drop)?;
+                let reason = self.cleanup.stuck(&job.root, job.drop)?;
                 Some(format!("cannot leave the outbox: {reason}"))
             };
             let lingers = || {
                 let since = now_ms().saturating_sub(job.delivered_ms?).max(0).unsigned_abs();
-                let left = self
-                    .shared
-                    .linger(&job.root)
-                    .checked_sub(Duration::from_millis(since))?;
+                let linger = self.config.get().linger(&job.root);
+                let left = linger.checked_sub(Duration::from_millis(since))?;
                 Some(format!("leaves the outbox in {:.1} s", left.as_secs_f64()))
             };
             let why = self
-                .shared
+                .cleanup
                 .unsynced(&job.root)
                 .or_else(cannot_leave)
                 .or_else(lingers);
-            let leaving = self.shared.queue.is_leaving(job.drop);
+            let leaving = self.queue.is_leaving(job.drop);
             if why.is_some() && leaving.await.map_err(|e| job_list(&e))? {
                 return Ok(why);
             }
@@ -411,7 +454,7 @@ impl Office {
 
     /// The job list does not have the file, nor does it wait for anything.
     fn not_queued(&self, path: &Path) -> Fatal {
-        let config = self.shared.config();
+        let config = self.config.get();
         if let Some(outbox) = config.outboxes.iter().find(|o| path.starts_with(&o.path)) {
             let message = format!("there is no file {}, and none was ever queued", shown(path));
             let mend = format!("name a file that lies in {} or did", shown(&outbox.path));
@@ -422,9 +465,8 @@ impl Office {
             .mend("`dropwire status` shows the outboxes, `dropwire jobs` the files that were queued")
     }
 
-    fn links(&self) -> HashMap<AgentId, PeerLink> {
-        self.shared
-            .links
+    fn peer_links(&self) -> HashMap<AgentId, PeerLink> {
+        self.links
             .status()
             .into_iter()
             .map(|link| (link.peer, link))

@@ -3,15 +3,14 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{PoisonError, RwLock},
+    sync::{Arc, PoisonError, RwLock},
 };
 
 use dropwire_protocol::{AgentId, name::escape};
 use rusqlite::params;
 
-use super::Shared;
 use crate::{
-    config::{self, Config},
+    config::{self, Config, Current},
     db::{Db, DbError},
     error::{Exit, Fatal},
     id,
@@ -22,11 +21,23 @@ use crate::{
 pub const SCHEMA_1: &str =
     "CREATE TABLE peer_names (peer BLOB PRIMARY KEY, name TEXT NOT NULL) STRICT, WITHOUT ROWID;";
 
-/// The last name of each peer that is in the config or has jobs.
-#[derive(Default)]
-pub struct Names(RwLock<HashMap<AgentId, String>>);
+/// What peers are called; cheap to clone.
+#[derive(Clone)]
+pub struct Names {
+    config: Current,
+    /// The last name of each peer that is in the config or has jobs.
+    last: Arc<RwLock<HashMap<AgentId, String>>>,
+}
 
 impl Names {
+    /// Those of `config`, until [`Names::learn`].
+    pub fn new(config: Current) -> Names {
+        Names {
+            config,
+            last: Arc::default(),
+        }
+    }
+
     /// Keeps the names that `config` gives, on disk too, and those of other peers that have jobs.
     pub async fn learn(&self, db: &Db, queue: &Queue, config: &Config) -> Result<(), DbError> {
         let with_jobs: HashSet<AgentId> = queue
@@ -57,13 +68,13 @@ impl Names {
                 Ok(names)
             })
             .await?;
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = names;
+        *self.last.write().unwrap_or_else(PoisonError::into_inner) = names;
         Ok(())
     }
 
     /// The peer's last name; None where another one has it too, which may be its successor.
     fn of(&self, peer: AgentId) -> Option<String> {
-        let names = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let names = self.last.read().unwrap_or_else(PoisonError::into_inner);
         let name = names.get(&peer)?;
         let is_shared = names
             .iter()
@@ -73,38 +84,36 @@ impl Names {
 
     /// The one peer whose last name this is.
     fn find(&self, name: &str) -> Option<AgentId> {
-        let names = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let names = self.last.read().unwrap_or_else(PoisonError::into_inner);
         let mut having = names.iter().filter(|(_, known)| *known == name);
         match (having.next(), having.next()) {
             (Some((peer, _)), None) => Some(*peer),
             _ => None,
         }
     }
-}
 
-impl Shared {
     /// Our name for a peer; for one that was taken out of the config the last one, if that tells it from all others; else
     /// its id.
-    pub(super) fn peer_name(&self, peer: AgentId) -> String {
-        let config = self.config();
+    pub(super) fn name(&self, peer: AgentId) -> String {
+        let config = self.config.get();
         match config.peers.iter().find(|p| p.id == peer) {
             Some(peer) => peer.name.clone(),
-            None => self.names.of(peer).unwrap_or_else(|| id::format(peer)),
+            None => self.of(peer).unwrap_or_else(|| id::format(peer)),
         }
     }
 
     /// Is the peer in the config as it is now?
     pub(super) fn is_peer(&self, peer: AgentId) -> bool {
-        self.config().peers.iter().any(|p| p.id == peer)
+        self.config.get().peers.iter().any(|p| p.id == peer)
     }
 
     /// Whose jobs are meant, by name or id; also those of a peer that was taken out of the config.
     pub(super) fn whose_jobs(&self, wanted: &str) -> Result<AgentId, Fatal> {
-        match find_peer(&self.config(), wanted) {
+        match find_peer(&self.config.get(), wanted) {
             Ok(peer) => Ok(peer.id),
             Err(unknown) => {
                 let id = id::parse(wanted).ok();
-                id.or_else(|| self.names.find(wanted)).ok_or(unknown)
+                id.or_else(|| self.find(wanted)).ok_or(unknown)
             }
         }
     }
@@ -194,7 +203,9 @@ mod tests {
             let queue = Queue::open(db.clone(), identity, 0, Default::default());
             let queue = queue.await.unwrap();
             queue.enqueue(vec![one_job(one)], 0).await.unwrap();
-            let names = Names::default();
+            let names = Names::new(Current::new(
+                tokio::sync::watch::channel(Arc::new(config(peers))).1,
+            ));
             names.learn(&db, &queue, &config(peers)).await.unwrap();
             assert_eq!(
                 [one, two].map(|peer| names.of(peer)),

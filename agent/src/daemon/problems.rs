@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
-use super::disposal::stuck::Told;
 use crate::{
     control::{api::ProblemReport, wire::Time},
     db::Trouble,
     error::shown,
     fault,
     link::SharedKey,
+    sender::stuck::Told,
 };
 
 /// All there is, the worst first: what the state folder suffers from; peers by name of which two have one key, or that
@@ -66,7 +66,7 @@ mod tests {
     use std::time::{Duration, SystemTime};
 
     use super::*;
-    use crate::daemon::disposal::stuck::Reason;
+    use crate::sender::stuck::Reason;
 
     #[test]
     fn each_has_its_kind_and_its_way_out_and_the_worst_comes_first() {

@@ -7,7 +7,7 @@ use std::{path::PathBuf, sync::Arc, sync::PoisonError};
 use dropwire_protocol::AgentId;
 use tracing::{info, warn};
 
-use super::{Agent, intake};
+use super::Agent;
 use crate::{
     clock::now_ms,
     config::{self, Config},
@@ -48,17 +48,18 @@ struct Changes {
 impl Agent {
     /// What holds.
     pub fn config(&self) -> Arc<Config> {
-        self.shared.config()
+        self.config.borrow().clone()
     }
 
     /// Why what is written in the config file does not hold, as `status` shows it.
     pub fn config_error(&self) -> Option<String> {
-        self.shared.config_error()
+        let error = self.config_error.lock();
+        error.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Notes it; None: it holds.
     pub fn set_config_error(&self, why: Option<String>) {
-        let error = self.shared.config_error.lock();
+        let error = self.config_error.lock();
         *error.unwrap_or_else(PoisonError::into_inner) = why;
     }
 
@@ -67,7 +68,7 @@ impl Agent {
     /// A link ends only when its peer is not in the config any more; the peer's jobs wait until it is back. An outbox that is not in it
     /// any more finds nothing new, but what it found is still delivered.
     pub async fn reload(&self, new: Config) -> Result<Reloaded, Fatal> {
-        let old = self.shared.config();
+        let old = self.config();
         new.check_own_id(self.id())?;
         let changes = match plan(&old, &new) {
             Plan::Change(changes) => changes,
@@ -94,24 +95,23 @@ impl Agent {
         changes: &Changes,
         listen: Option<Option<tokio::net::TcpListener>>,
     ) -> Result<(), DbError> {
-        let shared = &self.shared;
-        intake::end(shared, &changes.outboxes_end).await;
-        *shared.config.write().unwrap_or_else(PoisonError::into_inner) = new.clone();
-        intake::begin(shared, &changes.outboxes_begin, &self.tasks, &self.cancel).await?;
-        for peer in &changes.peers_come {
-            shared.doors.open(shared, peer, &self.tasks, &self.cancel);
-        }
-        shared.links.apply(link_settings(&new)).await;
+        self.sender.end_outboxes(&changes.outboxes_end).await;
+        self.config.send_replace(new.clone());
+        self.sender
+            .begin_outboxes(&changes.outboxes_begin, &self.me())
+            .await?;
+        self.links.apply(link_settings(&new)).await;
+        self.sender.follow_peers();
         if let Some(listener) = listen {
-            shared.links.listen_on(listener);
+            self.links.listen_on(listener);
         }
-        shared.inbox.apply(&inbox_settings(&new));
+        self.inbox.apply(&inbox_settings(&new));
         for peer in &changes.peers_leave {
-            shared.doors.close(*peer).await;
+            self.sender.remove_peer(*peer).await;
         }
-        shared.names.learn(&shared.db, &shared.queue, &new).await?;
-        shared.queue.pull_in(now_ms(), new.retry.max).await?;
-        shared.wake_all();
+        self.names.learn(&self.db, &self.queue, &new).await?;
+        self.queue.pull_in(now_ms(), new.retry.max).await?;
+        self.queue.wake_all();
         info!(
             outboxes_begun = changes.outboxes_begin.len(),
             outboxes_ended = changes.outboxes_end.len(),

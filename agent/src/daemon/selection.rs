@@ -2,7 +2,7 @@
 
 use dropwire_protocol::{AgentId, TransferId, name::escape};
 
-use super::{Shared, job_list};
+use super::{job_list, peers::Names};
 use crate::{
     clock::now_ms,
     control::{
@@ -10,7 +10,8 @@ use crate::{
         api::{Changed, Selection},
     },
     error::{Exit, Fatal},
-    queue::{Filter, JobState, Page},
+    link::Links,
+    queue::{Filter, JobState, Page, Queue},
 };
 
 /// What becomes of the jobs that are meant.
@@ -23,28 +24,29 @@ pub enum Change {
 }
 
 /// Changes the jobs that are named, else all of a peer or of everybody that the change concerns.
-pub async fn apply(shared: &Shared, which: Selection, change: Change) -> Result<Changed, Fatal> {
+pub async fn apply(
+    queue: &Queue,
+    links: &Links,
+    names: &Names,
+    which: Selection,
+    change: Change,
+) -> Result<Changed, Fatal> {
     let mut named = Vec::new();
     for prefix in &which.jobs {
-        named.push(one_job(shared, prefix).await?);
+        named.push(one_job(queue, prefix).await?);
     }
-    let config = shared.config();
     let jobs_are_named = !named.is_empty();
     let changed = if jobs_are_named {
-        change_some(shared, named, change).await?
+        change_some(queue, named, change).await?
     } else {
-        let peer = which.peer.map(|p| shared.whose_jobs(&p)).transpose()?;
+        let peer = which.peer.map(|p| names.whose_jobs(&p)).transpose()?;
         if peer.is_none() && !which.all {
             return Err(Fatal::new(Exit::Usage, "no job is named").mend("name jobs, a peer, or --all"));
         }
-        change_all(shared, peer, change).await?
+        change_all(queue, peer, change).await?
     };
-    shared.queued.notify_one();
-    for peer in &config.peers {
-        shared.wake(peer.id).notify_one();
-        if change == Change::Retry {
-            shared.links.dial_now(peer.id);
-        }
+    if change == Change::Retry {
+        links.dial_all_now();
     }
     let listed = changed.iter().filter(|_| jobs_are_named);
     Ok(Changed {
@@ -54,8 +56,8 @@ pub async fn apply(shared: &Shared, which: Selection, change: Change) -> Result<
 }
 
 /// The job that a unique prefix of its id means.
-pub async fn one_job(shared: &Shared, prefix: &str) -> Result<TransferId, Fatal> {
-    let found = shared.queue.by_prefix(prefix.to_owned()).await;
+pub async fn one_job(queue: &Queue, prefix: &str) -> Result<TransferId, Fatal> {
+    let found = queue.by_prefix(prefix.to_owned()).await;
     match found.map_err(|e| job_list(&e))?[..] {
         [one] => Ok(one),
         [] => Err(no_such_job(prefix)),
@@ -84,24 +86,16 @@ pub fn page_after(after: i64) -> Page {
     }
 }
 
-async fn change_some(
-    shared: &Shared,
-    jobs: Vec<TransferId>,
-    change: Change,
-) -> Result<Vec<TransferId>, Fatal> {
+async fn change_some(queue: &Queue, jobs: Vec<TransferId>, change: Change) -> Result<Vec<TransferId>, Fatal> {
     let changed = match change {
-        Change::Retry => shared.queue.resend(jobs, now_ms()).await,
-        Change::Cancel => shared.queue.cancel(jobs, now_ms()).await,
+        Change::Retry => queue.resend(jobs, now_ms()).await,
+        Change::Cancel => queue.cancel(jobs, now_ms()).await,
     };
     changed.map_err(|e| job_list(&e))
 }
 
 /// Cancelled jobs are retried only by name: somebody meant it.
-async fn change_all(
-    shared: &Shared,
-    peer: Option<AgentId>,
-    change: Change,
-) -> Result<Vec<TransferId>, Fatal> {
+async fn change_all(queue: &Queue, peer: Option<AgentId>, change: Change) -> Result<Vec<TransferId>, Fatal> {
     let states: &[JobState] = match change {
         Change::Retry => &[JobState::Queued, JobState::Failed],
         Change::Cancel => &[JobState::Queued],
@@ -115,12 +109,12 @@ async fn change_all(
         };
         let mut after = 0;
         loop {
-            let rows = shared.queue.list(filter, page_after(after)).await;
+            let rows = queue.list(filter, page_after(after)).await;
             let rows = rows.map_err(|e| job_list(&e))?;
             let Some(last) = rows.last() else { break };
             after = last.cursor;
             let ids = rows.iter().map(|row| row.job.id).collect();
-            changed.extend(change_some(shared, ids, change).await?);
+            changed.extend(change_some(queue, ids, change).await?);
         }
     }
     Ok(changed)

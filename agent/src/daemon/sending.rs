@@ -5,24 +5,30 @@
 
 mod rules;
 
-use std::{fs::File, io::ErrorKind, sync::Arc};
+use std::{fs::File, io::ErrorKind, path::PathBuf};
 
 use dropwire_protocol::{AgentId, TransferId};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::{Shared, blocking, intake, job_list, peers::find_peer};
+use super::{job_list, peers::find_peer};
 use crate::{
+    blocking::blocking,
+    config::Current,
     control::{
         Passed,
         api::{SendFile, SendReply, SendRequest},
         passing::GROUP,
     },
+    db::Db,
     error::{Exit, Fatal},
     io_error::{Meaning, Wait, meaning},
     outbox::spool::{Copied, Filling, Original, SpoolError},
+    queue::Queue,
+    sender,
 };
-use rules::{Folders, Rules};
+pub use rules::Folders;
+use rules::Rules;
 
 /// A `send` that is not queued yet. Dropped before that, nothing of it stays.
 #[derive(Default)]
@@ -45,20 +51,38 @@ impl Drop for Sending {
     }
 }
 
+/// What a `send` works with.
+pub struct Context {
+    pub(super) config: Current,
+    pub(super) db: Db,
+    pub(super) queue: Queue,
+    /// Where the copies go.
+    pub(super) spool: PathBuf,
+    /// As they are now.
+    pub(super) folders: Folders,
+}
+
 /// Takes what one request passes.
 pub async fn take(
-    shared: &Arc<Shared>,
+    context: Context,
     sending: &mut Sending,
     request: SendRequest,
     passed: Passed,
 ) -> Result<SendReply, Fatal> {
-    let config = shared.config();
+    let Context {
+        config,
+        db,
+        queue,
+        spool,
+        folders,
+    } = context;
+    let config = config.get();
     let peers = request.peers.iter().map(|p| find_peer(&config, p).map(|p| p.id));
     let peers = peers.collect::<Result<Vec<AgentId>, Fatal>>()?;
     if peers.is_empty() || request.files.len() > GROUP || passed.files.len() > request.files.len() {
         return Err(Fatal::new(Exit::Usage, "this is no request to send files"));
     }
-    if let Some(full) = shared.db.is_short_of_room() {
+    if let Some(full) = db.is_short_of_room() {
         return Err(Fatal::new(Exit::Disk, full.text).mend(full.hint));
     }
     // Whoever asked may go before the answer; what is begun for them is ended all the same.
@@ -66,9 +90,7 @@ pub async fn take(
     let gone = asked.clone();
     let _asked = asked.drop_guard();
     let begun = sending.0.take();
-    let shared = Arc::clone(shared);
     let work = async move {
-        let (spool, folders) = (shared.spool(), Folders::of(&shared));
         let group = move || {
             let begun = begun.unwrap_or_else(|| {
                 Box::new(Begun {
@@ -81,7 +103,7 @@ pub async fn take(
         match blocking(group).await?? {
             Taken::Some(begun, taken) => Ok((Sending(Some(begun)), reply(taken, &[]))),
             Taken::Whole(copies, taken) => {
-                let jobs = intake::take_copies(&shared, copies, &peers).await;
+                let jobs = sender::take_copies(&queue, copies, &peers).await;
                 let jobs = jobs.map_err(|e| job_list(&e))?;
                 Ok((Sending::default(), reply(taken, &jobs)))
             }

@@ -9,8 +9,9 @@ use std::{
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{blocking, office::Office, problems, sending};
+use super::{office::Office, problems, sending};
 use crate::{
+    blocking::blocking,
     control::{
         self, Passed,
         api::{

@@ -18,7 +18,7 @@ use std::{
 };
 
 use dropwire_protocol::{
-    AgentId, Error, Event, TransferId,
+    Error, Event, TransferId,
     message::{Bye, ByeReason, DeclineReason, MAX_EAGER},
     receiver::{Command, Outcome},
     sender::SenderEvent,
@@ -52,7 +52,6 @@ pub(super) struct Orders {
 
 /// Where a link's ends lead.
 pub(super) struct Ends {
-    pub(super) peer: AgentId,
     pub(super) commands: Commands,
     pub(super) outcomes: mpsc::Receiver<Outcome>,
     pub(super) requests: mpsc::Receiver<Request>,
@@ -373,7 +372,6 @@ impl<S: AsyncRead + AsyncWrite> Drive<S> {
     }
 
     fn heed(&mut self, event: SenderEvent) {
-        let peer = self.ends.peer;
         let told = match event {
             SenderEvent::Read {
                 id,
@@ -391,11 +389,11 @@ impl<S: AsyncRead + AsyncWrite> Drive<S> {
             SenderEvent::Progress { id, offset } => return self.outgoing.progress(id, offset),
             SenderEvent::Delivered { id, receipt } => {
                 self.outgoing.remove(id);
-                LinkEvent::Delivered { peer, id, receipt }
+                LinkEvent::Delivered { id, receipt }
             }
             SenderEvent::Settled { id, receipt } => {
                 self.outgoing.remove(id);
-                LinkEvent::Settled { peer, id, receipt }
+                LinkEvent::Settled { id, receipt }
             }
             SenderEvent::Declined {
                 id,
@@ -405,7 +403,6 @@ impl<S: AsyncRead + AsyncWrite> Drive<S> {
             } => {
                 self.outgoing.remove(id);
                 LinkEvent::Declined {
-                    peer,
                     id,
                     reason,
                     text,
@@ -414,10 +411,10 @@ impl<S: AsyncRead + AsyncWrite> Drive<S> {
             }
             SenderEvent::Withdrawn { id } => {
                 self.outgoing.remove(id);
-                LinkEvent::Withdrawn { peer, id }
+                LinkEvent::Withdrawn { id }
             }
-            SenderEvent::Forgotten { ids } => LinkEvent::Forgotten { peer, ids },
-            SenderEvent::Retimed { ids } => LinkEvent::Retimed { peer, ids },
+            SenderEvent::Forgotten { ids } => LinkEvent::Forgotten { ids },
+            SenderEvent::Retimed { ids } => LinkEvent::Retimed { ids },
         };
         self.held_events.push_back(told);
     }
@@ -451,7 +448,6 @@ impl<S: AsyncRead + AsyncWrite> Drive<S> {
                 self.outgoing.add(offer);
             } else {
                 self.held_events.push_back(LinkEvent::Declined {
-                    peer: self.ends.peer,
                     id,
                     reason: DeclineReason::Busy,
                     text: "the question how it ended is not answered yet".into(),
@@ -478,11 +474,7 @@ impl<S: AsyncRead + AsyncWrite> Drive<S> {
             Piece::Void(why) => {
                 sender.close(id);
                 self.outgoing.remove(id);
-                self.held_events.push_back(LinkEvent::Voided {
-                    peer: self.ends.peer,
-                    id,
-                    why,
-                });
+                self.held_events.push_back(LinkEvent::Voided { id, why });
             }
         }
     }

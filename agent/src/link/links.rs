@@ -108,25 +108,15 @@ pub async fn bind(address: &str) -> Result<TcpListener, Fatal> {
 impl Links {
     /// Begins to dial, and to let in who comes by `listener`; None: only dials.
     ///
-    /// Each peer's events come in order, its `Down` before its next `Up`. While `events` is full, links stop reading.
-    /// Ends when `cancel` is cancelled, or by [`Links::shutdown`].
+    /// What a peer's links tell is for [`Links::events`]. Ends when `cancel` is cancelled, or by [`Links::shutdown`].
     pub fn start(
         settings: Settings,
         listener: Option<TcpListener>,
         identity: Arc<Identity>,
         sink: Arc<dyn Sink>,
-        events: mpsc::Sender<LinkEvent>,
         cancel: CancellationToken,
     ) -> Links {
-        Links::start_with(
-            settings,
-            listener,
-            identity,
-            sink,
-            events,
-            cancel,
-            Timing::default(),
-        )
+        Links::start_with(settings, listener, identity, sink, cancel, Timing::default())
     }
 
     pub(super) fn start_with(
@@ -134,7 +124,6 @@ impl Links {
         listener: Option<TcpListener>,
         identity: Arc<Identity>,
         sink: Arc<dyn Sink>,
-        events: mpsc::Sender<LinkEvent>,
         cancel: CancellationToken,
         timing: Timing,
     ) -> Links {
@@ -151,7 +140,6 @@ impl Links {
             run,
             identity,
             sink,
-            events,
             cancel: cancel.child_token(),
             tasks: TaskTracker::new(),
             timing,
@@ -254,17 +242,23 @@ impl Links {
         requests.send(request).await.map_err(|_| NotLinked)
     }
 
+    /// What the links of `peer` tell, one after the other: its `Down` before its next `Up`. While too much waits there,
+    /// they stop reading. Closed once the peer is not in the config any more and its last link is down. None: the peer is
+    /// not paired, or its events were asked for before.
+    pub fn events(&self, peer: AgentId) -> Option<mpsc::Receiver<LinkEvent>> {
+        self.shared.terms().pairs.get(&peer)?.take_events()
+    }
+
     /// All peers, linked or not.
     pub fn status(&self) -> Vec<PeerLink> {
         let terms = self.shared.terms();
         terms.pairs.values().map(|pair| pair.status()).collect()
     }
 
-    /// Ends the wait before the next dial, if there is one.
-    pub fn dial_now(&self, peer: AgentId) {
-        if let Some(pair) = self.shared.terms().pairs.get(&peer) {
-            pair.dial_now.notify_one();
-        }
+    /// Ends every wait before a next dial.
+    pub fn dial_all_now(&self) {
+        let terms = self.shared.terms();
+        terms.pairs.values().for_each(|pair| pair.dial_now.notify_one());
     }
 
     /// Connections that joined a link.
@@ -296,7 +290,6 @@ pub(super) struct Shared {
     /// See [`Hello::run`].
     run: Option<u64>,
     sink: Arc<dyn Sink>,
-    events: mpsc::Sender<LinkEvent>,
     upload: Arc<Rate>,
     download: Arc<Rate>,
     terms: RwLock<Arc<Terms>>,
@@ -432,8 +425,10 @@ async fn carry(
         None => return pair.close(&admission, None),
     };
     drop(seat);
-    let peer = pair.id;
-    let (commands, outcomes) = shared.sink.attach(peer);
+    let Some(events) = pair.events() else {
+        return pair.close(&admission, None); // taken out of the config just now
+    };
+    let (commands, outcomes) = shared.sink.attach(pair.id);
     let (give, requests) = mpsc::channel(REQUESTS);
     pair.open(&admission, give);
     // A peer can make links as often as it likes.
@@ -441,13 +436,12 @@ async fn carry(
     if let Some(more) = told {
         tracing::info!(peer = %pair.name(), more, "linked");
     }
-    shared.tell(LinkEvent::Up { peer }).await;
+    shared.tell(&events, LinkEvent::Up).await;
     let ends = Ends {
-        peer,
         commands,
         outcomes,
         requests,
-        events: shared.events.clone(),
+        events: events.clone(),
         shared_key: Box::new({
             let pair = pair.clone();
             move |seen| pair.told_shared_key(seen)
@@ -463,15 +457,15 @@ async fn carry(
         tracing::info!(peer = %pair.name(), error, "link ended");
     }
     pair.close(&admission, error.as_deref());
-    shared.tell(LinkEvent::Down { peer, error }).await;
+    shared.tell(&events, LinkEvent::Down { error }).await;
 }
 
 impl Shared {
-    /// Waits for the daemon, unless it is ending and may not listen any more.
-    async fn tell(&self, event: LinkEvent) {
+    /// Waits for whoever takes the peer's events, unless the agent is ending and nobody may listen any more.
+    async fn tell(&self, events: &mpsc::Sender<LinkEvent>, event: LinkEvent) {
         tokio::select! {
             biased;
-            _ = self.events.send(event) => {}
+            _ = events.send(event) => {}
             () = async { self.cancel.cancelled().await; tokio::time::sleep(self.timing.goodbye).await } => {}
         }
     }

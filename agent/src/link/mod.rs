@@ -118,52 +118,42 @@ pub enum Request {
     Retime(Vec<LateTime>),
 }
 
-/// What a link tells the daemon.
+/// What a link tells of its peer.
 #[derive(Debug)]
 #[allow(missing_docs)] // the fields are the messages' own
 pub enum LinkEvent {
     /// Hello came; transfers may be offered.
-    Up {
-        peer: AgentId,
-    },
+    Up,
     /// The link is gone: what was offered on it is interrupted, without further events.
     Down {
-        peer: AgentId,
         error: Option<String>,
     },
     /// See `protocol::sender::SenderEvent`.
     Delivered {
-        peer: AgentId,
         id: TransferId,
         receipt: Receipt,
     },
     Settled {
-        peer: AgentId,
         id: TransferId,
         receipt: Receipt,
     },
     Declined {
-        peer: AgentId,
         id: TransferId,
         reason: DeclineReason,
         text: String,
         retry_after_ms: Option<u64>,
     },
     Withdrawn {
-        peer: AgentId,
         id: TransferId,
     },
     Forgotten {
-        peer: AgentId,
         ids: Vec<TransferId>,
     },
     Retimed {
-        peer: AgentId,
         ids: Vec<TransferId>,
     },
     /// Our own source gave up; the transfer is closed.
     Voided {
-        peer: AgentId,
         id: TransferId,
         why: Voided,
     },
@@ -186,21 +176,4 @@ struct Timing {
     far: Duration,
     /// How long a second machine with the same key is remembered after it was seen last.
     twins: Duration,
-}
-
-impl LinkEvent {
-    /// Whose link it is about.
-    pub fn peer(&self) -> AgentId {
-        match self {
-            LinkEvent::Up { peer }
-            | LinkEvent::Down { peer, .. }
-            | LinkEvent::Delivered { peer, .. }
-            | LinkEvent::Settled { peer, .. }
-            | LinkEvent::Declined { peer, .. }
-            | LinkEvent::Withdrawn { peer, .. }
-            | LinkEvent::Forgotten { peer, .. }
-            | LinkEvent::Retimed { peer, .. }
-            | LinkEvent::Voided { peer, .. } => *peer,
-        }
-    }
 }

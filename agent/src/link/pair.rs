@@ -17,7 +17,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    PeerLink, Request, SharedKey,
+    LinkEvent, PeerLink, Request, SharedKey,
     drive::Orders,
     joining::{Door, Entry, LinkName},
     seldom::Seldom,
@@ -25,6 +25,10 @@ use super::{
     wire::Traffic,
 };
 use crate::config;
+
+/// Events that may wait: more than one peer's requests in flight (the schedule's `MOST` offers, 256 withdrawals) can
+/// ever cause, so that nobody blocks. Few in tests, which have to go on where links are blocked.
+const EVENTS: usize = if cfg!(test) { 4 } else { 2048 };
 
 /// One paired agent.
 pub(super) struct Pair {
@@ -60,8 +64,10 @@ struct State {
     totals: Traffic,
     next_dial_at: Option<SystemTime>,
     last_error: Option<String>,
-    /// It was taken out of the config.
-    parted: bool,
+    /// Where its links tell what happens. None: it was taken out of the config.
+    events: Option<mpsc::Sender<LinkEvent>>,
+    /// The other end, until somebody asks for it.
+    told: Option<mpsc::Receiver<LinkEvent>>,
     /// Of the links that it dialled and that may go over several connections.
     doors: Vec<Door>,
     /// Who uses its key.
@@ -118,12 +124,17 @@ impl From<ByeReason> for Refused {
 
 impl Pair {
     pub(super) fn new(peer: config::Peer, own: AgentId, cancel: CancellationToken) -> Self {
+        let (events, told) = mpsc::channel(EVENTS);
         Pair {
             id: peer.id,
             peer: watch::Sender::new(peer),
             cancel,
             own,
-            state: Mutex::default(),
+            state: Mutex::new(State {
+                events: Some(events),
+                told: Some(told),
+                ..State::default()
+            }),
             linked: watch::Sender::new(false),
             turn: tokio::sync::Mutex::default(),
             dial_now: Notify::new(),
@@ -161,7 +172,7 @@ impl Pair {
     pub(super) fn part(&self) {
         self.cancel.cancel();
         let mut state = self.state();
-        state.parted = true;
+        state.events = None;
         if let Some(live) = &state.live {
             live.orders
                 .send_modify(|orders| orders.end = Some(ByeReason::Unpaired));
@@ -178,7 +189,7 @@ impl Pair {
     ) -> Result<Admission, Refused> {
         let Visitor { dialled, run, at } = visitor;
         let mut state = self.state();
-        if state.parted {
+        if state.events.is_none() {
             return Err(ByeReason::Unpaired.into());
         }
         self.look(&mut state, within);
@@ -307,6 +318,16 @@ impl Pair {
             state.totals.add(&live.traffic);
             self.linked.send_replace(false);
         }
+    }
+
+    /// Where its links tell what happens. None: it was taken out of the config.
+    pub(super) fn events(&self) -> Option<mpsc::Sender<LinkEvent>> {
+        self.state().events.clone()
+    }
+
+    /// What its links tell, for the first who asks.
+    pub(super) fn take_events(&self) -> Option<mpsc::Receiver<LinkEvent>> {
+        self.state().told.take()
     }
 
     /// Where requests go, while a link is up.

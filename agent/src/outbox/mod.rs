@@ -202,6 +202,11 @@ impl Outbox {
         }
     }
 
+    /// Where it is, as in the config.
+    pub fn path(&self) -> &Path {
+        &self.shared.config.path
+    }
+
     /// Its mark, while it is there.
     pub fn id(&self) -> Option<OutboxId> {
         self.shared.state().id

@@ -143,7 +143,7 @@ impl Queue {
     }
 
     /// Ends queued jobs as cancelled: the files stay, and these versions are not queued again by themselves.
-    /// Returns those that it ended.
+    /// Returns those that it ended. Everybody's work is notified.
     pub async fn cancel(&self, ids: Vec<TransferId>, now_ms: i64) -> Result<Vec<TransferId>, DbError> {
         self.each(ids, move |db, id, ended| {
             ended.extend(end_queued(
@@ -156,6 +156,7 @@ impl Queue {
             Ok(())
         })
         .await
+        .inspect(|_| self.signals.some_changed())
     }
 
     /// Gives a queued job a new id, due now, because what the peer holds under the old one is not these bytes.
@@ -180,7 +181,7 @@ impl Queue {
 
     /// What every peer acknowledged turned out to be other bytes than lie there under the same version: its jobs
     /// begin again under new ids, each as after a failed attempt: `wait` says for how long after so many of them. The
-    /// receipts are kept with the old ids.
+    /// receipts are kept with the old ids. Everybody's work is notified.
     pub async fn begin_again(
         &self,
         drop: DropId,
@@ -227,16 +228,19 @@ impl Queue {
             Ok(())
         })
         .await
+        .inspect(|_| self.signals.some_changed())
     }
 
     /// The user wants these sent: queued ones become due now; failed and cancelled ones are queued again under a
     /// new id, unless their version does not lie there any more. Returns the ids they have now, in order.
+    /// Everybody's work is notified.
     pub async fn resend(&self, ids: Vec<TransferId>, now_ms: i64) -> Result<Vec<TransferId>, DbError> {
         self.each(ids, move |db, id, now_queued| {
             now_queued.extend(resend_one(db, *id, now_ms)?);
             Ok(())
         })
         .await
+        .inspect(|_| self.signals.some_changed())
     }
 
     /// Fails a queued job for a reason that no later attempt can change.

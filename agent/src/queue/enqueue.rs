@@ -73,8 +73,9 @@ impl Queue {
     /// Queues what is not known, one job for each peer. A version's jobs share one commit.
     ///
     /// Older versions of the path that not everybody has are superseded: their jobs end failed and are withdrawn
-    /// from their peers, their files are never disposed of. After Ok all of it is on disk.
+    /// from their peers, their files are never disposed of. After Ok all of it is on disk, and the peers' work is notified.
     pub async fn enqueue(&self, drops: Vec<NewDrop>, now_ms: i64) -> Result<Enqueued, DbError> {
+        let peers: BTreeSet<AgentId> = drops.iter().flat_map(|new| new.peers.iter().copied()).collect();
         let parts = self
             .each(drops, move |db, new, parts| {
                 parts.push(enqueue_one(db, new, now_ms)?);
@@ -87,6 +88,8 @@ impl Queue {
             all.superseded.extend(part.superseded);
             all.doubts.extend(part.doubts);
         }
+        self.signals.queued.notify_one();
+        peers.into_iter().for_each(|peer| self.wake(peer));
         Ok(all)
     }
 

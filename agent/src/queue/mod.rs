@@ -10,6 +10,7 @@
 //! | `edit` | one change while it is made, and how many jobs it turns |
 //! | `change` | the steps that every change is made of |
 //! | `ends` | what ended without being delivered, for the log |
+//! | `signals` | who is told that there may be something to do |
 //! | `enqueue` | S2: what was found becomes jobs |
 //! | `overlap` | a folder's files and the folder itself |
 //! | `retimed` | other times alone make no new drop |
@@ -42,12 +43,15 @@ mod replaced;
 mod retimed;
 pub mod schedule;
 mod schema;
+mod signals;
 #[cfg(test)]
 mod tests;
 
 use std::{sync::Arc, time::Duration};
 
+use dropwire_protocol::AgentId;
 use rusqlite::{Connection, Transaction};
+use tokio::sync::Notify;
 
 pub use ends::{End, Ended, Ends, Gathered};
 pub use job::{
@@ -62,6 +66,7 @@ use crate::{
     identity::Identity,
 };
 use edit::Edit;
+use signals::Signals;
 
 /// Most items of a batch in one change, so that no other change waits long.
 const CHUNK: usize = 512;
@@ -74,6 +79,7 @@ pub struct Queue {
     /// The newest job of earlier runs.
     newest_at_start: i64,
     ends: Arc<Ends>,
+    signals: Arc<Signals>,
 }
 
 impl Queue {
@@ -94,6 +100,7 @@ impl Queue {
             identity,
             newest_at_start,
             ends: Arc::default(),
+            signals: Arc::default(),
         };
         queue.pull_in(now_ms, max_backoff).await?;
         Ok(queue)
@@ -107,6 +114,26 @@ impl Queue {
     /// What ended without being delivered since it was last taken.
     pub fn ends(&self) -> &Ends {
         &self.ends
+    }
+
+    /// Notified when the list may have something to do for `peer`: a job that is due, a withdrawal, a time to tell.
+    pub fn work_for(&self, peer: AgentId) -> Arc<Notify> {
+        self.signals.of(peer)
+    }
+
+    /// Notifies who waits for work for `peer`.
+    pub fn wake(&self, peer: AgentId) {
+        self.signals.wake(peer);
+    }
+
+    /// Notifies everybody who waits for work.
+    pub fn wake_all(&self) {
+        self.signals.wake_all();
+    }
+
+    /// Returns once jobs were queued since the last call.
+    pub async fn queued(&self) {
+        self.signals.queued.notified().await;
     }
 
     /// One change in one commit.

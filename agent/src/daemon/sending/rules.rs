@@ -8,13 +8,17 @@ use std::{
 };
 
 use crate::{
+    config::Config,
     confined,
     control::api::SendFile,
-    daemon::{SPOOL, Shared},
+    daemon::SPOOL,
     error::{Exit, Fatal, shown},
     fault,
     file_system::FileSystem,
-    mark, owner,
+    inbox::Inbox,
+    mark,
+    outbox::Outbox,
+    owner,
 };
 
 /// What the archive is called, in dropwire's own folder in an outbox: what is in it may be sent again.
@@ -43,15 +47,15 @@ struct Place {
 
 impl Folders {
     /// As they are now. Asks no disk: one of them may not answer.
-    pub fn of(shared: &Shared) -> Folders {
-        let mut outboxes = shared.config().outbox_paths();
-        let there: Vec<_> = shared.outboxes().iter().filter_map(|o| o.place()).collect();
-        outboxes.extend(there.iter().map(|(path, _)| path.clone()));
-        let boxes = there.into_iter().chain(shared.inbox.place());
+    pub fn of(state: &Path, config: &Config, outboxes: &[Outbox], inbox: &Inbox) -> Folders {
+        let there: Vec<_> = outboxes.iter().filter_map(Outbox::place).collect();
+        let mut paths = config.outbox_paths();
+        paths.extend(there.iter().map(|(path, _)| path.clone()));
+        let boxes = there.into_iter().chain(inbox.place());
         Folders {
-            state: shared.state_dir.clone(),
+            state: state.to_owned(),
             boxes: boxes.map(|(path, device)| Place { path, device }).collect(),
-            outboxes,
+            outboxes: paths,
         }
     }
 }

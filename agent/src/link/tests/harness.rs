@@ -134,7 +134,6 @@ impl Agent {
     ) -> Agent {
         let settings = settings(peer.id(), dial);
         let sink = Store::new(identity);
-        let (give, events) = mpsc::channel(4);
         let room: Arc<dyn Sink> = Arc::new(sink.clone());
         let listener = bind("127.0.0.1:0").await.unwrap();
         let links = Links::start_with(
@@ -142,11 +141,11 @@ impl Agent {
             Some(listener),
             identity.clone(),
             room,
-            give,
             CancellationToken::new(),
             timing,
         );
         let (identity, peer) = (identity.clone(), peer.id());
+        let events = links.events(peer).unwrap();
         Agent {
             identity,
             peer,
@@ -203,7 +202,7 @@ impl Agent {
     /// One event, as the daemon would take it. Down's error comes back.
     pub(super) async fn event(&mut self) -> Option<Option<String>> {
         match self.events.recv().await.expect("the links are there") {
-            LinkEvent::Up { .. } => {
+            LinkEvent::Up => {
                 self.ups += 1;
                 assert_eq!(self.ups, self.downs + 1, "Up comes after Down");
                 for index in 0..self.files.len() {
@@ -212,12 +211,12 @@ impl Agent {
                     }
                 }
             }
-            LinkEvent::Down { error, .. } => {
+            LinkEvent::Down { error } => {
                 self.downs += 1;
                 assert_eq!(self.ups, self.downs, "Down comes after Up");
                 return Some(error);
             }
-            LinkEvent::Delivered { id, receipt, .. } | LinkEvent::Settled { id, receipt, .. } => {
+            LinkEvent::Delivered { id, receipt } | LinkEvent::Settled { id, receipt } => {
                 let body = identity::verify(&receipt).unwrap();
                 assert_eq!(
                     (body.transfer, body.receiver, body.sender),

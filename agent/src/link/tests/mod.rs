@@ -126,6 +126,7 @@ async fn who_is_paired_no_more_is_told_and_may_come_back() {
     a.downs += 1;
     assert!(a.links.status().is_empty());
     a.links.apply(terms).await;
+    a.events = a.links.events(b.id()).unwrap();
     b.drop_files(1, 10).await;
     within(async { tokio::join!(a.up(), b.all_delivered()) }).await;
 }

@@ -74,7 +74,6 @@ impl Side {
         let cancel = CancellationToken::new();
         let unlimited = Arc::new(Rate::new(None));
         let ends = Ends {
-            peer: self.peer,
             commands,
             outcomes,
             requests: self.requests.1.take().unwrap(),

@@ -5,14 +5,12 @@
 //!   was.
 //! - One whose ctime alone is another has its bytes compared with what was delivered: equal ones are the same drop
 //!   under a new witness, others are a new drop. Where nothing was delivered there is nothing to compare with:
-//!   whatever lies there is read when it is sent.
+//!   whatever is there is read when it is sent.
 //! - A copy that `send` took and whose jobs ended otherwise waits for a retry for [`KEPT`], and is removed.
 
 use std::{
     collections::{HashMap, HashSet},
-    io,
     path::{Path, PathBuf},
-    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -20,15 +18,19 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::{Shared, blocking};
+use super::{
+    cleanup::Cleanup,
+    outboxes::Outboxes,
+    presence::{self, Presence},
+    source,
+};
 use crate::{
-    border, bundle, confined,
+    blocking::blocking,
     db::DbError,
-    fault, mark,
+    fault,
     outbox::spool,
     queue::{DropId, KEPT, Queue, Resting},
-    send,
-    version::{Found, OutboxId, Version},
+    version::{Found, OutboxId},
 };
 
 /// Between two looks at all of them.
@@ -39,10 +41,16 @@ const SOON: Duration = Duration::from_secs(1);
 const PAGE: usize = 512;
 
 /// Runs until cancelled; the first look is at once. Comparing large files takes its time, so the two go on apart.
-pub async fn run(shared: Arc<Shared>, cancel: CancellationToken) {
+pub(super) async fn run(
+    queue: Queue,
+    outboxes: Outboxes,
+    cleanup: Cleanup,
+    spool: PathBuf,
+    cancel: CancellationToken,
+) {
     let look_after = async {
         loop {
-            told(look_after(&shared.queue, &shared.spool()).await);
+            told(look_after(&queue, &spool).await);
             tokio::time::sleep(EVERY).await;
         }
     };
@@ -51,26 +59,19 @@ pub async fn run(shared: Arc<Shared>, cancel: CancellationToken) {
         let mut asked: HashMap<OutboxId, JoinHandle<()>> = HashMap::new();
         loop {
             asked.retain(|_, asked| !asked.is_finished());
-            for outbox in shared.changed.outboxes() {
-                let all = shared.clone();
-                let ask = move || {
-                    if all.changed.forget_gone(outbox, all.outbox(outbox).is_none()) {
-                        all.disposal.notify_one();
-                    }
-                };
-                asked.entry(outbox).or_insert_with(|| spawn_blocking(ask));
+            for outbox in cleanup.deferring() {
+                let (cleanup, is_away) = (cleanup.clone(), outboxes.with_id(outbox).is_none());
+                asked
+                    .entry(outbox)
+                    .or_insert_with(|| spawn_blocking(move || cleanup.forget_gone(outbox, is_away)));
             }
             tokio::time::sleep(EVERY).await;
         }
     };
     let compare = async {
-        let changed = |found: &Found| {
-            if let Some(outbox) = shared.outbox(found.outbox) {
-                outbox.recheck(found.path.clone());
-            } // else its first scan finds it
-        };
         loop {
-            let compared = compare(&shared.queue, &shared.spool(), &changed, &cancel).await;
+            let changed = |found: &Found| outboxes.recheck(found);
+            let compared = compare(&queue, &spool, &changed, &cancel).await;
             let some_are_fresh = matches!(compared, Ok(true));
             told(compared.map(drop));
             tokio::time::sleep(if some_are_fresh { SOON } else { EVERY }).await;
@@ -95,11 +96,13 @@ async fn look_after(queue: &Queue, spool: &Path) -> Result<(), DbError> {
     let mut pages = Pages::new(queue, spool);
     while let Some(page) = pages.next().await? {
         let (mut there, mut missed, mut left) = (Vec::new(), Vec::new(), Vec::new());
-        for (resting, lies) in page {
-            match (lies, resting.missed) {
-                (Lies::There(_), Some(_)) => there.push(resting.drop),
-                (Lies::Missing | Lies::Spooled, None) => missed.push(resting.drop),
-                (Lies::Missing | Lies::Spooled, Some(since)) if since >= KEPT => left.push((resting, lies)),
+        for (resting, presence) in page {
+            match (presence, resting.missed) {
+                (Presence::There(_), Some(_)) => there.push(resting.drop),
+                (Presence::Missing | Presence::Spooled, None) => missed.push(resting.drop),
+                (Presence::Missing | Presence::Spooled, Some(since)) if since >= KEPT => {
+                    left.push((resting, presence))
+                }
                 _ => {}
             }
         }
@@ -110,7 +113,7 @@ async fn look_after(queue: &Queue, spool: &Path) -> Result<(), DbError> {
 }
 
 /// They were missed for long: none of them can be retried after that, and a copy of ours is removed.
-async fn let_go(queue: &Queue, missed: Vec<(Resting, Lies)>) -> Result<(), DbError> {
+async fn let_go(queue: &Queue, missed: Vec<(Resting, Presence)>) -> Result<(), DbError> {
     // First on disk: what was retried since it was looked at is to be sent, and nobody retries what is being removed.
     let left = queue.left(missed.iter().map(|(resting, _)| resting.drop).collect());
     let left: HashSet<DropId> = left.await?.into_iter().collect();
@@ -118,14 +121,14 @@ async fn let_go(queue: &Queue, missed: Vec<(Resting, Lies)>) -> Result<(), DbErr
         Resting {
             drop, root, found, ..
         },
-        lies,
+        presence,
     ) in missed
     {
         if !left.contains(&drop) {
             continue;
         }
         debug!(path = %found.path, "the version that stayed is not there any more");
-        if matches!(lies, Lies::Spooled) {
+        if matches!(presence, Presence::Spooled) {
             let discard = move || spool::discard_copy(&root, &found.path);
             if let Ok(Err(error)) = blocking(discard).await {
                 warn!(%error, "a sent copy stays until the next start");
@@ -146,7 +149,7 @@ async fn compare(
     let mut some_are_fresh = false;
     let mut pages = Pages::new(queue, spool);
     while let Some(page) = pages.next().await? {
-        for (resting, lies) in page {
+        for (resting, presence) in page {
             let Resting {
                 drop,
                 root,
@@ -157,8 +160,8 @@ async fn compare(
             else {
                 continue;
             };
-            match lies {
-                Lies::There(now) if now.ctime_ns != found.version.ctime_ns => {
+            match presence {
+                Presence::There(now) if now.ctime_ns != found.version.ctime_ns => {
                     if now.is_fresh(SystemTime::now()) {
                         some_are_fresh = true;
                         continue;
@@ -167,7 +170,7 @@ async fn compare(
                 _ => continue,
             }
             let (stopped, path) = (cancel.clone(), found.clone());
-            let read = blocking(move || send::digest_of(&root, &path, &|| stopped.is_cancelled())).await;
+            let read = blocking(move || source::digest_of(&root, &path, &|| stopped.is_cancelled())).await;
             match read {
                 Ok(Ok((digest, ctime_ns))) if digest == delivered || fault::mutant("keep-witness") => {
                     queue.witnessed(drop, ctime_ns).await?;
@@ -184,7 +187,7 @@ async fn compare(
     Ok(some_are_fresh)
 }
 
-/// All resting files, and how each lies there now.
+/// All resting files, and whether each is there now.
 struct Pages<'a> {
     queue: &'a Queue,
     spool: PathBuf,
@@ -200,7 +203,7 @@ impl<'a> Pages<'a> {
         }
     }
 
-    async fn next(&mut self) -> Result<Option<Vec<(Resting, Lies)>>, DbError> {
+    async fn next(&mut self) -> Result<Option<Vec<(Resting, Presence)>>, DbError> {
         let page = self.queue.resting(self.after, PAGE).await?;
         let Some(last) = page.last() else {
             return Ok(None);
@@ -208,63 +211,16 @@ impl<'a> Pages<'a> {
         self.after = last.drop;
         let spool = self.spool.clone();
         let look = move |resting: Resting| {
-            let lies = if resting.root.starts_with(&spool) {
-                Lies::Spooled
+            let presence = if resting.root.starts_with(&spool) {
+                Presence::Spooled
             } else {
-                lies(&resting.root, &resting.found)
+                presence::look(&resting.root, &resting.found)
             };
-            (resting, lies)
+            (resting, presence)
         };
         let looked = blocking(move || page.into_iter().map(look).collect()).await;
         Ok(Some(looked.unwrap_or_default()))
     }
-}
-
-/// How a version lies in its outbox.
-#[derive(Clone, Copy, Debug)]
-pub enum Lies {
-    /// That version, with the ctime that it has now.
-    There(Version),
-    /// Nothing, or another version.
-    Missing,
-    /// It is a copy of ours: nobody but a retry needs it.
-    Spooled,
-    /// The outbox, or what was mounted in it on the way, is not there or cannot be read: that says nothing of its files.
-    Unknown,
-}
-
-/// Looks at the disk.
-pub fn lies(root: &Path, found: &Found) -> Lies {
-    let look = || -> io::Result<Lies> {
-        let root = confined::root(root)?;
-        if mark::read(&root)?.map(OutboxId) != Some(found.outbox) {
-            return Ok(Lies::Unknown);
-        }
-        let path = &found.path;
-        let version = if found.version.folder {
-            confined::open_folder(&root, path).and_then(|folder| {
-                let listing = bundle::list_quickly(&folder);
-                listing
-                    .map(|l| l.version())
-                    .map_err(|e| io::Error::other(format!("{e:?}")))
-            })
-        } else {
-            confined::parent(&root, path).and_then(|folder| {
-                let name = confined::os_str(path.file_name())?;
-                let meta = folder.symlink_metadata(name)?;
-                Ok(Version::listed(&folder, name, &meta))
-            })
-        };
-        match version {
-            Ok(now) if now.same_identity(&found.version) => Ok(Lies::There(now)),
-            Err(e) if !confined::is_absent(&e) => Err(e),
-            _ => match border::missing_on_the_way(&root, path)? {
-                Some(_) if !fault::mutant("keep-mount") => Ok(Lies::Unknown),
-                _ => Ok(Lies::Missing),
-            },
-        }
-    };
-    look().unwrap_or(Lies::Unknown)
 }
 
 #[cfg(test)]

@@ -3,17 +3,17 @@
 //! One task a peer, so that a dead or slow peer holds up nobody else. It never waits for the link while the link
 //! waits for it: every event answers a request that is in flight, and those are bounded by [`schedule::MOST`].
 
-mod setbacks;
+mod retry;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashSet,
     sync::{Arc, atomic::AtomicU64},
     time::Duration,
 };
 
-use dropwire_protocol::{Receipt, ReceiptBody, TransferId, message::LateTime};
+use dropwire_protocol::{AgentId, Digest, Receipt, ReceiptBody, TransferId, message::LateTime};
 use tokio::{
-    sync::mpsc,
+    sync::{broadcast, mpsc},
     task::{JoinError, JoinSet},
     time::Instant,
 };
@@ -21,22 +21,24 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::{
-    Shared,
-    flight::{Flight, Moved, Reread, STALLED, voided_text},
-    proof::{self, Claim},
+    checkpoints::Checkpoints,
+    cleanup::Cleanup,
+    in_flight::{InFlight, OfPeer, Progress, STALLED, Transfer},
+    outboxes::Outboxes,
+    receipts::{self, Claim},
+    source::{self, FileSource, SmallReads},
 };
 use crate::{
     clock::now_ms,
-    config::{self, Config},
+    config::{self, Config, Current},
     db::DbError,
     fault,
     identity::Verifier,
-    link::{LinkEvent, MAX_OPEN, Outgoing, Request, Voided},
+    link::{LinkEvent, Links, MAX_OPEN, Outgoing, Request, Voided},
     queue::{
-        Class, Job, Proof,
+        Class, Job, Proof, Queue,
         schedule::{self, Load},
     },
-    send::{self, FileSource},
 };
 
 /// Most events handled, and most receipts written, in one go.
@@ -44,14 +46,39 @@ const BATCH: usize = 256;
 /// Most transfers remembered as offered without an answer.
 const MOST_UNANSWERED: usize = 4096;
 
+/// What the dispatcher of each peer works with.
+#[derive(Clone)]
+pub(super) struct Context {
+    /// This agent.
+    pub(super) own: AgentId,
+    pub(super) config: Current,
+    pub(super) queue: Queue,
+    pub(super) links: Links,
+    pub(super) outboxes: Outboxes,
+    pub(super) in_flight: InFlight,
+    pub(super) cleanup: Cleanup,
+    pub(super) reads: SmallReads,
+    pub(super) checkpoints: Checkpoints,
+    /// Receipts that went to the job list; nobody listens but the demo.
+    pub(super) receipts: broadcast::Sender<Arc<Receipt>>,
+}
+
 /// One peer's task.
-pub struct Dispatcher {
-    shared: Arc<Shared>,
-    /// As `peer` was taken up from it.
+pub(super) struct Dispatcher {
+    own: AgentId,
+    current: Current,
+    queue: Queue,
+    links: Links,
+    outboxes: Outboxes,
+    cleanup: Cleanup,
+    reads: SmallReads,
+    checkpoints: Checkpoints,
+    receipts: broadcast::Sender<Arc<Receipt>>,
+    /// The one that `peer` is from.
     config: Arc<Config>,
     peer: config::Peer,
     linked: bool,
-    flights: HashMap<TransferId, Flight>,
+    in_flight: OfPeer,
     /// Offered on a link that went down before the answer.
     unanswered: HashSet<TransferId>,
     /// A Forget is on its way; the next one waits for its answer.
@@ -64,40 +91,59 @@ pub struct Dispatcher {
     cancel: CancellationToken,
 }
 
+/// A file that was read again.
+struct Reread {
+    /// Whose file.
+    job: Box<Job>,
+    /// Found to be for this job...
+    receipt: Receipt,
+    /// ...by what it says, whose digest is to be compared with...
+    body: ReceiptBody,
+    /// ...what was read now.
+    digest: Result<Digest, Voided>,
+}
+
 impl Dispatcher {
-    /// Runs until cancelled.
-    pub async fn run(
-        shared: Arc<Shared>,
-        peer: config::Peer,
-        mut events: mpsc::Receiver<LinkEvent>,
-        cancel: CancellationToken,
-    ) {
-        let _ended = cancel.clone().drop_guard(); // nobody waits for what is being read again
-        let wake = shared.wake(peer.id);
-        let mut this = Dispatcher {
-            config: shared.config(),
-            shared,
+    pub(super) fn new(context: Context, peer: config::Peer, cancel: CancellationToken) -> Dispatcher {
+        Dispatcher {
+            own: context.own,
+            config: context.config.get(),
+            current: context.config,
+            queue: context.queue,
+            links: context.links,
+            outboxes: context.outboxes,
+            cleanup: context.cleanup,
+            reads: context.reads,
+            checkpoints: context.checkpoints,
+            receipts: context.receipts,
+            in_flight: context.in_flight.of(peer.id),
             peer,
             linked: false,
-            flights: HashMap::new(),
             unanswered: HashSet::new(),
             forgetting: false,
             retiming: Vec::new(),
             rereading: JoinSet::new(),
             verifier: Verifier::default(),
-            cancel: cancel.clone(),
-        };
+            cancel,
+        }
+    }
+
+    /// Runs until cancelled, or until no link will tell `events` any more.
+    pub(super) async fn run(mut self, mut events: mpsc::Receiver<LinkEvent>) {
+        let cancel = self.cancel.clone();
+        let _ended = cancel.clone().drop_guard(); // nobody waits for what is being read again
+        let work = self.queue.work_for(self.peer.id);
         let mut batch = Vec::new(); // mostly few, and there are as many as peers
         loop {
-            this.take_up_peer();
+            self.follow_config();
             // Whatever it waits for (a link that is behind, a large file read once more) does not hold up the end.
-            let Some(filled) = cancel.run_until_cancelled(this.fill()).await else {
+            let Some(filled) = cancel.run_until_cancelled(self.fill()).await else {
                 break;
             };
             let next_due = match filled {
                 Ok(next_due) => next_due,
                 Err(error) => {
-                    warn!(peer = %this.peer.name, %error, "the job list failed");
+                    warn!(peer = %self.peer.name, %error, "the job list failed");
                     Some(Instant::now() + Duration::from_secs(5))
                 }
             };
@@ -113,27 +159,26 @@ impl Dispatcher {
                     if count == 0 {
                         break;
                     }
-                    match cancel.run_until_cancelled(this.handle(batch.drain(..))).await {
+                    match cancel.run_until_cancelled(self.handle(batch.drain(..))).await {
                         Some(Ok(())) => {}
-                        Some(Err(error)) => warn!(peer = %this.peer.name, %error, "the job list failed"),
+                        Some(Err(error)) => warn!(peer = %self.peer.name, %error, "the job list failed"),
                         None => break,
                     }
                 }
-                Some(reread) = this.rereading.join_next() => {
-                    if let Err(error) = this.reread(reread).await {
-                        warn!(peer = %this.peer.name, %error, "the job list failed");
+                Some(reread) = self.rereading.join_next() => {
+                    if let Err(error) = self.reread(reread).await {
+                        warn!(peer = %self.peer.name, %error, "the job list failed");
                     }
                 }
-                () = wake.notified() => {}
+                () = work.notified() => {}
                 () = due => {}
             }
         }
-        this.land_all();
     }
 
-    /// Our name for it may be another since a reload.
-    fn take_up_peer(&mut self) {
-        let config = self.shared.config();
+    /// Our name for the peer may be another since a reload.
+    fn follow_config(&mut self) {
+        let config = self.current.get();
         if Arc::ptr_eq(&config, &self.config) {
             return;
         }
@@ -150,14 +195,14 @@ impl Dispatcher {
         }
         self.break_off_stalled().await?;
         let under_way = Load {
-            small: self.in_flight(Class::Small),
-            large: self.in_flight(Class::Large),
+            small: self.in_flight.count(Class::Small),
+            large: self.in_flight.count(Class::Large),
         };
         let room = schedule::room(under_way, MAX_OPEN as usize);
-        let busy = self.flights.keys().copied().collect();
-        let todo = self.shared.queue.todo(self.peer.id, room, busy, now_ms()).await?;
+        let busy = self.in_flight.ids().into_iter().collect();
+        let todo = self.queue.todo(self.peer.id, room, busy, now_ms()).await?;
         for id in todo.withdraw {
-            if !matches!(self.flights.get(&id), Some(Flight::Withdrawing { .. })) {
+            if !self.in_flight.is_withdrawing(id) {
                 self.withdraw(id, None).await;
             }
         }
@@ -177,34 +222,20 @@ impl Dispatcher {
         let due = next.map(|at| {
             Instant::now() + Duration::from_millis(at.saturating_sub(now_ms()).max(1).unsigned_abs())
         });
-        let stalled = (!self.flights.is_empty()).then(|| Instant::now() + STALLED);
+        let stalled = (!self.in_flight.is_empty()).then(|| Instant::now() + STALLED);
         Ok(due.into_iter().chain(stalled).min())
     }
 
     /// Transfers of which nothing moves: the peer lives, but does not answer.
     async fn break_off_stalled(&mut self) -> Result<(), DbError> {
-        let now = Instant::now();
-        let stalled: Vec<TransferId> = self
-            .flights
-            .iter_mut()
-            .filter_map(|(id, flight)| match flight {
-                Flight::Offered { moved, .. } => moved.is_stalled(now).then_some(*id),
-                Flight::Rereading { .. } | Flight::Withdrawing { .. } => None,
-            })
-            .collect();
-        for id in stalled {
+        for id in self.in_flight.stalled(Instant::now()) {
             self.request(Request::Close(id)).await;
-            if let Some(Flight::Offered { job, .. }) = self.land(id) {
+            if let Some(Transfer::Offered { job, .. }) = self.in_flight.remove(id) {
                 self.retry(&job, format!("{} did not answer", self.peer.name), None)
                     .await?;
             }
         }
         Ok(())
-    }
-
-    fn in_flight(&self, wanted: Class) -> usize {
-        let of_class = |f: &&Flight| f.class() == Some(wanted);
-        self.flights.values().filter(of_class).count()
     }
 
     async fn offer(&mut self, job: Job) -> Result<(), DbError> {
@@ -218,22 +249,18 @@ impl Dispatcher {
             source: source.clone(),
             progress: progress.clone(),
         };
+        debug!(peer = %self.peer.name, job = %job.id, path = %job.found.path, "offered");
+        let id = job.id;
+        let offered = Transfer::Offered {
+            job: Box::new(job),
+            source,
+            class,
+            progress: Progress::since(Instant::now(), progress),
+        };
         // First: whoever asks whether it is on its way must not be told too late.
-        self.shared.live.started(job.id, self.peer.id, progress.clone());
-        if self.request(Request::Offer(outgoing)).await {
-            debug!(peer = %self.peer.name, job = %job.id, path = %job.found.path, "offered");
-            let moved = Moved::since(Instant::now(), progress);
-            self.flights.insert(
-                job.id,
-                Flight::Offered {
-                    job: Box::new(job),
-                    source,
-                    class,
-                    moved,
-                },
-            );
-        } else {
-            self.shared.live.ended(job.id);
+        self.in_flight.insert(id, offered);
+        if !self.request(Request::Offer(outgoing)).await {
+            self.in_flight.remove(id);
         }
         Ok(())
     }
@@ -242,36 +269,30 @@ impl Dispatcher {
     /// of the agent too, may lie across or be declined again: asking costs a round trip, and no bytes.
     fn is_first_offer(&mut self, job: &Job) -> bool {
         let offered_on_a_lost_link = self.unanswered.remove(&job.id);
-        !offered_on_a_lost_link && job.attempts == 0 && self.shared.queue.is_of_this_run(job)
+        !offered_on_a_lost_link && job.attempts == 0 && self.queue.is_of_this_run(job)
     }
 
     async fn source(&self, job: &Job, class: Class) -> Result<FileSource, DbError> {
-        let (root, found, reads) = (job.root.clone(), job.found.clone(), self.shared.reads.clone());
+        let (root, found, reads) = (job.root.clone(), job.found.clone(), self.reads.clone());
         if class == Class::Small {
             return Ok(FileSource::new(root, found, reads));
         }
-        let kept = self.shared.queue.checkpoints(job.drop).await?;
-        let (checkpoints, drop) = (self.shared.checkpoints.clone(), job.drop);
-        let keep = Box::new(move |bytes| {
-            // Full: the next one says more.
-            let _ = checkpoints.try_send((drop, bytes));
-        });
+        let kept = self.queue.checkpoints(job.drop).await?;
+        let keep = self.checkpoints.keeping(job.drop);
         Ok(FileSource::resumable(root, found, reads, &kept, keep))
     }
 
     /// Asks how a transfer ended that will not be sent any more.
     async fn withdraw(&mut self, id: TransferId, job: Option<Box<Job>>) {
-        self.shared.live.ended(id);
-        if self.request(Request::Withdraw(id)).await {
-            self.flights.insert(id, Flight::Withdrawing { job });
-        } else {
-            self.flights.remove(&id);
+        self.in_flight.insert(id, Transfer::Withdrawing { job });
+        if !self.request(Request::Withdraw(id)).await {
+            self.in_flight.remove(id);
         }
     }
 
     /// False: the link is gone, a Down is on its way.
     async fn request(&mut self, request: Request) -> bool {
-        let sent = self.shared.links.request(self.peer.id, request).await.is_ok();
+        let sent = self.links.request(self.peer.id, request).await.is_ok();
         self.linked &= sent;
         sent
     }
@@ -282,7 +303,7 @@ impl Dispatcher {
         let mut proofs = Vec::new();
         let mut all = Ok(());
         for event in events {
-            all = self.heed(event, &mut proofs).await.and(all);
+            all = self.on_event(event, &mut proofs).await.and(all);
         }
         if !proofs.is_empty() {
             self.delivered(proofs).await?;
@@ -290,71 +311,74 @@ impl Dispatcher {
         all
     }
 
+    /// S4: receipts that were found right go to the job list in one commit; files that all peers have now may leave.
     async fn delivered(&mut self, proofs: Vec<(Proof, Receipt)>) -> Result<(), DbError> {
-        let told: Vec<_> = proofs
-            .iter()
-            .map(|(p, _)| (p.id, p.delivered_as.clone()))
-            .collect();
-        let noted = self.shared.delivered(proofs).await;
-        told.iter().for_each(|(job, _)| self.shared.live.ended(*job));
-        let unproven = noted?;
-        for (job, path) in told {
-            if unproven.iter().all(|(proof, _)| proof.id != job) {
-                info!(peer = %self.peer.name, %job, delivered_as = %path, "delivered");
-            }
+        let told = proofs.iter().map(|(proof, _)| proof.clone()).collect();
+        let recorded = self.queue.delivered(told, now_ms()).await;
+        for (proof, _) in &proofs {
+            self.in_flight.remove(proof.id);
         }
-        for (proof, receipt) in unproven {
-            if let Some(job) = self.shared.queue.get(proof.id).await? {
+        let unproven = recorded?.unproven;
+        self.cleanup.wake();
+        for (proof, receipt) in proofs {
+            let (job, path) = (proof.id, proof.delivered_as);
+            if !unproven.contains(&job) {
+                info!(peer = %self.peer.name, %job, delivered_as = %path, "delivered");
+                let _ = self.receipts.send(Arc::new(receipt));
+            } else if let Some(job) = self.queue.get(job).await? {
                 self.settled(Box::new(job), receipt).await?;
             }
         }
         Ok(())
     }
 
-    async fn heed(&mut self, event: LinkEvent, proofs: &mut Vec<(Proof, Receipt)>) -> Result<(), DbError> {
+    async fn on_event(
+        &mut self,
+        event: LinkEvent,
+        proofs: &mut Vec<(Proof, Receipt)>,
+    ) -> Result<(), DbError> {
         match event {
-            LinkEvent::Up { .. } => {
+            LinkEvent::Up => {
                 fault::panic_at("dispatch");
                 self.linked = true;
             }
             LinkEvent::Down { .. } => self.down(),
             LinkEvent::Delivered { id, receipt, .. } => {
-                let Some(Flight::Offered { job, source, .. }) = self.flights.remove(&id) else {
-                    self.shared.live.ended(id);
+                let Some((job, source)) = self.in_flight.delivered(id) else {
                     return Ok(());
                 };
                 let same = |body| match source.digest() {
-                    Some(read) => proof::same_digest(&body, read).map(|()| body),
+                    Some(read) => receipts::same_digest(&body, read).map(|()| body),
                     None => Err("the receipt came before all bytes were read".to_owned()),
                 };
                 match self.check(&job, &receipt).and_then(same) {
-                    Ok(body) => proofs.push((proof::proof(&receipt, &body, job.found.version), receipt)),
+                    Ok(body) => proofs.push((receipts::proof(&receipt, &body, job.found.version), receipt)),
                     Err(why) => {
-                        self.shared.live.ended(id);
+                        self.in_flight.remove(id);
                         self.retry(&job, format!("receipt ignored: {why}"), None).await?;
                     }
                 }
             }
-            LinkEvent::Settled { id, receipt, .. } => match self.land(id) {
-                Some(Flight::Offered { job, .. }) => self.settled(job, receipt).await?,
-                Some(Flight::Withdrawing { job }) => {
+            LinkEvent::Settled { id, receipt, .. } => match self.in_flight.remove(id) {
+                Some(Transfer::Offered { job, .. }) => self.settled(job, receipt).await?,
+                Some(Transfer::Withdrawing { job }) => {
                     let job = match job {
                         Some(job) => Some(*job),
-                        None => self.shared.queue.by_any_id(id).await?,
+                        None => self.queue.by_any_id(id).await?,
                     };
                     match job.map(|job| (self.check(&job, &receipt), job.found.version)) {
                         Some((Ok(body), version)) => {
-                            proofs.push((proof::proof(&receipt, &body, version), receipt));
+                            proofs.push((receipts::proof(&receipt, &body, version), receipt));
                         }
                         Some((Err(why), _)) => {
                             warn!(peer = %self.peer.name, job = %id, why, "receipt ignored");
                             // Asked again by the next link: on this one the answer would be the same.
-                            self.flights.insert(id, Flight::Withdrawing { job: None });
+                            self.in_flight.insert(id, Transfer::Withdrawing { job: None });
                         }
-                        None => self.shared.queue.withdrawn(vec![id], now_ms()).await?, // no job wants to know
+                        None => self.queue.withdrawn(vec![id], now_ms()).await?, // no job wants to know
                     }
                 }
-                Some(Flight::Rereading { .. }) | None => {}
+                Some(Transfer::Delivered { .. } | Transfer::Rereading { .. }) | None => {}
             },
             LinkEvent::Declined {
                 id,
@@ -363,29 +387,29 @@ impl Dispatcher {
                 retry_after_ms,
                 ..
             } => {
-                if let Some(Flight::Offered { job, .. }) = self.land(id) {
+                if let Some(Transfer::Offered { job, .. }) = self.in_flight.remove(id) {
                     self.declined(*job, reason, &text, retry_after_ms).await?;
                 }
             }
             LinkEvent::Withdrawn { id, .. } => {
-                if let Some(Flight::Withdrawing { job: Some(job) }) = self.land(id) {
+                if let Some(Transfer::Withdrawing { job: Some(job) }) = self.in_flight.remove(id) {
                     self.gone(job).await?;
                 }
-                self.shared.queue.withdrawn(vec![id], now_ms()).await?;
+                self.queue.withdrawn(vec![id], now_ms()).await?;
             }
             LinkEvent::Forgotten { ids, .. } => {
                 self.forgetting = false;
-                self.shared.queue.forgotten(ids).await?;
+                self.queue.forgotten(ids).await?;
             }
             LinkEvent::Retimed { ids, .. } => {
                 let told = self
                     .retiming
                     .extract_if(.., |late| ids.contains(&late.id))
                     .collect();
-                self.shared.queue.retimed(told).await?;
+                self.queue.retimed(told).await?;
             }
             LinkEvent::Voided { id, why, .. } => {
-                if let Some(Flight::Offered { job, .. }) = self.land(id) {
+                if let Some(Transfer::Offered { job, .. }) = self.in_flight.remove(id) {
                     self.voided(job, why).await?;
                 }
             }
@@ -396,12 +420,12 @@ impl Dispatcher {
     fn check(&mut self, job: &Job, receipt: &Receipt) -> Result<ReceiptBody, String> {
         let claim = Claim {
             id: job.id,
-            sender: self.shared.identity.id(),
+            sender: self.own,
             receiver: self.peer.id,
             path: &job.found.path,
             size: job.found.version.size,
         };
-        proof::check(&mut self.verifier, receipt, &claim)
+        receipts::check(&mut self.verifier, receipt, &claim)
     }
 
     /// The peer has had it before. That counts for what lies in the outbox only if it is the same version with the
@@ -412,10 +436,10 @@ impl Dispatcher {
             Err(why) => return self.retry(&job, format!("receipt ignored: {why}"), None).await,
         };
         let class = Class::of(&job.found.version);
-        self.flights.insert(job.id, Flight::Rereading { class });
+        self.in_flight.insert(job.id, Transfer::Rereading { class });
         let cancel = self.cancel.clone();
         self.rereading.spawn_blocking(move || {
-            let digest = send::digest_of(&job.root, &job.found, &|| cancel.is_cancelled());
+            let digest = source::digest_of(&job.root, &job.found, &|| cancel.is_cancelled());
             let digest = digest.map(|(digest, _)| digest);
             Reread {
                 job,
@@ -438,7 +462,7 @@ impl Dispatcher {
         else {
             return Ok(());
         };
-        self.land(job.id);
+        self.in_flight.remove(job.id);
         match digest {
             Ok(digest) if digest != body.digest && !fault::mutant("S4-rehash") => {
                 warn!(peer = %self.peer.name, job = %job.id, %digest, "the peer has other bytes under this id: sent anew");
@@ -448,13 +472,13 @@ impl Dispatcher {
             }
             // That version was delivered. Disposal will leave alone what lies there now.
             Ok(_) | Err(Voided::Changed | Voided::Gone) => {}
-            Err(why) => return self.retry(&job, voided_text(&why), None).await,
+            Err(why) => return self.retry(&job, retry::voided_text(&why), None).await,
         }
-        let proof = proof::proof(&receipt, &body, job.found.version);
+        let proof = receipts::proof(&receipt, &body, job.found.version);
         self.delivered(vec![(proof, receipt)]).await?;
         // After the receipt is in: with its bytes, what lies there now is the same drop.
         if digest == Err(Voided::Changed) {
-            self.shared.recheck(&job);
+            self.outboxes.recheck(&job.found);
         }
         Ok(())
     }
@@ -466,25 +490,6 @@ impl Dispatcher {
         if self.unanswered.len() > MOST_UNANSWERED {
             self.unanswered.clear(); // jobs that ended otherwise; at worst some bytes go once more
         }
-        // What is being read again is not offered once more before that ends: a large file would be read anew with
-        // every link.
-        let (reading, flights) = std::mem::take(&mut self.flights)
-            .into_iter()
-            .partition(|(_, flight)| flight.outlives_link());
-        self.flights = flights;
-        self.unanswered.extend(self.flights.keys());
-        self.land_all();
-        self.flights = reading;
-    }
-
-    fn land(&mut self, id: TransferId) -> Option<Flight> {
-        self.shared.live.ended(id);
-        self.flights.remove(&id)
-    }
-
-    fn land_all(&mut self) {
-        for id in std::mem::take(&mut self.flights).into_keys() {
-            self.shared.live.ended(id);
-        }
+        self.unanswered.extend(self.in_flight.cut());
     }
 }

@@ -22,7 +22,7 @@ const MOST: usize = 65_536;
 
 /// Those of all outboxes.
 #[derive(Default)]
-pub struct Stuck(Mutex<BTreeMap<PathBuf, Files>>);
+pub(super) struct Stuck(Mutex<BTreeMap<PathBuf, Files>>);
 
 #[derive(Default)]
 struct Files {
@@ -111,7 +111,7 @@ impl Stuck {
     }
 
     /// What is told of the outbox there.
-    pub fn told(&self, root: &Path) -> Option<Told> {
+    pub(super) fn told(&self, root: &Path) -> Option<Told> {
         let all = self.lock();
         let files = all.get(root)?;
         let mut counts = vec![0_usize; files.reasons.len()];
@@ -129,7 +129,7 @@ impl Stuck {
     }
 
     /// Why this one stays.
-    pub fn why(&self, root: &Path, drop: DropId) -> Option<Reason> {
+    pub(super) fn why(&self, root: &Path, drop: DropId) -> Option<Reason> {
         let all = self.lock();
         let files = all.get(root)?;
         files.reasons.get(*files.drops.get(&drop)?).cloned()

@@ -5,7 +5,7 @@
 //! bounded: what finds no room is found again by a scan.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     mem,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -17,16 +17,19 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::{
-    Shared, blocking,
-    intake::queue,
-    rest::{self, Lies},
+    cleanup::Cleanup,
+    outboxes::Outboxes,
+    presence::{self, Presence},
+    source,
 };
 use crate::{
+    blocking::blocking,
     clock::now_ms,
+    config::Current,
     db::DbError,
     fault,
-    queue::{Doubt, Question},
-    send,
+    queue::{Doubt, Question, Queue},
+    version::Found,
 };
 
 /// Most that wait in a lane.
@@ -38,9 +41,18 @@ const BYTES: u64 = 8 << 20;
 /// What gave no answer (it was changed, written to or could not be read) is looked at again after this.
 const AGAIN: Duration = Duration::from_secs(30);
 
+/// What answering works with; cheap to clone.
+#[derive(Clone)]
+pub(super) struct Task {
+    pub(super) config: Current,
+    pub(super) queue: Queue,
+    pub(super) outboxes: Outboxes,
+    pub(super) cleanup: Cleanup,
+}
+
 /// The doubts of one outbox.
 #[derive(Default)]
-pub struct Doubts {
+pub(super) struct Doubts {
     waiting: Mutex<Waiting>,
     /// One for each lane.
     more: [Notify; 2],
@@ -69,7 +81,7 @@ enum Answer {
 
 impl Doubts {
     /// Takes these in; the latest of a path counts.
-    pub fn add(&self, doubts: Vec<Doubt>) {
+    pub(super) fn add(&self, doubts: Vec<Doubt>) {
         if doubts.is_empty() {
             return;
         }
@@ -86,16 +98,16 @@ impl Doubts {
     }
 
     /// Answers them until cancelled, in two lanes: what takes long to read holds up nothing else.
-    pub async fn run(&self, shared: &Shared, cancel: &CancellationToken) {
+    pub(super) async fn run(&self, task: &Task, cancel: &CancellationToken) {
         tokio::join!(
-            self.run_lane(shared, cancel, false),
-            self.run_lane(shared, cancel, true)
+            self.run_lane(task, cancel, false),
+            self.run_lane(task, cancel, true)
         );
     }
 
     /// One after the other.
-    async fn run_lane(&self, shared: &Shared, cancel: &CancellationToken, large: bool) {
-        let (mut unclear, mut again_at) = (BTreeSet::new(), None);
+    async fn run_lane(&self, task: &Task, cancel: &CancellationToken, large: bool) {
+        let (mut unclear, mut again_at) = (BTreeMap::new(), None);
         while !cancel.is_cancelled() {
             let doubts = self.take(large);
             if doubts.is_empty() {
@@ -110,11 +122,7 @@ impl Doubts {
                     () = self.more[usize::from(large)].notified() => {}
                     () = again => {
                         again_at = None;
-                        for (outbox, path) in mem::take(&mut unclear) {
-                            if let Some(outbox) = shared.outbox(outbox) {
-                                outbox.recheck(path);
-                            }
-                        }
+                        mem::take(&mut unclear).into_values().for_each(|found| task.outboxes.recheck(&found));
                     }
                 }
                 continue;
@@ -128,23 +136,24 @@ impl Doubts {
             self.put_back(rest);
             for (doubt, answer) in &answered {
                 if *answer == Answer::Unclear && unclear.len() < MOST {
-                    unclear.insert((doubt.new.found.outbox, doubt.new.found.path.clone()));
+                    let found: &Found = &doubt.new.found;
+                    unclear.insert(found.path.clone(), found.clone());
                     again_at = again_at.or(Some(Instant::now() + AGAIN));
                 }
             }
-            let heeded = self.heed(shared, answered).await;
-            if let Err(error) = &heeded {
+            let acted = self.act_on(task, answered).await;
+            if let Err(error) = &acted {
                 warn!(%error, "files could not be queued");
             }
-            if (heeded.is_err() || self.is_done_but_missed())
-                && let Some(outbox) = outbox.and_then(|outbox| shared.outbox(outbox))
+            if (acted.is_err() || self.is_done_but_missed())
+                && let Some(outbox) = outbox.and_then(|outbox| task.outboxes.with_id(outbox))
             {
                 outbox.find_again();
             }
         }
     }
 
-    async fn heed(&self, shared: &Shared, answered: Vec<(Doubt, Answer)>) -> Result<(), DbError> {
+    async fn act_on(&self, task: &Task, answered: Vec<(Doubt, Answer)>) -> Result<(), DbError> {
         let (mut new, mut same) = (Vec::new(), Vec::new());
         let mut linger = Duration::ZERO; // one outbox, one linger
         for (doubt, answer) in answered {
@@ -160,19 +169,19 @@ impl Doubts {
                 }
                 Answer::Same => {
                     debug!(path = %drop.found.path, "touched, but its bytes were delivered already");
-                    linger = shared.linger(&drop.root);
+                    linger = task.config.get().linger(&drop.root);
                     same.push((earlier, drop.found));
                 }
                 Answer::Nothing | Answer::Unclear => {}
             }
         }
         if !same.is_empty() {
-            let told = shared.queue.same(same, now_ms(), linger).await?;
-            told.into_iter().for_each(|peer| shared.wake(peer).notify_one());
-            shared.disposal.notify_one(); // they may leave
+            let told = task.queue.same(same, now_ms(), linger).await?;
+            told.into_iter().for_each(|peer| task.queue.wake(peer));
+            task.cleanup.wake(); // they may leave
         }
         if !new.is_empty() {
-            self.add(queue(shared, new).await?.doubts);
+            self.add(task.queue.enqueue(new, now_ms()).await?.doubts);
         }
         Ok(())
     }
@@ -248,12 +257,12 @@ fn answer_some(doubts: Vec<Doubt>, stopped: &dyn Fn() -> bool) -> (Vec<(Doubt, A
 fn answer(doubt: &Doubt, stopped: &dyn Fn() -> bool) -> Answer {
     let (root, found) = (&doubt.new.root, &doubt.new.found);
     match doubt.question {
-        Question::IsThere => match rest::lies(root, found) {
-            Lies::There(_) => Answer::New,
-            Lies::Missing => Answer::Nothing,
-            Lies::Spooled | Lies::Unknown => Answer::Unclear,
+        Question::IsThere => match presence::look(root, found) {
+            Presence::There(_) => Answer::New,
+            Presence::Missing => Answer::Nothing,
+            Presence::Spooled | Presence::Unknown => Answer::Unclear,
         },
-        Question::IsOther(delivered) => match send::digest_of(root, found, stopped) {
+        Question::IsOther(delivered) => match source::digest_of(root, found, stopped) {
             Ok((digest, _)) if digest == delivered => Answer::Same,
             Ok(_) => Answer::New,
             Err(_) => Answer::Unclear,

@@ -2,37 +2,40 @@
 //!
 //! Each outbox has a lane of its own, so that one whose disk hangs holds up no other; the copies of all sends share one.
 
-mod again;
-mod changed;
+mod deferred;
 mod lanes;
-pub(super) mod stuck;
+mod reused_names;
+pub mod stuck;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
-    sync::{Arc, PoisonError},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use tokio::{task::JoinSet, time::Instant};
+use tokio::{sync::Notify, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use self::{
-    changed::Before,
+    deferred::{Before, Deferred},
     lanes::{AGAIN, Held, Lanes, Listed},
+    stuck::{Reason, Stuck, Told},
 };
-pub use self::{changed::Changed, stuck::Stuck};
-use super::{Shared, blocking};
+use super::{in_flight::InFlight, outboxes::Outboxes};
 use crate::{
     backoff,
+    blocking::blocking,
     clock::now_ms,
+    config::Current,
     db::DbError,
     outbox::{
-        dispose::{self, DisposeError, Disposed},
+        dispose::{self, DisposeError, Disposed, Siblings},
         spool,
     },
-    queue::{self, DropId},
-    version::OutboxId,
+    queue::{self, DropId, Queue},
+    version::{Found, OutboxId},
 };
 
 /// Most files in one go.
@@ -47,21 +50,93 @@ const RESTS: usize = 20;
 /// steady stream of them shares its looks.
 const LINGERING: Duration = Duration::from_millis(250);
 
+/// What others have to do with it; cheap to clone.
+#[derive(Clone, Default)]
+pub struct Cleanup(Arc<State>);
+
+#[derive(Default)]
+struct State {
+    wake: Notify,
+    deferred: Deferred,
+    stuck: Stuck,
+    siblings: Siblings,
+    /// Outboxes whose disk lost what it was told to keep, and how that was told: nothing leaves them until the agent
+    /// is started again.
+    unsynced: Mutex<HashMap<PathBuf, String>>,
+}
+
+impl Cleanup {
+    /// Some files may leave now.
+    pub(super) fn wake(&self) {
+        self.0.wake.notify_one();
+    }
+
+    /// An outbox tells how these are there: folders that were left alone may leave.
+    pub(super) fn told(&self, found: &[Found]) {
+        if self.0.deferred.told(found) {
+            self.wake();
+        }
+    }
+
+    /// Outboxes with folders that are left alone until something is told of them.
+    pub(super) fn deferring(&self) -> HashSet<OutboxId> {
+        self.0.deferred.outboxes()
+    }
+
+    /// Lets go of those of an outbox that are gone, or of all of them if it `is_away`. Blocks for the outbox's disk.
+    pub(super) fn forget_gone(&self, outbox: OutboxId, is_away: bool) {
+        if self.0.deferred.forget_gone(outbox, is_away) {
+            self.wake();
+        }
+    }
+
+    /// What cannot leave the outbox there.
+    pub fn stuck_at(&self, root: &Path) -> Option<Told> {
+        self.0.stuck.told(root)
+    }
+
+    /// Why this one cannot leave the outbox there.
+    pub fn stuck(&self, root: &Path, drop: DropId) -> Option<Reason> {
+        self.0.stuck.why(root, drop)
+    }
+
+    /// Why nothing leaves the outbox there any more.
+    pub fn unsynced(&self, root: &Path) -> Option<String> {
+        self.lock_unsynced().get(root).cloned()
+    }
+
+    fn lock_unsynced(&self) -> MutexGuard<'_, HashMap<PathBuf, String>> {
+        self.0.unsynced.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The task, and what it works with; cheap to clone.
+#[derive(Clone)]
+pub(super) struct Task {
+    pub(super) cleanup: Cleanup,
+    pub(super) config: Current,
+    pub(super) queue: Queue,
+    pub(super) outboxes: Outboxes,
+    pub(super) in_flight: InFlight,
+    /// Where `send` keeps its copies.
+    pub(super) spool: PathBuf,
+}
+
 /// Runs until cancelled. What a crash interrupted comes first: it is still in the job list.
-pub async fn run(shared: Arc<Shared>, cancel: CancellationToken) {
+pub(super) async fn run(task: Task, cancel: CancellationToken) {
     let mut lanes = Lanes::default();
     let mut at_work = JoinSet::new();
     lanes.wake();
     loop {
-        let listed = listed(&shared).await;
+        let listed = listed(&task).await;
         if let Err(error) = &listed {
             warn!(%error, "the job list failed");
         }
         let again_at = match listed {
             Ok(listed) => {
                 for (lane, held, outboxes) in lanes.begin(listed, Instant::now()) {
-                    let (shared, cancel) = (shared.clone(), cancel.clone());
-                    at_work.spawn(async move { (lane, work(&shared, outboxes, held, &cancel).await) });
+                    let (task, cancel) = (task.clone(), cancel.clone());
+                    at_work.spawn(async move { (lane, work(&task, outboxes, held, &cancel).await) });
                 }
                 lanes.again_at()
             }
@@ -75,7 +150,7 @@ pub async fn run(shared: Arc<Shared>, cancel: CancellationToken) {
         };
         tokio::select! {
             () = cancel.cancelled() => break,
-            () = shared.disposal.notified() => lanes.wake(),
+            () = task.cleanup.0.wake.notified() => lanes.wake(),
             Some(Ok((lane, held))) = at_work.join_next() => lanes.ended(lane, held),
             () = again => {}
         }
@@ -83,16 +158,17 @@ pub async fn run(shared: Arc<Shared>, cancel: CancellationToken) {
     while at_work.join_next().await.is_some() {} // they heed `cancel`
 }
 
-async fn listed(shared: &Shared) -> Result<Listed, DbError> {
-    let (mut listed, spool) = (Listed::new(), shared.spool());
-    let disposing = shared.queue.disposing().await?;
-    shared
+async fn listed(task: &Task) -> Result<Listed, DbError> {
+    let mut listed = Listed::new();
+    let disposing = task.queue.disposing().await?;
+    let state = &task.cleanup.0;
+    state
         .stuck
         .keep(|root| disposing.iter().any(|(_, disposing)| disposing == root));
     for (outbox, root) in disposing {
-        if shared.unsynced(&root).is_none() {
-            let lane = if root.starts_with(&spool) {
-                spool.clone()
+        if task.cleanup.unsynced(&root).is_none() {
+            let lane = if root.starts_with(&task.spool) {
+                task.spool.clone()
             } else {
                 root
             };
@@ -103,13 +179,8 @@ async fn listed(shared: &Shared) -> Result<Listed, DbError> {
 }
 
 /// All of a lane that may leave and is not held; what is held after it.
-async fn work(
-    shared: &Arc<Shared>,
-    outboxes: VecDeque<OutboxId>,
-    mut held: Held,
-    cancel: &CancellationToken,
-) -> Held {
-    match pass(shared, outboxes, &mut held, cancel).await {
+async fn work(task: &Task, outboxes: VecDeque<OutboxId>, mut held: Held, cancel: &CancellationToken) -> Held {
+    match pass(task, outboxes, &mut held, cancel).await {
         Ok(ended) => {
             match ended.some_held {
                 true => held.try_again(ended.some_left),
@@ -128,7 +199,7 @@ async fn work(
 }
 
 async fn pass(
-    shared: &Arc<Shared>,
+    task: &Task,
     outboxes: VecDeque<OutboxId>,
     held: &mut Held,
     cancel: &CancellationToken,
@@ -140,18 +211,18 @@ async fn pass(
     };
     let mut rests = RESTS;
     while !cancel.is_cancelled() {
-        give_way(shared, &mut rests, cancel).await;
-        let mut batch = pages.next(shared).await?;
+        give_way(task, &mut rests, cancel).await;
+        let mut batch = pages.next(task).await?;
         if batch.is_empty() {
             break;
         }
-        batch.retain(|d| shared.unsynced(&d.root).is_none());
+        batch.retain(|d| task.cleanup.unsynced(&d.root).is_none());
         let found = batch.len();
         batch.retain(|d| !held.drops.contains(&d.drop));
         all.some_held |= batch.len() < found;
-        batch.retain(|d| !shared.changed.holds(d));
+        batch.retain(|d| !task.cleanup.0.deferred.holds(d));
         let waiting = batch.len();
-        batch.retain(|d| match lingers(shared, d, now_ms()) {
+        batch.retain(|d| match lingers(task, d, now_ms()) {
             Some(wait) => {
                 all.linger(wait);
                 false
@@ -164,15 +235,15 @@ async fn pass(
             }
             continue;
         }
-        let begin = |d: &queue::Disposal| d.found.version.folder.then(|| shared.changed.begin(d));
+        let begin = |d: &queue::Disposal| d.found.version.folder.then(|| task.cleanup.0.deferred.begin(d));
         let before = batch.iter().map(|d| begin(d).flatten()).collect();
-        let plans: Vec<_> = batch.iter().map(|d| plan(shared, d)).collect();
-        let (cancel, agent) = (cancel.clone(), shared.clone());
-        let dispose = move || dispose::dispose_all(&plans, &agent.siblings, &|| cancel.is_cancelled());
+        let plans: Vec<_> = batch.iter().map(|d| plan(task, d)).collect();
+        let (cancel, state) = (cancel.clone(), task.cleanup.0.clone());
+        let dispose = move || dispose::dispose_all(&plans, &state.siblings, &|| cancel.is_cancelled());
         let outcomes = blocking(dispose).await;
         // The runtime ends: each of them is found again.
         let outcomes = outcomes.unwrap_or_else(|_| batch.iter().map(|_| Ok(Disposed::Busy)).collect());
-        let ended = ended(shared, batch, before, outcomes, held).await?;
+        let ended = ended(task, batch, before, outcomes, held).await?;
         all.some_left |= ended.some_left;
         all.some_held |= ended.some_held;
         if let Some(wait) = ended.lingering {
@@ -183,9 +254,9 @@ async fn pass(
 }
 
 /// Deliveries go first.
-async fn give_way(shared: &Shared, rests: &mut usize, cancel: &CancellationToken) {
+async fn give_way(task: &Task, rests: &mut usize, cancel: &CancellationToken) {
     let mut rested = false;
-    while shared.live.count() > MANY && (*rests > 0 || !rested) && !cancel.is_cancelled() {
+    while task.in_flight.count() > MANY && (*rests > 0 || !rested) && !cancel.is_cancelled() {
         cancel.run_until_cancelled(tokio::time::sleep(REST)).await;
         *rests = rests.saturating_sub(1);
         rested = true;
@@ -200,11 +271,11 @@ struct Pages {
 
 impl Pages {
     /// At most [`BATCH`]; empty: that was all.
-    async fn next(&mut self, shared: &Shared) -> Result<Vec<queue::Disposal>, DbError> {
+    async fn next(&mut self, task: &Task) -> Result<Vec<queue::Disposal>, DbError> {
         let mut batch = Vec::new();
         while let Some(outbox) = self.outboxes.front().filter(|_| batch.len() < BATCH) {
             let room = BATCH - batch.len();
-            let page = shared.queue.to_dispose(*outbox, self.after, room).await?;
+            let page = task.queue.to_dispose(*outbox, self.after, room).await?;
             match page.last() {
                 Some(last) if page.len() == room => self.after = last.drop,
                 _ => {
@@ -233,17 +304,16 @@ impl Ended {
 }
 
 /// How much longer it is left in place since its delivery. By a clock that was set back it is not.
-fn lingers(shared: &Shared, disposal: &queue::Disposal, now_ms: i64) -> Option<Duration> {
+fn lingers(task: &Task, disposal: &queue::Disposal, now_ms: i64) -> Option<Duration> {
     let since = u64::try_from(now_ms - disposal.delivered_ms).ok()?;
-    let left = shared
-        .linger(&disposal.root)
-        .checked_sub(Duration::from_millis(since))?;
+    let linger = task.config.get().linger(&disposal.root);
+    let left = linger.checked_sub(Duration::from_millis(since))?;
     (!left.is_zero()).then_some(left)
 }
 
 /// What became of them goes to the job list in one commit.
 async fn ended(
-    shared: &Arc<Shared>,
+    task: &Task,
     batch: Vec<queue::Disposal>,
     before: Vec<Option<Before>>,
     outcomes: Vec<Result<Disposed, DisposeError>>,
@@ -251,16 +321,23 @@ async fn ended(
 ) -> Result<Ended, DbError> {
     let (mut noted, mut gone, mut changed) = (Vec::new(), Vec::new(), Vec::new());
     let (mut waiting, mut lingering) = (0, None);
+    let Task {
+        config,
+        queue,
+        outboxes,
+        ..
+    } = task;
+    let state = &task.cleanup.0;
     for ((disposal, before), outcome) in batch.into_iter().zip(before).zip(outcomes) {
         let path = &disposal.found.path;
-        if before.is_some() && !matches!(outcome, Ok(Disposed::Changed)) && shared.changed.forget(&disposal) {
-            shared.disposal.notify_one();
+        if before.is_some() && !matches!(outcome, Ok(Disposed::Changed)) && state.deferred.forget(&disposal) {
+            task.cleanup.wake();
         }
         if outcome.is_ok() {
-            shared.stuck.remove(&disposal);
+            state.stuck.remove(&disposal);
         }
         match outcome {
-            Ok(Disposed::Lingers) => lingering = Some(shared.linger(&disposal.root)),
+            Ok(Disposed::Lingers) => lingering = Some(config.get().linger(&disposal.root)),
             Ok(Disposed::Done | Disposed::Gone) => {
                 debug!(%path, "left the outbox");
                 noted.push((disposal.drop, None));
@@ -270,8 +347,8 @@ async fn ended(
             // delivered and left ends it, too.
             Ok(Disposed::Changed) if disposal.found.version.folder => {
                 debug!(%path, "changed since it was delivered: looked at, and tried again when it is another");
-                let is_tended = shared.outbox(disposal.found.outbox).is_some();
-                if !before.is_some_and(|before| is_tended && shared.changed.hold(&disposal, before)) {
+                let is_watched = outboxes.with_id(disposal.found.outbox).is_some();
+                if !before.is_some_and(|before| is_watched && state.deferred.hold(&disposal, before)) {
                     waiting += 1;
                     held.add(disposal.drop);
                 }
@@ -285,12 +362,10 @@ async fn ended(
             }
             Ok(Disposed::OtherBytes) => {
                 warn!(%path, "the same version by its times, but with other bytes: sent again");
-                let retry = shared.config().retry;
+                let retry = config.get().retry;
                 let seed = now_ms().unsigned_abs();
                 let wait = move |attempts| backoff::delay(retry.first, retry.max, attempts, seed);
-                shared.queue.begin_again(disposal.drop, wait, now_ms()).await?;
-                shared.queued.notify_one();
-                shared.wake_all();
+                queue.begin_again(disposal.drop, wait, now_ms()).await?;
             }
             Ok(Disposed::Busy) => {
                 debug!(%path, "delivered, but a program has it open for writing");
@@ -299,7 +374,7 @@ async fn ended(
             }
             Err(DisposeError::Stopped) => {}
             Err(error @ DisposeError::Unsynced(..)) => {
-                let mut unsynced = shared.unsynced.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut unsynced = task.cleanup.lock_unsynced();
                 unsynced.entry(disposal.root).or_insert_with(|| {
                     error!(%error);
                     error.to_string()
@@ -307,21 +382,19 @@ async fn ended(
             }
             Err(error) => {
                 debug!(%path, %error, "delivered, but it cannot leave the outbox yet");
-                shared.stuck.add(&disposal, &error, now_ms());
+                state.stuck.add(&disposal, &error, now_ms());
                 waiting += 1;
                 held.add(disposal.drop);
             }
         }
     }
     let some_left = !noted.is_empty();
-    let late = shared.queue.disposed(noted, now_ms()).await?;
-    late.into_iter().for_each(|peer| shared.wake(peer).notify_one());
-    left(shared, &gone).await;
-    for disposal in changed {
-        if let Some(outbox) = shared.outbox(disposal.found.outbox) {
-            outbox.recheck(disposal.found.path);
-        }
-    }
+    let late = queue.disposed(noted, now_ms()).await?;
+    late.into_iter().for_each(|peer| queue.wake(peer));
+    left(task, &gone).await;
+    changed
+        .iter()
+        .for_each(|disposal| outboxes.recheck(&disposal.found));
     Ok(Ended {
         some_left,
         some_held: waiting > 0,
@@ -330,15 +403,15 @@ async fn ended(
 }
 
 /// The folders that held them go too: an outbox's once they rest empty, a send's copy at once.
-async fn left(shared: &Shared, gone: &[queue::Disposal]) {
+async fn left(task: &Task, gone: &[queue::Disposal]) {
     let (mut sends, mut folders) = (BTreeSet::new(), BTreeMap::new());
     for disposal in gone {
-        if let Some(outbox) = shared.outbox(disposal.found.outbox) {
+        if let Some(outbox) = task.outboxes.with_id(disposal.found.outbox) {
             // One word for all files of a folder: too many, and the outbox would scan instead.
             if let Some(folder) = disposal.found.path.parent() {
                 folders.insert((disposal.root.clone(), folder), outbox);
             }
-        } else if disposal.root.starts_with(shared.spool()) {
+        } else if disposal.root.starts_with(&task.spool) {
             sends.insert(disposal.root.clone());
         }
     }
@@ -350,21 +423,21 @@ async fn left(shared: &Shared, gone: &[queue::Disposal]) {
             warn!(%error, "a sent copy's folder stays");
         }
     }
-    let mistakable: Vec<_> = gone.iter().filter(|d| again::is_mistakable(d)).cloned().collect();
+    let mistakable: Vec<_> = gone
+        .iter()
+        .filter(|d| reused_names::is_mistakable(d))
+        .cloned()
+        .collect();
     if mistakable.is_empty() {
         return;
     }
-    for there in blocking(move || again::is_there(mistakable))
-        .await
-        .unwrap_or_default()
-    {
-        if let Some(outbox) = shared.outbox(there.found.outbox) {
-            outbox.recheck(there.found.path);
-        }
+    let there = blocking(move || reused_names::is_there(mistakable)).await;
+    for there in there.unwrap_or_default() {
+        task.outboxes.recheck(&there.found);
     }
 }
 
-fn plan(shared: &Shared, disposal: &queue::Disposal) -> dispose::Disposal {
+fn plan(task: &Task, disposal: &queue::Disposal) -> dispose::Disposal {
     dispose::Disposal {
         name: disposal.name.clone(),
         outbox: disposal.found.outbox,
@@ -373,7 +446,7 @@ fn plan(shared: &Shared, disposal: &queue::Disposal) -> dispose::Disposal {
         version: disposal.found.version,
         digest: disposal.digest,
         after: disposal.after_send,
-        linger: shared.linger(&disposal.root),
+        linger: task.config.get().linger(&disposal.root),
         marker: disposal.marker.clone(),
     }
 }

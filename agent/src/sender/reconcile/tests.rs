@@ -1,4 +1,7 @@
-use std::{fs, sync::Mutex};
+use std::{
+    fs,
+    sync::{Arc, Mutex},
+};
 
 use dropwire_protocol::{AgentId, Digest, RemotePath, RunningDigest, TransferId};
 use rusqlite_migration::{M, Migrations};
@@ -7,9 +10,12 @@ use super::*;
 use crate::{
     border, clock,
     config::AfterSend,
+    confined,
     db::Db,
     identity::Identity,
+    mark,
     queue::{NewDrop, Proof, SCHEMA_1, SCHEMA_2, SCHEMA_3},
+    version::Version,
 };
 
 const PEER: AgentId = AgentId([1; 32]);
@@ -262,7 +268,7 @@ async fn a_sent_copy_waits_for_a_retry_and_then_goes() {
     world.look_after().await;
     clock::advance(&world.db, KEPT / 2).await.unwrap();
     world.look_after().await;
-    let seen = (world.resting().await.remove(0), Lies::Spooled);
+    let seen = (world.resting().await.remove(0), Presence::Spooled);
     let id = world.queue.resend(vec![id], 3).await.unwrap()[0];
     let_go(&world.queue, vec![seen]).await.unwrap();
     assert!(

@@ -20,7 +20,7 @@ const MOST: usize = 4096;
 
 /// Those of all outboxes.
 #[derive(Default)]
-pub struct Changed(Mutex<HashMap<(OutboxId, RemotePath), Folder>>);
+pub(super) struct Deferred(Mutex<HashMap<(OutboxId, RemotePath), Folder>>);
 
 struct Folder {
     root: PathBuf,
@@ -34,7 +34,7 @@ struct Folder {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Before(Option<Version>);
 
-impl Changed {
+impl Deferred {
     /// A folder is about to be looked through: what is told of it from now on is not missed. None: there are too many.
     pub(super) fn begin(&self, disposal: &Disposal) -> Option<Before> {
         let mut folders = self.lock();
@@ -79,7 +79,7 @@ impl Changed {
     }
 
     /// An outbox tells how these lie there. True: there are some to try again.
-    pub fn told(&self, found: &[Found]) -> bool {
+    pub(super) fn told(&self, found: &[Found]) -> bool {
         let mut folders = self.lock();
         if folders.is_empty() {
             return false;
@@ -100,13 +100,13 @@ impl Changed {
     }
 
     /// The outboxes that these are in.
-    pub fn outboxes(&self) -> HashSet<OutboxId> {
+    pub(super) fn outboxes(&self) -> HashSet<OutboxId> {
         self.lock().keys().map(|(outbox, _)| *outbox).collect()
     }
 
     /// Lets go of those of an outbox that are gone, or of all of them if it `is_away`: nobody tells of them. True: there are
     /// some to try again. Blocks for the outbox's disk.
-    pub fn forget_gone(&self, outbox: OutboxId, is_away: bool) -> bool {
+    pub(super) fn forget_gone(&self, outbox: OutboxId, is_away: bool) -> bool {
         let folders: Vec<_> = self
             .lock()
             .iter()
@@ -177,7 +177,7 @@ mod tests {
 
     #[test]
     fn it_is_left_alone_until_another_version_of_it_is_told() {
-        let (changed, one) = (Changed::default(), disposal(Path::new("/outbox"), 1));
+        let (changed, one) = (Deferred::default(), disposal(Path::new("/outbox"), 1));
         assert!(!changed.told(&found(1)), "nothing is left alone");
         let hold = || {
             let before = changed.begin(&one).unwrap();
@@ -201,7 +201,7 @@ mod tests {
 
     #[test]
     fn what_is_told_while_it_is_looked_through_is_not_missed() {
-        let (changed, one) = (Changed::default(), disposal(Path::new("/outbox"), 1));
+        let (changed, one) = (Deferred::default(), disposal(Path::new("/outbox"), 1));
         let before = changed.begin(&one).unwrap();
         assert!(!changed.told(&found(2)));
         assert!(!changed.hold(&one, before) && !changed.holds(&one));
@@ -209,7 +209,7 @@ mod tests {
 
     #[test]
     fn what_ends_one_version_lets_go_of_the_others() {
-        let changed = Changed::default();
+        let changed = Deferred::default();
         let (one, two) = (
             disposal(Path::new("/outbox"), 1),
             disposal(Path::new("/outbox"), 2),
@@ -225,7 +225,7 @@ mod tests {
     fn it_is_let_go_once_it_is_gone_or_nobody_tells_of_it() {
         let temp = tempfile::tempdir().unwrap();
         std::fs::create_dir(temp.path().join("folder")).unwrap();
-        let (changed, one) = (Changed::default(), disposal(temp.path(), 1));
+        let (changed, one) = (Deferred::default(), disposal(temp.path(), 1));
         let hold = || {
             let before = changed.begin(&one).unwrap();
             assert!(changed.hold(&one, before));

@@ -1,28 +1,26 @@
 //! What outboxes find ready becomes jobs (S2), one for each peer, before anything else happens to it.
 
-use std::{
-    collections::BTreeSet,
-    future::Future,
-    path::PathBuf,
-    pin::Pin,
-    sync::{Arc, PoisonError},
-    time::Duration,
-};
+use std::{future::Future, path::PathBuf, pin::Pin, sync::Arc, time::Duration};
 
-use dropwire_protocol::{AgentId, RemotePath};
-use tokio::{sync::mpsc, task::JoinHandle};
+use dropwire_protocol::RemotePath;
+use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
-use super::{Shared, doubts::Doubts};
+use super::{
+    cleanup::Cleanup,
+    doubts::{self, Doubts},
+    outboxes::{Outboxes, Running},
+};
 use crate::{
     backoff,
     clock::now_ms,
-    config::{self, AfterSend},
-    db::DbError,
+    config::{self, Current},
+    db::{Db, DbError},
     homes,
-    outbox::{self, Known, Outbox, OutboxEvent, spool},
-    queue::{Enqueued, NewDrop, Queue},
+    outbox::{self, Known, OutboxEvent},
+    owner::Me,
+    queue::{NewDrop, Queue},
     version::{Found, OutboxId},
 };
 
@@ -33,81 +31,76 @@ const TRIES: u32 = 8;
 /// At most this long before it is asked again, then twice as long.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 
-/// An outbox at work.
-pub struct Running {
-    pub(super) outbox: Outbox,
-    path: PathBuf,
-    cancel: CancellationToken,
-    /// Over when all that the outbox found is queued.
-    intake: JoinHandle<()>,
+/// What taking in works with; cheap to clone.
+#[derive(Clone)]
+pub(super) struct Task {
+    pub(super) config: Current,
+    pub(super) db: Db,
+    pub(super) queue: Queue,
+    pub(super) outboxes: Outboxes,
+    pub(super) cleanup: Cleanup,
 }
 
-/// Starts outboxes; all are in the config's order then.
-pub async fn begin(
-    shared: &Arc<Shared>,
-    outboxes: &[config::Outbox],
+/// Starts an outbox for the agent `me`.
+pub(super) async fn begin(
+    task: &Task,
+    outbox: &config::Outbox,
+    me: Me,
     tasks: &TaskTracker,
-    cancel: &CancellationToken,
+    cancel: CancellationToken,
 ) -> Result<(), DbError> {
-    for config in outboxes {
-        let (events_in, events) = mpsc::channel(WAITING);
-        let path = config.path.clone();
-        let expected = shared.db.call(move |tx| homes::expected(tx, &path)).await?;
-        let cancel = cancel.child_token();
-        let known = Arc::new(InQueue {
-            shared: shared.clone(),
-            path: config.path.clone(),
-            cancel: cancel.clone(),
-        });
-        let me = shared.me();
-        let running = Running {
-            outbox: outbox::start(
-                config.clone(),
-                me,
-                expected.map(OutboxId),
-                known,
-                events_in,
-                cancel.clone(),
-            ),
-            path: config.path.clone(),
-            intake: tasks.spawn(take_in(shared.clone(), config.clone(), events, cancel.clone())),
-            cancel,
-        };
-        let mut all = shared.outboxes.write().unwrap_or_else(PoisonError::into_inner);
-        all.push(running);
-        let order = &shared.config().outboxes;
-        all.sort_by_key(|running| order.iter().position(|o| o.path == running.path));
-    }
+    let (events_in, events) = mpsc::channel(WAITING);
+    let path = outbox.path.clone();
+    let expected = task.db.call(move |tx| homes::expected(tx, &path)).await?;
+    let known = Arc::new(InQueue {
+        task: task.clone(),
+        path: outbox.path.clone(),
+        cancel: cancel.clone(),
+    });
+    let running = Running {
+        outbox: outbox::start(
+            outbox.clone(),
+            me,
+            expected.map(OutboxId),
+            known,
+            events_in,
+            cancel.clone(),
+        ),
+        intake: tasks.spawn(take_in(task.clone(), outbox.clone(), events, cancel.clone())),
+        cancel,
+    };
+    task.outboxes.add(running, &task.config.get().outboxes);
     Ok(())
 }
 
 /// Ends the outboxes at these paths; what they found is queued when it returns. Their jobs go on.
-pub async fn end(shared: &Shared, paths: &[PathBuf]) {
-    let ended: Vec<Running> = {
-        let mut all = shared.outboxes.write().unwrap_or_else(PoisonError::into_inner);
-        all.extract_if(.., |running| paths.contains(&running.path))
-            .collect()
-    };
-    for running in ended {
+pub(super) async fn end(outboxes: &Outboxes, paths: &[PathBuf]) {
+    for running in outboxes.remove(paths) {
         running.cancel.cancel();
         let _ = running.intake.await; // a panic ends the process by itself
     }
 }
 
 async fn take_in(
-    shared: Arc<Shared>,
+    task: Task,
     outbox: config::Outbox,
     mut events: mpsc::Receiver<OutboxEvent>,
     cancel: CancellationToken,
 ) {
     let doubts = Doubts::default();
-    let queued = take_all_in(&shared, &outbox, &mut events, &doubts, &cancel);
-    let answered = doubts.run(&shared, &cancel);
+    let answering = doubts::Task {
+        config: task.config.clone(),
+        queue: task.queue.clone(),
+        outboxes: task.outboxes.clone(),
+        cleanup: task.cleanup.clone(),
+    };
+    let queued = take_all_in(&task, &outbox, &mut events, &doubts, &cancel);
+    let answered = doubts.run(&answering, &cancel);
     tokio::join!(queued, answered);
 }
 
 async fn take_all_in(
-    shared: &Shared,
+    task: &Task,
     outbox: &config::Outbox,
     events: &mut mpsc::Receiver<OutboxEvent>,
     doubts: &Doubts,
@@ -115,35 +108,33 @@ async fn take_all_in(
 ) {
     while let Some(event) = events.recv().await {
         // On a full disk files wait in their outbox, so that what was queued before them can be finished.
-        cancel.run_until_cancelled(shared.db.room_for_more()).await;
+        cancel.run_until_cancelled(task.db.room_for_more()).await;
+        let queue = &task.queue;
         let queued = persistently(cancel, FIRST_WAIT, tries(&event), || async {
             match event.clone() {
-                OutboxEvent::Marked { root, id } => found(shared, root, id).await,
+                // Jobs of it that wait are looked for here from now on, wherever it lay before.
+                OutboxEvent::Marked { root, id } => queue.outboxes_lie_at(vec![(id, root)]).await,
                 OutboxEvent::Settled { root, found } => {
-                    let drops = found.into_iter().map(|found| NewDrop {
-                        found,
-                        root: root.clone(),
-                        peers: outbox.to.clone(),
-                        after_send: outbox.after_send,
-                        marker: outbox.marker.clone(),
-                        origin: None,
-                        is_not: None,
+                    let drops = found.into_iter().map(|found| {
+                        debug!(path = %found.path, size = found.version.size, "ready");
+                        NewDrop {
+                            found,
+                            root: root.clone(),
+                            peers: outbox.to.clone(),
+                            after_send: outbox.after_send,
+                            marker: outbox.marker.clone(),
+                            origin: None,
+                            is_not: None,
+                        }
                     });
-                    let queued = queue(shared, drops.collect()).await;
+                    let queued = queue.enqueue(drops.collect(), now_ms()).await;
                     queued.map(|queued| doubts.add(queued.doubts))
                 }
             }
         })
         .await;
         if queued.is_none() {
-            // The files lie in the outbox.
-            for running in shared
-                .outboxes()
-                .iter()
-                .filter(|running| running.status().path == outbox.path)
-            {
-                running.find_again();
-            }
+            task.outboxes.find_again(&outbox.path); // the files are in the outbox still
         }
     }
 }
@@ -177,68 +168,9 @@ where
     None
 }
 
-/// An outbox is there; jobs of it that wait are looked for here from now on, wherever it lay before.
-async fn found(shared: &Shared, root: PathBuf, id: OutboxId) -> Result<(), DbError> {
-    shared.queue.outboxes_lie_at(vec![(id, root)]).await
-}
-
-/// Removes what a `send` left that was ended by a crash before its files were queued, or after they had gone; what is
-/// still wanted lies in the spool as it is now, wherever the state folder was before. To be called before anything
-/// is sent.
-pub async fn clear_spool(queue: &Queue, spool: PathBuf) -> Result<(), DbError> {
-    let known = queue.outboxes().await?;
-    let cleared = move || spool::discard_unused(&spool, |id| known.get(&id).copied());
-    match tokio::task::spawn_blocking(cleared).await {
-        Ok(Ok(wanted)) => queue.outboxes_lie_at(wanted).await?,
-        Ok(Err(error)) => warn!(%error, "old copies of `send` stay"),
-        Err(error) => warn!(%error, "old copies of `send` stay"),
-    }
-    Ok(())
-}
-
-/// Queues the copies that `send` made in the spool; they leave it when delivered.
-pub async fn take_copies(
-    shared: &Shared,
-    copies: Vec<spool::Copied>,
-    peers: &[AgentId],
-) -> Result<Vec<dropwire_protocol::TransferId>, DbError> {
-    let mut roots: Vec<_> = copies.iter().map(|copy| copy.root.clone()).collect();
-    roots.sort_unstable();
-    roots.dedup();
-    let drops = copies.into_iter().map(|copy| NewDrop {
-        found: copy.found,
-        root: copy.root,
-        peers: peers.to_vec(),
-        after_send: AfterSend::Delete,
-        marker: None,
-        origin: Some(copy.original),
-        is_not: None,
-    });
-    let jobs = queue(shared, drops.collect()).await?.queued;
-    let note = move || roots.iter().try_for_each(|root| spool::note_queued(root));
-    // Already taken out again, if it fails.
-    let _ = tokio::task::spawn_blocking(note).await;
-    Ok(jobs)
-}
-
-/// What may be known is not queued: those doubts are for [`super::doubts`].
-pub(super) async fn queue(shared: &Shared, drops: Vec<NewDrop>) -> Result<Enqueued, DbError> {
-    let mut peers = BTreeSet::new();
-    for drop in &drops {
-        debug!(path = %drop.found.path, size = drop.found.version.size, "ready");
-        peers.extend(&drop.peers);
-    }
-    let enqueued = shared.queue.enqueue(drops, now_ms()).await?;
-    shared.queued.notify_one();
-    for peer in peers {
-        shared.wake(peer).notify_one();
-    }
-    Ok(enqueued)
-}
-
 /// The job list as outboxes see it.
 struct InQueue {
-    shared: Arc<Shared>,
+    task: Task,
     /// The outbox's, as in the config.
     path: PathBuf,
     cancel: CancellationToken,
@@ -252,7 +184,7 @@ impl InQueue {
             return Ok(Err(reason));
         }
         if is_new {
-            let queue = &self.shared.queue;
+            let queue = &self.task.queue;
             queue.outbox_replaced(self.path.clone(), id, now_ms()).await?;
         }
         Ok(Ok(()))
@@ -260,7 +192,7 @@ impl InQueue {
 
     /// The folder is at home here, if it has left the `other` path; else why it is held.
     async fn move_home(&self, id: OutboxId, other: PathBuf) -> Result<Result<(), String>, DbError> {
-        let (path, outboxes) = (self.path.clone(), self.shared.config().outbox_paths());
+        let (path, outboxes) = (self.path.clone(), self.task.config.get().outbox_paths());
         let look = move || {
             let there = homes::There::look(id.0, &path, &other);
             match there.is_left(&path, &other, &outboxes) {
@@ -279,10 +211,10 @@ impl InQueue {
     }
 
     async fn claim(&self, id: OutboxId, left: Option<PathBuf>) -> Result<Option<PathBuf>, DbError> {
-        let (path, configured) = (self.path.clone(), self.shared.config().folders());
+        let (path, configured) = (self.path.clone(), self.task.config.get().folders());
         let claim =
             move |tx: &rusqlite::Transaction<'_>| homes::claim(tx, id.0, &path, &configured, left.as_deref());
-        self.shared.db.call(claim).await
+        self.task.db.call(claim).await
     }
 }
 
@@ -296,10 +228,8 @@ impl Known for InQueue {
 
     fn unknown(&self, found: Vec<Found>) -> Pin<Box<dyn Future<Output = Option<Vec<Found>>> + Send + '_>> {
         Box::pin(async move {
-            if self.shared.changed.told(&found) {
-                self.shared.disposal.notify_one();
-            }
-            let ask = || self.shared.queue.unknown(found.clone());
+            self.task.cleanup.told(&found);
+            let ask = || self.task.queue.unknown(found.clone());
             persistently(&self.cancel, FIRST_WAIT, TRIES, ask).await
         })
     }
@@ -310,7 +240,7 @@ impl Known for InQueue {
         whole: bool,
     ) -> Pin<Box<dyn Future<Output = Option<Vec<RemotePath>>> + Send + '_>> {
         Box::pin(async move {
-            let ask = || self.shared.queue.folders_that_go(outbox, whole);
+            let ask = || self.task.queue.folders_that_go(outbox, whole);
             persistently(&self.cancel, FIRST_WAIT, TRIES, ask).await
         })
     }
@@ -321,7 +251,7 @@ impl Known for InQueue {
         folders: Vec<RemotePath>,
     ) -> Pin<Box<dyn Future<Output = Option<Vec<RemotePath>>> + Send + '_>> {
         Box::pin(async move {
-            let emptied = self.shared.queue.emptied(outbox, folders).await;
+            let emptied = self.task.queue.emptied(outbox, folders).await;
             emptied
                 .inspect_err(|error| warn!(%error, "the job list failed"))
                 .ok()

@@ -1,4 +1,4 @@
-//! What did not work: each setback leads to a later attempt, to a new id, or to the question how it ended.
+//! What did not work: each failure leads to a later attempt, to a new id, or to the question how it ended.
 
 use std::time::Duration;
 
@@ -8,15 +8,12 @@ use tracing::{debug, info};
 use super::Dispatcher;
 use crate::{
     backoff,
+    blocking::blocking,
     clock::now_ms,
-    daemon::{
-        blocking,
-        flight::voided_text,
-        rest::{self, Lies},
-    },
     db::DbError,
     link::Voided,
     queue::Job,
+    sender::presence::{self, Presence},
 };
 
 impl Dispatcher {
@@ -33,7 +30,7 @@ impl Dispatcher {
         match reason {
             R::Conflict | R::Withdrawn => self.begin_anew(job, "its id is spent at the peer").await,
             // Only the person who dropped it can give it another name.
-            R::BadName => self.shared.queue.refused(job.id, error, now_ms()).await,
+            R::BadName => self.queue.refused(job.id, error, now_ms()).await,
             R::Busy if retry_after_ms.is_some() => {
                 let after = Duration::from_millis(retry_after_ms.unwrap_or_default());
                 self.ask_again(&job, error, after).await
@@ -64,11 +61,11 @@ impl Dispatcher {
             }
             Voided::Changed | Voided::Writer | Voided::Unreadable(_) => {
                 // Found changed already: as that version it is due.
-                let now = self.shared.queue.get(job.id).await?;
+                let now = self.queue.get(job.id).await?;
                 if now.is_some_and(|now| !now.found.version.same_identity(&job.found.version)) {
                     return Ok(());
                 }
-                self.shared.recheck(&job);
+                self.outboxes.recheck(&job.found);
                 self.retry(&job, voided_text(&why), None).await
             }
         }
@@ -78,9 +75,9 @@ impl Dispatcher {
     /// anew: others may have read it, and need it once.
     pub(super) async fn gone(&mut self, job: Box<Job>) -> Result<(), DbError> {
         let (root, found) = (job.root.clone(), job.found.clone());
-        if let Ok(Lies::Missing) = blocking(move || rest::lies(&root, &found)).await {
-            self.shared.queue.gone(job.id, now_ms()).await?;
-            self.shared.recheck(&job); // there may be another version
+        if let Ok(Presence::Missing) = blocking(move || presence::look(&root, &found)).await {
+            self.queue.gone(job.id, now_ms()).await?;
+            self.outboxes.recheck(&job.found); // there may be another version
             return Ok(());
         }
         self.begin_anew(*job, "its file was away").await
@@ -89,7 +86,7 @@ impl Dispatcher {
     /// The id is of no more use there; the same file goes under a new one, after the backoff like every other attempt:
     /// a peer that never likes one must not fill the job list with them ([`crate::queue::Queue::recount`] gives no more after many).
     pub(super) async fn begin_anew(&mut self, job: Job, why: &str) -> Result<(), DbError> {
-        match self.shared.queue.recount(job.id, now_ms()).await? {
+        match self.queue.recount(job.id, now_ms()).await? {
             Some(id) => self.retry(&Job { id, ..job }, why.into(), None).await,
             None => Ok(()),
         }
@@ -102,7 +99,7 @@ impl Dispatcher {
         error: String,
         not_before: Option<Duration>,
     ) -> Result<(), DbError> {
-        let policy = self.shared.config().retry;
+        let policy = self.current.get().retry;
         let seed = u64::from_be_bytes(job.id.0[..8].try_into().unwrap_or_default());
         let wait = backoff::delay(
             policy.first,
@@ -112,23 +109,31 @@ impl Dispatcher {
         );
         let wait = wait.max(not_before.unwrap_or_default().min(policy.max));
         info!(peer = %self.peer.name, job = %job.id, path = %job.found.path, error, wait_s = wait.as_secs_f64(), "attempt failed; will retry");
-        self.shared.queue.retry(job.id, error, at(wait), now_ms()).await
+        self.queue.retry(job.id, error, at(wait), now_ms()).await
     }
 
     /// The peer has its hands full and says for how long: nothing is wrong with the job, so it does not wait ever longer.
     /// What it says is no reason to ask without a pause.
     async fn ask_again(&self, job: &Job, error: String, after: Duration) -> Result<(), DbError> {
-        let policy = self.shared.config().retry;
+        let policy = self.current.get().retry;
         let wait = after.max(policy.first).min(policy.max);
         debug!(peer = %self.peer.name, job = %job.id, path = %job.found.path, error, wait_s = wait.as_secs_f64(), "asked to wait");
-        self.shared
-            .queue
-            .postpone(job.id, error, at(wait), now_ms())
-            .await
+        self.queue.postpone(job.id, error, at(wait), now_ms()).await
     }
 }
 
 /// The clock's time in so long.
 fn at(wait: Duration) -> i64 {
     now_ms().saturating_add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX))
+}
+
+/// Why a pass was void, for people.
+pub(super) fn voided_text(why: &Voided) -> String {
+    match why {
+        Voided::Changed => "changed while it was being sent; waits until it rests".into(),
+        Voided::Gone => "gone".into(),
+        Voided::Writer => "a program has it open for writing; waits until it is closed".into(),
+        Voided::PrefixDiffers => "the peer's partial is of other bytes; sent anew".into(),
+        Voided::Unreadable(cause) => format!("cannot be read: {cause}"),
+    }
 }

@@ -1,0 +1,54 @@
+//! How far large files were read, on the way into the job list.
+
+use std::collections::HashMap;
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use super::source::Keep;
+use crate::queue::{DropId, Queue};
+
+/// Checkpoints that wait for the job list; more are dropped, as the next one says more.
+const WAITING: usize = 16;
+
+/// Takes checkpoints of any file; cheap to clone.
+#[derive(Clone)]
+pub(super) struct Checkpoints(mpsc::Sender<Checkpoint>);
+
+type Checkpoint = (DropId, Vec<u8>);
+
+impl Checkpoints {
+    /// And what [`keep`] takes.
+    pub(super) fn new() -> (Checkpoints, mpsc::Receiver<Checkpoint>) {
+        let (give, kept) = mpsc::channel(WAITING);
+        (Checkpoints(give), kept)
+    }
+
+    /// Takes those of one drop.
+    pub(super) fn keeping(&self, drop: DropId) -> Keep {
+        let give = self.0.clone();
+        Box::new(move |bytes| {
+            // Full: the next one says more.
+            let _ = give.try_send((drop, bytes));
+        })
+    }
+}
+
+/// Writes them into the job list, until cancelled.
+pub(super) async fn keep(queue: Queue, mut kept: mpsc::Receiver<Checkpoint>, cancel: CancellationToken) {
+    let mut batch = Vec::with_capacity(WAITING);
+    while cancel
+        .run_until_cancelled(kept.recv_many(&mut batch, WAITING))
+        .await
+        .is_some_and(|n| n > 0)
+    {
+        // Of each file only the newest counts.
+        let newest: HashMap<_, _> = batch.drain(..).collect();
+        for (drop, bytes) in newest {
+            if let Err(error) = queue.keep_checkpoints(drop, bytes).await {
+                warn!(%error, "the job list failed");
+            }
+        }
+    }
+}
