@@ -41,7 +41,10 @@ const COMMON: &[&str] = &[
 /// Rooms above those, and what they may import besides. `sender` and `inbox` implement `link`'s two traits.
 const ROOMS: &[(&str, &[&str])] = &[
     ("cli", &["daemon", "control"]),
-    ("daemon", &["sender", "outbox", "queue", "link", "inbox", "control"]),
+    (
+        "daemon",
+        &["sender", "outbox", "queue", "link", "inbox", "control"],
+    ),
     ("sender", &["outbox", "queue", "link"]),
     ("outbox", &[]),
     ("queue", &[]),

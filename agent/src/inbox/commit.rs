@@ -26,10 +26,11 @@ use self::{
 use super::{
     Shared,
     claims::{Claim, Key},
-    ledger::{self, Checkpoint, Placing},
+    ledger::{self, Checkpoint},
     naming::Names,
     partial,
     place::{Offered, Opened, Place},
+    placing::Placing,
     reply::{Answer, Reply},
     site::Site,
     space::Reservation,

@@ -15,6 +15,7 @@ use rusqlite::{Connection, OptionalExtension, Result, Row, params, types::Type};
 
 use super::{
     claims::Key,
+    placing::Placing,
     tally::{ROW, Rows},
 };
 use crate::{clock::milliseconds, durable::How};
@@ -93,19 +94,6 @@ pub enum State {
     Delivered(Receipt),
     /// Never will be delivered.
     Withdrawn,
-}
-
-/// What is written down before a file gets its final name.
-#[derive(Clone, Debug)]
-pub struct Placing {
-    /// The final name, below the inbox.
-    pub place: RemotePath,
-    /// The partial's.
-    pub inode: u64,
-    /// By which call it gets its name.
-    pub how: How,
-    /// What will be said then, byte for byte.
-    pub receipt: Receipt,
 }
 
 /// A sender's folder as offered, and what its last component is called here.

@@ -65,6 +65,7 @@ mod naming;
 mod output;
 mod partial;
 mod place;
+mod placing;
 mod recover;
 mod reply;
 mod rights;
@@ -473,7 +474,7 @@ impl Shared {
         self: &Arc<Self>,
         named: Arc<named::Named>,
         certain: Vec<(claims::Key, Kind, u64)>,
-        placed: Vec<Arc<ledger::Placing>>,
+        placed: Vec<Arc<placing::Placing>>,
     ) {
         let (shared, now) = (self.clone(), now_ms());
         let writing = async move {

@@ -8,7 +8,7 @@ use std::{
 
 use dropwire_protocol::{AgentId, Manifest};
 
-use super::ledger::Placing;
+use super::placing::Placing;
 
 /// Most rows of delivered transfers that one peer may have.
 const ROWS: u64 = 1 << 20;

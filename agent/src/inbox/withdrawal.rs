@@ -5,8 +5,9 @@ use dropwire_protocol::{Manifest, Receipt, receiver::Outcome};
 use super::{
     Shared, admit,
     claims::{Claim, Key},
-    ledger::{self, Known, Placing, State},
+    ledger::{self, Known, State},
     partial,
+    placing::Placing,
     reply::{Answer, Outcomes},
     rule,
 };

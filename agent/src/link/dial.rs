@@ -2,32 +2,27 @@
 //! peer has no address.
 
 use std::{
-    io,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use dropwire_protocol::Error;
-use rustls::pki_types::ServerName;
 use tokio::{
     net::{TcpStream, lookup_host},
     time::{Instant, sleep, timeout},
 };
-use tokio_rustls::TlsConnector;
 
 use super::{
+    client::{self, Dialled},
     handshake,
-    joining::{self, Door, LinkName},
-    line::{Line, Tls},
-    links::Shared,
+    join_token::JoinToken,
+    joining,
+    line::Line,
     pair::Pair,
-    wire::Traffic,
+    shared::Shared,
 };
-use crate::{
-    backoff,
-    identity::{self, Role},
-};
+use crate::{backoff, identity::Role};
 
 /// Keeps a link to the peer until cancelled; begins anew when its address changes.
 pub(super) async fn keep(shared: Arc<Shared>, pair: Arc<Pair>) {
@@ -128,55 +123,19 @@ async fn connect(shared: &Arc<Shared>, pair: &Arc<Pair>, to: SocketAddr) -> Resu
         role,
         name,
         traffic,
-    } = secure(shared, pair, tcp, roles).await?;
+    } = client::secure(shared, pair, tcp, roles).await?;
     if role != Role::First {
         shared
             .meet(pair, Line::Whole(stream.into()), traffic, to.ip(), None)
             .await?;
         return Ok(());
     }
-    let (line, door) = Door::open(stream, name, &traffic);
+    let (line, token) = JoinToken::open(stream, name, &traffic);
     if shared.meet(pair, line, traffic, to.ip(), None).await? {
-        let further = joining::dial_further(shared.clone(), pair.clone(), to, door);
+        let further = joining::dial_further(shared.clone(), pair.clone(), to, token);
         shared.tasks.spawn(further);
     }
     Ok(())
-}
-
-/// A connection that was dialled, with both keys proven.
-pub(super) struct Dialled {
-    pub(super) stream: Tls,
-    /// One of those that were offered.
-    pub(super) role: Role,
-    /// Of the link, if this is its first connection.
-    pub(super) name: LinkName,
-    pub(super) traffic: Arc<Traffic>,
-}
-
-/// TLS with the peer, who takes one of `roles`. The caller bounds the time.
-pub(super) async fn secure(
-    shared: &Shared,
-    pair: &Pair,
-    tcp: TcpStream,
-    roles: &[Role],
-) -> Result<Dialled, Error> {
-    // The name is never looked at: the key is pinned.
-    let name = ServerName::from(tcp.peer_addr()?.ip());
-    let (socket, traffic) = handshake::socket(tcp, &shared.timing);
-    let config = shared.identity.client_config_for(pair.id, roles);
-    let mut stream = TlsConnector::from(config).connect(name, socket).await?;
-    let (socket, tls) = stream.get_mut();
-    let role = match identity::agreed(tls) {
-        Some((id, role)) if id == pair.id && roles.contains(&role) => role,
-        _ => return Err(io::Error::other("it does not speak dropwire's protocol").into()),
-    };
-    handshake::fit(socket, tls, role);
-    Ok(Dialled {
-        role,
-        name: LinkName::of(tls)?,
-        stream: stream.into(),
-        traffic,
-    })
 }
 
 /// Spreads the dials of many agents; any number serves.

@@ -7,96 +7,27 @@
 use std::{io, net::SocketAddr, sync::Arc};
 
 use dropwire_protocol::Error;
-use rustls::{ConnectionCommon, SideData};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
-    sync::{OwnedSemaphorePermit, mpsc},
     task::JoinSet,
     time::timeout,
 };
 
 use super::{
-    dial::{self, Dialled},
-    line::{Line, Tls},
-    links::Shared,
+    client::{self, Dialled},
+    join_token::{JoinToken, LinkName},
+    line::Tls,
     pair::Pair,
-    strands::{Joining, Strands},
-    wire::Traffic,
+    shared::Shared,
 };
 use crate::identity::Role;
 
-/// What only the two ends of a link's first connection know.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) struct LinkName([u8; 32]);
-
-impl LinkName {
-    /// Derived from the secrets of the first connection, whose handshake is complete.
-    pub(super) fn of<S: SideData>(first: &ConnectionCommon<S>) -> io::Result<LinkName> {
-        let name = first.export_keying_material([0; 32], b"EXPORTER-dropwire-link", None);
-        name.map(LinkName).map_err(io::Error::other)
-    }
-}
-
-/// The way into a link for further connections.
-pub(super) struct Door {
-    name: LinkName,
-    join: mpsc::Sender<Joining<Tls>>,
-    traffic: Arc<Traffic>,
-    /// So many more.
-    left: usize,
-}
-
-impl Door {
-    /// A stream over `first`, and the way into it.
-    pub(super) fn open(first: Tls, name: LinkName, traffic: &Arc<Traffic>) -> (Line, Door) {
-        let (join, joining) = mpsc::channel(FURTHER);
-        let door = Door {
-            name,
-            join,
-            traffic: traffic.clone(),
-            left: FURTHER,
-        };
-        (Line::Strands(Box::new(Strands::new(first, joining))), door)
-    }
-
-    /// Whether the link is over.
-    pub(super) fn is_closed(&self) -> bool {
-        self.join.is_closed()
-    }
-
-    /// The way for one more, by its link's name; it can be used once.
-    pub(super) fn enter(&mut self, name: &LinkName) -> Option<Entry> {
-        if *name != self.name || self.left == 0 {
-            return None;
-        }
-        self.left -= 1;
-        Some(Entry {
-            join: self.join.clone(),
-            traffic: self.traffic.clone(),
-        })
-    }
-}
-
-/// The right of one connection to join.
-pub(super) struct Entry {
-    join: mpsc::Sender<Joining<Tls>>,
-    traffic: Arc<Traffic>,
-}
-
-impl Entry {
-    fn join(self, mut stream: Tls, place: OwnedSemaphorePermit) -> io::Result<()> {
-        stream.get_mut().0.get_mut().count_into(self.traffic);
-        let joined = self.join.try_send((stream, place));
-        joined.map_err(|_| io::Error::other("the link is over"))
-    }
-}
-
-/// Dials as many as `door` lets in, all at once; each has its deadline. Who calls this has seen to it that the link stands.
-pub(super) async fn dial_further(shared: Arc<Shared>, pair: Arc<Pair>, to: SocketAddr, mut door: Door) {
-    let name = door.name;
+/// Dials as many as `token` lets in, all at once; each has its deadline. Who calls this has seen to it that the link stands.
+pub(super) async fn dial_further(shared: Arc<Shared>, pair: Arc<Pair>, to: SocketAddr, mut token: JoinToken) {
+    let name = token.name;
     let mut dials = JoinSet::new();
-    while let Some(entry) = door.enter(&name)
+    while let Some(entry) = token.enter(&name)
         && let Ok(place) = shared.further.clone().try_acquire_owned()
     {
         let (shared, pair) = (shared.clone(), pair.clone());
@@ -118,7 +49,7 @@ pub(super) async fn dial_further(shared: Arc<Shared>, pair: Arc<Pair>, to: Socke
 
 async fn ask(shared: &Shared, pair: &Pair, to: SocketAddr, name: &LinkName) -> Result<Tls, Error> {
     let tcp = TcpStream::connect(to).await?;
-    let Dialled { mut stream, .. } = dial::secure(shared, pair, tcp, &[Role::Further]).await?;
+    let Dialled { mut stream, .. } = client::secure(shared, pair, tcp, &[Role::Further]).await?;
     stream.write_all(&name.0).await?;
     stream.flush().await?;
     match stream.read_u8().await? {
@@ -143,29 +74,5 @@ pub(super) async fn answer(shared: &Shared, pair: &Pair, mut stream: Tls) -> Res
     Ok(entry.join(stream, place)?)
 }
 
-/// Connections of a link beside its first. With BBR, each guesses too high what the line does: more of them lose
-/// more packets to each other than they gain.
-pub(super) const FURTHER: usize = 5;
 /// The answer to who may join.
 const JOIN: u8 = 1;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn so_many_are_let_in_as_there_are_places_and_nobody_without_the_name() {
-        let (join, _joining) = mpsc::channel(FURTHER);
-        let mut door = Door {
-            name: LinkName([1; 32]),
-            join,
-            traffic: Arc::default(),
-            left: FURTHER,
-        };
-        assert!(door.enter(&LinkName([2; 32])).is_none());
-        for _ in 0..FURTHER {
-            assert!(door.enter(&LinkName([1; 32])).is_some());
-        }
-        assert!(door.enter(&LinkName([1; 32])).is_none());
-    }
-}

@@ -3,15 +3,12 @@
 use std::{
     collections::HashMap,
     io,
-    net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, PoisonError, RwLock, atomic::Ordering::Relaxed},
-    time::{Duration, SystemTime},
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError, RwLock},
+    time::Duration,
 };
 
-use dropwire_protocol::{
-    AgentId, Error, Local,
-    message::{ByeReason, Hello},
-};
+use dropwire_protocol::AgentId;
 use tokio::{
     net::TcpListener,
     sync::{Semaphore, mpsc},
@@ -20,15 +17,11 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    LinkEvent, Request, Sink, Timing, dial,
-    drive::{Ends, drive},
-    handshake::{Greeted, greet},
-    line::Line,
-    listen::{self, Refusals},
-    lobby::{Lobby, Seat},
-    pair::{Admission, Pair, Refused, Visitor},
+    LinkEvent, Request, Sink, Timing, dial, listen,
+    lobby::Lobby,
+    pair::{Pair, PeerLink},
     rate::Rate,
-    wire::Traffic,
+    shared::{Listening, Shared, Terms, hello},
 };
 use crate::{
     config,
@@ -48,36 +41,6 @@ pub struct Settings {
     pub retry: config::Retry,
     /// Rates, over all links together.
     pub limits: config::Limits,
-}
-
-/// How the link of one peer stands.
-#[derive(Clone, Debug)]
-pub struct PeerLink {
-    /// Whose.
-    pub peer: AgentId,
-    /// Both Hellos are done.
-    pub connected: bool,
-    /// When it is dialled again; None: no dial is planned.
-    pub next_dial_at: Option<SystemTime>,
-    /// Why the last link ended or the last dial failed; cleared by a new link.
-    pub last_error: Option<String>,
-    /// Two machines use its key, or ours.
-    pub shared_key: Option<SharedKey>,
-    /// Bytes over all its links since the start, TLS included.
-    pub sent_bytes: u64,
-    /// See `sent_bytes`.
-    pub received_bytes: u64,
-}
-
-/// Two machines use one key.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct SharedKey {
-    /// Since when that is known.
-    pub since: SystemTime,
-    /// Whose, and where they are.
-    pub text: String,
-    /// The way out.
-    pub hint: &'static str,
 }
 
 /// There is no link to this peer now.
@@ -276,213 +239,6 @@ impl Links {
     }
 }
 
-/// What the tasks of this room share.
-pub(super) struct Shared {
-    pub(super) identity: Arc<Identity>,
-    pub(super) cancel: CancellationToken,
-    pub(super) tasks: TaskTracker,
-    pub(super) timing: Timing,
-    /// All that came in and is no link yet, by whichever listener.
-    pub(super) lobby: Arc<Lobby>,
-    refusals: Mutex<Refusals>,
-    /// Places for connections beside the first of a link, over all links.
-    pub(super) further: Arc<Semaphore>,
-    /// See [`Hello::run`].
-    run: Option<u64>,
-    sink: Arc<dyn Sink>,
-    upload: Arc<Rate>,
-    download: Arc<Rate>,
-    terms: RwLock<Arc<Terms>>,
-    listening: Mutex<Option<Listening>>,
-}
-
-/// What follows from the config; replaced whole.
-pub(super) struct Terms {
-    /// With the pins of all pairs.
-    pub(super) server: Arc<rustls::ServerConfig>,
-    pub(super) pairs: HashMap<AgentId, Arc<Pair>>,
-    pub(super) retry: config::Retry,
-    hello: Hello,
-}
-
-/// Where others can come in, and what ends it.
-struct Listening {
-    address: Option<SocketAddr>,
-    cancel: CancellationToken,
-}
-
-impl Shared {
-    /// As they are now.
-    pub(super) fn terms(&self) -> Arc<Terms> {
-        self.terms.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    pub(super) fn refusals(&self) -> std::sync::MutexGuard<'_, Refusals> {
-        self.refusals.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn listening(&self) -> std::sync::MutexGuard<'_, Option<Listening>> {
-        self.listening.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Exchanges Hellos on a connection whose key is proven. If it is the one to stay, it begins to carry transfers
-    /// by itself, and this is true; the caller is done. `at` is where the other side is; `seat` is that of a connection that
-    /// came in: without one, we dialled.
-    pub(super) async fn meet(
-        self: &Arc<Self>,
-        pair: &Arc<Pair>,
-        line: Line,
-        traffic: Arc<Traffic>,
-        at: IpAddr,
-        seat: Option<Seat>,
-    ) -> Result<bool, Error> {
-        let dialled = seat.is_none();
-        let mut hello = self.terms().hello.clone();
-        if matches!(line, Line::Strands(_)) {
-            hello.window = WINDOW_FAR;
-        }
-        let local = Local {
-            hello,
-            max_file_size: None, // the link takes it from its orders
-            ping_after: self.timing.ping_after,
-            dead_after: self.timing.dead_after,
-        };
-        let mut link = greet(line, traffic, local, &self.timing).await?;
-        let visitor = Visitor {
-            dialled,
-            run: link.run,
-            at,
-        };
-        let within = self.timing.twins;
-        let admitted = pair.admit(visitor, link.traffic.clone(), within);
-        let stays = admitted.is_ok();
-        match admitted {
-            Ok(admission) => {
-                self.tasks
-                    .spawn(carry(self.clone(), pair.clone(), link, admission, seat));
-            }
-            Err(Refused { reason, shared_key }) => {
-                tracing::debug!(peer = %pair.name(), dialled, ?reason, "no further link of this pair");
-                if shared_key {
-                    link.conversation.tell_shared_key(true);
-                }
-                let within = self.timing.goodbye;
-                self.tasks
-                    .spawn(async move { seated(&seat, link.goodbye(reason, within)).await });
-            }
-        }
-        if pair.has_twins() && !pair.watched.swap(true, Relaxed) {
-            self.tasks.spawn(watch_twins(pair.clone(), within));
-        }
-        Ok(stays)
-    }
-}
-
-/// Until only one machine uses the peer's key, or the agent ends.
-async fn watch_twins(pair: Arc<Pair>, within: Duration) {
-    let watching = async {
-        while pair.has_twins() {
-            tokio::time::sleep(within / 15).await;
-            pair.look_for_twins(within);
-        }
-    };
-    pair.cancel.run_until_cancelled(watching).await;
-    pair.watched.store(false, Relaxed);
-}
-
-/// Until the connection has to leave its seat.
-async fn seated<T>(seat: &Option<Seat>, what: impl Future<Output = T>) -> Option<T> {
-    match seat {
-        Some(seat) => seat.out.run_until_cancelled(what).await,
-        None => Some(what.await),
-    }
-}
-
-/// One link from Up to Down; `seat` is its place until it is one.
-async fn carry(
-    shared: Arc<Shared>,
-    pair: Arc<Pair>,
-    mut link: Greeted<Line>,
-    admission: Admission,
-    seat: Option<Seat>,
-) {
-    // The link before this one is on its way out; it has a deadline for that. Meanwhile a newer one may come.
-    let mut orders = admission.orders.clone();
-    let waiting = async {
-        tokio::select! {
-            biased;
-            ordered = orders.wait_for(|orders| orders.end.is_some()) => Err(ordered.ok().and_then(|o| o.end)),
-            turn = pair.turn.lock() => Ok(turn),
-        }
-    };
-    let _turn = match seated(&seat, waiting).await {
-        Some(Ok(turn)) => turn,
-        Some(Err(ordered)) => {
-            let reason = ordered.unwrap_or(ByeReason::Duplicate);
-            seated(&seat, link.goodbye(reason, shared.timing.goodbye)).await;
-            return pair.close(&admission, None);
-        }
-        None => return pair.close(&admission, None),
-    };
-    drop(seat);
-    let Some(events) = pair.events() else {
-        return pair.close(&admission, None); // taken out of the config just now
-    };
-    let (commands, outcomes) = shared.sink.attach(pair.id);
-    let (give, requests) = mpsc::channel(REQUESTS);
-    pair.open(&admission, give);
-    // A peer can make links as often as it likes.
-    let told = pair.seldom().links.due();
-    if let Some(more) = told {
-        tracing::info!(peer = %pair.name(), more, "linked");
-    }
-    shared.tell(&events, LinkEvent::Up).await;
-    let ends = Ends {
-        commands,
-        outcomes,
-        requests,
-        events: events.clone(),
-        shared_key: Box::new({
-            let pair = pair.clone();
-            move |seen| pair.told_shared_key(seen)
-        }),
-        orders: admission.orders.clone(),
-        cancel: shared.cancel.clone(),
-        upload: shared.upload.clone(),
-        download: shared.download.clone(),
-        timing: shared.timing,
-    };
-    let error = drive(link, ends).await;
-    if told.is_some() {
-        tracing::info!(peer = %pair.name(), error, "link ended");
-    }
-    pair.close(&admission, error.as_deref());
-    shared.tell(&events, LinkEvent::Down { error }).await;
-}
-
-impl Shared {
-    /// Waits for whoever takes the peer's events, unless the agent is ending and nobody may listen any more.
-    async fn tell(&self, events: &mpsc::Sender<LinkEvent>, event: LinkEvent) {
-        tokio::select! {
-            biased;
-            _ = events.send(event) => {}
-            () = async { self.cancel.cancelled().await; tokio::time::sleep(self.timing.goodbye).await } => {}
-        }
-    }
-}
-
-fn hello(name: String, run: Option<u64>) -> Hello {
-    Hello {
-        version_min: 0, // both are filled in by the conversation
-        version_max: 0,
-        name,
-        software: concat!("dropwire ", env!("CARGO_PKG_VERSION")).into(),
-        window: WINDOW,
-        max_open: MAX_OPEN,
-        run,
-    }
-}
-
 fn cannot_listen(address: &str, error: &io::Error) -> Fatal {
     let (exit, mend) = match error.kind() {
         io::ErrorKind::PermissionDenied => (Exit::Permission, "take a port above 1023"),
@@ -498,22 +254,12 @@ fn cannot_listen(address: &str, error: &io::Error) -> Fatal {
     Fatal::new(exit, format_args!("cannot listen on {address}: {error}")).mend(mend)
 }
 
-/// Bytes of one transfer under way without an Ack: fills 20 ms, up to where a line is long, at 250 MB/s. They lie in the
-/// network and in the sink, not here; beside one alone whose disk is slow, the sink's room has place for others.
-const WINDOW: u64 = 5 * 1024 * 1024;
-/// The same on a long line, where a packet that is lost holds up all that comes after it for another round trip.
-const WINDOW_FAR: u64 = 16 * 1024 * 1024;
 /// Connections that are no link yet; each takes some 30 KiB.
 const LOBBY: usize = 256;
 /// Connections beside the first of a link, over all links. An idle one takes some 50 KiB, one that was busy 300.
 const FURTHER: usize = 128;
-/// Transfers that a link takes in at once; our Hello says so, and as a sender we keep to it too.
-pub const MAX_OPEN: u32 = 1024;
 /// How long looking up the name to listen on may take.
 const LOOK_UP: Duration = Duration::from_secs(10);
-/// Requests that wait for a link.
-const REQUESTS: usize = 64;
-
 impl Default for Timing {
     fn default() -> Self {
         Timing {

@@ -18,16 +18,16 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     handshake::{self, Socket},
-    joining::{self, Door, LinkName},
+    join_token::{JoinToken, LinkName},
+    joining,
     line::{Line, Tls},
-    links::Shared,
     lobby::Seat,
     pair::Pair,
-    seldom::Seldom,
+    shared::Shared,
     wire::Traffic,
 };
 use crate::{
-    identity::{self, NotPaired, Role},
+    identity::{self, Role},
     io_error::{Meaning, Wait, meaning},
 };
 
@@ -126,8 +126,8 @@ async fn welcome(
         let line = match role {
             Role::Whole => Line::Whole(stream.into()),
             Role::First => {
-                let (line, door) = Door::open(stream, name, &traffic);
-                pair.let_join(door);
+                let (line, token) = JoinToken::open(stream, name, &traffic);
+                pair.let_join(token);
                 line
             }
             Role::Further => return joining::answer(shared, &pair, stream).await,
@@ -173,37 +173,6 @@ impl Shortage {
     fn over(&mut self) {
         if let Some(since) = self.since.take() {
             tracing::info!(after = ?since.elapsed(), "connections are accepted again");
-        }
-    }
-}
-
-/// Tells of those who were turned away, without letting them fill the log.
-#[derive(Default)]
-pub(super) struct Refusals {
-    unpaired: Seldom,
-    ourselves: Seldom,
-    broken: Seldom,
-}
-
-impl Refusals {
-    fn log(&mut self, from: SocketAddr, error: &io::Error) {
-        match NotPaired::find(error) {
-            Some(NotPaired::Unknown(id)) => {
-                if let Some(more) = self.unpaired.due() {
-                    let id = crate::id::format(id);
-                    tracing::warn!(%from, id, more, "turned away an agent that is not paired");
-                }
-            }
-            Some(NotPaired::Ourselves) => {
-                if let Some(more) = self.ourselves.due() {
-                    tracing::warn!(%from, more, "turned away a connection with this agent's own key: {}", NotPaired::Ourselves);
-                }
-            }
-            None => {
-                if let Some(more) = self.broken.due() {
-                    tracing::info!(%from, %error, more, "turned away a connection");
-                }
-            }
         }
     }
 }

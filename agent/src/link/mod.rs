@@ -5,10 +5,12 @@
 //! and [`Sink`] (where incoming ones go).
 
 mod buffered;
+mod client;
 mod commands;
 mod dial;
 mod drive;
 mod handshake;
+mod join_token;
 mod joining;
 mod line;
 mod links;
@@ -18,7 +20,9 @@ mod outgoing;
 mod pair;
 mod probe;
 mod rate;
+mod refusals;
 mod seldom;
+mod shared;
 mod strands;
 #[cfg(test)]
 mod tests;
@@ -39,8 +43,10 @@ use dropwire_protocol::{
 use tokio::sync::mpsc;
 
 pub use commands::{Commands, Room};
-pub use links::{Links, MAX_OPEN, NotLinked, PeerLink, Settings, SharedKey, bind};
+pub use links::{Links, NotLinked, Settings, bind};
+pub use pair::{PeerLink, SharedKey};
 pub use probe::{Unreached, probe};
+pub use shared::MAX_OPEN;
 
 /// One transfer to offer.
 pub struct Outgoing {

@@ -17,9 +17,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    LinkEvent, PeerLink, Request, SharedKey,
+    LinkEvent, Request,
     drive::Orders,
-    joining::{Door, Entry, LinkName},
+    join_token::{Entry, JoinToken, LinkName},
     seldom::Seldom,
     twins::{Change, Entry as Place, Twins, WAY_OUT},
     wire::Traffic,
@@ -29,6 +29,36 @@ use crate::config;
 /// Events that may wait: more than one peer's requests in flight (the schedule's `MOST` offers, 256 withdrawals) can
 /// ever cause, so that nobody blocks. Few in tests, which have to go on where links are blocked.
 const EVENTS: usize = if cfg!(test) { 4 } else { 2048 };
+
+/// How the link of one peer stands.
+#[derive(Clone, Debug)]
+pub struct PeerLink {
+    /// Whose.
+    pub peer: AgentId,
+    /// Both Hellos are done.
+    pub connected: bool,
+    /// When it is dialled again; None: no dial is planned.
+    pub next_dial_at: Option<SystemTime>,
+    /// Why the last link ended or the last dial failed; cleared by a new link.
+    pub last_error: Option<String>,
+    /// Two machines use its key, or ours.
+    pub shared_key: Option<SharedKey>,
+    /// Bytes over all its links since the start, TLS included.
+    pub sent_bytes: u64,
+    /// See `sent_bytes`.
+    pub received_bytes: u64,
+}
+
+/// Two machines use one key.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SharedKey {
+    /// Since when that is known.
+    pub since: SystemTime,
+    /// Whose, and where they are.
+    pub text: String,
+    /// The way out.
+    pub hint: &'static str,
+}
 
 /// One paired agent.
 pub(super) struct Pair {
@@ -69,7 +99,7 @@ struct State {
     /// The other end, until somebody asks for it.
     told: Option<mpsc::Receiver<LinkEvent>>,
     /// Of the links that it dialled and that may go over several connections.
-    doors: Vec<Door>,
+    join_tokens: Vec<JoinToken>,
     /// Who uses its key.
     twins: Twins,
     /// Since when.
@@ -287,16 +317,16 @@ impl Pair {
     }
 
     /// Further connections may join a link that it dialled.
-    pub(super) fn let_join(&self, door: Door) {
-        let doors = &mut self.state().doors;
-        doors.retain(|door| !door.is_closed());
-        doors.push(door);
+    pub(super) fn let_join(&self, token: JoinToken) {
+        let tokens = &mut self.state().join_tokens;
+        tokens.retain(|token| !token.is_closed());
+        tokens.push(token);
     }
 
     /// The way for a further connection, into the link that it names.
     pub(super) fn enter(&self, name: &LinkName) -> Option<Entry> {
-        let doors = &mut self.state().doors;
-        doors.iter_mut().find_map(|door| door.enter(name))
+        let tokens = &mut self.state().join_tokens;
+        tokens.iter_mut().find_map(|token| token.enter(name))
     }
 
     /// The link begins to carry transfers.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   watch ──hints──▶ ┐
-//!                    ├─▶ settle ──due──▶ look ──ready──▶ unknown? ──▶ sync (S1) ──▶ OutboxEvent::Settled
+//!                    ├─▶ settle ──due──▶ look ──ready──▶ unknown? ──▶ sync (S1) ──▶ Ready
 //!   scan ──truth───▶ ┘      ▲              │
 //!                           └──not yet─────┘                    later: dispose (S5)
 //! ```
@@ -20,6 +20,7 @@ mod place;
 mod scan;
 mod settle;
 pub mod spool;
+mod supervisor;
 mod task;
 mod tend;
 mod watch;
@@ -54,8 +55,8 @@ pub type Settling<'a> = Pin<Box<dyn Future<Output = Option<Result<(), String>>> 
 
 /// Tells which found files are already in the job list.
 pub trait Known: Send + Sync {
-    /// The outbox with this mark was found, and is at home at its path from now on. The error is why it is not: the folder
-    /// is a copy. One that `is_new` took the place of any other for good. None: it cannot be told now.
+    /// The outbox with this mark was found, and is at home at its path from now on: whatever is known of it is looked for
+    /// there. The error is why it is not: the folder is a copy. One that `is_new` took the place of any other for good. None: it cannot be told now.
     fn settle(&self, outbox: OutboxId, is_new: bool) -> Settling<'_>;
 
     /// Those of `found` (at most 1,000) that have no job for this version yet. None: it cannot be told now.
@@ -78,23 +79,13 @@ pub trait Known: Send + Sync {
     ) -> Pin<Box<dyn Future<Output = Option<Vec<RemotePath>>> + Send + '_>>;
 }
 
-/// What an outbox tells the daemon.
+/// Versions that rest and are on disk (S1): ready to be queued. The same one may come again.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum OutboxEvent {
-    /// The folder was found, with this mark. Whatever is known of the outbox with this mark is here now.
-    Marked {
-        /// As in the config.
-        root: PathBuf,
-        /// Its mark; on disk.
-        id: OutboxId,
-    },
-    /// These versions rest and are on disk (S1): ready to be queued. The same one may come again.
-    Settled {
-        /// As in the config.
-        root: PathBuf,
-        /// At most 256.
-        found: Vec<Found>,
-    },
+pub struct Ready {
+    /// The outbox, as in the config.
+    pub root: PathBuf,
+    /// At most 256.
+    pub found: Vec<Found>,
 }
 
 /// What `status` shows of an outbox.
@@ -141,7 +132,7 @@ pub fn start(
     me: Me,
     expected: Option<OutboxId>,
     known: Arc<dyn Known>,
-    events: mpsc::Sender<OutboxEvent>,
+    ready: mpsc::Sender<Ready>,
     cancel: CancellationToken,
 ) -> Outbox {
     let (commands, inbox) = mpsc::channel(1024);
@@ -162,10 +153,10 @@ pub fn start(
         ignore: ignore.ok(),
         config,
     });
-    tokio::spawn(task::run(task::Task {
+    tokio::spawn(supervisor::run(task::Task {
         shared: Arc::clone(&shared),
         known,
-        events,
+        ready,
         cancel,
         commands: inbox,
         expected,

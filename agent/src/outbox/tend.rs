@@ -20,10 +20,11 @@ use super::{
     place::{self, Place},
     scan::{Report, Walk},
     settle::{Settle, Urgency},
-    task::{Task, Watched, blocking},
+    task::{Task, Watched},
     watch::{Hint, Went},
 };
 use crate::{
+    blocking::blocking,
     border::{self, Mounted, Noted},
     config::AfterSend,
     confined,
@@ -181,7 +182,7 @@ impl<'a> Tending<'a> {
             }
             inside
         };
-        let inside = blocking(look).await;
+        let inside = blocking(look).await.ok();
         if inside.is_some() && inside != self.inside && !fault::mutant("S1-mounted") {
             self.inside = inside;
             self.scan_wanted = true;
@@ -485,7 +486,7 @@ impl<'a> Tending<'a> {
                 .filter_map(|due| place::remove_empty(&dir, &noted, due, quiet));
             Some(next.collect::<Vec<_>>())
         });
-        for next in next.await.flatten().unwrap_or_default() {
+        for next in next.await.ok().flatten().unwrap_or_default() {
             self.emptied.insert(next, Instant::now() + quiet);
         }
     }

@@ -17,6 +17,8 @@ struct List {
     fails: AtomicU32,
     /// Why the outbox is not at home.
     copy: Mutex<Option<String>>,
+    /// Told where it is.
+    home: Mutex<Option<mpsc::UnboundedSender<OutboxId>>>,
 }
 
 fn me() -> Me {
@@ -27,8 +29,11 @@ fn me() -> Me {
 }
 
 impl Known for List {
-    fn settle(&self, _: OutboxId, _: bool) -> Settling<'_> {
+    fn settle(&self, outbox: OutboxId, _: bool) -> Settling<'_> {
         let copy = self.copy.lock().unwrap().clone();
+        if let (None, Some(home)) = (&copy, &*self.home.lock().unwrap()) {
+            home.send(outbox).unwrap();
+        }
         Box::pin(async move { Some(copy.map_or(Ok(()), Err)) })
     }
 
@@ -74,7 +79,8 @@ struct Running {
     temp: tempfile::TempDir,
     outbox: Outbox,
     list: Arc<List>,
-    events: mpsc::Receiver<OutboxEvent>,
+    ready: mpsc::Receiver<Ready>,
+    homes: mpsc::UnboundedReceiver<OutboxId>,
     cancel: CancellationToken,
 }
 
@@ -100,6 +106,24 @@ fn config(path: PathBuf) -> config::Outbox {
     }
 }
 
+fn started(temp: tempfile::TempDir, config: config::Outbox) -> Running {
+    let (give, ready) = mpsc::channel(16);
+    let (home, homes) = mpsc::unbounded_channel();
+    let list = Arc::new(List {
+        home: Mutex::new(Some(home)),
+        ..List::default()
+    });
+    let cancel = CancellationToken::new();
+    Running {
+        temp,
+        outbox: start(config, me(), None, list.clone(), give, cancel.clone()),
+        list,
+        ready,
+        homes,
+        cancel,
+    }
+}
+
 /// Prepares a folder beside which others can lie, then starts its outbox, and waits until it is watched.
 async fn run(prepare: impl FnOnce(&Path), change: impl FnOnce(&mut config::Outbox)) -> Running {
     let temp = tempfile::tempdir().unwrap();
@@ -108,16 +132,7 @@ async fn run(prepare: impl FnOnce(&Path), change: impl FnOnce(&mut config::Outbo
     prepare(&root);
     let mut config = config(root);
     change(&mut config);
-    let (events_in, events) = mpsc::channel(16);
-    let (list, cancel) = (Arc::new(List::default()), CancellationToken::new());
-    let outbox = start(config, me(), None, list.clone(), events_in, cancel.clone());
-    let mut running = Running {
-        temp,
-        outbox,
-        list,
-        events,
-        cancel,
-    };
+    let mut running = started(temp, config);
     running.marked().await;
     running
 }
@@ -134,35 +149,39 @@ impl Running {
         self.temp.path().join("outbox").join(path)
     }
 
-    async fn event(&mut self) -> OutboxEvent {
-        let event = tokio::time::timeout(DEADLINE, self.events.recv()).await;
+    async fn ready(&mut self) -> Vec<Found> {
+        let ready = tokio::time::timeout(DEADLINE, self.ready.recv()).await;
         let status = self.outbox.status();
-        event
-            .unwrap_or_else(|_| panic!("no event; {status:?}"))
+        ready
+            .unwrap_or_else(|_| panic!("nothing is ready; {status:?}"))
             .expect("the outbox ended")
+            .found
     }
 
     async fn marked(&mut self) -> OutboxId {
-        loop {
-            match self.event().await {
-                OutboxEvent::Marked { id, .. } => return id,
-                // The same one may come again.
-                OutboxEvent::Settled { found, .. } => {
-                    let known = self.list.known.lock().unwrap();
-                    assert!(found.iter().all(|found| known.contains(found)), "{found:?}");
+        let marked = async {
+            loop {
+                tokio::select! {
+                    biased;
+                    id = self.homes.recv() => return id.unwrap(),
+                    // The same one may come again.
+                    ready = self.ready.recv() => {
+                        let (found, known) = (ready.unwrap().found, self.list.known.lock().unwrap());
+                        assert!(found.iter().all(|found| known.contains(found)), "{found:?}");
+                    }
                 }
             }
-        }
+        };
+        tokio::time::timeout(DEADLINE, marked)
+            .await
+            .expect("it is not found")
     }
 
     /// Until all of these, and nothing else, came; gives the versions in that order.
     async fn settles(&mut self, paths: &[&str]) -> Vec<Found> {
         let mut got: BTreeMap<String, Found> = BTreeMap::new();
         while got.len() < paths.len() {
-            let OutboxEvent::Settled { found, .. } = self.event().await else {
-                panic!("marked again")
-            };
-            for found in found {
+            for found in self.ready().await {
                 if !self.list.known.lock().unwrap().insert(found.clone()) {
                     continue; // the same one may come again
                 }
@@ -420,23 +439,7 @@ async fn a_folder_that_is_not_there_is_waited_for_and_never_made() {
     }
     let temp = tempfile::tempdir().unwrap();
     let (root, aside) = (temp.path().join("outbox"), temp.path().join("aside"));
-    let (events_in, events) = mpsc::channel(16);
-    let (list, cancel) = (Arc::new(List::default()), CancellationToken::new());
-    let outbox = start(
-        config(root.clone()),
-        me(),
-        None,
-        list.clone(),
-        events_in,
-        cancel.clone(),
-    );
-    let mut running = Running {
-        temp,
-        outbox,
-        list,
-        events,
-        cancel,
-    };
+    let mut running = started(temp, config(root.clone()));
     let held = |outbox: &Outbox| outbox.status().held.unwrap_or_default();
     running
         .until("held", |outbox| held(outbox).contains("not there"))
@@ -493,13 +496,13 @@ async fn a_wrong_pattern_holds_the_outbox() {
     let temp = tempfile::tempdir().unwrap();
     let mut config = config(temp.path().to_path_buf());
     config.ignore = vec!["[".into()];
-    let (events, _kept) = mpsc::channel(1);
+    let (ready, _kept) = mpsc::channel(1);
     let outbox = start(
         config,
         me(),
         None,
         Arc::new(List::default()),
-        events,
+        ready,
         CancellationToken::new(),
     );
     assert!(outbox.status().held.unwrap().contains('['));

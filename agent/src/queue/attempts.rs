@@ -6,11 +6,10 @@ use dropwire_protocol::{AgentId, TransferId};
 use rusqlite::{Connection, OptionalExtension, Result, params};
 
 use super::{
-    DropId, End, JobState, Queue, Todo,
-    change::{self, Key},
-    delivery,
+    DropId, End, JobState, Queue, Todo, change, delivery,
     edit::Edit,
     job::{JOB_COLUMNS, JOB_TABLES, JobRow, job_of},
+    key::Key,
     retimed,
     schedule::Load,
     schema::{DropState, Step},

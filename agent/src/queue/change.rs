@@ -6,6 +6,7 @@ use rusqlite::{Connection, OptionalExtension, Result, params};
 use super::{
     DropId, End, JobState,
     edit::Edit,
+    key::Key,
     schema::{DropState, Step},
 };
 use crate::{config::AfterSend, fault, version::Found};
@@ -15,17 +16,6 @@ const HISTORY: i64 = 50;
 
 /// Of smaller files nothing is ever kept in `checkpoints`; bytes.
 const SOME_CHECKPOINTS: i64 = MAX_EAGER.cast_signed();
-
-/// As much of a job as changes need.
-pub(super) struct Key {
-    pub row: i64,
-    pub drop: DropId,
-    pub outbox: i64,
-    pub peer: AgentId,
-    pub transfer: TransferId,
-    pub state: JobState,
-    pub has_receipt: bool,
-}
 
 /// The job that has this id now; a former id finds nothing, so what is late cannot touch the job.
 pub(super) fn find(db: &Connection, transfer: TransferId) -> Result<Option<Key>> {

@@ -6,10 +6,10 @@ use dropwire_protocol::{AgentId, TransferId, message::LateTime};
 use rusqlite::{Connection, OptionalExtension, Result, Row, params};
 
 use super::{
-    Disposal, DropId, JobState, Proof, Queue, Recorded, Resting,
-    change::{self, Key},
+    Disposal, DropId, JobState, Proof, Queue, Recorded, Resting, change,
     edit::Edit,
     job::{found_of, path_of},
+    key::Key,
     retimed::{self, Who},
     schema::{DropState, Step},
 };

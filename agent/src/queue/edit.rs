@@ -5,7 +5,7 @@ use std::{cell::RefCell, collections::HashMap, mem, ops::Deref};
 use dropwire_protocol::{AgentId, name::escape};
 use rusqlite::{Connection, Result, Transaction, params};
 
-use super::{End, Ended, Gathered, JobState, change::Key};
+use super::{End, Ended, Gathered, JobState, key::Key};
 use crate::{fault, identity::Identity};
 
 /// The tables, whose they are, and how many jobs came and went by this change.

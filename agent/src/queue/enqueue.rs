@@ -1,6 +1,10 @@
 //! What was found in an outbox becomes a drop with a job for each peer (S2).
 
-use std::{collections::BTreeSet, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use dropwire_protocol::{AgentId, Digest, RemotePath, TransferId};
 use rusqlite::{Connection, OptionalExtension, Result, Row, params};
@@ -59,12 +63,10 @@ impl Queue {
         .await
     }
 
-    /// The outboxes with these marks were found there: their drops lie there from now on. Nothing for one without any.
-    pub async fn outboxes_lie_at(&self, found: Vec<(OutboxId, PathBuf)>) -> Result<(), DbError> {
+    /// [`outbox_is_at`] for each of them.
+    pub async fn outboxes_are_at(&self, found: Vec<(OutboxId, PathBuf)>) -> Result<(), DbError> {
         self.each(found, |db, (outbox, root), _: &mut Vec<()>| {
-            db.prepare_cached("UPDATE outboxes SET root = ?1 WHERE mark = ?2 AND root <> ?1")?
-                .execute(params![path_bytes(root), outbox.0])?;
-            Ok(())
+            outbox_is_at(db, *outbox, root)
         })
         .await
         .map(|_| ())
@@ -120,6 +122,14 @@ impl Queue {
         });
         told.await.map(BTreeSet::from_iter)
     }
+}
+
+/// The outbox with this mark was found at `root`: its drops are there from now on. Does nothing for one without any. To
+/// share a commit with what makes it so.
+pub fn outbox_is_at(db: &Connection, outbox: OutboxId, root: &Path) -> Result<()> {
+    db.prepare_cached("UPDATE outboxes SET root = ?1 WHERE mark = ?2 AND root <> ?1")?
+        .execute(params![path_bytes(root), outbox.0])?;
+    Ok(())
 }
 
 fn enqueue_one(db: &Edit<'_>, new: &NewDrop, now_ms: i64) -> Result<Enqueued> {
@@ -324,7 +334,7 @@ fn past(
     })
 }
 
-/// Where a known one lies, only [`Queue::outboxes_lie_at`] says: what was found before it was moved may come after that.
+/// Where a known one lies, only [`outbox_is_at`] says: what was found before it was moved may come after that.
 fn outbox_row(db: &Connection, new: &NewDrop) -> Result<i64> {
     let OutboxId(mark) = new.found.outbox;
     let known = db

@@ -9,6 +9,7 @@
 //! | `job` | what goes in and comes out |
 //! | `edit` | one change while it is made, and how many jobs it turns |
 //! | `change` | the steps that every change is made of |
+//! | `key` | as much of a job as every change needs |
 //! | `ends` | what ended without being delivered, for the log |
 //! | `signals` | who is told that there may be something to do |
 //! | `enqueue` | S2: what was found becomes jobs |
@@ -37,6 +38,7 @@ mod ends;
 mod enqueue;
 mod job;
 mod keeping;
+mod key;
 mod list;
 mod overlap;
 mod replaced;
@@ -54,6 +56,7 @@ use rusqlite::{Connection, Transaction};
 use tokio::sync::Notify;
 
 pub use ends::{End, Ended, Ends, Gathered};
+pub use enqueue::outbox_is_at;
 pub use job::{
     Class, Counts, Disposal, Doubt, DropId, Enqueued, Filter, Job, JobRow, JobState, NewDrop, Page,
     PeerCounts, Proof, Question, Recorded, Resting, Todo,

@@ -785,7 +785,7 @@ async fn what_was_found_before_an_outbox_was_moved_is_looked_for_where_it_is() {
     let first = enqueue(&queue, 1, AfterSend::Delete, &[1]).await.queued[0];
     let (outbox, moved) = (OUTBOX, std::path::PathBuf::from("/moved"));
     queue
-        .outboxes_lie_at(vec![(outbox, moved.clone())])
+        .outboxes_are_at(vec![(outbox, moved.clone())])
         .await
         .unwrap();
     let late = drop_of(found("b", 2), AfterSend::Delete, &[1]);

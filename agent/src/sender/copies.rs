@@ -21,7 +21,7 @@ pub async fn clear_spool(queue: &Queue, spool: PathBuf) -> Result<(), DbError> {
     let known = queue.outboxes().await?;
     let cleared = move || spool::discard_unused(&spool, |id| known.get(&id).copied());
     match blocking(cleared).await {
-        Ok(Ok(wanted)) => queue.outboxes_lie_at(wanted).await?,
+        Ok(Ok(wanted)) => queue.outboxes_are_at(wanted).await?,
         Ok(Err(error)) => warn!(%error, "old copies of `send` stay"),
         Err(error) => warn!(%error, "old copies of `send` stay"),
     }

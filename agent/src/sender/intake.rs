@@ -18,9 +18,9 @@ use crate::{
     config::{self, Current},
     db::{Db, DbError},
     homes,
-    outbox::{self, Known, OutboxEvent},
+    outbox::{self, Known, Ready},
     owner::Me,
-    queue::{NewDrop, Queue},
+    queue::{self, NewDrop, Queue},
     version::{Found, OutboxId},
 };
 
@@ -49,7 +49,7 @@ pub(super) async fn begin(
     tasks: &TaskTracker,
     cancel: CancellationToken,
 ) -> Result<(), DbError> {
-    let (events_in, events) = mpsc::channel(WAITING);
+    let (give, ready) = mpsc::channel(WAITING);
     let path = outbox.path.clone();
     let expected = task.db.call(move |tx| homes::expected(tx, &path)).await?;
     let known = Arc::new(InQueue {
@@ -63,10 +63,10 @@ pub(super) async fn begin(
             me,
             expected.map(OutboxId),
             known,
-            events_in,
+            give,
             cancel.clone(),
         ),
-        intake: tasks.spawn(take_in(task.clone(), outbox.clone(), events, cancel.clone())),
+        intake: tasks.spawn(take_in(task.clone(), outbox.clone(), ready, cancel.clone())),
         cancel,
     };
     task.outboxes.add(running, &task.config.get().outboxes);
@@ -84,7 +84,7 @@ pub(super) async fn end(outboxes: &Outboxes, paths: &[PathBuf]) {
 async fn take_in(
     task: Task,
     outbox: config::Outbox,
-    mut events: mpsc::Receiver<OutboxEvent>,
+    mut ready: mpsc::Receiver<Ready>,
     cancel: CancellationToken,
 ) {
     let doubts = Doubts::default();
@@ -94,7 +94,7 @@ async fn take_in(
         outboxes: task.outboxes.clone(),
         cleanup: task.cleanup.clone(),
     };
-    let queued = take_all_in(&task, &outbox, &mut events, &doubts, &cancel);
+    let queued = take_all_in(&task, &outbox, &mut ready, &doubts, &cancel);
     let answered = doubts.run(&answering, &cancel);
     tokio::join!(queued, answered);
 }
@@ -102,35 +102,29 @@ async fn take_in(
 async fn take_all_in(
     task: &Task,
     outbox: &config::Outbox,
-    events: &mut mpsc::Receiver<OutboxEvent>,
+    ready: &mut mpsc::Receiver<Ready>,
     doubts: &Doubts,
     cancel: &CancellationToken,
 ) {
-    while let Some(event) = events.recv().await {
+    while let Some(Ready { root, found }) = ready.recv().await {
         // On a full disk files wait in their outbox, so that what was queued before them can be finished.
         cancel.run_until_cancelled(task.db.room_for_more()).await;
-        let queue = &task.queue;
-        let queued = persistently(cancel, FIRST_WAIT, tries(&event), || async {
-            match event.clone() {
-                // Jobs of it that wait are looked for here from now on, wherever it lay before.
-                OutboxEvent::Marked { root, id } => queue.outboxes_lie_at(vec![(id, root)]).await,
-                OutboxEvent::Settled { root, found } => {
-                    let drops = found.into_iter().map(|found| {
-                        debug!(path = %found.path, size = found.version.size, "ready");
-                        NewDrop {
-                            found,
-                            root: root.clone(),
-                            peers: outbox.to.clone(),
-                            after_send: outbox.after_send,
-                            marker: outbox.marker.clone(),
-                            origin: None,
-                            is_not: None,
-                        }
-                    });
-                    let queued = queue.enqueue(drops.collect(), now_ms()).await;
-                    queued.map(|queued| doubts.add(queued.doubts))
-                }
-            }
+        for found in &found {
+            debug!(path = %found.path, size = found.version.size, "ready");
+        }
+        let queued = persistently(cancel, FIRST_WAIT, || async {
+            let drops = found.iter().map(|found| NewDrop {
+                found: found.clone(),
+                root: root.clone(),
+                peers: outbox.to.clone(),
+                after_send: outbox.after_send,
+                marker: outbox.marker.clone(),
+                origin: None,
+                is_not: None,
+            });
+            let queued = task.queue.enqueue(drops.collect(), now_ms()).await?;
+            doubts.add(queued.doubts);
+            Ok(())
         })
         .await;
         if queued.is_none() {
@@ -139,25 +133,12 @@ async fn take_all_in(
     }
 }
 
-/// Files are found again by a scan; nothing tells a mark again.
-fn tries(event: &OutboxEvent) -> u32 {
-    match event {
-        OutboxEvent::Marked { .. } => u32::MAX,
-        OutboxEvent::Settled { .. } => TRIES,
-    }
-}
-
-/// Again while the job list fails, later each time; whoever asks waits. None: cancelled, or it failed so many times.
-async fn persistently<T, F>(
-    cancel: &CancellationToken,
-    first: Duration,
-    tries: u32,
-    attempt: impl Fn() -> F,
-) -> Option<T>
+/// Again while the job list fails, later each time; whoever asks waits. None: cancelled, or it failed [`TRIES`] times.
+async fn persistently<T, F>(cancel: &CancellationToken, first: Duration, attempt: impl Fn() -> F) -> Option<T>
 where
     F: Future<Output = Result<T, DbError>>,
 {
-    for tried in 0..tries {
+    for tried in 0..TRIES {
         match attempt().await {
             Ok(done) => return Some(done),
             Err(error) => warn!(%error, "files could not be queued"),
@@ -212,8 +193,13 @@ impl InQueue {
 
     async fn claim(&self, id: OutboxId, left: Option<PathBuf>) -> Result<Option<PathBuf>, DbError> {
         let (path, configured) = (self.path.clone(), self.task.config.get().folders());
-        let claim =
-            move |tx: &rusqlite::Transaction<'_>| homes::claim(tx, id.0, &path, &configured, left.as_deref());
+        let claim = move |tx: &rusqlite::Transaction<'_>| {
+            let other = homes::claim(tx, id.0, &path, &configured, left.as_deref())?;
+            if other.is_none() {
+                queue::outbox_is_at(tx, id, &path)?;
+            }
+            Ok(other)
+        };
         self.task.db.call(claim).await
     }
 }
@@ -222,7 +208,7 @@ impl Known for InQueue {
     fn settle(&self, outbox: OutboxId, is_new: bool) -> outbox::Settling<'_> {
         Box::pin(async move {
             let ask = || self.find_home(outbox, is_new);
-            persistently(&self.cancel, FIRST_WAIT, TRIES, ask).await
+            persistently(&self.cancel, FIRST_WAIT, ask).await
         })
     }
 
@@ -230,7 +216,7 @@ impl Known for InQueue {
         Box::pin(async move {
             self.task.cleanup.told(&found);
             let ask = || self.task.queue.unknown(found.clone());
-            persistently(&self.cancel, FIRST_WAIT, TRIES, ask).await
+            persistently(&self.cancel, FIRST_WAIT, ask).await
         })
     }
 
@@ -241,7 +227,7 @@ impl Known for InQueue {
     ) -> Pin<Box<dyn Future<Output = Option<Vec<RemotePath>>> + Send + '_>> {
         Box::pin(async move {
             let ask = || self.task.queue.folders_that_go(outbox, whole);
-            persistently(&self.cancel, FIRST_WAIT, TRIES, ask).await
+            persistently(&self.cancel, FIRST_WAIT, ask).await
         })
     }
 
@@ -266,9 +252,9 @@ mod tests {
     use super::*;
 
     /// Answers after so many failures.
-    async fn after(failures: u32, tries: u32, cancel: &CancellationToken) -> (Option<u32>, u32) {
+    async fn after(failures: u32, cancel: &CancellationToken) -> (Option<u32>, u32) {
         let tried = AtomicU32::new(0);
-        let answer = persistently(cancel, Duration::from_nanos(1), tries, || async {
+        let answer = persistently(cancel, Duration::from_nanos(1), || async {
             match tried.fetch_add(1, Ordering::Relaxed) {
                 n if n < failures => Err(DbError::Failed("full".into())),
                 n => Ok(n),
@@ -279,31 +265,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_job_list_that_fails_is_asked_again_but_not_for_ever() {
-        let (cancel, files) = (CancellationToken::new(), settled());
+        let cancel = CancellationToken::new();
         for (failures, expected) in [(0, (Some(0), 1)), (3, (Some(3), 4)), (u32::MAX, (None, TRIES))] {
-            assert_eq!(after(failures, tries(&files), &cancel).await, expected);
+            assert_eq!(after(failures, &cancel).await, expected);
         }
         cancel.cancel();
-        assert_eq!(after(1, tries(&files), &cancel).await, (None, 1));
-    }
-
-    #[tokio::test]
-    async fn an_outbox_that_was_found_is_told_until_it_is_known() {
-        let marked = OutboxEvent::Marked {
-            root: "/outbox".into(),
-            id: OutboxId([1; 16]),
-        };
-        let (cancel, often) = (CancellationToken::new(), 2 * TRIES);
-        assert_eq!(
-            after(often, tries(&marked), &cancel).await,
-            (Some(often), often + 1)
-        );
-    }
-
-    fn settled() -> OutboxEvent {
-        OutboxEvent::Settled {
-            root: "/outbox".into(),
-            found: Vec::new(),
-        }
+        assert_eq!(after(1, &cancel).await, (None, 1));
     }
 }

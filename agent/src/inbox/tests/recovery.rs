@@ -34,7 +34,7 @@ pub(super) async fn placing(rig: &Rig, how: How) -> (PathBuf, Receipt) {
         delivered_at: 7,
         salt: [0; 16],
     });
-    let row = ledger::Placing {
+    let row = placing::Placing {
         place,
         inode: partial::inode(&file).unwrap(),
         how,

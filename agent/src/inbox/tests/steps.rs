@@ -7,7 +7,10 @@ use std::{
 
 use rusqlite::Connection;
 
-use super::{super::ledger::*, *};
+use super::{
+    super::{ledger::*, placing::Placing},
+    *,
+};
 use crate::durable::How;
 
 /// More than any of these takes that follows an index, and far fewer than rows there are.

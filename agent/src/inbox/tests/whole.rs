@@ -157,7 +157,7 @@ async fn recovered(change: impl FnOnce(&Path, &Path)) -> (Rig, Receipt, Outcome)
         salt: [0; 16],
     });
     let (mark, size) = (site.mark, offered.size);
-    let row = ledger::Placing {
+    let row = placing::Placing {
         place,
         inode,
         how: How::Renamed,

@@ -524,7 +524,7 @@ impl Relay {
     /// What each connection of a link carried that has ended in order.
     pub(super) async fn carried(mut self) -> Vec<u64> {
         let mut all = Vec::new();
-        while all.len() <= crate::link::joining::FURTHER {
+        while all.len() <= crate::link::join_token::FURTHER {
             all.extend(within(self.carried.recv()).await);
         }
         all

@@ -22,7 +22,7 @@ use crate::{
     identity::Role,
     link::{
         Timing,
-        joining::FURTHER,
+        join_token::FURTHER,
         strands::{HEAD, Strands},
     },
 };

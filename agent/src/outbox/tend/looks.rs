@@ -6,15 +6,15 @@ use dropwire_protocol::RemotePath;
 
 use super::{Deaf, LISTED, LOOKS, Tending};
 use crate::{
+    blocking::blocking,
     config::AfterSend,
     confined::Parents,
     descriptors,
     file_system::OTHERS,
     outbox::{
-        OutboxEvent,
+        Ready,
         look::{self, Rules, Seen},
         settle::{Sight, Verdict},
-        task::blocking,
         whole,
     },
     owner,
@@ -52,7 +52,7 @@ impl Tending<'_> {
             };
             Some(paths.into_iter().map(look).collect::<Vec<_>>())
         });
-        let Some(seen) = looked.await.flatten() else {
+        let Some(seen) = looked.await.ok().flatten() else {
             self.check = true; // the folder is not what it was
             self.task.shared.state().settle.clear();
             self.scan_all();
@@ -80,7 +80,7 @@ impl Tending<'_> {
             return Ok(());
         }
         let root = self.task.shared.config.path.clone();
-        let told = self.task.events.send(OutboxEvent::Settled { root, found }).await;
+        let told = self.task.ready.send(Ready { root, found }).await;
         told.map_err(|_| Deaf)
     }
 

@@ -7,11 +7,11 @@ use std::{
 
 use super::{POLL, Tending};
 use crate::{
+    blocking::blocking,
     config::Watch,
     error::shown,
     outbox::{
         health::{Heard, LIMITED},
-        task::blocking,
         watch::{self, Watcher},
     },
 };
@@ -75,7 +75,7 @@ impl Tending<'_> {
             }
             watch::probe(&place.open()?)
         });
-        let made = matches!(probed.await, Some(Ok(())));
+        let made = matches!(probed.await, Ok(Ok(())));
         let health = &mut self.task.shared.state().health;
         match made {
             true => health.made(Instant::now()),

@@ -15,7 +15,7 @@ use tokio::{
     sync::mpsc::{self, error::TrySendError},
 };
 
-use super::{Subject, pass::Opened};
+use super::{pass::Opened, subject::Subject};
 use crate::link::Piece;
 
 /// Most groups that are read at the same time.

@@ -1,8 +1,8 @@
-use std::fs;
+use std::{fs, path::Path};
 
-use dropwire_protocol::{RemotePath, message::MAX_CHUNK};
+use dropwire_protocol::{RemotePath, RunningDigest, message::MAX_CHUNK};
 
-use super::*;
+use super::{pass::Pass, *};
 use crate::{
     border, confined, mark,
     version::{OutboxId, Version},

@@ -1,0 +1,37 @@
+//! Those who were turned away, for the log.
+
+use std::{io, net::SocketAddr};
+
+use super::seldom::Seldom;
+use crate::identity::NotPaired;
+
+/// Tells of those who were turned away, without letting them fill the log.
+#[derive(Default)]
+pub(super) struct Refusals {
+    unpaired: Seldom,
+    ourselves: Seldom,
+    broken: Seldom,
+}
+
+impl Refusals {
+    pub(super) fn log(&mut self, from: SocketAddr, error: &io::Error) {
+        match NotPaired::find(error) {
+            Some(NotPaired::Unknown(id)) => {
+                if let Some(more) = self.unpaired.due() {
+                    let id = crate::id::format(id);
+                    tracing::warn!(%from, id, more, "turned away an agent that is not paired");
+                }
+            }
+            Some(NotPaired::Ourselves) => {
+                if let Some(more) = self.ourselves.due() {
+                    tracing::warn!(%from, more, "turned away a connection with this agent's own key: {}", NotPaired::Ourselves);
+                }
+            }
+            None => {
+                if let Some(more) = self.broken.due() {
+                    tracing::info!(%from, %error, more, "turned away a connection");
+                }
+            }
+        }
+    }
+}
