@@ -1,26 +1,19 @@
 //! R1: what an offer meets in the ledger, and whether there is room for it.
 
-use std::{path::Path, sync::Arc, time::Instant};
+use std::{sync::Arc, time::Instant};
 
 use dropwire_protocol::{AgentId, Kind, Manifest, message::DeclineReason};
 
 use super::{
     Shared,
     claims::Key,
-    keeping,
     ledger::{self, Known, State},
-    reply::{Answer, FULL_MS},
-    rule,
+    reply::{self, Answer},
+    row_bounds, rule,
     site::{Site, Trouble},
-    space::{Reservation, Short},
+    space::Reservation,
 };
-use crate::{
-    db::DbError,
-    disk::Disk,
-    durable::How,
-    error::{self, shown},
-    fault, id,
-};
+use crate::{db::DbError, disk::Disk, durable::How, error, fault, id};
 
 /// Decides on the offer of a claimed transfer: the inbox to receive it in and whether there may be a partial to
 /// resume, or the answer that ends it. A row *placing* is finished first. Blocks.
@@ -76,12 +69,18 @@ pub fn admit(
 
 /// Is there room in the ledger for a transfer that it does not know yet? What it knows is finished in any case.
 pub fn takes_more(shared: &Shared, peer: AgentId) -> Result<(), Answer> {
-    let full = |text: &str| Err(Answer::refused(DeclineReason::NoSpace, text, Some(FULL_MS)));
+    let full = |text: &str| {
+        Err(Answer::refused(
+            DeclineReason::NoSpace,
+            text,
+            Some(reply::FULL_MS),
+        ))
+    };
     if shared.db.is_short_of_room().is_some() && !fault::mutant("R1-state-disk") {
         return full("the disk of the receiver's state folder is nearly full (state_disk)");
     }
     if shared.tally.is_full(peer) && shared.tally.is_to_be_eased(Instant::now()) {
-        keeping::ease(&shared.db, &shared.tally)?;
+        row_bounds::ease(&shared.db, &shared.tally)?;
     }
     if shared.tally.is_full(peer) && !fault::mutant("R1-rows") {
         return full(
@@ -160,7 +159,7 @@ pub fn reserve(
 ) -> Result<Reservation, Answer> {
     let copy = reserve_copy(shared, site, peer, manifest)?;
     let reserved = shared.space.reserve(peer, bytes, disk(site)?, Instant::now());
-    reserved.map(|room| room.with_copy(copy)).map_err(short)
+    reserved.map(|room| room.with_copy(copy)).map_err(reply::short)
 }
 
 fn reserve_copy(
@@ -180,7 +179,7 @@ fn reserve_copy(
     };
     let disk = Disk::of(&folder).map_err(|e| Answer::io("asking how much is free", &e))?;
     let reserved = shared.space.reserve(peer, manifest.size, disk, Instant::now());
-    reserved.map(Some).map_err(|short| short_on(&path, short))
+    reserved.map(Some).map_err(|short| reply::short_on(&path, short))
 }
 
 /// Before so many bytes are written: asks for room where the promise does not cover them any more.
@@ -189,23 +188,12 @@ pub fn cover(site: &Site, reservation: &mut Reservation, bytes: u64) -> Result<(
         true => Ok(()),
         false => reservation
             .cover(bytes, disk(site)?, Instant::now())
-            .map_err(short),
+            .map_err(reply::short),
     }
 }
 
 fn disk(site: &Site) -> Result<Option<Disk>, Answer> {
     Disk::of(&site.root).map_err(|e| Answer::io("asking how much is free", &e))
-}
-
-/// How a lack of room is told.
-pub fn short(short: Short) -> Answer {
-    Answer::refused(DeclineReason::NoSpace, short.to_string(), Some(FULL_MS))
-}
-
-/// The same of a disk inside the inbox.
-pub fn short_on(path: &Path, short: Short) -> Answer {
-    let text = format!("the disk at {}: {short}", shown(path));
-    Answer::refused(DeclineReason::NoSpace, text, Some(FULL_MS))
 }
 
 /// The row of a transfer and its checkpoints' list, through the writer's connection.

@@ -17,7 +17,7 @@ use super::{
     commit::{self, Ready, Told},
     fair_queue::FairQueue,
     memory::Taken,
-    partial,
+    output, partial,
     reply::{Answer, Reply},
     rights::{Known, Rights},
     site::Site,
@@ -187,7 +187,7 @@ fn write(shared: &Shared, site: &Site, small: Small, known: &mut Known) -> Optio
     let rights = Rights::expected(shared, site, key, path, known);
     let write = || -> io::Result<(Told, File)> {
         let file = partial::create(site, small.claim.key())?;
-        partial::write_at(&file, 0, &small.bytes)?;
+        output::write_at(&file, 0, &small.bytes)?;
         partial::dress(&file, &rights, small.manifest.mtime);
         Ok((Told::of(site, &file)?, file))
     };

@@ -7,10 +7,7 @@ use std::{ffi::OsStr, io};
 
 use cap_std::fs::Dir;
 
-use super::{
-    naming::{Names, Rules},
-    place::os_name,
-};
+use super::naming::{Names, Rules, os_name};
 use crate::{
     durable, fault,
     io_error::{blames_the_name, is_shortage},

@@ -17,7 +17,7 @@ use cap_fs_ext::DirExt;
 use cap_std::fs::Dir;
 use data_encoding::HEXLOWER;
 
-use super::place::os_name;
+use super::naming::os_name;
 use crate::{
     border::Side,
     confined, durable,

@@ -16,24 +16,18 @@ use dropwire_protocol::{Kind, Manifest, RunningDigest, message::DeclineReason};
 use super::{
     Shared,
     claims::Key,
-    dialect,
-    disks::is_border,
+    dialect, evidence, inherited,
     naming::Names,
     partial,
-    place::{Folder, Place},
+    place::Place,
     placing::Placing,
     reply::{Answer, spoils},
-    rights::{self, Rights},
-    rule,
-    site::{PARTIALS, Site},
+    rights::Rights,
+    site::Site,
+    staging::staging,
     unpack::{self, Failure, Target},
 };
-use crate::{
-    disk::Disk,
-    durable, fault,
-    io_error::{Meaning, Wait, meaning},
-    mark,
-};
+use crate::{disk::Disk, durable, fault};
 
 /// Bytes copied at once.
 const COPY: usize = 256 * 1024;
@@ -68,7 +62,7 @@ pub fn give_name(
         let text = format!("on the disk of {}: {short}", place.path);
         io::Error::new(io::ErrorKind::StorageFull, text)
     })?;
-    rights::hand_on_nothing(&staging);
+    inherited::hand_on_nothing(&staging);
     let rights = Rights::of(parent, site.mode);
     let staged = partial::staged_name(key, manifest.kind);
     let names = match manifest.kind {
@@ -85,7 +79,7 @@ pub fn give_name(
             return durable::rename_noting(&staging, &staged, parent, &place.name, note).map(drop);
         }
         durable::rename_noreplace(&staging, &staged, parent, &place.name)?;
-        rule::named_whole(site, names, key, inode, &staging, (parent, &place.name)).map(|()| note())
+        evidence::named_whole(site, names, key, inode, &staging, (parent, &place.name)).map(|()| note())
     });
     if let Err(error) = named {
         let _ = partial::remove_all(&staging, &staged); // else the next try does
@@ -93,72 +87,6 @@ pub fn give_name(
     }
     fault::step("R7-elsewhere-dir", || durable::sync_dir(parent))?;
     durable::sync_dir(&staging)
-}
-
-/// Which names the file system takes that the last of these folders is on.
-pub fn names(site: &Site, folders: &[Folder]) -> io::Result<Names> {
-    dialect::probe(&staging(site, folders)?)
-}
-
-/// The partials' folder on the other side: in the folder where that begins, or, where this agent may not write there, in the
-/// nearest one below it; there the disk gets its mark. Where the border is none that a folder tells of, in the last one.
-fn staging(site: &Site, folders: &[Folder]) -> io::Result<Dir> {
-    let (_, last) = folders.last().ok_or(io::ErrorKind::NotFound)?;
-    let elsewhere = site.is_elsewhere(last)?;
-    let mut begin = folders.len() - 1;
-    while elsewhere && begin > 0 && !is_border(&folders[begin - 1].1, &folders[begin].1)? {
-        begin -= 1;
-    }
-    let border = &folders[begin].0;
-    let mut refused = None;
-    for (path, folder) in &folders[begin..] {
-        match staging_in(site, folder, elsewhere) {
-            Ok((staging, None)) => return Ok(staging),
-            Ok((staging, Some(mark))) => {
-                site.disks.remember(border, path, mark)?;
-                return Ok(staging);
-            }
-            Err(e) if is_no_place(&e) && !fault::mutant("elsewhere-below") => {
-                refused.get_or_insert(e);
-            }
-            Err(e) => return Err(e),
-        }
-    }
-    Err(refused.unwrap_or_else(|| io::ErrorKind::NotFound.into()))
-}
-
-/// The partials' folder in `folder`, and the mark of that if it is to have one.
-fn staging_in(site: &Site, folder: &Dir, marked: bool) -> io::Result<(Dir, Option<[u8; 16]>)> {
-    let own = mark::folder(folder)?;
-    if site.is_own(&own)? {
-        return Err(io::ErrorKind::CrossesDevices.into()); // nowhere else to copy to
-    }
-    let staging = durable::open_or_make_dir(&own, PARTIALS.as_ref())?;
-    #[cfg(unix)]
-    {
-        use rustix::fs::{Access, AtFlags, accessat};
-        accessat(
-            &staging,
-            ".",
-            Access::WRITE_OK | Access::EXEC_OK,
-            AtFlags::empty(),
-        )?;
-    }
-    let mark = match marked {
-        true => Some(match mark::read(folder)? {
-            Some(mark) => mark,
-            None => mark::create(folder)?,
-        }),
-        false => None,
-    };
-    Ok((staging, mark))
-}
-
-fn is_no_place(error: &io::Error) -> bool {
-    matches!(
-        meaning(error),
-        Meaning::NotNow(Wait::Access) | Meaning::Never | Meaning::NotOurs
-    )
 }
 
 fn copy(

@@ -21,14 +21,10 @@ use super::{
     claims::{Claim, Key},
     ledger, partial, recover,
     reply::Answer,
+    row_bounds,
     site::Site,
-    tally::Tally,
 };
-use crate::{
-    db::{Db, DbError},
-    disk::Disk,
-    id,
-};
+use crate::{db::DbError, disk::Disk, id};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// How long a partial waits for its sender.
@@ -39,8 +35,6 @@ pub const KEEP_ENDED: Duration = DAY.saturating_mul(30);
 pub const MAX_TOMBSTONES: usize = 65_536;
 /// So many withdrawals of a link go by between two looks at how many there are.
 pub const PRUNE: u64 = 1024;
-/// Most rows that go in one commit.
-const AT_ONCE: usize = 512;
 
 /// What one peer's partials may take.
 #[derive(Clone, Copy, Debug)]
@@ -91,32 +85,10 @@ fn sweep(shared: &Shared) -> Result<(), DbError> {
     }
     while shared
         .db
-        .call_blocking(|tx| ledger::drop_ended(tx, KEEP_ENDED, AT_ONCE))?
-        == AT_ONCE
+        .call_blocking(|tx| ledger::drop_ended(tx, KEEP_ENDED, row_bounds::AT_ONCE))?
+        == row_bounds::AT_ONCE
     {}
-    ease(&shared.db, &shared.tally)
-}
-
-/// Makes room for more rows of the peers that come near their bound: those go first whose outcome the peer had first.
-pub fn ease(db: &Db, tally: &Tally) -> Result<(), DbError> {
-    let near = tally.near();
-    if !near.is_empty() {
-        tally.set(db.read_blocking(ledger::tally)?);
-    }
-    for peer in near {
-        while !tally.is_eased(peer) {
-            let dropped = db.call_blocking(move |tx| ledger::drop_known(tx, peer, AT_ONCE))?;
-            tally.removed(peer, dropped);
-            if dropped.number == 0 {
-                tracing::warn!(
-                    peer = %id::format(peer),
-                    "this peer does not say that it has the outcomes of its transfers; at its bound nothing new of it is taken"
-                );
-                break;
-            }
-        }
-    }
-    Ok(())
+    row_bounds::ease(&shared.db, &shared.tally)
 }
 
 /// Keeps a peer's partials within bounds for one more: the longest idle that nobody works on go.

@@ -55,7 +55,9 @@ mod desk;
 mod dialect;
 mod disks;
 mod elsewhere;
+mod evidence;
 mod fair_queue;
+mod inherited;
 mod keeping;
 mod late;
 mod ledger;
@@ -69,10 +71,12 @@ mod placing;
 mod recover;
 mod reply;
 mod rights;
+mod row_bounds;
 mod rule;
 mod seals;
 mod site;
 mod space;
+mod staging;
 mod tally;
 #[cfg(test)]
 mod tests;
@@ -453,7 +457,7 @@ impl Shared {
     fn delivered(&self, site: &site::Site, key: claims::Key, place: &RemotePath, size: u64) {
         self.files.fetch_add(1, Ordering::Relaxed);
         self.bytes.fetch_add(size, Ordering::Relaxed);
-        let below: PathBuf = place.components().map(place::os_name).collect();
+        let below: PathBuf = place.components().map(naming::os_name).collect();
         let path = site.path.join(below);
         let (peer, job) = key;
         let _ = self.arrivals.send(Arrival { path, peer, job }); // nobody listens: fine

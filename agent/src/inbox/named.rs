@@ -24,7 +24,7 @@ use std::{
 use cap_std::fs::Dir;
 use dropwire_protocol::{Digest, Receipt, RunningDigest};
 
-use super::partial;
+use super::output;
 use crate::{durable, fault, io_error::is_shortage};
 
 /// The file, below `.dropwire`.
@@ -92,7 +92,7 @@ impl Named {
             }
             None => return,
         };
-        match partial::write_at(file, slot * RECORD, &record) {
+        match output::write_at(file, slot * RECORD, &record) {
             Ok(()) => {
                 slots.taken.insert(record, slot);
             }

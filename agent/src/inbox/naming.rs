@@ -1,5 +1,7 @@
 //! How files and folders are named where a name is taken or the system would refuse it. Pure.
 
+use std::ffi::OsString;
+
 /// Longest name of one component, in bytes.
 const MAX_NAME: usize = 255;
 
@@ -174,6 +176,18 @@ fn plain(name: &str) -> String {
         .filter(|c| !matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}'))
         .flat_map(char::to_lowercase)
         .collect()
+}
+
+/// A component's name as the system takes it.
+pub fn os_name(bytes: &[u8]) -> OsString {
+    #[cfg(unix)]
+    {
+        std::os::unix::ffi::OsStringExt::from_vec(bytes.to_vec())
+    }
+    #[cfg(not(unix))]
+    {
+        String::from_utf8_lossy(bytes).into_owned().into()
+    }
 }
 
 #[cfg(test)]

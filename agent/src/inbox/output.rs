@@ -7,8 +7,6 @@
 
 use std::{fs::File, io};
 
-use super::partial;
-
 /// Bytes written at once.
 const BLOCK: usize = 512 << 10;
 /// What offsets, lengths and addresses of direct writes are multiples of.
@@ -108,7 +106,7 @@ impl Output {
             system::set_direct(&self.file, direct)?;
             self.direct = direct;
         }
-        partial::write_at(&self.file, self.written, bytes)?;
+        write_at(&self.file, self.written, bytes)?;
         self.written += bytes.len() as u64;
         Ok(())
     }
@@ -179,11 +177,27 @@ mod system {
     }
 }
 
+/// Writes all of `bytes` at `offset`.
+pub fn write_at(file: &File, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)
+    }
+    #[cfg(not(unix))]
+    {
+        use std::io::{Seek, SeekFrom, Write};
+        let mut file = file;
+        file.seek(SeekFrom::Start(offset))?;
+        file.write_all(bytes)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::inbox::partial;
 
     fn some(length: usize) -> Vec<u8> {
         (0..length).map(|n| (n * 31 / 7) as u8).collect()
@@ -192,7 +206,7 @@ mod tests {
     /// Adds `bytes` behind the first `held` of them, `piece` at a time, cut back once to where it began.
     fn goes_through(folder: &Path, bytes: &[u8], held: usize, piece: usize, direct: bool) {
         let file = tempfile::tempfile_in(folder).unwrap();
-        partial::write_at(&file, 0, &bytes[..held]).unwrap();
+        write_at(&file, 0, &bytes[..held]).unwrap();
         let mut output = Output::new(file, held as u64, direct);
         output.write(&some(piece)).unwrap();
         output.cut(held as u64).unwrap();

@@ -245,21 +245,6 @@ pub fn is_inode(meta: &Metadata, inode: u64) -> bool {
     inode == 0 || meta.ino() == inode
 }
 
-/// Writes all of `bytes` at `offset`.
-pub fn write_at(file: &File, offset: u64, bytes: &[u8]) -> io::Result<()> {
-    #[cfg(unix)]
-    {
-        std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)
-    }
-    #[cfg(not(unix))]
-    {
-        use std::io::{Seek, SeekFrom, Write};
-        let mut file = file;
-        file.seek(SeekFrom::Start(offset))?;
-        file.write_all(bytes)
-    }
-}
-
 /// Reads the bytes before a resume point once more, while the rest comes in.
 pub struct Reread {
     thread: JoinHandle<RunningDigest>,
@@ -370,6 +355,7 @@ pub fn read_at(file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<usize>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::inbox::output::write_at;
     use dropwire_protocol::{AgentId, TransferId};
 
     fn checkpoints(bytes: &[u8], at: &[usize]) -> Vec<Checkpoint> {

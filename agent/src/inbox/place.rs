@@ -16,7 +16,7 @@ use lru::LruCache;
 use super::{
     aliases::Aliases,
     ledger::Alias,
-    naming::{self, Names},
+    naming::{self, Names, os_name},
     site::Site,
 };
 use crate::{durable, fault, io_error::blames_the_name};
@@ -327,18 +327,6 @@ pub fn existing_folders(site: &Site, path: &RemotePath) -> io::Result<Vec<Folder
         folders.push(next);
     }
     Ok(folders)
-}
-
-/// A component's name as the system takes it.
-pub fn os_name(bytes: &[u8]) -> OsString {
-    #[cfg(unix)]
-    {
-        std::os::unix::ffi::OsStringExt::from_vec(bytes.to_vec())
-    }
-    #[cfg(not(unix))]
-    {
-        String::from_utf8_lossy(bytes).into_owned().into()
-    }
 }
 
 struct Walk<'a> {

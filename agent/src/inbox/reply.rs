@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::Instant,
 };
@@ -13,9 +14,10 @@ use dropwire_protocol::{
 };
 use tokio::sync::mpsc;
 
-use super::{declines::Declines, disks, place::PlaceError, site::Trouble};
+use super::{declines::Declines, disks, place::PlaceError, site::Trouble, space::Short};
 use crate::{
     db::DbError,
+    error::shown,
     fault,
     io_error::{Meaning, Wait, meaning},
 };
@@ -235,6 +237,23 @@ impl Reply {
             Answer::Silent => return,
         });
     }
+}
+
+/// How a lack of room is told.
+pub fn short(short: Short) -> Answer {
+    Answer::refused(DeclineReason::NoSpace, short.to_string(), Some(FULL_MS))
+}
+
+/// The same of a disk inside the inbox.
+pub fn short_on(path: &Path, short: Short) -> Answer {
+    let text = format!("the disk at {}: {short}", shown(path));
+    Answer::refused(DeclineReason::NoSpace, text, Some(FULL_MS))
+}
+
+/// Said of a partial that somebody took out of the partials' folder.
+pub fn taken() -> Answer {
+    let text = "its partial was taken out of the inbox's .dropwire/partial before it was delivered; it is received again";
+    Answer::refused(DeclineReason::Busy, text, Some(1_000))
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use cap_fs_ext::DirExt;
 use cap_std::fs::Dir;
 use dropwire_protocol::RemotePath;
 
-use super::{Shared, claims::Key, place::os_name, site::Site};
+use super::{Shared, claims::Key, naming::os_name, site::Site};
 use crate::fault;
 
 /// Of folders that were looked at already, by their paths.
@@ -177,7 +177,7 @@ mod system {
     #[cfg(target_os = "linux")]
     const ACCESS: &str = "system.posix_acl_access";
     #[cfg(target_os = "linux")]
-    const DEFAULT: &str = "system.posix_acl_default";
+    use crate::inbox::inherited::DEFAULT;
     /// Far more than a list may have.
     #[cfg(target_os = "linux")]
     const LONGEST: usize = 64 * 1024;
@@ -226,16 +226,6 @@ mod system {
         #[cfg(not(target_os = "linux"))]
         let _ = (list, default);
     }
-
-    /// Nothing is to be inherited of the partials' folder.
-    pub fn hand_on_nothing(folder: &Dir) {
-        #[cfg(target_os = "linux")]
-        if let Ok(folder) = durable::anchor(folder) {
-            let _ = rustix::fs::fremovexattr(&folder, DEFAULT);
-        }
-        #[cfg(not(target_os = "linux"))]
-        let _ = folder;
-    }
 }
 
 #[cfg(not(unix))]
@@ -247,8 +237,4 @@ mod system {
     }
 
     pub fn give(_: &File, _: Option<u32>, _: Option<&[u8]>, _: Option<&[u8]>, _: u32) {}
-
-    pub fn hand_on_nothing(_: &Dir) {}
 }
-
-pub use system::hand_on_nothing;

@@ -66,13 +66,13 @@ mod tests {
     use dropwire_protocol::{AgentId, TransferId};
 
     use super::*;
-    use crate::inbox::partial;
+    use crate::inbox::output;
 
     const KEY: Key = (AgentId([1; 32]), TransferId([2; 16]));
 
     fn sealed(bytes: &[u8]) -> (Seals, File) {
         let file = tempfile::tempfile().unwrap();
-        partial::write_at(&file, 0, bytes).unwrap();
+        output::write_at(&file, 0, bytes).unwrap();
         let seals = Seals::default();
         seals.set(KEY, &file);
         (seals, file)
@@ -88,7 +88,7 @@ mod tests {
     #[test]
     fn writing_cutting_or_replacing_breaks_it() {
         let (seals, file) = sealed(b"abc");
-        partial::write_at(&file, 1, b"b").unwrap();
+        output::write_at(&file, 1, b"b").unwrap();
         assert!(!seals.take(KEY, &file), "even the same bytes");
         let (seals, file) = sealed(b"abc");
         file.set_len(2).unwrap();

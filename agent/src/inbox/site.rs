@@ -16,7 +16,7 @@ use std::{
 use cap_fs_ext::{DirExt, MetadataExt};
 use cap_std::fs::{Dir, Metadata};
 
-use super::{dialect, disks::Disks, named::Named, naming::Names, rights};
+use super::{dialect, disks::Disks, inherited, named::Named, naming::Names};
 use crate::{
     border::Side,
     durable::{self, How},
@@ -97,7 +97,7 @@ impl Site {
         let partials = durable::open_or_make_dir(&own, OsStr::new(PARTIALS)).map_err(unwritable)?;
         durable::sync_dir(&own).map_err(unwritable)?;
         durable::sync_dir(&root).map_err(unwritable)?;
-        rights::hand_on_nothing(&partials);
+        inherited::hand_on_nothing(&partials);
         let (how, mode) = probe(&partials).map_err(|e| match e.kind() {
             io::ErrorKind::Unsupported => held(format!(
                 "the file system of {} can neither rename without replacing nor make hard links: choose another folder as \

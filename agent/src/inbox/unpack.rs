@@ -18,14 +18,11 @@ use dropwire_protocol::{
 };
 
 use super::{
-    admit,
     claims::Key,
-    naming::Names,
+    naming::{Names, os_name},
     partial,
-    place::os_name,
-    reply::{Answer, spoils},
+    reply::{self, Answer, spoils},
     rights::Rights,
-    rule,
     site::Site,
     space::Short,
 };
@@ -165,7 +162,7 @@ pub fn unpack(
     let made = made.and_then(|folder| is_whole(target.names, &folder, stream));
     match made {
         Ok(true) => Ok(inode),
-        Ok(false) => Err(Failure::NotNow(rule::taken())),
+        Ok(false) => Err(Failure::NotNow(reply::taken())),
         Err(e) => Err(making(e)),
     }
 }
@@ -175,7 +172,7 @@ fn keep_inodes(partials: &Dir) -> Result<(), Failure> {
     let disk = Disk::of(partials).ok().flatten(); // what cannot be asked is found out by making files
     match disk.and_then(|disk| disk.inodes).filter(Inodes::are_short) {
         None => Ok(()),
-        Some(inodes) => Err(Failure::NotNow(admit::short(Short::Inodes(inodes)))),
+        Some(inodes) => Err(Failure::NotNow(reply::short(Short::Inodes(inodes)))),
     }
 }
 

@@ -27,8 +27,7 @@ use super::{
     ledger::{self, Checkpoint},
     output::Output,
     partial::{self, Reread, Verdict},
-    reply::{Answer, Reply, spoils},
-    rule,
+    reply::{self, Answer, Reply, spoils},
     site::Site,
     space::Reservation,
 };
@@ -370,7 +369,7 @@ impl<'a> Writer<'a> {
         let there = partial::is_there(&self.site, self.claim.key(), self.output.file());
         if !there.map_err(|error| self.unwritten(error))? && !fault::mutant("R3-there") {
             return Err(End::Said {
-                answer: rule::taken(),
+                answer: reply::taken(),
                 keep: false,
             });
         }

@@ -1,13 +1,13 @@
 //! R7: a file gets its final name, by whatever way there is; and what becomes of it when it does not.
 
-use std::{fs::File, io};
+use std::io;
 
 use dropwire_protocol::{Kind, Manifest, message::DeclineReason};
 
 use super::{
-    Intent, Ready, Way, Whole,
     certain::{is_lost, make_certain},
-    intend, row, write_down,
+    intent::{Intent, Ready, Way, Whole, give_up, intend, row, write_down},
+    told::By,
 };
 use crate::{
     durable::{self, How},
@@ -15,12 +15,13 @@ use crate::{
     inbox::{
         Shared,
         claims::Key,
-        elsewhere, ledger,
+        elsewhere,
+        evidence::{self, Found},
+        ledger,
         naming::Names,
         partial,
         place::PlaceError,
-        reply::Answer,
-        rule::{self, Found},
+        reply::{self, Answer},
         site::Site,
     },
     io_error::blames_the_name,
@@ -29,49 +30,6 @@ use crate::{
 
 /// How often another name is looked for when somebody keeps taking them.
 const TRIES: usize = 100;
-
-/// What tells a verified partial from another file that is put in its place.
-#[derive(Debug)]
-pub struct Told {
-    inode: u64,
-    by: By,
-}
-
-#[derive(Debug)]
-enum By {
-    /// The inode's. Of an unpacked folder always, whatever it is worth.
-    Number,
-    /// Where numbers do not last: as it was once verified, by number and times together.
-    Times(Version),
-    /// Where not even an open file tells of itself.
-    Bytes,
-}
-
-impl Told {
-    /// Of an open partial that nothing more is done to.
-    pub fn of(site: &Site, file: &File) -> io::Result<Told> {
-        let by = match site.lasting_inodes {
-            true => By::Number,
-            false => match Version::read(file)? {
-                (seen, on) if on.tells_of_open_files() => By::Times(seen),
-                _ => By::Bytes,
-            },
-        };
-        let inode = partial::inode(file)?;
-        Ok(Told { inode, by })
-    }
-
-    /// Of an unpacked folder.
-    pub fn folder(inode: u64) -> Told {
-        let by = By::Number;
-        Told { inode, by }
-    }
-
-    /// Its number.
-    pub fn inode(&self) -> u64 {
-        self.inode
-    }
-}
 
 /// What gets a name.
 #[derive(Clone, Copy)]
@@ -99,11 +57,11 @@ pub fn still_there(work: Work<'_>, file: &Ready) -> Result<(), Answer> {
         ..
     } = work;
     let looking = |e: &io::Error| Answer::io("looking for the partial", e);
-    let give_up = || rule::give_up(shared, site, key, manifest.kind);
+    let give_up = || give_up(shared, site, key, manifest.kind);
     match is_it(work, file) {
         Ok(false) if !fault::mutant("R7-there") => {
             give_up()?;
-            Err(rule::taken())
+            Err(reply::taken())
         }
         Ok(_) => Ok(()),
         Err(e) if is_lost(&e) => {
@@ -129,7 +87,7 @@ fn is_it(work: Work<'_>, file: &Ready) -> io::Result<bool> {
     match &file.told.by {
         By::Number if site.lasting_inodes && !same_number => return Ok(false),
         By::Number if manifest.kind == Kind::Folder && !fault::mutant("R6-whole") => {
-            return rule::is_whole(site, site.names, key, &partial::folder(site, key)?);
+            return evidence::is_whole(site, site.names, key, &partial::folder(site, key)?);
         }
         By::Number => return Ok(true),
         By::Times(seen) => {
@@ -144,7 +102,7 @@ fn is_it(work: Work<'_>, file: &Ready) -> io::Result<bool> {
         return Ok(true);
     }
     let stops = || shared.cancel.is_cancelled();
-    let good = rule::is_good(site, key, manifest.size, file.digest, &stops)?;
+    let good = evidence::is_good(site, key, manifest.size, file.digest, &stops)?;
     match stops() {
         true => Err(io::Error::new(io::ErrorKind::Interrupted, "the agent stops")),
         false => Ok(good),
@@ -176,7 +134,7 @@ pub fn give(work: Work<'_>, mut intent: Intent, mut certain: bool) -> Result<Int
                     Kind::Folder => durable::give_name(how, partials, &from, parent, name, || ())
                         .and_then(|()| {
                             let inode = intent.placing.inode;
-                            rule::named_whole(site, site.names, key, inode, partials, (parent, name))
+                            evidence::named_whole(site, site.names, key, inode, partials, (parent, name))
                         })
                         .map(|()| note()),
                 }
@@ -200,7 +158,7 @@ pub fn give(work: Work<'_>, mut intent: Intent, mut certain: bool) -> Result<Int
                     && how == How::Linked
                     && site.lasting_inodes
                     && matches!(
-                        rule::find(site, key, manifest, &intent.placing),
+                        evidence::find(site, key, manifest, &intent.placing),
                         Ok(Found::Linked)
                     ) =>
             {
@@ -245,9 +203,9 @@ fn not_named(work: Work<'_>, intent: Intent, error: &io::Error) -> Result<Intent
         true => PlaceError::BadName(error.to_string()).into(),
         false => Answer::io("giving the file its name", error),
     };
-    match rule::find(site, key, manifest, &intent.placing) {
+    match evidence::find(site, key, manifest, &intent.placing) {
         Err(e) if is_lost(&e) => {
-            rule::give_up(shared, site, key, manifest.kind)?;
+            give_up(shared, site, key, manifest.kind)?;
             Err(failed)
         }
         Err(_) => Err(failed), // the rule decides later
@@ -263,8 +221,8 @@ fn not_named(work: Work<'_>, intent: Intent, error: &io::Error) -> Result<Intent
             Err(failed)
         }
         Ok(Found::Nothing) => {
-            rule::give_up(shared, site, key, manifest.kind)?;
-            Err(rule::taken())
+            give_up(shared, site, key, manifest.kind)?;
+            Err(reply::taken())
         }
         Ok(Found::Partial) => {
             match keep.filter(|_| !elsewhere::is_spoilt(error)) {
@@ -272,7 +230,7 @@ fn not_named(work: Work<'_>, intent: Intent, error: &io::Error) -> Result<Intent
                     shared.db.call_blocking(move |tx| ledger::unplace(tx, key))?;
                     whole.keep(shared, key);
                 }
-                None => rule::give_up(shared, site, key, manifest.kind)?,
+                None => give_up(shared, site, key, manifest.kind)?,
             }
             Err(failed)
         }
@@ -281,7 +239,7 @@ fn not_named(work: Work<'_>, intent: Intent, error: &io::Error) -> Result<Intent
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::told::Told, *};
     use crate::file_system::{FileSystem, TRUSTED, pretend};
 
     #[test]

@@ -3,7 +3,7 @@
 use dropwire_protocol::message::{DeclineReason, MAX_EAGER};
 
 use super::{
-    super::{keeping, tally::Rows},
+    super::{row_bounds, tally::Rows},
     *,
 };
 
@@ -120,7 +120,7 @@ async fn of_a_peer_near_its_bound_those_go_whose_outcome_it_has() {
         },
     );
     assert!(small.is_full(ANA) && !small.is_full(BOB) && small.near() == [ANA]);
-    tokio::task::block_in_place(|| keeping::ease(&rig.db, &small)).unwrap();
+    tokio::task::block_in_place(|| row_bounds::ease(&rig.db, &small)).unwrap();
     assert!(!small.is_full(ANA));
     assert!(rig.row(ANA, id(1)).await.is_none(), "known to the peer");
     assert!(

@@ -382,7 +382,7 @@ async fn a_folder_on_a_disk_that_takes_other_names_is_known_again() {
     let own = Path::new("sub/.dropwire/partial");
     // Asked when it is copied, when that seems to have failed, and when it is offered again.
     for _ in 0..3 {
-        let probe = own.join(place::os_name(dialect::WINDOWS));
+        let probe = own.join(naming::os_name(dialect::WINDOWS));
         let refuses = || Err(io::Error::from_raw_os_error(libc::EINVAL));
         trace::before(&rig.root(), Call::Sync("open", probe), refuses);
     }
@@ -409,7 +409,7 @@ async fn a_folder_on_a_disk_that_takes_other_names_is_known_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shortage_at_the_opening_is_no_answer() {
     let mut probe = PathBuf::from(".dropwire/partial");
-    probe.push(place::os_name(dialect::WINDOWS));
+    probe.push(naming::os_name(dialect::WINDOWS));
     for what in [PathBuf::from(".dropwire/named"), probe] {
         let rig = Rig::new().await;
         let short = || Err(io::Error::from_raw_os_error(libc::EMFILE));

@@ -21,7 +21,7 @@ pub(super) async fn placing(rig: &Rig, how: How) -> (PathBuf, Receipt) {
         .unwrap();
     let key = (ANA, id(1));
     let file = partial::create(&site, key).unwrap();
-    partial::write_at(&file, 0, BYTES).unwrap();
+    output::write_at(&file, 0, BYTES).unwrap();
     let place = RemotePath::parse(NAME.as_bytes()).unwrap();
     let receipt = sign(&ReceiptBody {
         transfer: id(1),

@@ -200,7 +200,8 @@ async fn another_folder_that_has_the_name_by_then_is_left_alone() {
     let temp = tempfile::tempdir().unwrap();
     let site = site::Site::alone(temp.path());
     let (key, name) = ((ANA, id(1)), std::ffi::OsStr::new("folder"));
-    let check = |inode| rule::named_whole(&site, site.names, key, inode, &site.partials, (&site.root, name));
+    let check =
+        |inode| evidence::named_whole(&site, site.names, key, inode, &site.partials, (&site.root, name));
     assert!(check(1).is_ok(), "it was taken, all of it");
     site.root.create_dir(name).unwrap();
     let inode = fs::metadata(temp.path().join(name)).unwrap().ino();

@@ -133,7 +133,7 @@ async fn recovered(change: impl FnOnce(&Path, &Path)) -> (Rig, Receipt, Outcome)
     let (stream, key) = (stream(), (ANA, id(1)));
     let site = rig.inbox.shared.gate.last_seen().unwrap();
     let file = partial::create(&site, key).unwrap();
-    partial::write_at(&file, 0, &stream).unwrap();
+    output::write_at(&file, 0, &stream).unwrap();
     let rights = Arc::new(rights::Rights::of(&site.root, site.mode));
     let target = unpack::Target::of(&site, rights);
     let unpacked = unpack::unpack(&target, key, &file, digest(&stream), &mut |_| true);
