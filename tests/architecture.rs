@@ -190,7 +190,7 @@ fn rooms() -> BTreeMap<String, Vec<PathBuf>> {
     rooms
 }
 
-fn collect(path: &Path, files: &mut Vec<PathBuf>) {
+pub fn collect(path: &Path, files: &mut Vec<PathBuf>) {
     if path.is_dir() {
         for entry in fs::read_dir(path).unwrap() {
             collect(&entry.unwrap().path(), files);
@@ -247,6 +247,6 @@ fn word(text: &str) -> Option<String> {
     (!word.is_empty()).then(|| word.to_owned())
 }
 
-fn top() -> PathBuf {
+pub fn top() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }

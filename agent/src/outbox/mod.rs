@@ -17,12 +17,13 @@ mod marker;
 mod memory;
 mod mounts;
 mod place;
+mod run_loop;
 mod scan;
+mod schedule;
 mod settle;
 pub mod spool;
 mod supervisor;
 mod task;
-mod tend;
 mod watch;
 mod whole;
 

@@ -1,4 +1,4 @@
-//! The task of one outbox: waits for the folder, tends it as long as it is there, and waits again.
+//! The task of one outbox: waits for the folder, runs its loop as long as it is there, and waits again.
 
 use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
@@ -8,8 +8,8 @@ use super::{
     Problems,
     mounts::Mounts,
     place::Place,
+    run_loop::RunLoop,
     task::{Task, Watched},
-    tend::Tending,
     watch::{Hint, Went},
 };
 use crate::{error::shown, fault, version::OutboxId};
@@ -42,9 +42,9 @@ impl Task {
                 state.cautions = place.on.cautions();
             }
             let root = place.root.clone();
-            let mut tending = Tending::new(self, place, watched);
-            let gone = tending.tend().await;
-            former = Some((root, tending.into_watched()));
+            let mut running = RunLoop::new(self, place, watched);
+            let gone = running.run().await;
+            former = Some((root, running.into_watched()));
             let mut state = self.shared.state();
             state.id = None;
             state.place = None;

@@ -4,7 +4,7 @@ use std::{collections::HashSet, fs::File, sync::Arc, time::Instant};
 
 use dropwire_protocol::RemotePath;
 
-use super::{Deaf, LISTED, LOOKS, Tending};
+use super::{Deaf, LISTED, LOOKS, RunLoop};
 use crate::{
     blocking::blocking,
     config::AfterSend,
@@ -21,7 +21,7 @@ use crate::{
     version::Found,
 };
 
-impl Tending<'_> {
+impl RunLoop<'_> {
     /// Looks at what is due; what is ready and not yet known is made durable (S1) and told.
     pub(super) async fn look(&mut self) -> Result<(), Deaf> {
         // Each that is ready is held open, twice with its lease, until it is durable.
@@ -99,8 +99,8 @@ impl Tending<'_> {
             }
             Seen::Folder => {
                 looked(Sight::Nothing);
-                if self.folders.len() < LISTED {
-                    self.folders.insert(path);
+                if self.schedule.folders() < LISTED {
+                    self.schedule.add_folder(path);
                 } else {
                     self.scan_all();
                 }
@@ -139,7 +139,7 @@ impl Tending<'_> {
                         self.problem(below, whole::left_out(what));
                     }
                     if shared.config.after_send == AfterSend::Keep {
-                        self.folders.insert(path.clone()); // to be watched
+                        self.schedule.add_folder(path.clone()); // to be watched
                     }
                 }
                 self.decided(path, verdict, sight, None, now)

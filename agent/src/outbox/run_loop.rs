@@ -1,12 +1,12 @@
 //! An outbox whose folder is there: hints and scans go in, settled files come out, until it goes.
 
-mod looks;
-mod vigil;
+mod inspections;
+mod watch_check;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use cap_std::fs::Dir;
@@ -19,6 +19,7 @@ use super::{
     mounts::Mounts,
     place::{self, Place},
     scan::{Report, Walk},
+    schedule::Schedule,
     settle::{Settle, Urgency},
     task::{Task, Watched},
     watch::{Hint, Went},
@@ -28,39 +29,28 @@ use crate::{
     border::{self, Mounted, Noted},
     config::AfterSend,
     confined,
-    error::brief,
+    error::{brief, shown},
     fault, mark,
     unsent::{self, Why},
     version::Found,
 };
 
-/// Time between scans where native events do not tell everything.
-const POLL: Duration = Duration::from_secs(5);
-/// After a scan there is none for so many times what it took, [`POLL`] at most: hints that are lost all the time
-/// shall not keep the disk from everything else.
-const REST: u32 = 4;
 /// Files looked at, and hints taken, in one go.
 const LOOKS: usize = 256;
 /// Entries in each of the lists that are kept for later.
 const LISTED: usize = 4096;
 
 /// The folder is there; everything here ends with it.
-pub(super) struct Tending<'a> {
+pub(super) struct RunLoop<'a> {
     task: &'a mut Task,
     place: Arc<Place>,
     watched: Watched,
     memory: Arc<Mutex<Memory>>,
     scans: mpsc::Sender<Scanned>,
     reports: mpsc::Receiver<Scanned>,
-    /// A scan of everything is under way.
-    scanning: bool,
-    /// A scan of new folders is under way.
-    walking: bool,
-    scan_wanted: bool,
+    schedule: Schedule,
     /// Files were found but not kept: there were too many unsettled ones.
     overflowed: bool,
-    /// New folders, to be scanned.
-    folders: BTreeSet<RemotePath>,
     /// Folders that may have become empty, and when to look.
     emptied: BTreeMap<RemotePath, Instant>,
     /// There were too many of them to keep.
@@ -72,14 +62,6 @@ pub(super) struct Tending<'a> {
     check: bool,
     /// The watch is to be tested.
     probe: bool,
-    scan_at: Instant,
-    later: vigil::Later,
-    /// No scan of everything before this.
-    rest_until: Instant,
-    /// The last one's begin.
-    scan_began: Instant,
-    /// Numbers the scans of everything.
-    scans_begun: u64,
 }
 
 pub(super) enum Scanned {
@@ -91,33 +73,25 @@ pub(super) enum Scanned {
 /// Nobody takes events any more.
 pub(super) struct Deaf;
 
-impl<'a> Tending<'a> {
+impl<'a> RunLoop<'a> {
     pub(super) fn new(task: &'a mut Task, place: Place, watched: Watched) -> Self {
         let (scans, reports) = mpsc::channel(2);
-        let now = Instant::now();
-        Tending {
+        let schedule = Schedule::new(Instant::now(), task.shared.config.rescan, place.id.0[0]);
+        RunLoop {
             task,
             place: Arc::new(place),
             watched,
             memory: Arc::default(),
             scans,
             reports,
-            scanning: false,
-            walking: false,
-            scan_wanted: true,
+            schedule,
             overflowed: false,
-            folders: BTreeSet::new(),
             emptied: BTreeMap::new(),
             emptied_more: false,
             mounts: Mounts::watch(),
             inside: None,
             check: false,
             probe: false,
-            scan_at: now,
-            later: vigil::Later::new(now),
-            rest_until: now,
-            scan_began: now,
-            scans_begun: 0,
         }
     }
 
@@ -127,7 +101,7 @@ impl<'a> Tending<'a> {
     }
 
     /// Until the folder is gone, or nobody listens.
-    pub(super) async fn tend(&mut self) -> Result<(), Deaf> {
+    pub(super) async fn run(&mut self) -> Result<(), Deaf> {
         self.look_for_mounts().await;
         loop {
             self.start_scans();
@@ -149,7 +123,7 @@ impl<'a> Tending<'a> {
                         self.hint(hint);
                     }
                 }
-                at = vigil::heard(watcher.as_deref()) => self.heard(at),
+                at = watch_check::heard(watcher.as_deref()) => self.heard(at),
                 told = self.mounts.changed() => {
                     self.check = true;
                     if told {
@@ -185,7 +159,7 @@ impl<'a> Tending<'a> {
         let inside = blocking(look).await.ok();
         if inside.is_some() && inside != self.inside && !fault::mutant("S1-mounted") {
             self.inside = inside;
-            self.scan_wanted = true;
+            self.schedule.want();
         }
     }
 
@@ -195,9 +169,9 @@ impl<'a> Tending<'a> {
             (state.settle.next(), state.health.overdue_at())
         };
         let emptied = self.emptied.values().min().copied();
-        let wanted = (self.scan_wanted && !self.scanning).then_some(self.rest_until);
-        let times = [settle, overdue, emptied, wanted];
-        times.into_iter().flatten().fold(self.scan_at, Instant::min)
+        let times = [settle, overdue, emptied];
+        let scan = self.schedule.wake_at();
+        times.into_iter().flatten().fold(scan, Instant::min)
     }
 
     /// There are files to look at before further ones are taken in.
@@ -301,10 +275,9 @@ impl<'a> Tending<'a> {
             Scanned::Report(Report::Problem(path, reason)) => self.problem(path, reason),
             Scanned::Report(Report::Later(path, reason)) => self.later(path, reason),
             Scanned::EndOfAll => {
-                self.scanning = false;
-                self.rest_until = Instant::now() + (self.scan_began.elapsed() * REST).min(POLL);
+                self.schedule.ended(Instant::now());
                 self.warn_of_limit();
-                let (scan, limited) = (self.scans_begun, self.is_limited());
+                let (scan, limited) = (self.schedule.number(), self.is_limited());
                 let mut state = self.task.shared.state();
                 let State { problems, settle, .. } = &mut *state;
                 // What is waited for is looked at ever more rarely: what a look said of it holds until the next one.
@@ -325,7 +298,7 @@ impl<'a> Tending<'a> {
                     self.plan_scan();
                 }
             }
-            Scanned::EndOfFolders => self.walking = false,
+            Scanned::EndOfFolders => self.schedule.folders_ended(),
         }
     }
 
@@ -344,35 +317,27 @@ impl<'a> Tending<'a> {
         if shared.missed.swap(false, Ordering::AcqRel) {
             self.scan_all();
         }
-        if !self.scanning {
-            self.plan_later();
+        if let Some(reason) = self.schedule.plan_again(now) {
+            tracing::warn!(outbox = %shown(&self.place.root), reason, "some of it is not sent now; it is looked at again");
         }
-        self.scan_wanted |= self.scan_at <= now;
-        if self.scan_wanted && !self.scanning && self.rest_until <= now {
-            self.scan_wanted = false;
-            self.scanning = true;
-            self.scans_begun += 1;
-            self.scan_began = now;
-            self.plan_scan();
+        let is_polled = shared.state().health.polls();
+        if self.schedule.begin(now, is_polled) {
             (self.check, self.probe) = (true, true);
             if let Some(watcher) = &self.watched.0 {
                 watcher.begin_round();
             }
             shared.state().problems.further = 0;
             self.scan(vec![None], || Scanned::EndOfAll);
-        } else if self.scan_at <= now {
-            self.plan_scan(); // one is under way, or will be soon
         }
-        if !self.folders.is_empty() && !self.walking {
-            self.walking = true;
-            let folders = std::mem::take(&mut self.folders);
+        let folders = self.schedule.begin_folders();
+        if !folders.is_empty() {
             self.scan(folders.into_iter().map(Some).collect(), || Scanned::EndOfFolders);
         }
     }
 
     /// Wants a scan that lists every folder.
     fn scan_all(&mut self) {
-        self.scan_wanted = true;
+        self.schedule.want();
         self.memory().clear();
     }
 
@@ -390,7 +355,7 @@ impl<'a> Tending<'a> {
             Some(_) => Arc::clone(&self.memory),
             None => Arc::default(),
         };
-        let scan = self.scans_begun;
+        let scan = self.schedule.number();
         // Where it is polled, listings are all there is to tell of writes; and a folder that came just now may have been
         // elsewhere, unwatched, as it was.
         let leave_out = shared.state().health.is_proven() && folders.iter().all(Option::is_none);
@@ -449,7 +414,7 @@ impl<'a> Tending<'a> {
 
     /// The same for a reason that passes by itself and that many may have: one line tells of all.
     fn later(&mut self, path: Vec<u8>, reason: String) {
-        self.later.reason.get_or_insert_with(|| reason.clone());
+        self.schedule.failed(&reason);
         self.list(path, reason, || {});
     }
 
@@ -466,7 +431,7 @@ impl<'a> Tending<'a> {
         if is_new {
             new();
         }
-        let scan = self.scans_begun;
+        let scan = self.schedule.number();
         problems.listed.insert(path, Problem { reason, scan });
     }
 
