@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use crate::{
-    Error, Message,
+    Error, Message, PeerMisbehaved,
     keepalive::Keepalive,
     message::{
         Bye, ByeReason, Hello, MAX_NAME, MAX_TEXT, MIN_WINDOW, Ping, SharedKey, VERSION_MAX, VERSION_MIN, cut,
@@ -126,7 +126,7 @@ impl Conversation {
             Stage::Over { .. } => Ok(()),
             Stage::Greeting { .. } => self.greeted(message),
             Stage::Talking { sender, receiver } => match message {
-                Message::Hello(_) => Err(Error::PeerMisbehaved("a second Hello".into())),
+                Message::Hello(_) => Err(PeerMisbehaved::SecondHello.into()),
                 Message::Bye(bye) => {
                     self.bye = Some(Event::Bye(bye));
                     self.over();
@@ -283,7 +283,7 @@ impl Conversation {
 
     fn greeted(&mut self, message: Message) -> Result<(), Error> {
         let Message::Hello(hello) = message else {
-            return Err(Error::PeerMisbehaved(format!("{} before Hello", message.name())));
+            return Err(PeerMisbehaved::NoHello(message.name()).into());
         };
         let ours = &self.local.hello;
         let version = ours.version_max.min(hello.version_max);
@@ -296,10 +296,7 @@ impl Conversation {
             });
         }
         if hello.window < MIN_WINDOW {
-            return Err(Error::PeerMisbehaved(format!(
-                "a window of {} bytes",
-                hello.window
-            )));
+            return Err(PeerMisbehaved::SmallWindow(hello.window).into());
         }
         self.stage = Stage::Talking {
             sender: Sender::new(hello.window, hello.max_open).speaking(version),

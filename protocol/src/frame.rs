@@ -1,10 +1,11 @@
 //! Frames on the wire: a length, a type, a body. The length is checked before anything is allocated.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use minicbor::{Decode, Encode};
 use tokio_util::codec::{Decoder, Encoder};
 
 use crate::{
-    Digest, Error, Message, TransferId,
+    Digest, Error, Malformed, Message, TransferId,
     message::{Chunk, MAX_CHUNK},
 };
 
@@ -31,9 +32,7 @@ impl Decoder for FrameCodec {
         };
         let length = u32::from_be_bytes(*length) as usize;
         if length == 0 || length > MAX_FRAME {
-            return Err(Error::Malformed(format!(
-                "a frame of {length} bytes (1 to {MAX_FRAME} are allowed)"
-            )));
+            return Err(Malformed::FrameLength(length).into());
         }
         if src.len() < LENGTH + length {
             src.reserve(LENGTH + length - src.len());
@@ -47,7 +46,7 @@ impl Decoder for FrameCodec {
         } else {
             decode_cbor(kind, &body)?
         };
-        checked(&message)?;
+        message.check()?;
         Ok(Some(message))
     }
 }
@@ -57,21 +56,8 @@ impl Encoder<Message> for FrameCodec {
 
     /// Fails with [`Error::Malformed`], and writes nothing, for what the other side would refuse to read.
     fn encode(&mut self, message: Message, dst: &mut BytesMut) -> Result<(), Error> {
-        checked(&message)?;
-        if let Message::Chunk(chunk) = &message {
-            encode_chunk_head(chunk, dst);
-            dst.extend_from_slice(&chunk.bytes);
-            return Ok(());
-        }
-        let (kind, body) = encode_cbor(&message).map_err(|e| malformed(&message, e))?;
-        if 1 + body.len() > MAX_FRAME {
-            return Err(malformed(&message, "longer than a frame"));
-        }
-        dst.reserve(LENGTH + 1 + body.len());
-        dst.put_u32(1 + body.len() as u32);
-        dst.put_u8(kind);
-        dst.extend_from_slice(&body);
-        Ok(())
+        message.check()?;
+        Ok(encode_body(&message, dst)?)
     }
 }
 
@@ -88,9 +74,9 @@ pub fn encode_chunk_head(chunk: &Chunk, dst: &mut BytesMut) {
     dst.extend_from_slice(&chunk.digest.0);
 }
 
-fn decode_chunk(mut body: Bytes) -> Result<Message, Error> {
+fn decode_chunk(mut body: Bytes) -> Result<Message, Malformed> {
     if body.len() < CHUNK_HEAD {
-        return Err(Error::Malformed("Chunk: cut off in its head".into()));
+        return Err(Malformed::ChunkHead);
     }
     let mut id = [0; 16];
     body.copy_to_slice(&mut id);
@@ -106,20 +92,35 @@ fn decode_chunk(mut body: Bytes) -> Result<Message, Error> {
     }))
 }
 
-fn decode_whole<'b, T: minicbor::Decode<'b, ()>>(name: &str, body: &'b [u8]) -> Result<T, Error> {
+fn decode_whole<'b, T: Decode<'b, ()>>(message: &'static str, body: &'b [u8]) -> Result<T, Malformed> {
     if !is_definite(body) {
-        return Err(Error::Malformed(format!(
-            "{name}: cut off, or an item of indefinite length"
-        )));
+        return Err(Malformed::Indefinite(message));
     }
     let mut decoder = minicbor::Decoder::new(body);
-    let value = decoder
-        .decode()
-        .map_err(|e| Error::Malformed(format!("{name}: {e}")))?;
-    if decoder.position() != body.len() {
-        return Err(Error::Malformed(format!("{name}: bytes after its end")));
+    let value = decoder.decode();
+    let value = value.map_err(|error| Malformed::Undecodable(message, error))?;
+    match decoder.position() == body.len() {
+        true => Ok(value),
+        false => Err(Malformed::TrailingBytes(message)),
     }
-    Ok(value)
+}
+
+fn encode_whole(
+    message: &'static str,
+    kind: u8,
+    body: &impl Encode<()>,
+    dst: &mut BytesMut,
+) -> Result<(), Malformed> {
+    let body = minicbor::to_vec(body).map_err(|error| Malformed::Unencodable(message, error))?;
+    let length = 1 + body.len();
+    if length > MAX_FRAME {
+        return Err(Malformed::FrameLength(length));
+    }
+    dst.reserve(LENGTH + length);
+    dst.put_u32(length as u32);
+    dst.put_u8(kind);
+    dst.extend_from_slice(&body);
+    Ok(())
 }
 
 /// Goes over the heads of all CBOR items, nested ones as they come: each must state its length and lie within the body.
@@ -151,14 +152,6 @@ fn is_definite(mut body: &[u8]) -> bool {
     true
 }
 
-fn checked(message: &Message) -> Result<(), Error> {
-    message.check().map_err(|e| malformed(message, e))
-}
-
-fn malformed(message: &Message, why: impl std::fmt::Display) -> Error {
-    Error::Malformed(format!("{}: {why}", message.name()))
-}
-
 /// Bytes of the length field.
 const LENGTH: usize = 4;
 /// A chunk's type. All other bodies are CBOR.
@@ -169,19 +162,21 @@ const CHUNK_HEAD: usize = 16 + 4 + 8 + 32;
 /// The type number of every message whose body is CBOR; they never change.
 macro_rules! cbor_types {
     ($($name:ident = $number:literal),* $(,)?) => {
-        fn decode_cbor(kind: u8, body: &[u8]) -> Result<Message, Error> {
+        fn decode_cbor(kind: u8, body: &[u8]) -> Result<Message, Malformed> {
             match kind {
                 $($number => decode_whole(stringify!($name), body).map(Message::$name),)*
-                unknown => Err(Error::Malformed(format!("unknown message type {unknown}"))),
+                unknown => Err(Malformed::UnknownType(unknown)),
             }
         }
 
-        fn encode_cbor(message: &Message) -> Result<(u8, Vec<u8>), String> {
+        fn encode_body(message: &Message, dst: &mut BytesMut) -> Result<(), Malformed> {
             match message {
-                $(Message::$name(body) => {
-                    minicbor::to_vec(body).map(|body| ($number, body)).map_err(|e| e.to_string())
-                })*
-                Message::Chunk(_) => Err("not CBOR".into()),
+                $(Message::$name(body) => encode_whole(stringify!($name), $number, body, dst),)*
+                Message::Chunk(chunk) => {
+                    encode_chunk_head(chunk, dst);
+                    dst.extend_from_slice(&chunk.bytes);
+                    Ok(())
+                }
             }
         }
 

@@ -1,11 +1,11 @@
 //! Round trips, and what must never be read.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, error::Error as _};
 
 use proptest::{collection::vec, option, prelude::*};
 
 use super::*;
-use crate::{Kind, Manifest, Mtime, Receipt, RemotePath, message::*};
+use crate::{Kind, Manifest, Mtime, PathError, Receipt, RemotePath, message::*};
 
 fn id() -> impl Strategy<Value = TransferId> {
     any::<[u8; 16]>().prop_map(TransferId)
@@ -196,11 +196,24 @@ fn frame(kind: u8, body: &[u8]) -> BytesMut {
     wire
 }
 
-fn refusal(mut wire: BytesMut) -> String {
+fn refusal(mut wire: BytesMut) -> Malformed {
     match FrameCodec::default().decode(&mut wire) {
-        Err(Error::Malformed(why)) => why,
+        Err(Error::Malformed(malformed)) => malformed,
         other => panic!("read as {other:?}"),
     }
+}
+
+/// Of a whole frame: what is read is written and read again as the same; what is not read is malformed.
+fn is_judged(mut frame: BytesMut) -> Result<(), TestCaseError> {
+    match FrameCodec::default().decode(&mut frame) {
+        Ok(Some(read)) => {
+            let again = FrameCodec::default().decode(&mut encoded(&read));
+            prop_assert_eq!(again.expect("what was written"), Some(read));
+        }
+        Ok(None) => prop_assert!(false, "a whole frame is not waited for"),
+        Err(error) => prop_assert!(matches!(error, Error::Malformed(_)), "{error}"),
+    }
+    Ok(())
 }
 
 proptest! {
@@ -223,26 +236,23 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_do_no_harm(bytes: Vec<u8>) {
+    fn any_bytes_take_no_more_memory_than_two_frames(bytes: Vec<u8>) {
         let mut buffer = BytesMut::from(bytes.as_slice());
         while let Ok(Some(_)) = FrameCodec::default().decode(&mut buffer) {}
         prop_assert!(buffer.capacity() <= bytes.len() + 2 * MAX_FRAME);
     }
 
     #[test]
-    fn any_body_of_any_type_does_no_harm(kind in 0u8..20, body: Vec<u8>) {
-        let _ = FrameCodec::default().decode(&mut frame(kind, &body));
+    fn any_body_of_any_type_is_judged(kind in 0u8..20, body: Vec<u8>) {
+        is_judged(frame(kind, &body))?;
     }
 
     #[test]
-    fn a_message_changed_anywhere_does_no_harm(message in message(), at: prop::sample::Index, flip in 1u8..) {
+    fn a_message_changed_anywhere_is_judged(message in message(), at: prop::sample::Index, flip in 1u8..) {
         let mut wire = encoded(&message);
         let at = 4 + at.index(wire.len() - 4);
         wire[at] ^= flip;
-        if let Ok(Some(read)) = FrameCodec::default().decode(&mut wire) {
-            // What is read can be written again: the limits are the same both ways.
-            encoded(&read);
-        }
+        is_judged(wire)?;
     }
 
     #[test]
@@ -250,7 +260,8 @@ proptest! {
         if !matches!(message, Message::Chunk(_)) {
             let wire = encoded(&message);
             let body = [&wire[5..], &[0]].concat();
-            prop_assert!(refusal(frame(wire[4], &body)).contains("bytes after its end"));
+            let refusal = refusal(frame(wire[4], &body));
+            prop_assert!(matches!(refusal, Malformed::TrailingBytes(name) if name == message.name()), "{refusal}");
         }
     }
 }
@@ -260,7 +271,10 @@ fn a_length_is_judged_before_memory_is_taken() {
     for length in [0, MAX_FRAME as u32 + 1, u32::MAX] {
         let mut buffer = BytesMut::from(length.to_be_bytes().as_slice());
         let before = buffer.capacity();
-        assert!(FrameCodec::default().decode(&mut buffer).is_err());
+        assert!(matches!(
+            FrameCodec::default().decode(&mut buffer),
+            Err(Error::Malformed(Malformed::FrameLength(told))) if told == length as usize
+        ));
         assert_eq!(buffer.capacity(), before);
     }
     let mut buffer = BytesMut::from((MAX_FRAME as u32).to_be_bytes().as_slice());
@@ -294,24 +308,50 @@ fn a_chunk_is_read_without_a_copy_and_written_in_two_parts() {
 
 #[test]
 fn what_is_refused() {
-    assert!(refusal(frame(0, &[])).contains("unknown message type 0"));
-    assert!(refusal(frame(200, &[])).contains("unknown message type 200"));
-    assert!(refusal(frame(CHUNK, &[0; 59])).contains("cut off"));
-    assert!(refusal(frame(CHUNK, &[0; 60])).contains("1 to 262144 bytes"));
-    let mut chunk = [0; 70];
-    chunk[20..28].fill(0xff);
-    assert!(refusal(frame(CHUNK, &chunk)).contains("end is beyond"));
-    assert!(refusal(frame(CHUNK, &[0; CHUNK_HEAD + MAX_CHUNK + 1])).contains("1 to 262144 bytes"));
-    // {0: 1} and {0: 1 with an indefinite array at an unknown field}
+    use Malformed::*;
+    type Expected = fn(&Malformed) -> bool;
+    let cases: Vec<(BytesMut, Expected)> = vec![
+        (frame(0, &[]), |m| matches!(m, UnknownType(0))),
+        (frame(200, &[]), |m| matches!(m, UnknownType(200))),
+        (frame(CHUNK, &[0; 59]), |m| matches!(m, ChunkHead)),
+        (frame(CHUNK, &[0; 60]), |m| matches!(m, ChunkLength(0))),
+        (frame(CHUNK, &[0; CHUNK_HEAD + MAX_CHUNK + 1]), |m| {
+            matches!(m, ChunkLength(262_145))
+        }),
+        (
+            frame(CHUNK, &[&[0; 20][..], &[0xff; 8], &[0; 42]].concat()),
+            |m| matches!(m, ChunkEnd),
+        ),
+        // {0: 1 with an indefinite array at an unknown field}, and an indefinite map
+        (frame(3, &[0xa2, 0, 1, 9, 0x9f, 0xff]), |m| {
+            matches!(m, Indefinite("Ping"))
+        }),
+        (frame(3, &[0xbf, 0, 1, 0xff]), |m| matches!(m, Indefinite("Ping"))),
+        // Forget {0: []}, {0: [], 1: []}, and one with 257 ids
+        (frame(16, &[0xa1, 0, 0x80]), |m| {
+            matches!(m, ListLength { length: 0, .. })
+        }),
+        (frame(16, &[0xa2, 0, 0x80, 1, 0x80]), |m| {
+            matches!(m, ListLength { length: 0, .. })
+        }),
+        (
+            frame(
+                16,
+                &[&[0xa1, 0, 0x99, 1, 1][..], &[[0x50; 17]; 257].concat()].concat(),
+            ),
+            |m| matches!(m, Undecodable("Forget", list) if list.is_message()),
+        ),
+    ];
+    for (at, (wire, is_expected)) in cases.into_iter().enumerate() {
+        let refusal = refusal(wire);
+        assert!(is_expected(&refusal), "case {at}: {refusal}");
+    }
     assert!(FrameCodec::default().decode(&mut frame(3, &[0xa1, 0, 1])).is_ok());
-    assert!(refusal(frame(3, &[0xa2, 0, 1, 9, 0x9f, 0xff])).contains("indefinite"));
-    assert!(refusal(frame(3, &[0xbf, 0, 1, 0xff])).contains("indefinite"));
-    // Forget {0: []}, {0: [], 1: []}, and one with 257 ids
-    assert!(refusal(frame(16, &[0xa1, 0, 0x80])).contains("1 to 256 ids"));
-    assert!(refusal(frame(16, &[0xa2, 0, 0x80, 1, 0x80])).contains("1 to 256 ids"));
-    let many = [&[0xa1, 0, 0x99, 1, 1][..], &[[0x50; 17]; 257].concat()].concat();
-    assert!(refusal(frame(16, &many)).contains("more than 256"));
-    // An Offer whose path leaves the inbox: {0: id, 1: {0: "../x", 1: 0, 2: {0: 0, 1: 0}}, 2: false, 3: 0}
+}
+
+#[test]
+fn a_path_that_leaves_the_inbox_is_refused() {
+    // An Offer: {0: id, 1: {0: "../x", 1: 0, 2: {0: 0, 1: 0}}, 2: false, 3: 0}
     let id = [&[0x50][..], &[7; 16]].concat();
     let rest = [
         &[1, 0xa3, 0, 0x44][..],
@@ -319,7 +359,14 @@ fn what_is_refused() {
         &[1, 0, 2, 0xa2, 0, 0, 1, 0, 2, 0xf4, 3, 0],
     ]
     .concat();
-    assert!(refusal(frame(5, &[&[0xa4, 0][..], &id, &rest].concat())).contains("`..`"));
+    let Malformed::Undecodable("Offer", error) = refusal(frame(5, &[&[0xa4, 0][..], &id, &rest].concat()))
+    else {
+        panic!("another refusal")
+    };
+    let cause = error.source().and_then(|cause| cause.downcast_ref());
+    assert_eq!(cause, Some(&PathError::NotRelative));
+    let told = error.to_string();
+    assert!(told.ends_with(&PathError::NotRelative.to_string()), "{told}");
 }
 
 #[test]
@@ -356,19 +403,24 @@ fn texts_and_receipts_have_limits() {
             receipts: vec![one; count],
         })
     };
-    let writable = |message| {
-        FrameCodec::default()
-            .encode(message, &mut BytesMut::new())
-            .is_ok()
+    let written = |message| match FrameCodec::default().encode(message, &mut BytesMut::new()) {
+        Ok(()) => Ok(()),
+        Err(Error::Malformed(malformed)) => Err(malformed),
+        Err(other) => panic!("{other}"),
     };
-    assert!(writable(bye(MAX_TEXT)));
-    assert!(!writable(bye(MAX_TEXT + 1)));
-    assert!(writable(receipts(1, MAX_RECEIPT)));
-    assert!(!writable(receipts(1, MAX_RECEIPT + 1)));
-    assert!(!writable(receipts(0, 0)));
-    assert!(writable(receipts(MAX_BATCH, 500)));
-    assert!(!writable(receipts(MAX_BATCH, 2000)));
-    assert!(!writable(receipts(MAX_BATCH + 1, 0)));
+    assert!(written(bye(MAX_TEXT)).is_ok());
+    let text = written(bye(MAX_TEXT + 1));
+    assert!(matches!(text, Err(Malformed::TextLength { length: 257, .. })));
+    assert!(written(receipts(1, MAX_RECEIPT)).is_ok());
+    let size = written(receipts(1, MAX_RECEIPT + 1));
+    assert!(matches!(size, Err(Malformed::ReceiptSize(16_385))));
+    let none = written(receipts(0, 0));
+    assert!(matches!(none, Err(Malformed::ListLength { length: 0, .. })));
+    assert!(written(receipts(MAX_BATCH, 500)).is_ok());
+    let long = written(receipts(MAX_BATCH, 2000));
+    assert!(matches!(long, Err(Malformed::FrameLength(length)) if length > MAX_FRAME));
+    let many = written(receipts(MAX_BATCH + 1, 0));
+    assert!(matches!(many, Err(Malformed::ListLength { length: 257, .. })));
 }
 
 /// PROTOCOL.md's table of types, `| 5 | Offer | …`, is the code's.

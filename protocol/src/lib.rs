@@ -35,7 +35,7 @@ pub mod transfer;
 mod tree;
 
 pub use conversation::{Conversation, Event, Local};
-pub use error::Error;
+pub use error::{Error, Malformed, PeerMisbehaved, Violation};
 pub use frame::{Frame, FrameCodec, MAX_FRAME};
 pub use message::Message;
 pub use name::{PathError, RemotePath};

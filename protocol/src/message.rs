@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
 
-use crate::{Digest, Manifest, Mtime, Receipt, TransferId};
+use crate::{Digest, Malformed, Manifest, Mtime, Receipt, TransferId};
 
 /// The versions this crate speaks.
 pub const VERSION_MIN: u16 = 1;
@@ -412,48 +412,50 @@ impl Message {
     }
 
     /// Holds the limits that the types alone do not. Checked of every message, read or written.
-    pub(crate) fn check(&self) -> Result<(), &'static str> {
+    pub(crate) fn check(&self) -> Result<(), Malformed> {
+        let message = self.name();
+        let text = |text: &str, most| match text.len() {
+            length if length > most => Err(Malformed::TextLength {
+                message,
+                length,
+                most,
+            }),
+            _ => Ok(()),
+        };
+        let list = |length, least| match (least..=MAX_BATCH).contains(&length) {
+            true => Ok(()),
+            false => Err(Malformed::ListLength { message, length }),
+        };
         match self {
             Message::Hello(hello) => {
-                within(hello.name.len(), 0, MAX_NAME, "the name is longer than 64 bytes")?;
-                within(
-                    hello.software.len(),
-                    0,
-                    MAX_TEXT,
-                    "the software's name is longer than 256 bytes",
-                )
+                text(&hello.name, MAX_NAME)?;
+                text(&hello.software, MAX_TEXT)
             }
-            Message::Bye(bye) => within(bye.text.len(), 0, MAX_TEXT, "the text is longer than 256 bytes"),
-            Message::Decline(decline) => within(
-                decline.text.len(),
-                0,
-                MAX_TEXT,
-                "the text is longer than 256 bytes",
-            ),
+            Message::Bye(bye) => text(&bye.text, MAX_TEXT),
+            Message::Decline(decline) => text(&decline.text, MAX_TEXT),
             Message::Offer(offer) => check_time(&offer.manifest.mtime),
             Message::Chunk(chunk) => {
-                within(chunk.bytes.len(), 1, MAX_CHUNK, "a chunk has 1 to 262144 bytes")?;
-                let end = chunk.offset.checked_add(chunk.bytes.len() as u64);
-                end.map(|_| ())
-                    .ok_or("the chunk's end is beyond what a number holds")
+                let length = chunk.bytes.len();
+                if !(1..=MAX_CHUNK).contains(&length) {
+                    return Err(Malformed::ChunkLength(length));
+                }
+                let end = chunk.offset.checked_add(length as u64);
+                end.map(drop).ok_or(Malformed::ChunkEnd)
             }
             Message::Settled(settled) => check_receipt(&settled.receipt),
             Message::Receipts(Receipts { receipts }) => {
-                within(receipts.len(), 1, MAX_BATCH, "1 to 256 receipts a message")?;
+                list(receipts.len(), 1)?;
                 receipts
                     .iter()
                     .try_for_each(|committed| check_receipt(&committed.receipt))
             }
             Message::Forget(Forget { ids, times }) => {
                 let times = times.as_deref().unwrap_or_default();
-                let least = usize::from(times.is_empty());
-                within(ids.len(), least, MAX_BATCH, "1 to 256 ids a message")?;
-                within(times.len(), 0, MAX_BATCH, "more than 256 times in a message")?;
+                list(ids.len(), usize::from(times.is_empty()))?;
+                list(times.len(), 0)?;
                 times.iter().try_for_each(|late| check_time(&late.mtime))
             }
-            Message::Forgotten(Forgotten { ids }) => {
-                within(ids.len(), 1, MAX_BATCH, "1 to 256 ids a message")
-            }
+            Message::Forgotten(Forgotten { ids }) => list(ids.len(), 1),
             Message::Ping(_)
             | Message::Pong(_)
             | Message::Accept(_)
@@ -472,30 +474,18 @@ pub(crate) fn cut(text: &mut String, most: usize) {
     text.truncate(text.floor_char_boundary(most));
 }
 
-fn within(value: usize, least: usize, most: usize, otherwise: &'static str) -> Result<(), &'static str> {
-    if (least..=most).contains(&value) {
-        Ok(())
-    } else {
-        Err(otherwise)
+fn check_time(mtime: &Mtime) -> Result<(), Malformed> {
+    match mtime.nanos {
+        0..1_000_000_000 => Ok(()),
+        nanos => Err(Malformed::Nanoseconds(nanos)),
     }
 }
 
-fn check_time(mtime: &Mtime) -> Result<(), &'static str> {
-    within(
-        mtime.nanos as usize,
-        0,
-        999_999_999,
-        "a second has 999999999 ns at most",
-    )
-}
-
-fn check_receipt(receipt: &Receipt) -> Result<(), &'static str> {
-    within(
-        receipt.size(),
-        0,
-        MAX_RECEIPT,
-        "the receipt is longer than 16 KiB",
-    )
+fn check_receipt(receipt: &Receipt) -> Result<(), Malformed> {
+    match receipt.size() {
+        0..=MAX_RECEIPT => Ok(()),
+        size => Err(Malformed::ReceiptSize(size)),
+    }
 }
 
 /// A list whose announced length is judged before it is read.

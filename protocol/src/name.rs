@@ -139,7 +139,10 @@ impl<C> minicbor::Encode<C> for RemotePath {
 impl<'b, C> minicbor::Decode<'b, C> for RemotePath {
     fn decode(d: &mut minicbor::Decoder<'b>, _: &mut C) -> Result<Self, minicbor::decode::Error> {
         let at = d.position();
-        RemotePath::parse(d.bytes()?).map_err(|e| minicbor::decode::Error::message(e.to_string()).at(at))
+        RemotePath::parse(d.bytes()?).map_err(|e| {
+            let text = e.to_string();
+            minicbor::decode::Error::custom(e).with_message(text).at(at)
+        })
     }
 }
 

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
-    Error, Message, Mtime, TransferId,
+    Error, Message, Mtime, TransferId, Violation,
     message::{Forget, LateTime, MAX_ASKED, MAX_BATCH, Withdraw},
 };
 
@@ -86,11 +86,11 @@ impl Questions {
         times
     }
 
-    pub(crate) fn answered_withdraw(&mut self, message: &str, id: TransferId) -> Result<(), Error> {
+    pub(crate) fn answered_withdraw(&mut self, message: &'static str, id: TransferId) -> Result<(), Error> {
         let asked = self.withdraw.unanswered.remove(&id);
         asked
             .then_some(())
-            .ok_or_else(|| Error::misplaced(message, id, "was not asked to be withdrawn"))
+            .ok_or_else(|| Error::violation(message, id, Violation::NotAsked))
     }
 
     /// Those that are forgotten, and those that only had their times set.
@@ -105,7 +105,7 @@ impl Questions {
             } else if self.retiming.remove(&id) {
                 retimed.push(id);
             } else {
-                return Err(Error::misplaced("Forgotten", id, "was not asked to be forgotten"));
+                return Err(Error::violation("Forgotten", id, Violation::NotAsked));
             }
         }
         Ok((forgotten, retimed))

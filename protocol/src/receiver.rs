@@ -25,7 +25,7 @@ mod storage;
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::{
-    Digest, Error, Kind, Message, TransferId,
+    Digest, Error, Kind, Message, PeerMisbehaved, TransferId, Violation,
     frame::MAX_FRAME,
     message::{
         Accept, Ack, Chunk, Close, Committed, Decline, DeclineReason, Done, Forgotten, MAX_ASKED, MAX_BATCH,
@@ -96,7 +96,7 @@ impl Receiver {
                 self.commands.push_back(Command::Forget { ids, times });
                 Ok(())
             }
-            other => Err(Error::PeerMisbehaved(format!("{} to a receiver", other.name()))),
+            other => Err(PeerMisbehaved::NotForReceiver(other.name()).into()),
         }
     }
 
@@ -178,24 +178,21 @@ impl Receiver {
 
     fn offered(&mut self, offer: Offer) -> Result<(), Error> {
         let (id, size, opening) = (offer.id, offer.manifest.size, Opening(offer.serial));
+        let violation = |violation| Err(Error::violation("Offer", id, violation));
         if let Some(open) = self.transfers.get(&id) {
-            return Err(Error::misplaced("Offer", id, open.state.describe()));
+            return violation(open.state.violation());
         }
         if offer.serial < self.next_serial {
-            return Err(Error::misplaced("Offer", id, "has a serial that was used before"));
+            return violation(Violation::UsedSerial(offer.serial));
         }
         if offer.eager && size > MAX_EAGER {
-            return Err(Error::misplaced("Offer", id, "is too large to be eager"));
+            return violation(Violation::EagerTooLarge(size));
         }
         if offer.eager && offer.manifest.kind == Kind::Folder {
-            return Err(Error::misplaced("Offer", id, "is a folder, which is never eager"));
+            return violation(Violation::EagerFolder);
         }
         if self.transfers.len() >= self.max_open.saturating_mul(2) {
-            return Err(Error::misplaced(
-                "Offer",
-                id,
-                "is beyond twice the transfers we take in at once",
-            ));
+            return violation(Violation::TooManyOpen(self.transfers.len()));
         }
         let busy = self
             .transfers
@@ -244,27 +241,26 @@ impl Receiver {
             digest,
             bytes,
         } = chunk;
-        let violation = |why| Err(Error::misplaced("Chunk", id, why));
+        let violation = |violation| Err(Error::violation("Chunk", id, violation));
         let Some(transfer) = self.transfers.get_mut(&id) else {
-            return violation("is not open");
+            return violation(Violation::NotOpen);
         };
         match &mut transfer.state {
             State::Refused => Ok(()),
             State::Receiving(current) if pass < current.number => Ok(()),
             State::Receiving(current) if pass == current.number => {
-                if offset != current.next {
-                    return violation("needs another offset next");
+                let expected = current.next;
+                if offset != expected {
+                    return violation(Violation::WrongOffset { offset, expected });
                 }
-                match offset.checked_add(bytes.len() as u64) {
-                    Some(end) if end > transfer.size => {
-                        return violation("has fewer bytes, as it was announced");
-                    }
-                    Some(end) if end - current.acked > self.window => {
-                        return violation("has used up its window");
-                    }
-                    Some(end) => current.next = end,
-                    None => return violation("has no such offset"),
+                let end = offset.checked_add(bytes.len() as u64);
+                let Some(end) = end.filter(|end| *end <= transfer.size) else {
+                    return violation(Violation::TooManyBytes(transfer.size));
+                };
+                if end - current.acked > self.window {
+                    return violation(Violation::BeyondWindow(self.window));
                 }
+                current.next = end;
                 self.commands.push_back(Command::Write {
                     id,
                     opening: Opening(transfer.serial),
@@ -275,23 +271,27 @@ impl Receiver {
                 });
                 Ok(())
             }
-            State::Receiving(_) => violation("is in an earlier pass"),
-            other => violation(other.describe()),
+            State::Receiving(current) => violation(Violation::WrongPass {
+                pass,
+                expected: current.number,
+            }),
+            other => violation(other.violation()),
         }
     }
 
     fn done(&mut self, done: Done) -> Result<(), Error> {
         let Done { id, pass, digest } = done;
-        let violation = |why| Err(Error::misplaced("Done", id, why));
+        let violation = |violation| Err(Error::violation("Done", id, violation));
         let Some(transfer) = self.transfers.get_mut(&id) else {
-            return violation("is not open");
+            return violation(Violation::NotOpen);
         };
         match &transfer.state {
             State::Refused => Ok(()),
             State::Receiving(current) if pass < current.number => Ok(()),
             State::Receiving(current) if pass == current.number => {
-                if current.next != transfer.size {
-                    return violation("lacks bytes");
+                let (came, size) = (current.next, transfer.size);
+                if came != size {
+                    return violation(Violation::BytesMissing { came, size });
                 }
                 let current = Pass { ..*current };
                 transfer.state = State::Finishing(current);
@@ -303,18 +303,18 @@ impl Receiver {
                 });
                 Ok(())
             }
-            State::Receiving(_) => violation("is in an earlier pass"),
-            other => violation(other.describe()),
+            State::Receiving(current) => violation(Violation::WrongPass {
+                pass,
+                expected: current.number,
+            }),
+            other => violation(other.violation()),
         }
     }
 
     fn closed(&mut self, close: Close) -> Result<(), Error> {
         if close.serial >= self.next_serial {
-            return Err(Error::misplaced(
-                "Close",
-                close.id,
-                "was never offered with that serial",
-            ));
+            let violation = Violation::UnknownSerial(close.serial);
+            return Err(Error::violation("Close", close.id, violation));
         }
         if self.opening(close.id, Opening(close.serial)).is_some()
             && let Some(transfer) = self.remove(close.id)
@@ -444,9 +444,7 @@ impl Receiver {
     fn ask(&mut self, ids: usize) -> Result<(), Error> {
         self.asked += ids;
         if self.asked > MAX_ASKED {
-            return Err(Error::PeerMisbehaved(format!(
-                "more than {MAX_ASKED} unanswered questions"
-            )));
+            return Err(PeerMisbehaved::TooManyQuestions.into());
         }
         Ok(())
     }

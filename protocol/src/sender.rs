@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 
 use crate::{
-    Digest, Error, Kind, Manifest, Message, Receipt, RunningDigest, TransferId,
+    Digest, Error, Kind, Manifest, Message, PeerMisbehaved, Receipt, RunningDigest, TransferId, Violation,
     message::{
         Accept, Ack, Chunk, Close, Committed, DeclineReason, Done, LateTime, MAX_CHUNK, MAX_EAGER, MAX_PASS,
         Offer, VERSION_FOLDERS, VERSION_KEPT_TIMES, VERSION_MAX,
@@ -300,7 +300,7 @@ impl Sender {
                 }
                 Ok(())
             }
-            other => Err(Error::PeerMisbehaved(format!("{} to a sender", other.name()))),
+            other => Err(PeerMisbehaved::NotForSender(other.name()).into()),
         }
     }
 
@@ -334,55 +334,53 @@ impl Sender {
         let Some(transfer) = self.current("Accept", id, serial)? else {
             return Ok(());
         };
-        match &transfer.state {
-            State::Offered if pass == 0 && offset <= transfer.size => {}
-            State::Offered => {
-                return Err(Error::misplaced(
-                    "Accept",
-                    id,
-                    "begins with pass 0, within its size",
-                ));
-            }
-            State::Sending(current) | State::Done(current) => {
-                if pass > MAX_PASS || pass != current.number + 1 {
-                    return Err(Error::misplaced(
-                        "Accept",
-                        id,
-                        "is in another pass than the one before",
-                    ));
-                }
-                if offset > current.next {
-                    return Err(Error::misplaced("Accept", id, "was not sent that far"));
-                }
-            }
+        let size = transfer.size;
+        let (expected, sent) = match &transfer.state {
+            State::Offered => (0, None),
+            State::Sending(current) | State::Done(current) => (current.number + 1, Some(current.next)),
+        };
+        let violation = match sent {
+            _ if pass != expected => Some(Violation::WrongPass { pass, expected }),
+            _ if pass > MAX_PASS => Some(Violation::TooManyPasses(pass)),
+            None if offset > size => Some(Violation::BeyondSize { offset, size }),
+            Some(sent) if offset > sent => Some(Violation::NotSent { offset, sent }),
+            _ => None,
+        };
+        if let Some(violation) = violation {
+            return Err(Error::violation("Accept", id, violation));
         }
         self.begin(id, pass, offset, digest);
         Ok(())
     }
 
     fn acknowledged(&mut self, ack: Ack) -> Result<(), Error> {
-        let Some(transfer) = self.current("Ack", ack.id, ack.serial)? else {
+        let Ack {
+            id,
+            pass,
+            offset,
+            serial,
+        } = ack;
+        let Some(transfer) = self.current("Ack", id, serial)? else {
             return Ok(());
         };
-        match &mut transfer.state {
-            State::Sending(pass) | State::Done(pass) if pass.number == ack.pass => {
-                if ack.offset < pass.acked || ack.offset > pass.next {
-                    return Err(Error::misplaced(
-                        "Ack",
-                        ack.id,
-                        "has no such offset to acknowledge",
-                    ));
+        let violation = match &mut transfer.state {
+            State::Offered => Violation::NotAccepted,
+            State::Sending(current) | State::Done(current) => {
+                let (expected, before, sent) = (current.number, current.acked, current.next);
+                if pass != expected {
+                    Violation::WrongPass { pass, expected }
+                } else if offset < before {
+                    Violation::FallingOffset { offset, before }
+                } else if offset > sent {
+                    Violation::NotSent { offset, sent }
+                } else {
+                    current.acked = offset;
+                    self.events.push_back(SenderEvent::Progress { id, offset });
+                    return Ok(());
                 }
-                pass.acked = ack.offset;
-                self.events.push_back(SenderEvent::Progress {
-                    id: ack.id,
-                    offset: ack.offset,
-                });
-                Ok(())
             }
-            State::Sending(_) | State::Done(_) => Err(Error::misplaced("Ack", ack.id, "is in another pass")),
-            State::Offered => Err(Error::misplaced("Ack", ack.id, "was not accepted yet")),
-        }
+        };
+        Err(Error::violation("Ack", id, violation))
     }
 
     fn committed(&mut self, committed: Committed) -> Result<(), Error> {
@@ -397,23 +395,19 @@ impl Sender {
                 self.events.push_back(SenderEvent::Delivered { id, receipt });
                 Ok(())
             }
-            Some(_) => Err(Error::misplaced("Receipts", id, "is not done yet")),
+            Some(_) => Err(Error::violation("Receipts", id, Violation::NotDone)),
         }
     }
 
     /// The transfer, if that offer is still the one that counts.
     fn current(
         &mut self,
-        message: &str,
+        message: &'static str,
         id: TransferId,
         serial: u64,
     ) -> Result<Option<&mut Transfer>, Error> {
         if serial >= self.next_serial {
-            return Err(Error::misplaced(
-                message,
-                id,
-                "was never offered with that serial",
-            ));
+            return Err(Error::violation(message, id, Violation::UnknownSerial(serial)));
         }
         Ok(self
             .open

@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
 use dropwire_protocol::{
-    Conversation, Digest, Error, Event, Kind, Local, Manifest, Message, Mtime, Receipt, RemotePath,
-    TransferId,
+    Conversation, Digest, Error, Event, Kind, Local, Manifest, Message, Mtime, PeerMisbehaved, Receipt,
+    RemotePath, TransferId, Violation,
     message::*,
     receiver::{Command, Opening, Outcome, Receiver},
     sender::{Sender, SenderEvent},
@@ -355,7 +355,10 @@ fn a_flood_is_answered_and_then_cut() {
     }
     assert!(matches!(
         receiver.receive(offer(6)),
-        Err(Error::PeerMisbehaved(_))
+        Err(Error::PeerMisbehaved(PeerMisbehaved::Transfer {
+            violation: Violation::TooManyOpen(6),
+            ..
+        }))
     ));
     let declined = std::iter::from_fn(|| receiver.poll_message());
     let busy = |m: &Message| {

@@ -2,7 +2,8 @@
 
 use bytes::Bytes;
 use dropwire_protocol::{
-    Digest, Error, Kind, Manifest, Message, Mtime, Receipt, RemotePath, TransferId,
+    Digest, Error, Kind, Manifest, Message, Mtime, PeerMisbehaved, Receipt, RemotePath, TransferId,
+    Violation as V,
     message::*,
     receiver::{Command, Opening, Outcome, Receiver},
     sender::{Sender, SenderEvent},
@@ -105,13 +106,13 @@ enum Step {
 use Step::{Storage as S, Wire as W};
 
 /// Takes all steps; only the last may be refused. What is said is read at once.
-fn receive(steps: Vec<Step>) -> (Result<(), String>, Vec<Message>) {
+fn receive(steps: Vec<Step>) -> (Result<(), PeerMisbehaved>, Vec<Message>) {
     let mut receiver = Receiver::new(MIN_WINDOW, 4, None);
     let (mut said, mut result) = (Vec::new(), Ok(()));
     for step in steps {
         result.expect("only the last step may fail");
         result = match step {
-            W(message) => receiver.receive(message).map_err(text),
+            W(message) => receiver.receive(message).map_err(misbehaved),
             S(outcome) => {
                 receiver.outcome(outcome);
                 Ok(())
@@ -122,9 +123,21 @@ fn receive(steps: Vec<Step>) -> (Result<(), String>, Vec<Message>) {
     (result, said)
 }
 
-fn text(error: Error) -> String {
-    assert!(matches!(error, Error::PeerMisbehaved(_)), "{error}");
-    error.to_string()
+fn misbehaved(error: Error) -> PeerMisbehaved {
+    match error {
+        Error::PeerMisbehaved(misbehaved) => misbehaved,
+        other => panic!("{other}"),
+    }
+}
+
+/// With a message about [`ID`].
+fn with(message: &'static str, violation: V) -> PeerMisbehaved {
+    let id = ID;
+    PeerMisbehaved::Transfer {
+        message,
+        id,
+        violation,
+    }
 }
 
 #[test]
@@ -135,44 +148,68 @@ fn a_receiver_refuses() {
         .into_iter()
         .chain(window())
         .collect();
-    let cases: Vec<(Vec<Step>, &str)> = vec![
-        (vec![W(chunk(0, 0, 1))], "is not open"),
-        (vec![W(done(0))], "is not open"),
-        (vec![W(close(0))], "never offered"),
-        (vec![W(offer(0, 5, false)), W(chunk(0, 0, 1))], "is being opened"),
-        (vec![W(offer(0, 5, false)), W(done(0))], "is being opened"),
+    let cases: Vec<(Vec<Step>, PeerMisbehaved)> = vec![
+        (vec![W(chunk(0, 0, 1))], with("Chunk", V::NotOpen)),
+        (vec![W(done(0))], with("Done", V::NotOpen)),
+        (vec![W(close(0))], with("Close", V::UnknownSerial(0))),
+        (
+            vec![W(offer(0, 5, false)), W(chunk(0, 0, 1))],
+            with("Chunk", V::Opening),
+        ),
+        (vec![W(offer(0, 5, false)), W(done(0))], with("Done", V::Opening)),
         (
             vec![W(offer(0, 5, false)), W(offer(1, 5, false))],
-            "is being opened",
+            with("Offer", V::Opening),
         ),
         (
             vec![W(offer(3, 5, false)), W(close(3)), W(offer(3, 5, false))],
-            "used before",
+            with("Offer", V::UsedSerial(3)),
         ),
-        (vec![W(offer(0, MAX_EAGER + 1, true))], "too large"),
-        (vec![W(offer(0, 5, true)), W(chunk(0, 1, 1))], "another offset"),
-        (vec![W(offer(0, 5, true)), W(chunk(0, 0, 6))], "fewer bytes"),
-        (vec![W(offer(0, 5, true)), W(chunk(1, 0, 5))], "earlier pass"),
+        (
+            vec![W(offer(0, MAX_EAGER + 1, true))],
+            with("Offer", V::EagerTooLarge(MAX_EAGER + 1)),
+        ),
+        (
+            vec![W(offer(0, 5, true)), W(chunk(0, 1, 1))],
+            with(
+                "Chunk",
+                V::WrongOffset {
+                    offset: 1,
+                    expected: 0,
+                },
+            ),
+        ),
+        (
+            vec![W(offer(0, 5, true)), W(chunk(0, 0, 6))],
+            with("Chunk", V::TooManyBytes(5)),
+        ),
+        (
+            vec![W(offer(0, 5, true)), W(chunk(1, 0, 5))],
+            with("Chunk", V::WrongPass { pass: 1, expected: 0 }),
+        ),
         (
             vec![W(offer(0, 5, true)), W(chunk(0, 0, 4)), W(done(0))],
-            "lacks bytes",
+            with("Done", V::BytesMissing { came: 4, size: 5 }),
         ),
         (
             vec![W(offer(0, 5, true)), W(chunk(0, 0, 5)), W(done(1))],
-            "earlier pass",
+            with("Done", V::WrongPass { pass: 1, expected: 0 }),
         ),
-        (vec![W(offer(0, 0, true)), W(done(0)), W(done(0))], "done already"),
+        (
+            vec![W(offer(0, 0, true)), W(done(0)), W(done(0))],
+            with("Done", V::Finishing),
+        ),
         (
             vec![W(offer(0, 0, true)), W(done(0)), W(chunk(0, 0, 1))],
-            "done already",
+            with("Chunk", V::Finishing),
         ),
         (
             vec![W(offer(0, 0, true)), W(done(0)), S(committed()), W(done(0))],
-            "is not open",
+            with("Done", V::NotOpen),
         ),
         (
             vec![W(offer(0, 5, false)), S(refused()), W(offer(1, 5, false))],
-            "is refused",
+            with("Offer", V::Refused),
         ),
         (
             vec![W(Message::Ack(Ack {
@@ -181,13 +218,12 @@ fn a_receiver_refuses() {
                 offset: 0,
                 serial: 0,
             }))],
-            "to a receiver",
+            PeerMisbehaved::NotForReceiver("Ack"),
         ),
-        (begun, "used up its window"),
+        (begun, with("Chunk", V::BeyondWindow(MIN_WINDOW))),
     ];
-    for (steps, why) in cases {
-        let refusal = receive(steps).0.expect_err(why);
-        assert!(refusal.contains(why), "{refusal}, not {why}");
+    for (steps, expected) in cases {
+        assert_eq!(receive(steps).0, Err(expected));
     }
 }
 
@@ -323,39 +359,65 @@ fn a_sender_refuses() {
         })
     };
     // Of 10 bytes the agent gives 4 as soon as it may.
-    let cases: Vec<(Vec<Message>, &str)> = vec![
-        (vec![accept(0, 0, 1)], "never offered"),
-        (vec![accept(0, 11, 0)], "within its size"),
-        (vec![accept(1, 0, 0)], "begins with pass 0"),
-        (vec![ack(0, 0)], "not accepted yet"),
-        (vec![receipts(0)], "not done yet"),
-        (vec![receipts(1)], "never offered"),
-        (vec![accept(0, 0, 0), accept(0, 0, 0)], "another pass"),
-        (vec![accept(0, 0, 0), accept(2, 0, 0)], "another pass"),
-        (vec![accept(0, 0, 0), accept(1, 5, 0)], "not sent that far"),
-        (vec![accept(0, 0, 0), ack(0, 5)], "no such offset"),
-        (vec![accept(0, 0, 0), ack(0, 3), ack(0, 2)], "no such offset"),
-        (vec![accept(0, 0, 0), ack(1, 0)], "another pass"),
-        (vec![accept(0, 0, 0), receipts(0)], "not done yet"),
-        (vec![withdrawn()], "not asked"),
-        (vec![settled(None)], "not asked"),
-        (vec![settled(Some(1))], "never offered"),
-        (vec![Message::Forgotten(Forgotten { ids: vec![ID] })], "not asked"),
-        (vec![done(0)], "to a sender"),
+    let cases: Vec<(Vec<Message>, PeerMisbehaved)> = vec![
+        (vec![accept(0, 0, 1)], with("Accept", V::UnknownSerial(1))),
+        (
+            vec![accept(0, 11, 0)],
+            with("Accept", V::BeyondSize { offset: 11, size: 10 }),
+        ),
+        (
+            vec![accept(1, 0, 0)],
+            with("Accept", V::WrongPass { pass: 1, expected: 0 }),
+        ),
+        (vec![ack(0, 0)], with("Ack", V::NotAccepted)),
+        (vec![receipts(0)], with("Receipts", V::NotDone)),
+        (vec![receipts(1)], with("Receipts", V::UnknownSerial(1))),
+        (
+            vec![accept(0, 0, 0), accept(0, 0, 0)],
+            with("Accept", V::WrongPass { pass: 0, expected: 1 }),
+        ),
+        (
+            vec![accept(0, 0, 0), accept(2, 0, 0)],
+            with("Accept", V::WrongPass { pass: 2, expected: 1 }),
+        ),
+        (
+            vec![accept(0, 0, 0), accept(1, 5, 0)],
+            with("Accept", V::NotSent { offset: 5, sent: 4 }),
+        ),
+        (
+            vec![accept(0, 0, 0), ack(0, 5)],
+            with("Ack", V::NotSent { offset: 5, sent: 4 }),
+        ),
+        (
+            vec![accept(0, 0, 0), ack(0, 3), ack(0, 2)],
+            with("Ack", V::FallingOffset { offset: 2, before: 3 }),
+        ),
+        (
+            vec![accept(0, 0, 0), ack(1, 0)],
+            with("Ack", V::WrongPass { pass: 1, expected: 0 }),
+        ),
+        (vec![accept(0, 0, 0), receipts(0)], with("Receipts", V::NotDone)),
+        (vec![withdrawn()], with("Withdrawn", V::NotAsked)),
+        (vec![settled(None)], with("Settled", V::NotAsked)),
+        (vec![settled(Some(1))], with("Settled", V::UnknownSerial(1))),
+        (
+            vec![Message::Forgotten(Forgotten { ids: vec![ID] })],
+            with("Forgotten", V::NotAsked),
+        ),
+        (vec![done(0)], PeerMisbehaved::NotForSender("Done")),
     ];
-    for (messages, why) in cases {
+    for (messages, expected) in cases {
         let mut sender = Sender::new(MIN_WINDOW, 1);
         assert!(sender.offer(ID, manifest(10), false));
         let mut result = Ok(());
         for message in messages {
             result.expect("only the last message may fail");
-            result = sender.receive(message).map_err(text);
+            result = sender.receive(message).map_err(misbehaved);
             if sender.credit(ID, 0) == MIN_WINDOW {
                 sender.chunk(ID, 0, 0, Bytes::from_static(b"four"), DIGEST);
             }
         }
-        let refusal = result.expect_err(why);
-        assert!(refusal.contains(why), "{refusal}, not {why}");
+        assert_eq!(result, Err(expected));
     }
 }
 
@@ -381,8 +443,8 @@ fn a_folder_is_offered_only_to_who_knows_folders_and_never_eager() {
 
     let mut receiver = Receiver::new(MIN_WINDOW, 1, None);
     let eager = Message::Offer(Offer { eager: true, ..offer });
-    let refusal = receiver.receive(eager).expect_err("a violation").to_string();
-    assert!(refusal.contains("never eager"), "{refusal}");
+    let refused = receiver.receive(eager).map_err(misbehaved);
+    assert_eq!(refused, Err(with("Offer", V::EagerFolder)));
 }
 
 /// As version 1 wrote it, so that its readers and ours understand each other.
@@ -443,7 +505,10 @@ fn questions_have_a_limit_that_the_sender_keeps() {
     }
     assert_eq!(asked, MAX_ASKED);
     let one_more = receiver.receive(Message::Withdraw(Withdraw { id: ID }));
-    assert!(one_more.is_err_and(|e| text(e).contains("unanswered")));
+    assert_eq!(
+        one_more.map_err(misbehaved),
+        Err(PeerMisbehaved::TooManyQuestions)
+    );
     sender
         .receive(Message::Withdrawn(Withdrawn { id: id(3) }))
         .expect("an answer");
@@ -504,11 +569,8 @@ fn a_kept_files_time_is_told_only_to_who_knows_that_and_never_while_it_is_to_be_
     );
     assert_eq!(sender.poll_message().map(|m| m.name()), Some("Forget"));
     sender.receive(forgotten()).expect("it has the time");
-    assert!(
-        sender
-            .receive(forgotten())
-            .is_err_and(|e| text(e).contains("not asked"))
-    );
+    let once_more = sender.receive(forgotten()).map_err(misbehaved);
+    assert_eq!(once_more, Err(with("Forgotten", V::NotAsked)));
 }
 
 #[test]
@@ -538,5 +600,6 @@ fn passes_have_a_limit_that_the_receiver_keeps() {
     for pass in 1..=MAX_PASS {
         sender.receive(accept(pass, 0, 0)).expect("a pass");
     }
-    assert!(sender.receive(accept(MAX_PASS + 1, 0, 0)).is_err());
+    let one_more = sender.receive(accept(MAX_PASS + 1, 0, 0)).map_err(misbehaved);
+    assert_eq!(one_more, Err(with("Accept", V::TooManyPasses(MAX_PASS + 1))));
 }

@@ -6,7 +6,7 @@
 
 use std::{io, net::SocketAddr, sync::Arc};
 
-use dropwire_protocol::Error;
+use dropwire_protocol::{Error, PeerMisbehaved};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -54,7 +54,7 @@ async fn ask(shared: &Shared, pair: &Pair, to: SocketAddr, name: &LinkName) -> R
     stream.flush().await?;
     match stream.read_u8().await? {
         JOIN => Ok(stream),
-        other => Err(Error::PeerMisbehaved(format!("{other} instead of a welcome"))),
+        other => Err(PeerMisbehaved::NoWelcome(other).into()),
     }
 }
 

@@ -1,7 +1,7 @@
 //! What the receiving half knows of one transfer.
 
 use super::{Command, Opening};
-use crate::{Message, Receipt, TransferId};
+use crate::{Message, Receipt, TransferId, Violation};
 
 /// One transfer at the receiving half.
 pub(super) struct Transfer {
@@ -52,14 +52,14 @@ impl Pass {
 }
 
 impl State {
-    /// For the text of a violation.
-    pub(super) fn describe(&self) -> &'static str {
+    /// What a message breaks that is not allowed in this state.
+    pub(super) fn violation(&self) -> Violation {
         match self {
-            State::Opening => "is being opened",
-            State::Receiving(_) => "is being received",
-            State::Finishing(_) => "is done already",
-            State::Committed(_) => "is committed already",
-            State::Refused => "is refused",
+            State::Opening => Violation::Opening,
+            State::Receiving(_) => Violation::Receiving,
+            State::Finishing(_) => Violation::Finishing,
+            State::Committed(_) => Violation::Committed,
+            State::Refused => Violation::Refused,
         }
     }
 }
