@@ -23,7 +23,10 @@ use std::{
 };
 
 use rusqlite::{Connection, Transaction};
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinError,
+};
 
 pub use self::health::{Trouble, Waits, told};
 use self::{
@@ -43,36 +46,65 @@ const STATEMENTS: usize = 128;
 /// A connection's page cache, in KiB as SQLite has it; a larger one spares next to nothing, since the system has the pages.
 const CACHE: i64 = -512;
 
-/// Why the database did not do it.
+/// Why the database did not do it. To be shown with its cause: [`crate::error::chain`].
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum DbError {
     /// This change failed and was rolled back; others are not touched by it.
-    #[error("job list: {0}")]
-    Change(Arc<rusqlite::Error>),
+    #[error("a query on the job list failed")]
+    Change(#[source] Arc<rusqlite::Error>),
     /// It cannot be read now (a shortage, another program's lock); later it may.
-    #[error("job list cannot be read now: {1}")]
-    NotNow(Wait, Arc<rusqlite::Error>),
-    /// A commit failed: the agent has to end.
-    #[error("job list cannot be written: {0}")]
-    Failed(String),
+    #[error("the job list cannot be read now")]
+    NotNow(Wait, #[source] Arc<rusqlite::Error>),
+    /// The agent has to end.
+    #[error("the job list cannot be written")]
+    Failed(#[source] Failure),
 }
 
-/// Why it could not be opened.
+/// Why the database does nothing any more.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Failure {
+    /// A commit failed, or the file turned out to be damaged.
+    #[error(transparent)]
+    Sqlite(Arc<rusqlite::Error>),
+    /// The thread that writes has ended.
+    #[error("its thread ended")]
+    Ended,
+    /// The task that asked was broken off.
+    #[error(transparent)]
+    Task(Arc<JoinError>),
+}
+
+impl From<rusqlite::Error> for Failure {
+    fn from(error: rusqlite::Error) -> Self {
+        Failure::Sqlite(Arc::new(error))
+    }
+}
+
+impl From<JoinError> for Failure {
+    fn from(error: JoinError) -> Self {
+        Failure::Task(Arc::new(error))
+    }
+}
+
+/// Why it could not be opened. To be shown with its cause: [`crate::error::chain`].
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The file is no database, or a damaged one.
-    #[error("the job list is damaged: {0}")]
-    Damaged(String),
+    #[error("the job list is damaged")]
+    Damaged(#[source] Cause),
     /// It was written by a newer dropwire.
-    #[error("the job list was written by a newer dropwire: {0}")]
-    Newer(String),
+    #[error("the job list was written by a newer dropwire")]
+    Newer(#[source] rusqlite_migration::Error),
     /// The disk or permissions.
-    #[error("cannot open the job list: {0}")]
-    Cannot(String),
+    #[error("cannot open the job list")]
+    Cannot(#[source] Cause),
     /// It may be opened later.
-    #[error("the job list cannot be opened now: {1}")]
-    NotNow(Wait, String),
+    #[error("the job list cannot be opened now")]
+    NotNow(Wait, #[source] Cause),
 }
+
+/// Whatever kept it from being opened.
+pub type Cause = Box<dyn std::error::Error + Send + Sync>;
 
 /// A handle to the writer thread; cheap to clone. The thread ends with the last handle.
 #[derive(Clone)]
@@ -120,7 +152,7 @@ impl Db {
         thread::Builder::new()
             .name("job-list".into())
             .spawn(move || writer.run())
-            .map_err(|e| OpenError::Cannot(e.to_string()))?;
+            .map_err(|e| OpenError::Cannot(e.into()))?;
         Ok(Db {
             work: sender,
             health,
@@ -163,7 +195,7 @@ impl Db {
         let db = self.clone();
         tokio::task::spawn_blocking(move || db.read_blocking(read))
             .await
-            .map_err(|e| DbError::Failed(e.to_string()))?
+            .map_err(|e| DbError::Failed(e.into()))?
     }
 
     /// The same from a thread that may block.
@@ -172,10 +204,10 @@ impl Db {
         read: impl FnOnce(&Connection) -> rusqlite::Result<T>,
     ) -> Result<T, DbError> {
         self.readers.read(read).map_err(|failed| {
-            if failed.verdict == Verdict::Fatal {
-                self.health.fails(&failed.error.to_string());
-            }
             let error = Arc::new(failed.error);
+            if failed.verdict == Verdict::Fatal {
+                self.health.fails(Failure::Sqlite(error.clone()));
+            }
             match failed.verdict {
                 Verdict::NotNow(wait) if !fault::mutant("read-not-now") => DbError::NotNow(wait, error),
                 _ => DbError::Change(error),
@@ -223,12 +255,11 @@ impl Db {
     }
 
     /// Ends with the reason once a commit failed; never, while all is well.
-    pub async fn failed(&self) -> String {
+    pub async fn failed(&self) -> Failure {
         let mut failed = self.health.failed();
-        match failed.wait_for(Option::is_some).await {
-            Ok(reason) => reason.clone().unwrap_or_default(),
-            Err(_) => "its thread ended".into(),
-        }
+        let failure = failed.wait_for(Option::is_some).await;
+        let failure = failure.ok().and_then(|failure| failure.clone());
+        failure.unwrap_or(Failure::Ended)
     }
 
     /// Waits for all changes handed in before, and closes the file with nothing left in its log. Every later change
@@ -244,13 +275,8 @@ impl Db {
     }
 
     fn why_failed(&self) -> DbError {
-        DbError::Failed(
-            self.health
-                .failed()
-                .borrow()
-                .clone()
-                .unwrap_or_else(|| "its thread ended".into()),
-        )
+        let failure = self.health.failed().borrow().clone();
+        DbError::Failed(failure.unwrap_or(Failure::Ended))
     }
 }
 

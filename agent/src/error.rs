@@ -79,6 +79,21 @@ impl Fatal {
     }
 }
 
+/// An error and all that caused it, as one text: `what: why: why that`. A cause that the text ends with already is not
+/// said again, for some errors name theirs themselves.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let why = error.to_string();
+        if !text.ends_with(&why) {
+            text = format!("{text}: {why}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
 /// A path, safe to show.
 pub fn shown(path: &Path) -> String {
     dropwire_protocol::name::escape(path.as_os_str().as_encoded_bytes())
@@ -129,6 +144,20 @@ impl std::error::Error for Fatal {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_error_is_shown_with_each_cause_once() {
+        #[derive(Debug, thiserror::Error)]
+        enum Failed {
+            #[error("cannot begin")]
+            Begin(#[source] Box<Failed>),
+            #[error("cannot read: {0}")]
+            Read(#[source] std::io::Error),
+        }
+        let ended = std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
+        let error = Failed::Begin(Failed::Read(ended).into());
+        assert_eq!(chain(&error), "cannot begin: cannot read: unexpected end of file");
+    }
 
     #[test]
     fn what_is_long_loses_its_middle() {

@@ -15,7 +15,7 @@ use crate::{
     config::{self, Config, paths::Paths, quoted},
     control::wire::Time,
     daemon::{self, Agent},
-    error::{Exit, Fatal, shown},
+    error::{Exit, Fatal, chain, shown},
     id,
     identity::{self, Identity},
     remove_tree::remove_tree_at,
@@ -109,7 +109,8 @@ async fn tell_more(mut deliveries: broadcast::Receiver<Arc<Receipt>>, inbox: &Pa
     loop {
         match deliveries.recv().await {
             Ok(receipt) => {
-                let body = identity::verify(&receipt).map_err(|error| Fatal::new(Exit::Data, error))?;
+                let body =
+                    identity::verify(&receipt).map_err(|error| Fatal::new(Exit::Data, chain(&error)))?;
                 say(format_args!("delivered  {}", lies(&body, inbox)))?;
             }
             Err(RecvError::Lagged(missed)) => say(format_args!("delivered  {missed} more"))?,
@@ -134,7 +135,7 @@ async fn first(deliveries: &mut broadcast::Receiver<Arc<Receipt>>) -> Result<Arc
 }
 
 fn tell_first(receipt: &Receipt, inbox: &Path) -> Result<(), Fatal> {
-    let body = identity::verify(receipt).map_err(|error| Fatal::new(Exit::Data, error))?;
+    let body = identity::verify(receipt).map_err(|error| Fatal::new(Exit::Data, chain(&error)))?;
     say(format_args!("\n{FILE} was delivered. Its receipt:"))?;
     let delivered_at = Time::from_ms(i64::try_from(body.delivered_at).unwrap_or(i64::MAX));
     for (what, value) in [

@@ -9,6 +9,7 @@ use crate::{
     clock::{self, now_ms},
     config::Current,
     db::{Db, DbError},
+    error::chain,
     inbox::Inbox,
     queue::Queue,
 };
@@ -33,14 +34,14 @@ pub(super) async fn run(task: Task, cancel: CancellationToken) {
         let ran = ran_since.elapsed();
         ran_since = Instant::now();
         if let Err(error) = task.round(ran).await {
-            warn!(%error, "the job list failed");
+            warn!(error = %chain(&error), "the job list failed");
         }
         // What ended is withdrawn, what was pulled in is due.
         task.queue.wake_all();
     }
     // An agent that is started for an hour each day ages too.
     if let Err(error) = clock::advance(&task.db, ran_since.elapsed()).await {
-        warn!(%error, "the job list failed");
+        warn!(error = %chain(&error), "the job list failed");
     }
 }
 

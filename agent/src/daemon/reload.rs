@@ -12,7 +12,7 @@ use crate::{
     clock::now_ms,
     config::{self, Config},
     db::DbError,
-    error::Fatal,
+    error::{Fatal, chain},
     inbox, link,
 };
 
@@ -82,7 +82,7 @@ impl Agent {
         match self.change(Arc::new(new), &changes, listen).await {
             Ok(()) => Ok(Reloaded::Holds),
             Err(error) => {
-                warn!(%error, "the job list failed");
+                warn!(error = %chain(&error), "the job list failed");
                 Ok(Reloaded::StartAnew("the job list failed"))
             }
         }

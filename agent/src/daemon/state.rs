@@ -11,7 +11,7 @@ use rusqlite_migration::{M, Migrations};
 use crate::{
     clock,
     db::{self, Db, OpenError, Waits},
-    error::{Exit, Fatal, shown},
+    error::{Exit, Fatal, chain, shown},
     homes,
     identity::{Identity, JOB_LIST},
     inbox, queue,
@@ -170,7 +170,7 @@ fn lock(path: &Path) -> Result<fs::File, Fatal> {
 }
 
 fn open_failed(file: &Path, error: &OpenError) -> Fatal {
-    let message = format!("{}: {error}", shown(file));
+    let message = format!("{}: {}", shown(file), chain(error));
     match error {
         OpenError::Damaged(_) => Fatal::new(Exit::Data, message).mend(
             "nothing was sent or changed; restore the file from a backup, or move it away: then whatever still \

@@ -1,6 +1,7 @@
 //! How the database is doing: what it waits for, whether its disk is short of room, whether it failed for good.
 
 use std::{
+    fmt,
     path::Path,
     sync::{
         Arc,
@@ -10,7 +11,7 @@ use std::{
 
 use tokio::sync::watch;
 
-use super::room::Room;
+use super::{Failure, room::Room};
 use crate::{clock::now_ms, error::shown, io_error::Wait};
 
 /// Something that keeps the database from being written as it should.
@@ -41,7 +42,7 @@ impl Waits {
     }
 
     /// Nothing can be written until what is waited for is over. Said once.
-    pub fn begin(&self, wait: Wait, reason: &str) {
+    pub fn begin(&self, wait: Wait, reason: &dyn fmt::Display) {
         self.now.send_if_modified(|now| {
             if now.is_some() {
                 return false;
@@ -82,7 +83,7 @@ impl Waits {
 pub(super) struct Health {
     pub room: Arc<Room>,
     pub waits: Waits,
-    failed: watch::Sender<Option<String>>,
+    failed: watch::Sender<Option<Failure>>,
     closing: Arc<AtomicBool>,
 }
 
@@ -98,18 +99,18 @@ impl Health {
     }
 
     /// Nothing may be written any more, and only a new start can tell what is there.
-    pub fn fails(&self, reason: &str) {
+    pub fn fails(&self, why: Failure) {
         self.failed.send_if_modified(|failed| match failed {
             Some(_) => false,
             None => {
-                *failed = Some(reason.to_owned());
+                *failed = Some(why);
                 true
             }
         });
     }
 
     /// Some with the reason after [`Health::fails`].
-    pub fn failed(&self) -> watch::Receiver<Option<String>> {
+    pub fn failed(&self) -> watch::Receiver<Option<Failure>> {
         self.failed.subscribe()
     }
 
@@ -131,7 +132,7 @@ impl Health {
 }
 
 /// What is waited for, and the way out.
-pub fn told(wait: Wait, reason: &str, file: &Path) -> (String, String) {
+pub fn told(wait: Wait, reason: &dyn fmt::Display, file: &Path) -> (String, String) {
     let file = shown(file);
     match wait {
         Wait::Space => (

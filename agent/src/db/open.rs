@@ -46,16 +46,14 @@ pub(super) fn open(
     let check = connection.query_row("PRAGMA quick_check(1)", [], |r| r.get::<_, String>(0));
     let check = check.map_err(|e| failed(&connection, e))?;
     if check != "ok" {
-        return Err(OpenError::Damaged(check));
+        return Err(OpenError::Damaged(check.into()));
     }
     let index = fault::step("index-blocks", || hold_index(path))?;
     own_files::remember(path);
     migrations.to_latest(&mut connection).map_err(|e| match e {
-        rusqlite_migration::Error::MigrationDefinition(DatabaseTooFarAhead) => {
-            OpenError::Newer(e.to_string())
-        }
+        rusqlite_migration::Error::MigrationDefinition(DatabaseTooFarAhead) => OpenError::Newer(e),
         rusqlite_migration::Error::RusqliteError { err, .. } => failed(&connection, err),
-        other => OpenError::Cannot(other.to_string()),
+        other => OpenError::Cannot(other.into()),
     })?;
     // What a crash left in the log goes into the file, so that a log damaged later takes little with it. Where the disk
     // is too full for that now, it is done later.
@@ -100,7 +98,7 @@ fn hold_index(path: &Path) -> Result<Option<File>, OpenError> {
     match allocated(&beside(path, "-shm")) {
         Ok(index) => Ok(index),
         Err(error) => match io_error::meaning(&error) {
-            Meaning::NotNow(wait) => Err(OpenError::NotNow(wait, error.to_string())),
+            Meaning::NotNow(wait) => Err(OpenError::NotNow(wait, error.into())),
             _ => Ok(None), // this file system cannot do it
         },
     }
@@ -134,8 +132,8 @@ fn failed(connection: &Connection, error: rusqlite::Error) -> OpenError {
 fn unopened(verdict: Verdict, error: rusqlite::Error) -> OpenError {
     use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
     match (verdict, error.sqlite_error_code()) {
-        (Verdict::NotNow(wait), _) => OpenError::NotNow(wait, error.to_string()),
-        (_, Some(DatabaseCorrupt | NotADatabase)) => OpenError::Damaged(error.to_string()),
-        _ => OpenError::Cannot(error.to_string()),
+        (Verdict::NotNow(wait), _) => OpenError::NotNow(wait, error.into()),
+        (_, Some(DatabaseCorrupt | NotADatabase)) => OpenError::Damaged(error.into()),
+        _ => OpenError::Cannot(error.into()),
     }
 }

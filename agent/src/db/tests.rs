@@ -5,6 +5,7 @@ use std::{fs, sync::mpsc as std_mpsc};
 use rusqlite_migration::{M, Migrations};
 
 use super::*;
+use crate::error::chain;
 
 const TABLES: &str = "
     CREATE TABLE number (n INTEGER PRIMARY KEY) STRICT;
@@ -122,14 +123,28 @@ async fn after_a_failed_commit_everything_is_refused() {
         db.call(|db| insert(db, 2)),
         async { go_on.send(()).unwrap() },
     );
-    assert!(matches!(held.await.unwrap(), Err(DbError::Failed(_))));
-    assert!(matches!(dangling, Err(DbError::Failed(_))));
-    assert!(matches!(innocent, Err(DbError::Failed(_))));
-    assert!(failed.await.unwrap().contains("FOREIGN KEY"));
-    let refused = db.call(|db| insert(db, 3)).await.unwrap_err();
-    assert!(refused.to_string().contains("FOREIGN KEY"), "{refused}");
+    let is_dangling = |failure: &Failure| {
+        let code = match failure {
+            Failure::Sqlite(error) => error.sqlite_error().map(|error| error.extended_code),
+            _ => None,
+        };
+        code == Some(rusqlite::ffi::SQLITE_CONSTRAINT_FOREIGNKEY)
+    };
+    let is_refused =
+        |error: Option<DbError>| matches!(error, Some(DbError::Failed(why)) if is_dangling(&why));
+    assert!(is_refused(held.await.unwrap().err()));
+    assert!(is_refused(dangling.err()));
+    assert!(is_refused(innocent.err()));
+    assert!(is_dangling(&failed.await.unwrap()));
+    assert!(is_refused(db.call(|db| insert(db, 3)).await.err()));
     let refused = tokio::task::spawn_blocking(move || db.call_blocking(|db| insert(db, 4)));
-    assert!(matches!(refused.await.unwrap(), Err(DbError::Failed(_))));
+    let refused = refused.await.unwrap().unwrap_err();
+    let told = chain(&refused);
+    assert!(
+        told.starts_with("the job list cannot be written: FOREIGN KEY"),
+        "{told}"
+    );
+    assert!(is_refused(Some(refused)));
     assert_eq!(committed(&open(&path).unwrap()), [1]);
 }
 
@@ -151,7 +166,7 @@ async fn a_change_that_loses_the_transaction_fails_the_commit() {
     assert!(held.await.unwrap().is_err() && lost.is_err() && next.is_err());
     let left = committed(&db);
     assert!(left.is_empty(), "written outside any transaction: {left:?}");
-    assert!(!db.failed().await.is_empty());
+    assert!(matches!(db.failed().await, Failure::Sqlite(_)));
 }
 
 #[test]
@@ -316,7 +331,7 @@ async fn a_page_that_is_read_damaged_is_the_end() {
     file.write_all_at(&[0xAB; 4096], 5 * 4096).unwrap();
     let read = db.read(|db| db.query_row("SELECT sum(n) FROM number", [], |row| row.get::<_, i64>(0)));
     assert!(read.await.is_err());
-    assert!(!db.failed().await.is_empty());
+    assert!(matches!(db.failed().await, Failure::Sqlite(_)));
 }
 
 /// As with no descriptor left: what cannot be read now is asked again, and nothing has failed.

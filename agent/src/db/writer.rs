@@ -9,7 +9,7 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    BATCH, DbError, Health, PAUSE, Readers,
+    BATCH, DbError, Failure, Health, PAUSE, Readers,
     verdict::{self, Verdict},
 };
 use crate::{fault, io_error::Wait};
@@ -34,18 +34,16 @@ pub(super) trait Change: Send {
 /// Why the whole commit is not made.
 pub(super) enum Stop {
     /// It is rolled back, and may be made later.
-    NotNow(Wait, String),
+    NotNow(Wait, rusqlite::Error),
     /// Nobody knows what is on the disk.
-    Fatal(String),
+    Fatal(Failure),
 }
 
 impl Stop {
-    fn of(connection: &Connection, error: &rusqlite::Error) -> Stop {
-        match verdict::verdict(connection, error) {
-            Verdict::NotNow(wait) if !fault::mutant("commit-not-now") => {
-                Stop::NotNow(wait, error.to_string())
-            }
-            _ => Stop::Fatal(error.to_string()),
+    fn of(connection: &Connection, error: rusqlite::Error) -> Stop {
+        match verdict::verdict(connection, &error) {
+            Verdict::NotNow(wait) if !fault::mutant("commit-not-now") => Stop::NotNow(wait, error),
+            _ => Stop::Fatal(error.into()),
         }
     }
 }
@@ -78,23 +76,22 @@ where
     F: FnMut(&Transaction<'_>) -> rusqlite::Result<T> + Send,
 {
     fn run(&mut self, transaction: &Transaction<'_>) -> Result<(), Stop> {
-        let result = in_savepoint(transaction, &mut self.change);
-        let stop = result.as_ref().err().and_then(|error| {
-            let stands_alone = verdict::verdict(transaction, error) == Verdict::Change;
-            match stands_alone && transaction.is_autocommit() {
-                true => Some(Stop::Fatal(error.to_string())), // it ended the transaction of all
-                false if stands_alone => None,
-                false => Some(Stop::of(transaction, error)),
+        let stands_alone = |error: &_| verdict::verdict(transaction, error) == Verdict::Change;
+        match in_savepoint(transaction, &mut self.change) {
+            Err(error) if !stands_alone(&error) => Err(Stop::of(transaction, error)),
+            // It ended the transaction of all.
+            Err(error) if transaction.is_autocommit() => Err(Stop::Fatal(error.into())),
+            result => {
+                self.result = Some(result);
+                Ok(())
             }
-        });
-        self.result = Some(result);
-        stop.map_or(Ok(()), Err)
+        }
     }
 
     fn finish(self: Box<Self>, committed: Result<(), DbError>) {
         let result = match (committed, self.result) {
             (Ok(()), Some(result)) => result.map_err(|e| DbError::Change(Arc::new(e))),
-            (Ok(()), None) => Err(DbError::Failed("it was not tried".into())), // cannot be
+            (Ok(()), None) => Err(DbError::Failed(Failure::Ended)), // cannot be: it ran
             (Err(error), _) => Err(error),
         };
         let _ = self.reply.send(result); // nobody waits any more when the caller was cancelled
@@ -159,10 +156,10 @@ impl Writer {
                 Ok(()) => {}
                 // It is to end, and what waits is not on the disk: as after a crash.
                 Err(Stop::NotNow(..)) => return None,
-                Err(Stop::Fatal(reason)) => {
-                    self.health.fails(&reason);
+                Err(Stop::Fatal(failure)) => {
+                    self.health.fails(failure.clone());
                     for change in waiting {
-                        change.finish(Err(DbError::Failed(reason.clone())));
+                        change.finish(Err(DbError::Failed(failure.clone())));
                     }
                     if !fault::mutant("commit-failed") {
                         return None; // whoever still waits sees the closed channel and `failed`
@@ -177,20 +174,20 @@ impl Writer {
     /// Commits what waits, however long it takes to be possible. [`Stop::NotNow`] only when it has to end.
     fn settle(&mut self, waiting: &mut Vec<Box<dyn Change>>, after: &mut Option<Work>) -> Result<(), Stop> {
         while !waiting.is_empty() {
-            let (wait, reason) = match commit(&self.connection, Some(&mut self.work), waiting, after) {
-                Err(Stop::NotNow(wait, reason)) => (wait, reason),
+            let (wait, error) = match commit(&self.connection, Some(&mut self.work), waiting, after) {
+                Err(Stop::NotNow(wait, error)) => (wait, error),
                 Err(fatal) => return Err(fatal),
                 Ok(()) => break,
             };
             if wait == Wait::Space && self.health.room.give_up() {
                 continue;
             }
-            self.health.waits.begin(wait, &reason);
+            self.health.waits.begin(wait, &error);
             if wait == Wait::Space && self.one_by_one(waiting, after)? {
                 continue;
             }
             if self.health.is_closing() || after.is_some() || self.work.is_closed() {
-                return Err(Stop::NotNow(wait, reason));
+                return Err(Stop::NotNow(wait, error));
             }
             thread::sleep(PAUSE);
         }
@@ -213,9 +210,9 @@ impl Writer {
         for change in mem::take(waiting) {
             let mut one = vec![change];
             if fatal.is_none()
-                && let Err(Stop::Fatal(reason)) = commit(&self.connection, None, &mut one, &mut None)
+                && let Err(stop @ Stop::Fatal(_)) = commit(&self.connection, None, &mut one, &mut None)
             {
-                fatal = Some(Stop::Fatal(reason));
+                fatal = Some(stop);
             }
             waiting.append(&mut one);
         }
@@ -248,7 +245,7 @@ fn commit(
     waiting: &mut Vec<Box<dyn Change>>,
     after: &mut Option<Work>,
 ) -> Result<(), Stop> {
-    let stop = |error: rusqlite::Error| Stop::of(connection, &error);
+    let stop = |error| Stop::of(connection, error);
     let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate).map_err(stop)?;
     for change in waiting.iter_mut() {
         change.run(&transaction)?;

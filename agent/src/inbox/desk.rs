@@ -28,7 +28,7 @@ use super::{
     writer::{self, Order},
     writers::Writers,
 };
-use crate::{fault, id};
+use crate::{error::chain, fault, id};
 
 /// Most bytes of small files that are begun and not whole yet, all peers together; each may have one file in any case. A
 /// sender that gives one file after the other never has more.
@@ -210,7 +210,7 @@ impl Desk {
                 {
                     Ok(()) => self.outcomes.send(Outcome::Forgotten { ids }),
                     Err(error) => {
-                        tracing::error!(peer = %id::format(peer), %error, "outcomes could not be forgotten")
+                        tracing::error!(peer = %id::format(peer), error = %chain(&error), "outcomes could not be forgotten")
                     }
                 }
             }
@@ -371,7 +371,7 @@ impl Desk {
         let before = self.withdrawals;
         self.withdrawals += ids.len() as u64;
         if let Err(error) = keeping::bound_tombstones(&self.shared, self.peer, before..self.withdrawals) {
-            tracing::error!(peer = %id::format(self.peer), %error, "old withdrawals stay");
+            tracing::error!(peer = %id::format(self.peer), error = %chain(&error), "old withdrawals stay");
         }
         self.withdraw(ids);
     }

@@ -64,7 +64,7 @@ impl Inbox {
         tokio::task::spawn_blocking(move || recover::finish_copies(&shared)); // waited for by nobody: it may take hours
         let shared = self.shared.clone();
         let swept = tokio::task::spawn_blocking(move || sweep(&shared));
-        swept.await.map_err(|e| DbError::Failed(e.to_string()))?
+        swept.await.map_err(|e| DbError::Failed(e.into()))?
     }
 }
 

@@ -6,7 +6,7 @@ use std::io;
 use dropwire_protocol::{AgentId, Mtime, message::LateTime};
 
 use super::{Shared, ledger, partial, site::Site};
-use crate::{confined, fault, version::Version};
+use crate::{confined, error::chain, fault, version::Version};
 
 /// Gives delivered files of `peer` these times, each only where it still is what was delivered. Never a reason to refuse
 /// anything: a crash, or an error, leaves the time of the offer.
@@ -39,7 +39,7 @@ pub fn set(shared: &Shared, peer: AgentId, times: &[LateTime]) {
     }
     let noted = shared.db.call_blocking(move |tx| ledger::retime(tx, &set));
     if let Err(error) = noted {
-        tracing::debug!(%error, "further late times of these files are not heeded");
+        tracing::debug!(error = %chain(&error), "further late times of these files are not heeded");
     }
 }
 

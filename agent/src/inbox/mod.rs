@@ -37,7 +37,7 @@ use crate::{
     config::{self, Layout},
     db::{Db, DbError},
     disk::Disk,
-    error::{Exit, Fatal},
+    error::{Exit, Fatal, chain},
     identity::Identity,
     link::{Commands, Room, Sink},
     owner::{Lock, Me},
@@ -246,7 +246,7 @@ impl Inbox {
         cancel: CancellationToken,
     ) -> Result<Inbox, Fatal> {
         crate::disk::survive_file_size_limit();
-        let failed = |e: DbError| Fatal::new(Exit::Disk, e);
+        let failed = |e: DbError| Fatal::new(Exit::Disk, chain(&e));
         let (aliases, (files, bytes)) = db
             .call({
                 let peers = settings.peer_ids();
@@ -491,7 +491,7 @@ impl Shared {
                     });
                     placed.iter().for_each(|placing| named.forget(&placing.receipt));
                 }
-                Err(error) => tracing::error!(%error, "deliveries could not be written down"),
+                Err(error) => tracing::error!(error = %chain(&error), "deliveries could not be written down"),
             }
         };
         self.rows.spawn_on(writing, &self.runtime);

@@ -10,7 +10,7 @@ use std::{
 
 use cap_fs_ext::DirExt;
 use cap_std::fs::Dir;
-use dropwire_protocol::{AgentId, Kind, RemotePath};
+use dropwire_protocol::{AgentId, Kind, PathError, RemotePath};
 use lru::LruCache;
 
 use super::{
@@ -77,11 +77,25 @@ pub type Opened = HashMap<Vec<u8>, Arc<Dir>>;
 #[derive(Debug, thiserror::Error)]
 pub enum PlaceError {
     /// The path cannot be one here.
-    #[error("the path cannot be used here: {0}")]
-    BadName(String),
+    #[error("the path cannot be used here")]
+    BadName(#[from] BadName),
     /// A folder on the way cannot be opened or made, or not be looked into.
-    #[error("the folder cannot be used: {0}")]
+    #[error("the folder cannot be used")]
     Io(#[from] io::Error),
+}
+
+/// Why a path cannot be one in this inbox.
+#[derive(Debug, thiserror::Error)]
+pub enum BadName {
+    /// The file system refuses it.
+    #[error(transparent)]
+    Refused(io::Error),
+    /// With the names that it gets here it is no path.
+    #[error(transparent)]
+    NoPath(#[from] PathError),
+    /// It would lie where nothing but dropwire's own files lie.
+    #[error("it leads into dropwire's own folder")]
+    Own,
 }
 
 impl Places {
@@ -117,7 +131,7 @@ impl Places {
             chosen => chosen,
         };
         match chosen {
-            Err(PlaceError::Io(e)) if blames_the_name(&e) => Err(PlaceError::BadName(e.to_string())),
+            Err(PlaceError::Io(e)) if blames_the_name(&e) => Err(BadName::Refused(e).into()),
             chosen => chosen,
         }
     }
@@ -146,7 +160,7 @@ impl Places {
         };
         let offered: Vec<&[u8]> = path.components().collect();
         let Some((file, above)) = offered.split_last() else {
-            return Err(PlaceError::BadName("it is empty".into()));
+            return Err(BadName::NoPath(PathError::Empty).into());
         };
         if let Some(top) = top {
             self.descend(site, sender, &mut walk, b"/", top.as_bytes())?; // no offered folder is called `/`
@@ -224,7 +238,7 @@ impl Places {
         site.disks.stands(&path, &dir, &next)?;
         walk.is_elsewhere = site.is_elsewhere(&next)?;
         if site.is_own(&next)? {
-            return Err(PlaceError::BadName("it leads into dropwire's own folder".into()));
+            return Err(BadName::Own.into());
         }
         if number > 0 || known.is_some() {
             let mut inner = self.lock();
@@ -280,7 +294,7 @@ impl Places {
         }
         let path = RemotePath::parse(&full(number)).map_err(|e| {
             self.lock().given.remove(&full(number));
-            PlaceError::BadName(e.to_string())
+            BadName::NoPath(e)
         })?;
         self.lock().next.put(counted, number + 1);
         Ok((path, os_name(&numbered(wanted, number))))

@@ -16,7 +16,7 @@ use super::{
     rule,
     site::{Site, Trouble},
 };
-use crate::{db::DbError, durable::How, fault, homes, id};
+use crate::{db::DbError, durable::How, error::chain, fault, homes, id};
 
 /// Opens the inbox at `path`: with the mark that the ledger knows for it, or (the first time) with the one it has or
 /// gets. Blocks.
@@ -162,7 +162,7 @@ fn remove_litter(shared: &Shared, site: &Site) -> Result<(), Trouble> {
 
 fn broken(error: DbError) -> Trouble {
     Trouble {
-        reason: error.to_string(),
+        reason: chain(&error),
     }
 }
 

@@ -1,7 +1,7 @@
 //! What goes back to a link about a transfer.
 
 use std::{
-    io,
+    fmt, io,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::Instant,
@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use super::{declines::Declines, disks, place::PlaceError, site::Trouble, space::Short};
 use crate::{
     db::DbError,
-    error::shown,
+    error::{chain, shown},
     fault,
     io_error::{Meaning, Wait, meaning},
 };
@@ -108,6 +108,12 @@ impl Answer {
         })
     }
 
+    /// The path cannot be one here.
+    pub fn bad_name(why: &impl fmt::Display) -> Answer {
+        let text = format!("the path cannot be used here: {why}");
+        Answer::refused(DeclineReason::BadName, text, None)
+    }
+
     /// A failed file operation; `doing` says which.
     pub fn io(doing: &str, error: &io::Error) -> Answer {
         let (reason, retry_after_ms) = decline(error);
@@ -152,8 +158,8 @@ impl From<DbError> for Answer {
     fn from(error: DbError) -> Answer {
         match error {
             DbError::Failed(_) => Answer::Silent,
-            DbError::NotNow(..) => Answer::refused(DeclineReason::Busy, error.to_string(), Some(SHORT_MS)),
-            DbError::Change(_) => Answer::refused(DeclineReason::DiskError, error.to_string(), None),
+            DbError::NotNow(..) => Answer::refused(DeclineReason::Busy, chain(&error), Some(SHORT_MS)),
+            DbError::Change(_) => Answer::refused(DeclineReason::DiskError, chain(&error), None),
         }
     }
 }
@@ -161,7 +167,7 @@ impl From<DbError> for Answer {
 impl From<PlaceError> for Answer {
     fn from(error: PlaceError) -> Answer {
         match error {
-            PlaceError::BadName(_) => Answer::refused(DeclineReason::BadName, error.to_string(), None),
+            PlaceError::BadName(why) => Answer::bad_name(&why),
             PlaceError::Io(e) => Answer::io("finding the file's folder", &e),
         }
     }

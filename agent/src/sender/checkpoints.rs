@@ -7,7 +7,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::source::Keep;
-use crate::queue::{DropId, Queue};
+use crate::{
+    error::chain,
+    queue::{DropId, Queue},
+};
 
 /// Checkpoints that wait for the job list; more are dropped, as the next one says more.
 const WAITING: usize = 16;
@@ -47,7 +50,7 @@ pub(super) async fn keep(queue: Queue, mut kept: mpsc::Receiver<Checkpoint>, can
         let newest: HashMap<_, _> = batch.drain(..).collect();
         for (drop, bytes) in newest {
             if let Err(error) = queue.keep_checkpoints(drop, bytes).await {
-                warn!(%error, "the job list failed");
+                warn!(error = %chain(&error), "the job list failed");
             }
         }
     }

@@ -30,6 +30,7 @@ use crate::{
     clock::now_ms,
     config::Current,
     db::DbError,
+    error::chain,
     outbox::{
         dispose::{self, DisposeError, Disposed, Siblings},
         spool,
@@ -130,7 +131,7 @@ pub(super) async fn run(task: Task, cancel: CancellationToken) {
     loop {
         let listed = listed(&task).await;
         if let Err(error) = &listed {
-            warn!(%error, "the job list failed");
+            warn!(error = %chain(error), "the job list failed");
         }
         let again_at = match listed {
             Ok(listed) => {
@@ -190,7 +191,7 @@ async fn work(task: &Task, outboxes: VecDeque<OutboxId>, mut held: Held, cancel:
             held
         }
         Err(error) => {
-            warn!(%error, "the job list failed");
+            warn!(error = %chain(&error), "the job list failed");
             held.try_again(false);
             held.lingers_until = None; // it is over already: the lane would begin again at once
             held

@@ -32,6 +32,7 @@ use crate::{
     clock::now_ms,
     config::{self, Config, Current},
     db::DbError,
+    error::chain,
     fault,
     identity::Verifier,
     link::{LinkEvent, Links, MAX_OPEN, Outgoing, Request, Voided},
@@ -143,7 +144,7 @@ impl Dispatcher {
             let next_due = match filled {
                 Ok(next_due) => next_due,
                 Err(error) => {
-                    warn!(peer = %self.peer.name, %error, "the job list failed");
+                    warn!(peer = %self.peer.name, error = %chain(&error), "the job list failed");
                     Some(Instant::now() + Duration::from_secs(5))
                 }
             };
@@ -161,13 +162,13 @@ impl Dispatcher {
                     }
                     match cancel.run_until_cancelled(self.handle(batch.drain(..))).await {
                         Some(Ok(())) => {}
-                        Some(Err(error)) => warn!(peer = %self.peer.name, %error, "the job list failed"),
+                        Some(Err(error)) => warn!(peer = %self.peer.name, error = %chain(&error), "the job list failed"),
                         None => break,
                     }
                 }
                 Some(reread) = self.rereading.join_next() => {
                     if let Err(error) = self.reread(reread).await {
-                        warn!(peer = %self.peer.name, %error, "the job list failed");
+                        warn!(peer = %self.peer.name, error = %chain(&error), "the job list failed");
                     }
                 }
                 () = work.notified() => {}

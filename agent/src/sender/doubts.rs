@@ -27,6 +27,7 @@ use crate::{
     clock::now_ms,
     config::Current,
     db::DbError,
+    error::chain,
     fault,
     queue::{Doubt, Question, Queue},
     version::Found,
@@ -143,7 +144,7 @@ impl Doubts {
             }
             let acted = self.act_on(task, answered).await;
             if let Err(error) = &acted {
-                warn!(%error, "files could not be queued");
+                warn!(error = %chain(error), "files could not be queued");
             }
             if (acted.is_err() || self.is_done_but_missed())
                 && let Some(outbox) = outbox.and_then(|outbox| task.outboxes.with_id(outbox))

@@ -17,6 +17,7 @@ use crate::{
     clock::now_ms,
     config::{self, Current},
     db::{Db, DbError},
+    error::chain,
     homes,
     outbox::{self, Known, Ready},
     owner::Me,
@@ -141,7 +142,7 @@ where
     for tried in 0..TRIES {
         match attempt().await {
             Ok(done) => return Some(done),
-            Err(error) => warn!(%error, "files could not be queued"),
+            Err(error) => warn!(error = %chain(&error), "files could not be queued"),
         }
         let wait = backoff::delay(first, first * 60, tried, now_ms().unsigned_abs());
         cancel.run_until_cancelled(tokio::time::sleep(wait)).await?;
@@ -182,7 +183,7 @@ impl InQueue {
             }
         };
         let looked = tokio::task::spawn_blocking(look).await;
-        Ok(match looked.map_err(|e| DbError::Failed(e.to_string()))? {
+        Ok(match looked.map_err(|e| DbError::Failed(e.into()))? {
             Ok(left) => match self.claim(id, Some(left)).await? {
                 None => Ok(()),
                 Some(_) => Err("folders change places; it is looked at again".into()),
@@ -239,7 +240,7 @@ impl Known for InQueue {
         Box::pin(async move {
             let emptied = self.task.queue.emptied(outbox, folders).await;
             emptied
-                .inspect_err(|error| warn!(%error, "the job list failed"))
+                .inspect_err(|error| warn!(error = %chain(error), "the job list failed"))
                 .ok()
         })
     }
@@ -256,7 +257,7 @@ mod tests {
         let tried = AtomicU32::new(0);
         let answer = persistently(cancel, Duration::from_nanos(1), || async {
             match tried.fetch_add(1, Ordering::Relaxed) {
-                n if n < failures => Err(DbError::Failed("full".into())),
+                n if n < failures => Err(DbError::Failed(crate::db::Failure::Ended)),
                 n => Ok(n),
             }
         });

@@ -2,7 +2,7 @@
 
 use dropwire_protocol::{AgentId, Digest, Receipt, ReceiptBody, RemotePath, TransferId};
 
-use crate::{fault, identity::Verifier, queue::Proof, version::Version};
+use crate::{error::chain, fault, identity::Verifier, queue::Proof, version::Version};
 
 /// What a receipt has to agree with.
 pub struct Claim<'a> {
@@ -20,7 +20,7 @@ pub struct Claim<'a> {
 
 /// The receipt's content, if it is what we asked for. The digest is left to the caller: it depends on what was read.
 pub fn check(verifier: &mut Verifier, receipt: &Receipt, claim: &Claim<'_>) -> Result<ReceiptBody, String> {
-    let body = verifier.verify(receipt).map_err(|e| e.to_string())?;
+    let body = verifier.verify(receipt).map_err(|e| chain(&e))?;
     let agrees = [
         ("transfer", body.transfer == claim.id),
         ("sender", body.sender == claim.sender),

@@ -27,6 +27,7 @@ use super::{
 use crate::{
     blocking::blocking,
     db::DbError,
+    error::chain,
     fault,
     outbox::spool,
     queue::{DropId, KEPT, Queue, Resting},
@@ -87,7 +88,7 @@ pub(super) async fn run(
 
 fn told(round: Result<(), DbError>) {
     if let Err(error) = round {
-        warn!(%error, "job list");
+        warn!(error = %chain(&error), "job list");
     }
 }
 

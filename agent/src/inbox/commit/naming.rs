@@ -20,7 +20,6 @@ use crate::{
         ledger,
         naming::Names,
         partial,
-        place::PlaceError,
         reply::{self, Answer},
         site::Site,
     },
@@ -200,7 +199,7 @@ fn not_named(work: Work<'_>, intent: Intent, error: &io::Error) -> Result<Intent
         keep,
     } = work;
     let failed = match blames_the_name(error) {
-        true => PlaceError::BadName(error.to_string()).into(),
+        true => Answer::bad_name(error),
         false => Answer::io("giving the file its name", error),
     };
     match evidence::find(site, key, manifest, &intent.placing) {

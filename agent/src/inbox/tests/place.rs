@@ -160,7 +160,7 @@ fn our_own_folder_is_no_place() {
     let path = RemotePath::parse(b"x").unwrap();
     let ours = offered(ANA, Some(".dropwire"), &path);
     let bad = places.choose(&site, site.names, ours, &mut Opened::new());
-    assert!(matches!(bad.map(drop), Err(PlaceError::BadName(_))));
+    assert!(matches!(bad.map(drop), Err(PlaceError::BadName(BadName::Own))));
 }
 
 #[test]
