@@ -90,7 +90,7 @@ pub fn open_folder_through(root: &Dir, path: &RemotePath, gate: Gate) -> io::Res
         let above = dir.as_ref().unwrap_or(root);
         let below = above.open_dir_nofollow(os_str(component)?)?;
         end += usize::from(end > 0) + component.len();
-        gate(&below, path.as_bytes().get(..end).unwrap_or_default())?;
+        gate(&below, &path.as_bytes()[..end])?;
         dir = Some(below);
     }
     dir.map_or_else(|| root.try_clone(), Ok)

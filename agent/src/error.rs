@@ -113,8 +113,7 @@ pub fn brief(text: &str) -> String {
     while !text.is_char_boundary(end) {
         end += 1;
     }
-    let [begin, end] = [text.get(..begin), text.get(end..)].map(Option::unwrap_or_default);
-    format!("{begin}…{end}")
+    format!("{}…{}", &text[..begin], &text[end..])
 }
 
 /// A number of bytes as people read it: `1.5 MiB`.

@@ -77,11 +77,11 @@ impl Owner {
         id::parse(&self.id).is_ok_and(|id| id == me.id) || fault::mutant("owner")
     }
 
-    fn text(&self) -> String {
-        let record = toml::to_string(self).unwrap_or_default(); // text and a number: it cannot fail
-        format!(
+    fn text(&self) -> io::Result<String> {
+        let record = toml::to_string(self).map_err(io::Error::other)?;
+        Ok(format!(
             "# The dropwire agent that this folder belongs to. `dropwire adopt FOLDER` hands it over.\n{record}"
-        )
+        ))
     }
 
     /// Does the agent run on this machine, as far as can be told?
@@ -192,7 +192,7 @@ pub fn take(root: &Dir, path: &Path, me: &Me) -> Result<(), String> {
     let folder = root.open_dir_nofollow(mark::FOLDER).map_err(cannot)?;
     let known = owned(root, path, me)?;
     let record = Owner::of(me, known.as_ref().map(|owner| owner.since.clone()));
-    let text = record.text();
+    let text = record.text().map_err(cannot)?;
     match known {
         Some(known) if known == record => Ok(()),
         Some(_) => {
@@ -215,7 +215,11 @@ pub fn take(root: &Dir, path: &Path, me: &Me) -> Result<(), String> {
 pub fn replace(root: &Dir, me: &Me) -> io::Result<()> {
     let folder = mark::folder(root)?;
     durable::sync_dir(root)?;
-    durable::replace_file(&folder, OsStr::new(RECORD), Owner::of(me, None).text().as_bytes())
+    durable::replace_file(
+        &folder,
+        OsStr::new(RECORD),
+        Owner::of(me, None).text()?.as_bytes(),
+    )
 }
 
 /// The command that takes the folder at `path`, as it is typed.

@@ -137,7 +137,7 @@ impl<R: Read> Reader<R> {
             return Err(BundleError::Order); // its content was not read
         }
         let mut zeros = [0; BLOCK];
-        let zeros = zeros.get_mut(..self.padding).unwrap_or_default();
+        let zeros = &mut zeros[..self.padding];
         self.inner.read_exact(zeros).map_err(BundleError::Short)?;
         if zeros.iter().any(|b| *b != 0) {
             return Err(BundleError::NotCanonical);
@@ -154,7 +154,8 @@ impl<R: Read> Reader<R> {
         let long = read.get(TYPE) == Some(&b'L');
         if long {
             let length = number(&read, SIZE).filter(|n| *n <= MOST_NAME);
-            let length = usize::try_from(length.ok_or(BundleError::NotCanonical)?).unwrap_or_default();
+            let length = length.and_then(|n| usize::try_from(n).ok());
+            let length = length.ok_or(BundleError::NotCanonical)?;
             for _ in 0..length.div_ceil(BLOCK) + 1 {
                 let next = self.block()?;
                 read.extend_from_slice(&next);
@@ -244,7 +245,7 @@ impl<R: Read> Read for Reader<R> {
         if most == 0 {
             return Ok(0);
         }
-        let read = self.inner.read(buffer.get_mut(..most).unwrap_or_default())?;
+        let read = self.inner.read(&mut buffer[..most])?;
         if read == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
@@ -258,9 +259,10 @@ fn decode(read: &[u8], long: bool) -> Result<Entry, BundleError> {
     let last = read.len().saturating_sub(BLOCK);
     let (before, header) = read.split_at(last);
     let name = match long {
-        true => before.get(BLOCK..).unwrap_or_default(),
-        false => header.get(..NAME).unwrap_or_default(),
+        true => before.get(BLOCK..),
+        false => header.get(..NAME),
     };
+    let name = name.ok_or(BundleError::NotCanonical)?;
     let name = name.split(|b| *b == 0).next().unwrap_or_default();
     let name = name.strip_prefix(b"./").ok_or(BundleError::NotCanonical)?;
     let (name, node) = match header.get(TYPE) {
@@ -286,12 +288,8 @@ fn decode(read: &[u8], long: bool) -> Result<Entry, BundleError> {
 /// One header block, as GNU tar writes it.
 fn block(name: &[u8], mode: &[u8; 7], size: u64, mtime: i64, kind: u8) -> [u8; BLOCK] {
     let mut block = [0; BLOCK];
-    let mut put = |at: usize, bytes: &[u8]| {
-        if let Some(place) = block.get_mut(at..at + bytes.len()) {
-            place.copy_from_slice(bytes);
-        }
-    };
-    put(0, name.get(..NAME).unwrap_or(name));
+    let mut put = |at: usize, bytes: &[u8]| block[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, &name[..name.len().min(NAME)]);
     put(100, mode);
     put(108, b"0000000"); // owner
     put(116, b"0000000"); // group

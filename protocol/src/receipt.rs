@@ -68,8 +68,7 @@ pub struct Receipt {
 impl Receipt {
     /// Encoded, as it is kept and passed on.
     pub fn to_bytes(&self) -> Vec<u8> {
-        // Writing into a Vec cannot fail.
-        minicbor::to_vec(self).unwrap_or_default()
+        minicbor::to_vec(self).expect("a Vec takes all that is written")
     }
 
     /// The root of the hash tree that `bodies` are the leaves of, and for each its audit path.

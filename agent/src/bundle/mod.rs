@@ -119,14 +119,11 @@ impl Listing {
     /// Which version of the folder this is: 192 bits of the digest in place of inode, birth and mtime, and the newest
     /// ctime.
     pub fn version(&self) -> Version {
-        let part = |at: usize| {
-            let bytes = self.digest.get(at..at + 8).and_then(|part| part.try_into().ok());
-            u64::from_be_bytes(bytes.unwrap_or_default())
-        };
+        let (parts, _) = self.digest.as_chunks();
         Version {
-            inode: part(0),
-            birth_ns: part(8).cast_signed(),
-            mtime_ns: part(16).cast_signed(),
+            inode: u64::from_be_bytes(parts[0]),
+            birth_ns: i64::from_be_bytes(parts[1]),
+            mtime_ns: i64::from_be_bytes(parts[2]),
             size: self.size,
             ctime_ns: self.newest_ns,
             folder: true,
@@ -141,8 +138,8 @@ impl Listing {
     /// Tells states of the folder apart more finely than its version: for what may only be used while nothing
     /// changes.
     pub fn witness(&self) -> i64 {
-        let bytes = self.witness.first_chunk::<8>().copied();
-        i64::from_be_bytes(bytes.unwrap_or_default())
+        let (parts, _) = self.witness.as_chunks();
+        i64::from_be_bytes(parts[0])
     }
 }
 

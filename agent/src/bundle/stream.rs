@@ -99,14 +99,15 @@ impl Out<'_> {
             self.file(step, size)?;
         }
         let zeros = [0; dropwire_protocol::bundle::BLOCK];
-        self.bytes(zeros.get(..padding(size)).unwrap_or_default())
+        self.bytes(&zeros[..padding(size)])
     }
 
     /// Those of `bytes`, which stand here, that are wanted.
     fn bytes(&mut self, bytes: &[u8]) -> Result<(), Break> {
-        let before = usize::try_from(self.from.saturating_sub(self.at)).unwrap_or(usize::MAX);
-        let mut wanted = bytes.get(before..).unwrap_or_default();
-        self.at += bytes.len().min(before) as u64;
+        let before = self.from.saturating_sub(self.at);
+        let before = usize::try_from(before).map_or(bytes.len(), |before| before.min(bytes.len()));
+        let mut wanted = &bytes[before..];
+        self.at += before as u64;
         while !wanted.is_empty() {
             let room = self.room()?;
             let (now, later) = wanted.split_at(room.min(wanted.len()));
@@ -147,7 +148,7 @@ impl Out<'_> {
     fn fill(&mut self, file: &mut File, length: usize) -> io::Result<()> {
         let begun = self.buffer.len();
         self.buffer.resize(begun + length, 0);
-        let read = file.read_exact(self.buffer.get_mut(begun..).unwrap_or_default());
+        let read = file.read_exact(&mut self.buffer[begun..]);
         if read.is_err() {
             self.buffer.truncate(begun);
         }

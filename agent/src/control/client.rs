@@ -288,7 +288,7 @@ impl JobLines {
     /// The next job; None at the whole list's end.
     pub async fn next(&mut self) -> Result<Option<JobReport>, Fatal> {
         loop {
-            let fresh = self.buffer.get(self.searched..).unwrap_or_default();
+            let fresh = &self.buffer[self.searched..];
             if let Some(end) = fresh.iter().position(|byte| *byte == b'\n') {
                 let line = self.buffer.split_to(self.searched + end);
                 self.buffer.advance(1);

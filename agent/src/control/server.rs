@@ -81,8 +81,9 @@ fn refuse(stream: &Stream) {
         Fatal::new(Exit::NotYet, "the agent is busy with this user's other commands")
             .mend("try again in a moment"),
     );
-    // Text and numbers, into memory: this cannot fail.
-    let body = serde_json::to_string(&failure).unwrap_or_default();
+    let Ok(body) = serde_json::to_string(&failure) else {
+        return; // text and numbers: it cannot fail
+    };
     let length = body.len();
     let answer = format!(
         "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}"

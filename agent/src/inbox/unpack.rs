@@ -273,7 +273,7 @@ impl Unpacking<'_> {
     /// The next piece and its length; None: that was all.
     fn copy(&mut self, content: &mut impl Read, file: &mut File) -> io::Result<Option<u64>> {
         let read = content.read(&mut self.buffer)?;
-        file.write_all(self.buffer.get(..read).unwrap_or_default())?;
+        file.write_all(&self.buffer[..read])?;
         Ok((read > 0).then_some(read as u64))
     }
 
@@ -304,7 +304,7 @@ struct Hashing<R> {
 impl<R: Read> Read for Hashing<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.inner.read(buffer)?;
-        self.hash.update(buffer.get(..read).unwrap_or_default());
+        self.hash.update(&buffer[..read]);
         Ok(read)
     }
 }

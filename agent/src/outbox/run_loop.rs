@@ -471,5 +471,5 @@ fn forget_gone(shared: &Shared, outbox: &Dir) {
 /// In which `path` lies; empty: the outbox itself.
 fn folder_of(path: &[u8]) -> &[u8] {
     let end = path.iter().rposition(|b| *b == b'/').unwrap_or(0);
-    path.get(..end).unwrap_or_default()
+    &path[..end]
 }

@@ -172,7 +172,7 @@ impl<W: Write> Writer<W> {
             match self.log.write(bytes) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(written) => {
-                    bytes = bytes.get(written..).unwrap_or_default();
+                    bytes = &bytes[written..];
                     self.torn = !bytes.is_empty();
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}

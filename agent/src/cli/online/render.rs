@@ -166,13 +166,13 @@ impl serde_json::ser::Formatter for Harmless {
     ) -> io::Result<()> {
         let mut plain = 0;
         for (at, char) in fragment.char_indices().filter(|(_, char)| acts(*char)) {
-            writer.write_all(fragment.get(plain..at).unwrap_or_default().as_bytes())?;
+            writer.write_all(&fragment.as_bytes()[plain..at])?;
             for unit in char.encode_utf16(&mut [0; 2]) {
                 write!(writer, "\\u{unit:04x}")?;
             }
             plain = at + char.len_utf8();
         }
-        writer.write_all(fragment.get(plain..).unwrap_or_default().as_bytes())
+        writer.write_all(&fragment.as_bytes()[plain..])
     }
 }
 

@@ -79,7 +79,7 @@ pub(super) fn numbered(name: &OsStr, number: u64) -> OsString {
     while cut > 0 && cut < stem.len() && stem.get(cut).is_some_and(|b| b & 0xc0 == 0x80) {
         cut -= 1;
     }
-    let bytes = [stem.get(..cut).unwrap_or_default(), &suffix].concat();
+    let bytes = [&stem[..cut], &suffix].concat();
     confined::os_str(&bytes).map_or_else(|_| OsString::from(format!("{number}")), OsStr::to_os_string)
 }
 

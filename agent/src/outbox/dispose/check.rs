@@ -144,7 +144,7 @@ pub(super) fn digest(file: &File, size: u64, stopped: &dyn Fn() -> bool) -> io::
     while !stopped() {
         match io::Read::read(&mut bytes, &mut buffer) {
             Ok(0) => return Ok(Some(hash.value())),
-            Ok(length) => hash.update(buffer.get(..length).unwrap_or_default()),
+            Ok(length) => hash.update(&buffer[..length]),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return Err(e),
         }

@@ -87,8 +87,7 @@ impl Checkpoints {
             ctime_ns: self.ctime_ns,
             states: states.collect(),
         };
-        // Writing into a Vec cannot fail.
-        minicbor::to_vec(kept).unwrap_or_default()
+        minicbor::to_vec(kept).expect("a Vec takes all that is written")
     }
 
     /// What [`Self::to_bytes`] gave; what is damaged is left out, which only costs reading.

@@ -134,9 +134,7 @@ impl<'a> Pass<'a> {
             let offset = hash.length();
             let length = usize::try_from(end - offset).map_or(size, |left| left.min(size));
             let mut buffer = buffers.take();
-            let Some(chunk) = buffer.get_mut(..length) else {
-                return Ok(()); // not reached: the length is at most the buffer's
-            };
+            let chunk = &mut buffer[..length];
             file.read_exact(chunk).map_err(|e| match e.kind() {
                 io::ErrorKind::UnexpectedEof => Voided::Changed,
                 _ => self.void(&e),
