@@ -10,7 +10,7 @@ use crate::io_error::{self, Wait};
 pub enum Exit {
     /// Also after SIGTERM.
     Done = 0,
-    /// It did not work; `verify` says no.
+    /// It did not work.
     Failed = 1,
     /// The command line is wrong.
     Usage = 2,

@@ -4,14 +4,12 @@ use std::{
     collections::{HashMap, HashSet},
     ffi::OsString,
     io,
-    num::NonZeroUsize,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use cap_fs_ext::DirExt;
 use cap_std::fs::Dir;
 use dropwire_protocol::{AgentId, Kind, PathError, RemotePath};
-use lru::LruCache;
 
 use super::{
     aliases::Aliases,
@@ -21,17 +19,13 @@ use super::{
 };
 use crate::{durable, fault, io_error::blames_the_name};
 
-/// How many names' next numbers are remembered.
-const REMEMBERED: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
-
-/// Names being given at this moment, where numbering goes on, and folders that have another name here.
+/// Names being given at this moment, and folders that have another name here.
 pub struct Places {
     inner: Mutex<Inner>,
 }
 
 struct Inner {
     given: HashSet<Vec<u8>>,
-    next: LruCache<Vec<u8>, u64>,
     aliases: Aliases,
 }
 
@@ -104,7 +98,6 @@ impl Places {
         Arc::new(Places {
             inner: Mutex::new(Inner {
                 given: HashSet::new(),
-                next: LruCache::new(REMEMBERED),
                 aliases: Aliases::new(aliases),
             }),
         })
@@ -220,11 +213,7 @@ impl Places {
                 Err(e) => Err(e),
             }
         };
-        let number = if taken(0)? {
-            naming::first_free(1, taken)?
-        } else {
-            0
-        };
+        let number = if taken(0)? { naming::first_free(taken)? } else { 0 };
         let chosen = names.numbered_folder(&name, number);
         let path = joined(path, &chosen);
         let dir = dir.clone();
@@ -281,22 +270,14 @@ impl Places {
             }
             Ok(!taken?)
         };
-        let counted = joined(folder, wanted);
         let mut number = 0;
         while !give(number)? {
-            // The remembered number is of use only while the one before it is taken: files may have left.
-            let next = self.lock().next.get(&counted).copied();
-            let from = match next {
-                Some(next) if next > 1 && is_taken(next - 1)? => next,
-                _ => 1,
-            };
-            number = naming::first_free(from, is_taken)?;
+            number = naming::first_free(is_taken)?;
         }
         let path = RemotePath::parse(&full(number)).map_err(|e| {
             self.lock().given.remove(&full(number));
             BadName::NoPath(e)
         })?;
-        self.lock().next.put(counted, number + 1);
         Ok((path, os_name(&numbered(wanted, number))))
     }
 

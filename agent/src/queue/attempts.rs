@@ -135,7 +135,7 @@ impl Queue {
     /// again, it is a new drop.
     pub async fn gone(&self, id: TransferId, now_ms: i64) -> Result<(), DbError> {
         self.call(move |db| match queued(db, id)? {
-            Some(job) => change::end_version(db, job.drop, End::Gone, now_ms).map(drop),
+            Some(job) => change::end_version(db, job.drop, End::Gone, now_ms),
             None => Ok(()),
         })
         .await

@@ -184,19 +184,18 @@ pub(super) const DELIVERED: &str = "
                (SELECT mtime_ns FROM closing WHERE transfer = j.transfer AND step = ?2))
     FROM drops d CROSS JOIN jobs j ON j.drop_id = d.id WHERE d.id = ?1 AND j.receipt IS NOT NULL";
 
-/// A version is not there any more, and not everybody has it: its queued jobs end failed. Returns them.
-pub(super) fn end_version(db: &Edit<'_>, drop: DropId, how: End, now_ms: i64) -> Result<Vec<TransferId>> {
+/// A version is not there any more, and not everybody has it: its queued jobs end failed.
+pub(super) fn end_version(db: &Edit<'_>, drop: DropId, how: End, now_ms: i64) -> Result<()> {
     // First, so that ending the jobs does not settle it otherwise.
     leave(db, drop)?;
     let ids: Vec<[u8; 16]> = db
         .prepare_cached("SELECT transfer FROM jobs WHERE drop_id = ? AND state = 0")?
         .query_map([drop.0], |row| row.get(0))?
         .collect::<Result<_>>()?;
-    let ids: Vec<TransferId> = ids.into_iter().map(TransferId).collect();
-    for id in &ids {
-        if let Some(job) = find(db, *id)? {
+    for id in ids {
+        if let Some(job) = find(db, TransferId(id))? {
             end(db, &job, how, how.text(), now_ms)?;
         }
     }
-    Ok(ids)
+    Ok(())
 }

@@ -87,7 +87,6 @@ impl Queue {
         let mut all = Enqueued::default();
         for part in parts {
             all.queued.extend(part.queued);
-            all.superseded.extend(part.superseded);
             all.doubts.extend(part.doubts);
         }
         self.signals.queued.notify_one();
@@ -155,7 +154,7 @@ fn enqueue_one(db: &Edit<'_>, new: &NewDrop, now_ms: i64) -> Result<Enqueued> {
         return Ok(done);
     }
     let outbox_row = outbox_row(db, new)?;
-    done.superseded = fault::step("S2-supersede", || {
+    fault::step("S2-supersede", || {
         supersede(db, outbox_row, path.as_bytes(), now_ms)
     })?;
     let drop = insert_drop(db, outbox_row, new, past.next_counter)?;
@@ -378,13 +377,13 @@ fn insert_drop(db: &Connection, outbox: i64, new: &NewDrop, counter: u64) -> Res
 
 /// Ends what lies at the path as open or staying. An acknowledged one goes on to its disposal, which looks at
 /// the version itself and may have the file in `leaving` already.
-fn supersede(db: &Edit<'_>, outbox: i64, path: &[u8], now_ms: i64) -> Result<Vec<TransferId>> {
+fn supersede(db: &Edit<'_>, outbox: i64, path: &[u8], now_ms: i64) -> Result<()> {
     let older: Option<i64> = db
         .prepare_cached(LYING)?
         .query_row(params![outbox, path], |row| row.get(0))
         .optional()?;
     match older.map(DropId) {
         Some(older) => change::end_version(db, older, End::Superseded, now_ms),
-        None => Ok(Vec::new()),
+        None => Ok(()),
     }
 }

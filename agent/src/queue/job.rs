@@ -75,8 +75,6 @@ pub enum Question {
 pub struct Enqueued {
     /// The new jobs; none for a version that was known.
     pub queued: Vec<TransferId>,
-    /// Jobs of older versions that ended by it; what is under way of them should be closed.
-    pub superseded: Vec<TransferId>,
     /// What was not queued because it may be known: to be answered by queueing it with `is_not`, or by [`super::Queue::same`].
     pub doubts: Vec<Doubt>,
 }

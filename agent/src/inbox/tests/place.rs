@@ -39,7 +39,7 @@ fn names_count_up_and_come_free_again() {
     assert_eq!(put(&places, &site, ANA, "a/x.txt"), "a/x (1).txt");
 }
 
-/// Found by halving, also where nothing is remembered (after a restart) or is of use any more (files have left).
+/// Found by halving, also where files have left.
 #[test]
 fn a_name_taken_thousands_of_times_is_numbered_on() {
     let (temp, site) = site();
