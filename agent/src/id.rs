@@ -146,9 +146,26 @@ mod tests {
             );
         }
 
+        /// What is taken names no other id; what is refused is refused for what is wrong with it.
         #[test]
-        fn any_text_is_judged(text in ".{0,80}") {
-            let _ = parse(&text);
+        fn any_text_is_judged(text in prop_oneof![
+            ".{0,80}",
+            "[A-Za-z2-7 -]{56,72}",
+            "[A-Z2-7]{56}",
+            any::<[u8; 32]>().prop_map(|bytes| format(AgentId(bytes)).to_lowercase()),
+        ]) {
+            let written = text.chars().filter(|c| *c != '-' && !c.is_whitespace());
+            let written: String = written.map(|c| c.to_ascii_uppercase()).collect();
+            let strange = written.chars().find(|c| !matches!(c, 'A'..='Z' | '2'..='7'));
+            match parse(&text) {
+                Ok(id) => prop_assert_eq!(format(id).replace('-', ""), written),
+                Err(IdError::Character(c)) => prop_assert_eq!(Some(c.to_ascii_uppercase()), strange),
+                Err(IdError::Length(length)) => {
+                    prop_assert_eq!((strange, length), (None, written.len()));
+                    prop_assert_ne!(length, CHECKED);
+                }
+                Err(IdError::Check(..)) => prop_assert_eq!((strange, written.len()), (None, CHECKED)),
+            }
         }
     }
 }

@@ -109,8 +109,12 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_read_without_panic(bytes: Vec<u8>, tree in tree(), cut: prop::sample::Index) {
-        let _ = read(&bytes);
+    fn any_bytes_are_no_stream(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
+        prop_assert!(read(&bytes).is_err());
+    }
+
+    #[test]
+    fn what_is_cut_off_or_goes_on_is_refused(tree in tree(), cut: prop::sample::Index) {
         let stream = write(&tree);
         prop_assert!(read(&stream[..cut.index(stream.len())]).is_err());
         prop_assert!(matches!(read(&[stream, vec![0]].concat()), Err(BundleError::Long)));

@@ -389,11 +389,17 @@ OUTBOX";
     }
 
     #[test]
-    fn numbers_out_of_bounds_do_no_harm() {
+    fn numbers_out_of_bounds_are_shown_as_nothing() {
         let mut odd = report();
         odd.uptime_seconds = f64::NAN;
         odd.oldest_undelivered_seconds = Some(-1e300);
-        text(&odd, Some(&report()), SystemTime::now());
+        let text = text(&odd, Some(&report()), SystemTime::now());
+        let shown = anstream::adapter::strip_str(&text).to_string();
+        assert!(
+            shown.contains("up 0s, ") && shown.contains("has waited 0s."),
+            "{shown}"
+        );
+        assert!(!shown.contains("/s)"), "a rate over no time: {shown}");
     }
 
     fn outboxes() -> Vec<OutboxReport> {
