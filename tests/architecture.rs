@@ -32,6 +32,7 @@ const COMMON: &[&str] = &[
     "own_files",
     "owner",
     "remove_tree",
+    "running_time",
     "snapshot",
     "unsent",
     "version",

@@ -6,6 +6,7 @@ mod harness;
 
 mod architecture;
 mod changes;
+mod circles;
 mod cli;
 mod config_errors;
 mod crash;

@@ -8,10 +8,13 @@
 //! is known (it may be there after a restart), so the database refuses everything from then on and [`Db::failed`] tells
 //! the daemon to end.
 
+mod error;
 mod health;
 mod open;
 mod readers;
 mod room;
+mod trouble;
+mod tuning;
 mod verdict;
 mod writer;
 
@@ -19,92 +22,25 @@ use std::{
     path::Path,
     sync::{Arc, Once},
     thread,
-    time::Duration,
 };
 
 use rusqlite::{Connection, Transaction};
-use tokio::{
-    sync::{mpsc, oneshot},
-    task::JoinError,
-};
+use tokio::sync::{mpsc, oneshot};
 
-pub use self::health::{Trouble, Waits, told};
+pub use self::{
+    error::{Cause, DbError, Failure, OpenError},
+    health::{Waits, told},
+    trouble::Trouble,
+    tuning::PAUSE,
+};
 use self::{
     health::Health,
     readers::Readers,
+    tuning::BATCH,
     verdict::Verdict,
     writer::{Work, Writer},
 };
 use crate::{fault, io_error::Wait};
-
-/// Most changes in one commit.
-const BATCH: usize = 1024;
-/// Pause before what cannot be done now is tried again.
-pub const PAUSE: Duration = Duration::from_secs(1);
-/// Prepared statements that a connection keeps.
-const STATEMENTS: usize = 128;
-/// A connection's page cache, in KiB as SQLite has it; a larger one spares next to nothing, since the system has the pages.
-const CACHE: i64 = -512;
-
-/// Why the database did not do it. To be shown with its cause: [`crate::error::chain`].
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum DbError {
-    /// This change failed and was rolled back; others are not touched by it.
-    #[error("a query on the job list failed")]
-    Change(#[source] Arc<rusqlite::Error>),
-    /// It cannot be read now (a shortage, another program's lock); later it may.
-    #[error("the job list cannot be read now")]
-    NotNow(Wait, #[source] Arc<rusqlite::Error>),
-    /// The agent has to end.
-    #[error("the job list cannot be written")]
-    Failed(#[source] Failure),
-}
-
-/// Why the database does nothing any more.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum Failure {
-    /// A commit failed, or the file turned out to be damaged.
-    #[error(transparent)]
-    Sqlite(Arc<rusqlite::Error>),
-    /// The thread that writes has ended.
-    #[error("its thread ended")]
-    Ended,
-    /// The task that asked was broken off.
-    #[error(transparent)]
-    Task(Arc<JoinError>),
-}
-
-impl From<rusqlite::Error> for Failure {
-    fn from(error: rusqlite::Error) -> Self {
-        Failure::Sqlite(Arc::new(error))
-    }
-}
-
-impl From<JoinError> for Failure {
-    fn from(error: JoinError) -> Self {
-        Failure::Task(Arc::new(error))
-    }
-}
-
-/// Why it could not be opened. To be shown with its cause: [`crate::error::chain`].
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// The file is no database, or a damaged one.
-    #[error("the job list is damaged")]
-    Damaged(#[source] Cause),
-    /// It was written by a newer dropwire.
-    #[error("the job list was written by a newer dropwire")]
-    Newer(#[source] rusqlite_migration::Error),
-    /// The disk or permissions.
-    #[error("cannot open the job list")]
-    Cannot(#[source] Cause),
-    /// It may be opened later.
-    #[error("the job list cannot be opened now")]
-    NotNow(Wait, #[source] Cause),
-}
-
-/// Whatever kept it from being opened.
-pub type Cause = Box<dyn std::error::Error + Send + Sync>;
 
 /// A handle to the writer thread; cheap to clone. The thread ends with the last handle.
 #[derive(Clone)]

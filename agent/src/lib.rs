@@ -9,7 +9,7 @@
 //! | 2 | [`daemon`]: the only room that knows the others; wires, starts, stops |
 //! | 3 | [`sender`]: ready files become jobs, jobs become transfers, what is delivered leaves |
 //! | 4 | [`outbox`] watch, scan, settle, dispose · [`queue`] job list, schedule · [`link`] TLS links and the pump · [`inbox`] partials, commit, naming, ledger · [`control`] the local socket |
-//! | 5 | [`config`] · [`identity`] · [`db`] · [`descriptors`] · [`disk`] · [`durable`] · [`mark`] · [`owner`] · [`homes`] · [`confined`] · [`lease`] · [`snapshot`] · [`unsent`] · [`remove_tree`] · [`version`] · [`watcher`] · [`bundle`] · [`border`] · [`backoff`] · [`blocking`] · [`clock`] · [`fault`] · [`file_system`] · [`io_error`] · [`own_files`] · [`id`] · [`error`] |
+//! | 5 | [`config`] · [`identity`] · [`db`] · [`descriptors`] · [`disk`] · [`durable`] · [`mark`] · [`owner`] · [`homes`] · [`confined`] · [`lease`] · [`snapshot`] · [`unsent`] · [`remove_tree`] · [`version`] · [`watcher`] · [`bundle`] · [`border`] · [`backoff`] · [`blocking`] · [`clock`] · [`running_time`] · [`fault`] · [`file_system`] · [`io_error`] · [`own_files`] · [`id`] · [`error`] |
 
 pub mod backoff;
 pub mod blocking;
@@ -41,6 +41,7 @@ pub mod own_files;
 pub mod owner;
 pub mod queue;
 pub mod remove_tree;
+pub mod running_time;
 pub mod sender;
 pub mod snapshot;
 pub mod unsent;

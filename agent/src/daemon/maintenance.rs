@@ -6,12 +6,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::{
-    clock::{self, now_ms},
+    clock::now_ms,
     config::Current,
     db::{Db, DbError},
     error::chain,
     inbox::Inbox,
     queue::Queue,
+    running_time,
 };
 
 /// The longest time between two notes of running time (retention and `give_up_after` count it, not the wall clock).
@@ -40,7 +41,7 @@ pub(super) async fn run(task: Task, cancel: CancellationToken) {
         task.queue.wake_all();
     }
     // An agent that is started for an hour each day ages too.
-    if let Err(error) = clock::advance(&task.db, ran_since.elapsed()).await {
+    if let Err(error) = running_time::advance(&task.db, ran_since.elapsed()).await {
         warn!(error = %chain(&error), "the job list failed");
     }
 }
@@ -69,7 +70,7 @@ impl Task {
 
     async fn round(&self, ran: Duration) -> Result<(), DbError> {
         let (queue, retry) = (&self.queue, self.config.get().retry);
-        clock::advance(&self.db, ran).await?;
+        running_time::advance(&self.db, ran).await?;
         queue.pull_in(now_ms(), retry.max).await?; // the clock may have been set back
         if let Some(give_up_after) = retry.give_up_after {
             queue.expire(give_up_after, now_ms()).await?;

@@ -9,17 +9,16 @@ use std::{
 use rusqlite_migration::{M, Migrations};
 
 use crate::{
-    clock,
     db::{self, Db, OpenError, Waits},
     error::{Exit, Fatal, chain, shown},
     homes,
     identity::{Identity, JOB_LIST},
-    inbox, queue,
+    inbox, queue, running_time,
 };
 
 /// Every change to the tables, oldest first; only ever appended to.
 const MIGRATIONS: &[&str] = &[
-    clock::RUNNING,
+    running_time::SCHEMA_1,
     queue::SCHEMA_1,
     inbox::SCHEMA_1,
     // The marks of outboxes, which `homes` took over.

@@ -11,19 +11,8 @@ use std::{
 
 use tokio::sync::watch;
 
-use super::{Failure, room::Room};
+use super::{error::Failure, room::Room, trouble::Trouble};
 use crate::{clock::now_ms, error::shown, io_error::Wait};
-
-/// Something that keeps the database from being written as it should.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Trouble {
-    /// Since when, by the wall clock.
-    pub since_ms: i64,
-    /// What it is.
-    pub text: String,
-    /// The way out.
-    pub hint: String,
-}
 
 /// What the database waits for: from before it is opened, so that a start can say so too.
 #[derive(Clone)]

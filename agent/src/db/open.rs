@@ -11,8 +11,9 @@ use rusqlite::Connection;
 use rusqlite_migration::MigrationDefinitionError::DatabaseTooFarAhead;
 
 use super::{
-    CACHE, OpenError, STATEMENTS,
+    error::OpenError,
     room::Room,
+    tuning::{CACHE, STATEMENTS},
     verdict::{self, Verdict},
 };
 use crate::{

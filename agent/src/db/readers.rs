@@ -9,7 +9,7 @@ use std::{
 use rusqlite::{Connection, OpenFlags, Result};
 
 use super::{
-    CACHE, STATEMENTS,
+    tuning::{CACHE, STATEMENTS},
     verdict::{Verdict, verdict},
 };
 use crate::io_error::Wait;

@@ -13,7 +13,7 @@ use std::{
     thread,
 };
 
-use super::{PAUSE, Trouble};
+use super::{trouble::Trouble, tuning::PAUSE};
 use crate::{
     clock::now_ms,
     error::shown,

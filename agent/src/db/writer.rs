@@ -9,7 +9,10 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    BATCH, DbError, Failure, Health, PAUSE, Readers,
+    error::{DbError, Failure},
+    health::Health,
+    readers::Readers,
+    tuning::{BATCH, PAUSE},
     verdict::{self, Verdict},
 };
 use crate::{fault, io_error::Wait};

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{clock::milliseconds, durable::How};
 
-/// The inbox's tables, beside [`crate::clock::RUNNING`].
+/// The inbox's tables, beside [`crate::running_time::SCHEMA_1`].
 pub const SCHEMA_1: &str = "
 CREATE TABLE inbox_transfer (
     sender BLOB NOT NULL,

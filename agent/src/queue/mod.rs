@@ -86,7 +86,7 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// The job list in `db`, which has the tables of [`SCHEMA_1`] to [`SCHEMA_3`] and [`crate::clock::RUNNING`]. Attempts that lie further ahead than `max_backoff`
+    /// The job list in `db`, which has the tables of [`SCHEMA_1`] to [`SCHEMA_3`] and [`crate::running_time::SCHEMA_1`]. Attempts that lie further ahead than `max_backoff`
     /// (the clock was set back) are pulled in.
     pub async fn open(
         db: Db,

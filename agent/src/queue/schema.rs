@@ -19,7 +19,7 @@ use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, 
 use super::JobState;
 use crate::config::AfterSend;
 
-/// The first version of the tables, beside [`crate::clock::RUNNING`].
+/// The first version of the tables, beside [`crate::running_time::SCHEMA_1`].
 ///
 /// Order matters in two places: `jobs_due` is read in its own order by the dispatcher, and the unique index of
 /// `drops` begins with what a version is looked up by. `drops_lying` promises one lying version a path.

@@ -23,7 +23,7 @@ const MAX_BACKOFF: Duration = Duration::from_secs(300);
 
 pub(super) fn database(folder: &Path) -> Db {
     let migrations = Migrations::new(vec![
-        M::up(crate::clock::RUNNING),
+        M::up(crate::running_time::SCHEMA_1),
         M::up(SCHEMA_1),
         M::up(SCHEMA_2),
         M::up(SCHEMA_3),
@@ -474,7 +474,7 @@ async fn failed_and_cancelled_jobs_keep_the_file() {
         if cancel {
             assert_eq!(queue.cancel(vec![ids[0]], 5).await.unwrap(), [ids[0]]);
         } else {
-            crate::clock::advance(&queue.db, Duration::from_secs(9))
+            crate::running_time::advance(&queue.db, Duration::from_secs(9))
                 .await
                 .unwrap();
             queue.delivered(vec![proof(ids[1], 5)], 5).await.unwrap();
@@ -635,7 +635,7 @@ async fn keep_rests_until_it_leaves() {
     assert_eq!(resting.missed, None);
     queue.seen(vec![], vec![resting.drop]).await.unwrap();
     for days in [1, 2] {
-        crate::clock::advance(&queue.db, Duration::from_secs(24 * 3600))
+        crate::running_time::advance(&queue.db, Duration::from_secs(24 * 3600))
             .await
             .unwrap();
         queue.seen(vec![], vec![resting.drop]).await.unwrap();

@@ -274,7 +274,7 @@ async fn a_peer_has_only_so_many_tombstones_and_the_newest_stay() {
         .unwrap();
     assert!(rig.row(ANA, numbered(0)).await.is_some());
     // Later, whatever the wall clock says.
-    clock::advance(&rig.db, MOMENT).await.unwrap();
+    running_time::advance(&rig.db, MOMENT).await.unwrap();
     rig.db
         .call(|tx| {
             ledger::withdraw(tx, (ANA, numbered(100)), -5)?;

@@ -34,7 +34,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::{clock, homes};
+use crate::{homes, running_time};
 
 const ANA: AgentId = AgentId([0xAA; 32]);
 const BOB: AgentId = AgentId([0xBB; 32]);
@@ -50,7 +50,7 @@ struct Rig {
 }
 
 fn migrations() -> Migrations<'static> {
-    let schema = [clock::RUNNING, SCHEMA_1, homes::SCHEMA_1, SCHEMA_2];
+    let schema = [running_time::SCHEMA_1, SCHEMA_1, homes::SCHEMA_1, SCHEMA_2];
     Migrations::new(schema.map(M::up).into())
 }
 
@@ -169,7 +169,7 @@ impl Rig {
 
     /// So much running time goes by, and what was kept for its time goes.
     async fn after(&self, ran: Duration) {
-        clock::advance(&self.db, ran).await.unwrap();
+        running_time::advance(&self.db, ran).await.unwrap();
         self.inbox.sweep().await.unwrap();
     }
 

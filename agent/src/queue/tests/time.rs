@@ -1,7 +1,7 @@
 //! Restarts, jumping clocks, giving up and retention.
 
 use super::*;
-use crate::clock;
+use crate::running_time;
 
 const DAY_MS: i64 = 24 * 3600 * 1000;
 
@@ -11,12 +11,12 @@ async fn giving_up_and_keeping_count_running_time() {
     let queue = queue(folder.path()).await;
     let day = Duration::from_secs(24 * 3600);
     let first = enqueue(&queue, 1, AfterSend::Delete, &[1]).await.queued;
-    clock::advance(&queue.db, day * 4).await.unwrap();
+    running_time::advance(&queue.db, day * 4).await.unwrap();
     let other = drop_of(found("b", 1), AfterSend::Delete, &[1]);
     let second = queue.enqueue(vec![other], 100).await.unwrap().queued;
     assert!(queue.expire(day * 5, 900 * DAY_MS).await.unwrap().is_empty());
     queue.retry(first[0], "it is full".into(), 2, 1).await.unwrap();
-    clock::advance(&queue.db, day).await.unwrap();
+    running_time::advance(&queue.db, day).await.unwrap();
     assert_eq!(queue.expire(day * 5, 5).await.unwrap(), first);
     let text = "given up after 5days: it is full".to_string();
     assert_eq!(state(&queue, first[0]).await, (JobState::Failed, Some(text)));
@@ -27,14 +27,14 @@ async fn giving_up_and_keeping_count_running_time() {
         .unwrap()
         .acknowledged;
     queue.disposed(vec![(drops[0], None)], 6).await.unwrap();
-    clock::advance(&queue.db, KEPT * 2).await.unwrap();
+    running_time::advance(&queue.db, KEPT * 2).await.unwrap();
     assert!(!queue.sweep().await.unwrap());
     assert!(
         queue.get(second[0]).await.unwrap().is_some(),
         "its peer still has to forget"
     );
     queue.forgotten(second.clone()).await.unwrap();
-    clock::advance(&queue.db, KEPT).await.unwrap();
+    running_time::advance(&queue.db, KEPT).await.unwrap();
     queue.sweep().await.unwrap();
     assert_eq!(queue.get(second[0]).await.unwrap(), None);
     assert!(
@@ -61,7 +61,7 @@ async fn outboxes_without_drops_leave_nothing_behind() {
     queue.disposed(ended, 3).await.unwrap();
     queue.forgotten(ids[..2].to_vec()).await.unwrap();
     assert_eq!(queue.outboxes().await.unwrap().len(), 3);
-    clock::advance(&queue.db, KEPT).await.unwrap();
+    running_time::advance(&queue.db, KEPT).await.unwrap();
     queue.sweep().await.unwrap();
     let left = queue.outboxes().await.unwrap();
     assert_eq!(left.into_iter().collect::<Vec<_>>(), [(OutboxId([2; 16]), true)]);

@@ -8,13 +8,14 @@ use rusqlite_migration::{M, Migrations};
 
 use super::*;
 use crate::{
-    border, clock,
+    border,
     config::AfterSend,
     confined,
     db::Db,
     identity::Identity,
     mark,
     queue::{NewDrop, Proof, SCHEMA_1, SCHEMA_2, SCHEMA_3},
+    running_time,
     version::Version,
 };
 
@@ -34,7 +35,7 @@ impl World {
         fs::create_dir(temp.path().join("outbox")).unwrap();
         let outbox = OutboxId(mark::create(&confined::root(&temp.path().join("outbox")).unwrap()).unwrap());
         let migrations = Migrations::new(vec![
-            M::up(clock::RUNNING),
+            M::up(running_time::SCHEMA_1),
             M::up(SCHEMA_1),
             M::up(SCHEMA_2),
             M::up(SCHEMA_3),
@@ -201,7 +202,7 @@ async fn what_moves_away_and_back_is_the_same_drop_unless_it_is_away_for_long() 
     for away in [KEPT / 2, KEPT] {
         fs::rename(&inside, &outside).unwrap();
         world.look_after().await;
-        clock::advance(&world.db, away).await.unwrap();
+        running_time::advance(&world.db, away).await.unwrap();
         world.look_after().await;
         fs::rename(&outside, &inside).unwrap();
         assert_eq!(world.is_unknown().await, away == KEPT, "{away:?}");
@@ -221,7 +222,7 @@ async fn a_folder_that_returns_after_long_is_new_although_no_ctime_in_it_changed
     let found = world.kept_as("folder/file", b"bytes").await;
     fs::rename(&inside, &outside).unwrap();
     world.look_after().await;
-    clock::advance(&world.db, KEPT).await.unwrap();
+    running_time::advance(&world.db, KEPT).await.unwrap();
     world.look_after().await;
     fs::rename(&outside, &inside).unwrap();
     assert_eq!(world.found_as("folder/file"), found);
@@ -266,7 +267,7 @@ async fn a_sent_copy_waits_for_a_retry_and_then_goes() {
         .await;
     world.queue.cancel(vec![id], 2).await.unwrap();
     world.look_after().await;
-    clock::advance(&world.db, KEPT / 2).await.unwrap();
+    running_time::advance(&world.db, KEPT / 2).await.unwrap();
     world.look_after().await;
     let seen = (world.resting().await.remove(0), Presence::Spooled);
     let id = world.queue.resend(vec![id], 3).await.unwrap()[0];
@@ -275,13 +276,13 @@ async fn a_sent_copy_waits_for_a_retry_and_then_goes() {
         taken.root.join("by hand").exists(),
         "retried since it was looked at"
     );
-    clock::advance(&world.db, KEPT).await.unwrap();
+    running_time::advance(&world.db, KEPT).await.unwrap();
     world.look_after().await;
     assert!(taken.root.join("by hand").exists(), "it is to be sent");
     world.queue.cancel(vec![id], 4).await.unwrap();
     world.look_after().await;
     assert!(taken.root.join("by hand").exists(), "its time begins anew");
-    clock::advance(&world.db, KEPT).await.unwrap();
+    running_time::advance(&world.db, KEPT).await.unwrap();
     world.look_after().await;
     assert!(!taken.root.exists());
     assert!(world.queue.resend(vec![id], 5).await.unwrap().is_empty());
