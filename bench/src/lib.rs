@@ -18,11 +18,13 @@ pub mod arrivals;
 pub mod contestants;
 pub mod home;
 pub mod meter;
+pub mod namespace;
 pub mod process;
 pub mod sources;
 pub mod statistics;
 pub mod table;
 pub mod wide;
+pub mod work;
 pub mod works;
 pub mod yardstick;
 

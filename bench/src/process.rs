@@ -15,7 +15,7 @@ use rustix::{
     process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open},
 };
 
-use crate::{failed, too_long, wide::Namespace};
+use crate::{failed, namespace::Namespace, too_long};
 
 /// What an ended process may take until it is gone.
 const ENDING: Duration = Duration::from_secs(20);

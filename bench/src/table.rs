@@ -5,7 +5,8 @@ use serde_json::{Value, json};
 
 use crate::{
     statistics::{Spread, ratios},
-    works::{Run, Work},
+    work::Work,
+    works::Run,
 };
 
 /// All runs of one contestant at one work, round by round; None where it failed.

@@ -5,8 +5,8 @@ use std::{
     collections::VecDeque,
     fs::{self, File},
     io::{self, Read as _, Write as _},
-    net::{IpAddr, Ipv4Addr},
-    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+    net::Ipv4Addr,
+    os::fd::{AsRawFd as _, OwnedFd},
     process::Command,
     sync::{
         Arc,
@@ -18,10 +18,10 @@ use std::{
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe},
+    thread::{UnshareFlags, unshare_unsafe},
 };
 
-use crate::{failed, process::output, sources::Noise};
+use crate::{failed, namespace::Namespace, process::output, sources::Noise};
 
 /// One way; a round trip takes twice that.
 pub const DELAY: Duration = Duration::from_millis(50);
@@ -33,29 +33,6 @@ pub const RATE: u64 = 500_000_000 / 8;
 const QUEUE: Duration = Duration::from_millis(100);
 const DEVICE: &str = "dropwire0";
 const ENDS: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 77, 0, 1), Ipv4Addr::new(10, 77, 0, 2)];
-
-/// A network of its own; gone when nobody is in it any more.
-pub struct Namespace {
-    name_space: OwnedFd,
-    address: IpAddr,
-}
-
-impl Namespace {
-    /// Its end's address.
-    pub fn address(&self) -> IpAddr {
-        self.address
-    }
-
-    /// Calls `act` in it: sockets that are made and processes that are started there belong to it.
-    pub fn within<T>(&self, act: impl FnOnce() -> T) -> io::Result<T> {
-        let network = Some(LinkNameSpaceType::Network);
-        let home = File::open("/proc/thread-self/ns/net")?;
-        move_into_link_name_space(self.name_space.as_fd(), network)?;
-        let done = act();
-        move_into_link_name_space(home.as_fd(), network)?;
-        Ok(done)
-    }
-}
 
 /// Both ends of the line; it is taken down when dropped.
 pub struct Wide {
@@ -104,7 +81,7 @@ fn end(own: Ipv4Addr, other: Ipv4Addr) -> io::Result<(Namespace, File)> {
     let (name_space, device) =
         made.map_err(|e| failed(format!("no network namespace ({e}); it needs root")))?;
     let address = own.into();
-    Ok((Namespace { name_space, address }, device))
+    Ok((Namespace::new(name_space, address), device))
 }
 
 fn tun() -> io::Result<File> {

@@ -14,7 +14,8 @@ use dropwire_bench::{
     sources::Sources,
     table::{self, Row},
     wide::{self, Wide},
-    works::{Plan, Run, Stage, Work},
+    work::Work,
+    works::{Plan, Run, Stage},
 };
 
 /// dropwire beside its peers on the same work, in turns: medians, spread and ratios.

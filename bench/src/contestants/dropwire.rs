@@ -10,7 +10,7 @@ use crate::{
     failed,
     home::Home,
     process::{Running, Usage, eventually, output},
-    works::Work,
+    work::Work,
 };
 
 /// The program to measure.

@@ -16,9 +16,10 @@ use std::{
 
 use crate::{
     meter::Meter,
+    namespace::Namespace,
     process::{Usage, eventually},
-    wide::{Namespace, Wide},
-    works::Work,
+    wide::Wide,
+    work::Work,
 };
 
 /// What a single step of a session may take at most.

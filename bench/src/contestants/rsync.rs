@@ -4,9 +4,9 @@ use std::{fs, io, process::Command};
 
 use super::{Contestant, PATIENCE, Session, Site};
 use crate::{
+    namespace::Namespace,
     process::{Running, Usage, find, output},
-    wide::Namespace,
-    works::Work,
+    work::Work,
 };
 
 /// With or without `--fsync` (each file, rsync 3.2.4 and later).

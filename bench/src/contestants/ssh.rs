@@ -9,7 +9,7 @@ use super::{
 use crate::{
     failed,
     process::{Running, find, output},
-    works::Work,
+    work::Work,
 };
 
 /// With AES-128-GCM, which is the fastest that it has here, and without compression.

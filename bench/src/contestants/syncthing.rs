@@ -15,7 +15,7 @@ use super::{Contestant, PATIENCE, Session, Site};
 use crate::{
     arrivals::Arrivals,
     process::{Running, Usage, eventually, find, output},
-    works::Work,
+    work::Work,
 };
 
 /// With the watcher's shortest delay, and `caseSensitiveFS`, which makes many files four times as fast.

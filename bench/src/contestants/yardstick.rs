@@ -13,7 +13,7 @@ use crate::{
     failed,
     process::{Running, Usage, eventually},
     too_long,
-    works::Work,
+    work::Work,
 };
 
 /// With buffered writes, or large files written past the page cache.
