@@ -9,7 +9,7 @@ use super::{
 use crate::{
     config::{
         self, Config, Invalid,
-        paths::{self, Flags, Paths},
+        paths::{Flags, Paths},
         quoted,
     },
     daemon::private_folder,
@@ -63,9 +63,9 @@ pub fn run(args: &Args, flags: &Flags) -> Result<(), Fatal> {
 fn write_config(args: &Args, flags: &Flags, paths: &Paths) -> Result<bool, Fatal> {
     let text = new_config(args, flags)?;
     // What the command line says is wrong before anything is written.
-    config::parse(&text, &paths.config, paths::home().as_deref()).map_err(|invalid| match invalid {
-        Invalid::Content { faults, .. } if !faults.is_empty() => {
-            Fatal::new(Exit::Usage, &faults[0].message).mend(&faults[0].mend)
+    config::parse(&text, &paths.config, config::home().as_deref()).map_err(|invalid| match invalid {
+        Invalid::Content { diagnostics, .. } if !diagnostics.is_empty() => {
+            Fatal::new(Exit::Usage, &diagnostics[0].message).mend(&diagnostics[0].hint)
         }
         other => other.into(),
     })?;
@@ -100,7 +100,7 @@ fn new_config(args: &Args, flags: &Flags) -> Result<String, Fatal> {
     let (outbox, inbox) = if flags.system {
         (SYSTEM_BOXES.0.into(), SYSTEM_BOXES.1.into())
     } else {
-        let home = paths::home().ok_or_else(|| {
+        let home = config::home().ok_or_else(|| {
             Fatal::new(Exit::Config, "there is no home folder for outbox and inbox")
                 .mend("set HOME, or use `dropwire --system init`")
         })?;

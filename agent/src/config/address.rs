@@ -2,16 +2,16 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV6};
 
-use super::units::Wrong;
+use super::diagnostic::ValueError;
 
 /// The port where none is written.
 pub const DEFAULT_PORT: u16 = 7420;
 
 /// Reads an address to dial; the answer always has a port.
-pub fn dial(text: &str) -> Result<String, Wrong> {
+pub fn dial(text: &str) -> Result<String, ValueError> {
     let (host, port) = split(text)?;
     if port == 0 {
-        return Err(wrong(
+        return Err(ValueError::new(
             "nobody can be dialled on port 0",
             "write the port the peer listens on, or none for 7420",
         ));
@@ -20,11 +20,11 @@ pub fn dial(text: &str) -> Result<String, Wrong> {
 }
 
 /// Reads an address to listen on; the answer always has a port, 0 lets the system choose one.
-pub fn listen(text: &str) -> Result<String, Wrong> {
-    let (host, port) = split(text).map_err(|wrong| Wrong {
-        mend: format!(
+pub fn listen(text: &str) -> Result<String, ValueError> {
+    let (host, port) = split(text).map_err(|wrong| ValueError {
+        hint: format!(
             "{}; `\"0.0.0.0:{DEFAULT_PORT}\"` listens on every IPv4 address",
-            wrong.mend
+            wrong.hint
         ),
         ..wrong
     })?;
@@ -33,23 +33,23 @@ pub fn listen(text: &str) -> Result<String, Wrong> {
 
 const SUCH_V6: &str = "write an IPv6 address in brackets, like `\"[2001:db8::7]:7420\"`";
 
-fn split(text: &str) -> Result<(String, u16), Wrong> {
+fn split(text: &str) -> Result<(String, u16), ValueError> {
     let trimmed = text.trim();
     let shown = dropwire_protocol::name::escape(text.as_bytes());
     if trimmed.is_empty() {
-        return Err(wrong(
+        return Err(ValueError::new(
             "the address is empty",
             "write it like `\"office.example.org:7420\"`, or leave the key out",
         ));
     }
     if trimmed.contains("://") || trimmed.contains('/') {
-        return Err(wrong(
+        return Err(ValueError::new(
             format!("`{shown}` is more than an address"),
             "write host and port alone, without scheme or path, like `\"office.example.org:7420\"`",
         ));
     }
     if let Ok(v6) = trimmed.parse::<Ipv6Addr>() {
-        return Err(wrong(
+        return Err(ValueError::new(
             format!("`{shown}` is an IPv6 address without brackets"),
             format!("write `\"[{v6}]:{DEFAULT_PORT}\"`"),
         ));
@@ -58,7 +58,7 @@ fn split(text: &str) -> Result<(String, u16), Wrong> {
         Some(rest) => {
             let (inside, after) = rest
                 .split_once(']')
-                .ok_or_else(|| wrong(format!("`{shown}` lacks its `]`"), SUCH_V6))?;
+                .ok_or_else(|| ValueError::new(format!("`{shown}` lacks its `]`"), SUCH_V6))?;
             let port = match after {
                 "" => None,
                 _ => Some(after.strip_prefix(':').ok_or_else(|| no_address(&shown))?),
@@ -79,33 +79,33 @@ fn split(text: &str) -> Result<(String, u16), Wrong> {
     ))
 }
 
-fn ipv6(inside: &str, shown: &str) -> Result<String, Wrong> {
+fn ipv6(inside: &str, shown: &str) -> Result<String, ValueError> {
     // A zone has to be a number: only so can the address be used without a lookup.
     let whole = format!("[{inside}]:0");
     whole
         .parse::<SocketAddrV6>()
         .map(|_| format!("[{inside}]"))
         .map_err(|_| {
-            wrong(
+            ValueError::new(
                 format!("`{shown}` holds no IPv6 address"),
                 "write it like `\"[2001:db8::7]:7420\"`, a zone as its number: `\"[fe80::1%2]:7420\"`",
             )
         })
 }
 
-fn check_name(host: &str, shown: &str) -> Result<(), Wrong> {
+fn check_name(host: &str, shown: &str) -> Result<(), ValueError> {
     if host.is_empty() {
-        return Err(wrong(
+        return Err(ValueError::new(
             format!("`{shown}` has no host"),
             "write a name or an IP address before the port",
         ));
     }
     if host.contains(':') {
-        return Err(wrong(format!("`{shown}` has too many colons"), SUCH_V6));
+        return Err(ValueError::new(format!("`{shown}` has too many colons"), SUCH_V6));
     }
     let numeric = host.chars().all(|c| c.is_ascii_digit() || c == '.');
     if numeric && host.parse::<Ipv4Addr>().is_err() {
-        return Err(wrong(
+        return Err(ValueError::new(
             format!("`{shown}` holds no IPv4 address"),
             "write four numbers up to 255: `\"192.0.2.7:7420\"`",
         ));
@@ -117,28 +117,21 @@ fn check_name(host: &str, shown: &str) -> Result<(), Wrong> {
     Ok(())
 }
 
-fn read_port(port: &str, shown: &str) -> Result<u16, Wrong> {
+fn read_port(port: &str, shown: &str) -> Result<u16, ValueError> {
     let digits = !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
     port.parse().ok().filter(|_| digits).ok_or_else(|| {
-        wrong(
+        ValueError::new(
             format!("`{shown}` has no port number after its colon"),
             "write a port from 1 to 65535, or no colon for 7420",
         )
     })
 }
 
-fn no_address(shown: &str) -> Wrong {
-    wrong(
+fn no_address(shown: &str) -> ValueError {
+    ValueError::new(
         format!("`{shown}` is no address"),
         "write it like `\"office.example.org:7420\"`, `\"192.0.2.7:7420\"` or `\"[2001:db8::7]:7420\"`",
     )
-}
-
-fn wrong(message: impl Into<String>, mend: impl Into<String>) -> Wrong {
-    Wrong {
-        message: message.into(),
-        mend: mend.into(),
-    }
 }
 
 #[cfg(test)]
@@ -187,7 +180,7 @@ mod tests {
         }
         assert_eq!(listen("127.0.0.1:0").as_deref(), Ok("127.0.0.1:0"));
         assert!(dial("127.0.0.1:0").is_err());
-        assert_eq!(dial("fe80::1").unwrap_err().mend, "write `\"[fe80::1]:7420\"`");
+        assert_eq!(dial("fe80::1").unwrap_err().hint, "write `\"[fe80::1]:7420\"`");
     }
 
     proptest! {

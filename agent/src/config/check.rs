@@ -1,4 +1,4 @@
-//! From what is written to what holds. Every rule of the config stands here, and each breach names its line and its mend.
+//! From what is written to what holds. Every rule of the config stands here, and each breach names its line and what to write instead.
 
 use std::{ops::Range, path::Path, time::Duration};
 
@@ -6,56 +6,56 @@ use toml::Spanned;
 
 use super::{
     AfterSend, Config, Folder, Inbox, Layout, Limits, Outbox, Ready, Retry, Watch, address,
+    diagnostic::{Diagnostic, Diagnostics, ValueError},
     effective::quoted,
     explain::nearest,
-    fault::{Fault, Faults},
     folders::{self, Role},
     peers::{self, NamedPeer},
     raw::{Quantity, RawConfig, RawInbox, RawLimits, RawOutbox, RawRetry},
-    units::{self, Bare, Wrong},
+    units::{self, Bare},
 };
 
-/// Checks all of it and tells all faults at once, in the order of the file.
-pub(super) fn check(raw: RawConfig, home: Option<&Path>) -> Result<Config, Vec<Fault>> {
-    let mut faults = Faults::default();
+/// Checks all of it and tells all diagnostics at once, in the order of the file.
+pub(super) fn check(raw: RawConfig, home: Option<&Path>) -> Result<Config, Vec<Diagnostic>> {
+    let mut diagnostics = Diagnostics::default();
     let mut places = Vec::new();
     let by_peer = raw
         .inbox
         .as_ref()
         .is_some_and(|inbox| inbox.layout == Some(Layout::ByPeer));
-    let peers = peers::check(raw.peer, by_peer, &mut faults);
+    let peers = peers::check(raw.peer, by_peer, &mut diagnostics);
 
     let name = raw.name.and_then(|name| {
         let checked = peers::check_name(name.get_ref()).map(|()| name.get_ref().clone());
-        faults.take(name.span(), checked)
+        diagnostics.take(name.span(), checked)
     });
     let listen = raw
         .listen
-        .and_then(|listen| faults.take(listen.span(), address::listen(listen.get_ref())));
-    let mut place = |role, path: &Spanned<String>, faults: &mut Faults| {
-        let read = faults.take(path.span(), folders::absolute(path.get_ref(), home))?;
+        .and_then(|listen| diagnostics.take(listen.span(), address::listen(listen.get_ref())));
+    let mut place = |role, path: &Spanned<String>, diagnostics: &mut Diagnostics| {
+        let read = diagnostics.take(path.span(), folders::absolute(path.get_ref(), home))?;
         places.push((role, read.clone(), path.span()));
         Some(read)
     };
     let state_dir = raw
         .state_dir
-        .and_then(|path| place(Role::State, &path, &mut faults));
+        .and_then(|path| place(Role::State, &path, &mut diagnostics));
     let control = raw
         .control
-        .and_then(|path| place(Role::Control, &path, &mut faults));
+        .and_then(|path| place(Role::Control, &path, &mut diagnostics));
     let outboxes = raw
         .outbox
         .into_iter()
         .filter_map(|raw| {
-            let path = place(Role::Outbox, &raw.path, &mut faults);
-            outbox(raw, path?, &peers, &mut faults)
+            let path = place(Role::Outbox, &raw.path, &mut diagnostics);
+            outbox(raw, path?, &peers, &mut diagnostics)
         })
         .collect();
     let inbox = raw.inbox.and_then(|raw| {
-        let path = place(Role::Inbox, &raw.path, &mut faults);
-        inbox(raw, path?, &mut faults)
+        let path = place(Role::Inbox, &raw.path, &mut diagnostics);
+        inbox(raw, path?, &mut diagnostics)
     });
-    check_places(&places, &mut faults);
+    check_places(&places, &mut diagnostics);
 
     let config = Config {
         name: name.unwrap_or_else(default_name),
@@ -65,39 +65,44 @@ pub(super) fn check(raw: RawConfig, home: Option<&Path>) -> Result<Config, Vec<F
         outboxes,
         inbox,
         peers: peers.into_iter().map(|named| named.peer).collect(),
-        retry: retry(raw.retry, &mut faults),
-        limits: limits(raw.limits, &mut faults),
+        retry: retry(raw.retry, &mut diagnostics),
+        limits: limits(raw.limits, &mut diagnostics),
     };
-    if faults.0.is_empty() {
+    if diagnostics.0.is_empty() {
         return Ok(config);
     }
-    faults.0.sort_by_key(|fault| fault.span.start);
-    Err(faults.0)
+    diagnostics.0.sort_by_key(|diagnostic| diagnostic.span.start);
+    Err(diagnostics.0)
 }
 
 fn outbox(
     raw: RawOutbox,
     path: std::path::PathBuf,
     peers: &[NamedPeer],
-    faults: &mut Faults,
+    diagnostics: &mut Diagnostics,
 ) -> Option<Outbox> {
     let to = match raw.to {
-        Some(to) => recipients(to, peers, faults),
+        Some(to) => recipients(to, peers, diagnostics),
         None => peers.iter().map(|named| named.peer.id).collect(),
     };
     let mut ignore = Vec::new();
     for pattern in raw.ignore {
         let checked = check_pattern(pattern.get_ref());
-        if faults.take(pattern.span(), checked).is_some() {
+        if diagnostics.take(pattern.span(), checked).is_some() {
             ignore.push(pattern.into_inner());
         }
     }
-    let marker = marker(raw.ready, raw.marker, faults);
-    let linger = raw
-        .linger
-        .and_then(|written| quantity(written, units::duration_or_none, units::bare_duration, faults));
+    let marker = marker(raw.ready, raw.marker, diagnostics);
+    let linger = raw.linger.and_then(|written| {
+        quantity(
+            written,
+            units::duration_or_none,
+            units::bare_duration,
+            diagnostics,
+        )
+    });
     let linger = linger.unwrap_or(Duration::from_secs(2));
-    let mut time = |written, default| duration(written, faults).unwrap_or(default);
+    let mut time = |written, default| duration(written, diagnostics).unwrap_or(default);
     Some(Outbox {
         path,
         to,
@@ -116,10 +121,10 @@ fn outbox(
 fn recipients(
     to: Spanned<Vec<Spanned<String>>>,
     peers: &[NamedPeer],
-    faults: &mut Faults,
+    diagnostics: &mut Diagnostics,
 ) -> Vec<dropwire_protocol::AgentId> {
     if to.get_ref().is_empty() {
-        faults.push(Fault::new(
+        diagnostics.push(Diagnostic::new(
             to.span(),
             "this outbox would send to nobody",
             "name a peer, or leave `to` out for every peer",
@@ -130,8 +135,8 @@ fn recipients(
     for name in to.into_inner() {
         let shown = dropwire_protocol::name::escape(name.get_ref().as_bytes());
         if let Some(first) = seen.iter().find(|earlier| earlier.get_ref() == name.get_ref()) {
-            faults.push(
-                Fault::new(
+            diagnostics.push(
+                Diagnostic::new(
                     name.span(),
                     format!("`{shown}` stands in `to` twice"),
                     "take one of them out",
@@ -142,14 +147,14 @@ fn recipients(
             ids.extend(named.valid.then_some(named.peer.id));
         } else {
             let near = nearest(name.get_ref(), peers.iter().map(|named| named.peer.name.as_str()));
-            let mend = match near {
+            let hint = match near {
                 Some(near) => format!("did you mean `{}`?", quoted(near)),
                 None => format!("add a `[[peer]]` with `name = \"{shown}\"`, or take it out"),
             };
-            faults.push(Fault::new(
+            diagnostics.push(Diagnostic::new(
                 name.span(),
                 format!("there is no peer named `{shown}`"),
-                mend,
+                hint,
             ));
         }
         seen.push(name);
@@ -157,9 +162,13 @@ fn recipients(
     ids
 }
 
-fn marker(ready: Option<Ready>, written: Option<Spanned<String>>, faults: &mut Faults) -> Option<String> {
+fn marker(
+    ready: Option<Ready>,
+    written: Option<Spanned<String>>,
+    diagnostics: &mut Diagnostics,
+) -> Option<String> {
     if let (None, Some(written)) = (ready, &written) {
-        faults.push(Fault::new(
+        diagnostics.push(Diagnostic::new(
             written.span(),
             "`marker` without `ready` would change nothing",
             "write `ready = \"marker\"` beside it, or take it out",
@@ -169,7 +178,7 @@ fn marker(ready: Option<Ready>, written: Option<Spanned<String>>, faults: &mut F
         Some(written) => {
             let suffix = written.get_ref();
             if suffix.is_empty() || suffix.len() > 100 || suffix.contains(['/', '\0']) {
-                faults.push(Fault::new(
+                diagnostics.push(Diagnostic::new(
                     written.span(),
                     "this cannot be the end of a marker's name",
                     "write something like `\".done\"`: 1 to 100 bytes, without `/`",
@@ -182,9 +191,9 @@ fn marker(ready: Option<Ready>, written: Option<Spanned<String>>, faults: &mut F
     (ready == Some(Ready::Marker)).then_some(suffix)
 }
 
-fn check_pattern(pattern: &str) -> Result<(), Wrong> {
+fn check_pattern(pattern: &str) -> Result<(), ValueError> {
     let shown = dropwire_protocol::name::escape(pattern.as_bytes());
-    let wrong = |message: String, mend: String| Err(Wrong { message, mend });
+    let wrong = |message: String, hint: String| Err(ValueError { message, hint });
     if pattern.is_empty() {
         return wrong("an empty pattern matches nothing".into(), "take it out".into());
     }
@@ -209,13 +218,13 @@ fn check_pattern(pattern: &str) -> Result<(), Wrong> {
     }
 }
 
-fn inbox(raw: RawInbox, path: std::path::PathBuf, faults: &mut Faults) -> Option<Inbox> {
+fn inbox(raw: RawInbox, path: std::path::PathBuf, diagnostics: &mut Diagnostics) -> Option<Inbox> {
     let min_free = raw
         .min_free
-        .and_then(|written| quantity(written, units::size, units::bare_size, faults));
+        .and_then(|written| quantity(written, units::size, units::bare_size, diagnostics));
     let on_arrival = raw.on_arrival.map_or_else(Vec::new, |command| {
         let checked = check_command(command.get_ref());
-        faults.take(command.span(), checked);
+        diagnostics.take(command.span(), checked);
         command.into_inner()
     });
     Some(Inbox {
@@ -226,11 +235,11 @@ fn inbox(raw: RawInbox, path: std::path::PathBuf, faults: &mut Faults) -> Option
     })
 }
 
-fn check_command(command: &[String]) -> Result<(), Wrong> {
-    let wrong = |message: &str, mend: &str| {
-        Err(Wrong {
+fn check_command(command: &[String]) -> Result<(), ValueError> {
+    let wrong = |message: &str, hint: &str| {
+        Err(ValueError {
             message: message.into(),
-            mend: mend.into(),
+            hint: hint.into(),
         })
     };
     let Some(program) = command.first() else {
@@ -254,10 +263,10 @@ fn check_command(command: &[String]) -> Result<(), Wrong> {
     Ok(())
 }
 
-fn check_places(places: &[(Role, std::path::PathBuf, Range<usize>)], faults: &mut Faults) {
+fn check_places(places: &[(Role, std::path::PathBuf, Range<usize>)], diagnostics: &mut Diagnostics) {
     for (i, (role, path, span)) in places.iter().enumerate() {
         if path.parent().is_none() {
-            faults.push(Fault::new(
+            diagnostics.push(Diagnostic::new(
                 span.clone(),
                 "the root of the file system can be no folder of dropwire's",
                 "name a folder of its own",
@@ -269,43 +278,47 @@ fn check_places(places: &[(Role, std::path::PathBuf, Range<usize>)], faults: &mu
                 continue; // told already
             }
             if let Some(wrong) = folders::clash((*role, path), (*other_role, other)) {
-                faults.push(
-                    Fault::new(span.clone(), wrong.message, wrong.mend).also(other_span.clone(), "this one"),
-                );
+                diagnostics.push(wrong.at(span.clone()).also(other_span.clone(), "this one"));
             }
         }
     }
 }
 
-fn retry(raw: RawRetry, faults: &mut Faults) -> Retry {
+fn retry(raw: RawRetry, diagnostics: &mut Diagnostics) -> Retry {
     let first_span = raw.first.as_ref().map(Spanned::span);
     let max_span = raw.max.as_ref().map(Spanned::span);
-    let give_up_after = raw
-        .give_up_after
-        .and_then(|written| quantity_or("never", written, units::duration, units::bare_duration, faults));
-    let read = |written, default, faults: &mut Faults| match written {
+    let give_up_after = raw.give_up_after.and_then(|written| {
+        quantity_or(
+            "never",
+            written,
+            units::duration,
+            units::bare_duration,
+            diagnostics,
+        )
+    });
+    let read = |written, default, diagnostics: &mut Diagnostics| match written {
         None => Some(default),
-        written => duration(written, faults),
+        written => duration(written, diagnostics),
     };
-    let first = read(raw.first, Duration::from_secs(1), faults);
-    let max = read(raw.max, Duration::from_secs(300), faults);
+    let first = read(raw.first, Duration::from_secs(1), diagnostics);
+    let max = read(raw.max, Duration::from_secs(300), diagnostics);
     let (Some(first), Some(max)) = (first, max) else {
         return Retry {
             first: Duration::ZERO,
             max: Duration::ZERO,
             give_up_after,
-        }; // a fault is told already
+        }; // a diagnostic is told already
     };
     if let (true, Some(span)) = (first > max, first_span.clone().or(max_span.clone())) {
         let (first, max) = (units::format_duration(first), units::format_duration(max));
-        let fault = Fault::new(
+        let diagnostic = Diagnostic::new(
             span,
             format!("`first` ({first}) is longer than `max` ({max})"),
             "the wait grows from `first` to `max`: make `first` shorter or `max` longer",
         );
-        faults.push(match (first_span, max_span) {
-            (Some(_), Some(max)) => fault.also(max, "`max`"),
-            _ => fault,
+        diagnostics.push(match (first_span, max_span) {
+            (Some(_), Some(max)) => diagnostic.also(max, "`max`"),
+            _ => diagnostic,
         });
     }
     Retry {
@@ -315,9 +328,10 @@ fn retry(raw: RawRetry, faults: &mut Faults) -> Retry {
     }
 }
 
-fn limits(raw: RawLimits, faults: &mut Faults) -> Limits {
+fn limits(raw: RawLimits, diagnostics: &mut Diagnostics) -> Limits {
     let mut rate = |written: Option<Spanned<Quantity>>| {
-        written.and_then(|written| quantity_or("unlimited", written, units::rate, units::bare_rate, faults))
+        written
+            .and_then(|written| quantity_or("unlimited", written, units::rate, units::bare_rate, diagnostics))
     };
     Limits {
         upload: rate(raw.upload),
@@ -325,42 +339,42 @@ fn limits(raw: RawLimits, faults: &mut Faults) -> Limits {
     }
 }
 
-fn duration(written: Option<Spanned<Quantity>>, faults: &mut Faults) -> Option<Duration> {
-    quantity(written?, units::duration, units::bare_duration, faults)
+fn duration(written: Option<Spanned<Quantity>>, diagnostics: &mut Diagnostics) -> Option<Duration> {
+    quantity(written?, units::duration, units::bare_duration, diagnostics)
 }
 
 /// Reads a quantity; whatever is no string gets its own answer.
 fn quantity<T>(
     written: Spanned<Quantity>,
-    read: fn(&str) -> Result<T, Wrong>,
-    bare: fn(&Bare) -> Wrong,
-    faults: &mut Faults,
+    read: fn(&str) -> Result<T, ValueError>,
+    bare: fn(&Bare) -> ValueError,
+    diagnostics: &mut Diagnostics,
 ) -> Option<T> {
     let result = match written.get_ref() {
         Quantity::Text(text) => read(text),
         Quantity::Bare(other) => Err(bare(other)),
     };
-    faults.take(written.span(), result)
+    diagnostics.take(written.span(), result)
 }
 
 /// The same where `word` stands for none.
 pub(super) fn quantity_or<T>(
     word: &str,
     written: Spanned<Quantity>,
-    read: fn(&str) -> Result<T, Wrong>,
-    bare: fn(&Bare) -> Wrong,
-    faults: &mut Faults,
+    read: fn(&str) -> Result<T, ValueError>,
+    bare: fn(&Bare) -> ValueError,
+    diagnostics: &mut Diagnostics,
 ) -> Option<T> {
     let result = match written.get_ref() {
         Quantity::Text(text) if text == word => return None,
         Quantity::Text(text) => read(text),
         Quantity::Bare(other) => Err(bare(other)),
     };
-    let result = result.map_err(|wrong| Wrong {
-        mend: format!("{}; or write `\"{word}\"`", wrong.mend),
+    let result = result.map_err(|wrong| ValueError {
+        hint: format!("{}; or write `\"{word}\"`", wrong.hint),
         ..wrong
     });
-    faults.take(written.span(), result)
+    diagnostics.take(written.span(), result)
 }
 
 /// The host's name, as far as it can be a name here.

@@ -1,20 +1,20 @@
-//! Turns the TOML reader's own errors into faults with a mend: near names, keys in the wrong table, missing brackets.
+//! Turns the TOML reader's own errors into diagnostics with a hint: near names, keys in the wrong table, missing brackets.
 
 use std::ops::Range;
 
 use serde::de::DeserializeOwned;
 
 use super::{
-    fault::Fault,
+    diagnostic::Diagnostic,
     raw::{RawConfig, RawInbox, RawLimits, RawOutbox, RawPeer, RawRetry},
 };
 
 /// What `error`, met while reading `source`, means for the person who wrote it.
-pub(super) fn explain(error: &toml::de::Error, source: &str) -> Fault {
+pub(super) fn explain(error: &toml::de::Error, source: &str) -> Diagnostic {
     let span = error.span().unwrap_or(0..0);
     // Some messages bring a second line, which only repeats the place.
     let said = error.message().lines().next().unwrap_or_default();
-    let (message, mend) = match said.split_once(" `") {
+    let (message, hint) = match said.split_once(" `") {
         // An array of tables where one table is expected is read as a list of its values.
         _ if let Some(single) = doubled_brackets(source, span.start) => (
             format!("there can be only one `{single}`"),
@@ -34,7 +34,7 @@ pub(super) fn explain(error: &toml::de::Error, source: &str) -> Fault {
         }
         _ => wrong_shape(said, source, &span),
     };
-    Fault::new(span, message, mend)
+    Diagnostic::new(span, message, hint)
 }
 
 /// The nearest of `known`, when it is near enough to be meant.
@@ -82,7 +82,7 @@ fn unknown_key(rest: &str, around: &str) -> (String, String) {
         .filter(|(name, keys)| *name != table && keys.iter().any(|known| known == key))
         .map(|(name, _)| *name)
         .collect();
-    let mend = if let [TOP, ..] = homes[..] {
+    let hint = if let [TOP, ..] = homes[..] {
         format!("`{key}` stands at the top of the file, before the first line in brackets: move it there")
     } else if !homes.is_empty() {
         format!("`{key}` belongs in `{}`: move it there", homes.join("` or `"))
@@ -91,7 +91,7 @@ fn unknown_key(rest: &str, around: &str) -> (String, String) {
     } else {
         format!("take it out; known here are {}", known.join(", "))
     };
-    (message, mend)
+    (message, hint)
 }
 
 /// The table that a key is missing from: the one `around` the place, if it has such a key.
@@ -111,11 +111,11 @@ fn which_lacks(key: &str, around: &str) -> String {
 fn unknown_value(rest: &str) -> (String, String) {
     let (value, known) = word_and_list(rest);
     let shown = dropwire_protocol::name::escape(value.as_bytes());
-    let mend = match nearest(value, known.iter().copied()) {
+    let hint = match nearest(value, known.iter().copied()) {
         Some(near) => format!("did you mean `\"{near}\"`?"),
         None => format!("write one of `\"{}\"`", known.join("\"`, `\"")),
     };
-    (format!("`\"{shown}\"` is not known here"), mend)
+    (format!("`\"{shown}\"` is not known here"), hint)
 }
 
 /// Splits serde's ``word`, expected one of `a`, `b` ``.
@@ -125,7 +125,7 @@ fn word_and_list(rest: &str) -> (&str, Vec<&str>) {
 }
 
 fn wrong_shape(said: &str, source: &str, span: &Range<usize>) -> (String, String) {
-    let told = |mend: &str| (said.to_owned(), mend.to_owned());
+    let told = |hint: &str| (said.to_owned(), hint.to_owned());
     let expected = said.rsplit_once("expected ").map_or("", |(_, expected)| expected);
     if said.starts_with("duplicate key") {
         return told("keep one of the two");

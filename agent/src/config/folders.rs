@@ -5,11 +5,16 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use super::units::Wrong;
+use super::diagnostic::ValueError;
 use crate::error::shown;
 
+/// The user's home folder.
+pub fn home() -> Option<PathBuf> {
+    directories::BaseDirs::new().map(|dirs| dirs.home_dir().to_owned())
+}
+
 /// Reads a path: absolute, or below the home folder as `~/…`; without `..`.
-pub fn absolute(text: &str, home: Option<&Path>) -> Result<PathBuf, Wrong> {
+pub fn absolute(text: &str, home: Option<&Path>) -> Result<PathBuf, ValueError> {
     let path = match text.strip_prefix("~/") {
         Some(rest) => home
             .ok_or_else(|| {
@@ -86,7 +91,7 @@ impl Role {
 
 /// Whether two may not be together: boxes are apart from each other, and the agent's own things outside of every box.
 /// Symbolic links are looked through where the folders exist.
-pub fn clash(a: (Role, &Path), b: (Role, &Path)) -> Option<Wrong> {
+pub fn clash(a: (Role, &Path), b: (Role, &Path)) -> Option<ValueError> {
     let (inner, outer) = if within(a.1, b.1) {
         (a, b)
     } else if within(b.1, a.1) {
@@ -99,7 +104,7 @@ pub fn clash(a: (Role, &Path), b: (Role, &Path)) -> Option<Wrong> {
     let forbidden = outer.0.is_box() || (same && inner.0.is_box());
     forbidden.then(|| {
         let place = if same { "is also" } else { "lies inside" };
-        Wrong {
+        ValueError {
             message: format!(
                 "the {} {} {place} the {} {}",
                 inner.0.name(),
@@ -107,7 +112,7 @@ pub fn clash(a: (Role, &Path), b: (Role, &Path)) -> Option<Wrong> {
                 outer.0.name(),
                 shown(outer.1)
             ),
-            mend: match (inner.0.is_box(), inner.0) {
+            hint: match (inner.0.is_box(), inner.0) {
                 (true, _) => "give each outbox and inbox a folder of its own, side by side".into(),
                 (false, _) => format!("put the {} outside of every outbox and inbox", inner.0.name()),
             },
@@ -131,8 +136,8 @@ fn resolved(path: &Path) -> PathBuf {
     path.to_owned()
 }
 
-fn wrong(text: &str, message: &str, mend: &str) -> Wrong {
-    Wrong {
+fn wrong(text: &str, message: &str, hint: &str) -> ValueError {
+    ValueError {
         message: if text.is_empty() {
             message.into()
         } else {
@@ -141,7 +146,7 @@ fn wrong(text: &str, message: &str, mend: &str) -> Wrong {
                 dropwire_protocol::name::escape(text.as_bytes())
             )
         },
-        mend: mend.into(),
+        hint: hint.into(),
     }
 }
 

@@ -1,12 +1,12 @@
-//! The config: `RawConfig` is what is written, [`Config`] what holds. Errors point at the line and say the mend.
+//! The config: `RawConfig` is what is written, [`Config`] what holds. Errors point at the line and say what to write instead.
 
 mod address;
 mod check;
 mod current;
+mod diagnostic;
 mod edits;
 mod effective;
 mod explain;
-mod fault;
 mod folders;
 pub mod paths;
 mod peers;
@@ -24,9 +24,10 @@ use serde::Deserialize;
 
 pub use check::default_name;
 pub use current::Current;
+pub use diagnostic::{Diagnostic, Invalid};
 pub use edits::{Edits, undisturbed};
 pub use effective::{effective, quoted};
-pub use fault::{Fault, Invalid};
+pub use folders::home;
 pub use read::{load, parse, read};
 pub use units::format_duration;
 

@@ -6,7 +6,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{fault::Invalid, read::read_places};
+use super::{
+    Config,
+    diagnostic::Invalid,
+    folders::{self, Role},
+    read::read_places,
+};
 use crate::error::{Exit, Fatal, shown};
 
 /// Where things are; absolute.
@@ -50,9 +55,26 @@ impl Paths {
     }
 }
 
-/// The user's home folder.
-pub fn home() -> Option<PathBuf> {
-    directories::BaseDirs::new().map(|dirs| dirs.home_dir().to_owned())
+impl Config {
+    /// Whether state folder and control socket, wherever they were named, lie outside of every box.
+    pub fn check_paths(&self, paths: &Paths) -> Result<(), Fatal> {
+        let outboxes = self
+            .outboxes
+            .iter()
+            .map(|outbox| (Role::Outbox, outbox.path.as_path()));
+        let inbox = self.inbox.iter().map(|inbox| (Role::Inbox, inbox.path.as_path()));
+        for place in outboxes.chain(inbox) {
+            for own in [
+                (Role::State, paths.state_dir.as_path()),
+                (Role::Control, paths.control.as_path()),
+            ] {
+                if let Some(wrong) = folders::clash(own, place) {
+                    return Err(Fatal::new(Exit::Config, wrong.message).mend(wrong.hint));
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Whether the system can bind a socket there; its limit is about a hundred bytes.

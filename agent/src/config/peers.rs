@@ -7,15 +7,18 @@ use dropwire_protocol::{
 use toml::Spanned;
 
 use super::{
-    Peer, address,
+    Config, Peer, address,
     check::quantity_or,
-    fault::{Fault, Faults},
+    diagnostic::{Diagnostic, Diagnostics, ValueError},
     raw::RawPeer,
-    units::{self, Wrong},
+    units,
 };
-use crate::id::{self, IdError};
+use crate::{
+    error::{Exit, Fatal},
+    id::{self, IdError},
+};
 
-/// A peer that can be named, even if its id is wrong, so that one typo is one fault.
+/// A peer that can be named, even if its id is wrong, so that one typo is one diagnostic.
 pub(super) struct NamedPeer {
     pub peer: Peer,
     /// False if the id is a stand-in.
@@ -23,19 +26,19 @@ pub(super) struct NamedPeer {
 }
 
 /// Checks them all; `as_folders`: their names become folders of the inbox.
-pub(super) fn check(raw: Vec<RawPeer>, as_folders: bool, faults: &mut Faults) -> Vec<NamedPeer> {
+pub(super) fn check(raw: Vec<RawPeer>, as_folders: bool, diagnostics: &mut Diagnostics) -> Vec<NamedPeer> {
     let mut peers: Vec<(RawPlace, NamedPeer)> = Vec::new();
     for raw in raw {
         let place = RawPlace {
             name: raw.name.span(),
             id: raw.id.span(),
         };
-        let named = one(raw, as_folders, faults);
-        if let Some(fault) = peers
+        let named = one(raw, as_folders, diagnostics);
+        if let Some(diagnostic) = peers
             .iter()
             .find_map(|earlier| doubled(&place, &named, earlier, as_folders))
         {
-            faults.push(fault);
+            diagnostics.push(diagnostic);
         }
         peers.push((place, named));
     }
@@ -43,11 +46,11 @@ pub(super) fn check(raw: Vec<RawPeer>, as_folders: bool, faults: &mut Faults) ->
 }
 
 /// A name that can be shown: 1 to 64 bytes, no control or bidirectional characters.
-pub(super) fn check_name(name: &str) -> Result<(), Wrong> {
-    let wrong = |message: String, mend: &str| {
-        Err(Wrong {
+pub(super) fn check_name(name: &str) -> Result<(), ValueError> {
+    let wrong = |message: String, hint: &str| {
+        Err(ValueError {
             message,
-            mend: mend.into(),
+            hint: hint.into(),
         })
     };
     if name.trim().is_empty() {
@@ -71,6 +74,20 @@ pub(super) fn check_name(name: &str) -> Result<(), Wrong> {
     Ok(())
 }
 
+impl Config {
+    /// Whether no peer is this agent itself.
+    pub fn check_own_id(&self, own: AgentId) -> Result<(), Fatal> {
+        match self.peers.iter().find(|peer| peer.id == own) {
+            None => Ok(()),
+            Some(peer) => Err(Fatal::new(
+                Exit::Config,
+                format_args!("the peer `{}` has this agent's own id", peer.name),
+            )
+            .mend("write what `dropwire id` prints on the other machine")),
+        }
+    }
+}
+
 /// Most bytes of a name.
 const MAX_NAME: usize = 64;
 
@@ -79,20 +96,20 @@ struct RawPlace {
     id: std::ops::Range<usize>,
 }
 
-fn one(raw: RawPeer, as_folders: bool, faults: &mut Faults) -> NamedPeer {
+fn one(raw: RawPeer, as_folders: bool, diagnostics: &mut Diagnostics) -> NamedPeer {
     let name = raw.name.get_ref().clone();
-    if faults.take(raw.name.span(), check_name(&name)).is_some() && as_folders {
-        faults.take(raw.name.span(), check_folder_name(&name));
+    if diagnostics.take(raw.name.span(), check_name(&name)).is_some() && as_folders {
+        diagnostics.take(raw.name.span(), check_folder_name(&name));
     }
-    let id = faults.take(raw.id.span(), read_id(&raw.id, &name));
+    let id = diagnostics.take(raw.id.span(), read_id(&raw.id, &name));
     let address = raw
         .address
-        .and_then(|written| faults.take(written.span(), address::dial(written.get_ref())));
+        .and_then(|written| diagnostics.take(written.span(), address::dial(written.get_ref())));
     let max_file_size = raw.max_file_size.and_then(|written| {
         let span = written.span();
-        let size = quantity_or("unlimited", written, units::size, units::bare_size, faults)?;
+        let size = quantity_or("unlimited", written, units::size, units::bare_size, diagnostics)?;
         if size == 0 {
-            faults.push(Fault::new(
+            diagnostics.push(Diagnostic::new(
                 span,
                 "a largest size of nothing would refuse every file",
                 "leave it out for no limit",
@@ -111,10 +128,10 @@ fn one(raw: RawPeer, as_folders: bool, faults: &mut Faults) -> NamedPeer {
     }
 }
 
-fn read_id(written: &Spanned<String>, name: &str) -> Result<AgentId, Wrong> {
-    id::parse(written.get_ref()).map_err(|error| Wrong {
+fn read_id(written: &Spanned<String>, name: &str) -> Result<AgentId, ValueError> {
+    id::parse(written.get_ref()).map_err(|error| ValueError {
         message: format!("the id of `{}` is wrong: {error}", escape(name.as_bytes())),
-        mend: match error {
+        hint: match error {
             IdError::Check(..) => "compare these groups with what `dropwire id` prints there".into(),
             _ => "copy what `dropwire id` prints there".into(),
         },
@@ -126,13 +143,13 @@ fn doubled(
     named: &NamedPeer,
     earlier: &(RawPlace, NamedPeer),
     as_folders: bool,
-) -> Option<Fault> {
+) -> Option<Diagnostic> {
     let (their_place, them) = earlier;
     let (name, their_name) = (&named.peer.name, &them.peer.name);
     let shown = escape(name.as_bytes());
     if name == their_name {
         return Some(
-            Fault::new(
+            Diagnostic::new(
                 place.name.clone(),
                 format!("two peers are named `{shown}`"),
                 "give each a name of its own",
@@ -142,7 +159,7 @@ fn doubled(
     }
     if as_folders && name.to_lowercase() == their_name.to_lowercase() {
         return Some(
-            Fault::new(
+            Diagnostic::new(
                 place.name.clone(),
                 format!(
                     "with `layout = \"by-peer\"`, `{shown}` and `{}` could be one folder",
@@ -155,7 +172,7 @@ fn doubled(
     }
     if named.valid && them.valid && named.peer.id == them.peer.id {
         return Some(
-            Fault::new(
+            Diagnostic::new(
                 place.id.clone(),
                 format!("`{shown}` has the same id as `{}`", escape(their_name.as_bytes())),
                 "each agent has one id: correct one of them, or take one peer out",
@@ -167,7 +184,7 @@ fn doubled(
 }
 
 /// Names that every system takes as a folder.
-fn check_folder_name(name: &str) -> Result<(), Wrong> {
+fn check_folder_name(name: &str) -> Result<(), ValueError> {
     let stem = name
         .split('.')
         .next()
@@ -194,12 +211,12 @@ fn check_folder_name(name: &str) -> Result<(), Wrong> {
     } else {
         return Ok(());
     };
-    Err(Wrong {
+    Err(ValueError {
         message: format!(
             "with `layout = \"by-peer\"` the name is a folder, and `{}` can be none: {why}",
             escape(name.as_bytes())
         ),
-        mend: "write a name of letters, digits and hyphens".into(),
+        hint: "write a name of letters, digits and hyphens".into(),
     })
 }
 

@@ -6,16 +6,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use dropwire_protocol::AgentId;
 use toml::Spanned;
 
 use super::{
     Config,
     check::check,
+    diagnostic::{Diagnostic, Invalid},
     explain::explain,
-    fault::{Fault, Invalid},
-    folders::{self, Role},
-    paths::{self, Paths},
+    folders,
     raw::RawPlaces,
 };
 use crate::error::{Exit, Fatal, shown};
@@ -28,15 +26,15 @@ pub fn load(path: &Path) -> Result<Config, Fatal> {
 /// The same; the error can still be rendered in colour.
 pub fn read(path: &Path) -> Result<Config, Invalid> {
     let source = read_text(path)?;
-    parse(&source, path, paths::home().as_deref())
+    parse(&source, path, folders::home().as_deref())
 }
 
 /// Checks what stands in `source`; `path` is only named in errors, `home` stands for `~`.
 pub fn parse(source: &str, path: &Path, home: Option<&Path>) -> Result<Config, Invalid> {
-    let invalid = |faults| Invalid::Content {
+    let invalid = |diagnostics| Invalid::Content {
         path: path.to_owned(),
         source: source.to_owned(),
-        faults,
+        diagnostics,
     };
     let raw = toml::from_str(source).map_err(|error| invalid(vec![explain(&error, source)]))?;
     check(raw, home).map_err(invalid)
@@ -51,19 +49,19 @@ pub(super) fn read_places(path: &Path) -> Result<(Option<PathBuf>, Option<PathBu
         Err(Invalid::File { .. }) => return Ok((None, None)),
         Err(invalid) => return Err(invalid),
     };
-    let invalid = |fault| Invalid::Content {
+    let invalid = |diagnostic| Invalid::Content {
         path: path.to_owned(),
         source: source.clone(),
-        faults: vec![fault],
+        diagnostics: vec![diagnostic],
     };
     let raw = toml::from_str(&source)
         .or_else(|error| recover_places(&source).ok_or_else(|| invalid(explain(&error, &source))))?;
-    let home = paths::home();
+    let home = folders::home();
     let place = |written: Option<Spanned<String>>| {
         written
             .map(|written| {
                 folders::absolute(written.get_ref(), home.as_deref())
-                    .map_err(|wrong| invalid(Fault::new(written.span(), wrong.message, wrong.mend)))
+                    .map_err(|wrong| invalid(wrong.at(written.span())))
             })
             .transpose()
     };
@@ -87,40 +85,6 @@ fn recover_places(source: &str) -> Option<RawPlaces> {
     })
 }
 
-impl Config {
-    /// Whether state folder and control socket, wherever they were named, lie outside of every box.
-    pub fn check_paths(&self, paths: &Paths) -> Result<(), Fatal> {
-        let outboxes = self
-            .outboxes
-            .iter()
-            .map(|outbox| (Role::Outbox, outbox.path.as_path()));
-        let inbox = self.inbox.iter().map(|inbox| (Role::Inbox, inbox.path.as_path()));
-        for place in outboxes.chain(inbox) {
-            for own in [
-                (Role::State, paths.state_dir.as_path()),
-                (Role::Control, paths.control.as_path()),
-            ] {
-                if let Some(wrong) = folders::clash(own, place) {
-                    return Err(Fatal::new(Exit::Config, wrong.message).mend(wrong.mend));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether no peer is this agent itself.
-    pub fn check_own_id(&self, own: AgentId) -> Result<(), Fatal> {
-        match self.peers.iter().find(|peer| peer.id == own) {
-            None => Ok(()),
-            Some(peer) => Err(Fatal::new(
-                Exit::Config,
-                format_args!("the peer `{}` has this agent's own id", peer.name),
-            )
-            .mend("write what `dropwire id` prints on the other machine")),
-        }
-    }
-}
-
 /// More than any config needs; a wrong file named by accident is not read whole.
 const MAX_BYTES: u64 = 1 << 20;
 
@@ -130,7 +94,7 @@ fn read_text(path: &Path) -> Result<String, Invalid> {
         return Err(Invalid::File {
             exit: Exit::Config,
             message: format!("{} is a pipe, and no file that can be read again", shown(path)),
-            mend: "name a file with `--config FILE`".into(),
+            hint: "name a file with `--config FILE`".into(),
         });
     }
     let mut bytes = Vec::new();
@@ -141,18 +105,18 @@ fn read_text(path: &Path) -> Result<String, Invalid> {
         return Err(Invalid::File {
             exit: Exit::Config,
             message: format!("{} is larger than 1 MiB, so it is no config", shown(path)),
-            mend: "name the config with `--config FILE`".into(),
+            hint: "name the config with `--config FILE`".into(),
         });
     }
     String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
         let source = String::from_utf8_lossy(error.as_bytes()).into_owned();
         let width = char::REPLACEMENT_CHARACTER.len_utf8();
-        let fault = Fault::new(at..at + width, "this is not UTF-8", "save the file as UTF-8");
+        let diagnostic = Diagnostic::new(at..at + width, "this is not UTF-8", "save the file as UTF-8");
         Invalid::Content {
             path: path.to_owned(),
             source,
-            faults: vec![fault],
+            diagnostics: vec![diagnostic],
         }
     })
 }
@@ -170,7 +134,7 @@ fn is_pipe(_: &Path) -> bool {
 
 fn unreadable(path: &Path, error: &io::Error) -> Invalid {
     let file = shown(path);
-    let (exit, message, mend) = match error.kind() {
+    let (exit, message, hint) = match error.kind() {
         io::ErrorKind::NotFound => (
             Exit::Config,
             format!("there is no config at {file}"),
@@ -187,7 +151,7 @@ fn unreadable(path: &Path, error: &io::Error) -> Invalid {
             "name a file with `--config FILE`".to_owned(),
         ),
     };
-    Invalid::File { exit, message, mend }
+    Invalid::File { exit, message, hint }
 }
 
 #[cfg(test)]

@@ -11,9 +11,9 @@ fn read_here(source: &str) -> Result<Config, Invalid> {
     parse(source, Path::new("/c.toml"), Some(Path::new("/home/ana")))
 }
 
-/// Each file's first line: `# expect: LINE: part of the message | part of the mend`.
+/// Each file's first line: `# expect: LINE: part of the message | part of the hint`.
 #[test]
-fn bad_configs_are_told_with_line_and_mend() {
+fn bad_configs_are_told_with_line_and_hint() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/bad-configs");
     let mut files: Vec<PathBuf> = std::fs::read_dir(&folder)
         .unwrap()
@@ -27,7 +27,7 @@ fn bad_configs_are_told_with_line_and_mend() {
         let source = String::from_utf8_lossy(&source);
         let expected = source.lines().next().unwrap().strip_prefix("# expect: ").unwrap();
         let (line, rest) = expected.split_once(": ").unwrap();
-        let (message, mend) = rest.split_once(" | ").unwrap();
+        let (message, hint) = rest.split_once(" | ").unwrap();
         let Err(fatal) = load(file) else {
             wrong.push(format!("{}: is taken", file.display()));
             continue;
@@ -39,7 +39,7 @@ fn bad_configs_are_told_with_line_and_mend() {
         let place = dropwire_protocol::name::escape(place.as_bytes());
         let told = fatal.message + "\n" + fatal.mend.as_deref().unwrap_or_default();
         let complete =
-            fatal.exit == Exit::Config && [&place, message, mend].iter().all(|part| told.contains(*part));
+            fatal.exit == Exit::Config && [&place, message, hint].iter().all(|part| told.contains(*part));
         if !complete || told.contains('\u{1b}') {
             wrong.push(format!(
                 "{}\nexpected: {expected}\ntold: {told}\n",
@@ -51,10 +51,11 @@ fn bad_configs_are_told_with_line_and_mend() {
 }
 
 /// What a hint proposes as it stands, to be put in place of what is wrong: a TOML string, a list, a key, a header.
-fn proposals<'a>(mend: &'a str, source: &str, fault: &Fault) -> Vec<&'a str> {
-    let is_key = mend.starts_with("did you mean ");
-    let is_header = source[..fault.span.start].ends_with('\n') && source[fault.span.clone()].starts_with('[');
-    mend.split('`')
+fn proposals<'a>(hint: &'a str, source: &str, diagnostic: &Diagnostic) -> Vec<&'a str> {
+    let is_key = hint.starts_with("did you mean ");
+    let is_header =
+        source[..diagnostic.span.start].ends_with('\n') && source[diagnostic.span.clone()].starts_with('[');
+    hint.split('`')
         .skip(1)
         .step_by(2)
         .filter(|text| match is_header {
@@ -72,18 +73,18 @@ fn what_a_hint_proposes_is_right() {
     for entry in std::fs::read_dir(&folder).unwrap() {
         let path = entry.unwrap().path();
         let source = String::from_utf8_lossy(&std::fs::read(&path).unwrap()).into_owned();
-        let Err(Invalid::Content { faults, .. }) = read_here(&source) else {
+        let Err(Invalid::Content { diagnostics, .. }) = read_here(&source) else {
             panic!("{} is taken", path.display());
         };
-        let [fault] = &faults[..] else {
+        let [diagnostic] = &diagnostics[..] else {
             continue; // what one of them proposes does not cure the others
         };
-        for text in proposals(&fault.mend, &source, fault) {
+        for text in proposals(&diagnostic.hint, &source, diagnostic) {
             let mut right = source.clone();
-            right.replace_range(fault.span.clone(), text);
+            right.replace_range(diagnostic.span.clone(), text);
             proposed += 1;
             if let Err(still) = read_here(&right) {
-                panic!("{}: {}\n{still:?}", path.display(), fault.mend);
+                panic!("{}: {}\n{still:?}", path.display(), diagnostic.hint);
             }
         }
     }
@@ -165,13 +166,16 @@ fn an_outbox_without_to_goes_to_every_peer() {
 
 #[test]
 fn several_faults_are_told_at_once_in_their_order() {
-    let Err(Invalid::Content { faults, .. }) =
+    let Err(Invalid::Content { diagnostics, .. }) =
         read_here("listen = \":1\"\nname = \"\"\n[retry]\nmax = \"1x\"\n")
     else {
         panic!("taken");
     };
-    let starts: Vec<usize> = faults.iter().map(|fault| fault.span.start).collect();
-    assert_eq!(faults.len(), 3);
+    let starts: Vec<usize> = diagnostics
+        .iter()
+        .map(|diagnostic| diagnostic.span.start)
+        .collect();
+    assert_eq!(diagnostics.len(), 3);
     assert!(starts.is_sorted());
 }
 

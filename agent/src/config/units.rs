@@ -2,27 +2,19 @@
 
 use std::time::Duration;
 
+use super::diagnostic::ValueError;
 use crate::fault;
 
-/// What is wrong with a quantity, and how to write it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Wrong {
-    /// Names the cause.
-    pub message: String,
-    /// How to write it instead.
-    pub mend: String,
-}
-
 /// `2s`, `1.5h`, `10 m`: more than nothing, at most 36500 days.
-pub fn duration(text: &str) -> Result<Duration, Wrong> {
+pub fn duration(text: &str) -> Result<Duration, ValueError> {
     let millis = quantity(text, &DURATIONS)?;
     match u64::try_from(millis) {
-        Ok(0) => Err(wrong(
+        Ok(0) => Err(ValueError::new(
             format!("`{}` is no time at all", shown(text)),
             "write at least `\"1ms\"`",
         )),
         Ok(millis) if millis <= MAX_MILLIS => Ok(Duration::from_millis(millis)),
-        _ => Err(wrong(
+        _ => Err(ValueError::new(
             format!("`{}` is too long", shown(text)),
             "write at most `\"36500d\"`",
         )),
@@ -30,7 +22,7 @@ pub fn duration(text: &str) -> Result<Duration, Wrong> {
 }
 
 /// The same, or none at all: `0s`.
-pub fn duration_or_none(text: &str) -> Result<Duration, Wrong> {
+pub fn duration_or_none(text: &str) -> Result<Duration, ValueError> {
     match quantity(text, &DURATIONS) {
         Ok(0) => Ok(Duration::ZERO),
         _ => duration(text),
@@ -38,28 +30,28 @@ pub fn duration_or_none(text: &str) -> Result<Duration, Wrong> {
 }
 
 /// Bytes, of `100 GiB`, `1.5kB`, `0 B`: at most 2^63 - 1, as the job list can hold no more.
-pub fn size(text: &str) -> Result<u64, Wrong> {
+pub fn size(text: &str) -> Result<u64, ValueError> {
     bytes(text, &SIZES)
 }
 
 /// Bytes a second, of `20 MiB/s`; more than none.
-pub fn rate(text: &str) -> Result<u64, Wrong> {
+pub fn rate(text: &str) -> Result<u64, ValueError> {
     match bytes(text, &RATES)? {
-        0 => Err(wrong(
-            "a rate of nothing would let no file through".into(),
+        0 => Err(ValueError::new(
+            "a rate of nothing would let no file through",
             "leave it out for no limit",
         )),
         rate => Ok(rate),
     }
 }
 
-fn bytes(text: &str, kind: &Kind) -> Result<u64, Wrong> {
+fn bytes(text: &str, kind: &Kind) -> Result<u64, ValueError> {
     let bytes = quantity(text, kind)?;
     u64::try_from(bytes)
         .ok()
         .filter(|bytes| i64::try_from(*bytes).is_ok())
         .ok_or_else(|| {
-            wrong(
+            ValueError::new(
                 format!("`{}` is too large", shown(text)),
                 format!("write at most `\"8000000 TiB{}\"`", kind.per),
             )
@@ -67,17 +59,17 @@ fn bytes(text: &str, kind: &Kind) -> Result<u64, Wrong> {
 }
 
 /// What another value than a string gets told, in place of a duration.
-pub fn bare_duration(written: &Bare) -> Wrong {
+pub fn bare_duration(written: &Bare) -> ValueError {
     bare(written, &DURATIONS, "s", |text| duration(text).is_ok())
 }
 
 /// What another value than a string gets told, in place of a size.
-pub fn bare_size(written: &Bare) -> Wrong {
+pub fn bare_size(written: &Bare) -> ValueError {
     bare(written, &SIZES, " B", |text| size(text).is_ok())
 }
 
 /// What another value than a string gets told, in place of a rate.
-pub fn bare_rate(written: &Bare) -> Wrong {
+pub fn bare_rate(written: &Bare) -> ValueError {
     bare(written, &RATES, " B/s", |text| rate(text).is_ok())
 }
 
@@ -171,22 +163,28 @@ impl Kind {
 }
 
 /// Number times unit, exactly; a fraction of the smallest unit is an error.
-fn quantity(text: &str, kind: &Kind) -> Result<u128, Wrong> {
+fn quantity(text: &str, kind: &Kind) -> Result<u128, ValueError> {
     let trimmed = text.trim();
     if trimmed.starts_with('-') {
-        return Err(wrong(format!("a {} cannot be negative", kind.name), kind.hint()));
+        return Err(ValueError::new(
+            format!("a {} cannot be negative", kind.name),
+            kind.hint(),
+        ));
     }
     let end = trimmed
         .find(|c: char| !c.is_ascii_digit() && c != '.')
         .unwrap_or(trimmed.len());
     let (number, rest) = trimmed.split_at(end);
     let unit = rest.trim();
-    let not_one = || wrong(format!("`{}` is no {}", shown(text), kind.name), kind.hint());
+    let not_one = || ValueError::new(format!("`{}` is no {}", shown(text), kind.name), kind.hint());
     if number.is_empty() {
         return Err(not_one());
     }
     if unit.is_empty() {
-        return Err(wrong(format!("`{}` has no unit", shown(text)), kind.hint()));
+        return Err(ValueError::new(
+            format!("`{}` has no unit", shown(text)),
+            kind.hint(),
+        ));
     }
     let known = |wanted: &str| kind.units.iter().find(|(name, _)| *name == wanted);
     let Some((_, factor)) = unit.strip_suffix(kind.per).and_then(known) else {
@@ -203,7 +201,7 @@ fn quantity(text: &str, kind: &Kind) -> Result<u128, Wrong> {
                 )
             })
             .filter(|near| quantity(near, kind).is_ok_and(|near| kind.range.contains(&near)));
-        return Err(wrong(
+        return Err(ValueError::new(
             format!("`{}` is no unit of a {}", shown(unit), kind.name),
             near.map_or_else(|| kind.hint(), |near| format!("did you mean `\"{near}\"`?")),
         ));
@@ -213,7 +211,7 @@ fn quantity(text: &str, kind: &Kind) -> Result<u128, Wrong> {
         return Err(not_one());
     }
     let too_large = || {
-        wrong(
+        ValueError::new(
             format!("`{}` is too large", shown(text)),
             "write a smaller number",
         )
@@ -233,7 +231,7 @@ fn quantity(text: &str, kind: &Kind) -> Result<u128, Wrong> {
             true => format!("write a whole number, such as `\"{above} {smallest}{per}\"`"),
             false => kind.hint(),
         };
-        return Err(wrong(
+        return Err(ValueError::new(
             format!("`{}` is no whole number of {smallest}", shown(text)),
             such,
         ));
@@ -242,28 +240,21 @@ fn quantity(text: &str, kind: &Kind) -> Result<u128, Wrong> {
 }
 
 /// The number is taken as one of the smallest usual `unit`, if it can be one.
-fn bare(written: &Bare, kind: &Kind, unit: &str, is_right: impl Fn(&str) -> bool) -> Wrong {
+fn bare(written: &Bare, kind: &Kind, unit: &str, is_right: impl Fn(&str) -> bool) -> ValueError {
     match written {
         Bare::Number(number) => {
             let with_unit =
                 Some(format!("{number}{unit}")).filter(|text| is_right(text) || fault::mutant("hint-right"));
             let such = with_unit.as_deref().unwrap_or(kind.example);
-            wrong(
+            ValueError::new(
                 format!("a {} needs a unit, `{number}` has none", kind.name),
                 format!("write it as a string with its unit, such as `\"{such}\"`"),
             )
         }
-        Bare::Other => wrong(
+        Bare::Other => ValueError::new(
             format!("a {} is written as a string with a unit", kind.name),
             kind.hint(),
         ),
-    }
-}
-
-fn wrong(message: String, mend: impl Into<String>) -> Wrong {
-    Wrong {
-        message,
-        mend: mend.into(),
     }
 }
 
@@ -324,14 +315,14 @@ mod tests {
         ] {
             assert!(duration(text).is_err(), "{text}");
         }
-        assert_eq!(duration("5S").unwrap_err().mend, "did you mean `\"5s\"`?");
+        assert_eq!(duration("5S").unwrap_err().hint, "did you mean `\"5s\"`?");
         for (text, wrong) in [
             ("40000D", "40000d"),
             ("0S", "0s"),
             ("9999999999999.5ms", "10000000000000 ms"),
         ] {
-            let mend = duration(text).unwrap_err().mend;
-            assert!(!mend.contains(wrong), "{mend}");
+            let hint = duration(text).unwrap_err().hint;
+            assert!(!hint.contains(wrong), "{hint}");
         }
     }
 
@@ -370,8 +361,8 @@ mod tests {
     }
 
     /// The quoted texts of a hint.
-    fn literals(mend: &str) -> impl Iterator<Item = &str> {
-        mend.split('`')
+    fn literals(hint: &str) -> impl Iterator<Item = &str> {
+        hint.split('`')
             .skip(1)
             .step_by(2)
             .filter_map(|text| text.strip_prefix('"')?.strip_suffix('"'))
@@ -379,24 +370,24 @@ mod tests {
 
     #[test]
     fn hints_are_of_the_right_kind_and_keep_the_number() {
-        for (mend, expected) in [
-            (size("1 gib").unwrap_err().mend, "1 GiB"),
-            (size("0.5 B").unwrap_err().mend, "1 B"),
-            (size("1GIB").unwrap_err().mend, "1GiB"),
-            (rate("20 MiB").unwrap_err().mend, "20 MiB/s"),
-            (rate("20 mib/sec").unwrap_err().mend, "20 MiB/s"),
-            (rate("lots").unwrap_err().mend, "20 MiB/s"),
-            (duration("0.5ms").unwrap_err().mend, "1 ms"),
-            (bare_size(&Bare::Number("1000000".into())).mend, "1000000 B"),
-            (bare_size(&Bare::Number("1.5".into())).mend, "1 GiB"),
-            (bare_size(&Bare::Number("-5".into())).mend, "1 GiB"),
-            (bare_rate(&Bare::Number("1000000".into())).mend, "1000000 B/s"),
-            (bare_rate(&Bare::Number("0".into())).mend, "20 MiB/s"),
-            (bare_duration(&Bare::Number("30".into())).mend, "30s"),
-            (bare_duration(&Bare::Number("0".into())).mend, "10m"),
-            (bare_duration(&Bare::Other).mend, "10m"),
+        for (hint, expected) in [
+            (size("1 gib").unwrap_err().hint, "1 GiB"),
+            (size("0.5 B").unwrap_err().hint, "1 B"),
+            (size("1GIB").unwrap_err().hint, "1GiB"),
+            (rate("20 MiB").unwrap_err().hint, "20 MiB/s"),
+            (rate("20 mib/sec").unwrap_err().hint, "20 MiB/s"),
+            (rate("lots").unwrap_err().hint, "20 MiB/s"),
+            (duration("0.5ms").unwrap_err().hint, "1 ms"),
+            (bare_size(&Bare::Number("1000000".into())).hint, "1000000 B"),
+            (bare_size(&Bare::Number("1.5".into())).hint, "1 GiB"),
+            (bare_size(&Bare::Number("-5".into())).hint, "1 GiB"),
+            (bare_rate(&Bare::Number("1000000".into())).hint, "1000000 B/s"),
+            (bare_rate(&Bare::Number("0".into())).hint, "20 MiB/s"),
+            (bare_duration(&Bare::Number("30".into())).hint, "30s"),
+            (bare_duration(&Bare::Number("0".into())).hint, "10m"),
+            (bare_duration(&Bare::Other).hint, "10m"),
         ] {
-            assert_eq!(literals(&mend).next(), Some(expected), "{mend}");
+            assert_eq!(literals(&hint).next(), Some(expected), "{hint}");
         }
     }
 
@@ -412,9 +403,9 @@ mod tests {
                 (rate(&text).err(), &|text| rate(text).is_ok()),
                 (Some(bare_rate(&bare)), &|text| rate(text).is_ok()),
             ] {
-                let mend = wrong.map(|wrong| wrong.mend).unwrap_or_default();
-                for literal in literals(&mend) {
-                    prop_assert!(reads(literal), "{mend}");
+                let hint = wrong.map(|wrong| wrong.hint).unwrap_or_default();
+                for literal in literals(&hint) {
+                    prop_assert!(reads(literal), "{hint}");
                 }
             }
         }
