@@ -1,380 +1,51 @@
-//! From what is written to what holds. Every rule of the config stands here, and each breach names its line and what to write instead.
+//! From the file to the config that is in effect. The rules are here and in `peers`; whatever breaks one is told with its
+//! place and what to write instead.
 
-use std::{ops::Range, path::Path, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use toml::Spanned;
+use dropwire_protocol::{AgentId, name::escape};
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue, Error},
+};
 
 use super::{
     AfterSend, Config, Folder, Inbox, Layout, Limits, Outbox, Ready, Retry, Watch, address,
     diagnostic::{Diagnostic, Diagnostics, ValueError},
-    effective::quoted,
-    explain::nearest,
     folders::{self, Role},
     peers::{self, NamedPeer},
-    raw::{Quantity, RawConfig, RawInbox, RawLimits, RawOutbox, RawRetry},
-    units::{self, Bare},
+    table::Table,
+    units,
+    value::{nearest, or, quoted, string, text, word},
 };
 
-/// Checks all of it and tells all diagnostics at once, in the order of the file.
-pub(super) fn check(raw: RawConfig, home: Option<&Path>) -> Result<Config, Vec<Diagnostic>> {
-    let mut diagnostics = Diagnostics::default();
-    let mut places = Vec::new();
-    let by_peer = raw
-        .inbox
-        .as_ref()
-        .is_some_and(|inbox| inbox.layout == Some(Layout::ByPeer));
-    let peers = peers::check(raw.peer, by_peer, &mut diagnostics);
+/// Checks all of `source`; several diagnostics are told at once, in the order of the file. `home` stands for `~`.
+pub(super) fn check(source: &str, home: Option<&Path>) -> Result<Config, Vec<Diagnostic>> {
+    let file = DeTable::parse(source).map_err(|error| vec![syntax_error(&error)])?;
+    let diagnostics = Diagnostics::default();
+    let config = Table::file(file, &diagnostics, |top| config(top, home));
+    diagnostics.or(config)
+}
 
-    let name = raw.name.and_then(|name| {
-        let checked = peers::check_name(name.get_ref()).map(|()| name.get_ref().clone());
-        diagnostics.take(name.span(), checked)
-    });
-    let listen = raw
-        .listen
-        .and_then(|listen| diagnostics.take(listen.span(), address::listen(listen.get_ref())));
-    let mut place = |role, path: &Spanned<String>, diagnostics: &mut Diagnostics| {
-        let read = diagnostics.take(path.span(), folders::absolute(path.get_ref(), home))?;
-        places.push((role, read.clone(), path.span()));
-        Some(read)
+/// What the TOML parser says, with a hint that fits most of it.
+pub(super) fn syntax_error(error: &Error) -> Diagnostic {
+    // Some messages have a second line, which only repeats the place.
+    let message = error.message().lines().next().unwrap_or_default();
+    let hint = if message.starts_with("duplicate key") {
+        "keep one of the two"
+    } else {
+        "write `key = \"value\"`, each on a line of its own, with straight double quotes; config.example.toml shows \
+         every key"
     };
-    let state_dir = raw
-        .state_dir
-        .and_then(|path| place(Role::State, &path, &mut diagnostics));
-    let control = raw
-        .control
-        .and_then(|path| place(Role::Control, &path, &mut diagnostics));
-    let outboxes = raw
-        .outbox
-        .into_iter()
-        .filter_map(|raw| {
-            let path = place(Role::Outbox, &raw.path, &mut diagnostics);
-            outbox(raw, path?, &peers, &mut diagnostics)
-        })
-        .collect();
-    let inbox = raw.inbox.and_then(|raw| {
-        let path = place(Role::Inbox, &raw.path, &mut diagnostics);
-        inbox(raw, path?, &mut diagnostics)
-    });
-    check_places(&places, &mut diagnostics);
-
-    let config = Config {
-        name: name.unwrap_or_else(default_name),
-        listen,
-        state_dir,
-        control,
-        outboxes,
-        inbox,
-        peers: peers.into_iter().map(|named| named.peer).collect(),
-        retry: retry(raw.retry, &mut diagnostics),
-        limits: limits(raw.limits, &mut diagnostics),
-    };
-    if diagnostics.0.is_empty() {
-        return Ok(config);
-    }
-    diagnostics.0.sort_by_key(|diagnostic| diagnostic.span.start);
-    Err(diagnostics.0)
+    Diagnostic::new(error.span().unwrap_or_default(), message, hint)
 }
 
-fn outbox(
-    raw: RawOutbox,
-    path: std::path::PathBuf,
-    peers: &[NamedPeer],
-    diagnostics: &mut Diagnostics,
-) -> Option<Outbox> {
-    let to = match raw.to {
-        Some(to) => recipients(to, peers, diagnostics),
-        None => peers.iter().map(|named| named.peer.id).collect(),
-    };
-    let mut ignore = Vec::new();
-    for pattern in raw.ignore {
-        let checked = check_pattern(pattern.get_ref());
-        if diagnostics.take(pattern.span(), checked).is_some() {
-            ignore.push(pattern.into_inner());
-        }
-    }
-    let marker = marker(raw.ready, raw.marker, diagnostics);
-    let linger = raw.linger.and_then(|written| {
-        quantity(
-            written,
-            units::duration_or_none,
-            units::bare_duration,
-            diagnostics,
-        )
-    });
-    let linger = linger.unwrap_or(Duration::from_secs(2));
-    let mut time = |written, default| duration(written, diagnostics).unwrap_or(default);
-    Some(Outbox {
-        path,
-        to,
-        after_send: raw.after_send.unwrap_or(AfterSend::Archive),
-        marker,
-        quiet: time(raw.quiet, Duration::from_secs(2)),
-        max_wait: time(raw.max_wait, Duration::from_secs(600)),
-        linger,
-        ignore,
-        watch: raw.watch.unwrap_or(Watch::Auto),
-        rescan: time(raw.rescan, Duration::from_secs(600)),
-        folder: raw.folder.unwrap_or(Folder::Files),
-    })
-}
-
-fn recipients(
-    to: Spanned<Vec<Spanned<String>>>,
-    peers: &[NamedPeer],
-    diagnostics: &mut Diagnostics,
-) -> Vec<dropwire_protocol::AgentId> {
-    if to.get_ref().is_empty() {
-        diagnostics.push(Diagnostic::new(
-            to.span(),
-            "this outbox would send to nobody",
-            "name a peer, or leave `to` out for every peer",
-        ));
-    }
-    let mut ids = Vec::new();
-    let mut seen: Vec<Spanned<String>> = Vec::new();
-    for name in to.into_inner() {
-        let shown = dropwire_protocol::name::escape(name.get_ref().as_bytes());
-        if let Some(first) = seen.iter().find(|earlier| earlier.get_ref() == name.get_ref()) {
-            diagnostics.push(
-                Diagnostic::new(
-                    name.span(),
-                    format!("`{shown}` stands in `to` twice"),
-                    "take one of them out",
-                )
-                .also(first.span(), "here already"),
-            );
-        } else if let Some(named) = peers.iter().find(|named| named.peer.name == *name.get_ref()) {
-            ids.extend(named.valid.then_some(named.peer.id));
-        } else {
-            let near = nearest(name.get_ref(), peers.iter().map(|named| named.peer.name.as_str()));
-            let hint = match near {
-                Some(near) => format!("did you mean `{}`?", quoted(near)),
-                None => format!("add a `[[peer]]` with `name = \"{shown}\"`, or take it out"),
-            };
-            diagnostics.push(Diagnostic::new(
-                name.span(),
-                format!("there is no peer named `{shown}`"),
-                hint,
-            ));
-        }
-        seen.push(name);
-    }
-    ids
-}
-
-fn marker(
-    ready: Option<Ready>,
-    written: Option<Spanned<String>>,
-    diagnostics: &mut Diagnostics,
-) -> Option<String> {
-    if let (None, Some(written)) = (ready, &written) {
-        diagnostics.push(Diagnostic::new(
-            written.span(),
-            "`marker` without `ready` would change nothing",
-            "write `ready = \"marker\"` beside it, or take it out",
-        ));
-    }
-    let suffix = match written {
-        Some(written) => {
-            let suffix = written.get_ref();
-            if suffix.is_empty() || suffix.len() > 100 || suffix.contains(['/', '\0']) {
-                diagnostics.push(Diagnostic::new(
-                    written.span(),
-                    "this cannot be the end of a marker's name",
-                    "write something like `\".done\"`: 1 to 100 bytes, without `/`",
-                ));
-            }
-            written.into_inner()
-        }
-        None => ".done".into(),
-    };
-    (ready == Some(Ready::Marker)).then_some(suffix)
-}
-
-fn check_pattern(pattern: &str) -> Result<(), ValueError> {
-    let shown = dropwire_protocol::name::escape(pattern.as_bytes());
-    let wrong = |message: String, hint: String| Err(ValueError { message, hint });
-    if pattern.is_empty() {
-        return wrong("an empty pattern matches nothing".into(), "take it out".into());
-    }
-    let (inner, path) = (pattern.trim_matches('/'), pattern.trim_start_matches('/'));
-    let all_in = quoted(&format!("{inner}/**"));
-    match globset::Glob::new(pattern) {
-        Ok(_) if inner.is_empty() => wrong(format!("`{shown}` matches no file"), "take it out".into()),
-        Ok(_) if pattern.ends_with('/') => wrong(
-            format!("`{shown}` matches no file, as none ends in a slash"),
-            format!("write `{all_in}` for all in that folder"),
-        ),
-        Ok(_) if pattern.starts_with('/') => wrong(
-            format!("`{shown}` is an absolute path, patterns are matched below the outbox"),
-            format!("write `{}`", quoted(path)),
-        ),
-        Ok(_) => Ok(()),
-        Err(error) => wrong(
-            format!("`{shown}` is no pattern: {}", error.kind()),
-            "`*` stands for any characters, `?` for one, `[ab]` for either, `\\[` for the bracket itself"
-                .into(),
-        ),
-    }
-}
-
-fn inbox(raw: RawInbox, path: std::path::PathBuf, diagnostics: &mut Diagnostics) -> Option<Inbox> {
-    let min_free = raw
-        .min_free
-        .and_then(|written| quantity(written, units::size, units::bare_size, diagnostics));
-    let on_arrival = raw.on_arrival.map_or_else(Vec::new, |command| {
-        let checked = check_command(command.get_ref());
-        diagnostics.take(command.span(), checked);
-        command.into_inner()
-    });
-    Some(Inbox {
-        path,
-        layout: raw.layout.unwrap_or(Layout::Flat),
-        min_free,
-        on_arrival,
-    })
-}
-
-fn check_command(command: &[String]) -> Result<(), ValueError> {
-    let wrong = |message: &str, hint: &str| {
-        Err(ValueError {
-            message: message.into(),
-            hint: hint.into(),
-        })
-    };
-    let Some(program) = command.first() else {
-        return wrong(
-            "there is no program to run",
-            "name one, or leave `on_arrival` out",
-        );
-    };
-    if program.is_empty() || command.iter().any(|argument| argument.contains('\0')) {
-        return wrong(
-            "the program's name is empty, or a NUL character stands in the command",
-            "write the program, then each argument as a string of its own",
-        );
-    }
-    if program.contains('/') && !Path::new(program).is_absolute() {
-        return wrong(
-            "the program's path is relative, which would depend on where the agent starts",
-            "write it from `/` on, or a bare name that is looked up in PATH",
-        );
-    }
-    Ok(())
-}
-
-fn check_places(places: &[(Role, std::path::PathBuf, Range<usize>)], diagnostics: &mut Diagnostics) {
-    for (i, (role, path, span)) in places.iter().enumerate() {
-        if path.parent().is_none() {
-            diagnostics.push(Diagnostic::new(
-                span.clone(),
-                "the root of the file system can be no folder of dropwire's",
-                "name a folder of its own",
-            ));
-            continue;
-        }
-        for (other_role, other, other_span) in places.get(..i).unwrap_or_default() {
-            if other.parent().is_none() {
-                continue; // told already
-            }
-            if let Some(wrong) = folders::clash((*role, path), (*other_role, other)) {
-                diagnostics.push(wrong.at(span.clone()).also(other_span.clone(), "this one"));
-            }
-        }
-    }
-}
-
-fn retry(raw: RawRetry, diagnostics: &mut Diagnostics) -> Retry {
-    let first_span = raw.first.as_ref().map(Spanned::span);
-    let max_span = raw.max.as_ref().map(Spanned::span);
-    let give_up_after = raw.give_up_after.and_then(|written| {
-        quantity_or(
-            "never",
-            written,
-            units::duration,
-            units::bare_duration,
-            diagnostics,
-        )
-    });
-    let read = |written, default, diagnostics: &mut Diagnostics| match written {
-        None => Some(default),
-        written => duration(written, diagnostics),
-    };
-    let first = read(raw.first, Duration::from_secs(1), diagnostics);
-    let max = read(raw.max, Duration::from_secs(300), diagnostics);
-    let (Some(first), Some(max)) = (first, max) else {
-        return Retry {
-            first: Duration::ZERO,
-            max: Duration::ZERO,
-            give_up_after,
-        }; // a diagnostic is told already
-    };
-    if let (true, Some(span)) = (first > max, first_span.clone().or(max_span.clone())) {
-        let (first, max) = (units::format_duration(first), units::format_duration(max));
-        let diagnostic = Diagnostic::new(
-            span,
-            format!("`first` ({first}) is longer than `max` ({max})"),
-            "the wait grows from `first` to `max`: make `first` shorter or `max` longer",
-        );
-        diagnostics.push(match (first_span, max_span) {
-            (Some(_), Some(max)) => diagnostic.also(max, "`max`"),
-            _ => diagnostic,
-        });
-    }
-    Retry {
-        first,
-        max,
-        give_up_after,
-    }
-}
-
-fn limits(raw: RawLimits, diagnostics: &mut Diagnostics) -> Limits {
-    let mut rate = |written: Option<Spanned<Quantity>>| {
-        written
-            .and_then(|written| quantity_or("unlimited", written, units::rate, units::bare_rate, diagnostics))
-    };
-    Limits {
-        upload: rate(raw.upload),
-        download: rate(raw.download),
-    }
-}
-
-fn duration(written: Option<Spanned<Quantity>>, diagnostics: &mut Diagnostics) -> Option<Duration> {
-    quantity(written?, units::duration, units::bare_duration, diagnostics)
-}
-
-/// Reads a quantity; whatever is no string gets its own answer.
-fn quantity<T>(
-    written: Spanned<Quantity>,
-    read: fn(&str) -> Result<T, ValueError>,
-    bare: fn(&Bare) -> ValueError,
-    diagnostics: &mut Diagnostics,
-) -> Option<T> {
-    let result = match written.get_ref() {
-        Quantity::Text(text) => read(text),
-        Quantity::Bare(other) => Err(bare(other)),
-    };
-    diagnostics.take(written.span(), result)
-}
-
-/// The same where `word` stands for none.
-pub(super) fn quantity_or<T>(
-    word: &str,
-    written: Spanned<Quantity>,
-    read: fn(&str) -> Result<T, ValueError>,
-    bare: fn(&Bare) -> ValueError,
-    diagnostics: &mut Diagnostics,
-) -> Option<T> {
-    let result = match written.get_ref() {
-        Quantity::Text(text) if text == word => return None,
-        Quantity::Text(text) => read(text),
-        Quantity::Bare(other) => Err(bare(other)),
-    };
-    let result = result.map_err(|wrong| ValueError {
-        hint: format!("{}; or write `\"{word}\"`", wrong.hint),
-        ..wrong
-    });
-    diagnostics.take(written.span(), result)
+/// Reads a path.
+pub(super) fn path(home: Option<&Path>) -> impl Fn(&DeValue<'_>) -> Result<PathBuf, ValueError> {
+    text(move |path| folders::absolute(path, home))
 }
 
 /// The host's name, as far as it can be a name here.
@@ -384,4 +55,260 @@ pub fn default_name() -> String {
         .and_then(|name| name.into_string().ok())
         .filter(|name| peers::check_name(name).is_ok())
         .unwrap_or_else(|| "dropwire".into())
+}
+
+/// A value that is wrong is told, and any other stands in for it: the config is not used then.
+fn config(top: &mut Table<'_>, home: Option<&Path>) -> Config {
+    let mut places = Places::default();
+    let name = top.read(
+        "name",
+        text(|name| peers::check_name(name).map(|()| name.to_owned())),
+    );
+    let listen = top.read("listen", text(address::listen));
+    let state_dir = places.add(Role::State, top.spanned("state_dir", path(home)));
+    let control = places.add(Role::Control, top.spanned("control", path(home)));
+    let inbox = top.table("inbox", |table| {
+        let path = places.add(Role::Inbox, table.required("path", path(home)));
+        inbox(table, path.unwrap_or_default())
+    });
+    let peers = top.tables("peer", NamedPeer::read);
+    let peers: Vec<NamedPeer> = peers.into_iter().flatten().collect();
+    let as_folders = inbox.as_ref().is_some_and(|inbox| inbox.layout == Layout::ByPeer);
+    peers::check(&peers, as_folders, top.diagnostics);
+    let outboxes = top.tables("outbox", |table| {
+        let path = places.add(Role::Outbox, table.required("path", path(home)));
+        outbox(table, path.unwrap_or_default(), &peers)
+    });
+    places.check(top.diagnostics);
+    Config {
+        name: name.unwrap_or_else(default_name),
+        listen,
+        state_dir,
+        control,
+        outboxes,
+        inbox,
+        peers: peers.into_iter().filter_map(NamedPeer::complete).collect(),
+        retry: top.table("retry", retry).unwrap_or_default(),
+        limits: top.table("limits", limits).unwrap_or_default(),
+    }
+}
+
+/// The places that are named in the file; some may not be in others.
+#[derive(Default)]
+struct Places(Vec<(Role, Spanned<PathBuf>)>);
+
+impl Places {
+    fn add(&mut self, role: Role, path: Option<Spanned<PathBuf>>) -> Option<PathBuf> {
+        let path = path?;
+        self.0.push((role, path.clone()));
+        Some(path.into_inner())
+    }
+
+    fn check(mut self, diagnostics: &Diagnostics) {
+        self.0.sort_by_key(|(_, path)| path.span().start);
+        let (roots, places): (Vec<_>, Vec<_>) = self
+            .0
+            .into_iter()
+            .partition(|(_, path)| path.get_ref().parent().is_none());
+        for (_, path) in roots {
+            diagnostics.push(Diagnostic::new(
+                path.span(),
+                "the root of the file system can be no folder of dropwire's",
+                "name a folder of its own",
+            ));
+        }
+        for (i, (role, path)) in places.iter().enumerate() {
+            for (other_role, other) in places.iter().take(i) {
+                if let Some(wrong) = folders::clash((*role, path.get_ref()), (*other_role, other.get_ref())) {
+                    diagnostics.push(wrong.at(path.span()).also(other.span(), "this one"));
+                }
+            }
+        }
+    }
+}
+
+fn outbox(table: &mut Table<'_>, path: PathBuf, peers: &[NamedPeer]) -> Outbox {
+    let to = match table.list("to", string) {
+        Some(to) => recipients(&to, peers, table.diagnostics),
+        None => peers.iter().filter_map(NamedPeer::id).collect(),
+    };
+    let default = Duration::from_secs;
+    Outbox {
+        path,
+        to,
+        after_send: table.read("after_send", word).unwrap_or(AfterSend::Archive),
+        marker: marker(table),
+        quiet: table.read("quiet", units::duration).unwrap_or(default(2)),
+        max_wait: table.read("max_wait", units::duration).unwrap_or(default(600)),
+        linger: table
+            .read("linger", units::duration_or_none)
+            .unwrap_or(default(2)),
+        ignore: items(table.list("ignore", text(pattern))),
+        watch: table.read("watch", word).unwrap_or(Watch::Auto),
+        rescan: table.read("rescan", units::duration).unwrap_or(default(600)),
+        folder: table.read("folder", word).unwrap_or(Folder::Files),
+    }
+}
+
+fn items(list: Option<Spanned<Vec<Spanned<String>>>>) -> Vec<String> {
+    let items = list.map_or_else(Vec::new, Spanned::into_inner);
+    items.into_iter().map(Spanned::into_inner).collect()
+}
+
+fn recipients(
+    to: &Spanned<Vec<Spanned<String>>>,
+    peers: &[NamedPeer],
+    diagnostics: &Diagnostics,
+) -> Vec<AgentId> {
+    let names = to.get_ref();
+    if names.is_empty() {
+        diagnostics.push(Diagnostic::new(
+            to.span(),
+            "this outbox would send to nobody",
+            "name a peer, or leave `to` out for every peer",
+        ));
+    }
+    let mut ids = Vec::new();
+    for (i, name) in names.iter().enumerate() {
+        let shown = escape(name.get_ref().as_bytes());
+        if let Some(first) = names.iter().take(i).find(|earlier| *earlier == name) {
+            let message = format!("`{shown}` stands in `to` twice");
+            let twice = Diagnostic::new(name.span(), message, "take one of them out");
+            diagnostics.push(twice.also(first.span(), "here already"));
+        } else if let Some(peer) = peers.iter().find(|peer| peer.name == *name) {
+            ids.extend(peer.id());
+        } else {
+            let near = nearest(
+                name.get_ref(),
+                peers.iter().map(|peer| peer.name.get_ref().as_str()),
+            );
+            let hint = match near {
+                Some(near) => format!("did you mean `{}`?", quoted(near)),
+                None => format!("add a `[[peer]]` with `name = \"{shown}\"`, or take it out"),
+            };
+            let message = format!("there is no peer named `{shown}`");
+            diagnostics.push(Diagnostic::new(name.span(), message, hint));
+        }
+    }
+    ids
+}
+
+fn marker(table: &mut Table<'_>) -> Option<String> {
+    let ready = table.read("ready", word);
+    let suffix = table.spanned("marker", text(marker_suffix));
+    if let (None, Some(suffix), true) = (ready, &suffix, table.is_sound()) {
+        table.diagnostics.push(Diagnostic::new(
+            suffix.span(),
+            "`marker` without `ready` would change nothing",
+            "write `ready = \"marker\"` beside it, or take it out",
+        ));
+    }
+    let suffix = suffix.map_or_else(|| ".done".into(), Spanned::into_inner);
+    (ready == Some(Ready::Marker)).then_some(suffix)
+}
+
+fn marker_suffix(suffix: &str) -> Result<String, ValueError> {
+    if suffix.is_empty() || suffix.len() > 100 || suffix.contains(['/', '\0']) {
+        return Err(ValueError::new(
+            "this cannot be the end of a marker's name",
+            "write something like `\".done\"`: 1 to 100 bytes, without `/`",
+        ));
+    }
+    Ok(suffix.into())
+}
+
+fn pattern(pattern: &str) -> Result<String, ValueError> {
+    let shown = escape(pattern.as_bytes());
+    let (inner, path) = (pattern.trim_matches('/'), pattern.trim_start_matches('/'));
+    let (why, hint) = match globset::Glob::new(pattern) {
+        _ if pattern.is_empty() => ("an empty pattern matches nothing".into(), "take it out".into()),
+        Ok(_) if inner.is_empty() => (format!("`{shown}` matches no file"), "take it out".into()),
+        Ok(_) if pattern.ends_with('/') => (
+            format!("`{shown}` matches no file, as none ends in a slash"),
+            format!(
+                "write `{}` for all in that folder",
+                quoted(&format!("{inner}/**"))
+            ),
+        ),
+        Ok(_) if pattern.starts_with('/') => (
+            format!("`{shown}` is an absolute path, patterns are matched below the outbox"),
+            format!("write `{}`", quoted(path)),
+        ),
+        Ok(_) => return Ok(pattern.into()),
+        Err(error) => (
+            format!("`{shown}` is no pattern: {}", error.kind()),
+            "`*` stands for any characters, `?` for one, `[ab]` for either, `\\[` for the bracket itself"
+                .into(),
+        ),
+    };
+    Err(ValueError::new(why, hint))
+}
+
+fn inbox(table: &mut Table<'_>, path: PathBuf) -> Inbox {
+    let on_arrival = table.list("on_arrival", string);
+    if let Some(command) = &on_arrival {
+        table.diagnostics.read(command, |command| check_command(command));
+    }
+    Inbox {
+        path,
+        layout: table.read("layout", word).unwrap_or(Layout::Flat),
+        min_free: table.read("min_free", units::size),
+        on_arrival: items(on_arrival),
+    }
+}
+
+fn check_command(command: &[Spanned<String>]) -> Result<(), ValueError> {
+    let Some(program) = command.first().map(|program| program.get_ref()) else {
+        return Err(ValueError::new(
+            "there is no program to run",
+            "name one, or leave `on_arrival` out",
+        ));
+    };
+    if program.is_empty() || command.iter().any(|argument| argument.get_ref().contains('\0')) {
+        return Err(ValueError::new(
+            "the program's name is empty, or a NUL character stands in the command",
+            "write the program, then each argument as a string of its own",
+        ));
+    }
+    if program.contains('/') && !Path::new(program).is_absolute() {
+        return Err(ValueError::new(
+            "the program's path is relative, which would depend on where the agent starts",
+            "write it from `/` on, or a bare name that is looked up in PATH",
+        ));
+    }
+    Ok(())
+}
+
+fn retry(table: &mut Table<'_>) -> Retry {
+    let first = table.spanned("first", units::duration);
+    let max = table.spanned("max", units::duration);
+    let default = Retry::default();
+    let retry = Retry {
+        first: first.as_ref().map_or(default.first, |first| *first.get_ref()),
+        max: max.as_ref().map_or(default.max, |max| *max.get_ref()),
+        give_up_after: table
+            .read("give_up_after", or("never", units::duration))
+            .flatten(),
+    };
+    let written = first.as_ref().or(max.as_ref()).map(Spanned::span);
+    if let (Some(span), true) = (written, retry.first > retry.max && table.is_sound()) {
+        let [longer, shorter] = [retry.first, retry.max].map(units::format_duration);
+        let wrong = Diagnostic::new(
+            span,
+            format!("`first` ({longer}) is longer than `max` ({shorter})"),
+            "the wait grows from `first` to `max`: make `first` shorter or `max` longer",
+        );
+        table.diagnostics.push(match (first, max) {
+            (Some(_), Some(max)) => wrong.also(max.span(), "`max`"),
+            _ => wrong,
+        });
+    }
+    retry
+}
+
+fn limits(table: &mut Table<'_>) -> Limits {
+    Limits {
+        upload: table.read("upload", or("unlimited", units::rate)).flatten(),
+        download: table.read("download", or("unlimited", units::rate)).flatten(),
+    }
 }

@@ -1,11 +1,13 @@
 //! What is wrong with a config, where, and what to write instead; and how that is shown.
 
 use std::{
+    cell::RefCell,
     ops::Range,
     path::{Path, PathBuf},
 };
 
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet, renderer::DecorStyle};
+use toml::Spanned;
 
 use crate::error::{Exit, Fatal, shown};
 
@@ -115,16 +117,37 @@ impl From<Invalid> for Fatal {
 
 /// Gathers diagnostics, so that several are told at once.
 #[derive(Default)]
-pub(super) struct Diagnostics(pub Vec<Diagnostic>);
+pub(super) struct Diagnostics(RefCell<Vec<Diagnostic>>);
 
 impl Diagnostics {
-    pub(super) fn push(&mut self, diagnostic: Diagnostic) {
-        self.0.push(diagnostic);
+    pub(super) fn push(&self, diagnostic: Diagnostic) {
+        self.0.borrow_mut().push(diagnostic);
     }
 
-    /// The value, or a diagnostic at `span`.
-    pub(super) fn take<T>(&mut self, span: Range<usize>, result: Result<T, ValueError>) -> Option<T> {
-        result.map_err(|wrong| self.push(wrong.at(span))).ok()
+    /// What `read` makes of `written`; its error becomes a diagnostic at that place.
+    pub(super) fn read<W, T>(
+        &self,
+        written: &Spanned<W>,
+        read: impl FnOnce(&W) -> Result<T, ValueError>,
+    ) -> Option<Spanned<T>> {
+        match read(written.get_ref()) {
+            Ok(value) => Some(Spanned::new(written.span(), value)),
+            Err(wrong) => {
+                self.push(wrong.at(written.span()));
+                None
+            }
+        }
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.0.borrow().len()
+    }
+
+    /// Those there are, in the order of the file; `value` if there are none.
+    pub(super) fn or<T>(self, value: T) -> Result<T, Vec<Diagnostic>> {
+        let mut all = self.0.into_inner();
+        all.sort_by_key(|diagnostic| diagnostic.span.start);
+        if all.is_empty() { Ok(value) } else { Err(all) }
     }
 }
 

@@ -1,19 +1,23 @@
 //! Writes a config out in full, defaults included; reading it gives the same config.
 
-use std::{fmt::Write as _, path::Path, time::Duration};
+use std::path::Path;
 
-use dropwire_protocol::name::is_unseen;
+use dropwire_protocol::AgentId;
 
-use super::{AfterSend, Config, Folder, Inbox, Layout, Outbox, Peer, Retry, Watch, units};
+use super::{
+    Config, Inbox, Outbox, Peer, Ready, Retry,
+    units::{format_duration, format_size},
+    value::{quoted, written},
+};
 use crate::id;
 
-/// The config as TOML with every key that holds, in the order of the example.
+/// The config as TOML with every key that is in effect, in the order of the example.
 pub fn effective(config: &Config) -> String {
     let mut out = Lines::default();
-    out.key("name", quoted(&config.name));
-    out.maybe("listen", config.listen.as_deref().map(quoted));
-    out.maybe("state_dir", config.state_dir.as_deref().map(folder));
-    out.maybe("control", config.control.as_deref().map(folder));
+    out.set("name", config.name.clone());
+    out.set("listen", config.listen.clone());
+    out.set("state_dir", config.state_dir.as_deref().map(path));
+    out.set("control", config.control.as_deref().map(path));
     for outbox in &config.outboxes {
         write_outbox(&mut out, outbox, &config.peers);
     }
@@ -24,65 +28,60 @@ pub fn effective(config: &Config) -> String {
         write_peer(&mut out, peer);
     }
     write_retry(&mut out, &config.retry);
-    out.table("[limits]");
-    out.key("upload", rate(config.limits.upload));
-    out.key("download", rate(config.limits.download));
+    out.line("\n[limits]");
+    let rate = |rate: Option<u64>| rate.map(|rate| format_size(rate) + "/s");
+    out.set_or("upload", rate(config.limits.upload), "unlimited");
+    out.set_or("download", rate(config.limits.download), "unlimited");
     out.0
 }
 
 fn write_outbox(out: &mut Lines, outbox: &Outbox, peers: &[Peer]) {
-    let to = outbox
-        .to
-        .iter()
-        .filter_map(|id| peers.iter().find(|peer| peer.id == *id))
-        .map(|peer| peer.name.as_str());
-    out.table("[[outbox]]");
-    out.key("path", folder(&outbox.path));
-    out.maybe("to", (!outbox.to.is_empty()).then(|| list(to)));
-    out.key("after_send", quoted(after_send(outbox.after_send)));
-    let ready = if outbox.marker.is_some() { "marker" } else { "auto" };
-    out.key("ready", quoted(ready));
-    out.maybe("marker", outbox.marker.as_deref().map(quoted));
-    out.key("quiet", duration(outbox.quiet));
-    out.key("max_wait", duration(outbox.max_wait));
-    out.key("linger", duration(outbox.linger));
-    out.key("ignore", list(outbox.ignore.iter().map(String::as_str)));
-    out.key("watch", quoted(watch(outbox.watch)));
-    out.key("rescan", duration(outbox.rescan));
-    out.key("folder", quoted(folder_is(outbox.folder)));
+    let peer = |id: &AgentId| peers.iter().find(|peer| peer.id == *id);
+    let to = outbox.to.iter().filter_map(peer).map(|peer| &peer.name);
+    let ready = outbox.marker.as_ref().map_or(Ready::Auto, |_| Ready::Marker);
+    out.line("\n[[outbox]]");
+    out.set("path", path(&outbox.path));
+    if !outbox.to.is_empty() {
+        out.list("to", to);
+    }
+    out.set("after_send", written(&outbox.after_send));
+    out.set("ready", written(&ready));
+    out.set("marker", outbox.marker.clone());
+    out.set("quiet", format_duration(outbox.quiet));
+    out.set("max_wait", format_duration(outbox.max_wait));
+    out.set("linger", format_duration(outbox.linger));
+    out.list("ignore", &outbox.ignore);
+    out.set("watch", written(&outbox.watch));
+    out.set("rescan", format_duration(outbox.rescan));
+    out.set("folder", written(&outbox.folder));
 }
 
 fn write_inbox(out: &mut Lines, inbox: &Inbox) {
-    let command = || list(inbox.on_arrival.iter().map(String::as_str));
-    out.table("[inbox]");
-    out.key("path", folder(&inbox.path));
-    out.key("layout", quoted(layout(inbox.layout)));
-    match inbox.min_free {
-        Some(bytes) => out.key("min_free", quoted(&units::format_size(bytes))),
-        None => out
-            .0
-            .push_str("# min_free: the smaller of 1 GiB and a twentieth of the disk\n"),
+    out.line("\n[inbox]");
+    out.set("path", path(&inbox.path));
+    out.set("layout", written(&inbox.layout));
+    out.set("min_free", inbox.min_free.map(format_size));
+    if inbox.min_free.is_none() {
+        out.line("# min_free: the smaller of 1 GiB and a twentieth of the disk");
     }
-    out.maybe("on_arrival", (!inbox.on_arrival.is_empty()).then(command));
+    if !inbox.on_arrival.is_empty() {
+        out.list("on_arrival", &inbox.on_arrival);
+    }
 }
 
 fn write_peer(out: &mut Lines, peer: &Peer) {
-    let most = peer.max_file_size.map_or("unlimited".into(), units::format_size);
-    out.table("[[peer]]");
-    out.key("name", quoted(&peer.name));
-    out.key("id", quoted(&id::format(peer.id)));
-    out.maybe("address", peer.address.as_deref().map(quoted));
-    out.key("max_file_size", quoted(&most));
+    out.line("\n[[peer]]");
+    out.set("name", peer.name.clone());
+    out.set("id", id::format(peer.id));
+    out.set("address", peer.address.clone());
+    out.set_or("max_file_size", peer.max_file_size.map(format_size), "unlimited");
 }
 
 fn write_retry(out: &mut Lines, retry: &Retry) {
-    out.table("[retry]");
-    out.key("first", duration(retry.first));
-    out.key("max", duration(retry.max));
-    out.key(
-        "give_up_after",
-        retry.give_up_after.map_or(quoted("never"), duration),
-    );
+    out.line("\n[retry]");
+    out.set("first", format_duration(retry.first));
+    out.set("max", format_duration(retry.max));
+    out.set_or("give_up_after", retry.give_up_after.map(format_duration), "never");
 }
 
 /// The text so far.
@@ -90,88 +89,27 @@ fn write_retry(out: &mut Lines, retry: &Retry) {
 struct Lines(String);
 
 impl Lines {
-    fn table(&mut self, name: &str) {
+    fn line(&mut self, line: &str) {
+        self.0.push_str(line);
         self.0.push('\n');
-        self.0.push_str(name);
-        self.0.push('\n');
     }
 
-    fn key(&mut self, key: &str, value: String) {
-        for part in [key, " = ", &value, "\n"] {
-            self.0.push_str(part);
+    fn set(&mut self, key: &str, value: impl Into<Option<String>>) {
+        if let Some(value) = value.into() {
+            self.line(&format!("{key} = {}", quoted(&value)));
         }
     }
 
-    fn maybe(&mut self, key: &str, value: Option<String>) {
-        if let Some(value) = value {
-            self.key(key, value);
-        }
+    fn set_or(&mut self, key: &str, value: Option<String>, none: &str) {
+        self.set(key, value.unwrap_or_else(|| none.to_owned()));
+    }
+
+    fn list<'a>(&mut self, key: &str, items: impl IntoIterator<Item = &'a String>) {
+        let items: Vec<String> = items.into_iter().map(|item| quoted(item)).collect();
+        self.line(&format!("{key} = [{}]", items.join(", ")));
     }
 }
 
-fn folder(path: &Path) -> String {
-    quoted(&path.to_string_lossy())
-}
-
-fn duration(value: Duration) -> String {
-    quoted(&units::format_duration(value))
-}
-
-fn rate(rate: Option<u64>) -> String {
-    match rate {
-        Some(rate) => quoted(&format!("{}/s", units::format_size(rate))),
-        None => quoted("unlimited"),
-    }
-}
-
-/// A TOML string; characters that do not show as themselves are escaped.
-pub fn quoted(text: &str) -> String {
-    let mut out = String::from('"');
-    for c in text.chars() {
-        match c {
-            '"' => out.push_str("\\\""),
-            '\\' => out.push_str("\\\\"),
-            c if is_unseen(c) => {
-                let _ = write!(out, "\\U{:08X}", u32::from(c));
-            }
-            c => out.push(c),
-        }
-    }
-    out.push('"');
-    out
-}
-
-fn list<'a>(items: impl Iterator<Item = &'a str>) -> String {
-    let items: Vec<String> = items.map(quoted).collect();
-    format!("[{}]", items.join(", "))
-}
-
-fn after_send(value: AfterSend) -> &'static str {
-    match value {
-        AfterSend::Archive => "archive",
-        AfterSend::Delete => "delete",
-        AfterSend::Keep => "keep",
-    }
-}
-
-fn folder_is(value: Folder) -> &'static str {
-    match value {
-        Folder::Files => "files",
-        Folder::Whole => "whole",
-    }
-}
-
-fn watch(value: Watch) -> &'static str {
-    match value {
-        Watch::Auto => "auto",
-        Watch::Native => "native",
-        Watch::Poll => "poll",
-    }
-}
-
-fn layout(value: Layout) -> &'static str {
-    match value {
-        Layout::Flat => "flat",
-        Layout::ByPeer => "by-peer",
-    }
+fn path(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
 }

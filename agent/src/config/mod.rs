@@ -1,4 +1,5 @@
-//! The config: `RawConfig` is what is written, [`Config`] what holds. Errors point at the line and say what to write instead.
+//! The config. `table` and `value` read what is written, `check` makes the [`Config`] of it that is in effect; errors point
+//! at the line and say what to write instead.
 
 mod address;
 mod check;
@@ -6,30 +7,31 @@ mod current;
 mod diagnostic;
 mod edits;
 mod effective;
-mod explain;
 mod folders;
 pub mod paths;
 mod peers;
-mod raw;
 mod read;
+mod table;
 mod units;
+mod value;
 
 use std::{
     path::{Path, PathBuf},
     time::Duration,
 };
 
+use clap::ValueEnum;
 use dropwire_protocol::AgentId;
-use serde::Deserialize;
 
 pub use check::default_name;
 pub use current::Current;
 pub use diagnostic::{Diagnostic, Invalid};
 pub use edits::{Edits, undisturbed};
-pub use effective::{effective, quoted};
+pub use effective::effective;
 pub use folders::home;
 pub use read::{load, parse, read};
 pub use units::format_duration;
+pub use value::quoted;
 
 /// What holds, checked: paths absolute, names unique, every outbox's peers known.
 #[derive(Clone, PartialEq, Debug)]
@@ -101,8 +103,7 @@ pub struct Outbox {
 }
 
 /// What becomes of a file once every peer has it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum AfterSend {
     /// Into `<outbox>/.dropwire/sent`.
     Archive,
@@ -113,8 +114,7 @@ pub enum AfterSend {
 }
 
 /// What a top-level folder in an outbox is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum Folder {
     /// So many files, each a delivery of its own, with its path.
     Files,
@@ -123,8 +123,7 @@ pub enum Folder {
 }
 
 /// What makes a file ready.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum Ready {
     /// Nobody writes to it any more.
     Auto,
@@ -133,8 +132,7 @@ pub enum Ready {
 }
 
 /// How an outbox is watched.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum Watch {
     /// Native where it works, else polling.
     Auto,
@@ -158,8 +156,7 @@ pub struct Inbox {
 }
 
 /// How the inbox is laid out.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum Layout {
     /// All peers' files together.
     Flat,
@@ -189,6 +186,16 @@ pub struct Retry {
     pub max: Duration,
     /// None: never.
     pub give_up_after: Option<Duration>,
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Retry {
+            first: Duration::from_secs(1),
+            max: Duration::from_secs(300),
+            give_up_after: None,
+        }
+    }
 }
 
 /// Rates in bytes a second; None: unlimited.

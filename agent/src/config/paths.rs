@@ -51,7 +51,46 @@ impl Paths {
 
     /// Whether the control socket is the system service's, which its group may use.
     pub fn is_system(&self) -> bool {
-        self.control == Places::system().control
+        self.control == Paths::system().control
+    }
+
+    /// The user's own places; None without a home.
+    fn user() -> Option<Paths> {
+        let dirs = directories::ProjectDirs::from("", "", "dropwire")?;
+        // Only Linux has a state folder of its own.
+        let state_dir = dirs.state_dir().unwrap_or(dirs.data_local_dir());
+        Some(Paths {
+            config: dirs.config_dir().join(CONFIG_NAME),
+            control: state_dir.join(SOCKET_NAME),
+            state_dir: state_dir.to_owned(),
+        })
+    }
+
+    /// The system's own places.
+    fn system() -> Paths {
+        let (config, state_dir, run) = if cfg!(windows) {
+            let data =
+                env::var_os("ProgramData").map_or_else(|| PathBuf::from(r"C:\ProgramData"), PathBuf::from);
+            let state = data.join("dropwire").join("state");
+            (data.join("dropwire"), state.clone(), state)
+        } else if cfg!(target_os = "macos") {
+            (
+                "/Library/Application Support/dropwire".into(),
+                "/var/db/dropwire".into(),
+                "/var/run/dropwire".into(),
+            )
+        } else {
+            (
+                "/etc/dropwire".into(),
+                "/var/lib/dropwire".into(),
+                "/run/dropwire".into(),
+            )
+        };
+        Paths {
+            config: config.join(CONFIG_NAME),
+            state_dir,
+            control: run.join(SOCKET_NAME),
+        }
     }
 }
 
@@ -102,61 +141,13 @@ const MAX_SOCKET: usize = if cfg!(any(target_os = "linux", target_os = "android"
     103
 };
 
-/// The operating system's own places, either the user's or the system's.
-#[derive(Clone, PartialEq, Eq, Debug)]
-struct Places {
-    config: PathBuf,
-    state_dir: PathBuf,
-    control: PathBuf,
-}
-
-impl Places {
-    /// None without a home.
-    fn user() -> Option<Places> {
-        let dirs = directories::ProjectDirs::from("", "", "dropwire")?;
-        // Only Linux has a state folder of its own.
-        let state_dir = dirs.state_dir().unwrap_or(dirs.data_local_dir());
-        Some(Places {
-            config: dirs.config_dir().join(CONFIG_NAME),
-            control: state_dir.join(SOCKET_NAME),
-            state_dir: state_dir.to_owned(),
-        })
-    }
-
-    fn system() -> Places {
-        let (config, state_dir, run) = if cfg!(windows) {
-            let data =
-                env::var_os("ProgramData").map_or_else(|| PathBuf::from(r"C:\ProgramData"), PathBuf::from);
-            let state = data.join("dropwire").join("state");
-            (data.join("dropwire"), state.clone(), state)
-        } else if cfg!(target_os = "macos") {
-            (
-                "/Library/Application Support/dropwire".into(),
-                "/var/db/dropwire".into(),
-                "/var/run/dropwire".into(),
-            )
-        } else {
-            (
-                "/etc/dropwire".into(),
-                "/var/lib/dropwire".into(),
-                "/run/dropwire".into(),
-            )
-        };
-        Places {
-            config: config.join(CONFIG_NAME),
-            state_dir,
-            control: run.join(SOCKET_NAME),
-        }
-    }
-}
-
 fn find(flags: &Flags, exists: &dyn Fn(&Path) -> bool) -> Result<Paths, Invalid> {
     let lookup = |name: &str| env::var_os(name);
     let sources = Sources {
         flags,
         env: &lookup,
-        user: Places::user(),
-        system: Places::system(),
+        user: Paths::user(),
+        system: Paths::system(),
     };
     let (config, own) = sources.config(exists);
     let config = std::path::absolute(&config).unwrap_or(config);
@@ -174,13 +165,13 @@ fn find(flags: &Flags, exists: &dyn Fn(&Path) -> bool) -> Result<Paths, Invalid>
 struct Sources<'a> {
     flags: &'a Flags,
     env: &'a dyn Fn(&str) -> Option<OsString>,
-    user: Option<Places>,
-    system: Places,
+    user: Option<Paths>,
+    system: Paths,
 }
 
 impl Sources<'_> {
     /// The config, and the system's own places that go with it.
-    fn config(&self, exists: &dyn Fn(&Path) -> bool) -> (PathBuf, &Places) {
+    fn config(&self, exists: &dyn Fn(&Path) -> bool) -> (PathBuf, &Paths) {
         let user = match &self.user {
             Some(user) if !self.flags.system => user,
             _ => &self.system,
@@ -204,7 +195,7 @@ impl Sources<'_> {
         }
     }
 
-    fn resolve(&self, config: PathBuf, own: &Places, keys: (Option<PathBuf>, Option<PathBuf>)) -> Paths {
+    fn resolve(&self, config: PathBuf, own: &Paths, keys: (Option<PathBuf>, Option<PathBuf>)) -> Paths {
         let state_dir = self
             .flags
             .state_dir
@@ -254,8 +245,8 @@ impl Sources<'_> {
 mod tests {
     use super::*;
 
-    fn places(at: &str, control: &str) -> Places {
-        Places {
+    fn places(at: &str, control: &str) -> Paths {
+        Paths {
             config: format!("{at}/config.toml").into(),
             state_dir: format!("{at}/state").into(),
             control: control.into(),

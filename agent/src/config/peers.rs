@@ -4,14 +4,14 @@ use dropwire_protocol::{
     AgentId,
     name::{escape, is_unseen},
 };
-use toml::Spanned;
+use toml::{Spanned, de::DeValue};
 
 use super::{
     Config, Peer, address,
-    check::quantity_or,
     diagnostic::{Diagnostic, Diagnostics, ValueError},
-    raw::RawPeer,
+    table::Table,
     units,
+    value::{or, string, text},
 };
 use crate::{
     error::{Exit, Fatal},
@@ -20,59 +20,81 @@ use crate::{
 
 /// A peer that can be named, even if its id is wrong, so that one typo is one diagnostic.
 pub(super) struct NamedPeer {
-    pub peer: Peer,
-    /// False if the id is a stand-in.
-    pub valid: bool,
+    pub name: Spanned<String>,
+    id: Option<Spanned<AgentId>>,
+    address: Option<String>,
+    max_file_size: Option<u64>,
 }
 
-/// Checks them all; `as_folders`: their names become folders of the inbox.
-pub(super) fn check(raw: Vec<RawPeer>, as_folders: bool, diagnostics: &mut Diagnostics) -> Vec<NamedPeer> {
-    let mut peers: Vec<(RawPlace, NamedPeer)> = Vec::new();
-    for raw in raw {
-        let place = RawPlace {
-            name: raw.name.span(),
-            id: raw.id.span(),
-        };
-        let named = one(raw, as_folders, diagnostics);
-        if let Some(diagnostic) = peers
-            .iter()
-            .find_map(|earlier| doubled(&place, &named, earlier, as_folders))
-        {
-            diagnostics.push(diagnostic);
-        }
-        peers.push((place, named));
+impl NamedPeer {
+    pub(super) fn read(table: &mut Table<'_>) -> Option<NamedPeer> {
+        let name = table.required("name", string);
+        let id = table.required("id", text(read_id));
+        let address = table.read("address", text(address::dial));
+        let max_file_size = table.read("max_file_size", max_file_size).flatten();
+        let name = name?;
+        table.diagnostics.read(&name, |name| check_name(name));
+        Some(NamedPeer {
+            name,
+            id,
+            address,
+            max_file_size,
+        })
     }
-    peers.into_iter().map(|(_, named)| named).collect()
+
+    pub(super) fn id(&self) -> Option<AgentId> {
+        self.id.as_ref().map(|id| *id.get_ref())
+    }
+
+    /// None if its id is wrong.
+    pub(super) fn complete(self) -> Option<Peer> {
+        Some(Peer {
+            id: self.id()?,
+            name: self.name.into_inner(),
+            address: self.address,
+            max_file_size: self.max_file_size,
+        })
+    }
+}
+
+/// Checks them together; `as_folders`: their names become folders of the inbox.
+pub(super) fn check(peers: &[NamedPeer], as_folders: bool, diagnostics: &Diagnostics) {
+    for (i, peer) in peers.iter().enumerate() {
+        if as_folders {
+            diagnostics.read(&peer.name, |name| check_folder_name(name));
+        }
+        let mut earlier = peers.iter().take(i);
+        if let Some(double) = earlier.find_map(|earlier| double(peer, earlier, as_folders)) {
+            diagnostics.push(double);
+        }
+    }
 }
 
 /// A name that can be shown: 1 to 64 bytes, no control or bidirectional characters.
 pub(super) fn check_name(name: &str) -> Result<(), ValueError> {
-    let wrong = |message: String, hint: &str| {
-        Err(ValueError {
-            message,
-            hint: hint.into(),
-        })
-    };
     if name.trim().is_empty() {
-        return wrong(
-            "the name is empty".into(),
+        return Err(ValueError::new(
+            "the name is empty",
             "write a short name, such as `\"office\"`",
-        );
+        ));
     }
     if name.len() > MAX_NAME {
-        return wrong(
+        return Err(ValueError::new(
             format!("the name has {} bytes", name.len()),
             "write a name of at most 64 bytes",
-        );
+        ));
     }
     if name.chars().any(is_unseen) {
-        return wrong(
+        return Err(ValueError::new(
             format!("`{}` holds control characters", escape(name.as_bytes())),
             "write letters, digits and hyphens",
-        );
+        ));
     }
     Ok(())
 }
+
+/// Most bytes of a name.
+const MAX_NAME: usize = 64;
 
 impl Config {
     /// Whether no peer is this agent itself.
@@ -88,99 +110,47 @@ impl Config {
     }
 }
 
-/// Most bytes of a name.
-const MAX_NAME: usize = 64;
-
-struct RawPlace {
-    name: std::ops::Range<usize>,
-    id: std::ops::Range<usize>,
-}
-
-fn one(raw: RawPeer, as_folders: bool, diagnostics: &mut Diagnostics) -> NamedPeer {
-    let name = raw.name.get_ref().clone();
-    if diagnostics.take(raw.name.span(), check_name(&name)).is_some() && as_folders {
-        diagnostics.take(raw.name.span(), check_folder_name(&name));
-    }
-    let id = diagnostics.take(raw.id.span(), read_id(&raw.id, &name));
-    let address = raw
-        .address
-        .and_then(|written| diagnostics.take(written.span(), address::dial(written.get_ref())));
-    let max_file_size = raw.max_file_size.and_then(|written| {
-        let span = written.span();
-        let size = quantity_or("unlimited", written, units::size, units::bare_size, diagnostics)?;
-        if size == 0 {
-            diagnostics.push(Diagnostic::new(
-                span,
-                "a largest size of nothing would refuse every file",
-                "leave it out for no limit",
-            ));
-        }
-        Some(size)
-    });
-    NamedPeer {
-        valid: id.is_some(),
-        peer: Peer {
-            name,
-            id: id.unwrap_or(AgentId([0; 32])),
-            address,
-            max_file_size,
-        },
-    }
-}
-
-fn read_id(written: &Spanned<String>, name: &str) -> Result<AgentId, ValueError> {
-    id::parse(written.get_ref()).map_err(|error| ValueError {
-        message: format!("the id of `{}` is wrong: {error}", escape(name.as_bytes())),
-        hint: match error {
-            IdError::Check(..) => "compare these groups with what `dropwire id` prints there".into(),
-            _ => "copy what `dropwire id` prints there".into(),
-        },
+fn read_id(written: &str) -> Result<AgentId, ValueError> {
+    id::parse(written).map_err(|error| {
+        let hint = match error {
+            IdError::Check(..) => "compare these groups with what `dropwire id` prints there",
+            _ => "copy what `dropwire id` prints there",
+        };
+        ValueError::new(format!("this id is wrong: {error}"), hint)
     })
 }
 
-fn doubled(
-    place: &RawPlace,
-    named: &NamedPeer,
-    earlier: &(RawPlace, NamedPeer),
-    as_folders: bool,
-) -> Option<Diagnostic> {
-    let (their_place, them) = earlier;
-    let (name, their_name) = (&named.peer.name, &them.peer.name);
-    let shown = escape(name.as_bytes());
-    if name == their_name {
-        return Some(
-            Diagnostic::new(
-                place.name.clone(),
-                format!("two peers are named `{shown}`"),
-                "give each a name of its own",
-            )
-            .also(their_place.name.clone(), "the other"),
-        );
+fn max_file_size(value: &DeValue<'_>) -> Result<Option<u64>, ValueError> {
+    match or("unlimited", units::size)(value)? {
+        Some(0) => Err(ValueError::new(
+            "a largest size of nothing would refuse every file",
+            "leave it out for no limit",
+        )),
+        size => Ok(size),
     }
-    if as_folders && name.to_lowercase() == their_name.to_lowercase() {
-        return Some(
-            Diagnostic::new(
-                place.name.clone(),
-                format!(
-                    "with `layout = \"by-peer\"`, `{shown}` and `{}` could be one folder",
-                    escape(their_name.as_bytes())
-                ),
-                "give each a name that differs in more than its case",
-            )
-            .also(their_place.name.clone(), "the other"),
-        );
-    }
-    if named.valid && them.valid && named.peer.id == them.peer.id {
-        return Some(
-            Diagnostic::new(
-                place.id.clone(),
-                format!("`{shown}` has the same id as `{}`", escape(their_name.as_bytes())),
-                "each agent has one id: correct one of them, or take one peer out",
-            )
-            .also(their_place.id.clone(), "the other"),
-        );
-    }
-    None
+}
+
+fn double(peer: &NamedPeer, earlier: &NamedPeer, as_folders: bool) -> Option<Diagnostic> {
+    let [name, other] = [peer, earlier].map(|peer| peer.name.get_ref());
+    let [shown, other_shown] = [name, other].map(|name| escape(name.as_bytes()));
+    let (message, hint) = if name == other {
+        (
+            format!("two peers are named `{shown}`"),
+            "give each a name of its own",
+        )
+    } else if as_folders && name.to_lowercase() == other.to_lowercase() {
+        (
+            format!("with `layout = \"by-peer\"`, `{shown}` and `{other_shown}` could be one folder"),
+            "give each a name that differs in more than its case",
+        )
+    } else {
+        let (id, other_id) = (peer.id.as_ref()?, earlier.id.as_ref()?);
+        let message = format!("`{shown}` has the same id as `{other_shown}`");
+        let hint = "each agent has one id: correct one of them, or take one peer out";
+        let same = Diagnostic::new(id.span(), message, hint).also(other_id.span(), "the other");
+        return (id == other_id).then_some(same);
+    };
+    Some(Diagnostic::new(peer.name.span(), message, hint).also(earlier.name.span(), "the other"))
 }
 
 /// Names that every system takes as a folder.
@@ -211,13 +181,13 @@ fn check_folder_name(name: &str) -> Result<(), ValueError> {
     } else {
         return Ok(());
     };
-    Err(ValueError {
-        message: format!(
+    Err(ValueError::new(
+        format!(
             "with `layout = \"by-peer\"` the name is a folder, and `{}` can be none: {why}",
             escape(name.as_bytes())
         ),
-        hint: "write a name of letters, digits and hyphens".into(),
-    })
+        "write a name of letters, digits and hyphens",
+    ))
 }
 
 #[cfg(test)]

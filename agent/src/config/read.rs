@@ -6,15 +6,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use toml::Spanned;
+use toml::de::DeTable;
 
 use super::{
     Config,
-    check::check,
+    check::{self, check},
     diagnostic::{Diagnostic, Invalid},
-    explain::explain,
     folders,
-    raw::RawPlaces,
 };
 use crate::error::{Exit, Fatal, shown};
 
@@ -31,13 +29,15 @@ pub fn read(path: &Path) -> Result<Config, Invalid> {
 
 /// Checks what stands in `source`; `path` is only named in errors, `home` stands for `~`.
 pub fn parse(source: &str, path: &Path, home: Option<&Path>) -> Result<Config, Invalid> {
-    let invalid = |diagnostics| Invalid::Content {
+    check(source, home).map_err(|diagnostics| invalid(path, source, diagnostics))
+}
+
+fn invalid(path: &Path, source: &str, diagnostics: Vec<Diagnostic>) -> Invalid {
+    Invalid::Content {
         path: path.to_owned(),
         source: source.to_owned(),
         diagnostics,
-    };
-    let raw = toml::from_str(source).map_err(|error| invalid(vec![explain(&error, source)]))?;
-    check(raw, home).map_err(invalid)
+    }
 }
 
 /// Where the file says that state and control socket are. Whatever else is wrong in it does not matter here, as long
@@ -49,40 +49,25 @@ pub(super) fn read_places(path: &Path) -> Result<(Option<PathBuf>, Option<PathBu
         Err(Invalid::File { .. }) => return Ok((None, None)),
         Err(invalid) => return Err(invalid),
     };
-    let invalid = |diagnostic| Invalid::Content {
-        path: path.to_owned(),
-        source: source.clone(),
-        diagnostics: vec![diagnostic],
-    };
-    let raw = toml::from_str(&source)
-        .or_else(|error| recover_places(&source).ok_or_else(|| invalid(explain(&error, &source))))?;
-    let home = folders::home();
-    let place = |written: Option<Spanned<String>>| {
-        written
-            .map(|written| {
-                folders::absolute(written.get_ref(), home.as_deref())
-                    .map_err(|wrong| invalid(wrong.at(written.span())))
-            })
-            .transpose()
-    };
-    Ok((place(raw.state_dir)?, place(raw.control)?))
+    places(&source, folders::home().as_deref()).map_err(|wrong| invalid(path, &source, vec![wrong]))
 }
 
-/// The same from what is no TOML; None where a key is written that cannot be made out.
-fn recover_places(source: &str) -> Option<RawPlaces> {
-    let (table, _) = toml::de::DeTable::parse_recoverable(source);
-    let read = |key: &str| {
-        let value = table.get_ref().get(key);
-        let text =
-            value.and_then(|value| Some(Spanned::new(value.span(), value.get_ref().as_str()?.to_owned())));
+/// The same of `source`, which need not be TOML.
+fn places(source: &str, home: Option<&Path>) -> Result<(Option<PathBuf>, Option<PathBuf>), Diagnostic> {
+    let (file, errors) = DeTable::parse_recoverable(source);
+    let place = |key: &str| {
+        if let Some(value) = file.get_ref().get(key) {
+            let path = check::path(home)(value.get_ref());
+            return path.map(Some).map_err(|wrong| wrong.at(value.span()));
+        }
         let mut lines = source.lines().map(str::trim_start);
-        let written = lines.any(|line| !line.starts_with('#') && line.contains(key));
-        (text.is_some() || !written).then_some(text)
+        let is_written = lines.any(|line| !line.starts_with('#') && line.contains(key));
+        match errors.first() {
+            Some(error) if is_written => Err(check::syntax_error(error)),
+            _ => Ok(None),
+        }
     };
-    Some(RawPlaces {
-        state_dir: read("state_dir")?,
-        control: read("control")?,
-    })
+    Ok((place("state_dir")?, place("control")?))
 }
 
 /// More than any config needs; a wrong file named by accident is not read whole.
@@ -158,22 +143,20 @@ fn unreadable(path: &Path, error: &io::Error) -> Invalid {
 mod tests {
     use super::*;
 
+    #[cfg(unix)]
     #[test]
     fn places_are_made_out_where_the_rest_is_no_toml() {
-        let places = |source: &str| {
-            let text = |value: Option<Spanned<String>>| value.map(Spanned::into_inner);
-            recover_places(source).map(|raw| (text(raw.state_dir), text(raw.control)))
-        };
-        let some = |text: &str| Some(text.to_owned());
+        let some = |path: &str| Some(PathBuf::from(path));
         for (source, expected) in [
             ("[[outbox]\npath = \"/o\"", Some((None, None))),
             ("control = \"/c\"\nname = \"a\n[inbox", Some((None, some("/c")))),
             ("state_dir = \"/s\"\nlisten = = 1", Some((some("/s"), None))),
             ("name = \"\n# control = \"/c\"\n", Some((None, None))),
             ("control = /c", Some((None, some("/c")))),
+            ("control = 5", None),
             ("name = \"\"\"\nstate_dir = \"/s\"", None),
         ] {
-            assert_eq!(places(source), expected, "{source}");
+            assert_eq!(places(source, None).ok(), expected, "{source}");
         }
     }
 
