@@ -1,137 +1,98 @@
-//! Addresses as they are written: `host`, `host:port`, `1.2.3.4:5`, `[::1]:5`. Names are kept as names; dialling looks them up.
+//! Addresses as they are written: `host`, `host:port`, `1.2.3.4:5`, `[::1]:5`. Names stay names; dialling looks them up.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV6};
 
-use super::diagnostic::ValueError;
+use dropwire_protocol::name::escape;
+
+use super::diagnostic::{Checked, ValueError};
 
 /// The port where none is written.
 pub const DEFAULT_PORT: u16 = 7420;
 
 /// Reads an address to dial; the answer always has a port.
-pub fn dial(text: &str) -> Result<String, ValueError> {
-    let (host, port) = split(text)?;
-    if port == 0 {
-        return Err(ValueError::new(
+pub fn dial(text: &str) -> Checked<String> {
+    match split(text)? {
+        (_, 0) => Err(ValueError::new(
             "nobody can be dialled on port 0",
             "write the port the peer listens on, or none for 7420",
-        ));
+        )),
+        (host, port) => Ok(format!("{host}:{port}")),
     }
-    Ok(format!("{host}:{port}"))
 }
 
 /// Reads an address to listen on; the answer always has a port, 0 lets the system choose one.
-pub fn listen(text: &str) -> Result<String, ValueError> {
+pub fn listen(text: &str) -> Checked<String> {
     let (host, port) = split(text).map_err(|wrong| ValueError {
-        hint: format!(
-            "{}; `\"0.0.0.0:{DEFAULT_PORT}\"` listens on every IPv4 address",
-            wrong.hint
-        ),
+        hint: format!("{}; `\"0.0.0.0:7420\"` listens on every IPv4 address", wrong.hint),
         ..wrong
     })?;
     Ok(format!("{host}:{port}"))
 }
 
-const SUCH_V6: &str = "write an IPv6 address in brackets, like `\"[2001:db8::7]:7420\"`";
-
-fn split(text: &str) -> Result<(String, u16), ValueError> {
-    let trimmed = text.trim();
-    let shown = dropwire_protocol::name::escape(text.as_bytes());
-    if trimmed.is_empty() {
+fn split(text: &str) -> Checked<(&str, u16)> {
+    let text = text.trim();
+    let shown = escape(text.as_bytes());
+    let wrong = |why: &str, hint: &str| Err(ValueError::new(format!("`{shown}` {why}"), hint));
+    let (host, port) = match text.rsplit_once(':') {
+        // The last colon of an IPv6 address without a port is inside its brackets.
+        Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
+        _ => (text, None),
+    };
+    let is_numeric = host.chars().all(|c| c.is_ascii_digit() || c == '.');
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+    if text.is_empty() {
         return Err(ValueError::new(
             "the address is empty",
             "write it like `\"office.example.org:7420\"`, or leave the key out",
         ));
     }
-    if trimmed.contains("://") || trimmed.contains('/') {
-        return Err(ValueError::new(
-            format!("`{shown}` is more than an address"),
+    if text.contains('/') {
+        return wrong(
+            "is more than an address",
             "write host and port alone, without scheme or path, like `\"office.example.org:7420\"`",
-        ));
+        );
     }
-    if let Ok(v6) = trimmed.parse::<Ipv6Addr>() {
-        return Err(ValueError::new(
-            format!("`{shown}` is an IPv6 address without brackets"),
-            format!("write `\"[{v6}]:{DEFAULT_PORT}\"`"),
-        ));
+    if let Ok(v6) = text.parse::<Ipv6Addr>() {
+        let hint = format!("write `\"[{v6}]:{DEFAULT_PORT}\"`");
+        return wrong("is an IPv6 address without brackets", &hint);
     }
-    let (host, port) = match trimmed.strip_prefix('[') {
-        Some(rest) => {
-            let (inside, after) = rest
-                .split_once(']')
-                .ok_or_else(|| ValueError::new(format!("`{shown}` lacks its `]`"), SUCH_V6))?;
-            let port = match after {
-                "" => None,
-                _ => Some(after.strip_prefix(':').ok_or_else(|| no_address(&shown))?),
-            };
-            (ipv6(inside, &shown)?, port)
-        }
-        None => match trimmed.rsplit_once(':') {
-            Some((host, port)) => (host.to_owned(), Some(port)),
-            None => (trimmed.to_owned(), None),
-        },
-    };
-    if !host.starts_with('[') {
-        check_name(&host, &shown)?;
-    }
-    Ok((
-        host,
-        port.map_or(Ok(DEFAULT_PORT), |port| read_port(port, &shown))?,
-    ))
-}
-
-fn ipv6(inside: &str, shown: &str) -> Result<String, ValueError> {
-    // A zone has to be a number: only so can the address be used without a lookup.
-    let whole = format!("[{inside}]:0");
-    whole
-        .parse::<SocketAddrV6>()
-        .map(|_| format!("[{inside}]"))
-        .map_err(|_| {
-            ValueError::new(
-                format!("`{shown}` holds no IPv6 address"),
+    if host.starts_with('[') {
+        // A zone has to be a number: only so can the address be used without a lookup.
+        if format!("{host}:0").parse::<SocketAddrV6>().is_err() {
+            return wrong(
+                "holds no IPv6 address",
                 "write it like `\"[2001:db8::7]:7420\"`, a zone as its number: `\"[fe80::1%2]:7420\"`",
-            )
-        })
-}
-
-fn check_name(host: &str, shown: &str) -> Result<(), ValueError> {
-    if host.is_empty() {
-        return Err(ValueError::new(
-            format!("`{shown}` has no host"),
-            "write a name or an IP address before the port",
-        ));
-    }
-    if host.contains(':') {
-        return Err(ValueError::new(format!("`{shown}` has too many colons"), SUCH_V6));
-    }
-    let numeric = host.chars().all(|c| c.is_ascii_digit() || c == '.');
-    if numeric && host.parse::<Ipv4Addr>().is_err() {
-        return Err(ValueError::new(
-            format!("`{shown}` holds no IPv4 address"),
+            );
+        }
+    } else if host.is_empty() {
+        return wrong("has no host", "write a name or an IP address before the port");
+    } else if host.contains(':') {
+        return wrong(
+            "has too many colons",
+            "write an IPv6 address in brackets, like `\"[2001:db8::7]:7420\"`",
+        );
+    } else if is_numeric && host.parse::<Ipv4Addr>().is_err() {
+        return wrong(
+            "holds no IPv4 address",
             "write four numbers up to 255: `\"192.0.2.7:7420\"`",
-        ));
+        );
+    } else if host.len() > 253 || !host.chars().all(fits) {
+        return wrong(
+            "is no address",
+            "write it like `\"office.example.org:7420\"`, `\"192.0.2.7:7420\"` or `\"[2001:db8::7]:7420\"`",
+        );
     }
-    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
-    if host.len() > 253 || !host.chars().all(fits) {
-        return Err(no_address(shown));
-    }
-    Ok(())
-}
-
-fn read_port(port: &str, shown: &str) -> Result<u16, ValueError> {
-    let digits = !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
-    port.parse().ok().filter(|_| digits).ok_or_else(|| {
-        ValueError::new(
-            format!("`{shown}` has no port number after its colon"),
+    let port = port.map(|port| match port.starts_with('+') {
+        true => None,
+        false => port.parse().ok(),
+    });
+    match port.unwrap_or(Some(DEFAULT_PORT)) {
+        Some(port) => Ok((host, port)),
+        None => wrong(
+            "has no port number after its colon",
             "write a port from 1 to 65535, or no colon for 7420",
-        )
-    })
-}
-
-fn no_address(shown: &str) -> ValueError {
-    ValueError::new(
-        format!("`{shown}` is no address"),
-        "write it like `\"office.example.org:7420\"`, `\"192.0.2.7:7420\"` or `\"[2001:db8::7]:7420\"`",
-    )
+        ),
+    }
 }
 
 #[cfg(test)]

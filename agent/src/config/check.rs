@@ -14,7 +14,7 @@ use toml::{
 
 use super::{
     AfterSend, Config, Folder, Inbox, Layout, Limits, Outbox, Ready, Retry, Watch, address,
-    diagnostic::{Diagnostic, Diagnostics, ValueError},
+    diagnostic::{Checked, Diagnostic, Diagnostics, ValueError},
     folders::{self, Role},
     peers::{self, NamedPeer},
     table::Table,
@@ -44,7 +44,7 @@ pub(super) fn syntax_error(error: &Error) -> Diagnostic {
 }
 
 /// Reads a path.
-pub(super) fn path(home: Option<&Path>) -> impl Fn(&DeValue<'_>) -> Result<PathBuf, ValueError> {
+pub(super) fn path(home: Option<&Path>) -> impl Fn(&DeValue<'_>) -> Checked<PathBuf> {
     text(move |path| folders::absolute(path, home))
 }
 
@@ -207,7 +207,7 @@ fn marker(table: &mut Table<'_>) -> Option<String> {
     (ready == Some(Ready::Marker)).then_some(suffix)
 }
 
-fn marker_suffix(suffix: &str) -> Result<String, ValueError> {
+fn marker_suffix(suffix: &str) -> Checked<String> {
     if suffix.is_empty() || suffix.len() > 100 || suffix.contains(['/', '\0']) {
         return Err(ValueError::new(
             "this cannot be the end of a marker's name",
@@ -217,7 +217,7 @@ fn marker_suffix(suffix: &str) -> Result<String, ValueError> {
     Ok(suffix.into())
 }
 
-fn pattern(pattern: &str) -> Result<String, ValueError> {
+fn pattern(pattern: &str) -> Checked<String> {
     let shown = escape(pattern.as_bytes());
     let (inner, path) = (pattern.trim_matches('/'), pattern.trim_start_matches('/'));
     let (why, hint) = match globset::Glob::new(pattern) {
@@ -257,7 +257,7 @@ fn inbox(table: &mut Table<'_>, path: PathBuf) -> Inbox {
     }
 }
 
-fn check_command(command: &[Spanned<String>]) -> Result<(), ValueError> {
+fn check_command(command: &[Spanned<String>]) -> Checked<()> {
     let Some(program) = command.first().map(|program| program.get_ref()) else {
         return Err(ValueError::new(
             "there is no program to run",

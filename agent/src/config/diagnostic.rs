@@ -20,6 +20,9 @@ pub struct ValueError {
     pub hint: String,
 }
 
+/// A value that was read, or what is wrong with it.
+pub type Checked<T> = Result<T, ValueError>;
+
 impl ValueError {
     pub(super) fn new(message: impl Into<String>, hint: impl Into<String>) -> ValueError {
         ValueError {
@@ -48,17 +51,10 @@ pub struct Diagnostic {
 }
 
 /// A config that cannot be used.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Invalid {
     /// The file itself is the trouble: missing, unreadable, too large.
-    File {
-        /// What the process exits with.
-        exit: Exit,
-        /// Names file and cause.
-        message: String,
-        /// What to do.
-        hint: String,
-    },
+    File(Fatal),
     /// What stands in it is.
     Content {
         /// The file.
@@ -92,7 +88,7 @@ impl Invalid {
     /// As an error that ends a command. Each diagnostic is shown with `FILE:LINE:COL`, its line and its hint; `styled` adds colours.
     pub fn into_fatal(self, styled: bool) -> Fatal {
         match self {
-            Invalid::File { exit, message, hint } => Fatal::new(exit, message).mend(hint),
+            Invalid::File(fatal) => fatal,
             Invalid::Content {
                 path,
                 source,
@@ -128,15 +124,10 @@ impl Diagnostics {
     pub(super) fn read<W, T>(
         &self,
         written: &Spanned<W>,
-        read: impl FnOnce(&W) -> Result<T, ValueError>,
+        read: impl FnOnce(&W) -> Checked<T>,
     ) -> Option<Spanned<T>> {
-        match read(written.get_ref()) {
-            Ok(value) => Some(Spanned::new(written.span(), value)),
-            Err(wrong) => {
-                self.push(wrong.at(written.span()));
-                None
-            }
-        }
+        let value = read(written.get_ref()).map_err(|wrong| self.push(wrong.at(written.span())));
+        Some(Spanned::new(written.span(), value.ok()?))
     }
 
     pub(super) fn count(&self) -> usize {

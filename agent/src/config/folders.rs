@@ -5,7 +5,9 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use super::diagnostic::ValueError;
+use dropwire_protocol::name::escape;
+
+use super::diagnostic::{Checked, ValueError};
 use crate::error::shown;
 
 /// The user's home folder.
@@ -14,51 +16,38 @@ pub fn home() -> Option<PathBuf> {
 }
 
 /// Reads a path: absolute, or below the home folder as `~/…`; without `..`.
-pub fn absolute(text: &str, home: Option<&Path>) -> Result<PathBuf, ValueError> {
-    let path = match text.strip_prefix("~/") {
-        Some(rest) => home
-            .ok_or_else(|| {
-                wrong(
-                    text,
-                    "`~/` has no meaning without a home folder",
-                    "write the path from `/` on",
-                )
-            })?
-            .join(rest.trim_start_matches('/')),
-        None => PathBuf::from(text),
+pub fn absolute(text: &str, home: Option<&Path>) -> Checked<PathBuf> {
+    let path = match (text.strip_prefix("~/"), home) {
+        (Some(rest), Some(home)) => home.join(rest.trim_start_matches('/')),
+        _ => PathBuf::from(text),
     };
-    if text.is_empty() {
-        return Err(wrong(
-            text,
-            "the path is empty",
-            "write where the folder is, from `/` or `~/` on",
-        ));
-    }
-    if text.contains('\0') {
-        return Err(wrong(text, "a path cannot hold a NUL character", "take it out"));
-    }
-    if text.starts_with('~') && !text.starts_with("~/") {
-        return Err(wrong(
-            text,
+    let (why, hint) = if text.is_empty() {
+        let hint = "write where the folder is, from `/` or `~/` on";
+        return Err(ValueError::new("the path is empty", hint));
+    } else if text.contains('\0') {
+        ("a path cannot hold a NUL character", "take it out")
+    } else if text.starts_with("~/") && home.is_none() {
+        (
+            "`~/` has no meaning without a home folder",
+            "write the path from `/` on",
+        )
+    } else if text.starts_with('~') && !text.starts_with("~/") {
+        (
             "only `~/` at the start is read as the home folder",
             "write the path from `/` or `~/` on",
-        ));
-    }
-    if !path.is_absolute() {
-        return Err(wrong(
-            text,
+        )
+    } else if !path.is_absolute() {
+        (
             "a relative path would depend on where the agent starts",
             "write it from `/` or `~/` on",
-        ));
-    }
-    if path.components().any(|c| c == Component::ParentDir) {
-        return Err(wrong(
-            text,
-            "a path here goes without `..`",
-            "write the folder's own path",
-        ));
-    }
-    Ok(path.components().collect())
+        )
+    } else if path.components().any(|c| c == Component::ParentDir) {
+        ("a path here goes without `..`", "write the folder's own path")
+    } else {
+        return Ok(path.components().collect());
+    };
+    let message = format!("`{}`: {why}", escape(text.as_bytes()));
+    Err(ValueError::new(message, hint))
 }
 
 /// What a path is for; decides what it may lie in.
@@ -101,23 +90,23 @@ pub fn clash(a: (Role, &Path), b: (Role, &Path)) -> Option<ValueError> {
     };
     // Two things at one place are within each other: then it counts that either is a box.
     let same = within(outer.1, inner.1);
-    let forbidden = outer.0.is_box() || (same && inner.0.is_box());
-    forbidden.then(|| {
-        let place = if same { "is also" } else { "lies inside" };
-        ValueError {
-            message: format!(
-                "the {} {} {place} the {} {}",
-                inner.0.name(),
-                shown(inner.1),
-                outer.0.name(),
-                shown(outer.1)
-            ),
-            hint: match (inner.0.is_box(), inner.0) {
-                (true, _) => "give each outbox and inbox a folder of its own, side by side".into(),
-                (false, _) => format!("put the {} outside of every outbox and inbox", inner.0.name()),
-            },
-        }
-    })
+    if !outer.0.is_box() && !(same && inner.0.is_box()) {
+        return None;
+    }
+    let [name, outer_name] = [inner.0.name(), outer.0.name()];
+    let place = if same { "is also" } else { "lies inside" };
+    let hint = match inner.0.is_box() {
+        true => "give each outbox and inbox a folder of its own, side by side".into(),
+        false => format!("put the {name} outside of every outbox and inbox"),
+    };
+    Some(ValueError::new(
+        format!(
+            "the {name} {} {place} the {outer_name} {}",
+            shown(inner.1),
+            shown(outer.1)
+        ),
+        hint,
+    ))
 }
 
 fn within(inner: &Path, outer: &Path) -> bool {
@@ -134,20 +123,6 @@ fn resolved(path: &Path) -> PathBuf {
         rest.extend(ancestor.file_name().map(OsString::from));
     }
     path.to_owned()
-}
-
-fn wrong(text: &str, message: &str, hint: &str) -> ValueError {
-    ValueError {
-        message: if text.is_empty() {
-            message.into()
-        } else {
-            format!(
-                "`{}`: {message}",
-                dropwire_protocol::name::escape(text.as_bytes())
-            )
-        },
-        hint: hint.into(),
-    }
 }
 
 #[cfg(all(test, unix))]

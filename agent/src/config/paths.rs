@@ -149,15 +149,15 @@ fn find(flags: &Flags, exists: &dyn Fn(&Path) -> bool) -> Result<Paths, Invalid>
         user: Paths::user(),
         system: Paths::system(),
     };
+    let absolute = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
     let (config, own) = sources.config(exists);
-    let config = std::path::absolute(&config).unwrap_or(config);
+    let config = absolute(config);
     let keys = read_places(&config)?;
     let paths = sources.resolve(config, own, keys);
-    let absolute = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
     Ok(Paths {
-        config: paths.config,
         state_dir: absolute(paths.state_dir),
         control: absolute(paths.control),
+        ..paths
     })
 }
 

@@ -8,7 +8,7 @@ use toml::{Spanned, de::DeValue};
 
 use super::{
     Config, Peer, address,
-    diagnostic::{Diagnostic, Diagnostics, ValueError},
+    diagnostic::{Checked, Diagnostic, Diagnostics, ValueError},
     table::Table,
     units,
     value::{or, string, text},
@@ -71,7 +71,7 @@ pub(super) fn check(peers: &[NamedPeer], as_folders: bool, diagnostics: &Diagnos
 }
 
 /// A name that can be shown: 1 to 64 bytes, no control or bidirectional characters.
-pub(super) fn check_name(name: &str) -> Result<(), ValueError> {
+pub(super) fn check_name(name: &str) -> Checked<()> {
     if name.trim().is_empty() {
         return Err(ValueError::new(
             "the name is empty",
@@ -110,7 +110,7 @@ impl Config {
     }
 }
 
-fn read_id(written: &str) -> Result<AgentId, ValueError> {
+fn read_id(written: &str) -> Checked<AgentId> {
     id::parse(written).map_err(|error| {
         let hint = match error {
             IdError::Check(..) => "compare these groups with what `dropwire id` prints there",
@@ -120,7 +120,7 @@ fn read_id(written: &str) -> Result<AgentId, ValueError> {
     })
 }
 
-fn max_file_size(value: &DeValue<'_>) -> Result<Option<u64>, ValueError> {
+fn max_file_size(value: &DeValue<'_>) -> Checked<Option<u64>> {
     match or("unlimited", units::size)(value)? {
         Some(0) => Err(ValueError::new(
             "a largest size of nothing would refuse every file",
@@ -154,7 +154,7 @@ fn double(peer: &NamedPeer, earlier: &NamedPeer, as_folders: bool) -> Option<Dia
 }
 
 /// Names that every system takes as a folder.
-fn check_folder_name(name: &str) -> Result<(), ValueError> {
+fn check_folder_name(name: &str) -> Checked<()> {
     let stem = name
         .split('.')
         .next()

@@ -46,7 +46,7 @@ fn invalid(path: &Path, source: &str, diagnostics: Vec<Diagnostic>) -> Invalid {
 pub(super) fn read_places(path: &Path) -> Result<(Option<PathBuf>, Option<PathBuf>), Invalid> {
     let source = match read_text(path) {
         Ok(source) => source,
-        Err(Invalid::File { .. }) => return Ok((None, None)),
+        Err(Invalid::File(_)) => return Ok((None, None)),
         Err(invalid) => return Err(invalid),
     };
     places(&source, folders::home().as_deref()).map_err(|wrong| invalid(path, &source, vec![wrong]))
@@ -76,33 +76,23 @@ const MAX_BYTES: u64 = 1 << 20;
 fn read_text(path: &Path) -> Result<String, Invalid> {
     // Of a pipe that nobody writes to, the opening alone has no end; and it could not be read a second time.
     if is_pipe(path) && !crate::fault::mutant("config-pipe") {
-        return Err(Invalid::File {
-            exit: Exit::Config,
-            message: format!("{} is a pipe, and no file that can be read again", shown(path)),
-            hint: "name a file with `--config FILE`".into(),
-        });
+        let message = format!("{} is a pipe, and no file that can be read again", shown(path));
+        return Err(no_config(message));
     }
     let mut bytes = Vec::new();
     File::open(path)
         .and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut bytes))
         .map_err(|error| unreadable(path, &error))?;
     if bytes.len() as u64 > MAX_BYTES {
-        return Err(Invalid::File {
-            exit: Exit::Config,
-            message: format!("{} is larger than 1 MiB, so it is no config", shown(path)),
-            hint: "name the config with `--config FILE`".into(),
-        });
+        let message = format!("{} is larger than 1 MiB, so it is no config", shown(path));
+        return Err(no_config(message));
     }
     String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
         let source = String::from_utf8_lossy(error.as_bytes()).into_owned();
         let width = char::REPLACEMENT_CHARACTER.len_utf8();
-        let diagnostic = Diagnostic::new(at..at + width, "this is not UTF-8", "save the file as UTF-8");
-        Invalid::Content {
-            path: path.to_owned(),
-            source,
-            diagnostics: vec![diagnostic],
-        }
+        let wrong = Diagnostic::new(at..at + width, "this is not UTF-8", "save the file as UTF-8");
+        invalid(path, &source, vec![wrong])
     })
 }
 
@@ -117,26 +107,22 @@ fn is_pipe(_: &Path) -> bool {
     false
 }
 
+fn no_config(message: String) -> Invalid {
+    Invalid::File(Fatal::new(Exit::Config, message).mend("name the config with `--config FILE`"))
+}
+
 fn unreadable(path: &Path, error: &io::Error) -> Invalid {
     let file = shown(path);
-    let (exit, message, hint) = match error.kind() {
-        io::ErrorKind::NotFound => (
-            Exit::Config,
-            format!("there is no config at {file}"),
-            "`dropwire init` writes one; `--config FILE` names another".to_owned(),
-        ),
-        io::ErrorKind::PermissionDenied => (
+    Invalid::File(match error.kind() {
+        io::ErrorKind::NotFound => Fatal::new(Exit::Config, format_args!("there is no config at {file}"))
+            .mend("`dropwire init` writes one; `--config FILE` names another"),
+        io::ErrorKind::PermissionDenied => Fatal::new(
             Exit::Permission,
-            format!("the config {file} may not be read: {error}"),
-            "run as its owner, or let this user read it".to_owned(),
-        ),
-        _ => (
-            Exit::Config,
-            format!("cannot read the config {file}: {error}"),
-            "name a file with `--config FILE`".to_owned(),
-        ),
-    };
-    Invalid::File { exit, message, hint }
+            format_args!("the config {file} may not be read: {error}"),
+        )
+        .mend("run as its owner, or let this user read it"),
+        _ => return no_config(format!("cannot read the config {file}: {error}")),
+    })
 }
 
 #[cfg(test)]
@@ -170,10 +156,10 @@ mod tests {
         // Whoever reads it after all reads nothing, instead of waiting.
         let writer = pipe.clone();
         std::thread::spawn(move || File::options().write(true).open(writer));
-        let Err(Invalid::File { exit, message, .. }) = read(&pipe) else {
+        let Err(Invalid::File(fatal)) = read(&pipe) else {
             panic!("it was read");
         };
-        assert_eq!(exit, Exit::Config);
-        assert!(message.contains("is a pipe"), "{message}");
+        assert_eq!(fatal.exit, Exit::Config);
+        assert!(fatal.message.contains("is a pipe"), "{fatal}");
     }
 }

@@ -9,17 +9,20 @@ use toml::{
 };
 
 use super::{
-    diagnostic::{Diagnostic, Diagnostics, ValueError},
+    diagnostic::{Checked, Diagnostic, Diagnostics},
     value::{nearest, quoted, wrong_type},
 };
+
+type Key = &'static str;
 
 const TOP: &str = "the top of the file";
 
 /// Every table and its keys.
-#[rustfmt::skip] // one table a line
+#[rustfmt::skip] // one key a line otherwise
 pub(super) const TABLES: [(&str, &[&str]); 6] = [
     (TOP, &["name", "listen", "state_dir", "control", "outbox", "inbox", "peer", "retry", "limits"]),
-    ("[[outbox]]", &["path", "to", "after_send", "ready", "marker", "quiet", "max_wait", "linger", "ignore", "watch", "rescan", "folder"]),
+    ("[[outbox]]", &["path", "to", "after_send", "ready", "marker", "quiet", "max_wait", "linger", "ignore", "watch",
+        "rescan", "folder"]),
     ("[inbox]", &["path", "layout", "min_free", "on_arrival"]),
     ("[[peer]]", &["name", "id", "address", "max_file_size"]),
     ("[retry]", &["first", "max", "give_up_after"]),
@@ -32,7 +35,7 @@ pub(super) struct Table<'a> {
     header: String,
     span: Range<usize>,
     unread: DeTable<'a>,
-    missing: Vec<&'static str>,
+    missing: Vec<Key>,
     pub diagnostics: &'a Diagnostics,
     /// How many diagnostics there were before this table's.
     earlier: usize,
@@ -50,7 +53,7 @@ impl<'a> Table<'a> {
     }
 
     /// Reads the table `[key]`, if there is one.
-    pub fn table<T>(&mut self, key: &'static str, read: impl FnOnce(&mut Table<'a>) -> T) -> Option<T> {
+    pub fn table<T>(&mut self, key: Key, read: impl FnOnce(&mut Table<'a>) -> T) -> Option<T> {
         let header = format!("[{key}]");
         let value = self.take(key)?;
         let span = value.span();
@@ -72,7 +75,7 @@ impl<'a> Table<'a> {
     }
 
     /// Reads every table `[[key]]`.
-    pub fn tables<T>(&mut self, key: &'static str, mut read: impl FnMut(&mut Table<'a>) -> T) -> Vec<T> {
+    pub fn tables<T>(&mut self, key: Key, mut read: impl FnMut(&mut Table<'a>) -> T) -> Vec<T> {
         let header = format!("[[{key}]]");
         let wrong = |span| {
             let message = format!("`{key}` is one of several tables");
@@ -103,19 +106,15 @@ impl<'a> Table<'a> {
     }
 
     /// Reads the value of `key`, if it is there.
-    pub fn read<T>(
-        &mut self,
-        key: &'static str,
-        read: impl FnOnce(&DeValue<'a>) -> Result<T, ValueError>,
-    ) -> Option<T> {
+    pub fn read<T>(&mut self, key: Key, read: impl FnOnce(&DeValue<'a>) -> Checked<T>) -> Option<T> {
         self.spanned(key, read).map(Spanned::into_inner)
     }
 
     /// The same with its place.
     pub fn spanned<T>(
         &mut self,
-        key: &'static str,
-        read: impl FnOnce(&DeValue<'a>) -> Result<T, ValueError>,
+        key: Key,
+        read: impl FnOnce(&DeValue<'a>) -> Checked<T>,
     ) -> Option<Spanned<T>> {
         let value = self.take(key)?;
         self.diagnostics.read(&value, read)
@@ -124,8 +123,8 @@ impl<'a> Table<'a> {
     /// The same for a key that has to be there.
     pub fn required<T>(
         &mut self,
-        key: &'static str,
-        read: impl FnOnce(&DeValue<'a>) -> Result<T, ValueError>,
+        key: Key,
+        read: impl FnOnce(&DeValue<'a>) -> Checked<T>,
     ) -> Option<Spanned<T>> {
         if !self.unread.contains_key(key) {
             self.missing.push(key);
@@ -136,19 +135,16 @@ impl<'a> Table<'a> {
     /// Reads the list of `key` item by item, if it is there.
     pub fn list<T>(
         &mut self,
-        key: &'static str,
-        read: impl Fn(&DeValue<'a>) -> Result<T, ValueError>,
+        key: Key,
+        read: impl Fn(&DeValue<'_>) -> Checked<T>,
     ) -> Option<Spanned<Vec<Spanned<T>>>> {
-        let list = self.spanned(key, |value| match value {
-            DeValue::Array(items) => Ok(items.clone()),
-            DeValue::String(text) => {
-                let hint = format!("write a list in brackets: `[{}]`", quoted(text));
-                Err(wrong_type(value, "a list", hint))
+        let list = self.spanned(key, |value| {
+            match value {
+                DeValue::Array(items) => Ok(items.clone()),
+                DeValue::String(text) => Err(format!("write a list in brackets: `[{}]`", quoted(text))),
+                _ => Err("write a list of texts in brackets, each in double quotes".into()),
             }
-            _ => {
-                let hint = "write a list of texts in brackets, each in double quotes";
-                Err(wrong_type(value, "a list", hint))
-            }
+            .map_err(|hint| wrong_type(value, "a list", hint))
         })?;
         let items = list.get_ref().iter();
         let items = items
@@ -162,7 +158,7 @@ impl<'a> Table<'a> {
         self.diagnostics.count() == self.earlier
     }
 
-    fn take(&mut self, key: &'static str) -> Option<Spanned<DeValue<'a>>> {
+    fn take(&mut self, key: Key) -> Option<Spanned<DeValue<'a>>> {
         debug_assert!(keys(&self.header).contains(&key), "{key} is not in TABLES");
         self.unread.remove(key)
     }

@@ -5,16 +5,16 @@ use std::time::Duration;
 use dropwire_protocol::name::escape;
 use toml::de::DeValue;
 
-use super::diagnostic::ValueError;
+use super::diagnostic::{Checked, ValueError};
 use crate::fault;
 
 /// `2s`, `1.5h`, `10 m`: more than nothing, at most 36500 days.
-pub fn duration(value: &DeValue<'_>) -> Result<Duration, ValueError> {
+pub fn duration(value: &DeValue<'_>) -> Checked<Duration> {
     DURATION.read(value).map(Duration::from_millis)
 }
 
 /// The same, or none at all: `0s`.
-pub fn duration_or_none(value: &DeValue<'_>) -> Result<Duration, ValueError> {
+pub fn duration_or_none(value: &DeValue<'_>) -> Checked<Duration> {
     let kind = Kind {
         zero: None,
         ..DURATION
@@ -23,12 +23,12 @@ pub fn duration_or_none(value: &DeValue<'_>) -> Result<Duration, ValueError> {
 }
 
 /// Bytes, of `100 GiB`, `1.5kB`, `0 B`.
-pub fn size(value: &DeValue<'_>) -> Result<u64, ValueError> {
+pub fn size(value: &DeValue<'_>) -> Checked<u64> {
     SIZE.read(value)
 }
 
 /// Bytes a second, of `20 MiB/s`; more than none.
-pub fn rate(value: &DeValue<'_>) -> Result<u64, ValueError> {
+pub fn rate(value: &DeValue<'_>) -> Checked<u64> {
     RATE.read(value)
 }
 
@@ -112,7 +112,7 @@ const RATE: Kind = Kind {
 };
 
 impl Kind {
-    fn read(&self, value: &DeValue<'_>) -> Result<u64, ValueError> {
+    fn read(&self, value: &DeValue<'_>) -> Checked<u64> {
         let number = match value {
             DeValue::String(text) => return self.parse(text),
             DeValue::Integer(number) => number.to_string(),
@@ -131,7 +131,7 @@ impl Kind {
     }
 
     /// Number times unit, exactly.
-    fn parse(&self, text: &str) -> Result<u64, ValueError> {
+    fn parse(&self, text: &str) -> Checked<u64> {
         let wrong = |why: &str, hint: &str| {
             Err(ValueError::new(
                 format!("`{}` {why}", escape(text.as_bytes())),
@@ -227,19 +227,19 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn duration(text: &str) -> Result<Duration, ValueError> {
+    fn duration(text: &str) -> Checked<Duration> {
         super::duration(&DeValue::String(text.into()))
     }
 
-    fn duration_or_none(text: &str) -> Result<Duration, ValueError> {
+    fn duration_or_none(text: &str) -> Checked<Duration> {
         super::duration_or_none(&DeValue::String(text.into()))
     }
 
-    fn size(text: &str) -> Result<u64, ValueError> {
+    fn size(text: &str) -> Checked<u64> {
         super::size(&DeValue::String(text.into()))
     }
 
-    fn rate(text: &str) -> Result<u64, ValueError> {
+    fn rate(text: &str) -> Checked<u64> {
         super::rate(&DeValue::String(text.into()))
     }
 

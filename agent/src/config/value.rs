@@ -6,17 +6,15 @@ use clap::ValueEnum;
 use dropwire_protocol::name::{escape, is_unseen};
 use toml::de::DeValue;
 
-use super::diagnostic::ValueError;
+use super::diagnostic::{Checked, ValueError};
 
 /// Any text.
-pub(super) fn string(value: &DeValue<'_>) -> Result<String, ValueError> {
+pub(super) fn string(value: &DeValue<'_>) -> Checked<String> {
     text(|text| Ok(text.to_owned()))(value)
 }
 
 /// A text, read by `parse`.
-pub(super) fn text<T>(
-    parse: impl Fn(&str) -> Result<T, ValueError>,
-) -> impl Fn(&DeValue<'_>) -> Result<T, ValueError> {
+pub(super) fn text<T>(parse: impl Fn(&str) -> Checked<T>) -> impl Fn(&DeValue<'_>) -> Checked<T> {
     move |value| match value {
         DeValue::String(text) => parse(text),
         other => Err(wrong_type(other, "a string", "write one text in double quotes")),
@@ -24,7 +22,7 @@ pub(super) fn text<T>(
 }
 
 /// One of the words of `T`.
-pub(super) fn word<T: ValueEnum>(value: &DeValue<'_>) -> Result<T, ValueError> {
+pub(super) fn word<T: ValueEnum>(value: &DeValue<'_>) -> Checked<T> {
     let words: Vec<String> = T::value_variants().iter().map(written).collect();
     let listed: Vec<String> = words.iter().map(|word| format!("`{}`", quoted(word))).collect();
     let hint = format!("write one of {}", listed.join(", "));
@@ -66,8 +64,8 @@ pub fn quoted(text: &str) -> String {
 /// None for `word`, else what `read` makes of the value.
 pub(super) fn or<T>(
     word: &'static str,
-    read: impl Fn(&DeValue<'_>) -> Result<T, ValueError>,
-) -> impl Fn(&DeValue<'_>) -> Result<Option<T>, ValueError> {
+    read: impl Fn(&DeValue<'_>) -> Checked<T>,
+) -> impl Fn(&DeValue<'_>) -> Checked<Option<T>> {
     move |value| match value.as_str() == Some(word) {
         true => Ok(None),
         false => read(value).map(Some).map_err(|wrong| ValueError {
