@@ -15,7 +15,7 @@ use toml::{
 use super::{
     AfterSend, Config, Folder, Inbox, Layout, Limits, Outbox, Ready, Retry, Watch, address,
     diagnostic::{Checked, Diagnostic, Diagnostics, ValueError},
-    folders::{self, Role},
+    folders::{self, Places, Role},
     peers::{self, NamedPeer},
     table::Table,
     units,
@@ -93,43 +93,9 @@ fn config(top: &mut Table<'_>, home: Option<&Path>) -> Config {
     }
 }
 
-/// The places that are named in the file; some may not be in others.
-#[derive(Default)]
-struct Places(Vec<(Role, Spanned<PathBuf>)>);
-
-impl Places {
-    fn add(&mut self, role: Role, path: Option<Spanned<PathBuf>>) -> Option<PathBuf> {
-        let path = path?;
-        self.0.push((role, path.clone()));
-        Some(path.into_inner())
-    }
-
-    fn check(mut self, diagnostics: &Diagnostics) {
-        self.0.sort_by_key(|(_, path)| path.span().start);
-        let (roots, places): (Vec<_>, Vec<_>) = self
-            .0
-            .into_iter()
-            .partition(|(_, path)| path.get_ref().parent().is_none());
-        for (_, path) in roots {
-            diagnostics.push(Diagnostic::new(
-                path.span(),
-                "the root of the file system can be no folder of dropwire's",
-                "name a folder of its own",
-            ));
-        }
-        for (i, (role, path)) in places.iter().enumerate() {
-            for (other_role, other) in places.iter().take(i) {
-                if let Some(wrong) = folders::clash((*role, path.get_ref()), (*other_role, other.get_ref())) {
-                    diagnostics.push(wrong.at(path.span()).also(other.span(), "this one"));
-                }
-            }
-        }
-    }
-}
-
 fn outbox(table: &mut Table<'_>, path: PathBuf, peers: &[NamedPeer]) -> Outbox {
     let to = match table.list("to", string) {
-        Some(to) => recipients(&to, peers, table.diagnostics),
+        Some(to) => recipients(&to, peers, table),
         None => peers.iter().filter_map(NamedPeer::id).collect(),
     };
     let default = Duration::from_secs;
@@ -155,13 +121,9 @@ fn items(list: Option<Spanned<Vec<Spanned<String>>>>) -> Vec<String> {
     items.into_iter().map(Spanned::into_inner).collect()
 }
 
-fn recipients(
-    to: &Spanned<Vec<Spanned<String>>>,
-    peers: &[NamedPeer],
-    diagnostics: &Diagnostics,
-) -> Vec<AgentId> {
-    let names = to.get_ref();
-    if names.is_empty() {
+fn recipients(to: &Spanned<Vec<Spanned<String>>>, peers: &[NamedPeer], table: &Table<'_>) -> Vec<AgentId> {
+    let (names, diagnostics) = (to.get_ref(), table.diagnostics);
+    if names.is_empty() && table.is_sound() {
         diagnostics.push(Diagnostic::new(
             to.span(),
             "this outbox would send to nobody",
@@ -246,7 +208,7 @@ fn pattern(pattern: &str) -> Checked<String> {
 
 fn inbox(table: &mut Table<'_>, path: PathBuf) -> Inbox {
     let on_arrival = table.list("on_arrival", string);
-    if let Some(command) = &on_arrival {
+    if let (Some(command), true) = (&on_arrival, table.is_sound()) {
         table.diagnostics.read(command, |command| check_command(command));
     }
     Inbox {

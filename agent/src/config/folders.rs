@@ -6,8 +6,9 @@ use std::{
 };
 
 use dropwire_protocol::name::escape;
+use toml::Spanned;
 
-use super::diagnostic::{Checked, ValueError};
+use super::diagnostic::{Checked, Diagnostic, Diagnostics, ValueError};
 use crate::error::shown;
 
 /// The user's home folder.
@@ -78,6 +79,42 @@ impl Role {
     }
 }
 
+/// The places that are named in the file; some may not be in others.
+#[derive(Default)]
+pub struct Places(Vec<(Role, Spanned<PathBuf>)>);
+
+impl Places {
+    /// Notes a place, and gives it back.
+    pub fn add(&mut self, role: Role, path: Option<Spanned<PathBuf>>) -> Option<PathBuf> {
+        let path = path?;
+        self.0.push((role, path.clone()));
+        Some(path.into_inner())
+    }
+
+    /// Tells which are where they may not be.
+    pub(super) fn check(mut self, diagnostics: &Diagnostics) {
+        self.0.sort_by_key(|(_, path)| path.span().start);
+        let (roots, places): (Vec<_>, Vec<_>) = self
+            .0
+            .into_iter()
+            .partition(|(_, path)| path.get_ref().parent().is_none());
+        for (_, path) in roots {
+            diagnostics.push(Diagnostic::new(
+                path.span(),
+                "the root of the file system can be no folder of dropwire's",
+                "name a folder of its own",
+            ));
+        }
+        for (i, (role, path)) in places.iter().enumerate() {
+            for (other_role, other) in places.iter().take(i) {
+                if let Some(wrong) = clash((*role, path.get_ref()), (*other_role, other.get_ref())) {
+                    diagnostics.push(wrong.at(path.span()).also(other.span(), "this one"));
+                }
+            }
+        }
+    }
+}
+
 /// Whether two may not be together: boxes are apart from each other, and the agent's own things outside of every box.
 /// Symbolic links are looked through where the folders exist.
 pub fn clash(a: (Role, &Path), b: (Role, &Path)) -> Option<ValueError> {
@@ -90,7 +127,7 @@ pub fn clash(a: (Role, &Path), b: (Role, &Path)) -> Option<ValueError> {
     };
     // Two things at one place are within each other: then it counts that either is a box.
     let same = within(outer.1, inner.1);
-    if !outer.0.is_box() && !(same && inner.0.is_box()) {
+    if !(outer.0.is_box() || same && inner.0.is_box()) {
         return None;
     }
     let [name, outer_name] = [inner.0.name(), outer.0.name()];

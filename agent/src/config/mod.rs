@@ -33,7 +33,7 @@ pub use read::{load, parse, read};
 pub use units::format_duration;
 pub use value::quoted;
 
-/// What holds, checked: paths absolute, names unique, every outbox's peers known.
+/// The config that is in effect, checked: paths absolute, names unique, every outbox's peers known.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Config {
     /// Shown to peers.
@@ -48,7 +48,7 @@ pub struct Config {
     pub outboxes: Vec<Outbox>,
     /// None on a machine that only sends.
     pub inbox: Option<Inbox>,
-    /// Everyone we talk to.
+    /// The agents we are paired with.
     pub peers: Vec<Peer>,
     /// How failed attempts are repeated.
     pub retry: Retry,
@@ -80,11 +80,11 @@ impl Config {
 pub struct Outbox {
     /// Absolute.
     pub path: PathBuf,
-    /// Ids of the peers it goes to (all, where the file says nothing).
+    /// Ids of the peers its files go to (all, where the file says nothing).
     pub to: Vec<AgentId>,
     /// What becomes of a delivered file.
     pub after_send: AfterSend,
-    /// What is added to a file's name to make that of the marker without which it is not sent; None: it needs none.
+    /// A file is sent once a file of its name and this suffix is beside it; None: files need no marker.
     pub marker: Option<String>,
     /// How long a file must rest where the OS cannot say who has it open.
     pub quiet: Duration,
@@ -116,9 +116,9 @@ pub enum AfterSend {
 /// What a top-level folder in an outbox is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum Folder {
-    /// So many files, each a delivery of its own, with its path.
+    /// Each of its files is a delivery of its own, with its path.
     Files,
-    /// One delivery, that arrives at once and complete.
+    /// One delivery, which arrives at once and complete.
     Whole,
 }
 
@@ -127,7 +127,7 @@ pub enum Folder {
 pub enum Ready {
     /// Nobody writes to it any more.
     Auto,
-    /// That, and a marker beside it.
+    /// Nobody writes to it any more, and a marker is beside it.
     Marker,
 }
 

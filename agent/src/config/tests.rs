@@ -179,13 +179,17 @@ fn several_faults_are_told_at_once_in_their_order() {
     assert!(starts.is_sorted());
 }
 
-/// The key that is missing may be the one that is unknown.
+/// The key that is missing may be the one that is unknown, and what has no item may have a wrong one.
 #[test]
-fn a_typo_in_a_required_key_is_told_once() {
+fn one_mistake_is_told_once() {
     for (source, expected) in [
         (
             "[[outbox]]\npaht = \"/o\"",
             vec!["unknown key `paht` in [[outbox]]"],
+        ),
+        (
+            "[inbox]\npath = \"/i\"\non_arrival = [5]",
+            vec!["invalid type: integer `5`, expected a string"],
         ),
         ("[[peer]]", vec!["[[peer]] lacks `name`", "[[peer]] lacks `id`"]),
     ] {
