@@ -4,8 +4,7 @@ use std::{convert::Infallible, io, time::Duration};
 
 use crate::{
     TransferId,
-    frame::MAX_FRAME,
-    message::{MAX_ASKED, MAX_BATCH, MAX_CHUNK, MAX_EAGER, MAX_PASS, MAX_RECEIPT, MIN_WINDOW},
+    limits::{MAX_ASKED, MAX_BATCH, MAX_CHUNK, MAX_EAGER, MAX_FRAME, MAX_PASS, MAX_RECEIPT, MIN_WINDOW},
 };
 
 /// Why a conversation cannot go on.

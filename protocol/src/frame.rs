@@ -4,13 +4,11 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use minicbor::{Decode, Encode};
 use tokio_util::codec::{Decoder, Encoder};
 
+pub use crate::limits::MAX_FRAME;
 use crate::{
     Digest, Error, Malformed, Message, TransferId,
     message::{Chunk, MAX_CHUNK},
 };
-
-/// Most bytes of one frame after its length field: the largest chunk with its head, with some room.
-pub const MAX_FRAME: usize = MAX_CHUNK + 1024;
 
 /// A frame as it stands on the wire: type and body.
 pub type Frame = Message;

@@ -25,6 +25,7 @@ pub mod conversation;
 pub mod error;
 pub mod frame;
 pub mod keepalive;
+mod limits;
 pub mod message;
 pub mod name;
 mod questions;

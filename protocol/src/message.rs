@@ -3,6 +3,9 @@
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
 
+pub use crate::limits::{
+    MAX_ASKED, MAX_BATCH, MAX_CHUNK, MAX_EAGER, MAX_NAME, MAX_PASS, MAX_RECEIPT, MAX_TEXT, MIN_WINDOW,
+};
 use crate::{Digest, Malformed, Manifest, Mtime, Receipt, TransferId};
 
 /// The versions this crate speaks.
@@ -13,24 +16,6 @@ pub const VERSION_MAX: u16 = 3;
 pub const VERSION_FOLDERS: u16 = 2;
 /// Since it [`Forget`] may have times alone: of files that stay with their sender, and are not to be forgotten yet.
 pub const VERSION_KEPT_TIMES: u16 = 3;
-/// Most bytes of file in one [`Chunk`].
-pub const MAX_CHUNK: usize = 256 * 1024;
-/// A file up to this size may be offered `eager`: its one chunk and Done follow the offer at once.
-pub const MAX_EAGER: u64 = MAX_CHUNK as u64;
-/// Most receipts, or ids to forget, in one message.
-pub const MAX_BATCH: usize = 256;
-/// Most ids that a sender has asked about by Withdraw and Forget without an answer yet.
-pub const MAX_ASKED: usize = 1024;
-/// The last number that a pass may have; a transfer that needs more is declined.
-pub const MAX_PASS: u32 = 100;
-/// Smallest [`Hello::window`]: chunks and coalesced acknowledgements have to fit in it together.
-pub const MIN_WINDOW: u64 = 4 * MAX_CHUNK as u64;
-/// Most bytes of one receipt: body, key and signature together.
-pub const MAX_RECEIPT: usize = 16 * 1024;
-/// Most bytes of [`Hello::name`].
-pub const MAX_NAME: usize = 64;
-/// Most bytes of every other text.
-pub const MAX_TEXT: usize = 256;
 
 /// One message. File bytes are never inside CBOR: see [`Chunk`].
 #[derive(Clone, PartialEq, Debug)]
