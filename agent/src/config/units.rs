@@ -32,7 +32,7 @@ pub fn rate(value: &DeValue<'_>) -> Checked<u64> {
     RATE.read(value)
 }
 
-/// Writes a duration in the largest unit that divides it; [`duration`] reads it back.
+/// Writes a duration in the largest unit that divides it, as a config may have it.
 pub fn format_duration(duration: Duration) -> String {
     largest_unit(duration.as_millis(), DURATION.units, "")
 }

@@ -1,5 +1,5 @@
 //! The agent: wires the rooms, starts them, stops them, follows the config, and answers the control socket. It knows nothing
-//! of a job's way, which is the [`sender`](crate::sender)'s.
+//! of a job's way, which is the [`sender`]'s.
 
 mod adopt;
 mod arrival;
