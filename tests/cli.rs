@@ -27,7 +27,7 @@ fn exit_codes_of_what_goes_wrong() {
     ];
     for args in not_running {
         let ran = agent.run(args).exits(69);
-        assert!(ran.err().contains("dropwire run"), "no mend is named\n{ran}");
+        assert!(ran.err().contains("dropwire run"), "no hint is named\n{ran}");
         assert!(ran.stdout.is_empty(), "errors go to stderr\n{ran}");
     }
     let misused: [&[&str]; 6] = [

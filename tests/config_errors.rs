@@ -1,12 +1,12 @@
-//! Every config in `tests/bad-configs` is refused at the line it names, with cause and mend. Its first line says what
-//! has to come: `# expect: LINE: part of the message | part of the mend`.
+//! Every config in `tests/bad-configs` is refused at the line it names, with cause and hint. Its first line says what
+//! has to come: `# expect: LINE: part of the message | part of the hint`.
 
 use std::{fs, path::Path};
 
 use crate::harness::{Agent, settings::Settings};
 
 #[test]
-fn bad_configs_are_refused_with_line_cause_and_mend() {
+fn bad_configs_are_refused_with_line_cause_and_hint() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/bad-configs");
     let agent = Agent::new("reader", Settings::default());
     let mut wrong = Vec::new();
@@ -18,7 +18,7 @@ fn bad_configs_are_refused_with_line_cause_and_mend() {
         }
         cases += 1;
         let text = fs::read_to_string(&path).expect("a config");
-        let (line, message, mend) =
+        let (line, message, hint) =
             expectation(&text).unwrap_or_else(|| panic!("no `# expect:` in {}", path.display()));
         fs::copy(&path, &agent.config).expect("in place");
         let ran = agent.run(&["check"]);
@@ -27,9 +27,9 @@ fn bad_configs_are_refused_with_line_cause_and_mend() {
             || said
                 .lines()
                 .any(|l| l.trim_start().starts_with(&format!("{line} ")));
-        if ran.code != Some(78) || !points || !said.contains(message) || !said.contains(mend) {
+        if ran.code != Some(78) || !points || !said.contains(message) || !said.contains(hint) {
             wrong.push(format!(
-                "{}: want line {line}, `{message}`, `{mend}`\n{ran}",
+                "{}: want line {line}, `{message}`, `{hint}`\n{ran}",
                 path.display()
             ));
         }
@@ -50,6 +50,6 @@ fn expectation(text: &str) -> Option<(u32, &str, &str)> {
         .strip_prefix("# expect:")?
         .trim()
         .split_once(':')?;
-    let (message, mend) = rest.split_once('|').unwrap_or((rest, ""));
-    Some((line.trim().parse().ok()?, message.trim(), mend.trim()))
+    let (message, hint) = rest.split_once('|').unwrap_or((rest, ""));
+    Some((line.trim().parse().ok()?, message.trim(), hint.trim()))
 }

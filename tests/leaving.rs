@@ -86,7 +86,7 @@ fn a_disk_that_lost_what_was_moved_is_told_of() {
     let why = |name: &str| pair.laptop.run(&["why", name]).exits(0).out();
     let stuck = why("outbox/stuck");
     assert!(stuck.contains("delivered to office") && told(&stuck), "{stuck}");
-    fs::remove_file(loses).expect("the disk is mended");
+    fs::remove_file(loses).expect("the disk is fixed");
     pair.laptop.drop_file("next", b"next");
     pair.laptop.delivers(2);
     assert!(told(&why("outbox/next")) && path.exists());

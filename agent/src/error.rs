@@ -32,7 +32,7 @@ pub enum Exit {
     Config = 78,
 }
 
-/// An error that ends the command: what happened to what, why, and how to mend it.
+/// An error that ends the command: what happened to what, why, and how to fix it.
 #[derive(Debug)]
 pub struct Fatal {
     /// What the process exits with.
@@ -40,26 +40,26 @@ pub struct Fatal {
     /// Names the thing and the cause.
     pub message: String,
     /// What the user can do about it.
-    pub mend: Option<String>,
+    pub hint: Option<String>,
     /// What an agent that starts may wait for, as it passes by itself or by somebody's making room.
     pub passes: Option<Wait>,
 }
 
 impl Fatal {
-    /// A new error without a mend.
+    /// A new error without a hint.
     pub fn new(exit: Exit, message: impl fmt::Display) -> Self {
         Fatal {
             exit,
             message: message.to_string(),
-            mend: None,
+            hint: None,
             passes: None,
         }
     }
 
-    /// The same with a mend.
+    /// The same with a hint.
     #[must_use]
-    pub fn mend(mut self, mend: impl fmt::Display) -> Self {
-        self.mend = Some(mend.to_string());
+    pub fn hint(mut self, hint: impl fmt::Display) -> Self {
+        self.hint = Some(hint.to_string());
         self
     }
 

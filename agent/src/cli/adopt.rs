@@ -75,7 +75,7 @@ fn agreed() -> Result<bool, Fatal> {
     if !io::stdin().is_terminal() {
         return Err(
             Fatal::new(Exit::Usage, "nobody can be asked: standard input is no terminal")
-                .mend("add --yes if that is meant"),
+                .hint("add --yes if that is meant"),
         );
     }
     remark("\nAdopt it? [y/N]");

@@ -91,7 +91,7 @@ impl Finding {
             Told::Good(text) => format!("ok       {subject}: {text}"),
             Told::Note(text) => format!("note     {subject}: {text}"),
             Told::Trouble(fatal) => {
-                let help = fatal.mend.iter().map(|mend| format!("\n         help: {mend}"));
+                let help = fatal.hint.iter().map(|hint| format!("\n         help: {hint}"));
                 format!("trouble  {subject}: {fatal}{}", help.collect::<String>())
             }
         }
@@ -119,7 +119,7 @@ fn look(config: &Config, paths: &Paths) -> Result<Vec<Finding>, Fatal> {
         let private = daemon::check_private(&paths.state_dir).and_then(|()| {
             folders::writable(&paths.state_dir).map_err(|error| {
                 let what = format_args!("the agent cannot write in {}", shown(&paths.state_dir));
-                Fatal::io(what, &error).mend("let the user that runs the agent write there")
+                Fatal::io(what, &error).hint("let the user that runs the agent write there")
             })
         });
         let private = private.map(|()| "is closed to others".into());
@@ -187,7 +187,7 @@ fn running(agent: &StatusReport, paths: &Paths, identity: Option<&Identity>) -> 
                 format_args!("process {} is starting and waits: {text}", agent.pid),
             );
             Err(match waits {
-                Some(waits) => fatal.mend(&waits.hint),
+                Some(waits) => fatal.hint(&waits.hint),
                 None => fatal,
             })
         }
@@ -206,7 +206,7 @@ fn running(agent: &StatusReport, paths: &Paths, identity: Option<&Identity>) -> 
                 agent.id
             ),
         )
-        .mend("give this one a socket of its own: `control` in the config")),
+        .hint("give this one a socket of its own: `control` in the config")),
     };
     Finding::new("agent", told)
 }
@@ -216,13 +216,13 @@ fn report(config: &Config, paths: &Paths, findings: &[Finding], settings: &str) 
     let list: Vec<_> = findings
         .iter()
         .map(|finding| {
-            let (detail, mend) = match &finding.told {
+            let (detail, hint) = match &finding.told {
                 Told::Good(text) | Told::Note(text) => (text.clone(), None),
-                Told::Trouble(fatal) => (fatal.to_string(), fatal.mend.clone()),
+                Told::Trouble(fatal) => (fatal.to_string(), fatal.hint.clone()),
             };
             let note = matches!(finding.told, Told::Note(_));
             json!({
-                "subject": finding.subject, "ok": !finding.is_trouble(), "note": note, "detail": detail, "mend": mend,
+                "subject": finding.subject, "ok": !finding.is_trouble(), "note": note, "detail": detail, "hint": hint,
             })
         })
         .collect();

@@ -90,7 +90,7 @@ async fn tell(
                 Exit::NotYet,
                 format_args!("`{FILE}` was not delivered within {} seconds", PATIENCE.as_secs()),
             )
-            .mend("`dropwire -v demo` tells more")
+            .hint("`dropwire -v demo` tells more")
         })??;
     tell_first(&receipt, &inbox)?;
     if once {

@@ -11,12 +11,12 @@ use anstyle::{AnsiColor, Style};
 use super::logs;
 use crate::{config::Invalid, error::Fatal};
 
-/// Prints what happened and the mend; colours are taken out where stderr is no terminal or `NO_COLOR` is set.
+/// Prints what happened and the hint; colours are taken out where stderr is no terminal or `NO_COLOR` is set.
 pub fn report(fatal: &Fatal) -> ExitCode {
     let (error, help) = (bold(AnsiColor::Red), bold(AnsiColor::Cyan));
     let mut text = format!("{error}error{error:#}: {}\n", fatal.message);
-    if let Some(mend) = &fatal.mend {
-        text += &format!("{help}help{help:#}: {mend}\n");
+    if let Some(hint) = &fatal.hint {
+        text += &format!("{help}help{help:#}: {hint}\n");
     }
     let mut shown = AutoStream::new(Vec::new(), AutoStream::choice(&io::stderr()));
     let _ = shown.write_all(text.as_bytes()); // into memory

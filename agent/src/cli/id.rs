@@ -23,7 +23,7 @@ pub fn run(args: &Args, paths: &Paths) -> Result<(), Fatal> {
             Exit::NoInput,
             format_args!("there is no identity in {} yet", shown(&paths.state_dir)),
         )
-        .mend("`dropwire init` makes one")
+        .hint("`dropwire init` makes one")
     })?;
     let id = id::format(identity.id());
     match args.json {

@@ -65,7 +65,7 @@ fn write_config(args: &Args, flags: &Flags, paths: &Paths) -> Result<bool, Fatal
     // What the command line says is wrong before anything is written.
     config::parse(&text, &paths.config, config::home().as_deref()).map_err(|invalid| match invalid {
         Invalid::Content { diagnostics, .. } if !diagnostics.is_empty() => {
-            Fatal::new(Exit::Usage, &diagnostics[0].message).mend(&diagnostics[0].hint)
+            Fatal::new(Exit::Usage, &diagnostics[0].message).hint(&diagnostics[0].hint)
         }
         other => other.into(),
     })?;
@@ -102,7 +102,7 @@ fn new_config(args: &Args, flags: &Flags) -> Result<String, Fatal> {
     } else {
         let home = config::home().ok_or_else(|| {
             Fatal::new(Exit::Config, "there is no home folder for outbox and inbox")
-                .mend("set HOME, or use `dropwire --system init`")
+                .hint("set HOME, or use `dropwire --system init`")
         })?;
         (home.join("Outbox"), home.join("Inbox"))
     };

@@ -185,13 +185,13 @@ fn read_over(old: &Config, paths: &Paths, flags: &Flags) -> Result<Config, Fatal
     if is_empty(&config) && !is_empty(old) {
         let message = format!("{} names no outbox, inbox or peer any more", shown(&paths.config));
         return Err(
-            Fatal::new(Exit::Config, message).mend("write it anew; if that is meant, start the agent again")
+            Fatal::new(Exit::Config, message).hint("write it anew; if that is meant, start the agent again")
         );
     }
     config.check_paths(paths)?;
     if Paths::find(flags)? != *paths {
         let message = "`state_dir` or `control` is another now, which a running agent cannot follow";
-        return Err(Fatal::new(Exit::Config, message).mend("take it back, or start the agent again"));
+        return Err(Fatal::new(Exit::Config, message).hint("take it back, or start the agent again"));
     }
     Ok(config)
 }
@@ -234,7 +234,7 @@ async fn reload(
         }
     };
     if let Err(fatal) = &reloaded {
-        warn!(mend = fatal.mend, "the config stays as it was: {fatal}");
+        warn!(help = fatal.hint, "the config stays as it was: {fatal}");
     }
     agent.set_config_error(reloaded.as_ref().err().map(told));
     Ok(Some(agent))
@@ -242,9 +242,9 @@ async fn reload(
 
 /// As `status` shows it.
 fn told(fatal: &Fatal) -> String {
-    match &fatal.mend {
+    match &fatal.hint {
         None => fatal.message.clone(),
-        Some(mend) => format!("{}\nhelp: {mend}", fatal.message),
+        Some(hint) => format!("{}\nhelp: {hint}", fatal.message),
     }
 }
 
@@ -262,7 +262,7 @@ async fn restart(
             Exit::Failed,
             "what was under way did not end in time, so this process cannot go on with the new config",
         )
-        .mend("start the agent again (a service manager does that by itself); nothing is lost"));
+        .hint("start the agent again (a service manager does that by itself); nothing is lost"));
     }
     let start = async {
         match Agent::start(new, paths).await {

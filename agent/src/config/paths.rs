@@ -108,7 +108,7 @@ impl Config {
                 (Role::Control, paths.control.as_path()),
             ] {
                 if let Some(wrong) = folders::clash(own, place) {
-                    return Err(Fatal::new(Exit::Config, wrong.message).mend(wrong.hint));
+                    return Err(Fatal::new(Exit::Config, wrong.message).hint(wrong.hint));
                 }
             }
         }
@@ -129,7 +129,7 @@ pub fn check_control(control: &Path) -> Result<(), Fatal> {
             shown(control)
         ),
     )
-    .mend("name a shorter one: `control` in the config, `--control` or DROPWIRE_CONTROL"))
+    .hint("name a shorter one: `control` in the config, `--control` or DROPWIRE_CONTROL"))
 }
 
 const CONFIG_NAME: &str = "config.toml";

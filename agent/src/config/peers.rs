@@ -105,7 +105,7 @@ impl Config {
                 Exit::Config,
                 format_args!("the peer `{}` has this agent's own id", peer.name),
             )
-            .mend("write what `dropwire id` prints on the other machine")),
+            .hint("write what `dropwire id` prints on the other machine")),
         }
     }
 }

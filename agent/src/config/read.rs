@@ -108,19 +108,19 @@ fn is_pipe(_: &Path) -> bool {
 }
 
 fn no_config(message: String) -> Invalid {
-    Invalid::File(Fatal::new(Exit::Config, message).mend("name the config with `--config FILE`"))
+    Invalid::File(Fatal::new(Exit::Config, message).hint("name the config with `--config FILE`"))
 }
 
 fn unreadable(path: &Path, error: &io::Error) -> Invalid {
     let file = shown(path);
     Invalid::File(match error.kind() {
         io::ErrorKind::NotFound => Fatal::new(Exit::Config, format_args!("there is no config at {file}"))
-            .mend("`dropwire init` writes one; `--config FILE` names another"),
+            .hint("`dropwire init` writes one; `--config FILE` names another"),
         io::ErrorKind::PermissionDenied => Fatal::new(
             Exit::Permission,
             format_args!("the config {file} may not be read: {error}"),
         )
-        .mend("run as its owner, or let this user read it"),
+        .hint("run as its owner, or let this user read it"),
         _ => return no_config(format!("cannot read the config {file}: {error}")),
     })
 }

@@ -37,7 +37,7 @@ fn bad_configs_are_told_with_line_and_hint() {
             line => format!("{}:{line}:", file.display()),
         };
         let place = dropwire_protocol::name::escape(place.as_bytes());
-        let told = fatal.message + "\n" + fatal.mend.as_deref().unwrap_or_default();
+        let told = fatal.message + "\n" + fatal.hint.as_deref().unwrap_or_default();
         let complete =
             fatal.exit == Exit::Config && [&place, message, hint].iter().all(|part| told.contains(*part));
         if !complete || told.contains('\u{1b}') {
@@ -206,7 +206,7 @@ fn a_missing_file_and_a_folder_are_named() {
     let dir = tempfile::tempdir().unwrap();
     let missing = load(&dir.path().join("none.toml")).unwrap_err();
     assert_eq!(missing.exit, Exit::Config);
-    assert!(missing.message.contains("none.toml") && missing.mend.unwrap().contains("dropwire init"));
+    assert!(missing.message.contains("none.toml") && missing.hint.unwrap().contains("dropwire init"));
     assert_eq!(load(dir.path()).unwrap_err().exit, Exit::Config);
 }
 

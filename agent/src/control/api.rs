@@ -81,7 +81,7 @@ pub struct OutboxReport {
     pub queued: u64,
     /// Why nothing is taken from it at present.
     pub held: Option<String>,
-    /// Why nothing that was delivered leaves it, and the mend.
+    /// Why nothing that was delivered leaves it, and the hint.
     #[serde(default)]
     pub disposal_held: Option<String>,
     /// How many delivered files cannot leave it.

@@ -189,7 +189,7 @@ impl Client {
                 Exit::Unavailable,
                 format_args!("the agent gave no answer on {self} within {limit}"),
             )
-            .mend("see its log; end it and start it anew: dropwire run")
+            .hint("see its log; end it and start it anew: dropwire run")
         })
     }
 
@@ -199,14 +199,14 @@ impl Client {
                 Exit::Permission,
                 format_args!("not allowed to ask the agent on {self}: {error}"),
             )
-            .mend(
+            .hint(
                 "run this as the agent's user, or for a system service as a member of the group `dropwire`",
             ),
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Fatal::new(
                 Exit::Unavailable,
                 format_args!("the agent is not running (no answer at {self})"),
             )
-            .mend("start it: dropwire run"),
+            .hint("start it: dropwire run"),
             _ => Fatal::new(
                 Exit::Unavailable,
                 format_args!("the agent cannot be asked on {self}: {error}"),
@@ -224,7 +224,7 @@ impl Client {
                     "the agent on {self} has closed this connection: it is busy with other commands"
                 ),
             )
-            .mend("try again in a moment"),
+            .hint("try again in a moment"),
             _ => self.broken(error),
         }
     }
@@ -234,7 +234,7 @@ impl Client {
             Exit::Unavailable,
             format_args!("the agent on {self} ended before its answer did: {error}"),
         )
-        .mend("start it again: dropwire run")
+        .hint("start it again: dropwire run")
     }
 }
 
@@ -319,7 +319,7 @@ fn not_understood(why: impl std::fmt::Display) -> Fatal {
         Exit::Failed,
         format_args!("the agent's answer is not understood: {why}"),
     )
-    .mend("use the same version of dropwire for the agent and for commands")
+    .hint("use the same version of dropwire for the agent and for commands")
 }
 
 fn query(filter: &JobFilter) -> String {
@@ -355,7 +355,7 @@ mod tests {
     use crate::control::api::JobState;
 
     #[test]
-    fn a_connection_that_fails_says_how_to_mend_it() {
+    fn a_connection_that_fails_says_how_to_fix_it() {
         let client = Client::new(Path::new("/run/a\x1bb.sock"));
         let cases = [
             (io::ErrorKind::NotFound, Exit::Unavailable, Some("dropwire run")),
@@ -371,13 +371,13 @@ mod tests {
             ),
             (io::ErrorKind::Unsupported, Exit::Unavailable, None),
         ];
-        for (kind, exit, mend) in cases {
+        for (kind, exit, hint) in cases {
             let fatal = client.no_connection(&kind.into());
             assert_eq!(fatal.exit, exit, "{kind}");
             assert!(fatal.message.contains("/run/a\\u{1b}b.sock"), "{fatal}");
-            assert_eq!(fatal.mend.is_some(), mend.is_some(), "{kind}");
+            assert_eq!(fatal.hint.is_some(), hint.is_some(), "{kind}");
             assert!(
-                fatal.mend.unwrap_or_default().contains(mend.unwrap_or_default()),
+                fatal.hint.unwrap_or_default().contains(hint.unwrap_or_default()),
                 "{kind}"
             );
         }

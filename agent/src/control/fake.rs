@@ -62,7 +62,7 @@ impl Agent for Fake {
         }
         let made = self.pages_made.fetch_add(1, Ordering::SeqCst);
         if self.broken_after == Some(made) {
-            return Err(Fatal::new(Exit::Disk, "the job list cannot be read").mend("look at the disk"));
+            return Err(Fatal::new(Exit::Disk, "the job list cannot be read").hint("look at the disk"));
         }
         let start: u64 = page.map_or(0, |token| token.parse().unwrap());
         let end = self.jobs.min(start + PAGE as u64);
@@ -76,7 +76,7 @@ impl Agent for Fake {
     async fn job(&self, id: String) -> Result<JobReport, Fatal> {
         let number = u64::from_str_radix(&id, 16).ok().filter(|_| id.len() == 32);
         let Some(number) = number else {
-            return Err(Fatal::new(Exit::NoInput, format_args!("no job {id}")).mend("see: dropwire jobs"));
+            return Err(Fatal::new(Exit::NoInput, format_args!("no job {id}")).hint("see: dropwire jobs"));
         };
         let first = self.asked.lock().unwrap().insert(id);
         Ok(job(

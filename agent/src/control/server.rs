@@ -79,7 +79,7 @@ pub async fn serve<A: Agent>(mut socket: Socket, agent: Arc<A>, cancel: Cancella
 fn refuse(stream: &Stream) {
     let failure = Failure::from(
         Fatal::new(Exit::NotYet, "the agent is busy with this user's other commands")
-            .mend("try again in a moment"),
+            .hint("try again in a moment"),
     );
     let Ok(body) = serde_json::to_string(&failure) else {
         return; // text and numbers: it cannot fail
@@ -190,7 +190,7 @@ struct GoesOn;
 async fn read(body: Body, place: &Place) -> Result<(Bytes, Option<OwnedSemaphorePermit>), Fatal> {
     let too_large = || {
         let text = "the request is larger than the agent takes (1 MiB)";
-        Fatal::new(Exit::Usage, text).mend("name fewer at a time")
+        Fatal::new(Exit::Usage, text).hint("name fewer at a time")
     };
     if crate::fault::mutant("control-request") {
         return Ok((

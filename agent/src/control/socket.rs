@@ -111,7 +111,7 @@ mod system {
     pub fn bind(path: &Path, access: &Access) -> Result<Listener, Fatal> {
         let address = SockAddr::unix(path).map_err(|_| {
             cannot(path, "the path is too long for a socket")
-                .mend("give a shorter one: DROPWIRE_CONTROL, or `control` in the config")
+                .hint("give a shorter one: DROPWIRE_CONTROL, or `control` in the config")
         })?;
         make_folder(path, access)?;
         remove_stale(path, &address)?;
@@ -150,7 +150,7 @@ mod system {
             Err(error) => return Err(failed(path, &error)),
             Ok(there) if !there.file_type().is_socket() => {
                 return Err(cannot(path, "there is a file that is no socket")
-                    .mend("move it away, or name another path"));
+                    .hint("move it away, or name another path"));
             }
             Ok(_) => {}
         }
@@ -163,7 +163,7 @@ mod system {
             // Connected, or so many wait that the call would block: somebody is there.
             _ => {
                 return Err(cannot(path, "another agent answers there")
-                    .mend("stop that agent, or give this one its own `state_dir` and `control`"));
+                    .hint("stop that agent, or give this one its own `state_dir` and `control`"));
             }
         }
         match fs::remove_file(path) {
@@ -235,7 +235,7 @@ mod system {
             Some(_) => failed,
             // Some file systems have no sockets.
             None => failed
-                .mend("set `control` in the config to a path on a local disk that the agent may write to"),
+                .hint("set `control` in the config to a path on a local disk that the agent may write to"),
         }
     }
 
@@ -324,7 +324,7 @@ mod system {
             let folder = tempfile::tempdir().unwrap();
             let error = bind(&folder.path().join("x".repeat(200)), &Access::Owner).unwrap_err();
             assert!(
-                error.message.contains("too long") && error.mend.is_some(),
+                error.message.contains("too long") && error.hint.is_some(),
                 "{error}"
             );
         }

@@ -101,12 +101,12 @@ async fn a_path_that_is_not_utf_8_arrives_as_it_is() {
 }
 
 #[tokio::test]
-async fn the_agents_errors_keep_exit_message_and_mend() {
+async fn the_agents_errors_keep_exit_message_and_hint() {
     let served = serve(Fake::default());
     let error = served.client.job("ffff/../&?").await.unwrap_err();
     assert_eq!(error.exit, Exit::NoInput);
     assert_eq!(error.message, "no job ffff/../&?");
-    assert_eq!(error.mend.as_deref(), Some("see: dropwire jobs"));
+    assert_eq!(error.hint.as_deref(), Some("see: dropwire jobs"));
 
     let filter = JobFilter {
         peer: Some("nobody & co".into()),
@@ -173,7 +173,7 @@ async fn a_listing_that_breaks_says_so_after_what_it_had() {
     }
     let error = lines.next().await.unwrap_err();
     assert_eq!(
-        (error.exit, error.mend.as_deref()),
+        (error.exit, error.hint.as_deref()),
         (Exit::Disk, Some("look at the disk"))
     );
 }
@@ -188,7 +188,7 @@ async fn without_an_agent_the_answer_is_69_and_how_to_start_it() {
         error.message,
         format!("the agent is not running (no answer at {})", path.display())
     );
-    assert_eq!(error.mend.as_deref(), Some("start it: dropwire run"));
+    assert_eq!(error.hint.as_deref(), Some("start it: dropwire run"));
 }
 
 #[tokio::test]
@@ -224,7 +224,7 @@ async fn a_connection_that_is_closed_for_another_is_no_agent_that_ended() {
     let error = Client::new(&path).status().await.unwrap_err();
     assert_eq!(error.exit, Exit::Unavailable);
     assert!(error.message.contains("busy"), "{error}");
-    assert!(error.mend.unwrap().contains("try again"));
+    assert!(error.hint.unwrap().contains("try again"));
 }
 
 #[tokio::test]

@@ -80,7 +80,7 @@ impl Socket {
     /// Once, as long as the reason stays the same.
     fn tell(&mut self, fatal: &Fatal) {
         if self.told.as_ref() != Some(&fatal.message) {
-            tracing::warn!(help = fatal.mend, "commands do not reach this agent: {fatal}");
+            tracing::warn!(help = fatal.hint, "commands do not reach this agent: {fatal}");
             self.told = Some(fatal.message.clone());
         }
     }

@@ -138,7 +138,7 @@ pub struct Failure {
     /// What happened to what, and why.
     pub message: String,
     /// What the user can do about it.
-    pub mend: Option<String>,
+    pub hint: Option<String>,
 }
 
 impl From<Fatal> for Failure {
@@ -146,7 +146,7 @@ impl From<Fatal> for Failure {
         Failure {
             exit: fatal.exit as u8,
             message: fatal.message,
-            mend: fatal.mend,
+            hint: fatal.hint,
         }
     }
 }
@@ -159,7 +159,7 @@ impl From<Failure> for Fatal {
             .find(|exit| *exit as u8 == failure.exit)
             .unwrap_or(Exit::Failed);
         Fatal {
-            mend: failure.mend,
+            hint: failure.hint,
             ..Fatal::new(exit, failure.message)
         }
     }
@@ -197,7 +197,7 @@ mod tests {
     #[test]
     fn every_failure_keeps_its_exit_code() {
         for exit in FAILURES {
-            let there: Failure = Fatal::new(exit, "message").mend("mend").into();
+            let there: Failure = Fatal::new(exit, "message").hint("hint").into();
             let back: Fatal = there.clone().into();
             assert_eq!(back.exit, exit);
             assert_eq!(Failure::from(back), there);
@@ -205,7 +205,7 @@ mod tests {
         let unknown = Failure {
             exit: 0,
             message: String::new(),
-            mend: None,
+            hint: None,
         };
         assert_eq!(Fatal::from(unknown).exit, Exit::Failed);
     }

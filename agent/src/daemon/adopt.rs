@@ -222,10 +222,10 @@ impl Adopter {
             .await?
         };
         let seen = seen.map_err(|e| {
-            Fatal::io(format_args!("cannot open {}", shown(&path)), &e).mend("make or mount the folder first")
+            Fatal::io(format_args!("cannot open {}", shown(&path)), &e).hint("make or mount the folder first")
         })?;
         if let Some(parted) = seen.parted {
-            return Err(Fatal::new(Exit::Config, parted).mend("nothing needs to be adopted"));
+            return Err(Fatal::new(Exit::Config, parted).hint("nothing needs to be adopted"));
         }
         let mut reply = AdoptReply {
             folder: shown(&path),
@@ -238,7 +238,7 @@ impl Adopter {
         }
         if is_one_of_two {
             return Err(Fatal::new(Exit::Config, reply.reason.unwrap_or_default())
-                .mend("an id of its own would only take it from the other"));
+                .hint("an id of its own would only take it from the other"));
         }
         if of_the_whole(&path, is_inbox, &seen, &known).is_none() {
             return without_disks(&path, is_inbox, reply, request.go).await;
@@ -271,7 +271,7 @@ impl Adopter {
                 Exit::NoInput,
                 format_args!("{} is no inbox or outbox of this agent", shown(path)),
             )
-            .mend("name it in the config first")
+            .hint("name it in the config first")
         })?;
         let inbox = self.config.inbox.as_ref();
         Ok((folder.clone(), inbox.is_some_and(|inbox| inbox.path == *folder)))
@@ -437,7 +437,7 @@ fn replace(
                 Exit::CannotCreate,
                 format_args!("{} is in use by another dropwire process", shown(path)),
             )
-            .mend("stop that agent, or take the folder out of its config"),
+            .hint("stop that agent, or take the folder out of its config"),
             _ => failed(e),
         })?;
     }

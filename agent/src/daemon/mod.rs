@@ -256,7 +256,7 @@ impl Agent {
     /// Returns only when the agent has to end: its job list cannot be written any more.
     pub async fn wait(&mut self) -> Fatal {
         let why = chain(&self.db.failed().await);
-        Fatal::new(Exit::Disk, format_args!("the job list failed: {why}")).mend(format_args!(
+        Fatal::new(Exit::Disk, format_args!("the job list failed: {why}")).hint(format_args!(
             "check the disk of {}, then start the agent again; nothing is lost",
             shown(&self.state_dir)
         ))
@@ -287,5 +287,5 @@ impl Agent {
 }
 
 fn job_list(error: &DbError) -> Fatal {
-    Fatal::new(Exit::Disk, chain(error)).mend("check the disk of the state folder")
+    Fatal::new(Exit::Disk, chain(error)).hint("check the disk of the state folder")
 }

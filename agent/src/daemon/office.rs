@@ -457,12 +457,12 @@ impl Office {
         let config = self.config.get();
         if let Some(outbox) = config.outboxes.iter().find(|o| path.starts_with(&o.path)) {
             let message = format!("there is no file {}, and none was ever queued", shown(path));
-            let mend = format!("name a file that lies in {} or did", shown(&outbox.path));
-            return Fatal::new(Exit::NoInput, message).mend(mend);
+            let hint = format!("name a file that lies in {} or did", shown(&outbox.path));
+            return Fatal::new(Exit::NoInput, message).hint(hint);
         }
         let message = format!("{} is in no outbox and was never queued", shown(path));
         Fatal::new(Exit::NoInput, message)
-            .mend("`dropwire status` shows the outboxes, `dropwire jobs` the files that were queued")
+            .hint("`dropwire status` shows the outboxes, `dropwire jobs` the files that were queued")
     }
 
     fn peer_links(&self) -> HashMap<AgentId, PeerLink> {

@@ -132,7 +132,7 @@ pub fn find_peer<'a>(config: &'a Config, wanted: &str) -> Result<&'a config::Pee
             Exit::Usage,
             format_args!("no peer is called {}", escape(wanted.as_bytes())),
         )
-        .mend(format_args!("the config has: {}", names.join(", ")))
+        .hint(format_args!("the config has: {}", names.join(", ")))
     })
 }
 

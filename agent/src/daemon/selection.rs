@@ -41,7 +41,7 @@ pub async fn apply(
     } else {
         let peer = which.peer.map(|p| names.whose_jobs(&p)).transpose()?;
         if peer.is_none() && !which.all {
-            return Err(Fatal::new(Exit::Usage, "no job is named").mend("name jobs, a peer, or --all"));
+            return Err(Fatal::new(Exit::Usage, "no job is named").hint("name jobs, a peer, or --all"));
         }
         change_all(queue, peer, change).await?
     };
@@ -65,7 +65,7 @@ pub async fn one_job(queue: &Queue, prefix: &str) -> Result<TransferId, Fatal> {
             Exit::NoInput,
             format_args!("more than one job begins with {}", escape(prefix.as_bytes())),
         )
-        .mend("give more digits")),
+        .hint("give more digits")),
     }
 }
 
@@ -75,7 +75,7 @@ pub fn no_such_job(prefix: &str) -> Fatal {
         Exit::NoInput,
         format_args!("no job begins with {}", escape(prefix.as_bytes())),
     )
-    .mend("`dropwire jobs` lists them")
+    .hint("`dropwire jobs` lists them")
 }
 
 /// The next page of a listing.

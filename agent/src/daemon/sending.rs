@@ -83,7 +83,7 @@ pub async fn take(
         return Err(Fatal::new(Exit::Usage, "this is no request to send files"));
     }
     if let Some(full) = db.is_short_of_room() {
-        return Err(Fatal::new(Exit::Disk, full.text).mend(full.hint));
+        return Err(Fatal::new(Exit::Disk, full.text).hint(full.hint));
     }
     // Whoever asked may go before the answer; what is begun for them is ended all the same.
     let asked = CancellationToken::new();
@@ -203,9 +203,9 @@ fn not_taken(error: &SpoolError) -> Fatal {
     let with = |exit: Exit| Fatal::new(exit, &fatal.message);
     match (error.source.kind(), meaning(&error.source)) {
         (ErrorKind::InvalidInput, _) => with(Exit::NoInput),
-        (ErrorKind::WouldBlock, _) => with(Exit::NotYet).mend("try again once it is closed"),
+        (ErrorKind::WouldBlock, _) => with(Exit::NotYet).hint("try again once it is closed"),
         (_, Meaning::NotNow(Wait::Shortage)) => {
-            with(Exit::NotYet).mend("the agent is short of descriptors or memory: try again in a moment")
+            with(Exit::NotYet).hint("the agent is short of descriptors or memory: try again in a moment")
         }
         _ => fatal,
     }

@@ -71,9 +71,9 @@ impl Starting {
         self.office().await.map_err(|trouble| match trouble {
             Some(trouble) => {
                 let text = format!("the agent is starting and waits: {}", trouble.text);
-                Fatal::new(Exit::Unavailable, text).mend(trouble.hint)
+                Fatal::new(Exit::Unavailable, text).hint(trouble.hint)
             }
-            None => Fatal::new(Exit::Unavailable, "the agent is starting").mend("try again in a moment"),
+            None => Fatal::new(Exit::Unavailable, "the agent is starting").hint("try again in a moment"),
         })
     }
 

@@ -79,7 +79,7 @@ pub fn private_folder(dir: &Path) -> Result<(), Fatal> {
             // Something else has the name, or stands on the way.
             io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory => {
                 Fatal::new(Exit::CannotCreate, format_args!("{} is not a folder", shown(dir)))
-                    .mend("name another with `state_dir` or `--state-dir`")
+                    .hint("name another with `state_dir` or `--state-dir`")
             }
             _ => failed(&error),
         })?;
@@ -108,7 +108,7 @@ pub fn check_private(dir: &Path) -> Result<(), Fatal> {
             shown(dir)
         ),
     )
-    .mend(format_args!(
+    .hint(format_args!(
         "chmod 700 {} (where that changes nothing, as on FAT and NTFS, choose another `state_dir`)",
         shown(dir)
     )))
@@ -143,7 +143,7 @@ fn only_files(folder: &Path) -> Result<(), Fatal> {
                 "{} is no ordinary file, as one of dropwire's own has to be",
                 shown(&path)
             );
-            return Err(Fatal::new(Exit::CannotCreate, text).mend("move it away, then start the agent again"));
+            return Err(Fatal::new(Exit::CannotCreate, text).hint("move it away, then start the agent again"));
         }
     }
     Ok(())
@@ -156,14 +156,14 @@ fn lock(path: &Path) -> Result<fs::File, Fatal> {
         .truncate(false)
         .write(true)
         .open(path)
-        .map_err(|e| Fatal::io(doing(), &e).mend("let the user that runs the agent write in that folder"))?;
+        .map_err(|e| Fatal::io(doing(), &e).hint("let the user that runs the agent write in that folder"))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(fs::TryLockError::WouldBlock) => Err(Fatal::new(
             Exit::CannotCreate,
             format_args!("{}: another agent uses it", doing()),
         )
-        .mend("stop that agent, or give this one a state folder of its own (state_dir)")),
+        .hint("stop that agent, or give this one a state folder of its own (state_dir)")),
         Err(fs::TryLockError::Error(e)) => Err(Fatal::io(doing(), &e)),
     }
 }
@@ -171,16 +171,16 @@ fn lock(path: &Path) -> Result<fs::File, Fatal> {
 fn open_failed(file: &Path, error: &OpenError) -> Fatal {
     let message = format!("{}: {}", shown(file), chain(error));
     match error {
-        OpenError::Damaged(_) => Fatal::new(Exit::Data, message).mend(
+        OpenError::Damaged(_) => Fatal::new(Exit::Data, message).hint(
             "nothing was sent or changed; restore the file from a backup, or move it away: then whatever still \
              lies in the outboxes is offered again, and peers that kept their ledger take nothing twice",
         ),
-        OpenError::Newer(_) => Fatal::new(Exit::Data, message).mend("install that newer dropwire again"),
+        OpenError::Newer(_) => Fatal::new(Exit::Data, message).hint("install that newer dropwire again"),
         OpenError::NotNow(wait, reason) => Fatal {
             passes: Some(*wait),
-            ..Fatal::new(Exit::Disk, message).mend(db::told(*wait, reason, file).1)
+            ..Fatal::new(Exit::Disk, message).hint(db::told(*wait, reason, file).1)
         },
-        OpenError::Cannot(_) => Fatal::new(Exit::Disk, message).mend("free space or mend the disk or its permissions"),
+        OpenError::Cannot(_) => Fatal::new(Exit::Disk, message).hint("free space, or fix the disk or its permissions"),
     }
 }
 
@@ -207,7 +207,7 @@ mod tests {
         open(&missing);
         let refused = private_folder(&missing).unwrap_err();
         assert_eq!(refused.exit, Exit::Permission);
-        assert!(refused.mend.unwrap().starts_with("chmod 700"));
+        assert!(refused.hint.unwrap().starts_with("chmod 700"));
         assert_eq!(mode(&missing), 0o755, "and is left as it is");
 
         let state = missing.join("state");

@@ -208,13 +208,13 @@ fn lost(state_dir: &Path) -> Fatal {
         Exit::Data,
         format_args!("{KEY_FILE} is missing from {folder}, where the job list {JOB_LIST} belongs to it"),
     )
-    .mend(ways_out(state_dir))
+    .hint(ways_out(state_dir))
 }
 
 /// What has the key's name is none.
 fn unusable(state_dir: &Path, is: &str) -> Fatal {
     let path = shown(&state_dir.join(KEY_FILE));
-    Fatal::new(Exit::Data, format_args!("this agent's key {path} {is}")).mend(ways_out(state_dir))
+    Fatal::new(Exit::Data, format_args!("this agent's key {path} {is}")).hint(ways_out(state_dir))
 }
 
 /// A key beside a job list is never made anew, so the folder has to go with it.
@@ -245,7 +245,7 @@ fn check_private(file: &File, path: &Path) -> Result<(), Fatal> {
             shown(path)
         ),
     )
-    .mend(format_args!("chmod 600 '{}'", shown(path))))
+    .hint(format_args!("chmod 600 '{}'", shown(path))))
 }
 
 /// Elsewhere the file inherits the access list of the user's own folder.
@@ -325,7 +325,7 @@ mod tests {
             std::fs::write(&path, &bad).unwrap();
             let error = Identity::load_or_create(dir.path()).err().unwrap();
             assert_eq!(error.exit, Exit::Data, "{error}");
-            assert!(error.mend.is_some());
+            assert!(error.hint.is_some());
             assert_eq!(
                 std::fs::read_to_string(&path).unwrap(),
                 bad,
@@ -357,7 +357,7 @@ mod tests {
                     error.message.contains("identity.key") && error.message.contains(is),
                     "{error}"
                 );
-                assert!(error.mend.unwrap().contains("backup"));
+                assert!(error.hint.unwrap().contains("backup"));
             }
             std::fs::remove_dir(&path)
                 .or_else(|_| std::fs::remove_file(&path))
@@ -392,8 +392,8 @@ mod tests {
         ] {
             let error = result.unwrap_err();
             assert_eq!(error.exit, Exit::Data);
-            let mend = error.mend.unwrap();
-            assert!(mend.contains("backup") && mend.contains("new id"), "{mend}");
+            let hint = error.hint.unwrap();
+            assert!(hint.contains("backup") && hint.contains("new id"), "{hint}");
         }
         assert!(!key.exists());
         #[cfg(unix)]
@@ -429,7 +429,7 @@ mod tests {
                 Err(error) => {
                     assert!(!fine, "{mode:o}: {error}");
                     assert_eq!(error.exit, Exit::Permission);
-                    assert!(error.mend.unwrap().starts_with("chmod 600 "));
+                    assert!(error.hint.unwrap().starts_with("chmod 600 "));
                 }
             }
         }

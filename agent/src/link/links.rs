@@ -55,7 +55,7 @@ pub struct Links {
 }
 
 /// Takes the address to listen on, `host:port`; nobody is let in yet. One that cannot be used: [`Exit::CannotCreate`]
-/// or [`Exit::Permission`], with a mend.
+/// or [`Exit::Permission`], with a hint.
 pub async fn bind(address: &str) -> Result<TcpListener, Fatal> {
     let bound = timeout(LOOK_UP, TcpListener::bind(address)).await;
     bound
@@ -240,7 +240,7 @@ impl Links {
 }
 
 fn cannot_listen(address: &str, error: &io::Error) -> Fatal {
-    let (exit, mend) = match error.kind() {
+    let (exit, hint) = match error.kind() {
         io::ErrorKind::PermissionDenied => (Exit::Permission, "take a port above 1023"),
         io::ErrorKind::AddrInUse => (
             Exit::CannotCreate,
@@ -251,7 +251,7 @@ fn cannot_listen(address: &str, error: &io::Error) -> Fatal {
             "`listen` must name an address of this machine, such as 0.0.0.0:7420",
         ),
     };
-    Fatal::new(exit, format_args!("cannot listen on {address}: {error}")).mend(mend)
+    Fatal::new(exit, format_args!("cannot listen on {address}: {error}")).hint(hint)
 }
 
 /// Connections that are no link yet; each takes some 30 KiB.

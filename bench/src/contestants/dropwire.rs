@@ -25,8 +25,8 @@ impl Contestant for Dropwire {
     }
 
     fn missing(&self) -> Option<String> {
-        let mend = || format!("no {}: `cargo build --release` makes one", self.program.display());
-        (!self.program.is_file()).then(mend)
+        let hint = || format!("no {}: `cargo build --release` makes one", self.program.display());
+        (!self.program.is_file()).then(hint)
     }
 
     fn is_ours(&self) -> bool {

@@ -38,8 +38,8 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let program = match choose_program(arguments.dropwire) {
         Ok(program) => program,
-        Err(mend) => {
-            eprintln!("{mend}");
+        Err(hint) => {
+            eprintln!("{hint}");
             return ExitCode::from(2);
         }
     };

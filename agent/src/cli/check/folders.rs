@@ -73,8 +73,8 @@ fn folder(path: &Path, held: Option<&str>) -> Result<String, Fatal> {
     let metadata = path.metadata().map_err(|error| {
         let fatal = Fatal::io(shown(path), &error);
         match error.kind() {
-            io::ErrorKind::NotFound => fatal.mend("make it, or run `dropwire init`; the agent waits for it"),
-            _ => fatal.mend("let this user enter the folders above it"),
+            io::ErrorKind::NotFound => fatal.hint("make it, or run `dropwire init`; the agent waits for it"),
+            _ => fatal.hint("let this user enter the folders above it"),
         }
     })?;
     if !metadata.is_dir() {
@@ -82,11 +82,11 @@ fn folder(path: &Path, held: Option<&str>) -> Result<String, Fatal> {
             Exit::CannotCreate,
             format_args!("{} is not a folder", shown(path)),
         )
-        .mend("name a folder"));
+        .hint("name a folder"));
     }
     writable(path).map_err(|error| {
         Fatal::io(format_args!("cannot read and write in {}", shown(path)), &error)
-            .mend("let the user that runs the agent read and write there")
+            .hint("let the user that runs the agent read and write there")
     })?;
     match held {
         None => Ok("can be read and written".into()),
@@ -124,7 +124,7 @@ fn mounts(outbox: &config::Outbox, cannot_leave: bool) -> Option<Result<Told, Fa
     let root = confined::root(&outbox.path).ok();
     if outbox.after_send == AfterSend::Archive && root.as_ref().is_some_and(has_archive_elsewhere) {
         let fatal = Fatal::new(Exit::Config, border::NO_ARCHIVE);
-        return Some(Err(fatal.mend(border::NO_ARCHIVE_HELP)));
+        return Some(Err(fatal.hint(border::NO_ARCHIVE_HELP)));
     }
     let missing = root.and_then(|root| border::missing(&root).ok());
     if let Some(at) = missing.iter().flatten().next() {
@@ -135,7 +135,7 @@ fn mounts(outbox: &config::Outbox, cannot_leave: bool) -> Option<Result<Told, Fa
                 Exit::NoInput,
                 format_args!("{what}: what was delivered from it cannot leave"),
             )
-            .mend(format_args!("mount it again; if it is gone for good: `{adopt}`"))),
+            .hint(format_args!("mount it again; if it is gone for good: `{adopt}`"))),
             false => Ok(Told::Note(format!("{what}; if it is gone for good: `{adopt}`"))),
         });
     }
@@ -150,7 +150,7 @@ fn mounts(outbox: &config::Outbox, cannot_leave: bool) -> Option<Result<Told, Fa
                               one cannot leave"
                 ),
             );
-            return Some(Err(fatal.mend(
+            return Some(Err(fatal.hint(
                 "set `folder = \"files\"` or `after_send = \"keep\"`, or mount it elsewhere",
             )));
         }
@@ -158,7 +158,7 @@ fn mounts(outbox: &config::Outbox, cannot_leave: bool) -> Option<Result<Told, Fa
         let what = format_args!(
             "cannot read and write in {at}, which is mounted in it: what is delivered cannot leave"
         );
-        Some(Err(Fatal::io(what, &error).mend(
+        Some(Err(Fatal::io(what, &error).hint(
             "let the user that runs the agent write there, or set `after_send = \"keep\"`",
         )))
     })
@@ -180,7 +180,7 @@ fn waits(outbox: &config::Outbox) -> Option<Fatal> {
                 "`max_wait` ({max_wait}) is shorter than `quiet` ({quiet}), so that files are reported while they only rest"
             ),
         )
-        .mend("make `max_wait` longer than `quiet`")
+        .hint("make `max_wait` longer than `quiet`")
     })
 }
 
@@ -194,7 +194,7 @@ fn room(disk: Disk, min_free: Option<u64>) -> Result<String, Fatal> {
         Exit::Disk,
         format_args!("only {free} of {size} are free and `min_free` keeps {kept}: every file is declined"),
     );
-    Err(fatal.mend("free space on its disk, or lower `min_free`"))
+    Err(fatal.hint("free space on its disk, or lower `min_free`"))
 }
 
 /// What its file system is not trusted with.
@@ -232,7 +232,7 @@ mod tests {
         assert!(held.message.contains("another one has it"), "{held}");
         let missing = folder(&dir.path().join("none"), None).unwrap_err();
         assert_eq!(missing.exit, Exit::NoInput);
-        assert!(missing.mend.is_some());
+        assert!(missing.hint.is_some());
         let file = dir.path().join("file");
         std::fs::write(&file, "").unwrap();
         assert_eq!(folder(&file, None).unwrap_err().exit, Exit::CannotCreate);

@@ -58,7 +58,7 @@ async fn listen(address: &str, ours: Option<SocketAddr>) -> Result<String, Fatal
                 Exit::CannotCreate,
                 format_args!("cannot look up {address}: {error}"),
             );
-            return Err(fatal.mend("write an address of this machine in `listen`, or `0.0.0.0` for all"));
+            return Err(fatal.hint("write an address of this machine in `listen`, or `0.0.0.0` for all"));
         }
     };
     // With port 0 the system chose one.
@@ -78,14 +78,14 @@ async fn listen(address: &str, ours: Option<SocketAddr>) -> Result<String, Fatal
                 io::ErrorKind::PermissionDenied => Exit::Permission,
                 _ => Exit::CannotCreate,
             };
-            let mend = match error.kind() {
+            let hint = match error.kind() {
                 io::ErrorKind::AddrInUse => {
                     "another program has it, or another agent: choose another port in `listen`"
                 }
                 io::ErrorKind::PermissionDenied => "choose a port above 1023 in `listen`",
                 _ => "write an address of this machine in `listen`, or `0.0.0.0` for all",
             };
-            Err(Fatal::new(exit, format_args!("cannot listen on {address}: {error}")).mend(mend))
+            Err(Fatal::new(exit, format_args!("cannot listen on {address}: {error}")).hint(hint))
         }
     }
 }
@@ -128,7 +128,7 @@ async fn reach(peer: &Peer, listens: bool, identity: Option<&Identity>) -> Told 
                         "nobody can dial: this machine has no `listen`, and {name} has no `address`"
                     ),
                 )
-                .mend(format_args!(
+                .hint(format_args!(
                     "write the `address` of {name}, or `listen` at the top of this config"
                 )),
             ),
@@ -144,7 +144,7 @@ async fn reach(peer: &Peer, listens: bool, identity: Option<&Identity>) -> Told 
             "does not answer now; its files wait until it does, or dials ({error})"
         )),
         Err(Unreached::Unknown(error)) => Told::Trouble(
-            unavailable(format!("cannot look up {address}: {error}")).mend(format_args!(
+            unavailable(format!("cannot look up {address}: {error}")).hint(format_args!(
                 "correct the `address` of {name}, or the name service of this machine"
             )),
         ),

@@ -35,26 +35,26 @@ fn find(program: &str, search: &[PathBuf]) -> Result<String, Fatal> {
                 Exit::NoInput,
                 format_args!("there is no program {name} in the folders that PATH names here"),
             )
-            .mend("write its whole path, from `/` on")
+            .hint("write its whole path, from `/` on")
         })
 }
 
 fn runnable(path: &Path) -> Result<(), Fatal> {
     let name = shown(path);
     let metadata = path.metadata().map_err(|error| {
-        Fatal::io(format_args!("cannot run {name}"), &error).mend("correct its path, or install it there")
+        Fatal::io(format_args!("cannot run {name}"), &error).hint("correct its path, or install it there")
     })?;
     if !metadata.is_file() {
         let fatal = Fatal::new(
             Exit::Config,
             format_args!("{name} is not a program, but a folder or device"),
         );
-        return Err(fatal.mend("write the path of a program"));
+        return Err(fatal.hint("write the path of a program"));
     }
     #[cfg(unix)]
     rustix::fs::access(path, rustix::fs::Access::EXEC_OK).map_err(|error| {
         Fatal::io(format_args!("cannot run {name}"), &error.into())
-            .mend(format_args!("make it executable: chmod +x '{name}'"))
+            .hint(format_args!("make it executable: chmod +x '{name}'"))
     })?;
     Ok(())
 }

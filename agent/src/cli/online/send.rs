@@ -116,7 +116,7 @@ async fn pass_group(sending: &mut Sending, peers: &[String], mut group: Vec<Open
             waited += PAUSE;
         } else {
             let message = "the agent has too many files open to take another";
-            return Err(Fatal::new(Exit::NotYet, message).mend("try again in a moment"));
+            return Err(Fatal::new(Exit::NotYet, message).hint("try again in a moment"));
         }
     }
     Ok(())

@@ -167,12 +167,12 @@ impl Waiting {
                 Exit::NotYet,
                 format_args!("{missing} of {total} jobs not delivered yet"),
             )
-            .mend("the agent goes on with them; see: dropwire jobs")),
+            .hint("the agent goes on with them; see: dropwire jobs")),
             Some(first) => Err(Fatal::new(
                 Exit::Failed,
                 format_args!("{missing} of {total} jobs not delivered; the first: {first}"),
             )
-            .mend("see: dropwire why JOB; to try again: dropwire retry JOB")),
+            .hint("see: dropwire why JOB; to try again: dropwire retry JOB")),
             None => Ok(()),
         }
     }

@@ -122,7 +122,7 @@ impl Rules {
                 Exit::Usage,
                 format_args!("{} is in the outbox {}", shown(claimed), shown(outbox)),
             )
-            .mend(
+            .hint(
                 "what is in an outbox is sent from there by itself (`dropwire why FILE` says when and to whom); \
                  copy it elsewhere to send it to others",
             )),
@@ -239,7 +239,7 @@ fn is_own(path: &Path) -> Fatal {
             shown(path)
         ),
     )
-    .mend("only what is in `.dropwire/sent` of an outbox can be sent again")
+    .hint("only what is in `.dropwire/sent` of an outbox can be sent again")
 }
 
 #[cfg(unix)]

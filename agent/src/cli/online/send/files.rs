@@ -294,5 +294,5 @@ fn cannot(path: &Path, error: &io::Error) -> Fatal {
 
 fn busy(path: &Path, why: &str) -> Fatal {
     let message = format!("cannot send {}: {why}", shown(path));
-    Fatal::new(Exit::NotYet, message).mend("try again once it is closed")
+    Fatal::new(Exit::NotYet, message).hint("try again once it is closed")
 }
