@@ -24,7 +24,7 @@ pub fn report(fatal: &Fatal) -> ExitCode {
     ExitCode::from(fatal.exit as u8)
 }
 
-/// A config's faults as an error, to be printed by [`report`].
+/// What is wrong with a config as an error, to be printed by [`report`].
 pub fn invalid(invalid: Invalid) -> Fatal {
     invalid.into_fatal(true)
 }

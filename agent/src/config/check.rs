@@ -16,7 +16,7 @@ use super::{
     AfterSend, Config, Folder, Inbox, Layout, Limits, Outbox, Ready, Retry, Watch, address,
     diagnostic::{Checked, Diagnostic, Diagnostics, ValueError},
     folders::{self, Places, Role},
-    peers::{self, NamedPeer},
+    peers::{self, NamedPeer, Peers},
     table::Table,
     units,
     value::{nearest, or, quoted, string, text, word},
@@ -71,10 +71,8 @@ fn config(top: &mut Table<'_>, home: Option<&Path>) -> Config {
         let path = places.add(Role::Inbox, table.required("path", path(home)));
         inbox(table, path.unwrap_or_default())
     });
-    let peers = top.tables("peer", NamedPeer::read);
-    let peers: Vec<NamedPeer> = peers.into_iter().flatten().collect();
     let as_folders = inbox.as_ref().is_some_and(|inbox| inbox.layout == Layout::ByPeer);
-    peers::check(&peers, as_folders, top.diagnostics);
+    let peers = Peers::read(top, as_folders);
     let outboxes = top.tables("outbox", |table| {
         let path = places.add(Role::Outbox, table.required("path", path(home)));
         outbox(table, path.unwrap_or_default(), &peers)
@@ -87,16 +85,16 @@ fn config(top: &mut Table<'_>, home: Option<&Path>) -> Config {
         control,
         outboxes,
         inbox,
-        peers: peers.into_iter().filter_map(NamedPeer::complete).collect(),
+        peers: peers.named.into_iter().filter_map(NamedPeer::complete).collect(),
         retry: top.table("retry", retry).unwrap_or_default(),
         limits: top.table("limits", limits).unwrap_or_default(),
     }
 }
 
-fn outbox(table: &mut Table<'_>, path: PathBuf, peers: &[NamedPeer]) -> Outbox {
+fn outbox(table: &mut Table<'_>, path: PathBuf, peers: &Peers) -> Outbox {
     let to = match table.list("to", string) {
         Some(to) => recipients(&to, peers, table),
-        None => peers.iter().filter_map(NamedPeer::id).collect(),
+        None => peers.named.iter().filter_map(NamedPeer::id).collect(),
     };
     let default = Duration::from_secs;
     Outbox {
@@ -121,7 +119,7 @@ fn items(list: Option<Spanned<Vec<Spanned<String>>>>) -> Vec<String> {
     items.into_iter().map(Spanned::into_inner).collect()
 }
 
-fn recipients(to: &Spanned<Vec<Spanned<String>>>, peers: &[NamedPeer], table: &Table<'_>) -> Vec<AgentId> {
+fn recipients(to: &Spanned<Vec<Spanned<String>>>, peers: &Peers, table: &Table<'_>) -> Vec<AgentId> {
     let (names, diagnostics) = (to.get_ref(), table.diagnostics);
     if names.is_empty() && table.is_sound() {
         diagnostics.push(Diagnostic::new(
@@ -137,12 +135,12 @@ fn recipients(to: &Spanned<Vec<Spanned<String>>>, peers: &[NamedPeer], table: &T
             let message = format!("`{shown}` stands in `to` twice");
             let twice = Diagnostic::new(name.span(), message, "take one of them out");
             diagnostics.push(twice.also(first.span(), "here already"));
-        } else if let Some(peer) = peers.iter().find(|peer| peer.name == *name) {
+        } else if let Some(peer) = peers.named.iter().find(|peer| peer.name == *name) {
             ids.extend(peer.id());
-        } else {
+        } else if peers.complete {
             let near = nearest(
                 name.get_ref(),
-                peers.iter().map(|peer| peer.name.get_ref().as_str()),
+                peers.named.iter().map(|peer| peer.name.get_ref().as_str()),
             );
             let hint = match near {
                 Some(near) => format!("did you mean `{}`?", quoted(near)),

@@ -8,7 +8,7 @@ use toml::{Spanned, de::DeValue};
 
 use super::{
     Config, Peer, address,
-    diagnostic::{Checked, Diagnostic, Diagnostics, ValueError},
+    diagnostic::{Checked, Diagnostic, ValueError},
     table::Table,
     units,
     value::{or, string, text},
@@ -17,6 +17,34 @@ use crate::{
     error::{Exit, Fatal},
     id::{self, IdError},
 };
+
+/// The peers that can be named.
+pub(super) struct Peers {
+    pub named: Vec<NamedPeer>,
+    /// No table is wrong; otherwise a name may be unknown only because its table could not be read.
+    pub complete: bool,
+}
+
+impl Peers {
+    /// Reads every `[[peer]]`; `as_folders`: their names become folders of the inbox.
+    pub(super) fn read(top: &mut Table<'_>, as_folders: bool) -> Peers {
+        let diagnostics = top.diagnostics;
+        let earlier = diagnostics.count();
+        let named = top.tables("peer", NamedPeer::read).into_iter().flatten();
+        let named: Vec<NamedPeer> = named.collect();
+        let complete = diagnostics.count() == earlier;
+        for (i, peer) in named.iter().enumerate() {
+            if as_folders {
+                diagnostics.read(&peer.name, |name| check_folder_name(name));
+            }
+            let mut others = named.iter().take(i);
+            if let Some(double) = others.find_map(|other| double(peer, other, as_folders)) {
+                diagnostics.push(double);
+            }
+        }
+        Peers { named, complete }
+    }
+}
 
 /// A peer that can be named, even if its id is wrong, so that one typo is one diagnostic.
 pub(super) struct NamedPeer {
@@ -27,7 +55,7 @@ pub(super) struct NamedPeer {
 }
 
 impl NamedPeer {
-    pub(super) fn read(table: &mut Table<'_>) -> Option<NamedPeer> {
+    fn read(table: &mut Table<'_>) -> Option<NamedPeer> {
         let name = table.required("name", string);
         let id = table.required("id", text(read_id));
         let address = table.read("address", text(address::dial));
@@ -54,19 +82,6 @@ impl NamedPeer {
             address: self.address,
             max_file_size: self.max_file_size,
         })
-    }
-}
-
-/// Checks them together; `as_folders`: their names become folders of the inbox.
-pub(super) fn check(peers: &[NamedPeer], as_folders: bool, diagnostics: &Diagnostics) {
-    for (i, peer) in peers.iter().enumerate() {
-        if as_folders {
-            diagnostics.read(&peer.name, |name| check_folder_name(name));
-        }
-        let mut earlier = peers.iter().take(i);
-        if let Some(double) = earlier.find_map(|earlier| double(peer, earlier, as_folders)) {
-            diagnostics.push(double);
-        }
     }
 }
 

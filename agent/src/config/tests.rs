@@ -179,7 +179,7 @@ fn several_faults_are_told_at_once_in_their_order() {
     assert!(starts.is_sorted());
 }
 
-/// The key that is missing may be the one that is unknown, and what has no item may have a wrong one.
+/// What is missing, empty or unknown may be so because of another mistake.
 #[test]
 fn one_mistake_is_told_once() {
     for (source, expected) in [
@@ -190,6 +190,10 @@ fn one_mistake_is_told_once() {
         (
             "[inbox]\npath = \"/i\"\non_arrival = [5]",
             vec!["invalid type: integer `5`, expected a string"],
+        ),
+        (
+            "[peer]\nname = \"a\"\n[[outbox]]\npath = \"/o\"\nto = [\"a\"]",
+            vec!["`peer` is one of several tables"],
         ),
         ("[[peer]]", vec!["[[peer]] lacks `name`", "[[peer]] lacks `id`"]),
     ] {
