@@ -80,11 +80,12 @@ impl Fatal {
 }
 
 /// An error and all that caused it, as one text: `what: why: why that`. A cause that the text ends with already is not
-/// said again, for some errors name theirs themselves.
+/// said again, for some errors name theirs themselves; nor is what SQLite says of a failure beside its words: a code and
+/// the same in other words.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
-    while let Some(error) = cause {
+    while let Some(error) = cause.filter(|error| !error.is::<rusqlite::ffi::Error>()) {
         let why = error.to_string();
         if !text.ends_with(&why) {
             text = format!("{text}: {why}");

@@ -55,6 +55,7 @@ pub use crate::link::{Unreached, probe};
 const SPOOL: &str = "spool";
 /// How long a clean end may take.
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
+
 /// A running agent.
 pub struct Agent {
     /// What is in effect; a reload replaces it whole.

@@ -141,7 +141,7 @@ async fn after_a_failed_commit_everything_is_refused() {
     let refused = refused.await.unwrap().unwrap_err();
     let told = chain(&refused);
     assert!(
-        told.starts_with("the job list cannot be written: FOREIGN KEY"),
+        told == "the job list cannot be written: FOREIGN KEY constraint failed",
         "{told}"
     );
     assert!(is_refused(Some(refused)));

@@ -14,6 +14,7 @@ use super::{
 /// Connections of a link beside its first. With BBR, each guesses too high what the line does: more of them lose
 /// more packets to each other than they gain.
 pub(super) const FURTHER: usize = 5;
+
 /// What only the two ends of a link's first connection know.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct LinkName(pub(super) [u8; 32]);

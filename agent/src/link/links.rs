@@ -260,6 +260,7 @@ const LOBBY: usize = 256;
 const FURTHER: usize = 128;
 /// How long looking up the name to listen on may take.
 const LOOK_UP: Duration = Duration::from_secs(10);
+
 impl Default for Timing {
     fn default() -> Self {
         Timing {

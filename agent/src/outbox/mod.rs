@@ -57,7 +57,8 @@ pub type Settling<'a> = Pin<Box<dyn Future<Output = Option<Result<(), String>>> 
 /// Tells which found files are already in the job list.
 pub trait Known: Send + Sync {
     /// The outbox with this mark was found, and is at home at its path from now on: whatever is known of it is looked for
-    /// there. The error is why it is not: the folder is a copy. One that `is_new` took the place of any other for good. None: it cannot be told now.
+    /// there. The error is why it is not: the folder is a copy. One that `is_new` took the place of any other for good. None:
+    /// it cannot be told now.
     fn settle(&self, outbox: OutboxId, is_new: bool) -> Settling<'_>;
 
     /// Those of `found` (at most 1,000) that have no job for this version yet. None: it cannot be told now.

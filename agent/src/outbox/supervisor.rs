@@ -18,6 +18,7 @@ use crate::{error::shown, fault, version::OutboxId};
 const ABSENT: Duration = Duration::from_secs(1);
 /// The longest time between them. Mounting is told at once.
 const LONG_ABSENT: Duration = Duration::from_secs(8);
+
 pub(super) async fn run(mut task: Task) {
     if task.shared.ignore.is_none() {
         return; // held, with the reason in the status

@@ -321,12 +321,14 @@ impl Dispatcher {
         }
         let unproven = recorded?.unproven;
         self.cleanup.wake();
-        for (proof, receipt) in proofs {
-            let (job, path) = (proof.id, proof.delivered_as);
-            if !unproven.contains(&job) {
-                info!(peer = %self.peer.name, %job, delivered_as = %path, "delivered");
-                let _ = self.receipts.send(Arc::new(receipt));
-            } else if let Some(job) = self.queue.get(job).await? {
+        let is_unproven = |(proof, _): &(Proof, Receipt)| unproven.contains(&proof.id);
+        let (unproven, delivered): (Vec<_>, Vec<_>) = proofs.into_iter().partition(is_unproven);
+        for (proof, receipt) in delivered {
+            info!(peer = %self.peer.name, job = %proof.id, delivered_as = %proof.delivered_as, "delivered");
+            let _ = self.receipts.send(Arc::new(receipt));
+        }
+        for (proof, receipt) in unproven {
+            if let Some(job) = self.queue.get(proof.id).await? {
                 self.settled(Box::new(job), receipt).await?;
             }
         }
@@ -471,7 +473,7 @@ impl Dispatcher {
                     .begin_anew(*job, "the peer has other bytes under its id")
                     .await;
             }
-            // That version was delivered. Disposal will leave alone what lies there now.
+            // That version was delivered. Cleanup will leave alone what is there now.
             Ok(_) | Err(Voided::Changed | Voided::Gone) => {}
             Err(why) => return self.retry(&job, retry::voided_text(&why), None).await,
         }
