@@ -7,6 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::source::{code, collect, paths, top};
+
 /// What every room may use. They may use each other too, as long as nothing above.
 const COMMON: &[&str] = &[
     "backoff",
@@ -191,63 +193,14 @@ fn rooms() -> BTreeMap<String, Vec<PathBuf>> {
     rooms
 }
 
-pub fn collect(path: &Path, files: &mut Vec<PathBuf>) {
-    if path.is_dir() {
-        for entry in fs::read_dir(path).unwrap() {
-            collect(&entry.unwrap().path(), files);
-        }
-    } else if path.extension().is_some_and(|e| e == "rs") {
-        files.push(path.to_owned());
-    }
-}
-
 /// The rooms that a file names by `crate::room` or `use crate::{room, …}`, up to its tests.
 fn imports(file: &Path) -> BTreeSet<String> {
-    let text = fs::read_to_string(file).unwrap();
-    let code: String = text
-        .split("mod tests {")
-        .next()
-        .unwrap_or_default()
-        .lines()
-        .map(|line| line.split("//").next().unwrap_or_default())
-        .collect();
-    let mut found = BTreeSet::new();
-    for (at, _) in code.match_indices("crate::") {
-        let rest = &code[at + "crate::".len()..];
-        match rest.strip_prefix('{') {
-            Some(list) => found.extend(heads(list)),
-            None => found.extend(word(rest)),
-        }
-    }
-    found.retain(|name| name.starts_with(|c: char| c.is_ascii_lowercase()));
-    found
-}
-
-/// The first word of each item of a braced list, without those in braces inside it.
-fn heads(list: &str) -> Vec<String> {
-    let (mut depth, mut begins, mut heads) = (0, true, Vec::new());
-    for (at, c) in list.char_indices() {
-        match c {
-            '{' => depth += 1,
-            '}' if depth == 0 => break,
-            '}' => depth -= 1,
-            ',' if depth == 0 => begins = true,
-            c if begins && !c.is_whitespace() => {
-                begins = false;
-                heads.extend(word(&list[at..]));
-            }
-            _ => {}
-        }
-    }
-    heads
-}
-
-fn word(text: &str) -> Option<String> {
-    let end = text.find(|c: char| !c.is_alphanumeric() && c != '_');
-    let word = &text[..end.unwrap_or(text.len())];
-    (!word.is_empty()).then(|| word.to_owned())
-}
-
-pub fn top() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+    let code = code(file);
+    let named = code
+        .match_indices("crate::")
+        .flat_map(|(at, _)| paths(&code[at..]));
+    let rooms = named.filter_map(|path| path.into_iter().nth(1));
+    rooms
+        .filter(|name| name.starts_with(|c: char| c.is_ascii_lowercase()))
+        .collect()
 }

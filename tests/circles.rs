@@ -2,11 +2,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
     path::Path,
 };
 
-use crate::architecture::{collect, top};
+use crate::source::{code, collect, paths, top};
 
 /// A module's path below the crate: `["link", "pair"]`.
 type Module = Vec<String>;
@@ -172,50 +171,6 @@ fn handed_on(code: &str) -> Option<(usize, usize)> {
     Some((begin, begin + end + 1))
 }
 
-/// All paths of a tree such as `a::{b, c::{self, D}}`, up to where it ends.
-fn paths(text: &str) -> Vec<Vec<String>> {
-    let mut rest = text;
-    tree(&mut rest)
-}
-
-fn tree(text: &mut &str) -> Vec<Vec<String>> {
-    let mut path = Vec::new();
-    loop {
-        *text = text.trim_start();
-        if let Some(inside) = text.strip_prefix('{') {
-            *text = inside;
-            let mut all = Vec::new();
-            loop {
-                *text = text.trim_start_matches([',', ' ', '\n']);
-                if let Some(after) = text.strip_prefix('}') {
-                    *text = after;
-                    return all;
-                }
-                if text.is_empty() {
-                    return all;
-                }
-                let before = text.len();
-                all.extend(tree(text).into_iter().map(|sub| [path.clone(), sub].concat()));
-                // `as name`, `*`
-                *text = text.trim_start_matches(|c| !matches!(c, ',' | '}'));
-                assert!(text.len() < before, "{text}");
-            }
-        }
-        let end = text
-            .find(|c: char| !c.is_alphanumeric() && c != '_')
-            .unwrap_or(text.len());
-        if end == 0 {
-            return vec![path];
-        }
-        path.push(text[..end].to_owned());
-        *text = &text[end..];
-        match text.strip_prefix("::") {
-            Some(after) => *text = after,
-            None => return vec![path],
-        }
-    }
-}
-
 /// Each module with its code, without tests and remarks.
 fn read(source: &Path) -> BTreeMap<Module, String> {
     let mut files = Vec::new();
@@ -237,13 +192,10 @@ fn read(source: &Path) -> BTreeMap<Module, String> {
         {
             module.pop();
         }
-        let text = fs::read_to_string(&file).unwrap();
-        let code = text.split("mod tests {").next().unwrap_or_default();
-        let lines = code
-            .lines()
-            .map(|line| line.split("//").next().unwrap_or_default());
-        let code = lines.collect::<Vec<_>>().join("\n");
-        modules.entry(module).or_insert_with(String::new).push_str(&code);
+        modules
+            .entry(module)
+            .or_insert_with(String::new)
+            .push_str(&code(&file));
     }
     modules
 }

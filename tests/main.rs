@@ -28,6 +28,7 @@ mod seams;
 mod sending;
 mod service;
 mod settling;
+mod source;
 mod starting;
 mod strangers;
 mod times;
