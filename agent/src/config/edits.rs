@@ -21,6 +21,7 @@ use tokio::{sync::Notify, time::Instant};
 use tracing::warn;
 
 use crate::{
+    clock::reached,
     error::shown,
     lease::{Asked, Lease},
     watcher::with_its_thread,
@@ -88,17 +89,10 @@ impl Edits {
     /// Returns after an edit, or what may be one. Safe to cancel.
     pub async fn next(&mut self) {
         loop {
-            let over_at = self.over_at;
-            let over = async {
-                match over_at {
-                    Some(at) => tokio::time::sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
                 biased;
                 () = self.touched.notified() => self.over_at = Some(Instant::now() + REST),
-                () = over => {
+                () = reached(self.over_at) => {
                     self.over_at = None;
                     return;
                 }

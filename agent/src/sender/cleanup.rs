@@ -27,7 +27,7 @@ use super::{in_flight::InFlight, outboxes::Outboxes};
 use crate::{
     backoff,
     blocking::blocking,
-    clock::now_ms,
+    clock::{now_ms, reached},
     config::Current,
     db::DbError,
     error::chain,
@@ -143,17 +143,11 @@ pub(super) async fn run(task: Task, cancel: CancellationToken) {
             }
             Err(_) => Some(Instant::now() + AGAIN),
         };
-        let again = async {
-            match again_at {
-                Some(at) => tokio::time::sleep_until(at).await,
-                None => std::future::pending().await,
-            }
-        };
         tokio::select! {
             () = cancel.cancelled() => break,
             () = task.cleanup.0.wake.notified() => lanes.wake(),
             Some(Ok((lane, held))) = at_work.join_next() => lanes.ended(lane, held),
-            () = again => {}
+            () = reached(again_at) => {}
         }
     }
     while at_work.join_next().await.is_some() {} // they heed `cancel`

@@ -29,7 +29,7 @@ use super::{
     source::{self, FileSource, SmallReads},
 };
 use crate::{
-    clock::now_ms,
+    clock::{now_ms, reached},
     config::{self, Config, Current},
     db::DbError,
     error::chain,
@@ -66,15 +66,7 @@ pub(super) struct Context {
 
 /// One peer's task.
 pub(super) struct Dispatcher {
-    own: AgentId,
-    current: Current,
-    queue: Queue,
-    links: Links,
-    outboxes: Outboxes,
-    cleanup: Cleanup,
-    reads: SmallReads,
-    checkpoints: Checkpoints,
-    receipts: broadcast::Sender<Arc<Receipt>>,
+    context: Context,
     /// The one that `peer` is from.
     config: Arc<Config>,
     peer: config::Peer,
@@ -107,17 +99,9 @@ struct Reread {
 impl Dispatcher {
     pub(super) fn new(context: Context, peer: config::Peer, cancel: CancellationToken) -> Dispatcher {
         Dispatcher {
-            own: context.own,
             config: context.config.get(),
-            current: context.config,
-            queue: context.queue,
-            links: context.links,
-            outboxes: context.outboxes,
-            cleanup: context.cleanup,
-            reads: context.reads,
-            checkpoints: context.checkpoints,
-            receipts: context.receipts,
             in_flight: context.in_flight.of(peer.id),
+            context,
             peer,
             linked: false,
             unanswered: HashSet::new(),
@@ -133,7 +117,7 @@ impl Dispatcher {
     pub(super) async fn run(mut self, mut events: mpsc::Receiver<LinkEvent>) {
         let cancel = self.cancel.clone();
         let _ended = cancel.clone().drop_guard(); // nobody waits for what is being read again
-        let work = self.queue.work_for(self.peer.id);
+        let work = self.context.queue.work_for(self.peer.id);
         let mut batch = Vec::new(); // mostly few, and there are as many as peers
         loop {
             self.follow_config();
@@ -146,12 +130,6 @@ impl Dispatcher {
                 Err(error) => {
                     warn!(peer = %self.peer.name, error = %chain(&error), "the job list failed");
                     Some(Instant::now() + Duration::from_secs(5))
-                }
-            };
-            let due = async {
-                match next_due {
-                    Some(at) => tokio::time::sleep_until(at).await,
-                    None => std::future::pending().await,
                 }
             };
             tokio::select! {
@@ -172,14 +150,14 @@ impl Dispatcher {
                     }
                 }
                 () = work.notified() => {}
-                () = due => {}
+                () = reached(next_due) => {}
             }
         }
     }
 
     /// Our name for the peer may be another since a reload.
     fn follow_config(&mut self) {
-        let config = self.current.get();
+        let config = self.context.config.get();
         if Arc::ptr_eq(&config, &self.config) {
             return;
         }
@@ -201,7 +179,11 @@ impl Dispatcher {
         };
         let room = schedule::room(under_way, MAX_OPEN as usize);
         let busy = self.in_flight.ids().into_iter().collect();
-        let todo = self.queue.todo(self.peer.id, room, busy, now_ms()).await?;
+        let todo = self
+            .context
+            .queue
+            .todo(self.peer.id, room, busy, now_ms())
+            .await?;
         for id in todo.withdraw {
             if !self.in_flight.is_withdrawing(id) {
                 self.withdraw(id, None).await;
@@ -270,16 +252,16 @@ impl Dispatcher {
     /// of the agent too, may lie across or be declined again: asking costs a round trip, and no bytes.
     fn is_first_offer(&mut self, job: &Job) -> bool {
         let offered_on_a_lost_link = self.unanswered.remove(&job.id);
-        !offered_on_a_lost_link && job.attempts == 0 && self.queue.is_of_this_run(job)
+        !offered_on_a_lost_link && job.attempts == 0 && self.context.queue.is_of_this_run(job)
     }
 
     async fn source(&self, job: &Job, class: Class) -> Result<FileSource, DbError> {
-        let (root, found, reads) = (job.root.clone(), job.found.clone(), self.reads.clone());
+        let (root, found, reads) = (job.root.clone(), job.found.clone(), self.context.reads.clone());
         if class == Class::Small {
             return Ok(FileSource::new(root, found, reads));
         }
-        let kept = self.queue.checkpoints(job.drop).await?;
-        let keep = self.checkpoints.keeping(job.drop);
+        let kept = self.context.queue.checkpoints(job.drop).await?;
+        let keep = self.context.checkpoints.keeping(job.drop);
         Ok(FileSource::resumable(root, found, reads, &kept, keep))
     }
 
@@ -293,7 +275,7 @@ impl Dispatcher {
 
     /// False: the link is gone, a Down is on its way.
     async fn request(&mut self, request: Request) -> bool {
-        let sent = self.links.request(self.peer.id, request).await.is_ok();
+        let sent = self.context.links.request(self.peer.id, request).await.is_ok();
         self.linked &= sent;
         sent
     }
@@ -315,20 +297,20 @@ impl Dispatcher {
     /// S4: receipts that were found right go to the job list in one commit; files that all peers have now may leave.
     async fn delivered(&mut self, proofs: Vec<(Proof, Receipt)>) -> Result<(), DbError> {
         let told = proofs.iter().map(|(proof, _)| proof.clone()).collect();
-        let recorded = self.queue.delivered(told, now_ms()).await;
+        let recorded = self.context.queue.delivered(told, now_ms()).await;
         for (proof, _) in &proofs {
             self.in_flight.remove(proof.id);
         }
         let unproven = recorded?.unproven;
-        self.cleanup.wake();
+        self.context.cleanup.wake();
         let is_unproven = |(proof, _): &(Proof, Receipt)| unproven.contains(&proof.id);
         let (unproven, delivered): (Vec<_>, Vec<_>) = proofs.into_iter().partition(is_unproven);
         for (proof, receipt) in delivered {
             info!(peer = %self.peer.name, job = %proof.id, delivered_as = %proof.delivered_as, "delivered");
-            let _ = self.receipts.send(Arc::new(receipt));
+            let _ = self.context.receipts.send(Arc::new(receipt));
         }
         for (proof, receipt) in unproven {
-            if let Some(job) = self.queue.get(proof.id).await? {
+            if let Some(job) = self.context.queue.get(proof.id).await? {
                 self.settled(Box::new(job), receipt).await?;
             }
         }
@@ -367,7 +349,7 @@ impl Dispatcher {
                 Some(Transfer::Withdrawing { job }) => {
                     let job = match job {
                         Some(job) => Some(*job),
-                        None => self.queue.by_any_id(id).await?,
+                        None => self.context.queue.by_any_id(id).await?,
                     };
                     match job.map(|job| (self.check(&job, &receipt), job.found.version)) {
                         Some((Ok(body), version)) => {
@@ -378,7 +360,7 @@ impl Dispatcher {
                             // Asked again by the next link: on this one the answer would be the same.
                             self.in_flight.insert(id, Transfer::Withdrawing { job: None });
                         }
-                        None => self.queue.withdrawn(vec![id], now_ms()).await?, // no job wants to know
+                        None => self.context.queue.withdrawn(vec![id], now_ms()).await?, // no job wants to know
                     }
                 }
                 Some(Transfer::Delivered { .. } | Transfer::Rereading { .. }) | None => {}
@@ -398,18 +380,18 @@ impl Dispatcher {
                 if let Some(Transfer::Withdrawing { job: Some(job) }) = self.in_flight.remove(id) {
                     self.gone(job).await?;
                 }
-                self.queue.withdrawn(vec![id], now_ms()).await?;
+                self.context.queue.withdrawn(vec![id], now_ms()).await?;
             }
             LinkEvent::Forgotten { ids, .. } => {
                 self.forgetting = false;
-                self.queue.forgotten(ids).await?;
+                self.context.queue.forgotten(ids).await?;
             }
             LinkEvent::Retimed { ids, .. } => {
                 let told = self
                     .retiming
                     .extract_if(.., |late| ids.contains(&late.id))
                     .collect();
-                self.queue.retimed(told).await?;
+                self.context.queue.retimed(told).await?;
             }
             LinkEvent::Voided { id, why, .. } => {
                 if let Some(Transfer::Offered { job, .. }) = self.in_flight.remove(id) {
@@ -423,7 +405,7 @@ impl Dispatcher {
     fn check(&mut self, job: &Job, receipt: &Receipt) -> Result<ReceiptBody, String> {
         let claim = Claim {
             id: job.id,
-            sender: self.own,
+            sender: self.context.own,
             receiver: self.peer.id,
             path: &job.found.path,
             size: job.found.version.size,
@@ -481,7 +463,7 @@ impl Dispatcher {
         self.delivered(vec![(proof, receipt)]).await?;
         // After the receipt is in: with its bytes, what lies there now is the same drop.
         if digest == Err(Voided::Changed) {
-            self.outboxes.recheck(&job.found);
+            self.context.outboxes.recheck(&job.found);
         }
         Ok(())
     }

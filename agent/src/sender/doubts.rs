@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     blocking::blocking,
-    clock::now_ms,
+    clock::{now_ms, reached},
     config::Current,
     db::DbError,
     error::chain,
@@ -112,16 +112,10 @@ impl Doubts {
         while !cancel.is_cancelled() {
             let doubts = self.take(large);
             if doubts.is_empty() {
-                let again = async {
-                    match again_at {
-                        Some(at) => tokio::time::sleep_until(at).await,
-                        None => std::future::pending().await,
-                    }
-                };
                 tokio::select! {
                     () = cancel.cancelled() => return,
                     () = self.more[usize::from(large)].notified() => {}
-                    () = again => {
+                    () = reached(again_at) => {
                         again_at = None;
                         mem::take(&mut unclear).into_values().for_each(|found| task.outboxes.recheck(&found));
                     }

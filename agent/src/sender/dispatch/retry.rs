@@ -30,7 +30,7 @@ impl Dispatcher {
         match reason {
             R::Conflict | R::Withdrawn => self.begin_anew(job, "its id is spent at the peer").await,
             // Only the person who dropped it can give it another name.
-            R::BadName => self.queue.refused(job.id, error, now_ms()).await,
+            R::BadName => self.context.queue.refused(job.id, error, now_ms()).await,
             R::Busy if retry_after_ms.is_some() => {
                 let after = Duration::from_millis(retry_after_ms.unwrap_or_default());
                 self.ask_again(&job, error, after).await
@@ -61,11 +61,11 @@ impl Dispatcher {
             }
             Voided::Changed | Voided::Writer | Voided::Unreadable(_) => {
                 // Found changed already: as that version it is due.
-                let now = self.queue.get(job.id).await?;
+                let now = self.context.queue.get(job.id).await?;
                 if now.is_some_and(|now| !now.found.version.same_identity(&job.found.version)) {
                     return Ok(());
                 }
-                self.outboxes.recheck(&job.found);
+                self.context.outboxes.recheck(&job.found);
                 self.retry(&job, voided_text(&why), None).await
             }
         }
@@ -76,8 +76,8 @@ impl Dispatcher {
     pub(super) async fn gone(&mut self, job: Box<Job>) -> Result<(), DbError> {
         let (root, found) = (job.root.clone(), job.found.clone());
         if let Ok(Presence::Missing) = blocking(move || presence::look(&root, &found)).await {
-            self.queue.gone(job.id, now_ms()).await?;
-            self.outboxes.recheck(&job.found); // there may be another version
+            self.context.queue.gone(job.id, now_ms()).await?;
+            self.context.outboxes.recheck(&job.found); // there may be another version
             return Ok(());
         }
         self.begin_anew(*job, "its file was away").await
@@ -86,7 +86,7 @@ impl Dispatcher {
     /// The id is of no more use there; the same file goes under a new one, after the backoff like every other attempt:
     /// a peer that never likes one must not fill the job list with them ([`crate::queue::Queue::recount`] gives no more after many).
     pub(super) async fn begin_anew(&mut self, job: Job, why: &str) -> Result<(), DbError> {
-        match self.queue.recount(job.id, now_ms()).await? {
+        match self.context.queue.recount(job.id, now_ms()).await? {
             Some(id) => self.retry(&Job { id, ..job }, why.into(), None).await,
             None => Ok(()),
         }
@@ -99,7 +99,7 @@ impl Dispatcher {
         error: String,
         not_before: Option<Duration>,
     ) -> Result<(), DbError> {
-        let policy = self.current.get().retry;
+        let policy = self.context.config.get().retry;
         let seed = u64::from_be_bytes(job.id.0[..8].try_into().unwrap_or_default());
         let wait = backoff::delay(
             policy.first,
@@ -109,16 +109,19 @@ impl Dispatcher {
         );
         let wait = wait.max(not_before.unwrap_or_default().min(policy.max));
         info!(peer = %self.peer.name, job = %job.id, path = %job.found.path, error, wait_s = wait.as_secs_f64(), "attempt failed; will retry");
-        self.queue.retry(job.id, error, at(wait), now_ms()).await
+        self.context.queue.retry(job.id, error, at(wait), now_ms()).await
     }
 
     /// The peer has its hands full and says for how long: nothing is wrong with the job, so it does not wait ever longer.
     /// What it says is no reason to ask without a pause.
     async fn ask_again(&self, job: &Job, error: String, after: Duration) -> Result<(), DbError> {
-        let policy = self.current.get().retry;
+        let policy = self.context.config.get().retry;
         let wait = after.max(policy.first).min(policy.max);
         debug!(peer = %self.peer.name, job = %job.id, path = %job.found.path, error, wait_s = wait.as_secs_f64(), "asked to wait");
-        self.queue.postpone(job.id, error, at(wait), now_ms()).await
+        self.context
+            .queue
+            .postpone(job.id, error, at(wait), now_ms())
+            .await
     }
 }
 
