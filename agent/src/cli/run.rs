@@ -185,7 +185,7 @@ fn read_over(old: &Config, paths: &Paths, flags: &Flags) -> Result<Config, Fatal
     if is_empty(&config) && !is_empty(old) {
         let message = format!("{} names no outbox, inbox or peer any more", shown(&paths.config));
         return Err(
-            Fatal::new(Exit::Config, message).hint("write it anew; if that is meant, start the agent again")
+            Fatal::new(Exit::Config, message).hint("write it again; if that is meant, start the agent again")
         );
     }
     config.check_paths(paths)?;

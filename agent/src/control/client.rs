@@ -189,7 +189,7 @@ impl Client {
                 Exit::Unavailable,
                 format_args!("the agent gave no answer on {self} within {limit}"),
             )
-            .hint("see its log; end it and start it anew: dropwire run")
+            .hint("see its log; end it and start it again: dropwire run")
         })
     }
 

@@ -450,7 +450,7 @@ impl Dispatcher {
         self.in_flight.remove(job.id);
         match digest {
             Ok(digest) if digest != body.digest && !fault::mutant("S4-rehash") => {
-                warn!(peer = %self.peer.name, job = %job.id, %digest, "the peer has other bytes under this id: sent anew");
+                warn!(peer = %self.peer.name, job = %job.id, %digest, "the peer has other bytes under this id; sent again");
                 return self
                     .begin_anew(*job, "the peer has other bytes under its id")
                     .await;

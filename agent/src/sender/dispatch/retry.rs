@@ -136,7 +136,7 @@ pub(super) fn voided_text(why: &Voided) -> String {
         Voided::Changed => "changed while it was being sent; waits until it rests".into(),
         Voided::Gone => "gone".into(),
         Voided::Writer => "a program has it open for writing; waits until it is closed".into(),
-        Voided::PrefixDiffers => "the peer's partial is of other bytes; sent anew".into(),
+        Voided::PrefixDiffers => "the peer's partial is of other bytes; sent again".into(),
         Voided::Unreadable(cause) => format!("cannot be read: {cause}"),
     }
 }
