@@ -43,9 +43,15 @@ const COMMON: &[&str] = &[
 
 /// Rooms above those, and what they may import besides. `sender` and `inbox` implement `link`'s two traits.
 const ROOMS: &[(&str, &[&str])] = &[
-    ("cli", &["daemon", "control"]),
+    ("cli", &["daemon", "commands", "control"]),
     (
         "daemon",
+        &[
+            "commands", "sender", "outbox", "queue", "link", "inbox", "control",
+        ],
+    ),
+    (
+        "commands",
         &["sender", "outbox", "queue", "link", "inbox", "control"],
     ),
     ("sender", &["outbox", "queue", "link"]),

@@ -7,9 +7,10 @@
 //! |---|---|
 //! | 1 | [`cli`]: commands, rendering, exit codes |
 //! | 2 | [`daemon`]: the only room that knows the others; wires, starts, stops |
-//! | 3 | [`sender`]: ready files become jobs, jobs become transfers, what is delivered leaves |
-//! | 4 | [`outbox`] watch, scan, settle, dispose · [`queue`] job list, schedule · [`link`] TLS links and the pump · [`inbox`] partials, commit, naming, ledger · [`control`] the local socket |
-//! | 5 | [`config`] · [`identity`] · [`db`] · [`descriptors`] · [`disk`] · [`durable`] · [`mark`] · [`owner`] · [`homes`] · [`confined`] · [`lease`] · [`snapshot`] · [`unsent`] · [`remove_tree`] · [`version`] · [`watcher`] · [`bundle`] · [`border`] · [`backoff`] · [`blocking`] · [`clock`] · [`running_time`] · [`fault`] · [`file_system`] · [`io_error`] · [`own_files`] · [`id`] · [`error`] |
+//! | 3 | [`commands`]: what the control socket answers: status, jobs, why, send, retry, cancel, adopt |
+//! | 4 | [`sender`]: ready files become jobs, jobs become transfers, what is delivered leaves |
+//! | 5 | [`outbox`] watch, scan, settle, dispose · [`queue`] job list, schedule · [`link`] TLS links and the pump · [`inbox`] partials, commit, naming, ledger · [`control`] the local socket |
+//! | 6 | [`config`] · [`identity`] · [`db`] · [`descriptors`] · [`disk`] · [`durable`] · [`mark`] · [`owner`] · [`homes`] · [`confined`] · [`lease`] · [`snapshot`] · [`unsent`] · [`remove_tree`] · [`version`] · [`watcher`] · [`bundle`] · [`border`] · [`backoff`] · [`blocking`] · [`clock`] · [`running_time`] · [`fault`] · [`file_system`] · [`io_error`] · [`own_files`] · [`id`] · [`error`] |
 
 pub mod backoff;
 pub mod blocking;
@@ -17,6 +18,7 @@ pub mod border;
 pub mod bundle;
 pub mod cli;
 pub mod clock;
+pub mod commands;
 pub mod config;
 pub mod confined;
 pub mod control;

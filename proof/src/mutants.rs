@@ -29,7 +29,7 @@ const DB: Proof = Inside(&["db::tests"]);
 const IDENTITY: Proof = Inside(&["identity::tests"]);
 const RECEIPT: Proof = Inside(&["sender::receipts::tests"]);
 const SPOOL: Proof = Inside(&["outbox::spool::tests"]);
-const SENDING: Proof = Inside(&["daemon::sending::rules::tests"]);
+const SENDING: Proof = Inside(&["commands::send::rules::tests"]);
 const CONTROL: Proof = Inside(&["control::"]);
 const WHOLE: Proof = Inside(&["outbox::whole::tests"]);
 const TAKEN: Proof = Inside(&["inbox::tests::taken"]);
@@ -1054,12 +1054,12 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     (
         "problem-key",
         "`status` tells of two machines with one key",
-        Inside(&["daemon::problems::tests"]),
+        Inside(&["commands::problems::tests"]),
     ),
     (
         "problem-stuck",
         "`status` tells of what cannot leave its outbox",
-        Inside(&["daemon::problems::tests"]),
+        Inside(&["commands::problems::tests"]),
     ),
     (
         "log-room",

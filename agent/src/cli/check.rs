@@ -10,6 +10,7 @@ use serde_json::json;
 
 use super::output::{remark, say, say_json};
 use crate::{
+    commands,
     config::{self, Config, paths::Paths},
     control::{Client, api::StatusReport},
     daemon,
@@ -154,7 +155,7 @@ fn look(config: &Config, paths: &Paths) -> Result<Vec<Finding>, Fatal> {
         name: config.name.clone(),
     });
     // Without an identity no folder is anybody else's yet.
-    let held = |path: &Path| daemon::folder_trouble(config, paths, me.as_ref()?, path);
+    let held = |path: &Path| commands::folder_trouble(config, paths, me.as_ref()?, path);
     findings.extend(folders::look(config, agent.as_ref(), &held));
     findings.extend(programs::look(config));
     findings.extend(runtime.block_on(network::look(config, identity, agent)));

@@ -10,8 +10,9 @@ use tokio::sync::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{peers::Names, program};
+use super::program;
 use crate::{
+    commands::Names,
     config::Current,
     error::shown,
     inbox::{Arrival, Inbox},

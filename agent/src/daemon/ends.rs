@@ -7,8 +7,10 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::peers::Names;
-use crate::queue::{End, Ended, Queue};
+use crate::{
+    commands::Names,
+    queue::{End, Ended, Queue},
+};
 
 /// What ends within this time of each other is told together.
 const TOGETHER: Duration = Duration::from_secs(1);

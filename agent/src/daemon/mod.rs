@@ -1,25 +1,18 @@
-//! The agent: wires the rooms, starts them, stops them, follows the config, and answers the control socket. It knows nothing
-//! of a job's way, which is the [`sender`]'s.
+//! The agent: wires the rooms, starts them, stops them, and follows the config. It knows nothing of a job's way, which is
+//! the [`sender`]'s, nor of commands, which [`crate::commands`] carries out.
 
-mod adopt;
 mod arrival;
 mod ends;
-mod explain;
 mod maintenance;
-mod office;
-mod peers;
-mod problems;
+mod offline;
 mod program;
 mod reload;
-mod selection;
-mod sending;
-mod starting;
 mod state;
 
 use std::{
     net::SocketAddr,
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -30,6 +23,7 @@ use tracing::{info, warn};
 
 use crate::{
     clock::now_ms,
+    commands::{ConfigError, ControlApi, Names, Starting},
     config::{Config, Current, paths::Paths},
     control,
     db::{Db, DbError},
@@ -37,22 +31,20 @@ use crate::{
     identity::Identity,
     inbox::Inbox,
     link::{self, Links},
+    outbox::spool,
     owner::Me,
     queue::Queue,
     sender::{self, Sender},
 };
-pub use adopt::{offline as adopt_offline, trouble as folder_trouble};
-use peers::Names;
+pub use offline::adopt_offline;
 pub use program::more_descriptors;
 pub use reload::Reloaded;
-use starting::{Starting, patiently};
+use state::patiently;
 pub use state::{check_private, private_folder};
 
 /// What `check` asks without an agent.
 pub use crate::link::{Unreached, probe};
 
-/// The copies of `send`, in the state folder.
-const SPOOL: &str = "spool";
 /// How long a clean end may take.
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -74,9 +66,6 @@ pub struct Agent {
     cancel: CancellationToken,
     _state: Arc<state::Locked>,
 }
-
-/// Why what is written in the config file is not in effect.
-type ConfigError = Arc<Mutex<Option<String>>>;
 
 impl Agent {
     /// Opens the state folder, recovers what a crash left, and starts everything. The agent is ready when it returns; what
@@ -122,13 +111,9 @@ impl Agent {
             patiently(&waits, move || state.open(&told)).await?
         };
         config.check_own_id(identity.id())?;
-        let queue = Queue::open(db.clone(), identity.clone(), now_ms(), config.retry.max)
-            .await
-            .map_err(|e| job_list(&e))?;
-        let spool = paths.state_dir.join(SPOOL);
-        sender::clear_spool(&queue, spool.clone())
-            .await
-            .map_err(|e| job_list(&e))?;
+        let queue = Queue::open(db.clone(), identity.clone(), now_ms(), config.retry.max).await?;
+        let spool = paths.state_dir.join(spool::FOLDER);
+        sender::clear_spool(&queue, spool.clone()).await?;
         let listener = match &config.listen {
             Some(address) => Some(link::bind(address).await?),
             None => None,
@@ -177,7 +162,7 @@ impl Agent {
             Ok(()) => Ok(agent),
             Err(error) => {
                 agent.stop().await;
-                Err(job_list(&error))
+                Err(error.into())
             }
         }
     }
@@ -193,7 +178,7 @@ impl Agent {
         } = self;
         let (config, current) = (self.config(), Current::new(self.config.subscribe()));
         names.learn(&self.db, queue, &config).await?;
-        starting.runs(self.office(current.clone()));
+        starting.runs(self.control_api(current.clone()));
         tasks.spawn(arrival::run(
             inbox.clone(),
             current.clone(),
@@ -213,8 +198,8 @@ impl Agent {
         Ok(())
     }
 
-    fn office(&self, config: Current) -> office::Office {
-        office::Office {
+    fn control_api(&self, config: Current) -> ControlApi {
+        ControlApi {
             config,
             config_error: self.config_error.clone(),
             started: Instant::now(),
@@ -285,8 +270,4 @@ impl Agent {
         }
         ended
     }
-}
-
-fn job_list(error: &DbError) -> Fatal {
-    Fatal::new(Exit::Disk, chain(error)).hint("check the disk of the state folder")
 }

@@ -9,6 +9,8 @@ use std::{
 use rusqlite_migration::{M, Migrations};
 
 use crate::{
+    blocking::blocking,
+    commands,
     db::{self, Db, OpenError, Waits},
     error::{Exit, Fatal, chain, shown},
     homes,
@@ -23,7 +25,7 @@ const MIGRATIONS: &[&str] = &[
     inbox::SCHEMA_1,
     // The marks of outboxes, which `homes` took over.
     "CREATE TABLE outbox_mark (path BLOB PRIMARY KEY, id BLOB NOT NULL) STRICT, WITHOUT ROWID;",
-    super::peers::SCHEMA_1,
+    commands::SCHEMA_1,
     homes::SCHEMA_1,
     homes::FROM_MARKS,
     queue::SCHEMA_2,
@@ -62,6 +64,26 @@ impl Locked {
 /// What the job list in the state folder waits for.
 pub fn waits(folder: &Path) -> Waits {
     Waits::new(&folder.join(JOB_LIST))
+}
+
+/// Takes a `step` until it is done, or can never be. What is waited for is said once, and known to whoever asks.
+pub async fn patiently<T: Send + 'static>(
+    waits: &Waits,
+    step: impl Fn() -> Result<T, Fatal> + Clone + Send + 'static,
+) -> Result<T, Fatal> {
+    let done = loop {
+        let fatal = match blocking(step.clone()).await? {
+            Ok(done) => break done,
+            Err(fatal) => fatal,
+        };
+        match fatal.passes {
+            Some(wait) if !crate::fault::mutant("start-waits") => waits.begin(wait, &fatal.message),
+            _ => return Err(fatal),
+        }
+        tokio::time::sleep(db::PAUSE).await;
+    };
+    waits.end();
+    Ok(done)
 }
 
 /// Makes `dir` where it is missing, for its owner alone. One that others can enter is refused, for key and job list

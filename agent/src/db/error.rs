@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use tokio::task::JoinError;
 
-use crate::io_error::Wait;
+use crate::{
+    error::{Exit, Fatal, chain},
+    io_error::Wait,
+};
 
 /// Why the database did not do it. To be shown with its cause: [`crate::error::chain`].
 #[derive(Debug, Clone, thiserror::Error)]
@@ -18,6 +21,13 @@ pub enum DbError {
     /// The agent has to end.
     #[error("the job list cannot be written")]
     Failed(#[source] Failure),
+}
+
+/// Of a command that asked the job list for something.
+impl From<DbError> for Fatal {
+    fn from(error: DbError) -> Self {
+        Fatal::new(Exit::Disk, chain(&error)).hint("check the disk of the state folder")
+    }
 }
 
 /// Why the database does nothing any more.

@@ -22,6 +22,9 @@ use crate::{confined, durable, error::shown, mark, remove_tree::remove_tree_at, 
 pub use filling::one;
 pub use filling::{Copied, Filling, Original};
 
+/// What the spool is called, in the state folder.
+pub const FOLDER: &str = "spool";
+
 /// Why nothing was put away.
 #[derive(Debug, thiserror::Error)]
 #[error("{path}: {source}")]

@@ -11,7 +11,7 @@ use dropwire_protocol::{AgentId, TransferId};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::{job_list, peers::find_peer};
+use super::peers::find_peer;
 use crate::{
     blocking::blocking,
     config::Current,
@@ -53,13 +53,13 @@ impl Drop for Sending {
 
 /// What a `send` works with.
 pub struct Context {
-    pub(super) config: Current,
-    pub(super) db: Db,
-    pub(super) queue: Queue,
+    pub config: Current,
+    pub db: Db,
+    pub queue: Queue,
     /// Where the copies go.
-    pub(super) spool: PathBuf,
+    pub spool: PathBuf,
     /// As they are now.
-    pub(super) folders: Folders,
+    pub folders: Folders,
 }
 
 /// Takes what one request passes.
@@ -103,8 +103,7 @@ pub async fn take(
         match blocking(group).await?? {
             Taken::Some(begun, taken) => Ok((Sending(Some(begun)), reply(taken, &[]))),
             Taken::Whole(copies, taken) => {
-                let jobs = sender::take_copies(&queue, copies, &peers).await;
-                let jobs = jobs.map_err(|e| job_list(&e))?;
+                let jobs = sender::take_copies(&queue, copies, &peers).await?;
                 Ok((Sending::default(), reply(taken, &jobs)))
             }
         }

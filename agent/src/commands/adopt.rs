@@ -4,213 +4,49 @@
 //! First the owner's record is replaced, then what was leaving an outbox is given back, then the id is replaced, then it
 //! is noted where that is at home. Whatever a crash cuts off, the folder is held as before and can be adopted again.
 
+mod held;
+
 use std::{
     io,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use cap_std::fs::Dir;
-use rusqlite::{Connection, OpenFlags};
-
-use super::{job_list, state};
 use crate::{
     blocking::blocking,
     border,
     clock::now_ms,
-    config::{Config, paths::Paths},
+    config::Config,
     confined,
     control::api::{AdoptReply, AdoptRequest},
     db::{Db, DbError},
     error::{Exit, Fatal, shown},
     homes, inbox, mark, outbox,
-    owner::{self, Lock, Me, Owner},
+    owner::{self, Lock, Me},
     queue::Queue,
     version::OutboxId,
 };
+pub use held::trouble;
+use held::{Known, Seen, of_the_whole, reason};
 
 /// What it takes.
 pub struct Adopter {
-    pub(super) config: Arc<Config>,
-    pub(super) me: Me,
-    pub(super) db: Db,
-    pub(super) queue: Queue,
-}
-
-/// Answers as a running agent does, where none runs.
-pub async fn offline(config: Config, paths: &Paths, request: AdoptRequest) -> Result<AdoptReply, Fatal> {
-    let folder = paths.state_dir.clone();
-    let open = move || {
-        let state = state::Locked::take(&folder)?;
-        let opened = state.open(&state::waits(&folder))?;
-        Ok::<_, Fatal>((state, opened))
-    };
-    let (_state, (identity, db)) = blocking(open).await??;
-    let queue = Queue::open(db.clone(), identity.clone(), now_ms(), config.retry.max);
-    let adopter = Adopter {
-        me: Me {
-            id: identity.id(),
-            name: config.name.clone(),
-        },
-        config: Arc::new(config),
-        db: db.clone(),
-        queue: queue.await.map_err(|e| job_list(&e))?,
-    };
-    let answer = adopter.answer(request, Arc::default()).await;
-    db.close().await;
-    answer
-}
-
-/// Why the folder at `path` would be held, as far as can be told without the agent; for `check`. Blocks.
-pub fn trouble(config: &Config, paths: &Paths, me: &Me, path: &Path) -> Option<String> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    // Without a job list nothing is expected yet.
-    let list = Connection::open_with_flags(paths.state_dir.join("jobs.db"), flags);
-    let known = list
-        .and_then(|list| Known::read(&list, config, path))
-        .unwrap_or_default();
-    let is_inbox = config.inbox.as_ref().is_some_and(|inbox| inbox.path == path);
-    let seen = Seen::look(path, is_inbox, me, &known).ok()?;
-    match is_inbox {
-        true => reason(path, is_inbox, &seen, &known),
-        false => of_the_whole(path, is_inbox, &seen, &known), // a disk inside it that is missing holds nothing else
-    }
-}
-
-/// What the job list says.
-#[derive(Default)]
-struct Known {
-    /// The ids at home in the config's folders.
-    homes: Vec<(homes::FolderId, PathBuf)>,
-    outboxes: Vec<PathBuf>,
-    /// Files that were being placed in a folder with another id than is expected here.
-    placing_elsewhere: u64,
-}
-
-impl Known {
-    fn read(db: &Connection, config: &Config, path: &Path) -> rusqlite::Result<Known> {
-        let mut homes = Vec::new();
-        for folder in config.folders() {
-            homes.extend(homes::expected(db, &folder)?.map(|id| (id, folder)));
-        }
-        let here = homes::expected(db, path)?.unwrap_or_default();
-        Ok(Known {
-            homes,
-            outboxes: config.outbox_paths(),
-            placing_elsewhere: inbox::placing_elsewhere(db, here)?,
-        })
-    }
-
-    fn expected(&self, path: &Path) -> Option<homes::FolderId> {
-        let home = self.homes.iter().find(|(_, home)| home == path);
-        home.map(|(id, _)| *id)
-    }
-
-    /// Why a folder with this id is not at home at `path`. Blocks.
-    fn elsewhere(&self, id: homes::FolderId, path: &Path) -> Option<String> {
-        let (_, home) = self.homes.iter().find(|(its, home)| *its == id && home != path)?;
-        let there = homes::There::look(id, path, home);
-        (!there.is_left(path, home, &self.outboxes)).then(|| there.reason(path, home))
-    }
-}
-
-/// What is in the folder.
-struct Seen {
-    /// What is mounted over its `.dropwire`, or a part of that: all else says nothing, and there is nothing to adopt.
-    parted: Option<String>,
-    /// Why another agent has it, or nobody can tell.
-    refused: Option<String>,
-    owner: Option<Owner>,
-    id: Result<Option<homes::FolderId>, io::Error>,
-    /// Why the id is at home in another folder.
-    elsewhere: Option<String>,
-    /// Why nothing is taken for some folders of an inbox, or leaves some of an outbox.
-    missing: Vec<String>,
-}
-
-impl Seen {
-    fn look(path: &Path, is_inbox: bool, me: &Me, known: &Known) -> io::Result<Seen> {
-        let root = confined::root(path)?;
-        let id = mark::read(&root);
-        Ok(Seen {
-            parted: match is_inbox {
-                true => inbox::parted(path, &root)?,
-                false => None,
-            },
-            refused: owner::check(&root, path, me).err(),
-            owner: owner::read(&root).ok().flatten(),
-            elsewhere: id.as_ref().ok().and_then(|id| known.elsewhere((*id)?, path)),
-            id,
-            missing: match is_inbox {
-                true => inbox::missing_disks(path, &root),
-                false => missing_mounts(path, &root),
-            },
-        })
-    }
-}
-
-/// One sentence for all of them; none where that cannot be told.
-fn missing_mounts(path: &Path, root: &Dir) -> Vec<String> {
-    let missing = border::missing(root).unwrap_or_default();
-    let Some((first, others)) = missing.split_first() else {
-        return Vec::new();
-    };
-    let others = match others.len() {
-        0 => String::new(),
-        n => format!(" (and at {n} other places)"),
-    };
-    vec![format!(
-        "what was mounted at {first}{others} in {} is not there now: what is missing behind it may not have left. If it is \
-         gone for good: `{}`",
-        shown(path),
-        owner::adopt(path)
-    )]
-}
-
-/// Why the folder is held; None: it is used as it is.
-fn reason(path: &Path, is_inbox: bool, seen: &Seen, known: &Known) -> Option<String> {
-    let missing = (!seen.missing.is_empty()).then(|| seen.missing.join("; "));
-    let parted = seen.parted.clone();
-    parted
-        .or_else(|| of_the_whole(path, is_inbox, seen, known))
-        .or(missing)
-}
-
-/// The same, of the folder as a whole and not of a disk inside it. The same rules as where inboxes and outboxes are opened.
-fn of_the_whole(path: &Path, is_inbox: bool, seen: &Seen, known: &Known) -> Option<String> {
-    if seen.refused.is_some() {
-        return seen.refused.clone();
-    }
-    let adopt = owner::adopt(path);
-    match (&seen.id, known.expected(path)) {
-        (Err(error), _) => {
-            let what = format!("the id of {} (.dropwire/id)", shown(path));
-            Some(owner::unreadable(&what, error, path, "to give it a new one"))
-        }
-        (Ok(None), Some(_)) => Some(format!(
-            "{} has lost its id (.dropwire/id): is the right disk mounted? To use the folder that is there now: `{adopt}`",
-            shown(path)
-        )),
-        (Ok(Some(id)), Some(expected)) if is_inbox && *id != expected => Some(format!(
-            "{} has another id (.dropwire/id) than before: is the right disk mounted? To use the folder that is there \
-             now: `{adopt}`",
-            shown(path)
-        )),
-        _ if seen.elsewhere.is_some() => seen.elsewhere.clone(),
-        _ if is_inbox && known.placing_elsewhere > 0 => Some(format!(
-            "{} files were being placed in another inbox folder and wait for it; to give that one up: `{adopt}`",
-            known.placing_elsewhere
-        )),
-        _ => None,
-    }
+    /// Where the folder has to be named.
+    pub config: Arc<Config>,
+    /// The agent that takes it.
+    pub me: Me,
+    /// Its job list's file.
+    pub db: Db,
+    /// Its jobs.
+    pub queue: Queue,
 }
 
 impl Adopter {
     /// Says what adopting the folder means and, if that is what is asked, does it. Where nothing holds the folder there is
     /// nothing to adopt: then the answer has no reason. `lock` is the inbox's.
-    pub async fn answer(&self, request: AdoptRequest, lock: Arc<LockOf>) -> Result<AdoptReply, Fatal> {
+    pub async fn answer(&self, request: AdoptRequest, lock: Arc<InboxLock>) -> Result<AdoptReply, Fatal> {
         let (path, is_inbox) = self.configured(&request.path.0)?;
-        let known = self.known(&path).await.map_err(|e| job_list(&e))?;
+        let known = self.known(&path).await?;
         let (known, seen, is_one_of_two) = {
             let (path, me) = (path.clone(), self.me.clone());
             blocking(move || {
@@ -243,10 +79,7 @@ impl Adopter {
         if of_the_whole(&path, is_inbox, &seen, &known).is_none() {
             return without_disks(&path, is_inbox, reply, request.go).await;
         }
-        reply.meaning = self
-            .meaning(&path, is_inbox, &seen, &known)
-            .await
-            .map_err(|e| job_list(&e))?;
+        reply.meaning = self.meaning(&path, is_inbox, &seen, &known).await?;
         if request.go {
             self.take(&path, is_inbox, lock).await?;
             reply.adopted = true;
@@ -345,7 +178,7 @@ impl Adopter {
         to.map(|peer| peer.name.clone()).collect()
     }
 
-    async fn take(&self, path: &Path, is_inbox: bool, lock: Arc<LockOf>) -> Result<(), Fatal> {
+    async fn take(&self, path: &Path, is_inbox: bool, lock: Arc<InboxLock>) -> Result<(), Fatal> {
         let (me, queue, folder) = (self.me.clone(), self.queue.clone(), path.to_path_buf());
         let id = blocking(move || replace(&folder, is_inbox, &me, &queue, lock.get())).await??;
         let (folder, now) = (path.to_path_buf(), now_ms());
@@ -356,10 +189,10 @@ impl Adopter {
             }
             Ok(())
         });
-        noted.await.map_err(|e| job_list(&e))?;
+        noted.await?;
         if !is_inbox {
             let replaced = self.queue.outbox_replaced(path.to_path_buf(), OutboxId(id), now);
-            replaced.await.map_err(|e| job_list(&e))?;
+            replaced.await?;
         }
         tracing::info!(folder = %shown(path), "adopted");
         Ok(())
@@ -402,14 +235,15 @@ async fn without_disks(
 
 /// The lock of an inbox: the running agent's, or one for this command.
 #[derive(Default)]
-pub struct LockOf {
+pub struct InboxLock {
     inbox: Option<inbox::Inbox>,
     own: Lock,
 }
 
-impl LockOf {
-    pub(super) fn of(inbox: &inbox::Inbox) -> LockOf {
-        LockOf {
+impl InboxLock {
+    /// The lock of this open inbox.
+    pub fn of(inbox: &inbox::Inbox) -> InboxLock {
+        InboxLock {
             inbox: Some(inbox.clone()),
             own: Lock::default(),
         }

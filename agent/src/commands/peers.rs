@@ -94,7 +94,7 @@ impl Names {
 
     /// Our name for a peer; for one that was taken out of the config the last one, if that tells it from all others; else
     /// its id.
-    pub(super) fn name(&self, peer: AgentId) -> String {
+    pub fn name(&self, peer: AgentId) -> String {
         let config = self.config.get();
         match config.peers.iter().find(|p| p.id == peer) {
             Some(peer) => peer.name.clone(),
@@ -103,12 +103,12 @@ impl Names {
     }
 
     /// Is the peer in the config as it is now?
-    pub(super) fn is_peer(&self, peer: AgentId) -> bool {
+    pub fn is_peer(&self, peer: AgentId) -> bool {
         self.config.get().peers.iter().any(|p| p.id == peer)
     }
 
     /// Whose jobs are meant, by name or id; also those of a peer that was taken out of the config.
-    pub(super) fn whose_jobs(&self, wanted: &str) -> Result<AgentId, Fatal> {
+    pub fn whose_jobs(&self, wanted: &str) -> Result<AgentId, Fatal> {
         match find_peer(&self.config.get(), wanted) {
             Ok(peer) => Ok(peer.id),
             Err(unknown) => {
@@ -143,11 +143,13 @@ mod tests {
     use super::*;
     use crate::{
         config::AfterSend,
-        daemon::state,
-        queue::NewDrop,
+        identity::Identity,
+        queue::{self, NewDrop},
+        running_time,
         version::{Found, OutboxId, Version},
     };
     use dropwire_protocol::RemotePath;
+    use rusqlite_migration::{M, Migrations};
 
     fn config(peers: &[(u8, &str)]) -> Config {
         let mut text = String::new();
@@ -185,7 +187,6 @@ mod tests {
     #[tokio::test]
     async fn a_peer_that_was_taken_out_keeps_its_last_name_while_it_has_jobs() {
         let folder = tempfile::tempdir().unwrap();
-        let state_dir = folder.path().join("state");
         let [one, two] = [AgentId([1; 32]), AgentId([2; 32])];
         for (peers, expected) in [
             (
@@ -198,9 +199,17 @@ mod tests {
             (&[(2, "the office")][..], [None, None]),
         ] {
             // Each time by another run.
-            let state = state::Locked::take(&state_dir).unwrap();
-            let (identity, db) = state.open(&state::waits(&state_dir)).unwrap();
-            let queue = Queue::open(db.clone(), identity, 0, Default::default());
+            let tables = [
+                running_time::SCHEMA_1,
+                queue::SCHEMA_1,
+                queue::SCHEMA_2,
+                queue::SCHEMA_3,
+                SCHEMA_1,
+            ];
+            let migrations = Migrations::new(tables.map(M::up).to_vec());
+            let db = Db::open(&folder.path().join("state.db"), &migrations).unwrap();
+            let identity = Identity::load_or_create(folder.path()).unwrap();
+            let queue = Queue::open(db.clone(), Arc::new(identity), 0, Default::default());
             let queue = queue.await.unwrap();
             queue.enqueue(vec![one_job(one)], 0).await.unwrap();
             let names = Names::new(Current::new(

@@ -7,8 +7,8 @@ use crate::{
     queue::{Job, JobState},
 };
 
-/// Where a job stands, as far as the sentence depends on it.
-pub enum Standing {
+/// A job, as far as the sentence depends on it.
+pub enum JobView {
     /// On its way.
     Sending {
         /// Bytes that the receiver has.
@@ -37,9 +37,9 @@ pub enum Standing {
 }
 
 /// What is known of the way to the peer.
-pub struct Way {
+pub struct PeerView {
     /// Our name for it.
-    pub peer: String,
+    pub name: String,
     /// It was not taken out of the config.
     pub in_config: bool,
     /// A link is up.
@@ -66,28 +66,28 @@ pub fn taken_out_at_length(peer: &str) -> String {
 }
 
 /// One sentence.
-pub fn sentence(standing: &Standing, way: &Way, now_ms: i64) -> String {
-    let peer = &way.peer;
-    match standing {
-        Standing::Sending { sent, size } => {
+pub fn sentence(job: &JobView, to: &PeerView, now_ms: i64) -> String {
+    let peer = &to.name;
+    match job {
+        JobView::Sending { sent, size } => {
             format!("is being sent to {peer}: {sent} of {size} bytes transferred")
         }
-        Standing::Delivered { delivered_as, at_ms } => {
+        JobView::Delivered { delivered_as, at_ms } => {
             format!(
                 "delivered to {peer} as {delivered_as} at {}",
                 Time::from_ms(*at_ms)
             )
         }
-        Standing::Failed(why) => format!("failed for {peer}: {why}"),
-        Standing::Cancelled => format!("cancelled for {peer}"),
-        Standing::Queued { .. } if !way.in_config => format!("waits: {}", taken_out_at_length(peer)),
-        Standing::Queued { .. } if !way.connected => {
-            let cause = way
+        JobView::Failed(why) => format!("failed for {peer}: {why}"),
+        JobView::Cancelled => format!("cancelled for {peer}"),
+        JobView::Queued { .. } if !to.in_config => format!("waits: {}", taken_out_at_length(peer)),
+        JobView::Queued { .. } if !to.connected => {
+            let cause = to
                 .last_error
                 .as_ref()
                 .map(|e| format!(" ({e})"))
                 .unwrap_or_default();
-            match (way.dials, way.next_dial_at) {
+            match (to.dials, to.next_dial_at) {
                 (true, Some(at)) => format!(
                     "waits for a link to {peer}{cause}; dials again {}",
                     until(at, now_ms)
@@ -96,7 +96,7 @@ pub fn sentence(standing: &Standing, way: &Way, now_ms: i64) -> String {
                 (false, _) => format!("waits for {peer} to dial in{cause}: it has no address in the config"),
             }
         }
-        Standing::Queued {
+        JobView::Queued {
             next_attempt_ms,
             error,
         } if *next_attempt_ms > now_ms => {
@@ -107,7 +107,7 @@ pub fn sentence(standing: &Standing, way: &Way, now_ms: i64) -> String {
                 until(at, now_ms)
             )
         }
-        Standing::Queued { .. } => format!("waits for its turn on the link to {peer}"),
+        JobView::Queued { .. } => format!("waits for its turn on the link to {peer}"),
     }
 }
 
@@ -148,9 +148,9 @@ mod tests {
     };
     use dropwire_protocol::{AgentId, RemotePath, TransferId};
 
-    fn way() -> Way {
-        Way {
-            peer: "office".into(),
+    fn peer() -> PeerView {
+        PeerView {
+            name: "office".into(),
             in_config: true,
             connected: true,
             dials: true,
@@ -159,8 +159,8 @@ mod tests {
         }
     }
 
-    fn queued(next_attempt_ms: i64, error: Option<&str>) -> Standing {
-        Standing::Queued {
+    fn queued(next_attempt_ms: i64, error: Option<&str>) -> JobView {
+        JobView::Queued {
             next_attempt_ms,
             error: error.map(Into::into),
         }
@@ -168,31 +168,35 @@ mod tests {
 
     #[test]
     fn every_standing_has_its_sentence() {
-        let cut = || Way {
+        let cut = || PeerView {
             connected: false,
             last_error: Some("refused".into()),
-            ..way()
+            ..peer()
         };
         let cases = [
             (
-                Standing::Sending { sent: 3, size: 9 },
-                way(),
+                JobView::Sending { sent: 3, size: 9 },
+                peer(),
                 "is being sent to office: 3 of 9 bytes transferred",
             ),
             (
-                Standing::Delivered {
+                JobView::Delivered {
                     delivered_as: "a (1).txt".into(),
                     at_ms: 0,
                 },
-                way(),
+                peer(),
                 "delivered to office as a (1).txt at 1970-01-01T00:00:00.000Z",
             ),
-            (Standing::Failed("gone".into()), way(), "failed for office: gone"),
-            (Standing::Cancelled, way(), "cancelled for office"),
-            (queued(0, None), way(), "waits for its turn on the link to office"),
+            (JobView::Failed("gone".into()), peer(), "failed for office: gone"),
+            (JobView::Cancelled, peer(), "cancelled for office"),
+            (
+                queued(0, None),
+                peer(),
+                "waits for its turn on the link to office",
+            ),
             (
                 queued(3000, Some("full")),
-                way(),
+                peer(),
                 "waits for its next attempt to office in 2.0 s: full",
             ),
             (
@@ -202,7 +206,7 @@ mod tests {
             ),
             (
                 queued(0, None),
-                Way {
+                PeerView {
                     next_dial_at: Some(Time::from_ms(1500).system()),
                     ..cut()
                 },
@@ -210,7 +214,7 @@ mod tests {
             ),
             (
                 queued(0, None),
-                Way {
+                PeerView {
                     dials: false,
                     last_error: None,
                     ..cut()
@@ -219,7 +223,7 @@ mod tests {
             ),
             (
                 queued(3000, Some("refused")),
-                Way {
+                PeerView {
                     in_config: false,
                     ..cut()
                 },
@@ -227,8 +231,8 @@ mod tests {
                  or end with `dropwire cancel --peer`",
             ),
         ];
-        for (standing, way, wanted) in cases {
-            assert_eq!(sentence(&standing, &way, 1000), wanted);
+        for (job, peer, wanted) in cases {
+            assert_eq!(sentence(&job, &peer, 1000), wanted);
         }
     }
 

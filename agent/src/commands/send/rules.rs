@@ -11,13 +11,12 @@ use crate::{
     config::Config,
     confined,
     control::api::SendFile,
-    daemon::SPOOL,
     error::{Exit, Fatal, shown},
     fault,
     file_system::FileSystem,
     inbox::Inbox,
     mark,
-    outbox::Outbox,
+    outbox::{Outbox, spool},
     owner,
 };
 
@@ -182,7 +181,7 @@ impl Folders {
     /// The inodes of dropwire's own files on `device`, which is `on` such a file system; sorted.
     fn own(&self, device: u64, on: FileSystem) -> io::Result<Vec<u64>> {
         let mut inodes = Vec::new();
-        list(&self.state, OsStr::new(SPOOL), device, &mut inodes)?;
+        list(&self.state, OsStr::new(spool::FOLDER), device, &mut inodes)?;
         for place in &self.boxes {
             // Only a disk that the file itself is on is asked: another may not answer.
             if place.device == device || on.spreads_devices() {

@@ -9,9 +9,8 @@ use std::{
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{office::Office, problems, sending};
+use super::{control_api::ControlApi, problems, send};
 use crate::{
-    blocking::blocking,
     control::{
         self, Passed,
         api::{
@@ -19,7 +18,7 @@ use crate::{
             SendRequest, StatusReport, WhyQuery, WhyReport,
         },
     },
-    db::{self, Trouble, Waits},
+    db::{Trouble, Waits},
     error::{Exit, Fatal},
 };
 
@@ -32,7 +31,7 @@ pub struct Starting {
     state_dir: PathBuf,
     began: Instant,
     waits: Waits,
-    office: watch::Sender<Option<Arc<Office>>>,
+    api: watch::Sender<Option<Arc<ControlApi>>>,
     cancel: CancellationToken,
 }
 
@@ -44,22 +43,22 @@ impl Starting {
             state_dir: state_dir.to_owned(),
             began: Instant::now(),
             waits,
-            office: watch::Sender::new(None),
+            api: watch::Sender::new(None),
             cancel,
         }
     }
 
-    /// From now on `office` answers.
-    pub fn runs(&self, office: Office) {
-        self.office.send_replace(Some(Arc::new(office)));
+    /// From now on `api` answers.
+    pub fn runs(&self, api: ControlApi) {
+        self.api.send_replace(Some(Arc::new(api)));
     }
 
     /// The agent, as soon as it runs; before, what it waits for, if that is known.
-    async fn office(&self) -> Result<Arc<Office>, Option<Trouble>> {
-        let (mut office, mut waits) = (self.office.subscribe(), self.waits.now());
+    async fn api(&self) -> Result<Arc<ControlApi>, Option<Trouble>> {
+        let (mut api, mut waits) = (self.api.subscribe(), self.waits.now());
         tokio::select! {
             biased;
-            Ok(office) = office.wait_for(Option::is_some) => office.clone().ok_or(None),
+            Ok(api) = api.wait_for(Option::is_some) => api.clone().ok_or(None),
             Ok(trouble) = waits.wait_for(Option::is_some) => Err(trouble.clone()),
             () = tokio::time::sleep(PATIENCE) => Err(None),
             () = self.cancel.cancelled() => Err(None),
@@ -67,8 +66,8 @@ impl Starting {
     }
 
     /// For all that needs the job list.
-    async fn running(&self) -> Result<Arc<Office>, Fatal> {
-        self.office().await.map_err(|trouble| match trouble {
+    async fn running(&self) -> Result<Arc<ControlApi>, Fatal> {
+        self.api().await.map_err(|trouble| match trouble {
             Some(trouble) => {
                 let text = format!("the agent is starting and waits: {}", trouble.text);
                 Fatal::new(Exit::Unavailable, text).hint(trouble.hint)
@@ -100,30 +99,10 @@ impl Starting {
     }
 }
 
-/// Takes a `step` until it is done, or can never be. What is waited for is said once, and known to whoever asks.
-pub async fn patiently<T: Send + 'static>(
-    waits: &Waits,
-    step: impl Fn() -> Result<T, Fatal> + Clone + Send + 'static,
-) -> Result<T, Fatal> {
-    let done = loop {
-        let fatal = match blocking(step.clone()).await? {
-            Ok(done) => break done,
-            Err(fatal) => fatal,
-        };
-        match fatal.passes {
-            Some(wait) if !crate::fault::mutant("start-waits") => waits.begin(wait, &fatal.message),
-            _ => return Err(fatal),
-        }
-        tokio::time::sleep(db::PAUSE).await;
-    };
-    waits.end();
-    Ok(done)
-}
-
 impl control::Agent for Starting {
     async fn status(&self) -> Result<StatusReport, Fatal> {
-        match self.office().await {
-            Ok(office) => office.status().await,
+        match self.api().await {
+            Ok(api) => api.status().await,
             Err(trouble) => Ok(self.report(trouble)),
         }
     }
@@ -140,11 +119,11 @@ impl control::Agent for Starting {
         self.running().await?.why(query).await
     }
 
-    type Sending = sending::Sending;
+    type Sending = send::Sending;
 
     async fn send(
         &self,
-        sending: &mut sending::Sending,
+        sending: &mut send::Sending,
         request: SendRequest,
         passed: Passed,
     ) -> Result<SendReply, Fatal> {

@@ -2,7 +2,7 @@
 
 use dropwire_protocol::{AgentId, TransferId, name::escape};
 
-use super::{job_list, peers::Names};
+use super::peers::Names;
 use crate::{
     clock::now_ms,
     control::{
@@ -57,8 +57,7 @@ pub async fn apply(
 
 /// The job that a unique prefix of its id means.
 pub async fn one_job(queue: &Queue, prefix: &str) -> Result<TransferId, Fatal> {
-    let found = queue.by_prefix(prefix.to_owned()).await;
-    match found.map_err(|e| job_list(&e))?[..] {
+    match queue.by_prefix(prefix.to_owned()).await?[..] {
         [one] => Ok(one),
         [] => Err(no_such_job(prefix)),
         _ => Err(Fatal::new(
@@ -91,7 +90,7 @@ async fn change_some(queue: &Queue, jobs: Vec<TransferId>, change: Change) -> Re
         Change::Retry => queue.resend(jobs, now_ms()).await,
         Change::Cancel => queue.cancel(jobs, now_ms()).await,
     };
-    changed.map_err(|e| job_list(&e))
+    Ok(changed?)
 }
 
 /// Cancelled jobs are retried only by name: somebody meant it.
@@ -109,8 +108,7 @@ async fn change_all(queue: &Queue, peer: Option<AgentId>, change: Change) -> Res
         };
         let mut after = 0;
         loop {
-            let rows = queue.list(filter, page_after(after)).await;
-            let rows = rows.map_err(|e| job_list(&e))?;
+            let rows = queue.list(filter, page_after(after)).await?;
             let Some(last) = rows.last() else { break };
             after = last.cursor;
             let ids = rows.iter().map(|row| row.job.id).collect();

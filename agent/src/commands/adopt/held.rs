@@ -1,0 +1,162 @@
+//! Why a folder is held, for `check` and `adopt`.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use cap_std::fs::Dir;
+use rusqlite::{Connection, OpenFlags};
+
+use crate::{
+    border,
+    config::{Config, paths::Paths},
+    confined,
+    error::shown,
+    homes, inbox, mark,
+    owner::{self, Me, Owner},
+};
+
+/// Why the folder at `path` would be held, as far as can be told without the agent; for `check`. Blocks.
+pub fn trouble(config: &Config, paths: &Paths, me: &Me, path: &Path) -> Option<String> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    // Without a job list nothing is expected yet.
+    let list = Connection::open_with_flags(paths.state_dir.join("jobs.db"), flags);
+    let known = list
+        .and_then(|list| Known::read(&list, config, path))
+        .unwrap_or_default();
+    let is_inbox = config.inbox.as_ref().is_some_and(|inbox| inbox.path == path);
+    let seen = Seen::look(path, is_inbox, me, &known).ok()?;
+    match is_inbox {
+        true => reason(path, is_inbox, &seen, &known),
+        false => of_the_whole(path, is_inbox, &seen, &known), // a disk inside it that is missing holds nothing else
+    }
+}
+
+/// What the job list says.
+#[derive(Default)]
+pub struct Known {
+    /// The ids at home in the config's folders.
+    pub homes: Vec<(homes::FolderId, PathBuf)>,
+    outboxes: Vec<PathBuf>,
+    /// Files that were being placed in a folder with another id than is expected here.
+    pub placing_elsewhere: u64,
+}
+
+impl Known {
+    pub fn read(db: &Connection, config: &Config, path: &Path) -> rusqlite::Result<Known> {
+        let mut homes = Vec::new();
+        for folder in config.folders() {
+            homes.extend(homes::expected(db, &folder)?.map(|id| (id, folder)));
+        }
+        let here = homes::expected(db, path)?.unwrap_or_default();
+        Ok(Known {
+            homes,
+            outboxes: config.outbox_paths(),
+            placing_elsewhere: inbox::placing_elsewhere(db, here)?,
+        })
+    }
+
+    pub fn expected(&self, path: &Path) -> Option<homes::FolderId> {
+        let home = self.homes.iter().find(|(_, home)| home == path);
+        home.map(|(id, _)| *id)
+    }
+
+    /// Why a folder with this id is not at home at `path`. Blocks.
+    fn elsewhere(&self, id: homes::FolderId, path: &Path) -> Option<String> {
+        let (_, home) = self.homes.iter().find(|(its, home)| *its == id && home != path)?;
+        let there = homes::There::look(id, path, home);
+        (!there.is_left(path, home, &self.outboxes)).then(|| there.reason(path, home))
+    }
+}
+
+/// What is in the folder.
+pub struct Seen {
+    /// What is mounted over its `.dropwire`, or a part of that: all else says nothing, and there is nothing to adopt.
+    pub parted: Option<String>,
+    /// Why another agent has it, or nobody can tell.
+    pub refused: Option<String>,
+    pub owner: Option<Owner>,
+    pub id: Result<Option<homes::FolderId>, io::Error>,
+    /// Why the id is at home in another folder.
+    elsewhere: Option<String>,
+    /// Why nothing is taken for some folders of an inbox, or leaves some of an outbox.
+    missing: Vec<String>,
+}
+
+impl Seen {
+    pub fn look(path: &Path, is_inbox: bool, me: &Me, known: &Known) -> io::Result<Seen> {
+        let root = confined::root(path)?;
+        let id = mark::read(&root);
+        Ok(Seen {
+            parted: match is_inbox {
+                true => inbox::parted(path, &root)?,
+                false => None,
+            },
+            refused: owner::check(&root, path, me).err(),
+            owner: owner::read(&root).ok().flatten(),
+            elsewhere: id.as_ref().ok().and_then(|id| known.elsewhere((*id)?, path)),
+            id,
+            missing: match is_inbox {
+                true => inbox::missing_disks(path, &root),
+                false => missing_mounts(path, &root),
+            },
+        })
+    }
+}
+
+/// One sentence for all of them; none where that cannot be told.
+fn missing_mounts(path: &Path, root: &Dir) -> Vec<String> {
+    let missing = border::missing(root).unwrap_or_default();
+    let Some((first, others)) = missing.split_first() else {
+        return Vec::new();
+    };
+    let others = match others.len() {
+        0 => String::new(),
+        n => format!(" (and at {n} other places)"),
+    };
+    vec![format!(
+        "what was mounted at {first}{others} in {} is not there now: what is missing behind it may not have left. If it is \
+         gone for good: `{}`",
+        shown(path),
+        owner::adopt(path)
+    )]
+}
+
+/// Why the folder is held; None: it is used as it is.
+pub fn reason(path: &Path, is_inbox: bool, seen: &Seen, known: &Known) -> Option<String> {
+    let missing = (!seen.missing.is_empty()).then(|| seen.missing.join("; "));
+    let parted = seen.parted.clone();
+    parted
+        .or_else(|| of_the_whole(path, is_inbox, seen, known))
+        .or(missing)
+}
+
+/// The same, of the folder as a whole and not of a disk inside it. The same rules as where inboxes and outboxes are opened.
+pub fn of_the_whole(path: &Path, is_inbox: bool, seen: &Seen, known: &Known) -> Option<String> {
+    if seen.refused.is_some() {
+        return seen.refused.clone();
+    }
+    let adopt = owner::adopt(path);
+    match (&seen.id, known.expected(path)) {
+        (Err(error), _) => {
+            let what = format!("the id of {} (.dropwire/id)", shown(path));
+            Some(owner::unreadable(&what, error, path, "to give it a new one"))
+        }
+        (Ok(None), Some(_)) => Some(format!(
+            "{} has lost its id (.dropwire/id): is the right disk mounted? To use the folder that is there now: `{adopt}`",
+            shown(path)
+        )),
+        (Ok(Some(id)), Some(expected)) if is_inbox && *id != expected => Some(format!(
+            "{} has another id (.dropwire/id) than before: is the right disk mounted? To use the folder that is there \
+             now: `{adopt}`",
+            shown(path)
+        )),
+        _ if seen.elsewhere.is_some() => seen.elsewhere.clone(),
+        _ if is_inbox && known.placing_elsewhere > 0 => Some(format!(
+            "{} files were being placed in another inbox folder and wait for it; to give that one up: `{adopt}`",
+            known.placing_elsewhere
+        )),
+        _ => None,
+    }
+}
