@@ -41,24 +41,24 @@ const COMMON: &[&str] = &[
     "watcher",
 ];
 
-/// Rooms above those, and what they may import besides. `sender` and `inbox` implement `link`'s two traits.
+/// Rooms above those, and what they may import besides. `sender` and `receiver` implement `link`'s two traits.
 const ROOMS: &[(&str, &[&str])] = &[
     ("cli", &["daemon", "commands", "control"]),
     (
         "daemon",
         &[
-            "commands", "sender", "outbox", "queue", "link", "inbox", "control",
+            "commands", "sender", "outbox", "queue", "link", "receiver", "control",
         ],
     ),
     (
         "commands",
-        &["sender", "outbox", "queue", "link", "inbox", "control"],
+        &["sender", "outbox", "queue", "link", "receiver", "control"],
     ),
     ("sender", &["outbox", "queue", "link"]),
     ("outbox", &[]),
     ("queue", &[]),
     ("link", &[]),
-    ("inbox", &["link"]),
+    ("receiver", &["link"]),
     ("control", &[]),
 ];
 

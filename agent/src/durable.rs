@@ -203,21 +203,21 @@ pub fn open_or_make_dir(dir: &Dir, name: &OsStr) -> io::Result<Dir> {
 }
 
 /// May many files be made durable by one [`sync_filesystem`], with every write error reported? See [`FileSystem`].
-pub fn supports_syncfs(anchor: &File) -> bool {
-    FileSystem::of(anchor).is_ok_and(|on| on.syncfs_reports)
+pub fn supports_syncfs(sync_handle: &File) -> bool {
+    FileSystem::of(sync_handle).is_ok_and(|on| on.syncfs_reports)
 }
 
 /// A folder's handle for [`sync_filesystem`].
-pub fn anchor(dir: &Dir) -> io::Result<File> {
+pub fn sync_handle(dir: &Dir) -> io::Result<File> {
     system::open_for_sync(dir)
 }
 
-/// After Ok, everything written to the file system of `anchor` before the call survives a power cut, if
-/// [`supports_syncfs`] and `anchor` was opened before the first of these writes. `Unsupported` where there is no such
+/// After Ok, everything written to the file system of `sync_handle` before the call survives a power cut, if
+/// [`supports_syncfs`] and `sync_handle` was opened before the first of these writes. `Unsupported` where there is no such
 /// call: sync a file at a time.
-pub fn sync_filesystem(anchor: &File) -> io::Result<()> {
-    trace::note("syncfs", anchor)
-        .and_then(|()| system::sync_filesystem(anchor))
+pub fn sync_filesystem(sync_handle: &File) -> io::Result<()> {
+    trace::note("syncfs", sync_handle)
+        .and_then(|()| system::sync_filesystem(sync_handle))
         .map_err(|e| match e.kind() {
             io::ErrorKind::Unsupported => e,
             _ => LostWrite::wrap(e),
@@ -368,8 +368,8 @@ mod system {
     }
 
     #[cfg(target_os = "linux")]
-    pub fn sync_filesystem(anchor: &File) -> io::Result<()> {
-        Ok(rustix::fs::syncfs(anchor)?)
+    pub fn sync_filesystem(sync_handle: &File) -> io::Result<()> {
+        Ok(rustix::fs::syncfs(sync_handle)?)
     }
 
     #[cfg(not(target_os = "linux"))]

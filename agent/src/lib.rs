@@ -1,6 +1,6 @@
 //! dropwire's agent: drop a file into a folder, it arrives in a folder on another machine.
 //!
-//! The rooms, from the top down; each imports only rooms below its own rank ([`inbox`] also [`link`]'s
+//! The rooms, from the top down; each imports only rooms below its own rank ([`receiver`] also [`link`]'s
 //! traits, [`cli`] also [`control`]'s client). `tests/architecture.rs` checks it.
 //!
 //! | rank | rooms |
@@ -9,7 +9,7 @@
 //! | 2 | [`daemon`]: the only room that knows the others; wires, starts, stops |
 //! | 3 | [`commands`]: what the control socket answers: status, jobs, why, send, retry, cancel, adopt |
 //! | 4 | [`sender`]: ready files become jobs, jobs become transfers, what is delivered leaves |
-//! | 5 | [`outbox`] watch, scan, settle, dispose · [`queue`] job list, schedule · [`link`] TLS links and the pump · [`inbox`] partials, commit, naming, ledger · [`control`] the local socket |
+//! | 5 | [`outbox`] watch, scan, settle, dispose · [`queue`] job list, schedule · [`link`] TLS links and the pump · [`receiver`] partials, commit, naming, ledger · [`control`] the local socket |
 //! | 6 | [`config`] · [`identity`] · [`db`] · [`descriptors`] · [`disk`] · [`durable`] · [`mark`] · [`owner`] · [`homes`] · [`confined`] · [`lease`] · [`snapshot`] · [`unsent`] · [`remove_tree`] · [`version`] · [`watcher`] · [`bundle`] · [`border`] · [`backoff`] · [`blocking`] · [`clock`] · [`running_time`] · [`fault`] · [`file_system`] · [`io_error`] · [`own_files`] · [`id`] · [`error`] |
 
 pub mod backoff;
@@ -33,7 +33,6 @@ pub mod file_system;
 pub mod homes;
 pub mod id;
 pub mod identity;
-pub mod inbox;
 pub mod io_error;
 pub mod lease;
 pub mod link;
@@ -42,6 +41,7 @@ pub mod outbox;
 pub mod own_files;
 pub mod owner;
 pub mod queue;
+pub mod receiver;
 pub mod remove_tree;
 pub mod running_time;
 pub mod sender;

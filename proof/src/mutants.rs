@@ -16,10 +16,10 @@ pub enum Proof {
     Equivalent(&'static str),
 }
 
-const ORDER: Proof = Inside(&["inbox::tests::order"]);
-const FLOWS: Proof = Inside(&["inbox::tests::flows"]);
-const RESUME: Proof = Inside(&["inbox::tests::resume"]);
-const RECOVERY: Proof = Inside(&["inbox::tests::recovery"]);
+const ORDER: Proof = Inside(&["receiver::tests::order"]);
+const FLOWS: Proof = Inside(&["receiver::tests::flows"]);
+const RESUME: Proof = Inside(&["receiver::tests::resume"]);
+const RECOVERY: Proof = Inside(&["receiver::tests::recovery"]);
 const DISPOSE: Proof = Inside(&["outbox::dispose::tests"]);
 const MARKER: Proof = Inside(&["outbox::marker::tests"]);
 const SEND: Proof = Inside(&["sender::source::tests"]);
@@ -32,10 +32,10 @@ const SPOOL: Proof = Inside(&["outbox::spool::tests"]);
 const SENDING: Proof = Inside(&["commands::send::rules::tests"]);
 const CONTROL: Proof = Inside(&["control::"]);
 const WHOLE: Proof = Inside(&["outbox::whole::tests"]);
-const TAKEN: Proof = Inside(&["inbox::tests::taken"]);
-const ELSEWHERE: Proof = Inside(&["inbox::tests::elsewhere"]);
-const DISKS: Proof = Inside(&["inbox::tests::disks"]);
-const UNPACK: Proof = Inside(&["inbox::unpack::tests"]);
+const TAKEN: Proof = Inside(&["receiver::tests::taken"]);
+const ELSEWHERE: Proof = Inside(&["receiver::tests::elsewhere"]);
+const DISKS: Proof = Inside(&["receiver::tests::disks"]);
+const UNPACK: Proof = Inside(&["receiver::unpack::tests"]);
 const LOBBY: Proof = Inside(&["link::lobby::tests"]);
 const TWINS: Proof = Inside(&["link::twins::tests"]);
 const LEAVES: Proof = Inside(&["outbox::dispose::folder::tests"]);
@@ -196,12 +196,12 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     (
         "late-again",
         "a second late time finds the file as the first one left it",
-        Inside(&["inbox::tests::keeping"]),
+        Inside(&["receiver::tests::keeping"]),
     ),
     (
         "late-time",
         "a time that comes late is only given to what was delivered",
-        Inside(&["inbox::tests::keeping"]),
+        Inside(&["receiver::tests::keeping"]),
     ),
     ("S2-supersede", "an older version of the path ends", QUEUE),
     ("identity-once", "a key that is there is never replaced", IDENTITY),
@@ -333,7 +333,7 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     (
         "one-question",
         "a disk that does not answer is asked by one thread",
-        Inside(&["inbox::asking::tests"]),
+        Inside(&["receiver::asking::tests"]),
     ),
     (
         "control-request",
@@ -343,17 +343,17 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     (
         "R1-state-disk",
         "nothing new is taken while the state disk is nearly full",
-        Inside(&["inbox::tests::bounds"]),
+        Inside(&["receiver::tests::bounds"]),
     ),
     (
         "R1-rows",
         "a peer's outcomes in the ledger are bounded",
-        Inside(&["inbox::tests::bounds"]),
+        Inside(&["receiver::tests::bounds"]),
     ),
     (
         "R1-too-large",
         "a file that the file system cannot hold is not received again",
-        Inside(&["inbox::tests::bounds"]),
+        Inside(&["receiver::tests::bounds"]),
     ),
     ("R1-known", "a known transfer is not begun again", FLOWS),
     ("R1-bound", "path and size are bound to the id", FLOWS),
@@ -366,7 +366,7 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     (
         "large-ended",
         "nothing is kept of a large transfer that has ended",
-        Inside(&["inbox::writers::tests"]),
+        Inside(&["receiver::writers::tests"]),
     ),
     (
         "desk-wanted",
@@ -443,12 +443,12 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     (
         "R5-witness",
         "where no number tells one folder from another, what is made in one has to be seen in the other",
-        Inside(&["inbox::site::tests"]),
+        Inside(&["receiver::inbox_dir::tests"]),
     ),
     (
         "R5-own",
         "where no number tells, dropwire's own folder is known by its mark",
-        Inside(&["inbox::site::tests"]),
+        Inside(&["receiver::inbox_dir::tests"]),
     ),
     (
         "R5-folder-whole",
@@ -463,7 +463,7 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     (
         "R5-rights",
         "what arrives gets the group and the access list that its folder hands on",
-        Inside(&["inbox::tests::team"]),
+        Inside(&["receiver::tests::team"]),
     ),
     ("R6-salt", "nobody can guess a receipt that was not given", FLOWS),
     ("R6", "the commit of the intent", FLOWS),
@@ -477,7 +477,7 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     (
         "R6-dialect",
         "names that the inbox's file system refuses are known before bytes come",
-        Inside(&["inbox::dialect::tests"]),
+        Inside(&["receiver::dialect::tests"]),
     ),
     ("R7-there", "only the partial that was verified is placed", TAKEN),
     (
@@ -508,7 +508,7 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     (
         "R7-open-files",
         "behind FUSE and network mounts an open file does not tell of itself",
-        Inside(&["inbox::commit::naming::tests"]),
+        Inside(&["receiver::commit::naming::tests"]),
     ),
     (
         "R7-sure",
@@ -572,7 +572,7 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     (
         "R7-note",
         "which files got their names is recorded",
-        Inside(&["inbox::named::tests", "inbox::tests::taken"]),
+        Inside(&["receiver::named::tests", "receiver::tests::taken"]),
     ),
     (
         "R7-keep",
@@ -595,12 +595,12 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     (
         "unmake",
         "folders made for a file that is not placed go again",
-        Inside(&["inbox::place::tests"]),
+        Inside(&["receiver::place::tests"]),
     ),
     (
         "inode-share",
         "a share of the inbox's inodes stays free",
-        Inside(&["inbox::space::tests"]),
+        Inside(&["receiver::space::tests"]),
     ),
     (
         "kept-open",
@@ -636,7 +636,7 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     (
         "alias-bound",
         "a peer's folders with other names are bounded",
-        Inside(&["inbox::aliases::tests"]),
+        Inside(&["receiver::aliases::tests"]),
     ),
     (
         "fair-copies",
@@ -646,12 +646,12 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     (
         "fair-turns",
         "peers' small files take turns",
-        Inside(&["inbox::fair_queue::tests"]),
+        Inside(&["receiver::fair_queue::tests"]),
     ),
     (
         "fair-memory",
         "nobody takes more than a share of the memory for small files",
-        Inside(&["inbox::memory::tests"]),
+        Inside(&["receiver::byte_budget::tests"]),
     ),
     (
         "R8-hold",
@@ -687,12 +687,12 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     (
         "rule-was-named",
         "a link or a copy that had its name does not get another",
-        Inside(&["inbox::tests::recovery", "inbox::tests::taken"]),
+        Inside(&["receiver::tests::recovery", "receiver::tests::taken"]),
     ),
     (
         "rule-whole",
         "a folder under its final name counts only with all that is to be in it",
-        Inside(&["inbox::tests::whole"]),
+        Inside(&["receiver::tests::whole"]),
     ),
     (
         "rule-time",
@@ -962,12 +962,12 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     (
         "space-decays",
         "room is kept for what can arrive at the pace of the last minute",
-        Inside(&["inbox::space::tests"]),
+        Inside(&["receiver::space::tests"]),
     ),
     (
         "space-share",
         "a peer keeps no more than its share while others ask",
-        Inside(&["inbox::space::tests"]),
+        Inside(&["receiver::space::tests"]),
     ),
     (
         "no-space-told",
@@ -1043,12 +1043,12 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     (
         "question-panics",
         "a question that panics does not stay open",
-        Inside(&["inbox::asking::tests"]),
+        Inside(&["receiver::asking::tests"]),
     ),
     (
         "begun-memory",
         "files that are begun and not ended share one budget",
-        Inside(&["inbox::memory::tests"]),
+        Inside(&["receiver::byte_budget::tests"]),
     ),
     ("send-files", "one `send` is of so many files at most", SPOOL),
     (

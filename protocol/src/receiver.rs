@@ -34,7 +34,7 @@ use crate::{
 };
 
 use state::{Pass, State, Transfer};
-pub use storage::{Command, Opening, Outcome};
+pub use storage::{Command, OfferSequence, Outcome};
 
 /// The receiving half of a link.
 pub struct Receiver {
@@ -45,7 +45,7 @@ pub struct Receiver {
     next_serial: u64,
     transfers: BTreeMap<TransferId, Transfer>,
     /// Transfers with something to say, each once.
-    speakers: VecDeque<TransferId>,
+    ready: VecDeque<TransferId>,
     /// Transfers in the state Committed, each once.
     committed: VecDeque<TransferId>,
     /// Answers to Withdraw and Forget.
@@ -64,7 +64,7 @@ impl Receiver {
             max_file_size,
             next_serial: 0,
             transfers: BTreeMap::new(),
-            speakers: VecDeque::new(),
+            ready: VecDeque::new(),
             committed: VecDeque::new(),
             answers: VecDeque::new(),
             asked: 0,
@@ -100,24 +100,28 @@ impl Receiver {
         }
     }
 
-    /// What the storage answered. One of an older opening, or that does not fit the state, changes nothing.
+    /// What the storage answered. One for an older offer, or that does not fit the state, changes nothing.
     pub fn outcome(&mut self, outcome: Outcome) {
         match outcome {
             Outcome::Opened {
                 id,
-                opening,
+                sequence,
                 offset,
                 digest,
-            } => self.opened(id, opening, offset, digest),
-            Outcome::Written { id, opening, offset } => self.written(id, opening, offset),
+            } => self.opened(id, sequence, offset, digest),
+            Outcome::Written { id, sequence, offset } => self.written(id, sequence, offset),
             Outcome::Damaged {
                 id,
-                opening,
+                sequence,
                 offset,
                 digest,
-            } => self.damaged(id, opening, offset, digest),
-            Outcome::Committed { id, opening, receipt } => {
-                if let Some(transfer) = self.opening(id, opening)
+            } => self.damaged(id, sequence, offset, digest),
+            Outcome::Committed {
+                id,
+                sequence,
+                receipt,
+            } => {
+                if let Some(transfer) = self.sequence(id, sequence)
                     && matches!(transfer.state, State::Finishing(_))
                 {
                     transfer.state = State::Committed(receipt);
@@ -125,8 +129,12 @@ impl Receiver {
                     self.committed.push_back(id);
                 }
             }
-            Outcome::Settled { id, opening, receipt } => match opening {
-                Some(opening) => self.refuse(id, opening, |serial| {
+            Outcome::Settled {
+                id,
+                sequence,
+                receipt,
+            } => match sequence {
+                Some(sequence) => self.refuse(id, sequence, |serial| {
                     Message::Settled(Settled {
                         id,
                         receipt,
@@ -141,11 +149,11 @@ impl Receiver {
             },
             Outcome::Refused {
                 id,
-                opening,
+                sequence,
                 reason,
                 text,
                 retry_after_ms,
-            } => self.decline(id, opening, reason, text, retry_after_ms),
+            } => self.decline(id, sequence, reason, text, retry_after_ms),
             Outcome::Withdrawn { id } => self.answers.push_back(Message::Withdrawn(Withdrawn { id })),
             Outcome::Forgotten { ids } => {
                 let batches = ids.chunks(MAX_BATCH).map(<[_]>::to_vec);
@@ -160,7 +168,7 @@ impl Receiver {
         for (id, transfer) in std::mem::take(&mut self.transfers) {
             self.commands.extend(transfer.release(id));
         }
-        self.speakers.clear();
+        self.ready.clear();
         self.committed.clear();
     }
 
@@ -168,7 +176,7 @@ impl Receiver {
     pub fn poll_message(&mut self) -> Option<Message> {
         self.poll_answer()
             .or_else(|| self.poll_receipts())
-            .or_else(|| self.poll_word())
+            .or_else(|| self.poll_reply())
     }
 
     /// The next command for the storage.
@@ -177,7 +185,7 @@ impl Receiver {
     }
 
     fn offered(&mut self, offer: Offer) -> Result<(), Error> {
-        let (id, size, opening) = (offer.id, offer.manifest.size, Opening(offer.serial));
+        let (id, size, sequence) = (offer.id, offer.manifest.size, OfferSequence(offer.serial));
         let violation = |violation| Err(Error::violation("Offer", id, violation));
         if let Some(open) = self.transfers.get(&id) {
             return violation(open.state.violation());
@@ -212,20 +220,20 @@ impl Receiver {
                 serial: offer.serial,
                 size,
                 state,
-                word: None,
+                reply: None,
                 ack: false,
             },
         );
         if let Some(most) = self.max_file_size.filter(|most| size > *most) {
             let text = format!("{size} bytes, at most {most} are taken from this peer");
-            self.decline(id, opening, DeclineReason::TooLarge, text, None);
+            self.decline(id, sequence, DeclineReason::TooLarge, text, None);
         } else if busy {
             let text = format!("{} transfers are open already", self.max_open);
-            self.decline(id, opening, DeclineReason::Busy, text, None);
+            self.decline(id, sequence, DeclineReason::Busy, text, None);
         } else {
             self.commands.push_back(Command::Open {
                 id,
-                opening,
+                sequence,
                 manifest: offer.manifest,
                 eager: offer.eager,
             });
@@ -263,7 +271,7 @@ impl Receiver {
                 current.next = end;
                 self.commands.push_back(Command::Write {
                     id,
-                    opening: Opening(transfer.serial),
+                    sequence: OfferSequence(transfer.serial),
                     pass,
                     offset,
                     bytes,
@@ -297,7 +305,7 @@ impl Receiver {
                 transfer.state = State::Finishing(current);
                 self.commands.push_back(Command::Finish {
                     id,
-                    opening: Opening(transfer.serial),
+                    sequence: OfferSequence(transfer.serial),
                     pass,
                     digest,
                 });
@@ -316,7 +324,7 @@ impl Receiver {
             let violation = Violation::UnknownSerial(close.serial);
             return Err(Error::violation("Close", close.id, violation));
         }
-        if self.opening(close.id, Opening(close.serial)).is_some()
+        if self.sequence(close.id, OfferSequence(close.serial)).is_some()
             && let Some(transfer) = self.remove(close.id)
         {
             self.commands.extend(transfer.release(close.id));
@@ -324,8 +332,8 @@ impl Receiver {
         Ok(())
     }
 
-    fn opened(&mut self, id: TransferId, opening: Opening, offset: u64, digest: Digest) {
-        let Some(transfer) = self.opening(id, opening) else {
+    fn opened(&mut self, id: TransferId, sequence: OfferSequence, offset: u64, digest: Digest) {
+        let Some(transfer) = self.sequence(id, sequence) else {
             return;
         };
         if matches!(transfer.state, State::Opening) {
@@ -333,8 +341,8 @@ impl Receiver {
         }
     }
 
-    fn damaged(&mut self, id: TransferId, opening: Opening, offset: u64, digest: Digest) {
-        let Some(transfer) = self.opening(id, opening) else {
+    fn damaged(&mut self, id: TransferId, sequence: OfferSequence, offset: u64, digest: Digest) {
+        let Some(transfer) = self.sequence(id, sequence) else {
             return;
         };
         let (State::Receiving(pass) | State::Finishing(pass)) = &transfer.state else {
@@ -351,14 +359,14 @@ impl Receiver {
         };
         let serial = transfer.serial;
         if pass > MAX_PASS || offset > transfer.size {
-            let opening = Opening(serial);
-            self.commands.push_back(Command::Release { id, opening });
+            let sequence = OfferSequence(serial);
+            self.commands.push_back(Command::Release { id, sequence });
             let text = "what is on disk of it is damaged again and again".into();
-            return self.decline(id, opening, DeclineReason::DiskError, text, None);
+            return self.decline(id, sequence, DeclineReason::DiskError, text, None);
         }
         transfer.state = State::Receiving(Pass::new(pass, offset));
         transfer.ack = false;
-        transfer.word = Some(Message::Accept(Accept {
+        transfer.reply = Some(Message::Accept(Accept {
             id,
             pass,
             offset,
@@ -370,9 +378,9 @@ impl Receiver {
 
     /// Notes an Ack when a quarter of the window is written that the sender does not know of, or all there is. An eager
     /// transfer needs none: all its bytes are under way before it could come.
-    fn written(&mut self, id: TransferId, opening: Opening, offset: u64) {
+    fn written(&mut self, id: TransferId, sequence: OfferSequence, offset: u64) {
         let window = self.window;
-        let Some(transfer) = self.opening(id, opening) else {
+        let Some(transfer) = self.sequence(id, sequence) else {
             return;
         };
         let (State::Receiving(pass) | State::Finishing(pass)) = &mut transfer.state else {
@@ -392,13 +400,13 @@ impl Receiver {
     fn decline(
         &mut self,
         id: TransferId,
-        opening: Opening,
+        sequence: OfferSequence,
         reason: DeclineReason,
         mut text: String,
         retry_after_ms: Option<u64>,
     ) {
         cut(&mut text, MAX_TEXT);
-        self.refuse(id, opening, |serial| {
+        self.refuse(id, sequence, |serial| {
             Message::Decline(Decline {
                 id,
                 reason,
@@ -409,34 +417,34 @@ impl Receiver {
         });
     }
 
-    fn refuse(&mut self, id: TransferId, opening: Opening, word: impl FnOnce(u64) -> Message) {
-        let Some(transfer) = self.opening(id, opening) else {
+    fn refuse(&mut self, id: TransferId, sequence: OfferSequence, reply: impl FnOnce(u64) -> Message) {
+        let Some(transfer) = self.sequence(id, sequence) else {
             return;
         };
         if matches!(transfer.state, State::Committed(_) | State::Refused) {
             return;
         }
         transfer.state = State::Refused;
-        transfer.word = Some(word(opening.0));
+        transfer.reply = Some(reply(sequence.0));
         transfer.ack = false;
         self.speaks(id);
     }
 
     fn speaks(&mut self, id: TransferId) {
-        if !self.speakers.contains(&id) {
-            self.speakers.push_back(id);
+        if !self.ready.contains(&id) {
+            self.ready.push_back(id);
         }
     }
 
-    fn opening(&mut self, id: TransferId, opening: Opening) -> Option<&mut Transfer> {
+    fn sequence(&mut self, id: TransferId, sequence: OfferSequence) -> Option<&mut Transfer> {
         self.transfers
             .get_mut(&id)
-            .filter(|transfer| transfer.serial == opening.0)
+            .filter(|transfer| transfer.serial == sequence.0)
     }
 
     fn remove(&mut self, id: TransferId) -> Option<Transfer> {
         let transfer = self.transfers.remove(&id)?;
-        self.speakers.retain(|speaker| *speaker != id);
+        self.ready.retain(|speaker| *speaker != id);
         self.committed.retain(|committed| *committed != id);
         Some(transfer)
     }
@@ -487,16 +495,16 @@ impl Receiver {
         (!receipts.is_empty()).then_some(Message::Receipts(Receipts { receipts }))
     }
 
-    fn poll_word(&mut self) -> Option<Message> {
-        while let Some(id) = self.speakers.pop_front() {
+    fn poll_reply(&mut self) -> Option<Message> {
+        while let Some(id) = self.ready.pop_front() {
             let Some(transfer) = self.transfers.get_mut(&id) else {
                 continue;
             };
-            if let Some(word) = transfer.word.take() {
+            if let Some(reply) = transfer.reply.take() {
                 if transfer.ack {
-                    self.speakers.push_back(id);
+                    self.ready.push_back(id);
                 }
-                return Some(word);
+                return Some(reply);
             }
             if let (true, State::Receiving(pass) | State::Finishing(pass)) =
                 (transfer.ack, &mut transfer.state)

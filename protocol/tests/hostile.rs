@@ -7,7 +7,7 @@ use dropwire_protocol::{
     Conversation, Digest, Error, Event, Kind, Local, Manifest, Message, Mtime, PeerMisbehaved, Receipt,
     RemotePath, TransferId, Violation,
     message::*,
-    receiver::{Command, Opening, Outcome, Receiver},
+    receiver::{Command, OfferSequence, Outcome, Receiver},
     sender::{Sender, SenderEvent},
 };
 use proptest::{collection::vec, prelude::*, sample::select};
@@ -62,26 +62,26 @@ fn late(ids: Vec<TransferId>) -> Vec<LateTime> {
 }
 
 fn outcome() -> impl Strategy<Value = Outcome> {
-    let opening = || (0..40u64).prop_map(Opening);
+    let sequence = || (0..40u64).prop_map(OfferSequence);
     prop_oneof![
-        3 => (id(), opening(), number())
-            .prop_map(|(id, opening, offset)| Outcome::Opened { id, opening, offset, digest: DIGEST }),
-        1 => (id(), opening(), number()).prop_map(|(id, opening, offset)| Outcome::Written { id, opening, offset }),
-        1 => (id(), opening(), number())
-            .prop_map(|(id, opening, offset)| Outcome::Damaged { id, opening, offset, digest: DIGEST }),
-        1 => (id(), opening()).prop_map(|(id, opening)| Outcome::Settled {
+        3 => (id(), sequence(), number())
+            .prop_map(|(id, sequence, offset)| Outcome::Opened { id, sequence, offset, digest: DIGEST }),
+        1 => (id(), sequence(), number()).prop_map(|(id, sequence, offset)| Outcome::Written { id, sequence, offset }),
+        1 => (id(), sequence(), number())
+            .prop_map(|(id, sequence, offset)| Outcome::Damaged { id, sequence, offset, digest: DIGEST }),
+        1 => (id(), sequence()).prop_map(|(id, sequence)| Outcome::Settled {
             id,
-            opening: Some(opening),
+            sequence: Some(sequence),
             receipt: receipt()
         }),
-        1 => (id(), opening()).prop_map(|(id, opening)| Outcome::Refused {
+        1 => (id(), sequence()).prop_map(|(id, sequence)| Outcome::Refused {
             id,
-            opening,
+            sequence,
             reason: DeclineReason::NoSpace,
             text: "é".repeat(300),
             retry_after_ms: None
         }),
-        2 => (id(), opening()).prop_map(|(id, opening)| Outcome::Committed { id, opening, receipt: receipt() }),
+        2 => (id(), sequence()).prop_map(|(id, sequence)| Outcome::Committed { id, sequence, receipt: receipt() }),
     ]
 }
 
@@ -176,12 +176,12 @@ proptest! {
             }
             while let Some(command) = receiver.poll_command() {
                 match command {
-                    Command::Open { id, opening, manifest, .. } => {
+                    Command::Open { id, sequence, manifest, .. } => {
                         prop_assert!(manifest.size <= 400_000);
-                        prop_assert!(sizes.insert((id, opening.0), manifest.size).is_none(), "an opening is new");
+                        prop_assert!(sizes.insert((id, sequence.0), manifest.size).is_none(), "an offer is new");
                     }
-                    Command::Write { id, opening, offset, bytes, .. } => {
-                        prop_assert!(offset + bytes.len() as u64 <= sizes[&(id, opening.0)]);
+                    Command::Write { id, sequence, offset, bytes, .. } => {
+                        prop_assert!(offset + bytes.len() as u64 <= sizes[&(id, sequence.0)]);
                     }
                     _ => {}
                 }
@@ -288,28 +288,28 @@ proptest! {
 /// A storage to which everything succeeds.
 fn obedient(command: Command) -> Vec<Outcome> {
     match command {
-        Command::Open { id, opening, .. } => vec![Outcome::Opened {
+        Command::Open { id, sequence, .. } => vec![Outcome::Opened {
             id,
-            opening,
+            sequence,
             offset: 0,
             digest: DIGEST,
         }],
         Command::Write {
             id,
-            opening,
+            sequence,
             offset,
             bytes,
             ..
         } => {
             vec![Outcome::Written {
                 id,
-                opening,
+                sequence,
                 offset: offset + bytes.len() as u64,
             }]
         }
-        Command::Finish { id, opening, .. } => vec![Outcome::Committed {
+        Command::Finish { id, sequence, .. } => vec![Outcome::Committed {
             id,
-            opening,
+            sequence,
             receipt: receipt(),
         }],
         Command::Release { .. } => vec![],
@@ -396,7 +396,7 @@ fn receipts_that_do_not_fit_in_one_frame_go_in_several() {
             .expect("done");
         receiver.outcome(Outcome::Committed {
             id,
-            opening: Opening(serial),
+            sequence: OfferSequence(serial),
             receipt: receipt(),
         });
     }
@@ -522,7 +522,7 @@ fn receipts_go_before_bye_and_offers_do_not() {
         .offer(TransferId([2; 16]), manifest(0), true);
     conversation.outcome(Outcome::Committed {
         id,
-        opening: Opening(serial),
+        sequence: OfferSequence(serial),
         receipt: receipt(),
     });
     conversation.bye(ByeReason::Shutdown, &"ü".repeat(300));

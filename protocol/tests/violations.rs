@@ -5,13 +5,13 @@ use dropwire_protocol::{
     Digest, Error, Kind, Manifest, Message, Mtime, PeerMisbehaved, Receipt, RemotePath, TransferId,
     Violation as V,
     message::*,
-    receiver::{Command, Opening, Outcome, Receiver},
+    receiver::{Command, OfferSequence, Outcome, Receiver},
     sender::{Sender, SenderEvent},
 };
 
 const ID: TransferId = TransferId([7; 16]);
 const DIGEST: Digest = Digest([0; 32]);
-const OPENING: Opening = Opening(0);
+const OPENING: OfferSequence = OfferSequence(0);
 
 fn manifest(size: u64) -> Manifest {
     Manifest {
@@ -65,7 +65,7 @@ fn close(serial: u64) -> Message {
 fn opened(offset: u64) -> Outcome {
     Outcome::Opened {
         id: ID,
-        opening: OPENING,
+        sequence: OPENING,
         offset,
         digest: DIGEST,
     }
@@ -74,7 +74,7 @@ fn opened(offset: u64) -> Outcome {
 fn damaged(offset: u64) -> Outcome {
     Outcome::Damaged {
         id: ID,
-        opening: OPENING,
+        sequence: OPENING,
         offset,
         digest: DIGEST,
     }
@@ -83,7 +83,7 @@ fn damaged(offset: u64) -> Outcome {
 fn committed() -> Outcome {
     Outcome::Committed {
         id: ID,
-        opening: OPENING,
+        sequence: OPENING,
         receipt: receipt(),
     }
 }
@@ -92,7 +92,7 @@ fn refused() -> Outcome {
     let (reason, text) = (DeclineReason::NoSpace, String::new());
     Outcome::Refused {
         id: ID,
-        opening: OPENING,
+        sequence: OPENING,
         reason,
         text,
         retry_after_ms: None,

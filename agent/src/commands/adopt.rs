@@ -21,9 +21,10 @@ use crate::{
     control::api::{AdoptReply, AdoptRequest},
     db::{Db, DbError},
     error::{Exit, Fatal, shown},
-    homes, inbox, mark, outbox,
+    homes, mark, outbox,
     owner::{self, Lock, Me},
     queue::Queue,
+    receiver,
     version::OutboxId,
 };
 pub use held::trouble;
@@ -144,7 +145,7 @@ impl Adopter {
                 (Ok(Some(id)), Some(expected)) if *id == expected => known.placing_elsewhere,
                 _ => {
                     self.db
-                        .read(|db| inbox::placing_elsewhere(db, homes::FolderId::default()))
+                        .read(|db| receiver::placing_elsewhere(db, homes::FolderId::default()))
                         .await?
                 }
             };
@@ -185,7 +186,7 @@ impl Adopter {
         let noted = self.db.call(move |tx| {
             homes::settle(tx, id, &folder)?;
             if is_inbox {
-                inbox::give_up_elsewhere(tx, id)?;
+                receiver::give_up_elsewhere(tx, id)?;
             }
             Ok(())
         });
@@ -222,7 +223,7 @@ async fn without_disks(
     if go {
         let folder = path.to_path_buf();
         let forget = move || match is_inbox {
-            true => inbox::forget_missing_disks(&confined::root(&folder)?),
+            true => receiver::forget_missing_disks(&confined::root(&folder)?),
             false => border::forget_missing(&confined::root(&folder)?),
         };
         let forgotten = blocking(forget).await?;
@@ -236,13 +237,13 @@ async fn without_disks(
 /// The lock of an inbox: the running agent's, or one for this command.
 #[derive(Default)]
 pub struct InboxLock {
-    inbox: Option<inbox::Inbox>,
+    inbox: Option<receiver::Inbox>,
     own: Lock,
 }
 
 impl InboxLock {
     /// The lock of this open inbox.
-    pub fn of(inbox: &inbox::Inbox) -> InboxLock {
+    pub fn of(inbox: &receiver::Inbox) -> InboxLock {
         InboxLock {
             inbox: Some(inbox.clone()),
             own: Lock::default(),
@@ -250,7 +251,7 @@ impl InboxLock {
     }
 
     fn get(&self) -> &Lock {
-        self.inbox.as_ref().map_or(&self.own, inbox::Inbox::lock)
+        self.inbox.as_ref().map_or(&self.own, receiver::Inbox::lock)
     }
 }
 
@@ -277,7 +278,7 @@ fn replace(
     }
     owner::replace(&root, me).map_err(failed)?;
     if is_inbox {
-        inbox::forget_missing_disks(&root).map_err(failed)?;
+        receiver::forget_missing_disks(&root).map_err(failed)?;
     } else {
         // What the job list does not tell comes back all the same.
         let path_of = |name: &str| queue.path_of(name).ok().flatten();

@@ -13,9 +13,9 @@ use super::peers::Names;
 use crate::{
     config::Current,
     db::Db,
-    inbox::Inbox,
     link::{Links, PeerLink},
     queue::Queue,
+    receiver::Inbox,
     sender::{Cleanup, InFlight, Outboxes},
 };
 

@@ -15,7 +15,7 @@ use crate::{
     commands::Names,
     config::Current,
     error::shown,
-    inbox::{Arrival, Inbox},
+    receiver::{Arrival, Inbox},
 };
 
 /// Most files that wait for their program: one that is slow by more is not run for the rest.

@@ -10,8 +10,8 @@ use crate::{
     config::Current,
     db::{Db, DbError},
     error::chain,
-    inbox::Inbox,
     queue::Queue,
+    receiver::Inbox,
     running_time,
 };
 

@@ -29,11 +29,11 @@ use crate::{
     db::{Db, DbError},
     error::{Exit, Fatal, chain, shown},
     identity::Identity,
-    inbox::Inbox,
     link::{self, Links},
     outbox::spool,
     owner::Me,
     queue::Queue,
+    receiver::Inbox,
     sender::{self, Sender},
 };
 pub use offline::adopt_offline;

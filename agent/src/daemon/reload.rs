@@ -13,7 +13,7 @@ use crate::{
     config::{self, Config},
     db::DbError,
     error::{Fatal, chain},
-    inbox, link,
+    link, receiver,
 };
 
 /// What came of a new config.
@@ -134,8 +134,8 @@ pub fn link_settings(config: &Config) -> link::Settings {
 }
 
 /// What the inbox needs of it.
-pub fn inbox_settings(config: &Config) -> inbox::Settings {
-    inbox::Settings {
+pub fn inbox_settings(config: &Config) -> receiver::Settings {
+    receiver::Settings {
         inbox: config.inbox.clone(),
         peers: config.peers.clone(),
         name: config.name.clone(),

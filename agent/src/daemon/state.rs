@@ -15,14 +15,14 @@ use crate::{
     error::{Exit, Fatal, chain, shown},
     homes,
     identity::{Identity, JOB_LIST},
-    inbox, queue, running_time,
+    queue, receiver, running_time,
 };
 
 /// Every change to the tables, oldest first; only ever appended to.
 const MIGRATIONS: &[&str] = &[
     running_time::SCHEMA_1,
     queue::SCHEMA_1,
-    inbox::SCHEMA_1,
+    receiver::SCHEMA_1,
     // The marks of outboxes, which `homes` took over.
     "CREATE TABLE outbox_mark (path BLOB PRIMARY KEY, id BLOB NOT NULL) STRICT, WITHOUT ROWID;",
     commands::SCHEMA_1,
@@ -30,7 +30,7 @@ const MIGRATIONS: &[&str] = &[
     homes::FROM_MARKS,
     queue::SCHEMA_2,
     queue::SCHEMA_3,
-    inbox::SCHEMA_2,
+    receiver::SCHEMA_2,
 ];
 
 /// A state folder that is this process's alone as long as this lives.

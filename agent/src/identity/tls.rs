@@ -29,21 +29,21 @@ use super::id_of;
 pub enum Role {
     /// It is all of a link.
     Whole,
-    /// It is the first strand of a link that may have several.
+    /// The first connection of a link that may have several.
     First,
-    /// It is one strand more.
-    Further,
+    /// One more connection (a subflow) of a link.
+    Subflow,
 }
 
 impl Role {
     /// From the one that is liked best on.
-    const ALL: [Role; 3] = [Role::First, Role::Further, Role::Whole];
+    const ALL: [Role; 3] = [Role::First, Role::Subflow, Role::Whole];
 
     fn protocol(self) -> &'static [u8] {
         match self {
             Role::Whole => b"dropwire/1",
             Role::First => b"dropwire/1 first",
-            Role::Further => b"dropwire/1 further",
+            Role::Subflow => b"dropwire/1 further",
         }
     }
 

@@ -7,7 +7,7 @@ use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use super::{handshake, join_token::LinkName, line::Tls, pair::Pair, shared::Shared, wire::Traffic};
+use super::{handshake, join_token::LinkName, pair::Pair, shared::Shared, transport::Tls, wire::Traffic};
 use crate::identity::{self, Role};
 
 /// A connection that was dialled, with both keys proven.

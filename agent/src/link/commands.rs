@@ -11,25 +11,25 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 /// Room for the bytes of chunks between all sockets and the disk; clones share it.
 #[derive(Clone)]
-pub struct Room(Arc<Semaphore>);
+pub struct ReceiveBudget(Arc<Semaphore>);
 
-impl Room {
+impl ReceiveBudget {
     /// For so many bytes; less than the largest chunk is taken for that.
-    pub fn new(bytes: usize) -> Room {
-        Room(Arc::new(Semaphore::new(bytes.max(MOST as usize))))
+    pub fn new(bytes: usize) -> ReceiveBudget {
+        ReceiveBudget(Arc::new(Semaphore::new(bytes.max(MOST as usize))))
     }
 }
 
 /// One link's way into its sink. A chunk that there is no [`Room`] for waits, and what comes after it.
 pub struct Commands {
     to: mpsc::Sender<Command>,
-    room: Room,
+    budget: ReceiveBudget,
 }
 
 impl Commands {
     /// Into a sink's channel.
-    pub fn new(to: mpsc::Sender<Command>, room: Room) -> Commands {
-        Commands { to, room }
+    pub fn new(to: mpsc::Sender<Command>, budget: ReceiveBudget) -> Commands {
+        Commands { to, budget }
     }
 
     /// Waits for room; false: nobody takes it any more.
@@ -42,10 +42,10 @@ impl Commands {
     pub(super) fn give_ready(&self, held: &mut VecDeque<Command>) {
         while let Some(first) = held.front()
             && let Ok(slot) = self.to.try_reserve()
-            && let Ok(room) = self.room.0.clone().try_acquire_many_owned(weight(first))
+            && let Ok(budget) = self.budget.0.clone().try_acquire_many_owned(weight(first))
             && let Some(first) = held.pop_front()
         {
-            slot.send(counted(first, room));
+            slot.send(counted(first, budget));
         }
     }
 
@@ -53,12 +53,15 @@ impl Commands {
     /// half-way; nothing is lost by it.
     pub(super) async fn give_first(&self, held: &mut VecDeque<Command>) -> bool {
         let weight = held.front().map_or(0, weight);
-        let (slot, room) = tokio::join!(self.to.reserve(), self.room.0.clone().acquire_many_owned(weight));
-        let (Ok(slot), Ok(room)) = (slot, room) else {
+        let (slot, budget) = tokio::join!(
+            self.to.reserve(),
+            self.budget.0.clone().acquire_many_owned(weight)
+        );
+        let (Ok(slot), Ok(budget)) = (slot, budget) else {
             return false;
         };
         if let Some(first) = held.pop_front() {
-            slot.send(counted(first, room));
+            slot.send(counted(first, budget));
         }
         true
     }
@@ -75,7 +78,7 @@ fn weight(command: &Command) -> u32 {
 }
 
 /// Its bytes give the room back once nobody holds them any more.
-fn counted(mut command: Command, room: OwnedSemaphorePermit) -> Command {
+fn counted(mut command: Command, budget: OwnedSemaphorePermit) -> Command {
     if let Command::Write { bytes, .. } = &mut command {
         // A chunk is a part of what was read with it, which its whole memory holds: that must not be many times the chunk.
         let bytes_alone = match bytes.len() < MAX_CHUNK / 8 {
@@ -84,7 +87,7 @@ fn counted(mut command: Command, room: OwnedSemaphorePermit) -> Command {
         };
         let held = Held {
             bytes: bytes_alone,
-            _room: room,
+            _room: budget,
         };
         *bytes = Bytes::from_owner(held);
     }
@@ -109,7 +112,7 @@ const MOST: u32 = MAX_CHUNK as u32 + BESIDE;
 
 #[cfg(test)]
 mod tests {
-    use dropwire_protocol::{Digest, TransferId, receiver::Opening};
+    use dropwire_protocol::{Digest, TransferId, receiver::OfferSequence};
 
     use super::*;
 
@@ -118,7 +121,7 @@ mod tests {
     fn write(length: usize) -> Command {
         Command::Write {
             id: ID,
-            opening: Opening(1),
+            sequence: OfferSequence(1),
             pass: 0,
             offset: 0,
             bytes: vec![7; length].into(),
@@ -126,9 +129,9 @@ mod tests {
         }
     }
 
-    fn link(room: &Room) -> (Commands, mpsc::Receiver<Command>) {
+    fn link(budget: &ReceiveBudget) -> (Commands, mpsc::Receiver<Command>) {
         let (to, out) = mpsc::channel(8);
-        (Commands::new(to, room.clone()), out)
+        (Commands::new(to, budget.clone()), out)
     }
 
     fn bytes(command: Option<Command>) -> Bytes {
@@ -140,12 +143,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_chunk_waits_until_another_links_sink_has_let_go_of_enough() {
-        let room = Room::new(2 * MOST as usize);
-        let (one, mut one_out) = link(&room);
-        let (two, mut two_out) = link(&room);
+        let budget = ReceiveBudget::new(2 * MOST as usize);
+        let (one, mut one_out) = link(&budget);
+        let (two, mut two_out) = link(&budget);
         let release = Command::Release {
             id: ID,
-            opening: Opening(1),
+            sequence: OfferSequence(1),
         };
         let mut held = VecDeque::from([write(MAX_CHUNK), release, write(MAX_CHUNK), write(1)]);
         one.give_ready(&mut held);
@@ -166,8 +169,8 @@ mod tests {
 
     #[tokio::test]
     async fn commands_without_bytes_need_no_room_and_tiny_chunks_count_for_more_than_their_bytes() {
-        let room = Room::new(0);
-        let (commands, mut out) = link(&room);
+        let budget = ReceiveBudget::new(0);
+        let (commands, mut out) = link(&budget);
         let forget = Command::Forget {
             ids: vec![ID],
             times: Vec::new(),

@@ -18,17 +18,17 @@ use super::{
     handshake,
     join_token::JoinToken,
     joining,
-    line::Line,
     pair::Pair,
     shared::Shared,
+    transport::Transport,
 };
 use crate::{backoff, identity::Role};
 
 /// Keeps a link to the peer until cancelled; begins anew when its address changes.
 pub(super) async fn keep(shared: Arc<Shared>, pair: Arc<Pair>) {
-    let mut terms = pair.terms();
+    let mut link_config = pair.link_config();
     loop {
-        let address = terms.borrow_and_update().address.clone();
+        let address = link_config.borrow_and_update().address.clone();
         let dialling = async {
             match &address {
                 Some(address) => redial(&shared, &pair, address).await,
@@ -37,7 +37,7 @@ pub(super) async fn keep(shared: Arc<Shared>, pair: Arc<Pair>) {
         };
         tokio::select! {
             () = pair.cancel.cancelled() => return,
-            _ = terms.wait_for(|peer| peer.address != address) => pair.plan_dial(None),
+            _ = link_config.wait_for(|peer| peer.address != address) => pair.plan_dial(None),
             () = dialling => {}
         }
     }
@@ -61,7 +61,7 @@ async fn redial(shared: &Arc<Shared>, pair: &Arc<Pair>, address: &str) {
         let wait = match attempt.checked_sub(1) {
             None => Duration::ZERO,
             Some(failed) => {
-                let retry = shared.terms().retry;
+                let retry = shared.link_config().retry;
                 backoff::delay(retry.first, retry.max, failed, seed())
             }
         };
@@ -78,7 +78,7 @@ async fn redial(shared: &Arc<Shared>, pair: &Arc<Pair>, address: &str) {
         attempt = attempt.saturating_add(1);
         if let Err(error) = dial(shared, pair, address).await {
             if told.as_ref() != Some(&error)
-                && let Some(more) = pair.seldom().failed.due()
+                && let Some(more) = pair.log_limit().failed.due()
             {
                 tracing::info!(peer = %pair.name(), address, attempt, error, more, "cannot reach the peer; dialling on");
                 told = Some(error.clone());
@@ -126,14 +126,14 @@ async fn connect(shared: &Arc<Shared>, pair: &Arc<Pair>, to: SocketAddr) -> Resu
     } = client::secure(shared, pair, tcp, roles).await?;
     if role != Role::First {
         shared
-            .meet(pair, Line::Whole(stream.into()), traffic, to.ip(), None)
+            .meet(pair, Transport::Single(stream.into()), traffic, to.ip(), None)
             .await?;
         return Ok(());
     }
-    let (line, token) = JoinToken::open(stream, name, &traffic);
-    if shared.meet(pair, line, traffic, to.ip(), None).await? {
-        let further = joining::dial_further(shared.clone(), pair.clone(), to, token);
-        shared.tasks.spawn(further);
+    let (transport, token) = JoinToken::open(stream, name, &traffic);
+    if shared.meet(pair, transport, traffic, to.ip(), None).await? {
+        let subflows = joining::dial_subflows(shared.clone(), pair.clone(), to, token);
+        shared.tasks.spawn(subflows);
     }
     Ok(())
 }

@@ -6,14 +6,14 @@ use rustls::{ConnectionCommon, SideData};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::{
-    line::{Line, Tls},
-    strands::{Joining, Strands},
+    subflows::{Joining, Subflows},
+    transport::{Tls, Transport},
     wire::Traffic,
 };
 
 /// Connections of a link beside its first. With BBR, each guesses too high what the line does: more of them lose
 /// more packets to each other than they gain.
-pub(super) const FURTHER: usize = 5;
+pub(super) const SUBFLOWS: usize = 5;
 
 /// What only the two ends of a link's first connection know.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -38,15 +38,15 @@ pub(super) struct JoinToken {
 
 impl JoinToken {
     /// A stream over `first`, and what lets others join it.
-    pub(super) fn open(first: Tls, name: LinkName, traffic: &Arc<Traffic>) -> (Line, JoinToken) {
-        let (join, joining) = mpsc::channel(FURTHER);
+    pub(super) fn open(first: Tls, name: LinkName, traffic: &Arc<Traffic>) -> (Transport, JoinToken) {
+        let (join, joining) = mpsc::channel(SUBFLOWS);
         let token = JoinToken {
             name,
             join,
             traffic: traffic.clone(),
-            left: FURTHER,
+            left: SUBFLOWS,
         };
-        (Line::Strands(Box::new(Strands::new(first, joining))), token)
+        (Transport::Multi(Box::new(Subflows::new(first, joining))), token)
     }
 
     /// Whether the link is over.
@@ -87,15 +87,15 @@ mod tests {
 
     #[test]
     fn so_many_are_let_in_as_there_are_places_and_nobody_without_the_name() {
-        let (join, _joining) = mpsc::channel(FURTHER);
+        let (join, _joining) = mpsc::channel(SUBFLOWS);
         let mut token = JoinToken {
             name: LinkName([1; 32]),
             join,
             traffic: Arc::default(),
-            left: FURTHER,
+            left: SUBFLOWS,
         };
         assert!(token.enter(&LinkName([2; 32])).is_none());
-        for _ in 0..FURTHER {
+        for _ in 0..SUBFLOWS {
             assert!(token.enter(&LinkName([1; 32])).is_some());
         }
         assert!(token.enter(&LinkName([1; 32])).is_none());

@@ -17,18 +17,23 @@ use tokio::{
 use super::{
     client::{self, Dialled},
     join_token::{JoinToken, LinkName},
-    line::Tls,
     pair::Pair,
     shared::Shared,
+    transport::Tls,
 };
 use crate::identity::Role;
 
 /// Dials as many as `token` lets in, all at once; each has its deadline. Who calls this has seen to it that the link stands.
-pub(super) async fn dial_further(shared: Arc<Shared>, pair: Arc<Pair>, to: SocketAddr, mut token: JoinToken) {
+pub(super) async fn dial_subflows(
+    shared: Arc<Shared>,
+    pair: Arc<Pair>,
+    to: SocketAddr,
+    mut token: JoinToken,
+) {
     let name = token.name;
     let mut dials = JoinSet::new();
     while let Some(entry) = token.enter(&name)
-        && let Ok(place) = shared.further.clone().try_acquire_owned()
+        && let Ok(place) = shared.subflow_permits.clone().try_acquire_owned()
     {
         let (shared, pair) = (shared.clone(), pair.clone());
         dials.spawn(async move {
@@ -49,7 +54,7 @@ pub(super) async fn dial_further(shared: Arc<Shared>, pair: Arc<Pair>, to: Socke
 
 async fn ask(shared: &Shared, pair: &Pair, to: SocketAddr, name: &LinkName) -> Result<Tls, Error> {
     let tcp = TcpStream::connect(to).await?;
-    let Dialled { mut stream, .. } = client::secure(shared, pair, tcp, &[Role::Further]).await?;
+    let Dialled { mut stream, .. } = client::secure(shared, pair, tcp, &[Role::Subflow]).await?;
     stream.write_all(&name.0).await?;
     stream.flush().await?;
     match stream.read_u8().await? {
@@ -65,7 +70,7 @@ pub(super) async fn answer(shared: &Shared, pair: &Pair, mut stream: Tls) -> Res
     let entry = pair.enter(&LinkName(name));
     let entry = entry.ok_or_else(|| io::Error::other("no link that it could join"))?;
     let place = shared
-        .further
+        .subflow_permits
         .clone()
         .try_acquire_owned()
         .map_err(io::Error::other)?;

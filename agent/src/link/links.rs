@@ -21,7 +21,7 @@ use super::{
     lobby::Lobby,
     pair::{Pair, PeerLink},
     rate::Rate,
-    shared::{Listening, Shared, Terms, hello},
+    shared::{LinkConfig, Listening, Shared, hello},
 };
 use crate::{
     config,
@@ -94,7 +94,7 @@ impl Links {
         let shared = Arc::new(Shared {
             upload: Arc::new(Rate::new(settings.limits.upload)),
             download: Arc::new(Rate::new(settings.limits.download)),
-            terms: RwLock::new(Arc::new(Terms {
+            link_config: RwLock::new(Arc::new(LinkConfig {
                 server: identity.server_config(Vec::new()),
                 pairs: HashMap::new(),
                 retry: settings.retry,
@@ -108,7 +108,7 @@ impl Links {
             timing,
             lobby: Lobby::new(affordable(LOBBY, 1)),
             refusals: Mutex::default(),
-            further: Arc::new(Semaphore::new(affordable(FURTHER, 1))),
+            subflow_permits: Arc::new(Semaphore::new(affordable(MAX_SUBFLOWS, 1))),
             listening: Mutex::default(),
         });
         let links = Links { shared };
@@ -137,7 +137,7 @@ impl Links {
         let shared = &self.shared;
         shared.upload.set(settings.limits.upload);
         shared.download.set(settings.limits.download);
-        let before = shared.terms();
+        let before = shared.link_config();
         let mut pairs = HashMap::new();
         let mut added = Vec::new();
         for peer in settings.peers {
@@ -160,13 +160,13 @@ impl Links {
         }
         let gone = before.pairs.values().filter(|pair| !pairs.contains_key(&pair.id));
         let gone = gone.cloned().collect();
-        let terms = Arc::new(Terms {
+        let link_config = Arc::new(LinkConfig {
             server: shared.identity.server_config(pairs.keys().copied().collect()),
             pairs,
             retry: settings.retry,
             hello: hello(settings.name, shared.run),
         });
-        *shared.terms.write().unwrap_or_else(PoisonError::into_inner) = terms;
+        *shared.link_config.write().unwrap_or_else(PoisonError::into_inner) = link_config;
         for pair in added {
             shared.tasks.spawn(dial::keep(shared.clone(), pair));
         }
@@ -197,7 +197,7 @@ impl Links {
     pub async fn request(&self, peer: AgentId, request: Request) -> Result<(), NotLinked> {
         let requests = self
             .shared
-            .terms()
+            .link_config()
             .pairs
             .get(&peer)
             .and_then(|pair| pair.requests())
@@ -209,25 +209,28 @@ impl Links {
     /// they stop reading. Closed once the peer is not in the config any more and its last link is down. None: the peer is
     /// not paired, or its events were asked for before.
     pub fn events(&self, peer: AgentId) -> Option<mpsc::Receiver<LinkEvent>> {
-        self.shared.terms().pairs.get(&peer)?.take_events()
+        self.shared.link_config().pairs.get(&peer)?.take_events()
     }
 
     /// All peers, linked or not.
     pub fn status(&self) -> Vec<PeerLink> {
-        let terms = self.shared.terms();
-        terms.pairs.values().map(|pair| pair.status()).collect()
+        let link_config = self.shared.link_config();
+        link_config.pairs.values().map(|pair| pair.status()).collect()
     }
 
     /// Ends every wait before a next dial.
     pub fn dial_all_now(&self) {
-        let terms = self.shared.terms();
-        terms.pairs.values().for_each(|pair| pair.dial_now.notify_one());
+        let link_config = self.shared.link_config();
+        link_config
+            .pairs
+            .values()
+            .for_each(|pair| pair.dial_now.notify_one());
     }
 
     /// Connections that joined a link.
     #[cfg(test)]
-    pub(super) fn further(&self) -> usize {
-        affordable(FURTHER, 1) - self.shared.further.available_permits()
+    pub(super) fn subflows(&self) -> usize {
+        affordable(MAX_SUBFLOWS, 1) - self.shared.subflow_permits.available_permits()
     }
 
     /// Says Bye on every link and waits until all have ended, some seconds at most.
@@ -257,7 +260,7 @@ fn cannot_listen(address: &str, error: &io::Error) -> Fatal {
 /// Connections that are no link yet; each takes some 30 KiB.
 const LOBBY: usize = 256;
 /// Connections beside the first of a link, over all links. An idle one takes some 50 KiB, one that was busy 300.
-const FURTHER: usize = 128;
+const MAX_SUBFLOWS: usize = 128;
 /// How long looking up the name to listen on may take.
 const LOOK_UP: Duration = Duration::from_secs(10);
 

@@ -20,10 +20,10 @@ use super::{
     handshake::{self, Socket},
     join_token::{JoinToken, LinkName},
     joining,
-    line::{Line, Tls},
     lobby::Seat,
     pair::Pair,
     shared::Shared,
+    transport::{Tls, Transport},
     wire::Traffic,
 };
 use crate::{
@@ -45,7 +45,7 @@ pub(super) async fn serve(shared: Arc<Shared>, listener: TcpListener, cancel: Ca
     let mut shortage = Shortage::default();
     let accepting = async {
         loop {
-            shared.lobby.room().await;
+            shared.lobby.budget().await;
             match listener.accept().await {
                 Ok((tcp, from)) => {
                     shortage.over();
@@ -82,7 +82,7 @@ fn receive(shared: &Arc<Shared>, tcp: TcpStream, from: SocketAddr, cancel: &Canc
 
 /// TLS, within the deadline.
 async fn prove(shared: &Shared, socket: Socket) -> io::Result<Proven> {
-    let accept = TlsAcceptor::from(shared.terms().server.clone()).accept(socket);
+    let accept = TlsAcceptor::from(shared.link_config().server.clone()).accept(socket);
     let mut stream = match timeout(shared.timing.handshake, accept).await {
         Ok(stream) => stream?,
         Err(_) => {
@@ -94,7 +94,7 @@ async fn prove(shared: &Shared, socket: Socket) -> io::Result<Proven> {
     };
     let (socket, tls) = stream.get_mut();
     let agreed = identity::agreed(tls);
-    let agreed = agreed.and_then(|(id, role)| Some((shared.terms().pairs.get(&id)?.clone(), role)));
+    let agreed = agreed.and_then(|(id, role)| Some((shared.link_config().pairs.get(&id)?.clone(), role)));
     let Some((pair, role)) = agreed else {
         return Err(io::Error::other("it does not speak dropwire's protocol"));
     };
@@ -123,16 +123,19 @@ async fn welcome(
         name,
     } = proven;
     let met = async {
-        let line = match role {
-            Role::Whole => Line::Whole(stream.into()),
+        let transport = match role {
+            Role::Whole => Transport::Single(stream.into()),
             Role::First => {
-                let (line, token) = JoinToken::open(stream, name, &traffic);
+                let (transport, token) = JoinToken::open(stream, name, &traffic);
                 pair.let_join(token);
-                line
+                transport
             }
-            Role::Further => return joining::answer(shared, &pair, stream).await,
+            Role::Subflow => return joining::answer(shared, &pair, stream).await,
         };
-        shared.meet(&pair, line, traffic, at, Some(seat)).await.map(drop)
+        shared
+            .meet(&pair, transport, traffic, at, Some(seat))
+            .await
+            .map(drop)
     };
     let error = tokio::select! {
         () = pair.cancel.cancelled() => return,
@@ -142,7 +145,7 @@ async fn welcome(
             Err(_) => "no Hello in time".into(),
         },
     };
-    if let Some(more) = pair.seldom().failed.due() {
+    if let Some(more) = pair.log_limit().failed.due() {
         tracing::warn!(peer = %pair.name(), error, more, "the peer connected, but no link came of it");
     }
 }

@@ -66,7 +66,7 @@ impl Lobby {
     }
 
     /// Waits until those above the bound have left: a burst takes no more than the bound and one.
-    pub(super) async fn room(&self) {
+    pub(super) async fn budget(&self) {
         loop {
             let left = self.left.notified();
             if self.crowd().seated.len() <= self.most {
@@ -327,10 +327,10 @@ mod tests {
     async fn above_the_bound_those_on_their_way_out_are_waited_for() {
         let lobby = Lobby::new(1);
         let (first, _) = enter(&lobby, STRANGER);
-        lobby.room().await;
+        lobby.budget().await;
         let (_second, _) = enter(&lobby, STRANGER);
         assert!(!stays(&first));
-        let (room, ()) = tokio::join!(biased; lobby.room(), async { drop(first) });
-        room
+        let (budget, ()) = tokio::join!(biased; lobby.budget(), async { drop(first) });
+        budget
     }
 }

@@ -8,24 +8,24 @@ mod buffered;
 mod client;
 mod commands;
 mod dial;
-mod drive;
+mod driver;
 mod handshake;
 mod join_token;
 mod joining;
-mod line;
 mod links;
 mod listen;
 mod lobby;
+mod log_limit;
 mod outgoing;
 mod pair;
 mod probe;
 mod rate;
 mod refusals;
-mod seldom;
 mod shared;
-mod strands;
+mod subflows;
 #[cfg(test)]
 mod tests;
+mod transport;
 mod twins;
 mod wire;
 
@@ -42,7 +42,7 @@ use dropwire_protocol::{
 };
 use tokio::sync::mpsc;
 
-pub use commands::{Commands, Room};
+pub use commands::{Commands, ReceiveBudget};
 pub use links::{Links, NotLinked, Settings, bind};
 pub use pair::{PeerLink, SharedKey};
 pub use probe::{Unreached, probe};

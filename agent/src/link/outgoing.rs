@@ -130,7 +130,7 @@ struct Lane {
     /// Most that are read at once: files, and their bytes.
     most: (usize, u64),
     /// They take turns, a piece each.
-    turns: bool,
+    round_robin: bool,
 }
 
 /// A pass whose source is at work.
@@ -144,12 +144,12 @@ struct Reading {
 }
 
 impl Lane {
-    fn new(files: usize, bytes: u64, turns: bool) -> Self {
+    fn new(files: usize, bytes: u64, round_robin: bool) -> Self {
         Lane {
             wanted: VecDeque::new(),
             reading: VecDeque::new(),
             most: (files, bytes),
-            turns,
+            round_robin,
         }
     }
 
@@ -191,7 +191,7 @@ impl Lane {
             if let Some(reading) = self.reading.remove(place) {
                 let turn = (reading.id, reading.pass, piece);
                 match turn.2 {
-                    Piece::Chunk { .. } if self.turns => self.reading.push_back(reading),
+                    Piece::Chunk { .. } if self.round_robin => self.reading.push_back(reading),
                     Piece::Chunk { .. } => self.reading.push_front(reading),
                     _ => {}
                 }

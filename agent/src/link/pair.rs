@@ -18,9 +18,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     LinkEvent, Request,
-    drive::Orders,
+    driver::Orders,
     join_token::{Entry, JoinToken, LinkName},
-    seldom::Seldom,
+    log_limit::LogLimit,
     twins::{Change, Entry as Place, Twins, WAY_OUT},
     wire::Traffic,
 };
@@ -74,7 +74,7 @@ pub(super) struct Pair {
     pub(super) turn: tokio::sync::Mutex<()>,
     /// Someone wants it dialled now.
     pub(super) dial_now: Notify,
-    seldom: Mutex<Told>,
+    log_limit: Mutex<Told>,
     /// Somebody looks now and then whether two machines still use its key.
     pub(super) watched: AtomicBool,
 }
@@ -82,13 +82,13 @@ pub(super) struct Pair {
 /// What the log is told of it.
 #[derive(Default)]
 pub(super) struct Told {
-    pub(super) links: Seldom,
-    pub(super) failed: Seldom,
+    pub(super) links: LogLimit,
+    pub(super) failed: LogLimit,
 }
 
 #[derive(Default)]
 struct State {
-    live: Option<Live>,
+    current: Option<CurrentLink>,
     links: u64,
     /// Of links that ended.
     totals: Traffic,
@@ -109,7 +109,7 @@ struct State {
 }
 
 /// The link that stays.
-struct Live {
+struct CurrentLink {
     number: u64,
     dialled: bool,
     /// Its Hello stated a run: it reads SharedKey.
@@ -168,14 +168,14 @@ impl Pair {
             linked: watch::Sender::new(false),
             turn: tokio::sync::Mutex::default(),
             dial_now: Notify::new(),
-            seldom: Mutex::default(),
+            log_limit: Mutex::default(),
             watched: AtomicBool::new(false),
         }
     }
 
     /// What may be logged of it now.
-    pub(super) fn seldom(&self) -> MutexGuard<'_, Told> {
-        self.seldom.lock().unwrap_or_else(|e| e.into_inner())
+    pub(super) fn log_limit(&self) -> MutexGuard<'_, Told> {
+        self.log_limit.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     /// Our name for it.
@@ -184,7 +184,7 @@ impl Pair {
     }
 
     /// Tells what the config says of it, and when that changes.
-    pub(super) fn terms(&self) -> watch::Receiver<config::Peer> {
+    pub(super) fn link_config(&self) -> watch::Receiver<config::Peer> {
         self.peer.subscribe()
     }
 
@@ -192,8 +192,8 @@ impl Pair {
     pub(super) fn change(&self, peer: config::Peer) {
         let most = peer.max_file_size;
         self.peer.send_replace(peer);
-        if let Some(live) = &self.state().live {
-            live.orders.send_modify(|orders| orders.max_file_size = most);
+        if let Some(current) = &self.state().current {
+            current.orders.send_modify(|orders| orders.max_file_size = most);
         }
     }
 
@@ -203,8 +203,9 @@ impl Pair {
         self.cancel.cancel();
         let mut state = self.state();
         state.events = None;
-        if let Some(live) = &state.live {
-            live.orders
+        if let Some(current) = &state.current {
+            current
+                .orders
                 .send_modify(|orders| orders.end = Some(ByeReason::Unpaired));
         }
     }
@@ -224,11 +225,11 @@ impl Pair {
         }
         self.look(&mut state, within);
         if let Some(run) = run {
-            let up = state.live.is_some();
+            let up = state.current.is_some();
             let (place, change) = state.twins.meet(run, at, up, Instant::now());
             self.note(&mut state, change);
             if place == Place::KeptOut {
-                if let Some(old) = &state.live {
+                if let Some(old) = &state.current {
                     old.orders.send_modify(|orders| orders.probes += 1);
                 }
                 return Err(Refused {
@@ -237,7 +238,7 @@ impl Pair {
                 });
             }
         }
-        if let Some(old) = &state.live {
+        if let Some(old) = &state.current {
             if old.dialled != dialled && dialled != (self.own < self.id) {
                 old.orders.send_modify(|orders| orders.probes += 1);
                 return Err(ByeReason::Duplicate.into());
@@ -252,7 +253,7 @@ impl Pair {
             shared_key: run.map(|_| state.twins.certain()),
             ..Orders::default()
         });
-        if let Some(old) = state.live.replace(Live {
+        if let Some(old) = state.current.replace(CurrentLink {
             number,
             dialled,
             reads: run.is_some(),
@@ -277,7 +278,7 @@ impl Pair {
     }
 
     fn look(&self, state: &mut State, within: Duration) {
-        let up = state.live.is_some();
+        let up = state.current.is_some();
         let change = state.twins.look(up, within, Instant::now());
         self.note(state, change);
     }
@@ -294,8 +295,10 @@ impl Pair {
             true => tracing::warn!(peer = %self.name(), "{}; {WAY_OUT}", state.twins),
             false => tracing::warn!(peer = %self.name(), "only one machine uses the key of this peer now"),
         }
-        if let Some(live) = state.live.as_ref().filter(|live| live.reads) {
-            live.orders.send_modify(|orders| orders.shared_key = Some(seen));
+        if let Some(current) = state.current.as_ref().filter(|current| current.reads) {
+            current
+                .orders
+                .send_modify(|orders| orders.shared_key = Some(seen));
         }
     }
 
@@ -333,8 +336,12 @@ impl Pair {
     pub(super) fn open(&self, admission: &Admission, requests: mpsc::Sender<Request>) {
         let mut state = self.state();
         state.last_error = None;
-        if let Some(live) = state.live.as_mut().filter(|live| live.number == admission.number) {
-            live.requests = Some(requests);
+        if let Some(current) = state
+            .current
+            .as_mut()
+            .filter(|current| current.number == admission.number)
+        {
+            current.requests = Some(requests);
         }
     }
 
@@ -344,8 +351,11 @@ impl Pair {
         if let Some(error) = error {
             state.last_error = Some(error.to_owned());
         }
-        if let Some(live) = state.live.take_if(|live| live.number == admission.number) {
-            state.totals.add(&live.traffic);
+        if let Some(current) = state
+            .current
+            .take_if(|current| current.number == admission.number)
+        {
+            state.totals.add(&current.traffic);
             self.linked.send_replace(false);
         }
     }
@@ -362,7 +372,7 @@ impl Pair {
 
     /// Where requests go, while a link is up.
     pub(super) fn requests(&self) -> Option<mpsc::Sender<Request>> {
-        self.state().live.as_ref()?.requests.clone()
+        self.state().current.as_ref()?.requests.clone()
     }
 
     /// Tells whether there is a link, and when that changes.
@@ -382,7 +392,7 @@ impl Pair {
 
     pub(super) fn status(&self) -> PeerLink {
         let state = self.state();
-        let now = state.live.as_ref().map(|live| &live.traffic);
+        let now = state.current.as_ref().map(|current| &current.traffic);
         let told = |since, text| SharedKey {
             since,
             text,
@@ -399,7 +409,10 @@ impl Pair {
         };
         PeerLink {
             peer: self.id,
-            connected: state.live.as_ref().is_some_and(|live| live.requests.is_some()),
+            connected: state
+                .current
+                .as_ref()
+                .is_some_and(|current| current.requests.is_some()),
             next_dial_at: state.next_dial_at,
             last_error,
             shared_key,

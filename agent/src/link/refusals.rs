@@ -2,15 +2,15 @@
 
 use std::{io, net::SocketAddr};
 
-use super::seldom::Seldom;
+use super::log_limit::LogLimit;
 use crate::identity::NotPaired;
 
 /// Tells of those who were turned away, without letting them fill the log.
 #[derive(Default)]
 pub(super) struct Refusals {
-    unpaired: Seldom,
-    ourselves: Seldom,
-    broken: Seldom,
+    unpaired: LogLimit,
+    ourselves: LogLimit,
+    broken: LogLimit,
 }
 
 impl Refusals {

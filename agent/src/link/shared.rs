@@ -16,13 +16,13 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     LinkEvent, Sink, Timing,
-    drive::{Ends, drive},
+    driver::{Ends, driver},
     handshake::{Greeted, greet},
-    line::Line,
     lobby::{Lobby, Seat},
     pair::{Admission, Pair, Refused, Visitor},
     rate::Rate,
     refusals::Refusals,
+    transport::Transport,
     wire::Traffic,
 };
 use crate::{config, identity::Identity};
@@ -47,18 +47,18 @@ pub(super) struct Shared {
     pub(super) lobby: Arc<Lobby>,
     pub(super) refusals: Mutex<Refusals>,
     /// Places for connections beside the first of a link, over all links.
-    pub(super) further: Arc<Semaphore>,
+    pub(super) subflow_permits: Arc<Semaphore>,
     /// See [`Hello::run`].
     pub(super) run: Option<u64>,
     pub(super) sink: Arc<dyn Sink>,
     pub(super) upload: Arc<Rate>,
     pub(super) download: Arc<Rate>,
-    pub(super) terms: RwLock<Arc<Terms>>,
+    pub(super) link_config: RwLock<Arc<LinkConfig>>,
     pub(super) listening: Mutex<Option<Listening>>,
 }
 
 /// What follows from the config; replaced whole.
-pub(super) struct Terms {
+pub(super) struct LinkConfig {
     /// With the pins of all pairs.
     pub(super) server: Arc<rustls::ServerConfig>,
     pub(super) pairs: HashMap<AgentId, Arc<Pair>>,
@@ -74,8 +74,11 @@ pub(super) struct Listening {
 
 impl Shared {
     /// As they are now.
-    pub(super) fn terms(&self) -> Arc<Terms> {
-        self.terms.read().unwrap_or_else(PoisonError::into_inner).clone()
+    pub(super) fn link_config(&self) -> Arc<LinkConfig> {
+        self.link_config
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     pub(super) fn refusals(&self) -> std::sync::MutexGuard<'_, Refusals> {
@@ -92,14 +95,14 @@ impl Shared {
     pub(super) async fn meet(
         self: &Arc<Self>,
         pair: &Arc<Pair>,
-        line: Line,
+        transport: Transport,
         traffic: Arc<Traffic>,
         at: IpAddr,
         seat: Option<Seat>,
     ) -> Result<bool, Error> {
         let dialled = seat.is_none();
-        let mut hello = self.terms().hello.clone();
-        if matches!(line, Line::Strands(_)) {
+        let mut hello = self.link_config().hello.clone();
+        if matches!(transport, Transport::Multi(_)) {
             hello.window = WINDOW_FAR;
         }
         let local = Local {
@@ -108,7 +111,7 @@ impl Shared {
             ping_after: self.timing.ping_after,
             dead_after: self.timing.dead_after,
         };
-        let mut link = greet(line, traffic, local, &self.timing).await?;
+        let mut link = greet(transport, traffic, local, &self.timing).await?;
         let visitor = Visitor {
             dialled,
             run: link.run,
@@ -163,7 +166,7 @@ async fn seated<T>(seat: &Option<Seat>, what: impl Future<Output = T>) -> Option
 async fn carry(
     shared: Arc<Shared>,
     pair: Arc<Pair>,
-    mut link: Greeted<Line>,
+    mut link: Greeted<Transport>,
     admission: Admission,
     seat: Option<Seat>,
 ) {
@@ -193,7 +196,7 @@ async fn carry(
     let (give, requests) = mpsc::channel(REQUESTS);
     pair.open(&admission, give);
     // A peer can make links as often as it likes.
-    let told = pair.seldom().links.due();
+    let told = pair.log_limit().links.due();
     if let Some(more) = told {
         tracing::info!(peer = %pair.name(), more, "linked");
     }
@@ -213,7 +216,7 @@ async fn carry(
         download: shared.download.clone(),
         timing: shared.timing,
     };
-    let error = drive(link, ends).await;
+    let error = driver(link, ends).await;
     if told.is_some() {
         tracing::info!(peer = %pair.name(), error, "link ended");
     }

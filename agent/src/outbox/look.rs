@@ -264,8 +264,10 @@ pub(super) fn sync(files: &[File]) -> Vec<io::Result<()>> {
 /// The first file stands for the file system (a folder's handle may be one that only names it).
 fn sync_together(files: &[File]) -> io::Result<()> {
     match files.first() {
-        Some(anchor) if durable::supports_syncfs(anchor) && one_file_system(anchor, files)? => {
-            fault::step("S1-syncfs", || durable::sync_filesystem(anchor))
+        Some(sync_handle)
+            if durable::supports_syncfs(sync_handle) && one_file_system(sync_handle, files)? =>
+        {
+            fault::step("S1-syncfs", || durable::sync_filesystem(sync_handle))
         }
         _ => Err(io::ErrorKind::Unsupported.into()),
     }
@@ -273,9 +275,9 @@ fn sync_together(files: &[File]) -> io::Result<()> {
 
 /// Another file system may be mounted on a folder below the outbox.
 #[cfg(unix)]
-fn one_file_system(anchor: &File, files: &[File]) -> io::Result<bool> {
+fn one_file_system(sync_handle: &File, files: &[File]) -> io::Result<bool> {
     use std::os::unix::fs::MetadataExt;
-    let device = anchor.metadata()?.dev();
+    let device = sync_handle.metadata()?.dev();
     for file in files {
         if file.metadata()?.dev() != device {
             return Ok(false);

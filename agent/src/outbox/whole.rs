@@ -130,9 +130,9 @@ pub(super) fn left_out(what: &str) -> String {
 /// S1: after Ok everything in the folder survives a power cut.
 pub(super) fn sync(root: &Dir, path: &RemotePath) -> io::Result<()> {
     let folder = confined::open_folder(root, path)?;
-    let anchor = open(&folder)?;
-    if durable::supports_syncfs(&anchor) {
-        return fault::step("S1-folder-syncfs", || durable::sync_filesystem(&anchor));
+    let sync_handle = open(&folder)?;
+    if durable::supports_syncfs(&sync_handle) {
+        return fault::step("S1-folder-syncfs", || durable::sync_filesystem(&sync_handle));
     }
     sync_each(&folder)
 }

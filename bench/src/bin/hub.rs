@@ -399,7 +399,7 @@ impl Peer {
         match command {
             Storage::Open {
                 id,
-                opening,
+                sequence,
                 manifest,
                 ..
             } => {
@@ -408,14 +408,14 @@ impl Peer {
                 self.open.insert(id, (manifest, hash));
                 Some(Outcome::Opened {
                     id,
-                    opening,
+                    sequence,
                     offset: 0,
                     digest,
                 })
             }
             Storage::Write {
                 id,
-                opening,
+                sequence,
                 offset,
                 bytes,
                 ..
@@ -423,16 +423,16 @@ impl Peer {
                 let (_, hash) = self.open.get_mut(&id)?;
                 hash.update(&bytes);
                 let offset = offset + bytes.len() as u64;
-                Some(Outcome::Written { id, opening, offset })
+                Some(Outcome::Written { id, sequence, offset })
             }
             Storage::Finish {
-                id, opening, digest, ..
+                id, sequence, digest, ..
             } => {
                 let (manifest, hash) = self.open.remove(&id)?;
                 if hash.value() != digest {
                     return Some(Outcome::Refused {
                         id,
-                        opening,
+                        sequence,
                         reason: DeclineReason::Conflict,
                         text: "another digest".into(),
                         retry_after_ms: None,
@@ -440,7 +440,11 @@ impl Peer {
                 }
                 self.tally.taken.fetch_add(1, Ordering::Relaxed);
                 let receipt = self.identity.sign(&self.receipt(id, manifest, digest));
-                Some(Outcome::Committed { id, opening, receipt })
+                Some(Outcome::Committed {
+                    id,
+                    sequence,
+                    receipt,
+                })
             }
             Storage::Release { id, .. } => {
                 self.open.remove(&id);

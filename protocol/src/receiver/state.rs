@@ -1,16 +1,16 @@
 //! What the receiving half knows of one transfer.
 
-use super::{Command, Opening};
+use super::{Command, OfferSequence};
 use crate::{Message, Receipt, TransferId, Violation};
 
 /// One transfer at the receiving half.
 pub(super) struct Transfer {
-    /// The offer's serial; also the number of the opening.
+    /// The offer's serial, by which the storage knows it too ([`OfferSequence`]).
     pub(super) serial: u64,
     pub(super) size: u64,
     pub(super) state: State,
     /// Accept, Decline or Settled that is still to be written.
-    pub(super) word: Option<Message>,
+    pub(super) reply: Option<Message>,
     /// An Ack is to be written, after `word`.
     pub(super) ack: bool,
 }
@@ -65,12 +65,12 @@ impl State {
 }
 
 impl Transfer {
-    /// What the storage has to be told when a transfer goes: nothing if it ended the opening itself.
+    /// What the storage has to be told when a transfer goes: nothing if it ended the offer itself.
     pub(super) fn release(&self, id: TransferId) -> Option<Command> {
-        let opening = Opening(self.serial);
+        let sequence = OfferSequence(self.serial);
         match self.state {
             State::Opening | State::Receiving(_) | State::Finishing(_) => {
-                Some(Command::Release { id, opening })
+                Some(Command::Release { id, sequence })
             }
             State::Committed(_) | State::Refused => None,
         }

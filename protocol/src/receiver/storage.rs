@@ -7,13 +7,13 @@ use crate::{
     message::{DeclineReason, LateTime},
 };
 
-/// Tells one opening of a transfer from the next one of the same id, so that late outcomes do no harm. Rises over a link.
+/// Tells one offer of a transfer from the next one of the same id, so that late outcomes do no harm. Rises over a link.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Opening(pub u64);
+pub struct OfferSequence(pub u64);
 
 /// What the storage is to do.
 ///
-/// **Passes.** Of every opening the storage counts the passes from 0. With each [`Outcome::Damaged`] it raises its count by
+/// **Passes.** Of every offer the storage counts the passes from 0. With each [`Outcome::Damaged`] it raises its count by
 /// one, and from then on drops each Write and Finish whose `pass` is lower: they were under way before the damage was known.
 #[derive(Clone, PartialEq, Debug)]
 #[allow(missing_docs)] // the fields are the messages' own
@@ -21,7 +21,7 @@ pub enum Command {
     /// Look the transfer up (R1), open its partial. Answered by Opened, Settled or Refused.
     Open {
         id: TransferId,
-        opening: Opening,
+        sequence: OfferSequence,
         manifest: Manifest,
         eager: bool,
     },
@@ -29,7 +29,7 @@ pub enum Command {
     /// end is `digest`. Answered (now and then, at the latest at every window's quarter) by Written, or by Damaged.
     Write {
         id: TransferId,
-        opening: Opening,
+        sequence: OfferSequence,
         pass: u32,
         offset: u64,
         bytes: Bytes,
@@ -38,12 +38,12 @@ pub enum Command {
     /// All bytes came; commit (R4 to R9) if the digest agrees. Answered by Committed, Damaged or Refused.
     Finish {
         id: TransferId,
-        opening: Opening,
+        sequence: OfferSequence,
         pass: u32,
         digest: Digest,
     },
     /// The sender broke off, or the link ended: keep what there is, no answer.
-    Release { id: TransferId, opening: Opening },
+    Release { id: TransferId, sequence: OfferSequence },
     /// Never deliver it (tombstone), unless it was. Answered by Withdrawn or Settled. Any open one is ended by it.
     Withdraw { id: TransferId },
     /// The sender knows the outcome; some files got another modification time since. Answered by Forgotten once durable:
@@ -62,40 +62,40 @@ pub enum Outcome {
     /// need not be said.
     Opened {
         id: TransferId,
-        opening: Opening,
+        sequence: OfferSequence,
         offset: u64,
         digest: Digest,
     },
     /// All bytes before `offset` are written (not: durable).
     Written {
         id: TransferId,
-        opening: Opening,
+        sequence: OfferSequence,
         offset: u64,
     },
     /// Damage was found; the partial was cut to `offset`, whose prefix has `digest`, and the next pass begins there
-    /// (see [`Command`] on passes). May come whenever the opening is open, also before any Write and after Finish.
+    /// (see [`Command`] on passes). May come whenever the transfer is open, also before any Write and after Finish.
     Damaged {
         id: TransferId,
-        opening: Opening,
+        sequence: OfferSequence,
         offset: u64,
         digest: Digest,
     },
-    /// Committed: bytes, name and receipt are durable. Ends the opening.
+    /// Committed: bytes, name and receipt are durable. Ends the offer.
     Committed {
         id: TransferId,
-        opening: Opening,
+        sequence: OfferSequence,
         receipt: Receipt,
     },
-    /// Delivered earlier. Answers Open (and ends the opening) or Withdraw (then `opening` is None).
+    /// Delivered earlier. Answers Open (and ends the offer) or Withdraw (then `sequence` is None).
     Settled {
         id: TransferId,
-        opening: Option<Opening>,
+        sequence: Option<OfferSequence>,
         receipt: Receipt,
     },
-    /// Not taken now; ends the opening.
+    /// Not taken now; ends the offer.
     Refused {
         id: TransferId,
-        opening: Opening,
+        sequence: OfferSequence,
         reason: DeclineReason,
         text: String,
         retry_after_ms: Option<u64>,

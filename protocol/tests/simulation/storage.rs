@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use dropwire_protocol::{
     AgentId, Digest, Manifest, Receipt, ReceiptBody, RunningDigest, TransferId,
     message::{DeclineReason, MIN_WINDOW},
-    receiver::{Command, Opening, Outcome},
+    receiver::{Command, OfferSequence, Outcome},
 };
 
 use crate::chance::Chance;
@@ -34,7 +34,7 @@ struct Partial {
 
 struct Open {
     link: Link,
-    opening: Opening,
+    sequence: OfferSequence,
     pass: u32,
     manifest: Manifest,
     digest: RunningDigest,
@@ -56,35 +56,35 @@ impl Storage {
         let outcome = match command {
             Command::Open {
                 id,
-                opening,
+                sequence,
                 manifest,
                 eager,
-            } => Some(self.open(chance, link, id, opening, manifest, eager)),
+            } => Some(self.open(chance, link, id, sequence, manifest, eager)),
             Command::Write {
                 id,
-                opening,
+                sequence,
                 pass,
                 offset,
                 bytes,
                 digest,
             } => self
-                .current(link, id, opening, pass)
+                .current(link, id, sequence, pass)
                 .then(|| self.write(chance, id, offset, &bytes, digest))
                 .flatten(),
             Command::Finish {
                 id,
-                opening,
+                sequence,
                 pass,
                 digest,
             } => self
-                .current(link, id, opening, pass)
+                .current(link, id, sequence, pass)
                 .then(|| self.finish(chance, id, digest))
                 .flatten(),
-            Command::Release { id, opening } => {
+            Command::Release { id, sequence } => {
                 if self
                     .open
                     .get(&id)
-                    .is_some_and(|open| (open.link, open.opening) == (link, opening))
+                    .is_some_and(|open| (open.link, open.sequence) == (link, sequence))
                 {
                     self.open.remove(&id);
                 }
@@ -95,7 +95,7 @@ impl Storage {
                 Some(match self.ledger.get(&id).cloned() {
                     Some(receipt) => Outcome::Settled {
                         id,
-                        opening: None,
+                        sequence: None,
                         receipt,
                     },
                     None => {
@@ -123,13 +123,13 @@ impl Storage {
         }
     }
 
-    fn current(&self, link: Link, id: TransferId, opening: Opening, pass: u32) -> bool {
+    fn current(&self, link: Link, id: TransferId, sequence: OfferSequence, pass: u32) -> bool {
         self.open.get(&id).is_some_and(|open| {
             assert!(
-                open.link != link || open.opening != opening || pass <= open.pass,
+                open.link != link || open.sequence != sequence || pass <= open.pass,
                 "a pass from the future"
             );
-            open.link == link && open.opening == opening && pass == open.pass
+            open.link == link && open.sequence == sequence && pass == open.pass
         })
     }
 
@@ -138,13 +138,13 @@ impl Storage {
         chance: &mut Chance,
         link: Link,
         id: TransferId,
-        opening: Opening,
+        sequence: OfferSequence,
         manifest: Manifest,
         eager: bool,
     ) -> Outcome {
         let refused = |reason| Outcome::Refused {
             id,
-            opening,
+            sequence,
             reason,
             text: "ü".repeat(200),
             retry_after_ms: None,
@@ -152,7 +152,7 @@ impl Storage {
         if let Some(receipt) = self.ledger.get(&id).cloned() {
             return Outcome::Settled {
                 id,
-                opening: Some(opening),
+                sequence: Some(sequence),
                 receipt,
             };
         }
@@ -173,7 +173,7 @@ impl Storage {
             id,
             Open {
                 link,
-                opening,
+                sequence,
                 pass: 0,
                 manifest,
                 digest,
@@ -182,7 +182,7 @@ impl Storage {
         );
         Outcome::Opened {
             id,
-            opening,
+            sequence,
             offset,
             digest: value,
         }
@@ -208,14 +208,14 @@ impl Storage {
         if chance.one_in(4) {
             partial.checkpoint = partial.bytes.len();
         }
-        let (written, opening) = (open.digest.length(), open.opening);
+        let (written, sequence) = (open.digest.length(), open.sequence);
         if written - open.reported < MIN_WINDOW / 4 {
             return None;
         }
         open.reported = written;
         Some(Outcome::Written {
             id,
-            opening,
+            sequence,
             offset: written,
         })
     }
@@ -250,7 +250,7 @@ impl Storage {
         self.ledger.insert(id, receipt.clone());
         Some(Outcome::Committed {
             id,
-            opening: open.opening,
+            sequence: open.sequence,
             receipt,
         })
     }
@@ -263,7 +263,7 @@ impl Storage {
         open.reported = open.digest.length();
         Some(Outcome::Damaged {
             id,
-            opening: open.opening,
+            sequence: open.sequence,
             offset: open.digest.length(),
             digest: open.digest.value(),
         })

@@ -13,8 +13,9 @@ use crate::{
     config::{Config, paths::Paths},
     confined,
     error::shown,
-    homes, inbox, mark,
+    homes, mark,
     owner::{self, Me, Owner},
+    receiver,
 };
 
 /// Why the folder at `path` would be held, as far as can be told without the agent; for `check`. Blocks.
@@ -53,7 +54,7 @@ impl Known {
         Ok(Known {
             homes,
             outboxes: config.outbox_paths(),
-            placing_elsewhere: inbox::placing_elsewhere(db, here)?,
+            placing_elsewhere: receiver::placing_elsewhere(db, here)?,
         })
     }
 
@@ -90,7 +91,7 @@ impl Seen {
         let id = mark::read(&root);
         Ok(Seen {
             parted: match is_inbox {
-                true => inbox::parted(path, &root)?,
+                true => receiver::parted(path, &root)?,
                 false => None,
             },
             refused: owner::check(&root, path, me).err(),
@@ -98,7 +99,7 @@ impl Seen {
             elsewhere: id.as_ref().ok().and_then(|id| known.elsewhere((*id)?, path)),
             id,
             missing: match is_inbox {
-                true => inbox::missing_disks(path, &root),
+                true => receiver::missing_disks(path, &root),
                 false => missing_mounts(path, &root),
             },
         })

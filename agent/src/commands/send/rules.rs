@@ -14,10 +14,10 @@ use crate::{
     error::{Exit, Fatal, shown},
     fault,
     file_system::FileSystem,
-    inbox::Inbox,
     mark,
     outbox::{Outbox, spool},
     owner,
+    receiver::Inbox,
 };
 
 /// What the archive is called, in dropwire's own folder in an outbox: what is in it may be sent again.

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use dropwire_protocol::{
     AgentId, Digest, Kind, Manifest, Mtime, Receipt, ReceiptBody, RemotePath, RunningDigest, TransferId,
     message::MAX_CHUNK,
-    receiver::{Command, Opening, Outcome},
+    receiver::{Command, OfferSequence, Outcome},
 };
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -134,13 +134,13 @@ impl Agent {
     ) -> Agent {
         let settings = settings(peer.id(), dial);
         let sink = Store::new(identity);
-        let room: Arc<dyn Sink> = Arc::new(sink.clone());
+        let budget: Arc<dyn Sink> = Arc::new(sink.clone());
         let listener = bind("127.0.0.1:0").await.unwrap();
         let links = Links::start_with(
             settings,
             Some(listener),
             identity.clone(),
-            room,
+            budget,
             CancellationToken::new(),
             timing,
         );
@@ -232,7 +232,7 @@ impl Agent {
     }
 
     /// Takes events for as long as it is polled.
-    pub(super) async fn live(&mut self) {
+    pub(super) async fn current(&mut self) {
         loop {
             self.event().await;
         }
@@ -361,7 +361,7 @@ impl Sink for Arc<Store> {
         let (commands, take) = mpsc::channel(2);
         let (give, outcomes) = mpsc::channel(2);
         tokio::spawn(store(self.clone(), peer, take, give));
-        (Commands::new(commands, Room::new(0)), outcomes)
+        (Commands::new(commands, ReceiveBudget::new(0)), outcomes)
     }
 }
 
@@ -371,7 +371,7 @@ pub(super) async fn store(
     mut commands: mpsc::Receiver<Command>,
     outcomes: mpsc::Sender<Outcome>,
 ) {
-    let mut open: HashMap<TransferId, (Opening, Manifest, Vec<u8>)> = HashMap::new();
+    let mut open: HashMap<TransferId, (OfferSequence, Manifest, Vec<u8>)> = HashMap::new();
     loop {
         let _ = store.stalled.subscribe().wait_for(|stalled| !stalled).await;
         let Some(command) = commands.recv().await else {
@@ -381,20 +381,20 @@ pub(super) async fn store(
         let outcome = match command {
             Command::Open {
                 id,
-                opening,
+                sequence,
                 manifest,
                 ..
             } => match known(id) {
                 Some(receipt) => Outcome::Settled {
                     id,
-                    opening: Some(opening),
+                    sequence: Some(sequence),
                     receipt,
                 },
                 None => {
-                    open.insert(id, (opening, manifest, vec![]));
+                    open.insert(id, (sequence, manifest, vec![]));
                     Outcome::Opened {
                         id,
-                        opening,
+                        sequence,
                         offset: 0,
                         digest: digest_of(b""),
                     }
@@ -402,7 +402,7 @@ pub(super) async fn store(
             },
             Command::Write {
                 id,
-                opening,
+                sequence,
                 offset,
                 bytes,
                 digest,
@@ -414,14 +414,14 @@ pub(super) async fn store(
                     assert_eq!(digest, digest_of(file));
                     Outcome::Written {
                         id,
-                        opening,
+                        sequence,
                         offset: file.len() as u64,
                     }
                 }
                 None => continue,
             },
             Command::Finish {
-                id, opening, digest, ..
+                id, sequence, digest, ..
             } => {
                 let Some((_, manifest, file)) = open.remove(&id) else {
                     continue;
@@ -445,7 +445,11 @@ pub(super) async fn store(
                     .insert(id, (file.into(), receipt.clone()));
                 assert!(before.is_none(), "delivered once");
                 store.changed.notify_one();
-                Outcome::Committed { id, opening, receipt }
+                Outcome::Committed {
+                    id,
+                    sequence,
+                    receipt,
+                }
             }
             Command::Release { id, .. } => {
                 open.remove(&id);
@@ -454,7 +458,7 @@ pub(super) async fn store(
             Command::Withdraw { id } => match known(id) {
                 Some(receipt) => Outcome::Settled {
                     id,
-                    opening: None,
+                    sequence: None,
                     receipt,
                 },
                 None => Outcome::Withdrawn { id },
@@ -524,7 +528,7 @@ impl Relay {
     /// What each connection of a link carried that has ended in order.
     pub(super) async fn carried(mut self) -> Vec<u64> {
         let mut all = Vec::new();
-        while all.len() <= crate::link::join_token::FURTHER {
+        while all.len() <= crate::link::join_token::SUBFLOWS {
             all.extend(within(self.carried.recv()).await);
         }
         all

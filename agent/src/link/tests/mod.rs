@@ -2,7 +2,7 @@
 
 mod harness;
 mod side;
-mod strands;
+mod subflows;
 
 use std::{sync::Arc, time::Duration};
 
@@ -76,7 +76,7 @@ async fn after_a_cut_comes_down_and_then_up_and_nothing_is_lost() {
     };
     tokio::select! {
         () = cuts => {}
-        () = a.live() => {}
+        () = a.current() => {}
     }
     b.assert_lies_at(&a);
 }
@@ -92,9 +92,9 @@ async fn another_limit_wakes_a_link_that_waits_for_its_turn() {
     let mut a = Agent::start_with(&one, &two, None, patient).await;
     let mut b = Agent::start_with(&two, &one, Some(a.addr()), patient).await;
     within(async { tokio::join!(a.up(), b.up()) }).await;
-    let mut terms = settings(a.id(), Some(a.addr()));
-    terms.limits.upload = Some(1); // a chunk takes days
-    b.links.apply(terms.clone()).await;
+    let mut link_config = settings(a.id(), Some(a.addr()));
+    link_config.limits.upload = Some(1); // a chunk takes days
+    b.links.apply(link_config.clone()).await;
     b.drop_files(1, 3 * MAX_CHUNK).await;
     let waits = async {
         while b.links.status()[0].sent_bytes < MAX_CHUNK as u64 {
@@ -102,8 +102,8 @@ async fn another_limit_wakes_a_link_that_waits_for_its_turn() {
         }
     };
     within(waits).await;
-    terms.limits.upload = None;
-    b.links.apply(terms).await;
+    link_config.limits.upload = None;
+    b.links.apply(link_config).await;
     within(b.all_delivered()).await;
     assert_eq!((b.ups, b.downs), (1, 0));
 }
@@ -111,10 +111,10 @@ async fn another_limit_wakes_a_link_that_waits_for_its_turn() {
 #[tokio::test]
 async fn who_is_paired_no_more_is_told_and_may_come_back() {
     let (mut a, mut b) = linked().await;
-    let terms = settings(b.id(), None);
+    let link_config = settings(b.id(), None);
     let nobody = Settings {
         peers: Vec::new(),
-        ..terms.clone()
+        ..link_config.clone()
     };
     let leave = async { tokio::join!(a.links.apply(nobody), b.down()).1 };
     let error = within(leave).await;
@@ -125,7 +125,7 @@ async fn who_is_paired_no_more_is_told_and_may_come_back() {
     );
     a.downs += 1;
     assert!(a.links.status().is_empty());
-    a.links.apply(terms).await;
+    a.links.apply(link_config).await;
     a.events = a.links.events(b.id()).unwrap();
     b.drop_files(1, 10).await;
     within(async { tokio::join!(a.up(), b.all_delivered()) }).await;
@@ -180,7 +180,7 @@ async fn a_half_open_link_does_not_keep_the_peer_out() {
     let delivered = async { within(b.all_delivered()).await };
     tokio::select! {
         () = delivered => {}
-        () = a.live() => {}
+        () = a.current() => {}
     }
     b.assert_lies_at(&a);
     assert_eq!(a.downs, 1);

@@ -14,14 +14,14 @@ use crate::{
     identity::Identity,
     link::{
         LinkEvent, Request, Sink as _, Timing,
-        drive::{Ends, Orders, drive},
+        driver::{Ends, Orders, driver},
         handshake::greet,
         rate::Rate,
         wire::{Counted, Traffic},
     },
 };
 
-/// An agent as the drive sees it.
+/// An agent as the driver sees it.
 pub(super) struct Side {
     pub(super) sink: Arc<Store>,
     peer: AgentId,
@@ -96,7 +96,7 @@ impl Side {
         tokio::select! {
             biased;
             _told = listen => {}
-            error = drive(link, ends) => panic!("the link ended: {error:?}"),
+            error = driver(link, ends) => panic!("the link ended: {error:?}"),
         }
     }
 }

@@ -41,7 +41,7 @@ pub(super) struct Steps<'a> {
     /// Something lay in it when they began.
     pub(super) left_over: bool,
     /// For a sync of the whole file system, where that is trusted.
-    anchor: Option<File>,
+    sync_handle: Option<File>,
     /// Names left these, or were made in them, since the last sync.
     pub(super) touched: Touched,
     /// Files are moved there.
@@ -112,7 +112,9 @@ impl<'a> Steps<'a> {
             left_over: leaving
                 .entries()
                 .map_or(true, |mut entries| entries.next().is_some()),
-            anchor: durable::anchor(&leaving).ok().filter(durable::supports_syncfs),
+            sync_handle: durable::sync_handle(&leaving)
+                .ok()
+                .filter(durable::supports_syncfs),
             leaving,
             touched: Touched::default(),
             archived: Touched::default(),
@@ -285,14 +287,14 @@ impl<'a> Steps<'a> {
     /// After Ok, what was moved out of `leaving`, on or back, survives a power cut; the new names first again.
     pub(super) fn sync_left(&mut self) -> io::Result<()> {
         let archived = mem::take(&mut self.archived);
-        let archived = self.synced(|| archived.sync(self.anchor.as_ref()));
+        let archived = self.synced(|| archived.sync(self.sync_handle.as_ref()));
         archived.and(self.sync_touched())?;
         self.sync_leaving()
     }
 
     pub(super) fn sync_touched(&mut self) -> io::Result<()> {
         let touched = mem::take(&mut self.touched);
-        self.synced(|| touched.sync(self.anchor.as_ref()))
+        self.synced(|| touched.sync(self.sync_handle.as_ref()))
     }
 
     pub(super) fn sync_leaving(&self) -> io::Result<()> {

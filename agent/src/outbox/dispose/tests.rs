@@ -613,7 +613,7 @@ mod order {
     #[test]
     fn many_folders_are_synced_together_in_the_same_order() {
         let root = confined::root(&std::env::temp_dir()).unwrap();
-        if !durable::anchor(&root).is_ok_and(|anchor| durable::supports_syncfs(&anchor)) {
+        if !durable::sync_handle(&root).is_ok_and(|sync_handle| durable::supports_syncfs(&sync_handle)) {
             return crate::fault::skip("no trusted syncfs in the temporary folder");
         }
         let outbox = Outbox::new();

@@ -40,14 +40,14 @@ impl Touched {
         self.0.get(place)
     }
 
-    /// After Ok, the changes survive a power cut. `anchor`: see [`durable::sync_filesystem`]; None where there is no
+    /// After Ok, the changes survive a power cut. `sync_handle`: see [`durable::sync_filesystem`]; None where there is no
     /// trusted one.
-    pub(super) fn sync(self, anchor: Option<&File>) -> io::Result<()> {
+    pub(super) fn sync(self, sync_handle: Option<&File>) -> io::Result<()> {
         let folders = self.0;
-        if let Some(anchor) = anchor.filter(|_| folders.len() > SYNC_EACH)
-            && on_its_file_system(anchor, &folders).unwrap_or(false)
+        if let Some(sync_handle) = sync_handle.filter(|_| folders.len() > SYNC_EACH)
+            && on_its_file_system(sync_handle, &folders).unwrap_or(false)
         {
-            return fault::step("S5-syncfs", || durable::sync_filesystem(anchor));
+            return fault::step("S5-syncfs", || durable::sync_filesystem(sync_handle));
         }
         for folder in folders.values() {
             fault::step("S5-dirs", || durable::sync_dir(folder))?;
@@ -57,8 +57,8 @@ impl Touched {
 }
 
 /// Another one may be mounted on a folder below the outbox.
-fn on_its_file_system(anchor: &File, folders: &BTreeMap<Place, Dir>) -> io::Result<bool> {
-    let device = cap_std::fs::Metadata::from_file(anchor)?.dev();
+fn on_its_file_system(sync_handle: &File, folders: &BTreeMap<Place, Dir>) -> io::Result<bool> {
+    let device = cap_std::fs::Metadata::from_file(sync_handle)?.dev();
     for folder in folders.values() {
         if folder.dir_metadata()?.dev() != device {
             return Ok(false);

@@ -1,0 +1,257 @@
+//! R6: where a file is to be, and the receipt that says so, written down before the file gets its name.
+
+use std::{fs::File, io, sync::Arc};
+
+use dropwire_protocol::{Digest, Kind, Manifest, ReceiptBody, message::MAX_EAGER};
+
+use super::told::Told;
+use crate::{
+    clock::now_ms,
+    db::DbError,
+    durable::How,
+    fault,
+    receiver::{
+        Shared,
+        inbox_dir::InboxDir,
+        ledger::{self, Checkpoint},
+        naming::Names,
+        partial,
+        place::{Offered, Opened, Place},
+        placing::Placing,
+        reply::{Answer, Reply},
+        space::Reservation,
+        tally::Rows,
+        transfer_locks::{Key, TransferLock},
+    },
+};
+
+/// A whole, verified, durable partial (R5 is done).
+pub struct Ready {
+    /// What was offered.
+    pub manifest: Manifest,
+    /// Of all its bytes.
+    pub digest: Digest,
+    /// By what the partial is known again.
+    pub told: Told,
+    /// A partial that cannot be placed stays for another try; None: it goes.
+    pub keep: Option<Whole>,
+    /// Who is told.
+    pub reply: Reply,
+    /// Held until the end.
+    pub lock: TransferLock,
+    /// Held until the end.
+    #[expect(dead_code, reason = "giving it back is what it is for")]
+    pub reservation: Reservation,
+}
+
+/// A large partial, of which no byte needs to be sent again if it cannot be placed now.
+pub struct Whole {
+    /// At its end; durable by R5.
+    pub checkpoint: Checkpoint,
+    /// Open; None: it could not be.
+    pub file: Option<File>,
+}
+
+impl Whole {
+    /// Of a partial that an earlier run made whole; None of a small one. It is read once more before it is gone on with.
+    pub fn of(manifest: &Manifest, digest: Digest) -> Option<Whole> {
+        let is_large = manifest.kind == Kind::Folder || manifest.size > MAX_EAGER;
+        is_large.then(|| Whole {
+            checkpoint: Checkpoint {
+                offset: manifest.size,
+                digest,
+                hash_state: Vec::new(),
+            },
+            file: None,
+        })
+    }
+
+    /// The row is *receiving*: the next offer goes on at the end.
+    pub fn keep(&self, shared: &Shared, key: Key) {
+        let (checkpoint, now) = (self.checkpoint.clone(), now_ms());
+        let kept = fault::step("R7-keep", || {
+            shared
+                .db
+                .call_blocking(move |tx| ledger::add_checkpoint(tx, key, &checkpoint, now))
+        });
+        if let (Ok(()), Some(file)) = (kept, &self.file) {
+            shared.verified_prefixes.set(key, file); // else it is read once more
+        }
+    }
+}
+
+/// How a file is to get its name.
+#[derive(Clone, Copy)]
+pub struct Way {
+    pub names: Names,
+    pub how: How,
+}
+
+impl Way {
+    pub fn of(inbox_dir: &InboxDir) -> Way {
+        Way {
+            names: inbox_dir.names,
+            how: inbox_dir.how,
+        }
+    }
+}
+
+/// Where a file is to lie, and what its receipt will say.
+pub struct Chosen {
+    pub place: Place,
+    pub how: How,
+    pub inode: u64,
+    pub body: ReceiptBody,
+}
+
+/// A file's intended place, its receipt signed.
+pub struct Intent {
+    pub place: Place,
+    pub placing: Arc<Placing>,
+}
+
+/// Chooses a place, and what the receipt will say.
+#[expect(clippy::too_many_arguments, reason = "what a row says, and how")]
+pub fn choose(
+    shared: &Shared,
+    inbox_dir: &InboxDir,
+    way: Way,
+    key: Key,
+    manifest: &Manifest,
+    digest: Digest,
+    inode: u64,
+    opened: &mut Opened,
+) -> Result<Chosen, Answer> {
+    let top = shared.top(key.0);
+    let offered = Offered {
+        sender: key.0,
+        top: top.as_deref(),
+        path: &manifest.path,
+        kind: manifest.kind,
+    };
+    let place = shared.places.choose(inbox_dir, way.names, offered, opened)?;
+    let mut salt = [0; 16];
+    fault::step("R6-salt", || getrandom::fill(&mut salt))
+        .map_err(|e| Answer::io("asking for random bytes", &io::Error::other(e)))?;
+    let body = ReceiptBody {
+        transfer: key.1,
+        sender: key.0,
+        receiver: shared.me,
+        path: manifest.path.clone(),
+        delivered_as: place.path.clone(),
+        size: manifest.size,
+        digest,
+        delivered_at: now_ms().max(0) as u64,
+        salt,
+    };
+    let how = if place.is_elsewhere { How::Copied } else { way.how };
+    Ok(Chosen {
+        place,
+        how,
+        inode,
+        body,
+    })
+}
+
+/// Those that are signed together share signatures.
+pub fn sign(shared: &Shared, chosen: Vec<Chosen>) -> Vec<Intent> {
+    let apart = |chosen: Chosen| ((chosen.place, chosen.how, chosen.inode), chosen.body);
+    let (places, bodies): (Vec<_>, Vec<_>) = chosen.into_iter().map(apart).unzip();
+    let receipts = (shared.sign)(&bodies);
+    debug_assert_eq!(receipts.len(), places.len());
+    let signed = places.into_iter().zip(receipts);
+    signed
+        .map(|((place, how, inode), receipt)| Intent {
+            placing: Arc::new(Placing {
+                place: place.path.clone(),
+                inode,
+                how,
+                receipt,
+            }),
+            place,
+        })
+        .collect()
+}
+
+/// A place for one file, signed.
+pub fn intend(
+    shared: &Shared,
+    inbox_dir: &InboxDir,
+    way: Way,
+    key: Key,
+    manifest: &Manifest,
+    digest: Digest,
+    inode: u64,
+) -> Result<Intent, Answer> {
+    let chosen = choose(
+        shared,
+        inbox_dir,
+        way,
+        key,
+        manifest,
+        digest,
+        inode,
+        &mut Opened::new(),
+    )?;
+    Ok(sign(shared, vec![chosen]).swap_remove(0))
+}
+
+/// What R6 writes for one file.
+pub struct IntentRow {
+    pub key: Key,
+    pub manifest: Manifest,
+    pub placing: Arc<Placing>,
+    pub aliases: Vec<(Vec<u8>, Option<Vec<u8>>)>,
+}
+
+pub fn row(key: Key, manifest: &Manifest, intent: &Intent) -> IntentRow {
+    IntentRow {
+        key,
+        manifest: manifest.clone(),
+        placing: intent.placing.clone(),
+        aliases: intent.place.aliases.clone(),
+    }
+}
+
+/// R6, all in one commit.
+pub fn write_down(shared: &Shared, inbox_dir: &InboxDir, rows: Vec<IntentRow>) -> Result<(), DbError> {
+    let (mark, now) = (inbox_dir.mark, now_ms());
+    if rows.is_empty() || fault::mutant("R6") {
+        return Ok(());
+    }
+    let added: Vec<_> = rows
+        .iter()
+        .map(|row| (row.key.0, Rows::one(&row.manifest, &row.placing)))
+        .collect();
+    shared.db.call_blocking(move |tx| {
+        for row in &rows {
+            ledger::place(tx, row.key, &row.manifest, mark, &row.placing, now)?;
+            for (folder, alias) in &row.aliases {
+                ledger::set_alias(tx, row.key.0, folder, alias.as_deref())?;
+            }
+        }
+        Ok(())
+    })?;
+    for (peer, rows) in added {
+        shared.tally.added(peer, rows);
+    }
+    Ok(())
+}
+
+/// Nothing of it counts any more: *receiving* again. A folder's stream, if it is there, is what it is made of again.
+pub fn give_up(shared: &Shared, inbox_dir: &InboxDir, key: Key, kind: Kind) -> Result<(), DbError> {
+    shared.db.call_blocking(move |tx| {
+        ledger::unplace(tx, key)?;
+        match kind {
+            Kind::File => ledger::drop_receiving(tx, key).map(drop),
+            Kind::Folder => Ok(()),
+        }
+    })?;
+    match kind {
+        Kind::File => partial::remove(inbox_dir, key),
+        Kind::Folder => {
+            let _ = partial::remove_folder(inbox_dir, key); // else the next try does
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,51 @@
+//! By what a verified partial is known again.
+
+use std::{fs::File, io};
+
+use crate::{
+    receiver::{inbox_dir::InboxDir, partial},
+    version::Version,
+};
+
+/// What tells a verified partial from another file that is put in its place.
+#[derive(Debug)]
+pub struct Told {
+    pub(super) inode: u64,
+    pub(super) by: By,
+}
+
+#[derive(Debug)]
+pub(super) enum By {
+    /// The inode's. Of an unpacked folder always, whatever it is worth.
+    Number,
+    /// Where numbers do not last: as it was once verified, by number and times together.
+    Times(Version),
+    /// Where not even an open file tells of itself.
+    Bytes,
+}
+
+impl Told {
+    /// Of an open partial that nothing more is done to.
+    pub fn of(inbox_dir: &InboxDir, file: &File) -> io::Result<Told> {
+        let by = match inbox_dir.lasting_inodes {
+            true => By::Number,
+            false => match Version::read(file)? {
+                (seen, on) if on.tells_of_open_files() => By::Times(seen),
+                _ => By::Bytes,
+            },
+        };
+        let inode = partial::inode(file)?;
+        Ok(Told { inode, by })
+    }
+
+    /// Of an unpacked folder.
+    pub fn folder(inode: u64) -> Told {
+        let by = By::Number;
+        Told { inode, by }
+    }
+
+    /// Its number.
+    pub fn inode(&self) -> u64 {
+        self.inode
+    }
+}

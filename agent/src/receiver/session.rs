@@ -1,0 +1,427 @@
+//! One link's session: takes its commands in order, collects small files, and passes the large ones' orders to their
+//! writers. While nothing comes it is no thread: an agent may have a thousand links.
+
+use std::{collections::HashMap, iter, sync::Arc};
+
+use bytes::Bytes;
+use dropwire_protocol::{
+    AgentId, Digest, Kind, Manifest, RunningDigest, TransferId,
+    message::{DeclineReason, MAX_EAGER},
+    receiver::{Command, OfferSequence, Outcome},
+};
+use tokio::{
+    sync::{Semaphore, mpsc, watch},
+    task::spawn_blocking,
+};
+
+use super::{
+    COMMANDS, Shared, admit,
+    batch::{self, Small},
+    byte_budget::Taken,
+    fair_queue::FairQueue,
+    keeping, late, ledger,
+    ledger::Known,
+    reply::{Answer, Outcomes, Reply},
+    space::Reservation,
+    transfer_locks::{Key, TransferLock},
+    withdrawal,
+    writer::{self, Order},
+    writers::Writers,
+};
+use crate::{error::chain, fault, id};
+
+/// Most bytes of small files that are begun and not whole yet, all peers together; each may have one file in any case. A
+/// sender that gives one file after the other never has more.
+pub const BEGUN: u64 = 6 << 20;
+/// After so many damages in one opening it is not the line's fault.
+const MAX_DAMAGES: u32 = 16;
+
+/// Everything that is open on one link.
+pub struct ReceiveSession {
+    shared: Arc<Shared>,
+    peer: AgentId,
+    outcomes: Outcomes,
+    batch: Arc<FairQueue<Small>>,
+    small: HashMap<TransferId, Collecting>,
+    large: Writers,
+    withdrawals: u64,
+    /// Withdrawn while somebody still works on them: each waits for the end of that. The link itself lets the other side
+    /// have no more than `MAX_ASKED` questions open.
+    waiting: Vec<TransferId>,
+    /// Tells when to look at these again.
+    ends: watch::Receiver<()>,
+}
+
+/// A small file that is coming in.
+struct Collecting {
+    lock: TransferLock,
+    manifest: Manifest,
+    reply: Reply,
+    reservation: Reservation,
+    pass: u32,
+    /// A copy: a chunk shares the buffer it was read into, which can be a thousand times its size.
+    bytes: Vec<u8>,
+    /// Room for these in memory, from the first on.
+    begun: Option<Taken>,
+    digest: RunningDigest,
+}
+
+impl ReceiveSession {
+    /// For a link with `peer`.
+    pub fn new(
+        shared: Arc<Shared>,
+        peer: AgentId,
+        outcomes: Outcomes,
+        batch: Arc<FairQueue<Small>>,
+    ) -> ReceiveSession {
+        ReceiveSession {
+            ends: shared.transfer_locks.ends(),
+            shared,
+            peer,
+            outcomes,
+            batch,
+            small: HashMap::new(),
+            large: Writers::default(),
+            withdrawals: 0,
+            waiting: Vec::new(),
+        }
+    }
+
+    /// Serves until the link closes its end or the agent stops; then everything open is released, and waited for. Begins
+    /// once the peer has a place among its `links`.
+    pub async fn run(mut self, mut commands: mpsc::Receiver<Command>, links: Arc<Semaphore>) {
+        let (cancel, turns) = (self.shared.cancel.clone(), self.shared.turns.clone());
+        let Some(Ok(_place)) = cancel.run_until_cancelled(links.acquire_owned()).await else {
+            return;
+        };
+        loop {
+            let first = tokio::select! {
+                biased;
+                () = cancel.cancelled() => break,
+                command = commands.recv() => match command {
+                    Some(command) => Some(command),
+                    None => break,
+                },
+                _ = self.ends.changed(), if !self.waiting.is_empty() => None,
+            };
+            let Some(Ok(turn)) = cancel.run_until_cancelled(turns.clone().acquire_owned()).await else {
+                break;
+            };
+            let serving = spawn_blocking(move || {
+                self.withdraw_waiting();
+                let more = iter::from_fn(|| commands.try_recv().ok());
+                let mut taken = first.into_iter().chain(more).take(COMMANDS).peekable();
+                while let Some(command) = taken.next() {
+                    if self.shared.cancel.is_cancelled() {
+                        break;
+                    }
+                    match command {
+                        Command::Withdraw { id } => {
+                            let mut ids = vec![id];
+                            while let Some(Command::Withdraw { id }) =
+                                taken.next_if(|next| matches!(next, Command::Withdraw { .. }))
+                            {
+                                ids.push(id);
+                            }
+                            self.withdraw_all(ids);
+                        }
+                        command => self.serve(command),
+                    }
+                }
+                drop(turn);
+                (self, commands)
+            });
+            match serving.await {
+                Ok(served) => (self, commands) = served,
+                Err(_) => return, // the runtime ends, or in a debug build it panicked
+            }
+        }
+        drop((commands, self.small));
+        let threads = self.large.release_all();
+        self.shared.transfer_locks.ask_again();
+        if !threads.is_empty() {
+            let turn = turns.acquire_owned().await;
+            let joined = spawn_blocking(move || {
+                for thread in threads {
+                    let _ = thread.join();
+                }
+                drop(turn);
+            });
+            let _ = joined.await;
+        }
+    }
+
+    fn serve(&mut self, command: Command) {
+        match command {
+            Command::Open {
+                id,
+                sequence,
+                manifest,
+                eager,
+            } => {
+                let reply = Reply {
+                    outcomes: self.outcomes.clone(),
+                    id,
+                    sequence,
+                };
+                self.release(id);
+                if manifest.size <= MAX_EAGER && manifest.kind == Kind::File {
+                    self.open_small(manifest, reply, eager);
+                } else {
+                    self.open_large(manifest, reply);
+                }
+            }
+            Command::Write {
+                id,
+                sequence,
+                pass,
+                offset,
+                bytes,
+                digest,
+            } => {
+                let order = Order::Write {
+                    pass,
+                    offset,
+                    bytes,
+                    digest,
+                };
+                self.pass_on(id, sequence, order);
+            }
+            Command::Finish {
+                id,
+                sequence,
+                pass,
+                digest,
+            } => self.pass_on(id, sequence, Order::Finish { pass, digest }),
+            Command::Release { id, sequence } => {
+                if self.small.get(&id).is_some_and(|s| s.reply.sequence == sequence)
+                    || self.large.has(id, sequence)
+                {
+                    self.release(id);
+                }
+            }
+            Command::Withdraw { id } => self.withdraw_all(vec![id]),
+            Command::Forget { ids, times } => {
+                late::set(&self.shared, self.peer, &times);
+                if ids.is_empty() {
+                    let ids = times.iter().map(|late| late.id).collect();
+                    return self.outcomes.send(Outcome::Forgotten { ids });
+                }
+                let (peer, named) = (self.peer, ids.clone());
+                match self
+                    .shared
+                    .db
+                    .call_blocking(move |tx| ledger::forget(tx, peer, &named))
+                {
+                    Ok(()) => self.outcomes.send(Outcome::Forgotten { ids }),
+                    Err(error) => {
+                        tracing::error!(peer = %id::format(peer), error = %chain(&error), "outcomes could not be forgotten")
+                    }
+                }
+            }
+        }
+    }
+
+    fn open_large(&mut self, manifest: Manifest, reply: Reply) {
+        if self.large.is_full() {
+            let text = "too many large files at once";
+            return reply.end(Answer::refused(DeclineReason::Busy, text, Some(1_000)));
+        }
+        let (shared, key, outcomes) = (self.shared.clone(), (self.peer, reply.id), self.outcomes.clone());
+        let (id, sequence) = (reply.id, reply.sequence);
+        let started = self.large.start(id, sequence, move |orders, wake| {
+            writer::run(&shared, key, manifest, reply, orders, wake);
+        });
+        if let Err(error) = started {
+            let reply = Reply {
+                outcomes,
+                id,
+                sequence,
+            };
+            let text = format!("no thread for it: {error}");
+            reply.end(Answer::refused(DeclineReason::Busy, text, Some(5_000)));
+        }
+    }
+
+    fn open_small(&mut self, manifest: Manifest, reply: Reply, eager: bool) {
+        let lock = self.shared.transfer_locks.take_preemptible((self.peer, reply.id));
+        let admitted = self.look(lock.key()).and_then(|known| {
+            let inbox_dir = match known {
+                None if eager => {
+                    admit::takes_more(&self.shared, self.peer)?;
+                    admit::expect(&self.shared)?
+                }
+                known => admit::admit(&self.shared, lock.key(), &manifest, known)?.0,
+            };
+            admit::reserve(&self.shared, &inbox_dir, self.peer, &manifest, manifest.size)
+        });
+        match admitted {
+            Err(answer) => reply.end(answer),
+            Ok(reservation) => {
+                let digest = RunningDigest::default();
+                if !eager {
+                    reply.opened(0, digest.value()); // else its bytes are on their way
+                }
+                let collecting = Collecting {
+                    lock,
+                    manifest,
+                    reply,
+                    reservation,
+                    pass: 0,
+                    bytes: Vec::new(),
+                    begun: None,
+                    digest,
+                };
+                self.small.insert(collecting.reply.id, collecting);
+            }
+        }
+    }
+
+    fn pass_on(&mut self, id: TransferId, sequence: OfferSequence, order: Order) {
+        if self.small.get(&id).is_some_and(|s| s.reply.sequence == sequence) {
+            match order {
+                Order::Write {
+                    pass,
+                    offset,
+                    bytes,
+                    digest,
+                } => self.write_small(id, pass, offset, bytes, digest),
+                Order::Finish { pass, digest } => self.finish_small(id, pass, digest),
+                Order::Wake => {}
+            }
+        } else {
+            self.large.pass_on(id, sequence, order);
+        }
+    }
+
+    fn write_small(&mut self, id: TransferId, pass: u32, offset: u64, bytes: Bytes, digest: Digest) {
+        let Some(small) = self.small.get_mut(&id).filter(|s| pass >= s.pass) else {
+            return;
+        };
+        let mut next = small.digest.clone();
+        next.update(&bytes);
+        if small.lock.fenced() {
+            self.end_small(id, fenced());
+        } else if next.length() > small.manifest.size && !fault::mutant("R3-small-length") {
+            self.end_small(id, conflict());
+        } else if offset == small.digest.length()
+            && (next.value() == digest || fault::mutant("R3-small-digest"))
+        {
+            if small.begun.is_none() {
+                small.begun = self.shared.begun.try_take(self.peer, small.manifest.size);
+            }
+            if small.begun.is_none() {
+                let text = "too many small files are begun and not ended";
+                return self.end_small(id, Answer::refused(DeclineReason::Busy, text, Some(1_000)));
+            }
+            small.digest = next;
+            small.bytes.extend_from_slice(&bytes);
+        } else if small.pass >= MAX_DAMAGES {
+            let text = "it arrived damaged too often";
+            self.end_small(id, Answer::refused(DeclineReason::DiskError, text, None));
+        } else {
+            small.pass += 1;
+            small.reply.damaged(small.digest.length(), small.digest.value());
+        }
+    }
+
+    fn finish_small(&mut self, id: TransferId, pass: u32, digest: Digest) {
+        if self.small.get(&id).is_some_and(|small| pass < small.pass) {
+            return;
+        }
+        let Some(small) = self.take_small(id) else {
+            return;
+        };
+        if !fault::mutant("R4-small-digest")
+            && (small.digest.length() != small.manifest.size || small.digest.value() != digest)
+        {
+            small.reply.end(conflict());
+        } else if !small.lock.make_exclusive() {
+            small.reply.end(fenced());
+        } else {
+            let work = batch::work(&self.shared, self.peer, &small.manifest.path);
+            let byte_budget = self
+                .shared
+                .byte_budget
+                .take(self.peer, batch::weight(&small.manifest));
+            let verified = Small {
+                manifest: small.manifest,
+                bytes: small.bytes,
+                digest,
+                reply: small.reply,
+                lock: small.lock,
+                reservation: small.reservation,
+                byte_budget,
+            };
+            self.batch.push(self.peer, work, verified);
+        }
+    }
+
+    fn end_small(&mut self, id: TransferId, answer: Answer) {
+        if let Some(small) = self.take_small(id) {
+            small.reply.end(answer);
+        }
+    }
+
+    fn take_small(&mut self, id: TransferId) -> Option<Collecting> {
+        self.small.remove(&id)
+    }
+
+    fn release(&mut self, id: TransferId) {
+        self.take_small(id);
+        if self.large.release(id) {
+            self.shared.transfer_locks.ask_again();
+        }
+    }
+
+    fn withdraw_all(&mut self, ids: Vec<TransferId>) {
+        ids.iter().for_each(|id| self.release(*id));
+        let before = self.withdrawals;
+        self.withdrawals += ids.len() as u64;
+        if let Err(error) = keeping::bound_tombstones(&self.shared, self.peer, before..self.withdrawals) {
+            tracing::error!(peer = %id::format(self.peer), error = %chain(&error), "old withdrawals stay");
+        }
+        self.withdraw(ids);
+    }
+
+    /// At once, or as soon as nobody works on them any more.
+    fn withdraw(&mut self, ids: Vec<TransferId>) {
+        let mut free = Vec::new();
+        for id in ids {
+            match self.shared.transfer_locks.take_now((self.peer, id)) {
+                Some(lock) => free.push(lock),
+                None => self.waiting.push(id),
+            }
+        }
+        if !free.is_empty() {
+            withdrawal::withdraw(&self.shared, free, &self.outcomes);
+        }
+    }
+
+    /// Those that nobody works on any more.
+    fn withdraw_waiting(&mut self) {
+        if fault::mutant("withdraw-again") {
+            return;
+        }
+        self.ends.mark_unchanged(); // first: whatever ends from here on wakes this session once more
+        let waiting = std::mem::take(&mut self.waiting);
+        self.withdraw(waiting);
+    }
+
+    /// By a connection that only reads, so that a flood of small offers does not queue behind the commits.
+    fn look(&self, key: Key) -> Result<Option<Known>, Answer> {
+        Ok(self.shared.db.read_blocking(|db| ledger::look(db, key))?)
+    }
+}
+
+fn fenced() -> Answer {
+    Answer::refused(DeclineReason::Fenced, "a newer link carries this transfer", None)
+}
+
+fn conflict() -> Answer {
+    Answer::refused(
+        DeclineReason::Conflict,
+        "its length or digest is not what was announced",
+        None,
+    )
+}
