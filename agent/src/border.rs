@@ -15,7 +15,7 @@ use cap_fs_ext::{DirExt, MetadataExt};
 use cap_std::fs::{Dir, Metadata};
 use dropwire_protocol::{RemotePath, RunningDigest};
 
-use crate::{confined, durable, fault, mark};
+use crate::{confined, durable, fault, own_folder};
 
 /// What two folders have in common if files can be renamed from one into the other.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -88,9 +88,9 @@ pub fn note_all(root: &Dir, path: &Path, mounted: &BTreeSet<Mounted>) -> io::Res
     let noted = Noted::of(root)?;
     let below = mounted.iter().take(MOST).map(|m| confined::below(path, &m.at));
     for at in below.flatten() {
-        let is_ours = at.components().next() == Some(mark::FOLDER.as_bytes());
+        let is_ours = at.components().next() == Some(own_folder::NAME.as_bytes());
         if !is_ours && !noted.has(&at) && !fault::mutant("S1-mount-note") {
-            note(&mark::folder(root)?, &at)?;
+            note(&own_folder::open_or_make(root)?, &at)?;
         }
     }
     Ok(())
@@ -103,7 +103,7 @@ impl Noted {
     /// Of the folder `root`.
     pub fn of(root: &Dir) -> io::Result<Noted> {
         let notes = root
-            .open_dir_nofollow(mark::FOLDER)
+            .open_dir_nofollow(own_folder::NAME)
             .and_then(|own| own.open_dir_nofollow(NOTES));
         match notes {
             Ok(notes) => Ok(Noted(Some(notes))),
@@ -351,7 +351,7 @@ mod tests {
     fn notes_are_bounded_and_go_when_what_is_missing_is_given_up() {
         let temp = tempfile::tempdir().unwrap();
         let root = confined::root(temp.path()).unwrap();
-        let own = mark::folder(&root).unwrap();
+        let own = own_folder::open_or_make(&root).unwrap();
         let [first, more] = ["first", "more"].map(|path| RemotePath::parse(path.as_bytes()).unwrap());
         note(&own, &first).unwrap();
         let notes = own.open_dir(NOTES).unwrap();

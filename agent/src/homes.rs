@@ -14,10 +14,13 @@ use std::{
 use cap_fs_ext::MetadataExt as _;
 use rusqlite::{Connection, OptionalExtension as _, Result, params};
 
-use crate::{confined, error::shown, fault, mark, owner};
-
-/// A folder's id (see [`crate::mark`]).
-pub type FolderId = [u8; 16];
+use crate::{
+    confined,
+    error::shown,
+    fault,
+    folder_id::{self, FolderId},
+    owner,
+};
 
 /// The table.
 pub const SCHEMA_1: &str =
@@ -112,7 +115,7 @@ impl There {
         if is_same(path, other) {
             return There::Same;
         }
-        match confined::root(other).and_then(|dir| mark::read(&dir)) {
+        match confined::root(other).and_then(|dir| folder_id::read(&dir)) {
             Ok(Some(found)) if found == id => There::Original,
             Ok(Some(_)) => There::Another,
             Ok(None) => There::Nothing,
@@ -221,7 +224,7 @@ mod tests {
         let paths: Vec<_> = (0..n).map(|i| temp.path().join(i.to_string())).collect();
         let ids = paths.iter().map(|path| {
             std::fs::create_dir(path).unwrap();
-            mark::create(&confined::root(path).unwrap()).unwrap()
+            folder_id::create(&confined::root(path).unwrap()).unwrap()
         });
         let mut ids: Vec<_> = ids.collect();
         ids.rotate_left(1); // at which path each is at home
@@ -238,7 +241,7 @@ mod tests {
             }
             for at in order {
                 let path = &paths[at];
-                let id = mark::read(&confined::root(path).unwrap()).unwrap().unwrap();
+                let id = folder_id::read(&confined::root(path).unwrap()).unwrap().unwrap();
                 if let Some(other) = claim(&db, id, path, &paths, None).unwrap() {
                     let there = There::look(id, path, &other);
                     assert!(there.is_left(path, &other, &paths), "{there:?}");
@@ -304,7 +307,7 @@ mod tests {
         std::fs::create_dir(&a).unwrap();
         std::fs::create_dir(&copy).unwrap();
         std::os::unix::fs::symlink(&a, &link).unwrap();
-        let id = mark::create(&confined::root(&a).unwrap()).unwrap();
+        let id = folder_id::create(&confined::root(&a).unwrap()).unwrap();
         let reason = |path: &Path| There::look(id, path, &a).reason(path, &a);
         assert!(reason(&link).contains("same folder"));
         assert!(reason(&copy).contains("dropwire adopt"));

@@ -27,7 +27,7 @@ use crate::{
     error::shown,
     fault, id,
     io_error::{self, Meaning, Wait},
-    mark,
+    own_folder,
 };
 
 const RECORD: &str = "owner";
@@ -100,7 +100,7 @@ impl std::fmt::Display for Owner {
 
 /// The record in the folder `root`; None where there is none. `InvalidData` where it cannot be understood.
 pub fn read(root: &Dir) -> io::Result<Option<Owner>> {
-    let Some(file) = mark::open(root, RECORD)? else {
+    let Some(file) = own_folder::open_file(root, RECORD)? else {
         return Ok(None);
     };
     let mut text = String::new();
@@ -183,13 +183,13 @@ fn owned(root: &Dir, path: &Path, me: &Me) -> Result<Option<Owner>, String> {
     }
 }
 
-/// Takes the folder `root` for this agent, unless another one has it. The folder [`mark::FOLDER`] has to be there.
+/// Takes the folder `root` for this agent, unless another one has it. The folder [`own_folder::NAME`] has to be there.
 ///
 /// Of two agents that take it at the same time one is refused. Where a full disk has no room for a first record the
 /// folder is taken without one: what empties an outbox must not wait for space.
 pub fn take(root: &Dir, path: &Path, me: &Me) -> Result<(), String> {
     let cannot = |e: io::Error| format!("{} cannot be written: {e}", shown(path));
-    let folder = root.open_dir_nofollow(mark::FOLDER).map_err(cannot)?;
+    let folder = root.open_dir_nofollow(own_folder::NAME).map_err(cannot)?;
     let known = owned(root, path, me)?;
     let record = Owner::of(me, known.as_ref().map(|owner| owner.since.clone()));
     let text = record.text().map_err(cannot)?;
@@ -213,7 +213,7 @@ pub fn take(root: &Dir, path: &Path, me: &Me) -> Result<(), String> {
 
 /// Takes the folder `root` for this agent, whoever had it. After Ok that survives a power cut.
 pub fn replace(root: &Dir, me: &Me) -> io::Result<()> {
-    let folder = mark::folder(root)?;
+    let folder = own_folder::open_or_make(root)?;
     durable::sync_dir(root)?;
     durable::replace_file(
         &folder,
@@ -246,10 +246,10 @@ pub fn unreadable(what: &str, error: &io::Error, path: &Path, adopting: &str) ->
 pub struct Lock(Mutex<Option<File>>);
 
 impl Lock {
-    /// Locks the folder `root`, in which [`mark::FOLDER`] has to be; once more for the same folder changes nothing.
+    /// Locks the folder `root`, in which [`own_folder::NAME`] has to be; once more for the same folder changes nothing.
     /// `WouldBlock`: another process has the lock. Ok without a lock where the file system has none.
     pub fn hold(&self, root: &Dir) -> io::Result<()> {
-        let file = durable::open_private(&root.open_dir_nofollow(mark::FOLDER)?, OsStr::new(LOCK))?;
+        let file = durable::open_private(&root.open_dir_nofollow(own_folder::NAME)?, OsStr::new(LOCK))?;
         let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if held.as_ref().is_some_and(|held| is_same(held, &file)) || fault::mutant("inbox-lock") {
             return Ok(());
@@ -304,6 +304,7 @@ fn is_dropwire(_: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::folder_id;
 
     fn me(n: u8, name: &str) -> Me {
         Me {
@@ -315,7 +316,7 @@ mod tests {
     fn folder() -> (tempfile::TempDir, Dir) {
         let temp = tempfile::tempdir().unwrap();
         let dir = Dir::open_ambient_dir(temp.path(), cap_std::ambient_authority()).unwrap();
-        mark::create(&dir).unwrap();
+        folder_id::create(&dir).unwrap();
         (temp, dir)
     }
 

@@ -1,4 +1,4 @@
-//! Names that are no drop: files that other programs have not finished, what systems litter folders with, and folders
+//! Names that are never sent: files that other programs have not finished, what systems litter folders with, and folders
 //! that systems keep for themselves. The one list for single files and for whole folders.
 
 use std::{ffi::OsStr, path::Path, sync::LazyLock};
@@ -7,7 +7,7 @@ use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 
 use crate::fault;
 
-/// Why a name is no drop, and so what becomes of it inside a folder that is sent whole.
+/// Why a name is never sent, and so what becomes of it inside a folder that is sent whole.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Why {
     /// Some program will rename it when it is complete: ignored until then, and a whole folder waits for it.
@@ -155,7 +155,7 @@ pub fn suffixes(of: &[Why]) -> impl Iterator<Item = &'static str> {
     PATTERNS.iter().filter(is_meant).filter_map(added)
 }
 
-/// The pattern that the name of a folder, or of a file, matches, and why it is no drop.
+/// The pattern that the name of a folder, or of a file, matches, and why it is never sent.
 pub fn matching(name: &OsStr, is_folder: bool) -> Option<(&'static str, Why)> {
     let patterns = LazyLock::force(&COMPILED).matches(Path::new(name)).into_iter();
     let patterns = patterns.filter_map(|at| Some((at, PATTERNS.get(at).copied()?)));

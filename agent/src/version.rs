@@ -1,4 +1,4 @@
-//! The version of a file or a whole folder: what tells one drop from the next, without reading the bytes.
+//! The version of a file or a whole folder: what tells one item from the next, without reading the bytes.
 
 use std::{
     ffi::OsStr,
@@ -46,7 +46,7 @@ impl Version {
     }
 
     /// Of what has the name `name` in `folder`, by its metadata there: good for telling what is known, and for what was
-    /// just moved while it is held open; a drop's version is read from the open file.
+    /// just moved while it is held open; an item's version is read from the open file.
     pub fn listed(folder: &Dir, name: &OsStr, meta: &cap_std::fs::Metadata) -> Version {
         let device = cap_fs_ext::MetadataExt::dev(meta);
         let on = FileSystem::on(device, || system::file_system(folder, name));
@@ -271,14 +271,14 @@ fn nanoseconds(time: SystemTime) -> i64 {
     }
 }
 
-/// The random id in an outbox's mark; tells one folder from another, whatever its path.
+/// The random id in an outbox's folder id; tells one folder from another, whatever its path.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
 pub struct OutboxId(pub [u8; 16]);
 
 /// A version of a file, or of a whole folder, found in an outbox.
 #[derive(Clone, PartialEq, Eq, Debug, Hash)]
 pub struct Found {
-    /// Which outbox, by its mark.
+    /// Which outbox, by its folder id.
     pub outbox: OutboxId,
     /// Below the outbox.
     pub path: RemotePath,

@@ -447,7 +447,7 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     ),
     (
         "R5-own",
-        "where no number tells, dropwire's own folder is known by its mark",
+        "where no number tells, dropwire's own folder is known by its id",
         Inside(&["receiver::inbox_dir::tests"]),
     ),
     (
@@ -748,7 +748,7 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         QUEUE,
     ),
     ("S5-every-peer", "the file stays until every peer has it", QUEUE),
-    ("S5-mark", "an outbox without its mark is held", DISPOSE),
+    ("S5-mark", "an outbox without its id is held", DISPOSE),
     ("S5-writer", "a file that somebody writes to stays", DISPOSE),
     ("S5-version", "another version stays", DISPOSE),
     ("S5-digest", "other bytes stay", DISPOSE),
@@ -957,7 +957,7 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         "what a killed agent took to see whether there is room is given back",
         Inside(&["db::room::tests"]),
     ),
-    ("write-file", "the sync of a key or mark", DURABLE),
+    ("write-file", "the sync of a key or folder id", DURABLE),
     ("write-dir", "the sync of its folder", DURABLE),
     (
         "space-decays",
@@ -982,7 +982,7 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     (
         "mark-fifo",
         "what is no file is not waited for in `.dropwire`",
-        Inside(&["mark::tests"]),
+        Inside(&["folder_id::tests"]),
     ),
     (
         "archive-taken",
@@ -1016,8 +1016,8 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     ),
     (
         "mark-dir",
-        "the sync that keeps a mark's folder",
-        Inside(&["mark::tests"]),
+        "the sync that keeps a folder id's folder",
+        Inside(&["folder_id::tests"]),
     ),
     (
         "adopt-damaged",

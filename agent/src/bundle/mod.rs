@@ -1,7 +1,7 @@
 //! A whole folder as one delivery: what of it is sent, which version it is, and its bytes as one stream.
 //!
 //! The stream is [`dropwire_protocol::bundle`]'s. Neither it nor the list of what it holds is ever kept: both come from
-//! walking the folder, and the listing's digest, which stands in the drop's [`Version`], says that a walk met the same
+//! walking the folder, and the listing's digest, which stands in the item's [`Version`], says that a walk met the same
 //! files as the one before.
 
 mod stream;

@@ -21,7 +21,7 @@ use crate::{
     control::api::{AdoptReply, AdoptRequest},
     db::{Db, DbError},
     error::{Exit, Fatal, shown},
-    homes, mark, outbox,
+    folder_id, homes, outbox, own_folder,
     owner::{self, Lock, Me},
     queue::Queue,
     receiver,
@@ -145,7 +145,7 @@ impl Adopter {
                 (Ok(Some(id)), Some(expected)) if *id == expected => known.placing_elsewhere,
                 _ => {
                     self.db
-                        .read(|db| receiver::placing_elsewhere(db, homes::FolderId::default()))
+                        .read(|db| receiver::placing_elsewhere(db, crate::folder_id::FolderId::default()))
                         .await?
                 }
             };
@@ -262,10 +262,10 @@ fn replace(
     me: &Me,
     queue: &Queue,
     lock: &Lock,
-) -> Result<homes::FolderId, Fatal> {
+) -> Result<crate::folder_id::FolderId, Fatal> {
     let failed = |e: io::Error| Fatal::io(format_args!("cannot take {}", shown(path)), &e);
     let root = confined::root(path).map_err(failed)?;
-    mark::folder(&root).map_err(failed)?;
+    own_folder::open_or_make(&root).map_err(failed)?;
     if is_inbox {
         lock.hold(&root).map_err(|e| match e.kind() {
             io::ErrorKind::WouldBlock => Fatal::new(
@@ -285,5 +285,5 @@ fn replace(
         outbox::dispose::give_back_all(&root, &path_of).map_err(failed)?;
         border::forget_missing(&root).map_err(failed)?;
     }
-    mark::replace(&root).map_err(failed)
+    folder_id::replace(&root).map_err(failed)
 }

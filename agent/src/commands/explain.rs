@@ -122,7 +122,7 @@ pub fn telling(jobs: &[Job]) -> Vec<&Job> {
     };
     let ways: [fn(&Job, &Job) -> bool; 3] = [
         |job, _| job.state == JobState::Queued,
-        |job, newest| job.drop == newest.drop && job.state != JobState::Delivered,
+        |job, newest| job.item == newest.item && job.state != JobState::Delivered,
         |job, newest| job.id == newest.id,
     ];
     ways.into_iter()
@@ -143,7 +143,7 @@ mod tests {
     use super::*;
     use crate::{
         config::AfterSend,
-        queue::DropId,
+        queue::ItemId,
         version::{Found, OutboxId, Version},
     };
     use dropwire_protocol::{AgentId, RemotePath, TransferId};
@@ -239,7 +239,7 @@ mod tests {
     #[test]
     fn a_files_jobs_tell_where_it_stands() {
         use JobState::{Cancelled, Delivered, Failed, Queued};
-        // Newest first: drop, state; then which of them tell.
+        // Newest first: item, state; then which of them tell.
         let cases: [Case<'_>; 6] = [
             (&[], &[]),
             (&[(1, Delivered), (1, Delivered)], &[0]),
@@ -249,7 +249,7 @@ mod tests {
             (&[(2, Delivered), (1, Failed)], &[0]),
         ];
         for (jobs, wanted) in cases {
-            let number = |(n, (drop, state)): (usize, &(i64, JobState))| job(n, *drop, *state);
+            let number = |(n, (item, state)): (usize, &(i64, JobState))| job(n, *item, *state);
             let jobs: Vec<Job> = jobs.iter().enumerate().map(number).collect();
             let told: Vec<usize> = telling(&jobs).iter().map(|j| usize::from(j.id.0[0])).collect();
             assert_eq!(told, wanted);
@@ -258,7 +258,7 @@ mod tests {
 
     type Case<'a> = (&'a [(i64, JobState)], &'a [usize]);
 
-    fn job(n: usize, drop: i64, state: JobState) -> Job {
+    fn job(n: usize, item: i64, state: JobState) -> Job {
         let version = Version {
             inode: 1,
             birth_ns: 0,
@@ -270,7 +270,7 @@ mod tests {
         Job {
             row: 0,
             id: TransferId([u8::try_from(n).unwrap(); 16]),
-            drop: DropId(drop),
+            item: ItemId(item),
             peer: AgentId([0; 32]),
             found: Found {
                 outbox: OutboxId([0; 16]),

@@ -144,7 +144,7 @@ mod tests {
     use crate::{
         config::AfterSend,
         identity::Identity,
-        queue::{self, NewDrop},
+        queue::{self, NewItem},
         running_time,
         version::{Found, OutboxId, Version},
     };
@@ -160,7 +160,7 @@ mod tests {
         config::parse(&text, Path::new("/c.toml"), None).unwrap()
     }
 
-    fn one_job(to: AgentId) -> NewDrop {
+    fn one_job(to: AgentId) -> NewItem {
         let version = Version {
             inode: 1,
             birth_ns: 0,
@@ -169,7 +169,7 @@ mod tests {
             ctime_ns: 0,
             folder: false,
         };
-        NewDrop {
+        NewItem {
             is_not: None,
             found: Found {
                 outbox: OutboxId([0; 16]),

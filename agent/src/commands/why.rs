@@ -124,7 +124,7 @@ fn sentence(api: &ControlApi, job: &Job) -> String {
 async fn stuck(api: &ControlApi, jobs: &[Job]) -> Result<Option<String>, Fatal> {
     for job in jobs {
         let cannot_leave = || {
-            let reason = api.cleanup.stuck(&job.root, job.drop)?;
+            let reason = api.cleanup.stuck(&job.root, job.item)?;
             Some(format!("cannot leave the outbox: {reason}"))
         };
         let lingers = || {
@@ -138,7 +138,7 @@ async fn stuck(api: &ControlApi, jobs: &[Job]) -> Result<Option<String>, Fatal> 
             .unsynced(&job.root)
             .or_else(cannot_leave)
             .or_else(lingers);
-        let leaving = api.queue.is_leaving(job.drop);
+        let leaving = api.queue.is_leaving(job.item);
         if why.is_some() && leaving.await? {
             return Ok(why);
         }

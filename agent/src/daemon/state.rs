@@ -23,7 +23,7 @@ const MIGRATIONS: &[&str] = &[
     running_time::SCHEMA_1,
     queue::SCHEMA_1,
     receiver::SCHEMA_1,
-    // The marks of outboxes, which `homes` took over.
+    // The ids of outboxes, which `homes` took over.
     "CREATE TABLE outbox_mark (path BLOB PRIMARY KEY, id BLOB NOT NULL) STRICT, WITHOUT ROWID;",
     commands::SCHEMA_1,
     homes::SCHEMA_1,

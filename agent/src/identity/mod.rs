@@ -117,9 +117,9 @@ impl Identity {
         self.id
     }
 
-    /// The id of a drop for a peer: 128 bits of an HMAC-SHA-256 under a key derived from this identity, over peer, outbox, path, version and counter.
+    /// The id of an item for a peer: 128 bits of an HMAC-SHA-256 under a key derived from this identity, over peer, outbox, path, version and counter.
     ///
-    /// Each field goes in with its length before it, so that no two drops share an input.
+    /// Each field goes in with its length before it, so that no two items share an input.
     pub fn transfer_id(
         &self,
         peer: AgentId,

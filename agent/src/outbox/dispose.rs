@@ -4,7 +4,7 @@
 //!
 //! | on disk | found by the next call |
 //! |---|---|
-//! | under its path | the same checks again: another version stays, and is a new drop |
+//! | under its path | the same checks again: another version stays, and is a new item |
 //! | in `leaving/<name>` | the same checks there, with the bytes' digest; then archived or removed |
 //! | under both | the name in `leaving` goes, and it is begun again from the path |
 //! | in `leaving` and the archive, or given back beside its path | only the name in `leaving` goes |
@@ -16,7 +16,7 @@
 //! step begins before the one before it is: so there are never three, and none only when it has left.
 //!
 //! A file that turns out changed in `leaving` is given back under its old name; where somebody took that in the
-//! meantime, under the next free one beside it (`report (1).pdf`). It was never sent, so it is a new drop there:
+//! meantime, under the next free one beside it (`report (1).pdf`). It was never sent, so it is a new item there:
 //! nothing is lost and nothing sent twice.
 
 use std::{
@@ -37,7 +37,7 @@ use crate::{
     confined,
     descriptors::affordable,
     error::shown,
-    fault, io_error, mark,
+    fault, folder_id, io_error,
     version::{OutboxId, Version},
 };
 
@@ -59,9 +59,9 @@ use top::Tops;
 /// A delivered file that has to leave.
 #[derive(Clone, Debug)]
 pub struct Disposal {
-    /// Its name in `leaving`: unique among all drops, the same at every repetition, one plain component.
+    /// Its name in `leaving`: unique among all items, the same at every repetition, one plain component.
     pub name: String,
-    /// The mark of the outbox it lies in.
+    /// The folder id of the outbox it lies in.
     pub outbox: OutboxId,
     /// Where that outbox is.
     pub root: PathBuf,
@@ -100,7 +100,7 @@ pub enum Disposed {
 /// Why it could not be done; nothing is lost, and it may be tried again.
 #[derive(Debug, thiserror::Error)]
 pub enum DisposeError {
-    /// The outbox is not there, or without its mark: nothing is concluded from what is missing in it.
+    /// The outbox is not there, or without its folder id: nothing is concluded from what is missing in it.
     #[error("the outbox {0} is held: {1}")]
     Held(String, String),
     /// A folder in the outbox could not be synced. The system tells of such a loss once, so it is not to be asked again:
@@ -202,12 +202,12 @@ fn dispose_by_one_top(
 fn open(what: &Disposal) -> Result<Dir, String> {
     fault::hang(&what.root);
     let outbox = confined::root(&what.root).map_err(|e| e.to_string())?;
-    match mark::read(&outbox) {
+    match folder_id::read(&outbox) {
         Ok(Some(id)) if OutboxId(id) == what.outbox => Ok(outbox),
-        Ok(Some(_)) if !fault::mutant("S5-mark") => Err("another folder's mark is there".into()),
-        Ok(None) if !fault::mutant("S5-mark") => Err("its mark (.dropwire/id) is missing".into()),
+        Ok(Some(_)) if !fault::mutant("S5-mark") => Err("another folder's id is there".into()),
+        Ok(None) if !fault::mutant("S5-mark") => Err("its id (.dropwire/id) is missing".into()),
         Ok(_) => Ok(outbox),
-        Err(e) => Err(format!("its mark cannot be read: {e}")),
+        Err(e) => Err(format!("its id cannot be read: {e}")),
     }
 }
 
@@ -252,7 +252,7 @@ fn dispose_together(
         .collect()
 }
 
-/// Inode and birth, as the drop has them.
+/// Inode and birth, as the item has them.
 fn of_file(what: &Disposal) -> Option<(u64, i64)> {
     Some((what.version.inode, what.version.birth_ns))
 }

@@ -1,11 +1,11 @@
-//! Which names are never sent: dropwire's own folder, what is no drop by its name, and the config's patterns.
+//! Which names are never sent: dropwire's own folder, what is no item by its name, and the config's patterns.
 
 use std::path::Path;
 
 use dropwire_protocol::RemotePath;
 use globset::{Glob, GlobBuilder, GlobSet, GlobSetBuilder};
 
-use crate::{confined, fault, mark, unsent};
+use crate::{confined, fault, own_folder, unsent};
 
 /// What [`unsent`] knows, and an outbox's own patterns.
 #[derive(Debug)]
@@ -91,8 +91,8 @@ impl Ignore {
 
     /// dropwire's own folder, and the config's patterns.
     fn forbidden(&self, name: &[u8], path: &[u8]) -> Option<&str> {
-        if name.eq_ignore_ascii_case(mark::FOLDER.as_bytes()) {
-            return Some(mark::FOLDER);
+        if name.eq_ignore_ascii_case(own_folder::NAME.as_bytes()) {
+            return Some(own_folder::NAME);
         }
         let first = |set: &GlobSet, patterns: &[usize], text: &[u8]| {
             let at = set

@@ -1,4 +1,4 @@
-//! Outboxes: what lies there and is ready becomes a drop; what was delivered leaves.
+//! Outboxes: what lies there and is ready becomes an item; what was delivered leaves.
 //!
 //! ```text
 //!   watch ──hints──▶ ┐
@@ -56,7 +56,7 @@ pub type Settling<'a> = Pin<Box<dyn Future<Output = Option<Result<(), String>>> 
 
 /// Tells which found files are already in the job list.
 pub trait Known: Send + Sync {
-    /// The outbox with this mark was found, and is at home at its path from now on: whatever is known of it is looked for
+    /// The outbox with this folder id was found, and is at home at its path from now on: whatever is known of it is looked for
     /// there. The error is why it is not: the folder is a copy. One that `is_new` took the place of any other for good. None:
     /// it cannot be told now.
     fn settle(&self, outbox: OutboxId, is_new: bool) -> Settling<'_>;
@@ -127,7 +127,7 @@ pub struct Outbox {
     commands: mpsc::Sender<Command>,
 }
 
-/// Starts to watch and scan the outbox `config` names, on the current runtime, for the agent `me`. `expected` is the mark
+/// Starts to watch and scan the outbox `config` names, on the current runtime, for the agent `me`. `expected` is the folder id
 /// it had before.
 pub fn start(
     config: config::Outbox,
@@ -200,7 +200,7 @@ impl Outbox {
         &self.shared.config.path
     }
 
-    /// Its mark, while it is there.
+    /// Its folder id, while it is there.
     pub fn id(&self) -> Option<OutboxId> {
         self.shared.state().id
     }

@@ -1,4 +1,4 @@
-//! Where an outbox lies: found by its mark, waited for when it is not there, and never mistaken for another folder.
+//! Where an outbox lies: found by its folder id, waited for when it is not there, and never mistaken for another folder.
 
 use std::{io, path::Path, path::PathBuf, time::Duration};
 
@@ -12,7 +12,7 @@ use crate::{
     error::shown,
     fault,
     file_system::FileSystem,
-    mark,
+    folder_id,
     owner::{self, Me},
     version::OutboxId,
 };
@@ -35,7 +35,7 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Finds the outbox at `path` for this agent, which owns it then; it gets a mark if it never had one. Else the reason
+    /// Finds the outbox at `path` for this agent, which owns it then; it gets a folder id if it never had one. Else the reason
     /// why it is held. Nothing is touched in a folder that belongs to another agent.
     pub(super) fn find(path: &Path, had_mark: bool, me: &Me) -> Result<Place, String> {
         let dir = confined::root(path).map_err(|e| match e.kind() {
@@ -43,7 +43,7 @@ impl Place {
             _ => format!("the folder cannot be opened: {e}"),
         })?;
         owner::check(&dir, path, me)?;
-        let (id, is_new) = match mark::read(&dir) {
+        let (id, is_new) = match folder_id::read(&dir) {
             Ok(Some(id)) => (id, false),
             Ok(None) if had_mark => {
                 return Err(format!(
@@ -52,7 +52,7 @@ impl Place {
                     owner::adopt(path)
                 ));
             }
-            Ok(None) => match mark::create(&dir) {
+            Ok(None) => match folder_id::create(&dir) {
                 Ok(id) => (id, true),
                 Err(e) => return Err(format!("the folder cannot be marked: {e}")),
             },
@@ -98,7 +98,7 @@ impl Place {
         }
     }
 
-    /// It is still there, where the config says, has its mark, and belongs to this agent.
+    /// It is still there, where the config says, has its folder id, and belongs to this agent.
     pub(super) fn still(&self) -> bool {
         self.open_at(&self.path).is_ok_and(|dir| self.is_ours(&dir))
     }
@@ -109,7 +109,7 @@ impl Place {
     }
 
     fn is_ours(&self, dir: &Dir) -> bool {
-        matches!(mark::read(dir), Ok(Some(id)) if OutboxId(id) == self.id)
+        matches!(folder_id::read(dir), Ok(Some(id)) if OutboxId(id) == self.id)
             && owner::check(dir, &self.path, &self.me).is_ok()
     }
 }
@@ -155,6 +155,7 @@ mod tests {
 
     use super::*;
     use crate::border;
+    use crate::own_folder;
 
     fn me(n: u8) -> Me {
         Me {
@@ -176,7 +177,7 @@ mod tests {
         owner::replace(&dir, &me(2)).unwrap();
         assert!(first.enter().is_none() && !first.still(), "nothing more is found");
         let second = Place::find(temp.path(), false, &me(2)).unwrap();
-        mark::replace(&dir).unwrap();
+        folder_id::replace(&dir).unwrap();
         assert!(second.enter().is_none() && !second.still(), "another id");
     }
 
@@ -270,7 +271,7 @@ mod tests {
         assert!(!temp.path().join("a").exists() && temp.path().exists());
         // Something is mounted there at times.
         fs::create_dir(temp.path().join("a")).unwrap();
-        border::note(&mark::folder(&outbox).unwrap(), &a).unwrap();
+        border::note(&own_folder::open_or_make(&outbox).unwrap(), &a).unwrap();
         assert_eq!(remove_empty(&a, Duration::ZERO), None);
         assert!(temp.path().join("a").exists());
     }

@@ -30,7 +30,7 @@ use crate::{
     config::AfterSend,
     confined,
     error::{brief, shown},
-    fault, mark,
+    fault, own_folder,
     unsent::{self, Why},
     version::Found,
 };
@@ -194,7 +194,7 @@ impl<'a> RunLoop<'a> {
                 }
                 self.check = true;
             }
-            Hint::Gone(path, _) if path.parent() == Some(root) && path.ends_with(mark::FOLDER) => {
+            Hint::Gone(path, _) if path.parent() == Some(root) && path.ends_with(own_folder::NAME) => {
                 self.check = true;
             }
             Hint::Gone(path, _) => {

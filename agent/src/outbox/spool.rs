@@ -1,7 +1,7 @@
 //! Copies for the command `send`: durable before it answers, so that the original may go at once.
 //!
-//! Each `send` has a folder of its own below the spool, `<32 hex>`, which is a small outbox with its own mark: the
-//! files in it are drops like others, below their own names, and leave with `after_send = "delete"`. Where several things
+//! Each `send` has a folder of its own below the spool, `<32 hex>`, which is a small outbox with its own folder id: the
+//! files in it are items like others, below their own names, and leave with `after_send = "delete"`. Where several things
 //! of one name are sent at once, there is a folder for each of them. [`Filling`] makes and fills these folders.
 
 mod filling;
@@ -17,7 +17,9 @@ use cap_fs_ext::DirExt;
 use cap_std::fs::Dir;
 use dropwire_protocol::RemotePath;
 
-use crate::{confined, durable, error::shown, mark, remove_tree::remove_tree_at, version::OutboxId};
+use crate::{
+    confined, durable, error::shown, folder_id, own_folder, remove_tree::remove_tree_at, version::OutboxId,
+};
 #[cfg(test)]
 pub use filling::one;
 pub use filling::{Copied, Filling, Original};
@@ -39,7 +41,7 @@ pub struct SpoolError {
 
 /// Its files are queued: from now on only a folder without files is ever removed, even if the job list is lost.
 pub fn note_queued(root: &Path) -> io::Result<()> {
-    File::create(root.join(mark::FOLDER).join(QUEUED)).map(drop)
+    File::create(root.join(own_folder::NAME).join(QUEUED)).map(drop)
 }
 
 const QUEUED: &str = "queued";
@@ -68,7 +70,7 @@ pub fn discard_unused(
 }
 
 fn mark_of(root: &Path) -> io::Result<Option<OutboxId>> {
-    Ok(mark::read(&confined::root(root)?)?.map(OutboxId))
+    Ok(folder_id::read(&confined::root(root)?)?.map(OutboxId))
 }
 
 /// None: it went, or nobody knows it.
@@ -80,7 +82,7 @@ fn sort_out(
     match id.and_then(&is_wanted) {
         Some(true) => return Ok(id),
         Some(false) => discard(root)?,
-        None if !root.join(mark::FOLDER).join(QUEUED).exists() => discard(root)?,
+        None if !root.join(own_folder::NAME).join(QUEUED).exists() => discard(root)?,
         None if discard_if_done(root)? => {}
         None => tracing::warn!(folder = %shown(root), "no job knows these sent copies"),
     }
@@ -115,14 +117,14 @@ pub fn discard_if_done(root: &Path) -> io::Result<bool> {
     };
     for entry in dir.entries()? {
         let entry = entry?;
-        if entry.file_name() != mark::FOLDER
+        if entry.file_name() != own_folder::NAME
             && (!confined::kind(&entry)?.is_dir() || holds_files(&entry.open_dir()?, 1)?)
         {
             return Ok(false);
         }
     }
     match dir
-        .open_dir_nofollow(mark::FOLDER)
+        .open_dir_nofollow(own_folder::NAME)
         .and_then(|own| own.open_dir_nofollow("leaving"))
     {
         Ok(leaving) if holds_files(&leaving, 1)? => return Ok(false),

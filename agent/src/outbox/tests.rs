@@ -449,7 +449,7 @@ async fn a_folder_that_is_not_there_is_waited_for_and_never_made() {
     let id = running.marked().await;
     running.until("there", |outbox| outbox.id() == Some(id)).await;
 
-    // Moved away: the place is held, whatever comes there without the mark.
+    // Moved away: the place is held, whatever comes there without the folder id.
     fs::rename(&root, &aside).unwrap();
     running
         .until("held", |outbox| held(outbox).contains("not there"))
@@ -480,7 +480,7 @@ async fn a_folder_that_is_not_there_is_waited_for_and_never_made() {
 async fn a_copy_finds_nothing_until_it_has_an_id_of_its_own() {
     let mut running = run(|_| {}, |config| config.rescan = Duration::from_millis(50)).await;
     *running.list.copy.lock().unwrap() = Some("a copy".into());
-    crate::mark::replace(&confined::root(&running.at("")).unwrap()).unwrap();
+    crate::folder_id::replace(&confined::root(&running.at("")).unwrap()).unwrap();
     running
         .until("held", |outbox| outbox.status().held.as_deref() == Some("a copy"))
         .await;

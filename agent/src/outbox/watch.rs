@@ -22,7 +22,7 @@ use notify::{
 use tokio::sync::{Notify, mpsc};
 
 use super::settle::Urgency;
-use crate::{fault, mark, watcher::with_its_thread};
+use crate::{fault, own_folder, watcher::with_its_thread};
 
 /// Something to look into.
 #[derive(Debug, PartialEq, Eq)]
@@ -63,7 +63,7 @@ impl Watcher {
     ) -> notify::Result<Self> {
         let limited = Arc::new(AtomicBool::new(false));
         let heard = Arc::new(Heard::default());
-        let own = root.join(mark::FOLDER);
+        let own = root.join(own_folder::NAME);
         let probe = own.join(PROBE);
         let handler = {
             let (limited, heard) = (Arc::clone(&limited), Arc::clone(&heard));
@@ -104,7 +104,7 @@ impl Watcher {
     /// Watches the outbox's own folder too, where [`probe`] works; to be asked for before each probe, as the system may
     /// have refused it, or dropped it with the folder.
     pub(super) fn own_folder(&self, root: &Path) {
-        self.folder(&root.join(mark::FOLDER));
+        self.folder(&root.join(own_folder::NAME));
     }
 
     /// Watches this folder too; to be called before it is read. Not while handling a hint on the watcher's thread.
@@ -155,8 +155,8 @@ pub(super) fn probe(outbox: &Dir) -> io::Result<()> {
     options.write(true).create(true).follow(FollowSymlinks::No);
     #[cfg(unix)]
     cap_std::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    mark::without_waiting(&mut options);
-    let own = outbox.open_dir_nofollow(mark::FOLDER)?;
+    own_folder::without_waiting(&mut options);
+    let own = outbox.open_dir_nofollow(own_folder::NAME)?;
     own.open_with(PROBE, &options).map(drop)
 }
 
@@ -236,14 +236,14 @@ mod tests {
         let root = temp.path().canonicalize().unwrap();
         let dir = crate::confined::root(&root).unwrap();
         assert!(probe(&dir).is_err(), "its folder is never made");
-        std::fs::create_dir(root.join(mark::FOLDER)).unwrap();
+        std::fs::create_dir(root.join(own_folder::NAME)).unwrap();
         let (hints_in, mut hints) = mpsc::channel(16);
         let watcher = Watcher::start(&root, hints_in, Arc::default()).unwrap();
         let deadline = Instant::now() + std::time::Duration::from_secs(20);
         for gone_before in [false, false, true] {
             if gone_before {
-                std::fs::remove_dir_all(root.join(mark::FOLDER)).unwrap(); // and its watch with it
-                std::fs::create_dir(root.join(mark::FOLDER)).unwrap();
+                std::fs::remove_dir_all(root.join(own_folder::NAME)).unwrap(); // and its watch with it
+                std::fs::create_dir(root.join(own_folder::NAME)).unwrap();
             }
             // Asked for again until one comes, as scans do: the end of the old watch may be told late.
             let begun = Instant::now();

@@ -97,7 +97,7 @@ pub(super) fn look(root: &Dir, path: &RemotePath, rules: &Rules, ignore: &Ignore
     }
 }
 
-/// Its version as a scan lists it; where it cannot be listed, one that no drop has, so that it is looked at.
+/// Its version as a scan lists it; where it cannot be listed, one that no item has, so that it is looked at.
 pub(super) fn listed(
     folder: &Dir,
     visit: &mut dyn FnMut(&RemotePath),

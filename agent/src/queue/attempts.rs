@@ -6,13 +6,13 @@ use dropwire_protocol::{AgentId, TransferId};
 use rusqlite::{Connection, OptionalExtension, Result, params};
 
 use super::{
-    DropId, End, JobState, Queue, Todo, change, delivery,
+    End, ItemId, JobState, Queue, Todo, change, delivery,
     edit::Edit,
     job::{JOB_COLUMNS, JOB_TABLES, JobRow, job_of},
     key::Key,
     retimed,
     schedule::Load,
-    schema::{DropState, Step},
+    schema::{ItemState, Step},
 };
 use crate::{clock::milliseconds, db::DbError, fault};
 
@@ -64,25 +64,25 @@ impl Queue {
         .await
     }
 
-    /// What [`Queue::keep_checkpoints`] kept last of this drop; empty where there is nothing.
-    pub async fn checkpoints(&self, drop: DropId) -> Result<Vec<u8>, DbError> {
+    /// What [`Queue::keep_checkpoints`] kept last of this item; empty where there is nothing.
+    pub async fn checkpoints(&self, item: ItemId) -> Result<Vec<u8>, DbError> {
         self.call(move |db| {
             db.prepare_cached("SELECT bytes FROM checkpoints WHERE drop_id = ?")?
-                .query_row([drop.0], |row| row.get(0))
+                .query_row([item.0], |row| row.get(0))
                 .optional()
                 .map(Option::unwrap_or_default)
         })
         .await
     }
 
-    /// Keeps how far a large file was read, in the reader's own form, while a job of the drop is queued. Losing it
+    /// Keeps how far a large file was read, in the reader's own form, while a job of the item is queued. Losing it
     /// costs reading, nothing else.
-    pub async fn keep_checkpoints(&self, drop: DropId, bytes: Vec<u8>) -> Result<(), DbError> {
+    pub async fn keep_checkpoints(&self, item: ItemId, bytes: Vec<u8>) -> Result<(), DbError> {
         self.call(move |db| {
             db.prepare_cached(
                 "INSERT OR REPLACE INTO checkpoints SELECT id, ?2 FROM drops WHERE id = ?1 AND state = 0",
             )?
-            .execute(params![drop.0, bytes])?;
+            .execute(params![item.0, bytes])?;
             Ok(())
         })
         .await
@@ -132,10 +132,10 @@ impl Queue {
     }
 
     /// A queued job's file is not there any more: the job ends failed, with all others that wait for that file. Seen
-    /// again, it is a new drop.
+    /// again, it is a new item.
     pub async fn gone(&self, id: TransferId, now_ms: i64) -> Result<(), DbError> {
         self.call(move |db| match queued(db, id)? {
-            Some(job) => change::end_version(db, job.drop, End::Gone, now_ms),
+            Some(job) => change::end_version(db, job.item, End::Gone, now_ms),
             None => Ok(()),
         })
         .await
@@ -183,18 +183,18 @@ impl Queue {
     /// receipts are kept with the old ids. Everybody's work is notified.
     pub async fn begin_again(
         &self,
-        drop: DropId,
+        item: ItemId,
         wait: impl Fn(u32) -> Duration + Send + 'static,
         now_ms: i64,
     ) -> Result<(), DbError> {
         self.call(move |db| {
             let acknowledged = db
                 .prepare_cached("UPDATE drops SET state = ? WHERE id = ? AND state = ?")?
-                .execute(params![DropState::Open, drop.0, DropState::Acknowledged])?
+                .execute(params![ItemState::Open, item.0, ItemState::Acknowledged])?
                 > 0;
-            let of_drop = "SELECT transfer FROM jobs WHERE drop_id = ? AND state = 1";
+            let of_item = "SELECT transfer FROM jobs WHERE drop_id = ? AND state = 1";
             let delivered = if acknowledged {
-                transfers(db, of_drop, [drop.0])?
+                transfers(db, of_item, [item.0])?
             } else {
                 Vec::new()
             };
@@ -337,7 +337,7 @@ fn resend_one(db: &Edit<'_>, id: TransferId, now_ms: i64) -> Result<Option<Trans
                 .prepare_cached(
                     "UPDATE drops SET state = 0, left_running_ms = NULL WHERE id = ? AND state < 2",
                 )?
-                .execute([job.drop.0])?
+                .execute([job.item.0])?
                 > 0;
             if !lies_there {
                 return Ok(None);

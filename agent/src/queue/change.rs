@@ -4,10 +4,10 @@ use dropwire_protocol::{AgentId, TransferId, message::MAX_EAGER};
 use rusqlite::{Connection, OptionalExtension, Result, params};
 
 use super::{
-    DropId, End, JobState,
+    End, ItemId, JobState,
     edit::Edit,
     key::Key,
-    schema::{DropState, Step},
+    schema::{ItemState, Step},
 };
 use crate::{config::AfterSend, fault, version::Found};
 
@@ -26,7 +26,7 @@ pub(super) fn find(db: &Connection, transfer: TransferId) -> Result<Option<Key>>
     .query_row([transfer.0], |row| {
         Ok(Key {
             row: row.get(0)?,
-            drop: DropId(row.get(1)?),
+            item: ItemId(row.get(1)?),
             outbox: row.get(2)?,
             peer: AgentId(row.get(3)?),
             transfer,
@@ -37,7 +37,7 @@ pub(super) fn find(db: &Connection, transfer: TransferId) -> Result<Option<Key>>
     .optional()
 }
 
-/// The id of `found` for `peer` under the first counter from `counter` on whose id was never used: a drop that became
+/// The id of `found` for `peer` under the first counter from `counter` on whose id was never used: an item that became
 /// another version ([`super::retimed`]) keeps the ids of the one it was.
 pub(super) fn unused_id(
     db: &Edit<'_>,
@@ -69,7 +69,7 @@ pub(super) fn end(db: &Edit<'_>, job: &Key, end: End, text: &str, now_ms: i64) -
     tell(db, job.transfer, job.peer, Step::Withdraw, None)?;
     note(db, job.row, now_ms, text)?;
     db.ended(job, end, text)?;
-    settle(db, job.drop).map(drop)
+    settle(db, job.item).map(drop)
 }
 
 /// A job is in another state now than `job` says.
@@ -105,22 +105,22 @@ pub(super) fn note(db: &Connection, job: i64, now_ms: i64, text: &str) -> Result
     Ok(())
 }
 
-/// Where an open drop stands now that one of its jobs has ended; gives that.
+/// Where an open item stands now that one of its jobs has ended; gives that.
 ///
 /// Acknowledged only when every peer has the same bytes. Where they differ, the file was written to without its
-/// version showing it: then that version is gone, and what lies there is found as a new drop.
-pub(super) fn settle(db: &Connection, drop: DropId) -> Result<DropState> {
+/// version showing it: then that version is gone, and what lies there is found as a new item.
+pub(super) fn settle(db: &Connection, item: ItemId) -> Result<ItemState> {
     let mut jobs = db.prepare_cached(
         "SELECT d.state, d.after_send, d.size, j.state, j.sha256
          FROM drops d CROSS JOIN jobs j ON j.drop_id = d.id WHERE d.id = ?",
     )?;
-    let mut jobs = jobs.query([drop.0])?;
+    let mut jobs = jobs.query([item.0])?;
     let (mut after_send, mut size) = (AfterSend::Keep, 0); // without a job, which no caller has, it would stay
     let (mut undelivered, mut differ, mut digest) = (false, false, None);
     while let Some(job) = jobs.next()? {
-        let before: DropState = job.get(0)?;
+        let before: ItemState = job.get(0)?;
         let state: JobState = job.get(3)?;
-        if before != DropState::Open || state == JobState::Queued {
+        if before != ItemState::Open || state == JobState::Queued {
             return Ok(before);
         }
         (after_send, size) = (job.get(1)?, job.get(2)?);
@@ -131,18 +131,18 @@ pub(super) fn settle(db: &Connection, drop: DropId) -> Result<DropState> {
         }
     }
     if differ && !fault::mutant("S4-one-digest") {
-        return leave(db, drop).map(|_| DropState::Left);
+        return leave(db, item).map(|_| ItemState::Left);
     }
     let state = if after_send == AfterSend::Keep || (undelivered && !fault::mutant("S5-every-peer")) {
-        DropState::Stays
+        ItemState::Stays
     } else {
-        DropState::Acknowledged
+        ItemState::Acknowledged
     };
     db.prepare_cached("UPDATE drops SET state = ?, problem = NULL WHERE id = ?")?
-        .execute(params![state, drop.0])?;
+        .execute(params![state, item.0])?;
     if size >= SOME_CHECKPOINTS {
         db.prepare_cached("DELETE FROM checkpoints WHERE drop_id = ?")?
-            .execute([drop.0])?;
+            .execute([item.0])?;
     }
     Ok(state)
 }
@@ -151,16 +151,16 @@ pub(super) fn settle(db: &Connection, drop: DropId) -> Result<DropState> {
 ///
 /// Not earlier: as long as it lies there, a lost job list would offer it again, and only the receiver's ledger
 /// could tell that it was delivered.
-pub(super) fn leave(db: &Connection, drop: DropId) -> Result<Vec<AgentId>> {
+pub(super) fn leave(db: &Connection, item: ItemId) -> Result<Vec<AgentId>> {
     // One by one: for several rows in one statement SQLite prepares to undo it alone.
     let delivered: Vec<(TransferId, AgentId, Option<i64>)> = db
         .prepare_cached(DELIVERED)?
-        .query_map(params![drop.0, Step::Retime], |row| {
+        .query_map(params![item.0, Step::Retime], |row| {
             Ok((TransferId(row.get(0)?), AgentId(row.get(1)?), row.get(2)?))
         })?
         .collect::<Result<_>>()?;
     db.prepare_cached("UPDATE drops SET state = 3, left_running_ms = (SELECT ms FROM running) WHERE id = ?")?
-        .execute([drop.0])?;
+        .execute([item.0])?;
     let mut with_times = Vec::new();
     for (transfer, peer, late) in delivered {
         tell(db, transfer, peer, Step::Forget, late)?;
@@ -169,14 +169,14 @@ pub(super) fn leave(db: &Connection, drop: DropId) -> Result<Vec<AgentId>> {
     Ok(with_times)
 }
 
-/// A drop that counted as left, and that everybody has, lies there: it is to be disposed of again.
-pub(super) fn come_back(db: &Connection, drop: DropId) -> Result<()> {
+/// An item that counted as left, and that everybody has, lies there: it is to be disposed of again.
+pub(super) fn come_back(db: &Connection, item: ItemId) -> Result<()> {
     db.prepare_cached("UPDATE drops SET state = 2, left_running_ms = NULL WHERE id = ? AND state = 3")?
-        .execute([drop.0])
+        .execute([item.0])
         .map(|_| ())
 }
 
-/// Who has a drop's file, and the late time that goes with Forget: of one that stayed, what is still to be told
+/// Who has an item's file, and the late time that goes with Forget: of one that stayed, what is still to be told
 /// ([`super::retimed::tell`]).
 pub(super) const DELIVERED: &str = "
     SELECT j.transfer, j.peer,
@@ -185,12 +185,12 @@ pub(super) const DELIVERED: &str = "
     FROM drops d CROSS JOIN jobs j ON j.drop_id = d.id WHERE d.id = ?1 AND j.receipt IS NOT NULL";
 
 /// A version is not there any more, and not everybody has it: its queued jobs end failed.
-pub(super) fn end_version(db: &Edit<'_>, drop: DropId, how: End, now_ms: i64) -> Result<()> {
+pub(super) fn end_version(db: &Edit<'_>, item: ItemId, how: End, now_ms: i64) -> Result<()> {
     // First, so that ending the jobs does not settle it otherwise.
-    leave(db, drop)?;
+    leave(db, item)?;
     let ids: Vec<[u8; 16]> = db
         .prepare_cached("SELECT transfer FROM jobs WHERE drop_id = ? AND state = 0")?
-        .query_map([drop.0], |row| row.get(0))?
+        .query_map([item.0], |row| row.get(0))?
         .collect::<Result<_>>()?;
     for id in ids {
         if let Some(job) = find(db, TransferId(id))? {

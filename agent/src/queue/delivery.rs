@@ -6,12 +6,12 @@ use dropwire_protocol::{AgentId, TransferId, message::LateTime};
 use rusqlite::{Connection, OptionalExtension, Result, Row, params};
 
 use super::{
-    Disposal, DropId, JobState, Proof, Queue, Recorded, Resting, change,
+    Disposal, ItemId, JobState, Proof, Queue, Recorded, Resting, change,
     edit::Edit,
     job::{found_of, path_of},
     key::Key,
     retimed::{self, Who},
-    schema::{DropState, Step},
+    schema::{ItemState, Step},
 };
 use crate::{
     db::DbError,
@@ -20,7 +20,7 @@ use crate::{
 };
 
 impl Queue {
-    /// Records receipts (S4), each for the version that it was found right for: where the drop of a queued job has come to
+    /// Records receipts (S4), each for the version that it was found right for: where the item of a queued job has come to
     /// be another one, it changes nothing.
     ///
     /// A job that had ended otherwise keeps its state and only gets the receipt; a former id's receipt is kept with
@@ -38,7 +38,7 @@ impl Queue {
         let mut all = Recorded::default();
         for one in each.await? {
             match one {
-                Ok(drop) => all.acknowledged.push(drop),
+                Ok(item) => all.acknowledged.push(item),
                 Err(id) => all.unproven.push(id),
             }
         }
@@ -57,11 +57,11 @@ impl Queue {
         .await
     }
 
-    /// Those files of one outbox, after `after` (DropId(0) at first), in order.
+    /// Those files of one outbox, after `after` (ItemId(0) at first), in order.
     pub async fn to_dispose(
         &self,
         outbox: OutboxId,
-        after: DropId,
+        after: ItemId,
         limit: usize,
     ) -> Result<Vec<Disposal>, DbError> {
         self.read(move |db| {
@@ -69,7 +69,7 @@ impl Queue {
                 .query_map(params![outbox.0, after.0, clamp(limit)], |row| {
                     let (found, root) = found_of(row)?;
                     Ok(Disposal {
-                        drop: DropId(row.get(9)?),
+                        item: ItemId(row.get(9)?),
                         name: row.get(13)?,
                         root,
                         found,
@@ -87,25 +87,25 @@ impl Queue {
     /// These files left their outboxes (S6), or stay there because of the text. Where a version is not there any more,
     /// call [`Queue::left`] after that, or the next enqueued version of the path says so.
     ///
-    /// What stays was judged by this version: nothing, where the drop has come to be another one meanwhile.
+    /// What stays was judged by this version: nothing, where the item has come to be another one meanwhile.
     ///
     /// Gives who is to be told a time that was set late.
     pub async fn disposed(
         &self,
-        ended: Vec<(DropId, Option<(Version, String)>)>,
+        ended: Vec<(ItemId, Option<(Version, String)>)>,
         now_ms: i64,
     ) -> Result<Vec<AgentId>, DbError> {
-        self.each(ended, move |db, (drop, stays), late| {
-            if state_of(db, *drop)? != Some(DropState::Acknowledged) || fault::mutant("S6") {
+        self.each(ended, move |db, (item, stays), late| {
+            if state_of(db, *item)? != Some(ItemState::Acknowledged) || fault::mutant("S6") {
                 return Ok(());
             }
             match stays {
                 None => {
-                    late.extend(change::leave(db, *drop)?);
+                    late.extend(change::leave(db, *item)?);
                     Ok(())
                 }
-                Some((judged, why)) if is_still(db, *drop, judged)? || fault::mutant("S5-judged") => {
-                    stay(db, *drop, why, now_ms)
+                Some((judged, why)) if is_still(db, *item, judged)? || fault::mutant("S5-judged") => {
+                    stay(db, *item, why, now_ms)
                 }
                 Some(_) => Ok(()),
             }
@@ -113,10 +113,10 @@ impl Queue {
         .await
     }
 
-    /// Versions that are known and stay in their outboxes for good, after `after` (DropId(0) at first), in order. The
+    /// Versions that are known and stay in their outboxes for good, after `after` (ItemId(0) at first), in order. The
     /// daemon looks after them now and then and tells [`Queue::seen`]; where only the ctime is another, it compares
     /// the bytes and calls [`Queue::witnessed`] or [`Queue::left`].
-    pub async fn resting(&self, after: DropId, limit: usize) -> Result<Vec<Resting>, DbError> {
+    pub async fn resting(&self, after: ItemId, limit: usize) -> Result<Vec<Resting>, DbError> {
         self.read(move |db| {
             db.prepare_cached(&resting_sql())?
                 .query_map([after.0, clamp(limit)], resting_of)?
@@ -126,29 +126,29 @@ impl Queue {
     }
 
     /// These resting versions are there again, and those are missed from now on (or were before).
-    pub async fn seen(&self, there: Vec<DropId>, missed: Vec<DropId>) -> Result<(), DbError> {
-        let drops = there.into_iter().map(|drop| (drop, true));
-        let drops = drops.chain(missed.into_iter().map(|drop| (drop, false)));
-        self.each(drops.collect(), |db, (drop, there), _: &mut Vec<()>| {
+    pub async fn seen(&self, there: Vec<ItemId>, missed: Vec<ItemId>) -> Result<(), DbError> {
+        let items = there.into_iter().map(|item| (item, true));
+        let items = items.chain(missed.into_iter().map(|item| (item, false)));
+        self.each(items.collect(), |db, (item, there), _: &mut Vec<()>| {
             let sql = if *there {
                 "UPDATE drops SET left_running_ms = NULL WHERE id = ? AND state = 1"
             } else {
                 "UPDATE drops SET left_running_ms = (SELECT ms FROM running)
                  WHERE id = ? AND state = 1 AND left_running_ms IS NULL"
             };
-            db.prepare_cached(sql)?.execute([drop.0]).map(|_| ())
+            db.prepare_cached(sql)?.execute([item.0]).map(|_| ())
         })
         .await
         .map(|_| ())
     }
 
-    /// These resting versions do not lie there any more, for good; seen again, they are new drops. Returns those of them
+    /// These resting versions do not lie there any more, for good; seen again, they are new items. Returns those of them
     /// that left by this: not one that was queued again meanwhile.
-    pub async fn left(&self, drops: Vec<DropId>) -> Result<Vec<DropId>, DbError> {
-        self.each(drops, |db, drop, left| {
-            if state_of(db, *drop)? == Some(DropState::Stays) {
-                change::leave(db, *drop)?;
-                left.push(*drop);
+    pub async fn left(&self, items: Vec<ItemId>) -> Result<Vec<ItemId>, DbError> {
+        self.each(items, |db, item, left| {
+            if state_of(db, *item)? == Some(ItemState::Stays) {
+                change::leave(db, *item)?;
+                left.push(*item);
             }
             Ok(())
         })
@@ -156,10 +156,10 @@ impl Queue {
     }
 
     /// The bytes were found unchanged under this ctime (nanoseconds since 1970).
-    pub async fn witnessed(&self, drop: DropId, ctime_ns: i64) -> Result<(), DbError> {
+    pub async fn witnessed(&self, item: ItemId, ctime_ns: i64) -> Result<(), DbError> {
         self.call(move |db| {
             db.prepare_cached("UPDATE drops SET ctime_ns = ? WHERE id = ?")?
-                .execute([ctime_ns, drop.0])?;
+                .execute([ctime_ns, item.0])?;
             Ok(())
         })
         .await
@@ -193,7 +193,7 @@ impl Queue {
     }
 }
 
-/// What [`found_of`] reads, then the drop's id and the digest of what was delivered.
+/// What [`found_of`] reads, then the item's id and the digest of what was delivered.
 const DROP_COLUMNS: &str =
     "o.mark, o.root, d.path, d.inode, d.birth_ns, d.size, d.mtime_ns, d.ctime_ns, d.folder, d.id,
     (SELECT sha256 FROM jobs WHERE drop_id = d.id AND sha256 IS NOT NULL LIMIT 1)";
@@ -256,7 +256,7 @@ pub(super) fn to_tell(
 fn resting_of(row: &Row<'_>) -> Result<Resting> {
     let (found, root) = found_of(row)?;
     Ok(Resting {
-        drop: DropId(row.get(9)?),
+        item: ItemId(row.get(9)?),
         root,
         found,
         digest: row.get::<_, Option<[u8; 32]>>(10)?.map(dropwire_protocol::Digest),
@@ -266,7 +266,7 @@ fn resting_of(row: &Row<'_>) -> Result<Resting> {
     })
 }
 
-fn record(db: &Edit<'_>, job: &Key, proof: &Proof, now_ms: i64) -> Result<Option<DropId>> {
+fn record(db: &Edit<'_>, job: &Key, proof: &Proof, now_ms: i64) -> Result<Option<ItemId>> {
     let receipt = params![
         job.row,
         proof.receipt,
@@ -282,11 +282,11 @@ fn record(db: &Edit<'_>, job: &Key, proof: &Proof, now_ms: i64) -> Result<Option
         )?
         .execute(receipt)?;
         change::turn(db, job, JobState::Delivered);
-        let state = change::settle(db, job.drop)?;
-        if state != DropState::Acknowledged {
-            retimed::tell(db, job.drop, Who::Of(job.row), now_ms)?;
+        let state = change::settle(db, job.item)?;
+        if state != ItemState::Acknowledged {
+            retimed::tell(db, job.item, Who::Of(job.row), now_ms)?;
         }
-        return Ok((state == DropState::Acknowledged).then_some(job.drop));
+        return Ok((state == ItemState::Acknowledged).then_some(job.item));
     }
     db.prepare_cached(
         "UPDATE jobs SET receipt = ?2, delivered_as = ?3, sha256 = ?4, delivered_ms = ?5 WHERE id = ?1",
@@ -294,7 +294,7 @@ fn record(db: &Edit<'_>, job: &Key, proof: &Proof, now_ms: i64) -> Result<Option
     .execute(&receipt[..5])?;
     change::note(db, job.row, now_ms, "its receipt came after it had ended")?;
     // The question how it ended is answered. It may be forgotten once the file has left.
-    if state_of(db, job.drop)? == Some(DropState::Left) {
+    if state_of(db, job.item)? == Some(ItemState::Left) {
         change::tell(db, job.transfer, job.peer, Step::Forget, None)?;
     } else {
         db.prepare_cached("DELETE FROM closing WHERE transfer = ?")?
@@ -320,10 +320,10 @@ fn record_former(db: &Connection, proof: &Proof, now_ms: i64) -> Result<()> {
 }
 
 /// Where a newer version lies at the path, the older one does not.
-fn stay(db: &Connection, drop: DropId, why: &str, now_ms: i64) -> Result<()> {
+fn stay(db: &Connection, item: ItemId, why: &str, now_ms: i64) -> Result<()> {
     let jobs: Vec<i64> = db
         .prepare_cached("SELECT id FROM jobs WHERE drop_id = ?")?
-        .query_map([drop.0], |row| row.get(0))?
+        .query_map([item.0], |row| row.get(0))?
         .collect::<Result<_>>()?;
     for job in jobs {
         change::note(db, job, now_ms, &format!("the file stays: {why}"))?;
@@ -333,12 +333,12 @@ fn stay(db: &Connection, drop: DropId, why: &str, now_ms: i64) -> Result<()> {
             "SELECT EXISTS (SELECT 1 FROM drops old JOIN drops new ON new.outbox = old.outbox AND new.path = old.path
                             WHERE old.id = ? AND new.state < 2)",
         )?
-        .query_row([drop.0], |row| row.get(0))?;
+        .query_row([item.0], |row| row.get(0))?;
     if replaced {
-        return change::leave(db, drop).map(|_| ());
+        return change::leave(db, item).map(|_| ());
     }
     db.prepare_cached("UPDATE drops SET state = 1, problem = ? WHERE id = ?")?
-        .execute(params![why, drop.0])?;
+        .execute(params![why, item.0])?;
     Ok(())
 }
 
@@ -346,12 +346,12 @@ fn stay(db: &Connection, drop: DropId, why: &str, now_ms: i64) -> Result<()> {
 fn is_unproven(db: &Connection, job: &Key, proof: &Proof) -> Result<bool> {
     let queued = job.state == JobState::Queued && !fault::mutant("S4-version");
     match proof.version.filter(|_| queued) {
-        Some(version) => is_still(db, job.drop, &version).map(|still| !still),
+        Some(version) => is_still(db, job.item, &version).map(|still| !still),
         None => Ok(false),
     }
 }
 
-fn is_still(db: &Connection, drop: DropId, version: &Version) -> Result<bool> {
+fn is_still(db: &Connection, item: ItemId, version: &Version) -> Result<bool> {
     db.prepare_cached(
         "SELECT mtime_ns = ? AND inode = ? AND birth_ns = ? AND size = ? FROM drops WHERE id = ?",
     )?
@@ -361,15 +361,15 @@ fn is_still(db: &Connection, drop: DropId, version: &Version) -> Result<bool> {
             version.inode.cast_signed(),
             version.birth_ns,
             version.size.cast_signed(),
-            drop.0
+            item.0
         ],
         |row| row.get(0),
     )
 }
 
-fn state_of(db: &Connection, drop: DropId) -> Result<Option<DropState>> {
+fn state_of(db: &Connection, item: ItemId) -> Result<Option<ItemState>> {
     db.prepare_cached("SELECT state FROM drops WHERE id = ?")?
-        .query_row([drop.0], |row| row.get(0))
+        .query_row([item.0], |row| row.get(0))
         .optional()
 }
 

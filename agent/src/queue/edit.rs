@@ -62,7 +62,7 @@ impl Edit<'_> {
         }
         let path: Vec<u8> = self
             .prepare_cached("SELECT path FROM drops WHERE id = ?")?
-            .query_row([job.drop.0], |row| row.get(0))?;
+            .query_row([job.item.0], |row| row.get(0))?;
         let first = Ended {
             count: 1,
             job: job.transfer,

@@ -1,4 +1,4 @@
-//! What was found in an outbox becomes a drop with a job for each peer (S2).
+//! What was found in an outbox becomes an item with a job for each peer (S2).
 
 use std::{
     collections::BTreeSet,
@@ -10,12 +10,12 @@ use dropwire_protocol::{AgentId, Digest, RemotePath, TransferId};
 use rusqlite::{Connection, OptionalExtension, Result, Row, params};
 
 use super::{
-    Class, Doubt, DropId, End, Enqueued, JobState, NewDrop, Question, Queue, change,
+    Class, Doubt, End, Enqueued, ItemId, JobState, NewItem, Question, Queue, change,
     edit::Edit,
     job::path_bytes,
     overlap::{bounds, goes_otherwise},
     retimed::{self, Who},
-    schema::DropState,
+    schema::ItemState,
 };
 use crate::{
     clock::milliseconds,
@@ -28,7 +28,7 @@ use crate::{
 impl Queue {
     /// Those of `found` that have to be queued, in their order.
     ///
-    /// Known is a version (ctime aside) that lies there and has a drop, however its jobs ended. A file of a folder that
+    /// Known is a version (ctime aside) that lies there and has an item, however its jobs ended. A file of a folder that
     /// is still to go whole is known too, and so is a folder of which files are.
     pub async fn unknown(&self, found: Vec<Found>) -> Result<Vec<Found>, DbError> {
         self.read(move |db| {
@@ -76,10 +76,10 @@ impl Queue {
     ///
     /// Older versions of the path that not everybody has are superseded: their jobs end failed and are withdrawn
     /// from their peers, their files are never disposed of. After Ok all of it is on disk, and the peers' work is notified.
-    pub async fn enqueue(&self, drops: Vec<NewDrop>, now_ms: i64) -> Result<Enqueued, DbError> {
-        let peers: BTreeSet<AgentId> = drops.iter().flat_map(|new| new.peers.iter().copied()).collect();
+    pub async fn enqueue(&self, items: Vec<NewItem>, now_ms: i64) -> Result<Enqueued, DbError> {
+        let peers: BTreeSet<AgentId> = items.iter().flat_map(|new| new.peers.iter().copied()).collect();
         let parts = self
-            .each(drops, move |db, new, parts| {
+            .each(items, move |db, new, parts| {
                 parts.push(enqueue_one(db, new, now_ms)?);
                 Ok(())
             })
@@ -94,28 +94,28 @@ impl Queue {
         Ok(all)
     }
 
-    /// These drops are in their outboxes as these versions now, with the bytes that were delivered; one that counted as left
+    /// These items are in their outboxes as these versions now, with the bytes that were delivered; one that counted as left
     /// may be among them. Each goes on as if it had been that version from the beginning, and leaves where that was what it
     /// was to do. Where it stays, whoever has it is told its time once that has rested for `linger`, if it was set no longer
     /// than that after the delivery; returns whom.
     pub async fn same(
         &self,
-        drops: Vec<(DropId, Found)>,
+        items: Vec<(ItemId, Found)>,
         now_ms: i64,
         linger: Duration,
     ) -> Result<BTreeSet<AgentId>, DbError> {
         let linger_ms = milliseconds(linger);
         let tell_ms = now_ms.saturating_add(linger_ms);
-        let told = self.each(drops, move |db, (drop, found), told| {
+        let told = self.each(items, move |db, (item, found), told| {
             let past = past(db, found)?;
             if past.lies() {
                 return Ok(()); // answered already
             }
-            if past.last == Some((*drop, DropState::Left)) {
-                return change::come_back(db, *drop);
+            if past.last == Some((*item, ItemState::Left)) {
+                return change::come_back(db, *item);
             }
-            if retimed::turn(db, *drop, found, past.next_counter)? {
-                told.extend(retimed::tell(db, *drop, Who::Within(linger_ms), tell_ms)?);
+            if retimed::turn(db, *item, found, past.next_counter)? {
+                told.extend(retimed::tell(db, *item, Who::Within(linger_ms), tell_ms)?);
             }
             Ok(())
         });
@@ -123,7 +123,7 @@ impl Queue {
     }
 }
 
-/// The outbox with this mark was found at `root`: its drops are there from now on. Does nothing for one without any. To
+/// The outbox with this folder id was found at `root`: its items are there from now on. Does nothing for one without any. To
 /// share a commit with what makes it so.
 pub fn outbox_is_at(db: &Connection, outbox: OutboxId, root: &Path) -> Result<()> {
     db.prepare_cached("UPDATE outboxes SET root = ?1 WHERE mark = ?2 AND root <> ?1")?
@@ -131,7 +131,7 @@ pub fn outbox_is_at(db: &Connection, outbox: OutboxId, root: &Path) -> Result<()
     Ok(())
 }
 
-fn enqueue_one(db: &Edit<'_>, new: &NewDrop, now_ms: i64) -> Result<Enqueued> {
+fn enqueue_one(db: &Edit<'_>, new: &NewItem, now_ms: i64) -> Result<Enqueued> {
     let path = &new.found.path;
     let past = past(db, &new.found)?;
     let mut done = Enqueued::default();
@@ -157,9 +157,9 @@ fn enqueue_one(db: &Edit<'_>, new: &NewDrop, now_ms: i64) -> Result<Enqueued> {
     fault::step("S2-supersede", || {
         supersede(db, outbox_row, path.as_bytes(), now_ms)
     })?;
-    let drop = insert_drop(db, outbox_row, new, past.next_counter)?;
+    let item = insert_item(db, outbox_row, new, past.next_counter)?;
     for peer in new.sorted_peers() {
-        let id = insert_job(db, drop, peer, new, past.next_counter, now_ms)?;
+        let id = insert_job(db, item, peer, new, past.next_counter, now_ms)?;
         db.count(peer, outbox_row, JobState::Queued, 1);
         done.queued.push(id);
     }
@@ -168,9 +168,9 @@ fn enqueue_one(db: &Edit<'_>, new: &NewDrop, now_ms: i64) -> Result<Enqueued> {
 
 fn insert_job(
     db: &Edit<'_>,
-    drop: DropId,
+    item: ItemId,
     peer: AgentId,
-    new: &NewDrop,
+    new: &NewItem,
     counter: u64,
     now_ms: i64,
 ) -> Result<TransferId> {
@@ -182,7 +182,7 @@ fn insert_job(
          VALUES (?1, ?2, ?3, ?4, ?5, 0, ?6, ?6, (SELECT ms FROM running))",
     )?
     .execute(params![
-        drop.0,
+        item.0,
         peer.0,
         id.0,
         counter.cast_signed(),
@@ -194,21 +194,21 @@ fn insert_job(
 
 /// What the list holds of a version.
 struct Past {
-    /// The newest drop of it.
-    last: Option<(DropId, DropState)>,
-    /// Above every counter that a drop of it used.
+    /// The newest item of it.
+    last: Option<(ItemId, ItemState)>,
+    /// Above every counter that an item of it used.
     next_counter: u64,
 }
 
 impl Past {
     /// It is known, and as far as is known it is still in the outbox.
     fn lies(&self) -> bool {
-        self.last.is_some_and(|(_, state)| state != DropState::Left)
+        self.last.is_some_and(|(_, state)| state != ItemState::Left)
     }
 }
 
-/// Whether `new` may be an earlier drop, whatever its version says, and what has to be asked then.
-fn doubted(db: &Connection, new: &NewDrop, past: &Past) -> Result<Option<(DropId, Question)>> {
+/// Whether `new` may be an earlier item, whatever its version says, and what has to be asked then.
+fn doubted(db: &Connection, new: &NewItem, past: &Past) -> Result<Option<(ItemId, Question)>> {
     let delivered = match new.after_send {
         AfterSend::Keep if !fault::mutant("S2-kept") => kept(db, &new.found)?,
         _ => retimed::delivered(db, &new.found)?,
@@ -217,7 +217,7 @@ fn doubted(db: &Connection, new: &NewDrop, past: &Past) -> Result<Option<(DropId
         // Its bytes were read: so it is there as well.
         return Ok((new.is_not != Some(earlier)).then_some((earlier, Question::IsOther(digest))));
     }
-    let left = past.last.filter(|(_, state)| *state == DropState::Left);
+    let left = past.last.filter(|(_, state)| *state == ItemState::Left);
     let left = left.filter(|(left, _)| new.is_not != Some(*left) && !fault::mutant("S2-left"));
     let Some((left, _)) = left else {
         return Ok(None);
@@ -230,10 +230,10 @@ fn doubted(db: &Connection, new: &NewDrop, past: &Past) -> Result<Option<(DropId
     Ok(Some((left, hidden.map_or(Question::IsThere, Question::IsOther))))
 }
 
-/// The digest of what was delivered of a drop that counts as left, if it may have been out of sight only: behind what was
+/// The digest of what was delivered of an item that counts as left, if it may have been out of sight only: behind what was
 /// mounted over its folder, or with another disk in the place of its own. To leave, or to be brought back, it would have
 /// been renamed, which changes ctime where inode numbers last; another file would have another time of birth.
-fn hidden(db: &Connection, left: DropId, version: &Version) -> Result<Option<Digest>> {
+fn hidden(db: &Connection, left: ItemId, version: &Version) -> Result<Option<Digest>> {
     let tells = version.inode != 0 && version.birth_ns != 0 && !version.has_coarse_clock();
     if !tells || fault::mutant("S2-hidden") {
         return Ok(None);
@@ -252,13 +252,13 @@ pub(super) const HIDDEN: &str = "
       AND NOT EXISTS (SELECT 1 FROM jobs WHERE drop_id = d.id AND (state <> 1 OR sha256 IS NOT j.sha256))
     LIMIT 1";
 
-/// The drop that lies at the path, has this size, and was delivered to somebody, with the digest of that.
-fn kept(db: &Connection, found: &Found) -> Result<Option<(DropId, Digest)>> {
+/// The item that lies at the path, has this size, and was delivered to somebody, with the digest of that.
+fn kept(db: &Connection, found: &Found) -> Result<Option<(ItemId, Digest)>> {
     let (outbox, path, version) = (found.outbox.0, found.path.as_bytes(), &found.version);
     db.prepare_cached(KEPT)?
         .query_row(
             params![outbox, path, version.size.cast_signed(), version.folder],
-            |row| Ok((DropId(row.get(0)?), Digest(row.get(1)?))),
+            |row| Ok((ItemId(row.get(0)?), Digest(row.get(1)?))),
         )
         .optional()
 }
@@ -270,7 +270,7 @@ pub(super) const KEPT: &str = "
       AND d.folder = ?4
     LIMIT 1";
 
-/// With the highest counter of the drop and its jobs.
+/// With the highest counter of the item and its jobs.
 pub(super) const PAST: &str = "
     SELECT d.id, d.state, max(d.counter, coalesce((SELECT max(counter) FROM jobs WHERE drop_id = d.id), 0))
     FROM drops d
@@ -304,9 +304,9 @@ fn past(
     let (mtime_ns, size) = (version.mtime_ns, version.size.cast_signed());
     let row = |row: &Row<'_>| {
         let counter: i64 = row.get(2)?;
-        Ok((DropId(row.get(0)?), row.get(1)?, counter.cast_unsigned() + 1))
+        Ok((ItemId(row.get(0)?), row.get(1)?, counter.cast_unsigned() + 1))
     };
-    let mut last: Option<(DropId, DropState, u64)> = db
+    let mut last: Option<(ItemId, ItemState, u64)> = db
         .prepare_cached(PAST)?
         .query_row(
             params![
@@ -334,11 +334,11 @@ fn past(
 }
 
 /// Where a known one lies, only [`outbox_is_at`] says: what was found before it was moved may come after that.
-fn outbox_row(db: &Connection, new: &NewDrop) -> Result<i64> {
-    let OutboxId(mark) = new.found.outbox;
+fn outbox_row(db: &Connection, new: &NewItem) -> Result<i64> {
+    let OutboxId(folder_id) = new.found.outbox;
     let known = db
         .prepare_cached("SELECT id FROM outboxes WHERE mark = ?")?
-        .query_row([mark], |row| row.get(0))
+        .query_row([folder_id], |row| row.get(0))
         .optional()?;
     match known {
         Some(id) if !fault::mutant("S2-moved") => Ok(id),
@@ -347,11 +347,11 @@ fn outbox_row(db: &Connection, new: &NewDrop) -> Result<i64> {
                 "INSERT INTO outboxes (mark, root) VALUES (?, ?)
                  ON CONFLICT (mark) DO UPDATE SET root = excluded.root RETURNING id",
             )?
-            .query_row(params![mark, path_bytes(&new.root)], |row| row.get(0)),
+            .query_row(params![folder_id, path_bytes(&new.root)], |row| row.get(0)),
     }
 }
 
-fn insert_drop(db: &Connection, outbox: i64, new: &NewDrop, counter: u64) -> Result<DropId> {
+fn insert_item(db: &Connection, outbox: i64, new: &NewItem, counter: u64) -> Result<ItemId> {
     let Found { path, version, .. } = &new.found;
     db.prepare_cached(
         "INSERT INTO drops (outbox, path, mtime_ns, inode, birth_ns, size, counter, ctime_ns, origin, after_send, marker,
@@ -372,7 +372,7 @@ fn insert_drop(db: &Connection, outbox: i64, new: &NewDrop, counter: u64) -> Res
         new.marker,
         version.folder,
     ])?;
-    Ok(DropId(db.last_insert_rowid()))
+    Ok(ItemId(db.last_insert_rowid()))
 }
 
 /// Ends what lies at the path as open or staying. An acknowledged one goes on to its disposal, which looks at
@@ -382,7 +382,7 @@ fn supersede(db: &Edit<'_>, outbox: i64, path: &[u8], now_ms: i64) -> Result<()>
         .prepare_cached(LYING)?
         .query_row(params![outbox, path], |row| row.get(0))
         .optional()?;
-    match older.map(DropId) {
+    match older.map(ItemId) {
         Some(older) => change::end_version(db, older, End::Superseded, now_ms),
         None => Ok(()),
     }

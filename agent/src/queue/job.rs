@@ -18,14 +18,14 @@ use crate::{
 
 /// One version of a file in an outbox.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
-pub struct DropId(pub i64);
+pub struct ItemId(pub i64);
 
 /// A settled file that is to be queued (after S1).
 #[derive(Clone, PartialEq, Debug)]
-pub struct NewDrop {
+pub struct NewItem {
     /// Which version of which file.
     pub found: Found,
-    /// Where that outbox lies now; holds for all its drops from then on.
+    /// Where that outbox lies now; holds for all its items from then on.
     pub root: PathBuf,
     /// The absolute path that a user knows it by, if it is another than `root/path` (a copy that `send` took).
     pub origin: Option<PathBuf>,
@@ -35,11 +35,11 @@ pub struct NewDrop {
     pub marker: Option<String>,
     /// Who gets it. Without any, nothing is queued.
     pub peers: Vec<AgentId>,
-    /// It was found to be another drop than this one, see [`Doubt`].
-    pub is_not: Option<DropId>,
+    /// It was found to be another item than this one, see [`Doubt`].
+    pub is_not: Option<ItemId>,
 }
 
-impl NewDrop {
+impl NewItem {
     /// Each once.
     pub(super) fn sorted_peers(&self) -> Vec<AgentId> {
         let mut peers = self.peers.clone();
@@ -49,18 +49,18 @@ impl NewDrop {
     }
 }
 
-/// A found version of which the list cannot tell whether it is a new drop: what lies in the outbox decides.
+/// A found version of which the list cannot tell whether it is a new item: what lies in the outbox decides.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Doubt {
     /// Queued as it is, once `is_not` names `earlier`.
-    pub new: NewDrop,
-    /// The drop that it may be.
-    pub earlier: DropId,
+    pub new: NewItem,
+    /// The item that it may be.
+    pub earlier: ItemId,
     /// What is asked.
     pub question: Question,
 }
 
-/// What tells a found version from an earlier drop.
+/// What tells a found version from an earlier item.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Question {
     /// Is it there? The same version had left, so it is new if it is there now; else it was only seen before it left.
@@ -112,7 +112,7 @@ impl Class {
     }
 }
 
-/// One drop on its way to one peer. Times are milliseconds since 1970.
+/// One item on its way to one peer. Times are milliseconds since 1970.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Job {
     /// Rises with each new job.
@@ -120,14 +120,14 @@ pub struct Job {
     /// What the peer knows it by; a resend changes it.
     pub id: TransferId,
     /// Whose version it carries.
-    pub drop: DropId,
+    pub item: ItemId,
     /// To whom.
     pub peer: AgentId,
     /// Which outbox, where in it, and the version; ctime as last witnessed.
     pub found: Found,
     /// Where the outbox lay when it was last heard of.
     pub root: PathBuf,
-    /// See [`NewDrop::origin`].
+    /// See [`NewItem::origin`].
     pub origin: Option<PathBuf>,
     /// What becomes of the file.
     pub after_send: AfterSend,
@@ -226,7 +226,7 @@ pub struct Page {
 pub struct Proof {
     /// Which transfer.
     pub id: TransferId,
-    /// The version that it was found right for; None: whichever the drop is.
+    /// The version that it was found right for; None: whichever the item is.
     pub version: Option<Version>,
     /// The encoded receipt, as it came.
     pub receipt: Vec<u8>,
@@ -242,16 +242,16 @@ pub struct Proof {
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Recorded {
     /// Drops that every peer has now and whose file is to be disposed of.
-    pub acknowledged: Vec<DropId>,
-    /// Queued jobs whose drop has come to be another version: that has to be compared with the receipt first.
+    pub acknowledged: Vec<ItemId>,
+    /// Queued jobs whose item has come to be another version: that has to be compared with the receipt first.
     pub unproven: Vec<TransferId>,
 }
 
 /// A file that every peer has: what S5 needs.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Disposal {
-    /// Which drop.
-    pub drop: DropId,
+    /// Which item.
+    pub item: ItemId,
     /// 32 hex digits, unique and the same at every call: its name in `.dropwire/leaving`.
     pub name: String,
     /// Where the outbox lies.
@@ -264,15 +264,15 @@ pub struct Disposal {
     pub delivered_ms: i64,
     /// Archive or delete; never keep.
     pub after_send: AfterSend,
-    /// See [`NewDrop::marker`].
+    /// See [`NewItem::marker`].
     pub marker: Option<String>,
 }
 
 /// A version that is known and stays in its outbox.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Resting {
-    /// Which drop.
-    pub drop: DropId,
+    /// Which item.
+    pub item: ItemId,
     /// Where the outbox lies.
     pub root: PathBuf,
     /// Outbox, path and version, ctime as last witnessed.
@@ -309,7 +309,7 @@ pub(super) const JOB_COLUMNS: &str = "o.mark, o.root, d.path, d.inode, d.birth_n
     d.folder, j.id, j.transfer, j.drop_id, j.peer, d.origin, d.after_send, j.state, j.attempts, j.next_attempt_ms, j.error, \
     j.queued_ms, j.ended_ms, j.delivered_ms, j.delivered_as, j.sha256";
 
-/// A job with its drop and outbox; jobs come first whatever the planner thinks of it.
+/// A job with its item and outbox; jobs come first whatever the planner thinks of it.
 pub(super) const JOB_TABLES: &str =
     "jobs j CROSS JOIN drops d ON d.id = j.drop_id CROSS JOIN outboxes o ON o.id = d.outbox";
 
@@ -322,7 +322,7 @@ pub(super) fn job_of(row: &Row<'_>) -> rusqlite::Result<JobRow> {
         job: Job {
             row: row.get(9)?,
             id: TransferId(row.get(10)?),
-            drop: DropId(row.get(11)?),
+            item: ItemId(row.get(11)?),
             peer: AgentId(row.get(12)?),
             found,
             root,

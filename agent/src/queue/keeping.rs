@@ -12,7 +12,7 @@ use crate::{clock::milliseconds, db::DbError};
 /// and as long does a sent copy wait for a retry whose jobs all ended.
 pub const KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// Most drops that one sweep looks at.
+/// Most items that one sweep looks at.
 const SWEPT_AT_ONCE: usize = 512;
 
 impl Queue {
@@ -29,7 +29,7 @@ impl Queue {
         .await
     }
 
-    /// Removes drops, with their jobs, that left [`KEPT`] ago, some hundred a call. True: there may be more.
+    /// Removes items, with their jobs, that left [`KEPT`] ago, some hundred a call. True: there may be more.
     ///
     /// One whose peer still has to be told something is looked at again after the same time.
     pub async fn sweep(&self) -> Result<bool, DbError> {
@@ -40,11 +40,11 @@ impl Queue {
                     Ok((row.get(0)?, row.get(1)?))
                 })?
                 .collect::<rusqlite::Result<_>>()?;
-            for (drop, closing) in &old {
+            for (item, closing) in &old {
                 if *closing {
-                    db.prepare_cached(LATER)?.execute([drop])?;
+                    db.prepare_cached(LATER)?.execute([item])?;
                 } else {
-                    remove(db, *drop)?;
+                    remove(db, *item)?;
                 }
             }
             if old.iter().any(|(_, closing)| !closing) {
@@ -79,17 +79,17 @@ pub(super) const OLD_DROPS: &str = "
 
 const LATER: &str = "UPDATE drops SET left_running_ms = (SELECT ms FROM running) WHERE id = ?";
 
-fn remove(db: &Edit<'_>, drop: i64) -> rusqlite::Result<()> {
+fn remove(db: &Edit<'_>, item: i64) -> rusqlite::Result<()> {
     let mut jobs = db.prepare_cached(
         "SELECT j.peer, d.outbox, j.state FROM jobs j JOIN drops d ON d.id = j.drop_id WHERE d.id = ?",
     )?;
-    let mut jobs = jobs.query([drop])?;
+    let mut jobs = jobs.query([item])?;
     while let Some(job) = jobs.next()? {
         db.count(AgentId(job.get(0)?), job.get(1)?, job.get(2)?, -1);
     }
     REMOVE
         .iter()
-        .try_for_each(|step| db.prepare_cached(step)?.execute([drop]).map(|_| ()))
+        .try_for_each(|step| db.prepare_cached(step)?.execute([item]).map(|_| ()))
 }
 
 const REMOVE: [&str; 4] = [
@@ -99,7 +99,7 @@ const REMOVE: [&str; 4] = [
     "DELETE FROM drops WHERE id = ?",
 ];
 
-/// Each `send` has an outbox of its own. One without drops is made anew when it is needed.
+/// Each `send` has an outbox of its own. One without items is made anew when it is needed.
 const REMOVE_OUTBOXES: [&str; 2] = [
     "DELETE FROM tally WHERE n = 0 AND NOT EXISTS (SELECT 1 FROM drops WHERE drops.outbox = tally.outbox)",
     "DELETE FROM outboxes WHERE NOT EXISTS (SELECT 1 FROM drops WHERE outbox = outboxes.id)",

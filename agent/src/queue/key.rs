@@ -2,12 +2,12 @@
 
 use dropwire_protocol::{AgentId, TransferId};
 
-use super::{DropId, JobState};
+use super::{ItemId, JobState};
 
 /// As much of a job as changes need.
 pub(super) struct Key {
     pub row: i64,
-    pub drop: DropId,
+    pub item: ItemId,
     pub outbox: i64,
     pub peer: AgentId,
     pub transfer: TransferId,

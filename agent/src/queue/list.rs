@@ -9,7 +9,7 @@ use dropwire_protocol::{AgentId, RemotePath, TransferId};
 use rusqlite::{Connection, OptionalExtension, Result, named_params, params};
 
 use super::{
-    Counts, DropId, Filter, Job, JobRow, JobState, Page, PeerCounts, Queue,
+    Counts, Filter, ItemId, Job, JobRow, JobState, Page, PeerCounts, Queue,
     job::{JOB_COLUMNS, JOB_TABLES, job_of, path_bytes},
 };
 use crate::{db::DbError, version::OutboxId};
@@ -70,10 +70,10 @@ impl Queue {
     }
 
     /// Does every peer have it, and has it yet to leave its outbox?
-    pub async fn is_leaving(&self, drop: DropId) -> Result<bool, DbError> {
+    pub async fn is_leaving(&self, item: ItemId) -> Result<bool, DbError> {
         self.read(move |db| {
             db.prepare("SELECT 1 FROM drops WHERE id = ? AND state = 2")?
-                .exists([drop.0])
+                .exists([item.0])
         })
         .await
     }
@@ -211,7 +211,7 @@ impl Queue {
     }
 }
 
-/// In two parts, each by an index of its own: most drops of a busy outbox have left.
+/// In two parts, each by an index of its own: most items of a busy outbox have left.
 pub(super) const OUTBOXES: &str = "SELECT mark,
         EXISTS (SELECT 1 FROM drops INDEXED BY drops_lying WHERE outbox = o.id AND state < 2)
         OR EXISTS (SELECT 1 FROM drops INDEXED BY drops_leaving WHERE outbox = o.id AND state = 2)

@@ -1,11 +1,11 @@
 //! The job list: on disk before it is acted on; a failure always sets a later attempt or an end state.
 //!
-//! A *drop* is one version of a file in an outbox, a *job* its way to one peer. The list knows nothing of links,
+//! An *item* is one version of a file in an outbox, a *job* its way to one peer. The list knows nothing of links,
 //! folders or clocks: the daemon asks what is due, says what happened, and passes the time in.
 //!
 //! | part | says |
 //! |---|---|
-//! | `schema` | the tables, and what drops and jobs may become |
+//! | `schema` | the tables, and what items and jobs may become |
 //! | `job` | what goes in and comes out |
 //! | `edit` | one change while it is made, and how many jobs it turns |
 //! | `change` | the steps that every change is made of |
@@ -14,7 +14,7 @@
 //! | `signals` | who is told that there may be something to do |
 //! | `enqueue` | S2: what was found becomes jobs |
 //! | `overlap` | a folder's files and the folder itself |
-//! | `retimed` | other times alone make no new drop |
+//! | `retimed` | other times alone make no new item |
 //! | `replaced` | the jobs of an outbox whose folder was replaced |
 //! | `attempts` | which are due, failures, new beginnings |
 //! | `delivery` | S4 to S6: receipts, disposal, what peers are told |
@@ -23,7 +23,7 @@
 //! | `schedule` | how many to fetch (pure) |
 //!
 //! A transfer's id comes from peer, outbox, path, version and a counter. The counter is the job's: it begins one
-//! above all that earlier drops of the same version used (0 for the first), so that a lost job list finds the same
+//! above all that earlier items of the same version used (0 for the first), so that a lost job list finds the same
 //! ids again, and rises with [`Queue::recount`] and [`Queue::resend`]. Former ids stay with the job: they are
 //! still withdrawn, their receipts are still taken, and users may still name them.
 //!
@@ -58,7 +58,7 @@ use tokio::sync::Notify;
 pub use ends::{End, Ended, Ends, Gathered};
 pub use enqueue::outbox_is_at;
 pub use job::{
-    Class, Counts, Disposal, Doubt, DropId, Enqueued, Filter, Job, JobRow, JobState, NewDrop, Page,
+    Class, Counts, Disposal, Doubt, Enqueued, Filter, ItemId, Job, JobRow, JobState, NewItem, Page,
     PeerCounts, Proof, Question, Recorded, Resting, Todo,
 };
 pub use keeping::KEPT;

@@ -1,4 +1,4 @@
-//! A file whose times were set after it was found: programs do so once they have closed it. It is the drop that it was, as
+//! A file whose times were set after it was found: programs do so once they have closed it. It is the item that it was, as
 //! another version. Where a peer has that already, only if the bytes are those that were delivered ([`Queue::same`]). Where
 //! none is known to have it, at once: its jobs keep their ids, so that a peer that has it after all says so, and a receipt
 //! counts only once the bytes of this version were compared with it.
@@ -10,7 +10,7 @@
 use dropwire_protocol::{AgentId, Digest, message::LateTime};
 use rusqlite::{Connection, OptionalExtension, Params, Result, params};
 
-use super::{DropId, NewDrop, Queue, change, edit::Edit, schema::Step};
+use super::{ItemId, NewItem, Queue, change, edit::Edit, schema::Step};
 use crate::{
     db::DbError,
     fault,
@@ -40,8 +40,8 @@ pub(super) const DELIVERED: &str = concat!(
     " LIMIT 1"
 );
 
-/// The drop that `new` is with other times, if it is open and goes to the same peers, none of which is known to have it.
-pub(super) fn open(db: &Connection, new: &NewDrop) -> Result<Option<DropId>> {
+/// The item that `new` is with other times, if it is open and goes to the same peers, none of which is known to have it.
+pub(super) fn open(db: &Connection, new: &NewItem) -> Result<Option<ItemId>> {
     let Found {
         outbox,
         path,
@@ -50,7 +50,7 @@ pub(super) fn open(db: &Connection, new: &NewDrop) -> Result<Option<DropId>> {
     if version.folder || fault::mutant("S2-open") {
         return Ok(None);
     }
-    let open: Option<DropId> = db
+    let open: Option<ItemId> = db
         .prepare_cached(OPEN)?
         .query_row(
             params![
@@ -63,44 +63,44 @@ pub(super) fn open(db: &Connection, new: &NewDrop) -> Result<Option<DropId>> {
                 new.after_send,
                 new.marker,
             ],
-            |row| row.get(0).map(DropId),
+            |row| row.get(0).map(ItemId),
         )
         .optional()?;
-    let Some(drop) = open else {
+    let Some(item) = open else {
         return Ok(None);
     };
     let mut to: Vec<AgentId> = db
         .prepare_cached(OPEN_TO)?
-        .query_map([drop.0], |row| row.get(0).map(AgentId))?
+        .query_map([item.0], |row| row.get(0).map(AgentId))?
         .collect::<Result<_>>()?;
     to.sort_unstable();
-    Ok((to == new.sorted_peers()).then_some(drop))
+    Ok((to == new.sorted_peers()).then_some(item))
 }
 
-/// It lies there as this version now, and gives whether that has another time; `counter` is above all that drops of the
+/// It lies there as this version now, and gives whether that has another time; `counter` is above all that items of the
 /// version used.
-pub(super) fn turn(db: &Edit<'_>, drop: DropId, found: &Found, counter: u64) -> Result<bool> {
+pub(super) fn turn(db: &Edit<'_>, item: ItemId, found: &Found, counter: u64) -> Result<bool> {
     let version = &found.version;
     let is_retimed = db
         .prepare_cached("SELECT 1 FROM drops WHERE id = ? AND mtime_ns <> ?")?
-        .exists([drop.0, version.mtime_ns])?;
+        .exists([item.0, version.mtime_ns])?;
     db.prepare_cached(
         "UPDATE drops SET retimed = retimed OR mtime_ns <> ?2, mtime_ns = ?2, inode = ?3, birth_ns = ?4,
                           ctime_ns = ?5, counter = ?6, state = 0, left_running_ms = NULL
          WHERE id = ?1 AND state < 3",
     )?
     .execute(params![
-        drop.0,
+        item.0,
         version.mtime_ns,
         version.inode.cast_signed(),
         version.birth_ns,
         version.ctime_ns,
         counter.cast_signed()
     ])?;
-    change::settle(db, drop).map(|_| is_retimed)
+    change::settle(db, item).map(|_| is_retimed)
 }
 
-/// Which of those who have a drop whose time was set late are told it.
+/// Which of those who have an item whose time was set late are told it.
 pub(super) enum Who {
     /// Whose job this is: the time was set before the receipt came.
     Of(i64),
@@ -109,7 +109,7 @@ pub(super) enum Who {
 }
 
 /// They are told it from `tell_ms` on; gives whom. Nobody where it is about to leave: Forget says it.
-pub(super) fn tell(db: &Connection, drop: DropId, who: Who, tell_ms: i64) -> Result<Vec<AgentId>> {
+pub(super) fn tell(db: &Connection, item: ItemId, who: Who, tell_ms: i64) -> Result<Vec<AgentId>> {
     let (job, within_ms) = match who {
         _ if fault::mutant("S5-kept-time") => return Ok(Vec::new()),
         Who::Of(job) => (Some(job), None),
@@ -117,7 +117,7 @@ pub(super) fn tell(db: &Connection, drop: DropId, who: Who, tell_ms: i64) -> Res
         Who::Within(ms) => (None, Some(ms)),
     };
     db.prepare_cached(TELL)?
-        .query_map(params![drop.0, Step::Retime, tell_ms, job, within_ms], |row| {
+        .query_map(params![item.0, Step::Retime, tell_ms, job, within_ms], |row| {
             row.get(0).map(AgentId)
         })?
         .collect()
@@ -159,23 +159,23 @@ impl Queue {
 }
 
 /// What it waits for begins anew, as with every version that is found.
-pub(super) fn due_now(db: &Connection, drop: DropId, now_ms: i64) -> Result<()> {
+pub(super) fn due_now(db: &Connection, item: ItemId, now_ms: i64) -> Result<()> {
     db.prepare_cached(
         "UPDATE jobs SET next_attempt_ms = min(next_attempt_ms, ?2), queued_ms = ?2,
                          queued_running_ms = (SELECT ms FROM running) WHERE drop_id = ?1 AND state = 0",
     )?
-    .execute([drop.0, now_ms])
+    .execute([item.0, now_ms])
     .map(|_| ())
 }
 
-/// The drop that `found` may be, and what a peer has of it.
-pub(super) fn delivered(db: &Connection, found: &Found) -> Result<Option<(DropId, Digest)>> {
+/// The item that `found` may be, and what a peer has of it.
+pub(super) fn delivered(db: &Connection, found: &Found) -> Result<Option<(ItemId, Digest)>> {
     if found.version.folder || fault::mutant("S2-retimed") {
         return Ok(None);
     }
     db.prepare_cached(DELIVERED)?
         .query_row(of_file(found), |row| {
-            Ok((DropId(row.get(0)?), Digest(row.get(1)?)))
+            Ok((ItemId(row.get(0)?), Digest(row.get(1)?)))
         })
         .optional()
 }

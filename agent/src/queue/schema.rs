@@ -1,10 +1,10 @@
 //! The job list's tables, and what their numbers mean.
 //!
-//! A *drop* is one version of a file in an outbox; a *job* takes it to one peer. What a drop and its jobs may
+//! An *item* is one version of a file in an outbox (the table is called `drops`); a *job* takes it to one peer. What an item and its jobs may
 //! still become:
 //!
 //! ```text
-//! job   queued ──► delivered            drop   open ──► acknowledged ──► left
+//! job   queued ──► delivered            item   open ──► acknowledged ──► left
 //!         ├──────► failed ───┐                  │  ▲          │            ▲
 //!         └──────► cancelled ┤                  ▼  │          ▼            │
 //!         ▲                  │                 stays ◄────────┘            │
@@ -130,9 +130,9 @@ DROP INDEX closing_by_peer;
 CREATE INDEX closing_by_peer ON closing (peer, step, not_before_ms);
 ";
 
-/// Where a drop stands; statements name the numbers, because partial indexes need literals.
+/// Where an item stands; statements name the numbers, because partial indexes need literals.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum DropState {
+pub(super) enum ItemState {
     /// A job is queued.
     Open = 0,
     /// No job is queued and the file lies there still.
@@ -172,7 +172,7 @@ macro_rules! stored_as_number {
         }
     };
 }
-stored_as_number!(DropState: Open = 0, Stays = 1, Acknowledged = 2, Left = 3);
+stored_as_number!(ItemState: Open = 0, Stays = 1, Acknowledged = 2, Left = 3);
 stored_as_number!(Step: Withdraw = 0, Forget = 1, Retime = 2);
 stored_as_number!(JobState: Queued = 0, Delivered = 1, Failed = 2, Cancelled = 3);
 stored_as_number!(AfterSend: Archive = 0, Delete = 1, Keep = 2);

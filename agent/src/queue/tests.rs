@@ -44,7 +44,7 @@ pub(super) fn peer(n: u8) -> AgentId {
 
 pub(super) fn found(path: &str, mtime_ns: i64) -> Found {
     let version = Version {
-        inode: u64::MAX - mtime_ns.unsigned_abs(), // another file: other times alone make no new drop
+        inode: u64::MAX - mtime_ns.unsigned_abs(), // another file: other times alone make no new item
         birth_ns: 0,
         size: 10,
         mtime_ns,
@@ -58,8 +58,8 @@ pub(super) fn found(path: &str, mtime_ns: i64) -> Found {
     }
 }
 
-pub(super) fn drop_of(found: Found, after_send: AfterSend, peers: &[u8]) -> NewDrop {
-    NewDrop {
+pub(super) fn item_of(found: Found, after_send: AfterSend, peers: &[u8]) -> NewItem {
+    NewItem {
         is_not: None,
         found,
         root: "/out".into(),
@@ -81,9 +81,9 @@ pub(super) fn proof(id: TransferId, digest: u8) -> Proof {
     }
 }
 
-/// One drop of `a` for these peers.
+/// One item of `a` for these peers.
 async fn enqueue(queue: &Queue, mtime_ns: i64, after_send: AfterSend, peers: &[u8]) -> Enqueued {
-    let new = drop_of(found("a", mtime_ns), after_send, peers);
+    let new = item_of(found("a", mtime_ns), after_send, peers);
     queue.enqueue(vec![new], 100).await.unwrap()
 }
 
@@ -91,7 +91,7 @@ async fn enqueue(queue: &Queue, mtime_ns: i64, after_send: AfterSend, peers: &[u
 async fn enqueue_again(queue: &Queue, mtime_ns: i64, after_send: AfterSend, peers: &[u8]) -> Vec<TransferId> {
     let doubt = enqueue(queue, mtime_ns, after_send, peers).await.doubts.remove(0);
     let is_not = Some(doubt.earlier);
-    let new = NewDrop { is_not, ..doubt.new };
+    let new = NewItem { is_not, ..doubt.new };
     queue.enqueue(vec![new], 100).await.unwrap().queued
 }
 
@@ -154,20 +154,20 @@ async fn a_file_goes_its_whole_way() {
         .await
         .unwrap()
         .acknowledged;
-    assert!(early.is_empty() && queue.to_dispose(OUTBOX, DropId(0), 9).await.unwrap().is_empty());
+    assert!(early.is_empty() && queue.to_dispose(OUTBOX, ItemId(0), 9).await.unwrap().is_empty());
     let repeated = queue
         .delivered(vec![proof(ids[0], 6)], 201)
         .await
         .unwrap()
         .acknowledged;
     assert!(repeated.is_empty());
-    let drops = queue
+    let items = queue
         .delivered(vec![proof(ids[1], 5)], 202)
         .await
         .unwrap()
         .acknowledged;
-    let disposal = queue.to_dispose(OUTBOX, DropId(0), 9).await.unwrap().remove(0);
-    assert_eq!(drops, [disposal.drop]);
+    let disposal = queue.to_dispose(OUTBOX, ItemId(0), 9).await.unwrap().remove(0);
+    assert_eq!(items, [disposal.item]);
     assert_eq!(
         (disposal.digest, disposal.found.clone()),
         (Digest([5; 32]), found("a", 1))
@@ -182,8 +182,8 @@ async fn a_file_goes_its_whole_way() {
     );
 
     assert!(todo(&queue, 1).await.forget.is_empty(), "not while it lies there");
-    queue.disposed(vec![(disposal.drop, None)], 300).await.unwrap();
-    assert!(queue.to_dispose(OUTBOX, DropId(0), 9).await.unwrap().is_empty());
+    queue.disposed(vec![(disposal.item, None)], 300).await.unwrap();
+    assert!(queue.to_dispose(OUTBOX, ItemId(0), 9).await.unwrap().is_empty());
     for (n, id) in [(1, 0), (2, 1)] {
         assert_eq!(todo(&queue, n).await.forget, [ids[id]]);
         queue.forgotten(vec![ids[id]]).await.unwrap();
@@ -208,34 +208,34 @@ async fn a_version_that_left_and_returns_is_a_new_drop() {
     let folder = tempfile::tempdir().unwrap();
     let queue = queue(folder.path()).await;
     let first = enqueue(&queue, 1, AfterSend::Archive, &[1]).await.queued[0];
-    let drops = queue
+    let items = queue
         .delivered(vec![proof(first, 5)], 1)
         .await
         .unwrap()
         .acknowledged;
     assert!(!is_unknown(&queue, found("a", 1)).await);
-    queue.disposed(vec![(drops[0], None)], 2).await.unwrap();
+    queue.disposed(vec![(items[0], None)], 2).await.unwrap();
     assert!(is_unknown(&queue, found("a", 1)).await);
     // Whatever its times and numbers say: it may have been seen before it left.
     let doubt = enqueue(&queue, 1, AfterSend::Archive, &[1])
         .await
         .doubts
         .remove(0);
-    assert_eq!((doubt.earlier, doubt.question), (drops[0], Question::IsThere));
-    let there = vec![NewDrop {
+    assert_eq!((doubt.earlier, doubt.question), (items[0], Question::IsThere));
+    let there = vec![NewItem {
         is_not: Some(doubt.earlier),
         ..doubt.new
     }];
     let again = queue.enqueue(there.clone(), 3).await.unwrap().queued[0];
     assert_ne!(again, first, "another drop has another id");
-    let drops = queue
+    let items = queue
         .delivered(vec![proof(again, 5)], 4)
         .await
         .unwrap()
         .acknowledged;
-    queue.disposed(vec![(drops[0], None)], 5).await.unwrap();
+    queue.disposed(vec![(items[0], None)], 5).await.unwrap();
     let late = queue.enqueue(there, 6).await.unwrap();
-    assert_eq!(late.doubts[0].earlier, drops[0], "an answer is good for one drop");
+    assert_eq!(late.doubts[0].earlier, items[0], "an answer is good for one drop");
 }
 
 /// What is mounted over its folder hides a file; whoever moves it changes its ctime.
@@ -248,30 +248,30 @@ async fn what_was_only_out_of_sight_is_the_drop_that_left() {
         let mut found = found(path, 1);
         found.version.birth_ns = 1;
         change(&mut found.version);
-        drop_of(found, AfterSend::Archive, &[1, 2])
+        item_of(found, AfterSend::Archive, &[1, 2])
     };
     let unchanged: Change = |_| {};
-    let new = |drop: NewDrop| async { queue.enqueue(vec![drop], 1).await.unwrap() };
-    let asked = |drop: NewDrop| async { new(drop).await.doubts.remove(0).question };
+    let new = |item: NewItem| async { queue.enqueue(vec![item], 1).await.unwrap() };
+    let asked = |item: NewItem| async { new(item).await.doubts.remove(0).question };
     let delivered = async |ids: Vec<TransferId>| {
         let proofs = ids.into_iter().map(|id| proof(id, 5)).collect();
-        let drop = queue.delivered(proofs, 2).await.unwrap().acknowledged[0];
-        queue.disposed(vec![(drop, None)], 3).await.unwrap();
-        drop
+        let item = queue.delivered(proofs, 2).await.unwrap().acknowledged[0];
+        queue.disposed(vec![(item, None)], 3).await.unwrap();
+        item
     };
-    let drop = delivered(new(seen("a", unchanged)).await.queued).await;
+    let item = delivered(new(seen("a", unchanged)).await.queued).await;
     let other = Question::IsOther(Digest([5; 32]));
     assert_eq!(asked(seen("a", unchanged)).await, other);
     assert_eq!(asked(seen("a", |v| v.ctime_ns += 1)).await, Question::IsThere);
     let same = seen("a", unchanged).found;
     for _ in 0..2 {
-        let answer = vec![(drop, same.clone())];
+        let answer = vec![(item, same.clone())];
         queue.same(answer, 4, Duration::ZERO).await.unwrap();
         assert!(!is_unknown(&queue, same.clone()).await);
-        let disposal = queue.to_dispose(OUTBOX, DropId(0), 9).await.unwrap().remove(0);
-        assert_eq!((disposal.drop, &disposal.found), (drop, &same));
+        let disposal = queue.to_dispose(OUTBOX, ItemId(0), 9).await.unwrap().remove(0);
+        assert_eq!((disposal.item, &disposal.found), (item, &same));
     }
-    queue.disposed(vec![(drop, None)], 5).await.unwrap();
+    queue.disposed(vec![(item, None)], 5).await.unwrap();
     assert_eq!(asked(seen("a", unchanged)).await, other, "and again");
     // Nothing tells a new file from an old one that left.
     let untold: [(&str, Change); 3] = [
@@ -305,7 +305,7 @@ async fn a_kept_file_is_new_by_its_bytes_only() {
     }
     let ids = newer.queued;
     queue.delivered(vec![proof(ids[0], 5)], 1).await.unwrap();
-    // One peer has it, the other is away: touched, it is the same drop for both.
+    // One peer has it, the other is away: touched, it is the same item for both.
     let doubt = enqueue(&queue, 3, AfterSend::Keep, &[1, 2])
         .await
         .doubts
@@ -318,13 +318,13 @@ async fn a_kept_file_is_new_by_its_bytes_only() {
     let job = queue.get(ids[1]).await.unwrap().unwrap();
     assert_eq!((job.state, job.found), (JobState::Queued, found("a", 3)));
     queue.delivered(vec![proof(ids[1], 5)], 1).await.unwrap();
-    assert_eq!(queue.resting(DropId(0), 9).await.unwrap()[0].found, found("a", 3));
+    assert_eq!(queue.resting(ItemId(0), 9).await.unwrap()[0].found, found("a", 3));
     // Back to the time by which its ids were made, with other bytes.
     let doubt = enqueue(&queue, 2, AfterSend::Keep, &[1, 2])
         .await
         .doubts
         .remove(0);
-    let other = NewDrop {
+    let other = NewItem {
         is_not: Some(doubt.earlier),
         ..doubt.new
     };
@@ -339,7 +339,7 @@ async fn a_kept_file_is_new_by_its_bytes_only() {
         (found("a", 5), AfterSend::Delete),
     ] {
         let done = queue
-            .enqueue(vec![drop_of(found, after_send, &[1])], 1)
+            .enqueue(vec![item_of(found, after_send, &[1])], 1)
             .await
             .unwrap();
         assert_eq!((done.doubts.len(), done.queued.len()), (0, 1));
@@ -376,7 +376,7 @@ async fn where_numbers_do_not_last_a_version_is_known_by_its_time() {
     assert!(!is_unknown(&queue, seen.clone()).await);
     seen.version.mtime_ns = 2;
     assert!(is_unknown(&queue, seen.clone()).await);
-    let new = drop_of(seen, AfterSend::Archive, &[1]);
+    let new = item_of(seen, AfterSend::Archive, &[1]);
     queue.enqueue(vec![new], 1).await.unwrap();
     assert_eq!(state(&queue, id).await, superseded());
 }
@@ -395,12 +395,12 @@ async fn a_newer_version_supersedes() {
     assert_eq!(todo(&queue, 1).await.forget, [old[0]]);
 
     // Its receipt still comes: kept, and nothing is disposed of.
-    let drops = queue
+    let items = queue
         .delivered(vec![proof(old[1], 5)], 2)
         .await
         .unwrap()
         .acknowledged;
-    assert!(drops.is_empty() && queue.to_dispose(OUTBOX, DropId(0), 9).await.unwrap().is_empty());
+    assert!(items.is_empty() && queue.to_dispose(OUTBOX, ItemId(0), 9).await.unwrap().is_empty());
     assert_eq!(state(&queue, old[1]).await.0, JobState::Failed);
     assert!(queue.receipt(old[1]).await.unwrap().is_some());
     assert!(todo(&queue, 2).await.withdraw.is_empty());
@@ -416,7 +416,7 @@ async fn an_acknowledged_version_is_still_disposed_of_beside_a_newer_one() {
     let folder = tempfile::tempdir().unwrap();
     let queue = queue(folder.path()).await;
     let old = enqueue(&queue, 1, AfterSend::Delete, &[1]).await.queued;
-    let drops = queue
+    let items = queue
         .delivered(vec![proof(old[0], 5)], 1)
         .await
         .unwrap()
@@ -424,25 +424,25 @@ async fn an_acknowledged_version_is_still_disposed_of_beside_a_newer_one() {
     let new = enqueue(&queue, 2, AfterSend::Delete, &[1]).await;
     assert_eq!(state(&queue, old[0]).await.0, JobState::Delivered);
     let first = queue
-        .to_dispose(OUTBOX, DropId(0), 9)
+        .to_dispose(OUTBOX, ItemId(0), 9)
         .await
         .unwrap()
         .swap_remove(0);
-    assert_eq!(first.drop, drops[0]);
+    assert_eq!(first.item, items[0]);
     let mut other = first.found.version;
     other.mtime_ns += 1;
     queue
-        .disposed(vec![(drops[0], Some((other, "changed".into())))], 2)
+        .disposed(vec![(items[0], Some((other, "changed".into())))], 2)
         .await
         .unwrap();
-    let still = queue.to_dispose(OUTBOX, DropId(0), 9).await.unwrap();
-    assert_eq!(still[0].drop, drops[0], "another version was judged");
+    let still = queue.to_dispose(OUTBOX, ItemId(0), 9).await.unwrap();
+    assert_eq!(still[0].item, items[0], "another version was judged");
     queue
-        .disposed(vec![(drops[0], Some((first.found.version, "changed".into())))], 2)
+        .disposed(vec![(items[0], Some((first.found.version, "changed".into())))], 2)
         .await
         .unwrap();
     assert!(
-        queue.resting(DropId(0), 9).await.unwrap().is_empty(),
+        queue.resting(ItemId(0), 9).await.unwrap().is_empty(),
         "the newer one lies there"
     );
     assert_eq!(due(&queue, 100).await, new.queued);
@@ -497,7 +497,7 @@ async fn failed_and_cancelled_jobs_keep_the_file() {
                 .acknowledged
                 .is_empty()
         );
-        assert!(queue.to_dispose(OUTBOX, DropId(0), 9).await.unwrap().is_empty());
+        assert!(queue.to_dispose(OUTBOX, ItemId(0), 9).await.unwrap().is_empty());
         assert!(
             !is_unknown(&queue, found("a", 1)).await,
             "not queued again by itself"
@@ -568,16 +568,16 @@ async fn different_bytes_of_one_version_dispose_of_nothing() {
     let queue = queue(folder.path()).await;
     let mut there = found("a", 1);
     there.version.birth_ns = 1;
-    let drop = || vec![drop_of(there.clone(), AfterSend::Delete, &[1, 2])];
-    let ids = queue.enqueue(drop(), 1).await.unwrap().queued;
+    let item = || vec![item_of(there.clone(), AfterSend::Delete, &[1, 2])];
+    let ids = queue.enqueue(item(), 1).await.unwrap().queued;
     let proofs = vec![proof(ids[0], 1), proof(ids[1], 2)];
     assert!(queue.delivered(proofs, 5).await.unwrap().acknowledged.is_empty());
-    assert!(queue.to_dispose(OUTBOX, DropId(0), 9).await.unwrap().is_empty());
+    assert!(queue.to_dispose(OUTBOX, ItemId(0), 9).await.unwrap().is_empty());
     assert!(
         is_unknown(&queue, there.clone()).await,
         "what lies there is a new drop"
     );
-    let asked = queue.enqueue(drop(), 6).await.unwrap().doubts.remove(0).question;
+    let asked = queue.enqueue(item(), 6).await.unwrap().doubts.remove(0).question;
     assert_eq!(
         asked,
         Question::IsThere,
@@ -591,9 +591,9 @@ async fn what_emptied_a_folder_is_known() {
     let queue = queue(folder.path()).await;
     let path = |path: &str| RemotePath::parse(path.as_bytes()).unwrap();
     let folders = || ["a", "a/b", "a/b/c", "a/b-", "other"].map(path).to_vec();
-    let drop = |path| drop_of(found(path, 1), AfterSend::Delete, &[1]);
+    let item = |path| item_of(found(path, 1), AfterSend::Delete, &[1]);
     let ids = queue
-        .enqueue(["a/b/c", "other/x"].map(drop).to_vec(), 1)
+        .enqueue(["a/b/c", "other/x"].map(item).to_vec(), 1)
         .await
         .unwrap()
         .queued;
@@ -621,34 +621,34 @@ async fn keep_rests_until_it_leaves() {
             .acknowledged
             .is_empty()
     );
-    let resting = queue.resting(DropId(0), 9).await.unwrap().remove(0);
+    let resting = queue.resting(ItemId(0), 9).await.unwrap().remove(0);
     assert_eq!(
         (resting.digest, &resting.root),
         (Some(Digest([5; 32])), &"/out".into())
     );
-    assert!(queue.resting(resting.drop, 9).await.unwrap().is_empty());
+    assert!(queue.resting(resting.item, 9).await.unwrap().is_empty());
     let mut touched = found("a", 1);
     touched.version.ctime_ns = 50;
     assert!(!is_unknown(&queue, touched.clone()).await);
-    queue.witnessed(resting.drop, 50).await.unwrap();
-    assert_eq!(queue.resting(DropId(0), 9).await.unwrap()[0].found, touched);
+    queue.witnessed(resting.item, 50).await.unwrap();
+    assert_eq!(queue.resting(ItemId(0), 9).await.unwrap()[0].found, touched);
     assert_eq!(resting.missed, None);
-    queue.seen(vec![], vec![resting.drop]).await.unwrap();
+    queue.seen(vec![], vec![resting.item]).await.unwrap();
     for days in [1, 2] {
         crate::running_time::advance(&queue.db, Duration::from_secs(24 * 3600))
             .await
             .unwrap();
-        queue.seen(vec![], vec![resting.drop]).await.unwrap();
-        let missed = queue.resting(DropId(0), 9).await.unwrap()[0].missed;
+        queue.seen(vec![], vec![resting.item]).await.unwrap();
+        let missed = queue.resting(ItemId(0), 9).await.unwrap()[0].missed;
         assert_eq!(missed, Some(Duration::from_secs(24 * 3600 * days)));
     }
     assert!(
         !is_unknown(&queue, touched.clone()).await,
         "it may come back as what it was"
     );
-    queue.seen(vec![resting.drop], vec![]).await.unwrap();
-    assert_eq!(queue.resting(DropId(0), 9).await.unwrap()[0].missed, None);
-    queue.left(vec![resting.drop]).await.unwrap();
+    queue.seen(vec![resting.item], vec![]).await.unwrap();
+    assert_eq!(queue.resting(ItemId(0), 9).await.unwrap()[0].missed, None);
+    queue.left(vec![resting.item]).await.unwrap();
     assert_eq!(todo(&queue, 1).await.forget, ids);
     touched.version.ctime_ns = 60;
     assert!(is_unknown(&queue, touched).await);
@@ -664,8 +664,8 @@ async fn retries_wait_for_their_time() {
     let second = queue
         .enqueue(
             vec![
-                drop_of(found("b", 1), AfterSend::Delete, &[1, 2]),
-                drop_of(big, AfterSend::Delete, &[1]),
+                item_of(found("b", 1), AfterSend::Delete, &[1, 2]),
+                item_of(big, AfterSend::Delete, &[1]),
             ],
             101,
         )
@@ -753,17 +753,17 @@ async fn jobs_of_an_outbox_that_was_replaced_end_and_others_go_on() {
     let folder = tempfile::tempdir().unwrap();
     let queue = queue(folder.path()).await;
     let waits = enqueue(&queue, 1, AfterSend::Delete, &[1]).await.queued[0];
-    let delivered = drop_of(found("b", 2), AfterSend::Delete, &[1]);
+    let delivered = item_of(found("b", 2), AfterSend::Delete, &[1]);
     let delivered = queue.enqueue(vec![delivered], 100).await.unwrap().queued[0];
     queue.delivered(vec![proof(delivered, 1)], 100).await.unwrap();
     let new = OutboxId([8; 16]);
     let mut of_new = found("c", 3);
     of_new.outbox = new;
-    let of_new = drop_of(of_new, AfterSend::Delete, &[1]);
+    let of_new = item_of(of_new, AfterSend::Delete, &[1]);
     let of_new = queue.enqueue(vec![of_new], 100).await.unwrap().queued[0];
     let mut elsewhere = found("d", 4);
     elsewhere.outbox = OutboxId([9; 16]);
-    let mut elsewhere = drop_of(elsewhere, AfterSend::Delete, &[1]);
+    let mut elsewhere = item_of(elsewhere, AfterSend::Delete, &[1]);
     elsewhere.root = "/elsewhere".into();
     let elsewhere = queue.enqueue(vec![elsewhere], 100).await.unwrap().queued[0];
 
@@ -793,7 +793,7 @@ async fn what_was_found_before_an_outbox_was_moved_is_looked_for_where_it_is() {
         .outboxes_are_at(vec![(outbox, moved.clone())])
         .await
         .unwrap();
-    let late = drop_of(found("b", 2), AfterSend::Delete, &[1]);
+    let late = item_of(found("b", 2), AfterSend::Delete, &[1]);
     let late = queue.enqueue(vec![late], 100).await.unwrap().queued[0];
     for job in [first, late] {
         assert_eq!(queue.get(job).await.unwrap().unwrap().root, moved);

@@ -25,7 +25,7 @@ pub fn admit(
 ) -> Result<(Arc<InboxDir>, bool), Answer> {
     let Some(Known {
         manifest: bound,
-        mark,
+        folder_id,
         state,
     }) = known.filter(|_| !fault::mutant("R1-known"))
     else {
@@ -52,11 +52,11 @@ pub fn admit(
         State::Withdrawn => Err(Answer::Silent), // answered above
         State::Receiving => {
             let inbox_dir = shared.open_inbox()?;
-            let here = mark == Some(inbox_dir.mark) || fault::mutant("R2-mark");
+            let here = folder_id == Some(inbox_dir.folder_id) || fault::mutant("R2-mark");
             Ok((inbox_dir, here))
         }
         State::Placing(placing) => {
-            let Some(inbox_dir) = enter_of(shared, key, mark)? else {
+            let Some(inbox_dir) = enter_of(shared, key, folder_id)? else {
                 return Ok((shared.open_inbox()?, false));
             };
             match rule::resolve(shared, &inbox_dir, key, &bound, placing)? {
@@ -97,11 +97,15 @@ pub fn expect(shared: &Shared) -> Result<Arc<InboxDir>, Trouble> {
     shared.handle.last_seen().or_else(|_| shared.open_inbox())
 }
 
-/// The inbox in which a locked transfer is being placed, if it is the one with this mark. None: that was a folder which
+/// The inbox in which a locked transfer is being placed, if it is the one with this folder id. None: that was a folder which
 /// another one replaced for good, so it is *receiving* again.
-pub fn enter_of(shared: &Shared, key: Key, mark: Option<[u8; 16]>) -> Result<Option<Arc<InboxDir>>, Answer> {
+pub fn enter_of(
+    shared: &Shared,
+    key: Key,
+    folder_id: Option<[u8; 16]>,
+) -> Result<Option<Arc<InboxDir>>, Answer> {
     let inbox_dir = shared.open_inbox()?;
-    if mark == Some(inbox_dir.mark) || fault::mutant("rule-mark") {
+    if folder_id == Some(inbox_dir.folder_id) || fault::mutant("rule-mark") {
         return Ok(Some(inbox_dir));
     }
     if give_up(shared, key)? && !fault::mutant("rule-given-up") {

@@ -1,9 +1,9 @@
 //! Disks and folders that are mounted inside the inbox. While one is missing, nothing is put into the folder under its mount point, where
 //! it would be hidden later, and nothing is concluded from what is not found there.
 //!
-//! A disk is known from the first file that is copied to it: it gets a mark of its own, as the inbox has one, and the inbox
-//! a line in `.dropwire/disks` that says where the disk begins, which of its folders has the mark, and the mark. What has the
-//! mark is the disk, mounted or not: a folder may be a mount only to a service that is kept out of all others. Whoever
+//! A disk is known from the first file that is copied to it: it gets a folder id of its own, as the inbox has one, and the inbox
+//! a line in `.dropwire/disks` that says where the disk begins, which of its folders has the folder id, and the folder id. What has the
+//! folder id is the disk, mounted or not: a folder may be a mount only to a service that is kept out of all others. Whoever
 //! gave a disk up for good says so with `dropwire adopt` of the inbox.
 
 use std::{
@@ -22,9 +22,9 @@ use crate::{
     border::Side,
     confined, durable,
     error::shown,
-    fault,
+    fault, folder_id,
     io_error::{Meaning, meaning},
-    mark, owner,
+    own_folder, owner,
 };
 
 const FILE: &str = "disks";
@@ -42,10 +42,10 @@ pub struct Disks {
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Known {
-    mark: [u8; 16],
+    folder_id: [u8; 16],
     /// The folder where the disk begins, below the inbox.
     border: Vec<u8>,
-    /// The one that has the mark: the same, or where that could not be written, one below it.
+    /// The one that has the folder id: the same, or where that could not be written, one below it.
     marked: Vec<u8>,
 }
 
@@ -131,9 +131,9 @@ impl Disks {
     }
 
     /// From now on it is missed when it is not there.
-    pub fn remember(&self, border: &[u8], marked: &[u8], mark: [u8; 16]) -> io::Result<()> {
+    pub fn remember(&self, border: &[u8], marked: &[u8], folder_id: [u8; 16]) -> io::Result<()> {
         let disk = Known {
-            mark,
+            folder_id,
             border: border.to_vec(),
             marked: marked.to_vec(),
         };
@@ -171,7 +171,7 @@ impl Disks {
 
 /// What is missing of the disks inside the inbox `root` at `inbox`, whether or not an agent has it open.
 pub fn missing_disks(inbox: &Path, root: &Dir) -> Vec<String> {
-    let known = match root.open_dir_nofollow(mark::FOLDER) {
+    let known = match root.open_dir_nofollow(own_folder::NAME) {
         Ok(own) => read(&own),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(e) => Err(e),
@@ -187,7 +187,7 @@ pub fn missing_disks(inbox: &Path, root: &Dir) -> Vec<String> {
 
 /// Forgets those that are missing; what is there stays known.
 pub fn forget_missing_disks(root: &Dir) -> io::Result<()> {
-    let own = mark::folder(root)?;
+    let own = own_folder::open_or_make(root)?;
     let mut known = read(&own).unwrap_or_default(); // else none of them can be told
     known.retain(|disk| matches!(find(root, disk), Ok(Some(_))));
     write(&own, &known)
@@ -248,10 +248,10 @@ fn find(root: &Dir, disk: &Known) -> io::Result<Option<Dir>> {
     Ok(is_it(&folder, disk)?.then_some(folder))
 }
 
-/// Does the marked `folder` have the disk's mark? One below the border may have been made anew.
+/// Does the marked `folder` have the disk's folder id? One below the border may have been made anew.
 fn is_it(folder: &Dir, disk: &Known) -> io::Result<bool> {
-    Ok(match mark::read(folder)? {
-        Some(mark) => mark == disk.mark || fault::mutant("disk-mark"),
+    Ok(match folder_id::read(folder)? {
+        Some(folder_id) => folder_id == disk.folder_id || fault::mutant("disk-mark"),
         None => disk.marked != disk.border,
     })
 }
@@ -275,9 +275,9 @@ fn read(own: &Dir) -> io::Result<Vec<Known>> {
 
 fn write(own: &Dir, known: &[Known]) -> io::Result<()> {
     let line = |disk: &Known| {
-        let [mark, border, marked] =
-            [&disk.mark[..], &disk.border, &disk.marked].map(|bytes| HEXLOWER.encode(bytes));
-        format!("{mark} {border} {marked}\n")
+        let [folder_id, border, marked] =
+            [&disk.folder_id[..], &disk.border, &disk.marked].map(|bytes| HEXLOWER.encode(bytes));
+        format!("{folder_id} {border} {marked}\n")
     };
     let text: String = known.iter().map(line).collect();
     durable::replace_file(own, OsStr::new(FILE), text.as_bytes())
@@ -289,7 +289,7 @@ fn parse(line: &str) -> Option<Known> {
         .split(' ')
         .map(|field| HEXLOWER.decode(field.as_bytes()).ok());
     let disk = Known {
-        mark: fields.next()??.try_into().ok()?,
+        folder_id: fields.next()??.try_into().ok()?,
         border: fields.next()??,
         marked: fields.next()??,
     };
@@ -318,7 +318,10 @@ mod tests {
         own.write(FILE, KEPT).unwrap();
         let disks = Disks::open(Path::new("/in"), own.try_clone().unwrap()).unwrap();
         let known = disks.known();
-        assert_eq!((known[0].border.as_slice(), known[0].mark[15]), (&b"ana"[..], 15));
+        assert_eq!(
+            (known[0].border.as_slice(), known[0].folder_id[15]),
+            (&b"ana"[..], 15)
+        );
         assert_eq!(known[1].marked, b"bob\n/deep");
         write(&own, &known).unwrap();
         assert_eq!(own.read_to_string(FILE).unwrap(), KEPT);

@@ -1,6 +1,6 @@
 //! The inbox folder as it is now: there, marked as ours, on one file system with its partials; or *held*.
 //!
-//! It is looked at anew for each offer, and nothing is concluded from what is missing in a folder without its mark.
+//! It is looked at anew for each offer, and nothing is concluded from what is missing in a folder without its folder id.
 
 use std::{
     ffi::OsStr,
@@ -23,8 +23,9 @@ use crate::{
     error::shown,
     fault,
     file_system::FileSystem,
+    folder_id,
     io_error::is_shortage,
-    mark,
+    own_folder,
     owner::{self, Lock, Me},
 };
 
@@ -44,8 +45,8 @@ pub struct InboxDir {
     pub root: Dir,
     /// `.dropwire/partial`.
     pub partials: Dir,
-    /// The folder's mark.
-    pub mark: [u8; 16],
+    /// The folder's folder id.
+    pub folder_id: [u8; 16],
     /// Which names the file system takes.
     pub names: Names,
     /// How files get their final names here.
@@ -77,15 +78,15 @@ pub struct Trouble {
 }
 
 impl InboxDir {
-    /// Opens the folder at `path` for this agent, which then has the lock. It has to have the mark `expected`; None: one
+    /// Opens the folder at `path` for this agent, which then has the lock. It has to have the folder id `expected`; None: one
     /// that it has or gets now. Nothing is touched in a folder that belongs to another agent.
     pub fn open(path: &Path, expected: Option<[u8; 16]>, me: &Me, lock: &Lock) -> Result<InboxDir, Trouble> {
         let root = whole(path)?;
         let held = |reason: String| Trouble { reason };
         owner::check(&root, path, me).map_err(held)?;
-        let mark = check_mark(path, &root, expected)?;
+        let folder_id = check_mark(path, &root, expected)?;
         let unwritable = |e: io::Error| trouble(path, "cannot be written", &e);
-        let own = mark::folder(&root).map_err(unwritable)?;
+        let own = own_folder::open_or_make(&root).map_err(unwritable)?;
         owner::take(&root, path, me).map_err(held)?;
         lock.hold(&root).map_err(|e| match e.kind() {
             io::ErrorKind::WouldBlock => held(format!(
@@ -129,7 +130,7 @@ impl InboxDir {
             root,
             names,
             partials,
-            mark,
+            folder_id,
             how,
             syncfs: on.as_ref().is_ok_and(|on| on.syncfs_reports),
             lasting_inodes,
@@ -179,7 +180,7 @@ impl InboxDir {
         let by_mark = || {
             !self.lasting_inodes
                 && meta.dev() == self.device()
-                && mark::lies_in(folder, self.mark)
+                && folder_id::lies_in(folder, self.folder_id)
                 && !fault::mutant("R5-own")
         };
         Ok(identity(&meta) == self.own || by_mark())
@@ -192,20 +193,20 @@ impl InboxDir {
 
     /// The same folder with the same partials, opened another time?
     pub fn is_same(&self, other: &InboxDir) -> bool {
-        self.mark == other.mark && self.are_ours(&other.root, &other.partials)
+        self.folder_id == other.folder_id && self.are_ours(&other.root, &other.partials)
     }
 
-    /// Still the folder at its path, with its mark and its partials?
+    /// Still the folder at its path, with its folder id and its partials?
     fn still_there(&self) -> Result<bool, Trouble> {
         let root = whole(&self.path)?;
-        check_mark(&self.path, &root, Some(self.mark))?;
+        check_mark(&self.path, &root, Some(self.folder_id))?;
         let partials = root
-            .open_dir_nofollow(mark::FOLDER)
+            .open_dir_nofollow(own_folder::NAME)
             .and_then(|own| own.open_dir_nofollow(PARTIALS));
         Ok(partials.is_ok_and(|partials| self.are_ours(&root, &partials)))
     }
 
-    /// Are these the folders of which this has handles? The mark of `root` is right.
+    /// Are these the folders of which this has handles? The folder id of `root` is right.
     fn are_ours(&self, root: &Dir, partials: &Dir) -> bool {
         let same = |a: &Dir, b: &Dir| matches!((a.dir_metadata(), b.dir_metadata()), (Ok(a), Ok(b)) if identity(&a) == identity(&b));
         match same(root, &self.root) && same(partials, &self.partials) {
@@ -230,7 +231,7 @@ fn whole(path: &Path) -> Result<Dir, Trouble> {
 pub fn parted(path: &Path, root: &Dir) -> io::Result<Option<String>> {
     let side = Side::of(root)?;
     let (mut folder, mut at) = (root.try_clone()?, path.to_path_buf());
-    for name in [mark::FOLDER, PARTIALS] {
+    for name in [own_folder::NAME, PARTIALS] {
         folder = match folder.open_dir_nofollow(name) {
             Ok(next) => next,
             Err(e) if e.kind() == io::ErrorKind::NotFound => break, // it is made there
@@ -396,8 +397,8 @@ impl InboxHandle {
 }
 
 fn check_mark(path: &Path, root: &Dir, expected: Option<[u8; 16]>) -> Result<[u8; 16], Trouble> {
-    let found =
-        mark::read(root).map_err(|e| trouble(path, "has an id (.dropwire/id) that cannot be read", &e))?;
+    let found = folder_id::read(root)
+        .map_err(|e| trouble(path, "has an id (.dropwire/id) that cannot be read", &e))?;
     let other = |what: &str| Trouble {
         reason: format!(
             "{} {what}; is its disk not mounted, or was the folder replaced? To use the one that is there now: `{}`",
@@ -411,7 +412,7 @@ fn check_mark(path: &Path, root: &Dir, expected: Option<[u8; 16]>) -> Result<[u8
         }
         (Some(found), _) => Ok(found),
         (None, Some(_)) => Err(other("has lost its id (.dropwire/id)")),
-        (None, None) => mark::create(root).map_err(|e| trouble(path, "cannot be written", &e)),
+        (None, None) => folder_id::create(root).map_err(|e| trouble(path, "cannot be written", &e)),
     }
 }
 
@@ -499,19 +500,28 @@ mod tests {
         assert!(!path.exists());
 
         std::fs::create_dir(&path).unwrap();
-        let mark = handle.open(|p| open(p, None)).map(|s| s.mark).unwrap();
-        assert_eq!(handle.open(|_| panic!("still open")).map(|s| s.mark), Ok(mark));
+        let folder_id = handle.open(|p| open(p, None)).map(|s| s.folder_id).unwrap();
+        assert_eq!(
+            handle.open(|_| panic!("still open")).map(|s| s.folder_id),
+            Ok(folder_id)
+        );
 
         std::fs::rename(&path, &away).unwrap();
-        assert!(handle.open(|p| open(p, Some(mark))).is_err());
+        assert!(handle.open(|p| open(p, Some(folder_id))).is_err());
         std::fs::create_dir(&path).unwrap();
-        let held = handle.open(|p| open(p, Some(mark))).map(|s| s.mark).unwrap_err();
+        let held = handle
+            .open(|p| open(p, Some(folder_id)))
+            .map(|s| s.folder_id)
+            .unwrap_err();
         assert!(held.reason.contains("lost its id"), "{held:?}");
         assert!(handle.last_seen().is_err());
 
         std::fs::remove_dir(&path).unwrap();
         std::fs::rename(&away, &path).unwrap();
-        assert_eq!(handle.open(|p| open(p, Some(mark))).map(|s| s.mark), Ok(mark));
+        assert_eq!(
+            handle.open(|p| open(p, Some(folder_id))).map(|s| s.folder_id),
+            Ok(folder_id)
+        );
     }
 
     #[test]
@@ -539,10 +549,10 @@ mod tests {
         inbox_dir.root.create_dir("other").unwrap();
         let is_own =
             |inbox_dir: &InboxDir, name| inbox_dir.is_own(&inbox_dir.root.open_dir(name).unwrap()).unwrap();
-        assert!(is_own(&inbox_dir, mark::FOLDER) && !is_own(&inbox_dir, "other"));
+        assert!(is_own(&inbox_dir, own_folder::NAME) && !is_own(&inbox_dir, "other"));
         (inbox_dir.lasting_inodes, inbox_dir.own.1) = (false, 0);
-        assert!(is_own(&inbox_dir, mark::FOLDER) && !is_own(&inbox_dir, "other"));
-        inbox_dir.root.write("other/id", "no mark").unwrap();
+        assert!(is_own(&inbox_dir, own_folder::NAME) && !is_own(&inbox_dir, "other"));
+        inbox_dir.root.write("other/id", "no id").unwrap();
         assert!(!is_own(&inbox_dir, "other"));
     }
 
@@ -552,7 +562,7 @@ mod tests {
         let lock = Lock::default();
         InboxDir::open(temp.path(), None, &me(1), &lock).unwrap();
         let held = InboxDir::open(temp.path(), Some([7; 16]), &me(1), &lock)
-            .map(|s| s.mark)
+            .map(|s| s.folder_id)
             .unwrap_err();
         assert!(held.reason.contains("another id"), "{held:?}");
     }
@@ -563,7 +573,7 @@ mod tests {
         let handle = InboxHandle::new(Some(temp.path().into()), me(1));
         handle
             .open(|p| InboxDir::open(p, None, &me(1), &Lock::default()))
-            .map(|s| s.mark)
+            .map(|s| s.folder_id)
             .unwrap();
         handle.break_off("the disk".into());
         assert!(handle.open(|_| panic!("not opened again")).is_err());

@@ -78,7 +78,7 @@ pub struct Known {
     /// None for a withdrawn one, but for older rows.
     pub manifest: Option<Manifest>,
     /// Of the inbox in which its partial lies.
-    pub mark: Option<[u8; 16]>,
+    pub folder_id: Option<[u8; 16]>,
     /// How far it got.
     pub state: State,
 }
@@ -125,7 +125,7 @@ pub fn look(db: &Connection, key: Key) -> Result<Option<Known>> {
 }
 
 /// A new row *receiving*, with the offer bound to it; an older one that never was placed starts over.
-pub fn begin(db: &Connection, key: Key, manifest: &Manifest, mark: [u8; 16], now_ms: i64) -> Result<()> {
+pub fn begin(db: &Connection, key: Key, manifest: &Manifest, folder_id: [u8; 16], now_ms: i64) -> Result<()> {
     cut_checkpoints(db, key, 0)?;
     db.prepare_cached(
         "INSERT OR REPLACE INTO inbox_transfer
@@ -139,7 +139,7 @@ pub fn begin(db: &Connection, key: Key, manifest: &Manifest, mark: [u8; 16], now
         manifest.size as i64,
         manifest.mtime.seconds,
         manifest.mtime.nanos,
-        mark,
+        folder_id,
         now_ms,
         manifest.kind == Kind::Folder
     ])?;
@@ -196,7 +196,7 @@ pub fn place(
     db: &Connection,
     key: Key,
     manifest: &Manifest,
-    mark: [u8; 16],
+    folder_id: [u8; 16],
     placing: &Placing,
     now_ms: i64,
 ) -> Result<()> {
@@ -215,7 +215,7 @@ pub fn place(
         manifest.size as i64,
         manifest.mtime.seconds,
         manifest.mtime.nanos,
-        mark,
+        folder_id,
         placing.place.as_bytes(),
         placing.inode as i64,
         match placing.how {
@@ -428,20 +428,20 @@ pub fn is_idle(db: &Connection, key: Key, kept: Duration) -> Result<bool> {
     .query_row(params![key.0.0, key.1.0, milliseconds(kept)], |r| r.get(0))
 }
 
-/// The rows *placing* in the inbox with this mark.
-pub fn all_placing(db: &Connection, mark: [u8; 16]) -> Result<Vec<Key>> {
+/// The rows *placing* in the inbox with this folder id.
+pub fn all_placing(db: &Connection, folder_id: [u8; 16]) -> Result<Vec<Key>> {
     db.prepare_cached("SELECT sender, id FROM inbox_transfer WHERE state = 1 AND mark = ?1")?
-        .query_map([mark], key)?
+        .query_map([folder_id], key)?
         .collect()
 }
 
-/// The rows that may have a partial in the inbox with this mark.
-pub fn all_partials(db: &Connection, mark: [u8; 16]) -> Result<Vec<Key>> {
+/// The rows that may have a partial in the inbox with this folder id.
+pub fn all_partials(db: &Connection, folder_id: [u8; 16]) -> Result<Vec<Key>> {
     db.prepare_cached(
         "SELECT sender, id FROM inbox_transfer WHERE state = 0 AND mark = ?1
          UNION ALL SELECT sender, id FROM inbox_transfer WHERE state = 1 AND mark = ?1",
     )?
-    .query_map([mark], key)?
+    .query_map([folder_id], key)?
     .collect()
 }
 
@@ -505,19 +505,19 @@ pub fn homeless_placing(db: &Connection) -> Result<Vec<Key>> {
 }
 
 /// How many rows are *placing* in another folder than the one with this id.
-pub fn placing_elsewhere(db: &Connection, mark: [u8; 16]) -> Result<u64> {
+pub fn placing_elsewhere(db: &Connection, folder_id: [u8; 16]) -> Result<u64> {
     db.query_row(
         "SELECT count(*) FROM inbox_transfer WHERE state = 1 AND mark <> ?1",
-        [mark],
+        [folder_id],
         |row| Ok(row.get::<_, i64>(0)? as u64),
     )
 }
 
 /// Folders with another id in which something was being placed are at home nowhere any more.
-pub fn give_up_elsewhere(db: &Connection, mark: [u8; 16]) -> Result<()> {
+pub fn give_up_elsewhere(db: &Connection, folder_id: [u8; 16]) -> Result<()> {
     db.execute(
         "DELETE FROM folder_home WHERE id <> ?1 AND id IN (SELECT mark FROM inbox_transfer WHERE state = 1)",
-        [mark],
+        [folder_id],
     )?;
     Ok(())
 }
@@ -566,7 +566,7 @@ fn known(row: &Row<'_>) -> Result<Known> {
     };
     Ok(Known {
         manifest,
-        mark: row.get(4)?,
+        folder_id: row.get(4)?,
         state,
     })
 }

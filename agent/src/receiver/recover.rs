@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{db::DbError, durable::How, error::chain, fault, homes, id};
 
-/// Opens the inbox at `path`: with the mark that the ledger knows for it, or (the first time) with the one it has or
+/// Opens the inbox at `path`: with the folder id that the ledger knows for it, or (the first time) with the one it has or
 /// gets. Blocks.
 pub fn open(shared: &Shared, path: &Path) -> Result<InboxDir, Trouble> {
     let name = path.to_path_buf();
@@ -27,7 +27,7 @@ pub fn open(shared: &Shared, path: &Path) -> Result<InboxDir, Trouble> {
         .call_blocking(move |tx| homes::expected(tx, &name))
         .map_err(broken)?;
     let inbox_dir = shared.handle.open_at(path, expected)?;
-    settle(shared, path, inbox_dir.mark)?;
+    settle(shared, path, inbox_dir.folder_id)?;
     finish_placing(shared, &inbox_dir, Copies::Later)?;
     give_up_placing(shared)?;
     remove_litter(shared, &inbox_dir)?;
@@ -35,13 +35,13 @@ pub fn open(shared: &Shared, path: &Path) -> Result<InboxDir, Trouble> {
 }
 
 /// The folder is at home here, unless it is a copy of an outbox.
-fn settle(shared: &Shared, path: &Path, mark: [u8; 16]) -> Result<(), Trouble> {
+fn settle(shared: &Shared, path: &Path, folder_id: [u8; 16]) -> Result<(), Trouble> {
     let (here, others) = (path.to_path_buf(), shared.outboxes.clone());
-    let settle = move |tx: &rusqlite::Transaction<'_>| homes::claim(tx, mark, &here, &others, None);
+    let settle = move |tx: &rusqlite::Transaction<'_>| homes::claim(tx, folder_id, &here, &others, None);
     match shared.db.call_blocking(settle).map_err(broken)? {
         None => Ok(()),
         Some(other) => Err(Trouble {
-            reason: homes::There::look(mark, path, &other).reason(path, &other),
+            reason: homes::There::look(folder_id, path, &other).reason(path, &other),
         }),
     }
 }
@@ -82,10 +82,10 @@ pub fn finish_copies(shared: &Shared) {
 
 /// The rule, for every row of this inbox that nobody works on.
 fn finish_placing(shared: &Shared, inbox_dir: &InboxDir, copies: Copies) -> Result<(), Trouble> {
-    let mark = inbox_dir.mark;
+    let folder_id = inbox_dir.folder_id;
     let keys = shared
         .db
-        .call_blocking(move |tx| ledger::all_placing(tx, mark))
+        .call_blocking(move |tx| ledger::all_placing(tx, folder_id))
         .map_err(broken)?;
     let mut open = false;
     for key in keys {
@@ -144,10 +144,10 @@ fn remove_litter(shared: &Shared, inbox_dir: &InboxDir) -> Result<(), Trouble> {
         None => true,
     };
     let mut litter: Vec<OsString> = names.into_iter().filter(unlocked).collect();
-    let mark = inbox_dir.mark;
+    let folder_id = inbox_dir.folder_id;
     let keys: HashSet<Key> = shared
         .db
-        .call_blocking(move |tx| ledger::all_partials(tx, mark))
+        .call_blocking(move |tx| ledger::all_partials(tx, folder_id))
         .map_err(broken)?
         .into_iter()
         .collect();

@@ -12,9 +12,9 @@ use super::{
     place::Folder,
 };
 use crate::{
-    durable, fault,
+    durable, fault, folder_id,
     io_error::{Meaning, Wait, meaning},
-    mark,
+    own_folder,
 };
 
 /// Which names the file system takes that the last of these folders is on.
@@ -23,7 +23,7 @@ pub fn names(inbox_dir: &InboxDir, folders: &[Folder]) -> io::Result<Names> {
 }
 
 /// The partials' folder on the other side: in the folder where that begins, or, where this agent may not write there, in the
-/// nearest one below it; there the disk gets its mark. Where the border is none that a folder tells of, in the last one.
+/// nearest one below it; there the disk gets its folder id. Where the border is none that a folder tells of, in the last one.
 pub fn staging(inbox_dir: &InboxDir, folders: &[Folder]) -> io::Result<Dir> {
     let (_, last) = folders.last().ok_or(io::ErrorKind::NotFound)?;
     let elsewhere = inbox_dir.is_elsewhere(last)?;
@@ -36,8 +36,8 @@ pub fn staging(inbox_dir: &InboxDir, folders: &[Folder]) -> io::Result<Dir> {
     for (path, folder) in &folders[begin..] {
         match staging_in(inbox_dir, folder, elsewhere) {
             Ok((staging, None)) => return Ok(staging),
-            Ok((staging, Some(mark))) => {
-                inbox_dir.disks.remember(border, path, mark)?;
+            Ok((staging, Some(folder_id))) => {
+                inbox_dir.disks.remember(border, path, folder_id)?;
                 return Ok(staging);
             }
             Err(e) if is_no_place(&e) && !fault::mutant("elsewhere-below") => {
@@ -49,9 +49,9 @@ pub fn staging(inbox_dir: &InboxDir, folders: &[Folder]) -> io::Result<Dir> {
     Err(refused.unwrap_or_else(|| io::ErrorKind::NotFound.into()))
 }
 
-/// The partials' folder in `folder`, and the mark of that if it is to have one.
+/// The partials' folder in `folder`, and the folder id of that if it is to have one.
 fn staging_in(inbox_dir: &InboxDir, folder: &Dir, marked: bool) -> io::Result<(Dir, Option<[u8; 16]>)> {
-    let own = mark::folder(folder)?;
+    let own = own_folder::open_or_make(folder)?;
     if inbox_dir.is_own(&own)? {
         return Err(io::ErrorKind::CrossesDevices.into()); // nowhere else to copy to
     }
@@ -66,14 +66,14 @@ fn staging_in(inbox_dir: &InboxDir, folder: &Dir, marked: bool) -> io::Result<(D
             AtFlags::empty(),
         )?;
     }
-    let mark = match marked {
-        true => Some(match mark::read(folder)? {
-            Some(mark) => mark,
-            None => mark::create(folder)?,
+    let folder_id = match marked {
+        true => Some(match folder_id::read(folder)? {
+            Some(folder_id) => folder_id,
+            None => folder_id::create(folder)?,
         }),
         false => None,
     };
-    Ok((staging, mark))
+    Ok((staging, folder_id))
 }
 
 fn is_no_place(error: &io::Error) -> bool {

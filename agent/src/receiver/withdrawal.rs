@@ -45,8 +45,8 @@ pub fn withdraw(shared: &Shared, transfer_locks: Vec<TransferLock>, outcomes: &O
             Some(Known {
                 state: State::Placing(placing),
                 manifest: Some(manifest),
-                mark,
-            }) => end_placing(shared, key, &manifest, mark, placing),
+                folder_id,
+            }) => end_placing(shared, key, &manifest, folder_id, placing),
             _ => Ok(None),
         };
         match settled {
@@ -71,10 +71,10 @@ fn end_placing(
     shared: &Shared,
     key: Key,
     manifest: &Manifest,
-    mark: Option<[u8; 16]>,
+    folder_id: Option<[u8; 16]>,
     placing: Placing,
 ) -> Result<Option<Receipt>, Answer> {
-    let receipt = match admit::enter_of(shared, key, mark)? {
+    let receipt = match admit::enter_of(shared, key, folder_id)? {
         Some(inbox_dir) => rule::resolve(shared, &inbox_dir, key, manifest, placing)?,
         None => None,
     };

@@ -193,10 +193,10 @@ impl<'a> Writer<'a> {
                 (resumed.file, resumed.digest, reread)
             }
             None => {
-                let (bound, mark, now) = (manifest.clone(), inbox_dir.mark, now_ms());
+                let (bound, folder_id, now) = (manifest.clone(), inbox_dir.folder_id, now_ms());
                 shared
                     .db
-                    .call_blocking(move |tx| ledger::begin(tx, key, &bound, mark, now))?;
+                    .call_blocking(move |tx| ledger::begin(tx, key, &bound, folder_id, now))?;
                 (
                     partial::create(&inbox_dir, key).map_err(not_opened)?,
                     RunningDigest::default(),

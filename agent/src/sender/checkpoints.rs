@@ -9,7 +9,7 @@ use tracing::warn;
 use super::source::Keep;
 use crate::{
     error::chain,
-    queue::{DropId, Queue},
+    queue::{ItemId, Queue},
 };
 
 /// Checkpoints that wait for the job list; more are dropped, as the next one says more.
@@ -19,7 +19,7 @@ const WAITING: usize = 16;
 #[derive(Clone)]
 pub(super) struct Checkpoints(mpsc::Sender<Checkpoint>);
 
-type Checkpoint = (DropId, Vec<u8>);
+type Checkpoint = (ItemId, Vec<u8>);
 
 impl Checkpoints {
     /// And what [`keep`] takes.
@@ -28,12 +28,12 @@ impl Checkpoints {
         (Checkpoints(give), kept)
     }
 
-    /// Takes those of one drop.
-    pub(super) fn keeping(&self, drop: DropId) -> Keep {
+    /// Takes those of one item.
+    pub(super) fn keeping(&self, item: ItemId) -> Keep {
         let give = self.0.clone();
         Box::new(move |bytes| {
             // Full: the next one says more.
-            let _ = give.try_send((drop, bytes));
+            let _ = give.try_send((item, bytes));
         })
     }
 }
@@ -48,8 +48,8 @@ pub(super) async fn keep(queue: Queue, mut kept: mpsc::Receiver<Checkpoint>, can
     {
         // Of each file only the newest counts.
         let newest: HashMap<_, _> = batch.drain(..).collect();
-        for (drop, bytes) in newest {
-            if let Err(error) = queue.keep_checkpoints(drop, bytes).await {
+        for (item, bytes) in newest {
+            if let Err(error) = queue.keep_checkpoints(item, bytes).await {
                 warn!(error = %chain(&error), "the job list failed");
             }
         }

@@ -35,7 +35,7 @@ use crate::{
         dispose::{self, DisposeError, Disposed, Siblings},
         spool,
     },
-    queue::{self, DropId, Queue},
+    queue::{self, ItemId, Queue},
     version::{Found, OutboxId},
 };
 
@@ -97,8 +97,8 @@ impl Cleanup {
     }
 
     /// Why this one cannot leave the outbox there.
-    pub fn stuck(&self, root: &Path, drop: DropId) -> Option<Reason> {
-        self.0.stuck.why(root, drop)
+    pub fn stuck(&self, root: &Path, item: ItemId) -> Option<Reason> {
+        self.0.stuck.why(root, item)
     }
 
     /// Why nothing leaves the outbox there any more.
@@ -202,7 +202,7 @@ async fn pass(
     let mut all = Ended::default();
     let mut pages = Pages {
         outboxes,
-        after: DropId(0),
+        after: ItemId(0),
     };
     let mut rests = RESTS;
     while !cancel.is_cancelled() {
@@ -213,7 +213,7 @@ async fn pass(
         }
         batch.retain(|d| task.cleanup.unsynced(&d.root).is_none());
         let found = batch.len();
-        batch.retain(|d| !held.drops.contains(&d.drop));
+        batch.retain(|d| !held.items.contains(&d.item));
         all.some_held |= batch.len() < found;
         batch.retain(|d| !task.cleanup.0.deferred.holds(d));
         let waiting = batch.len();
@@ -261,7 +261,7 @@ async fn give_way(task: &Task, rests: &mut usize, cancel: &CancellationToken) {
 /// What is to leave some outboxes, one after the other.
 struct Pages {
     outboxes: VecDeque<OutboxId>,
-    after: DropId,
+    after: ItemId,
 }
 
 impl Pages {
@@ -272,10 +272,10 @@ impl Pages {
             let room = BATCH - batch.len();
             let page = task.queue.to_dispose(*outbox, self.after, room).await?;
             match page.last() {
-                Some(last) if page.len() == room => self.after = last.drop,
+                Some(last) if page.len() == room => self.after = last.item,
                 _ => {
                     self.outboxes.pop_front();
-                    self.after = DropId(0);
+                    self.after = ItemId(0);
                 }
             }
             batch.extend(page);
@@ -335,7 +335,7 @@ async fn ended(
             Ok(Disposed::Lingers) => lingering = Some(config.get().linger(&disposal.root)),
             Ok(Disposed::Done | Disposed::Gone) => {
                 debug!(%path, "left the outbox");
-                noted.push((disposal.drop, None));
+                noted.push((disposal.item, None));
                 gone.push(disposal);
             }
             // It may become what was delivered again, when an editor's swap file goes, say; a newer version that was
@@ -345,14 +345,14 @@ async fn ended(
                 let is_watched = outboxes.with_id(disposal.found.outbox).is_some();
                 if !before.is_some_and(|before| is_watched && state.deferred.hold(&disposal, before)) {
                     waiting += 1;
-                    held.add(disposal.drop);
+                    held.add(disposal.item);
                 }
                 changed.push(disposal);
             }
             Ok(Disposed::Changed) => {
                 info!(%path, "changed since it was delivered: stays, and is looked at as a new drop");
                 let why = "changed since it was delivered".to_owned();
-                noted.push((disposal.drop, Some((disposal.found.version, why))));
+                noted.push((disposal.item, Some((disposal.found.version, why))));
                 changed.push(disposal);
             }
             Ok(Disposed::OtherBytes) => {
@@ -360,12 +360,12 @@ async fn ended(
                 let retry = config.get().retry;
                 let seed = now_ms().unsigned_abs();
                 let wait = move |attempts| backoff::delay(retry.first, retry.max, attempts, seed);
-                queue.begin_again(disposal.drop, wait, now_ms()).await?;
+                queue.begin_again(disposal.item, wait, now_ms()).await?;
             }
             Ok(Disposed::Busy) => {
                 debug!(%path, "delivered, but a program has it open for writing");
                 waiting += 1;
-                held.add(disposal.drop);
+                held.add(disposal.item);
             }
             Err(DisposeError::Stopped) => {}
             Err(error @ DisposeError::Unsynced(..)) => {
@@ -379,7 +379,7 @@ async fn ended(
                 debug!(%path, %error, "delivered, but it cannot leave the outbox yet");
                 state.stuck.add(&disposal, &error, now_ms());
                 waiting += 1;
-                held.add(disposal.drop);
+                held.add(disposal.item);
             }
         }
     }

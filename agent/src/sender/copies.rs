@@ -1,4 +1,4 @@
-//! The copies that `send` made in the spool, as drops.
+//! The copies that `send` made in the spool, as items.
 
 use std::path::PathBuf;
 
@@ -11,7 +11,7 @@ use crate::{
     config::AfterSend,
     db::DbError,
     outbox::spool,
-    queue::{NewDrop, Queue},
+    queue::{NewItem, Queue},
 };
 
 /// Removes what a `send` left that was ended by a crash before its files were queued, or after they had gone; what is
@@ -37,7 +37,7 @@ pub async fn take_copies(
     let mut roots: Vec<_> = copies.iter().map(|copy| copy.root.clone()).collect();
     roots.sort_unstable();
     roots.dedup();
-    let drops = copies.into_iter().map(|copy| NewDrop {
+    let items = copies.into_iter().map(|copy| NewItem {
         found: copy.found,
         root: copy.root,
         peers: peers.to_vec(),
@@ -46,7 +46,7 @@ pub async fn take_copies(
         origin: Some(copy.original),
         is_not: None,
     });
-    let jobs = queue.enqueue(drops.collect(), now_ms()).await?.queued;
+    let jobs = queue.enqueue(items.collect(), now_ms()).await?.queued;
     // Already taken out again, if it fails.
     let _ = blocking(move || roots.iter().try_for_each(|root| spool::note_queued(root))).await;
     Ok(jobs)

@@ -260,8 +260,8 @@ impl Dispatcher {
         if class == Class::Small {
             return Ok(FileSource::new(root, found, reads));
         }
-        let kept = self.context.queue.checkpoints(job.drop).await?;
-        let keep = self.context.checkpoints.keeping(job.drop);
+        let kept = self.context.queue.checkpoints(job.item).await?;
+        let keep = self.context.checkpoints.keeping(job.item);
         Ok(FileSource::resumable(root, found, reads, &kept, keep))
     }
 
@@ -461,7 +461,7 @@ impl Dispatcher {
         }
         let proof = receipts::proof(&receipt, &body, job.found.version);
         self.delivered(vec![(proof, receipt)]).await?;
-        // After the receipt is in: with its bytes, what lies there now is the same drop.
+        // After the receipt is in: with its bytes, what lies there now is the same item.
         if digest == Err(Voided::Changed) {
             self.context.outboxes.recheck(&job.found);
         }

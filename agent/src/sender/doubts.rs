@@ -70,7 +70,7 @@ struct Waiting {
 /// What the disk says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Answer {
-    /// It is another drop than the earlier one.
+    /// It is another item than the earlier one.
     New,
     /// It is the earlier one.
     Same,
@@ -153,19 +153,19 @@ impl Doubts {
         let mut linger = Duration::ZERO; // one outbox, one linger
         for (doubt, answer) in answered {
             let Doubt {
-                new: mut drop,
+                new: mut item,
                 earlier,
                 ..
             } = doubt;
             match answer {
                 Answer::New => {
-                    drop.is_not = Some(earlier);
-                    new.push(drop);
+                    item.is_not = Some(earlier);
+                    new.push(item);
                 }
                 Answer::Same => {
-                    debug!(path = %drop.found.path, "touched, but its bytes were delivered already");
-                    linger = task.config.get().linger(&drop.root);
-                    same.push((earlier, drop.found));
+                    debug!(path = %item.found.path, "touched, but its bytes were delivered already");
+                    linger = task.config.get().linger(&item.root);
+                    same.push((earlier, item.found));
                 }
                 Answer::Nothing | Answer::Unclear => {}
             }
@@ -274,8 +274,8 @@ mod tests {
     use super::*;
     use crate::{
         config::AfterSend,
-        confined, mark,
-        queue::{DropId, NewDrop},
+        confined, folder_id, own_folder,
+        queue::{ItemId, NewItem},
         version::{Found, OutboxId, Version},
     };
 
@@ -288,7 +288,7 @@ mod tests {
             path: RemotePath::parse(name.as_bytes()).unwrap(),
             version,
         };
-        let new = NewDrop {
+        let new = NewItem {
             found,
             root: root.to_owned(),
             origin: None,
@@ -299,7 +299,7 @@ mod tests {
         };
         Doubt {
             new,
-            earlier: DropId(1),
+            earlier: ItemId(1),
             question,
         }
     }
@@ -314,7 +314,7 @@ mod tests {
     fn the_disk_decides() {
         let temp = tempfile::tempdir().unwrap();
         let root = temp.path();
-        let outbox = OutboxId(mark::create(&confined::root(root).unwrap()).unwrap());
+        let outbox = OutboxId(folder_id::create(&confined::root(root).unwrap()).unwrap());
         fs::write(root.join("file"), "bytes").unwrap();
         crate::version::rests(root);
         let ask = |question| doubt(root, outbox, "file", question);
@@ -330,7 +330,7 @@ mod tests {
         assert_eq!(answer(&same, &|| true), Answer::Unclear, "stopped");
         fs::write(root.join("file"), "changed").unwrap();
         assert_eq!((asked(&there), asked(&same)), (Answer::Nothing, Answer::Unclear));
-        fs::rename(root.join(mark::FOLDER), root.join("aside")).unwrap();
+        fs::rename(root.join(own_folder::NAME), root.join("aside")).unwrap();
         assert_eq!(asked(&there), Answer::Unclear, "it may be another folder");
     }
 

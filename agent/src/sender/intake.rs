@@ -21,7 +21,7 @@ use crate::{
     homes,
     outbox::{self, Known, Ready},
     owner::Me,
-    queue::{self, NewDrop, Queue},
+    queue::{self, NewItem, Queue},
     version::{Found, OutboxId},
 };
 
@@ -114,7 +114,7 @@ async fn take_all_in(
             debug!(path = %found.path, size = found.version.size, "ready");
         }
         let queued = persistently(cancel, FIRST_WAIT, || async {
-            let drops = found.iter().map(|found| NewDrop {
+            let items = found.iter().map(|found| NewItem {
                 found: found.clone(),
                 root: root.clone(),
                 peers: outbox.to.clone(),
@@ -123,7 +123,7 @@ async fn take_all_in(
                 origin: None,
                 is_not: None,
             });
-            let queued = task.queue.enqueue(drops.collect(), now_ms()).await?;
+            let queued = task.queue.enqueue(items.collect(), now_ms()).await?;
             doubts.add(queued.doubts);
             Ok(())
         })

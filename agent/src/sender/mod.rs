@@ -17,7 +17,7 @@
 //! | `checkpoints` | how far large files were read, on the way into the job list |
 //! | `cleanup` | delivered files leave their outbox (S5, S6) |
 //! | `reconcile` | looks after files that stay; `presence`: is a version where it was found? |
-//! | `copies` | what `send` copied, as drops |
+//! | `copies` | what `send` copied, as items |
 //! | `outboxes` | those that are watched now |
 
 mod checkpoints;

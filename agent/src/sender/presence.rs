@@ -3,7 +3,7 @@
 use std::{io, path::Path};
 
 use crate::{
-    border, bundle, confined, fault, mark,
+    border, bundle, confined, fault, folder_id,
     version::{Found, OutboxId, Version},
 };
 
@@ -24,7 +24,7 @@ pub(super) enum Presence {
 pub(super) fn look(root: &Path, found: &Found) -> Presence {
     let look = || -> io::Result<Presence> {
         let root = confined::root(root)?;
-        if mark::read(&root)?.map(OutboxId) != Some(found.outbox) {
+        if folder_id::read(&root)?.map(OutboxId) != Some(found.outbox) {
             return Ok(Presence::Unknown);
         }
         let path = &found.path;

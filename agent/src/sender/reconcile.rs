@@ -1,10 +1,10 @@
 //! Files that stay in their outboxes for good (kept, failed, cancelled) are looked after now and then.
 //!
-//! - One that was missed for [`KEPT`] has left: its peers may forget it, and seen again it is a new drop, whatever its
+//! - One that was missed for [`KEPT`] has left: its peers may forget it, and seen again it is a new item, whatever its
 //!   ctime. Until then it may come back (a folder that is moved, an editor that sets a file aside), and stays what it
 //!   was.
-//! - One whose ctime alone is another has its bytes compared with what was delivered: equal ones are the same drop
-//!   under a new witness, others are a new drop. Where nothing was delivered there is nothing to compare with:
+//! - One whose ctime alone is another has its bytes compared with what was delivered: equal ones are the same item
+//!   under a new witness, others are a new item. Where nothing was delivered there is nothing to compare with:
 //!   whatever is there is read when it is sent.
 //! - A copy that `send` took and whose jobs ended otherwise waits for a retry for [`KEPT`], and is removed.
 
@@ -30,7 +30,7 @@ use crate::{
     error::chain,
     fault,
     outbox::spool,
-    queue::{DropId, KEPT, Queue, Resting},
+    queue::{ItemId, KEPT, Queue, Resting},
     version::{Found, OutboxId},
 };
 
@@ -99,8 +99,8 @@ async fn look_after(queue: &Queue, spool: &Path) -> Result<(), DbError> {
         let (mut there, mut missed, mut left) = (Vec::new(), Vec::new(), Vec::new());
         for (resting, presence) in page {
             match (presence, resting.missed) {
-                (Presence::There(_), Some(_)) => there.push(resting.drop),
-                (Presence::Missing | Presence::Spooled, None) => missed.push(resting.drop),
+                (Presence::There(_), Some(_)) => there.push(resting.item),
+                (Presence::Missing | Presence::Spooled, None) => missed.push(resting.item),
                 (Presence::Missing | Presence::Spooled, Some(since)) if since >= KEPT => {
                     left.push((resting, presence))
                 }
@@ -116,16 +116,16 @@ async fn look_after(queue: &Queue, spool: &Path) -> Result<(), DbError> {
 /// They were missed for long: none of them can be retried after that, and a copy of ours is removed.
 async fn let_go(queue: &Queue, missed: Vec<(Resting, Presence)>) -> Result<(), DbError> {
     // First on disk: what was retried since it was looked at is to be sent, and nobody retries what is being removed.
-    let left = queue.left(missed.iter().map(|(resting, _)| resting.drop).collect());
-    let left: HashSet<DropId> = left.await?.into_iter().collect();
+    let left = queue.left(missed.iter().map(|(resting, _)| resting.item).collect());
+    let left: HashSet<ItemId> = left.await?.into_iter().collect();
     for (
         Resting {
-            drop, root, found, ..
+            item, root, found, ..
         },
         presence,
     ) in missed
     {
-        if !left.contains(&drop) {
+        if !left.contains(&item) {
             continue;
         }
         debug!(path = %found.path, "the version that stayed is not there any more");
@@ -152,7 +152,7 @@ async fn compare(
     while let Some(page) = pages.next().await? {
         for (resting, presence) in page {
             let Resting {
-                drop,
+                item,
                 root,
                 found,
                 digest: Some(delivered),
@@ -174,11 +174,11 @@ async fn compare(
             let read = blocking(move || source::digest_of(&root, &path, &|| stopped.is_cancelled())).await;
             match read {
                 Ok(Ok((digest, ctime_ns))) if digest == delivered || fault::mutant("keep-witness") => {
-                    queue.witnessed(drop, ctime_ns).await?;
+                    queue.witnessed(item, ctime_ns).await?;
                 }
                 Ok(Ok(_)) => {
                     info!(path = %found.path, "other bytes under an old version: looked at as a new drop");
-                    queue.left(vec![drop]).await?;
+                    queue.left(vec![item]).await?;
                     changed(&found);
                 }
                 Ok(Err(_)) | Err(_) => {} // somebody writes to it, or it went: the next look tells
@@ -192,7 +192,7 @@ async fn compare(
 struct Pages<'a> {
     queue: &'a Queue,
     spool: PathBuf,
-    after: DropId,
+    after: ItemId,
 }
 
 impl<'a> Pages<'a> {
@@ -200,7 +200,7 @@ impl<'a> Pages<'a> {
         Pages {
             queue,
             spool: spool.to_owned(),
-            after: DropId(0),
+            after: ItemId(0),
         }
     }
 
@@ -209,7 +209,7 @@ impl<'a> Pages<'a> {
         let Some(last) = page.last() else {
             return Ok(None);
         };
-        self.after = last.drop;
+        self.after = last.item;
         let spool = self.spool.clone();
         let look = move |resting: Resting| {
             let presence = if resting.root.starts_with(&spool) {

@@ -14,7 +14,7 @@ use crate::{
     disk::Disk,
     error::{Exit, Fatal, shown},
     file_system::{self, FileSystem},
-    mark, owner,
+    own_folder, owner,
 };
 
 /// `trouble` says why an agent that does not run would hold a folder.
@@ -166,7 +166,7 @@ fn mounts(outbox: &config::Outbox, cannot_leave: bool) -> Option<Result<Told, Fa
 
 /// Does no rename lead into the outbox's archive?
 fn has_archive_elsewhere(outbox: &Dir) -> bool {
-    let own = outbox.open_dir_nofollow(mark::FOLDER);
+    let own = outbox.open_dir_nofollow(own_folder::NAME);
     own.is_ok_and(|own| border::is_archive_elsewhere(&own)) // a missing one is made there
 }
 
@@ -215,7 +215,7 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let root = confined::root(temp.path()).unwrap();
         assert!(!has_archive_elsewhere(&root));
-        let sent = temp.path().join(mark::FOLDER).join("sent");
+        let sent = temp.path().join(own_folder::NAME).join("sent");
         std::fs::create_dir_all(&sent).unwrap();
         assert!(!has_archive_elsewhere(&root));
         std::fs::remove_dir(&sent).unwrap();

@@ -13,7 +13,7 @@ use crate::{
     config::{Config, paths::Paths},
     confined,
     error::shown,
-    homes, mark,
+    folder_id, homes,
     owner::{self, Me, Owner},
     receiver,
 };
@@ -38,7 +38,7 @@ pub fn trouble(config: &Config, paths: &Paths, me: &Me, path: &Path) -> Option<S
 #[derive(Default)]
 pub struct Known {
     /// The ids at home in the config's folders.
-    pub homes: Vec<(homes::FolderId, PathBuf)>,
+    pub homes: Vec<(crate::folder_id::FolderId, PathBuf)>,
     outboxes: Vec<PathBuf>,
     /// Files that were being placed in a folder with another id than is expected here.
     pub placing_elsewhere: u64,
@@ -58,13 +58,13 @@ impl Known {
         })
     }
 
-    pub fn expected(&self, path: &Path) -> Option<homes::FolderId> {
+    pub fn expected(&self, path: &Path) -> Option<crate::folder_id::FolderId> {
         let home = self.homes.iter().find(|(_, home)| home == path);
         home.map(|(id, _)| *id)
     }
 
     /// Why a folder with this id is not at home at `path`. Blocks.
-    fn elsewhere(&self, id: homes::FolderId, path: &Path) -> Option<String> {
+    fn elsewhere(&self, id: crate::folder_id::FolderId, path: &Path) -> Option<String> {
         let (_, home) = self.homes.iter().find(|(its, home)| *its == id && home != path)?;
         let there = homes::There::look(id, path, home);
         (!there.is_left(path, home, &self.outboxes)).then(|| there.reason(path, home))
@@ -78,7 +78,7 @@ pub struct Seen {
     /// Why another agent has it, or nobody can tell.
     pub refused: Option<String>,
     pub owner: Option<Owner>,
-    pub id: Result<Option<homes::FolderId>, io::Error>,
+    pub id: Result<Option<crate::folder_id::FolderId>, io::Error>,
     /// Why the id is at home in another folder.
     elsewhere: Option<String>,
     /// Why nothing is taken for some folders of an inbox, or leaves some of an outbox.
@@ -88,7 +88,7 @@ pub struct Seen {
 impl Seen {
     pub fn look(path: &Path, is_inbox: bool, me: &Me, known: &Known) -> io::Result<Seen> {
         let root = confined::root(path)?;
-        let id = mark::read(&root);
+        let id = folder_id::read(&root);
         Ok(Seen {
             parted: match is_inbox {
                 true => receiver::parted(path, &root)?,

@@ -14,9 +14,8 @@ use crate::{
     error::{Exit, Fatal, shown},
     fault,
     file_system::FileSystem,
-    mark,
     outbox::{Outbox, spool},
-    owner,
+    own_folder, owner,
     receiver::Inbox,
 };
 
@@ -185,7 +184,7 @@ impl Folders {
         for place in &self.boxes {
             // Only a disk that the file itself is on is asked: another may not answer.
             if place.device == device || on.spreads_devices() {
-                let own = place.path.join(mark::FOLDER);
+                let own = place.path.join(own_folder::NAME);
                 list(&own, OsStr::new(ARCHIVE), device, &mut inodes)?;
             }
         }
@@ -223,7 +222,7 @@ fn list(folder: &Path, except: &OsStr, device: u64, inodes: &mut Vec<u64>) -> io
 fn is_own_name(path: &Path) -> bool {
     let mut parts = path.components().map(|part| part.as_os_str()).peekable();
     while let Some(part) = parts.next() {
-        if part == mark::FOLDER && parts.peek().is_none_or(|next| *next != ARCHIVE) {
+        if part == own_folder::NAME && parts.peek().is_none_or(|next| *next != ARCHIVE) {
             return true;
         }
     }

@@ -8,14 +8,14 @@ use cap_std::fs::Dir;
 use dropwire_protocol::RemotePath;
 
 use super::{beside::rename_beside, removal, steps::make_folders};
-use crate::{border, confined, durable, fault, mark};
+use crate::{border, confined, durable, fault, own_folder};
 
 /// Most that one go through a folder moves.
 const TOGETHER: usize = 1024;
 
 /// Moves what is in `leaving` of the outbox `root`, and of what is mounted in it, back to the path in the outbox that
 /// `path_of` says its name in `leaving` stands for, else to the top of each, durably; to be called before `root` gets
-/// another mark. May be repeated.
+/// another folder id. May be repeated.
 pub fn give_back_all(root: &Dir, path_of: &dyn Fn(&str) -> Option<RemotePath>) -> io::Result<()> {
     give_back(root, path_of)?;
     for path in border::noted(root)? {
@@ -35,7 +35,7 @@ pub fn give_back_all(root: &Dir, path_of: &dyn Fn(&str) -> Option<RemotePath>) -
 
 fn give_back(top: &Dir, path_of: &dyn Fn(&str) -> Option<RemotePath>) -> io::Result<()> {
     let leaving = top
-        .open_dir_nofollow(mark::FOLDER)
+        .open_dir_nofollow(own_folder::NAME)
         .and_then(|own| own.open_dir_nofollow("leaving"));
     let leaving = match leaving {
         Err(e) if confined::is_absent(&e) => return Ok(()),
@@ -137,7 +137,7 @@ mod tests {
             fs::remove_file(at(&format!("{leaving}/half.gone/a"))).unwrap();
         }
         let disk = dropwire_protocol::RemotePath::parse(b"disk").unwrap();
-        border::note(&mark::folder(&root).unwrap(), &disk).unwrap();
+        border::note(&own_folder::open_or_make(&root).unwrap(), &disk).unwrap();
         fs::write(at("1"), "another").unwrap();
         give_back_all(&root, &unknown).unwrap();
         give_back_all(&root, &unknown).unwrap();
@@ -181,7 +181,7 @@ mod tests {
             fs::write(at(&format!("disk/.dropwire/leaving/{n}")), n.to_string()).unwrap();
         }
         let disk = RemotePath::parse(b"disk").unwrap();
-        border::note(&mark::folder(&root).unwrap(), &disk).unwrap();
+        border::note(&own_folder::open_or_make(&root).unwrap(), &disk).unwrap();
         fs::write(at("report.pdf"), "another").unwrap();
         fs::write(at("way"), "a file where a folder was").unwrap();
         let path_of = |name: &str| {

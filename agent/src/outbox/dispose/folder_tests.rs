@@ -5,7 +5,7 @@ use std::{
 };
 
 use super::*;
-use crate::{file_system, mark, version::OutboxId};
+use crate::{file_system, folder_id, version::OutboxId};
 
 fn dispose(what: &Disposal, stopped: &dyn Fn() -> bool) -> Result<Disposed, DisposeError> {
     super::dispose(what, &Siblings::default(), stopped)
@@ -20,7 +20,7 @@ struct Outbox {
 impl Outbox {
     fn new() -> Self {
         let temp = tempfile::tempdir().unwrap();
-        let id = OutboxId(mark::create(&confined::root(temp.path()).unwrap()).unwrap());
+        let id = OutboxId(folder_id::create(&confined::root(temp.path()).unwrap()).unwrap());
         Outbox {
             temp,
             id,

@@ -3,6 +3,7 @@
 use std::process::Command;
 
 use super::*;
+use crate::own_folder;
 use crate::{border, durable::trace};
 
 /// For as long as this lives.
@@ -125,7 +126,7 @@ fn what_is_missing_behind_an_absent_mount_is_not_gone() {
     let root = confined::root(outbox.temp.path()).unwrap();
     let disk = RemotePath::parse(b"disk").unwrap();
     for _ in 0..2 {
-        border::note(&mark::folder(&root).unwrap(), &disk).unwrap();
+        border::note(&own_folder::open_or_make(&root).unwrap(), &disk).unwrap();
     }
     let one = outbox.delivered("disk/a/x", "one", AfterSend::Delete);
     fs::remove_dir_all(outbox.at("disk/a")).unwrap();
@@ -159,7 +160,7 @@ fn what_is_missing_with_its_mount_point_is_not_gone() {
     let root = confined::root(outbox.temp.path()).unwrap();
     for (noted, path, folder) in [("disk", "disk", true), ("a/b/disk", "a/b/disk/c/x", false)] {
         let noted = RemotePath::parse(noted.as_bytes()).unwrap();
-        border::note(&mark::folder(&root).unwrap(), &noted).unwrap();
+        border::note(&own_folder::open_or_make(&root).unwrap(), &noted).unwrap();
         let mut one = outbox.delivered("x", "one", AfterSend::Delete);
         one.path = RemotePath::parse(path.as_bytes()).unwrap();
         one.version.folder = folder;

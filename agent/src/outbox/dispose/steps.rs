@@ -20,9 +20,8 @@ use crate::{
     error::shown,
     fault,
     io_error::{self, LostWrite, Meaning},
-    mark,
     outbox::marker,
-    owner,
+    own_folder, owner,
 };
 
 /// The folders that disposals in one outbox work in.
@@ -91,7 +90,7 @@ impl<'a> Steps<'a> {
             return Err("what is mounted there changes at this moment".into());
         }
         let open = || {
-            let own = mark::folder(&folder)?;
+            let own = own_folder::open_or_make(&folder)?;
             let leaving = durable::open_or_make_dir(&own, OsStr::new("leaving"))?;
             Ok((own, leaving))
         };
@@ -125,7 +124,9 @@ impl<'a> Steps<'a> {
                 return Err(LostWrite::wrap(io::Error::other("asked for")));
             }
             if let Some(path) = &way.top {
-                fault::step("S5-mount-note", || border::note(&mark::folder(outbox)?, path))?;
+                fault::step("S5-mount-note", || {
+                    border::note(&own_folder::open_or_make(outbox)?, path)
+                })?;
                 durable::sync_dir(&steps.outbox)?;
             }
             durable::sync_dir(&steps.own)

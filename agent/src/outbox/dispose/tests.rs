@@ -22,7 +22,7 @@ struct Outbox {
 impl Outbox {
     fn new() -> Self {
         let temp = tempfile::tempdir().unwrap();
-        let id = OutboxId(mark::create(&confined::root(temp.path()).unwrap()).unwrap());
+        let id = OutboxId(folder_id::create(&confined::root(temp.path()).unwrap()).unwrap());
         Outbox {
             temp,
             id,
@@ -407,7 +407,7 @@ mod under_two_names {
         assert!(outbox.leaving_is_empty() && !outbox.at("file (2).txt").exists());
     }
 
-    /// Its own name in the archive is free: a link of the same file elsewhere is another drop's.
+    /// Its own name in the archive is free: a link of the same file elsewhere is another item's.
     #[test]
     fn a_link_of_it_elsewhere_is_another_drops() {
         let outbox = Outbox::new();

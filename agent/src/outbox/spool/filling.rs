@@ -16,7 +16,7 @@ use super::{SpoolError, discard, room::Room};
 use crate::{
     confined, durable,
     error::shown,
-    fault, file_system, mark,
+    fault, file_system, folder_id,
     version::{Found, OutboxId, Version},
 };
 
@@ -206,7 +206,7 @@ pub fn one(spool: &Path, original: &Path) -> Copied {
     filling.finish().unwrap().remove(0)
 }
 
-/// A new folder below the spool, with its mark.
+/// A new folder below the spool, with its folder id.
 fn begin(spool: &Path) -> io::Result<Root> {
     let (Some(parent), Some(name)) = (spool.parent(), spool.file_name()) else {
         return Err(invalid("not a folder's path"));
@@ -220,7 +220,7 @@ fn begin(spool: &Path) -> io::Result<Root> {
     let dir = make_private(&all, OsStr::new(&name))?;
     fault::step("send-parent", || durable::sync_dir(&all))?;
     let path = spool.join(name);
-    match mark::create(&dir) {
+    match folder_id::create(&dir) {
         Ok(id) => Ok(Root {
             path,
             id: OutboxId(id),

@@ -6,10 +6,10 @@ use super::*;
 async fn jobs_that_end_undelivered_are_gathered_by_peer_and_kind() {
     let folder = tempfile::tempdir().unwrap();
     let queue = queue(folder.path()).await;
-    let drops = (0..1300)
-        .map(|n| drop_of(found(&format!("f\n{n}"), 1), AfterSend::Delete, &[1, 2]))
+    let items = (0..1300)
+        .map(|n| item_of(found(&format!("f\n{n}"), 1), AfterSend::Delete, &[1, 2]))
         .collect();
-    let ids = queue.enqueue(drops, 0).await.unwrap().queued;
+    let ids = queue.enqueue(items, 0).await.unwrap().queued;
     assert_eq!(ids.len(), 2600);
     let of_two: Vec<_> = ids.iter().skip(1).step_by(2).copied().collect();
     queue.cancel(of_two[..1290].to_vec(), 5).await.unwrap();
@@ -47,9 +47,9 @@ async fn jobs_that_end_undelivered_are_gathered_by_peer_and_kind() {
 async fn lookups_and_listings() {
     let folder = tempfile::tempdir().unwrap();
     let queue = queue(folder.path()).await;
-    let mut copied = drop_of(found("copy", 1), AfterSend::Delete, &[1]);
+    let mut copied = item_of(found("copy", 1), AfterSend::Delete, &[1]);
     copied.origin = Some("/home/ana/report.pdf".into());
-    let inside = drop_of(found("sub/b", 1), AfterSend::Delete, &[1, 2]);
+    let inside = item_of(found("sub/b", 1), AfterSend::Delete, &[1, 2]);
     let ids = queue.enqueue(vec![copied, inside], 100).await.unwrap().queued;
     for (path, expected) in [
         ("/home/ana/report.pdf", vec![ids[0]]),

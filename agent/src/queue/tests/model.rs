@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 
 use super::*;
-use crate::queue::schema::{DropState, Step};
+use crate::queue::schema::{ItemState, Step};
 
 #[derive(Clone, Debug)]
 enum Op {
@@ -65,14 +65,14 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-struct ModelDrop {
+struct ModelItem {
     path: u8,
     version: i64,
     /// When it became this version.
     since: usize,
     keep: bool,
     retimed: bool,
-    state: DropState,
+    state: ItemState,
     jobs: Vec<ModelJob>,
 }
 
@@ -95,20 +95,20 @@ impl ModelJob {
 
 #[derive(Default)]
 struct Model {
-    drops: Vec<ModelDrop>,
+    items: Vec<ModelItem>,
     closing: BTreeMap<TransferId, Step>,
 }
 
 impl Model {
     fn all_ids(&self) -> Vec<TransferId> {
-        let jobs = self.drops.iter().flat_map(|d| &d.jobs);
+        let jobs = self.items.iter().flat_map(|d| &d.jobs);
         jobs.flat_map(|j| j.ids.iter().map(|(id, _)| *id)).collect()
     }
 
-    /// The drop and the job that have this id, and whether it is the present one.
+    /// The item and the job that have this id, and whether it is the present one.
     fn find(&self, id: TransferId) -> Option<(usize, usize, bool)> {
-        self.drops.iter().enumerate().find_map(|(d, drop)| {
-            drop.jobs.iter().enumerate().find_map(|(j, job)| {
+        self.items.iter().enumerate().find_map(|(d, item)| {
+            item.jobs.iter().enumerate().find_map(|(j, job)| {
                 let at = job.ids.iter().position(|(known, _)| *known == id)?;
                 Some((d, j, at + 1 == job.ids.len()))
             })
@@ -117,21 +117,21 @@ impl Model {
 
     /// The newest one of this version.
     fn newest(&self, path: u8, version: i64) -> Option<usize> {
-        let same = |d: &usize| self.drops[*d].path == path && self.drops[*d].version == version;
-        (0..self.drops.len())
+        let same = |d: &usize| self.items[*d].path == path && self.items[*d].version == version;
+        (0..self.items.len())
             .filter(same)
-            .max_by_key(|d| self.drops[*d].since)
+            .max_by_key(|d| self.items[*d].since)
     }
 
     fn is_new(&self, path: u8, version: i64) -> bool {
         let newest = self.newest(path, version);
-        newest.is_none_or(|d| self.drops[d].state == DropState::Left)
+        newest.is_none_or(|d| self.items[d].state == ItemState::Left)
     }
 
     /// What has to be asked before a new version is queued.
     fn doubted(&self, path: u8, version: i64, keep: bool) -> Option<(usize, bool)> {
         let delivered = |d: &usize| {
-            let jobs = self.drops[*d].jobs.iter();
+            let jobs = self.items[*d].jobs.iter();
             jobs.into_iter().any(|j| j.state == JobState::Delivered)
         };
         let kept = self.lies(path).filter(|d| keep && delivered(d));
@@ -140,40 +140,40 @@ impl Model {
     }
 
     fn lies(&self, path: u8) -> Option<usize> {
-        let lying = |d: &ModelDrop| matches!(d.state, DropState::Open | DropState::Stays);
-        self.drops.iter().position(|d| d.path == path && lying(d))
+        let lying = |d: &ModelItem| matches!(d.state, ItemState::Open | ItemState::Stays);
+        self.items.iter().position(|d| d.path == path && lying(d))
     }
 
-    fn leave(&mut self, drop: usize) {
-        self.drops[drop].state = DropState::Left;
-        for job in &self.drops[drop].jobs {
+    fn leave(&mut self, item: usize) {
+        self.items[item].state = ItemState::Left;
+        for job in &self.items[item].jobs {
             if job.digest().is_some() {
                 self.closing.insert(job.id(), Step::Forget);
             }
         }
     }
 
-    fn end(&mut self, drop: usize, job: usize, state: JobState) {
-        let id = self.drops[drop].jobs[job].id();
-        self.drops[drop].jobs[job].state = state;
+    fn end(&mut self, item: usize, job: usize, state: JobState) {
+        let id = self.items[item].jobs[job].id();
+        self.items[item].jobs[job].state = state;
         self.closing.insert(id, Step::Withdraw);
-        self.settle(drop);
+        self.settle(item);
     }
 
-    fn settle(&mut self, drop: usize) {
-        let d = &mut self.drops[drop];
+    fn settle(&mut self, item: usize) {
+        let d = &mut self.items[item];
         let count = |state| d.jobs.iter().filter(|j| j.state == state).count();
-        if d.state != DropState::Open || count(JobState::Queued) > 0 {
+        if d.state != ItemState::Open || count(JobState::Queued) > 0 {
             return;
         }
         let delivered = d.jobs.iter().filter(|j| j.state == JobState::Delivered);
         let digests: BTreeSet<_> = delivered.map(|j| j.digest()).collect();
         if digests.len() > 1 {
-            self.leave(drop);
+            self.leave(item);
         } else if d.keep || count(JobState::Delivered) < d.jobs.len() {
-            d.state = DropState::Stays;
+            d.state = ItemState::Stays;
         } else {
-            d.state = DropState::Acknowledged;
+            d.state = ItemState::Acknowledged;
         }
     }
 
@@ -181,8 +181,8 @@ impl Model {
         let Some((d, j, present)) = self.find(id) else {
             return;
         };
-        let left = self.drops[d].state == DropState::Left;
-        let job = &mut self.drops[d].jobs[j];
+        let left = self.items[d].state == ItemState::Left;
+        let job = &mut self.items[d].jobs[j];
         let entry = job.ids.iter_mut().find(|(known, _)| *known == id).unwrap();
         if entry.1.is_some() {
             return;
@@ -199,24 +199,24 @@ impl Model {
         }
     }
 
-    fn retime(&mut self, drop: usize, job: usize) {
-        let d = &self.drops[drop];
-        let lies = matches!(d.state, DropState::Open | DropState::Stays);
+    fn retime(&mut self, item: usize, job: usize) {
+        let d = &self.items[item];
+        let lies = matches!(d.state, ItemState::Open | ItemState::Stays);
         if d.retimed && lies && d.jobs[job].state == JobState::Delivered {
             self.closing.insert(d.jobs[job].id(), Step::Retime);
         }
     }
 
-    fn renew(&mut self, drop: usize, job: usize, new: TransferId) {
-        let old = self.drops[drop].jobs[job].ids.last().copied().unwrap();
+    fn renew(&mut self, item: usize, job: usize, new: TransferId) {
+        let old = self.items[item].jobs[job].ids.last().copied().unwrap();
         let step = if old.1.is_some() {
             Step::Forget
         } else {
             Step::Withdraw
         };
         self.closing.insert(old.0, step);
-        self.drops[drop].jobs[job].ids.push((new, None));
-        self.drops[drop].jobs[job].state = JobState::Queued;
+        self.items[item].jobs[job].ids.push((new, None));
+        self.items[item].jobs[job].state = JobState::Queued;
     }
 }
 
@@ -228,7 +228,7 @@ struct Pair {
     folder: tempfile::TempDir,
     queue: Queue,
     model: Model,
-    /// Versions that drops became.
+    /// Versions that items became.
     steps: usize,
 }
 
@@ -241,14 +241,14 @@ impl Pair {
             Op::Find { path, version, same } => self.find(path, version, same).await,
             Op::Deliver { id, digest } => {
                 let Some(id) = pick(id) else { return };
-                let drops = queue
+                let items = queue
                     .delivered(vec![proof(id, digest)], 1)
                     .await
                     .unwrap()
                     .acknowledged;
                 let before = self.acknowledged();
                 self.model.deliver(id, digest);
-                assert_eq!(drops.len(), self.acknowledged() - before);
+                assert_eq!(items.len(), self.acknowledged() - before);
             }
             Op::Retry { id } => {
                 let Some(id) = pick(id) else { return };
@@ -283,13 +283,13 @@ impl Pair {
             }
             Op::Dispose { stays } => self.dispose(stays).await,
             Op::Leave { resting } => {
-                let all = queue.resting(DropId(0), 100).await.unwrap();
+                let all = queue.resting(ItemId(0), 100).await.unwrap();
                 let Some(resting) = all.get(resting % all.len().max(1)) else {
                     return;
                 };
-                queue.left(vec![resting.drop]).await.unwrap();
-                let drop = usize::try_from(resting.drop.0 - 1).unwrap();
-                self.model.leave(drop);
+                queue.left(vec![resting.item]).await.unwrap();
+                let item = usize::try_from(resting.item.0 - 1).unwrap();
+                self.model.leave(item);
             }
             Op::Withdrawn { id } => {
                 let Some(id) = pick(id) else { return };
@@ -315,21 +315,21 @@ impl Pair {
         let is_new = self.model.is_new(path, version);
         assert_eq!(is_unknown(&self.queue, seen.clone()).await, is_new);
         let after_send = if keep { AfterSend::Keep } else { AfterSend::Delete };
-        let new = drop_of(seen.clone(), after_send, &[1, 2]);
+        let new = item_of(seen.clone(), after_send, &[1, 2]);
         let mut done = self.queue.enqueue(vec![new], 1).await.unwrap();
         let doubted = self.model.doubted(path, version, keep).filter(|_| is_new);
         assert_eq!(done.doubts.len(), usize::from(doubted.is_some()));
         if let (Some(doubt), Some((earlier, is_kept))) = (done.doubts.pop(), doubted) {
             assert!(done.queued.is_empty());
-            assert_eq!(doubt.earlier, DropId(earlier as i64 + 1));
+            assert_eq!(doubt.earlier, ItemId(earlier as i64 + 1));
             assert_eq!(matches!(doubt.question, Question::IsOther(_)), is_kept);
             if is_kept && same {
                 let same = vec![(doubt.earlier, seen)];
                 self.queue.same(same, 0, Duration::ZERO).await.unwrap();
                 self.steps += 1;
-                let drop = &mut self.model.drops[earlier];
-                drop.retimed = true;
-                (drop.version, drop.since) = (version, self.steps);
+                let item = &mut self.model.items[earlier];
+                item.retimed = true;
+                (item.version, item.since) = (version, self.steps);
                 (0..2).for_each(|job| self.model.retime(earlier, job));
                 return assert!(!self.model.is_new(path, version));
             }
@@ -350,7 +350,7 @@ impl Pair {
         if let Some(older) = self.model.lies(path) {
             self.model.leave(older);
             for j in 0..2 {
-                if self.model.drops[older].jobs[j].state == JobState::Queued {
+                if self.model.items[older].jobs[j].state == JobState::Queued {
                     self.model.end(older, j, JobState::Failed);
                 }
             }
@@ -361,30 +361,30 @@ impl Pair {
             state: JobState::Queued,
         };
         self.steps += 1;
-        self.model.drops.push(ModelDrop {
+        self.model.items.push(ModelItem {
             path,
             version,
             since: self.steps,
             keep,
             retimed: false,
-            state: DropState::Open,
+            state: ItemState::Open,
             jobs: (1..).zip(&done.queued).map(job).collect(),
         });
     }
 
     async fn dispose(&mut self, stays: bool) {
-        let Some(first) = self.queue.to_dispose(OUTBOX, DropId(0), 1).await.unwrap().pop() else {
+        let Some(first) = self.queue.to_dispose(OUTBOX, ItemId(0), 1).await.unwrap().pop() else {
             return;
         };
         let error = stays.then(|| (first.found.version, "changed".to_string()));
-        self.queue.disposed(vec![(first.drop, error)], 1).await.unwrap();
-        let drop = usize::try_from(first.drop.0 - 1).unwrap();
-        let d = &self.model.drops[drop];
+        self.queue.disposed(vec![(first.item, error)], 1).await.unwrap();
+        let item = usize::try_from(first.item.0 - 1).unwrap();
+        let d = &self.model.items[item];
         assert!(!d.keep && d.jobs.iter().all(|j| j.state == JobState::Delivered));
         if stays && self.model.lies(d.path).is_none() {
-            self.model.drops[drop].state = DropState::Stays;
+            self.model.items[item].state = ItemState::Stays;
         } else {
-            self.model.leave(drop);
+            self.model.leave(item);
         }
     }
 
@@ -392,21 +392,21 @@ impl Pair {
         let Some((d, j, true)) = self.model.find(id) else {
             return assert!(now.is_empty());
         };
-        match self.model.drops[d].jobs[j].state {
+        match self.model.items[d].jobs[j].state {
             JobState::Queued => assert_eq!(now, [id]),
             JobState::Delivered => assert!(now.is_empty()),
-            _ if self.model.drops[d].state == DropState::Left => assert!(now.is_empty()),
+            _ if self.model.items[d].state == ItemState::Left => assert!(now.is_empty()),
             _ => {
                 assert_ne!(now, [id]);
                 self.model.renew(d, j, now[0]);
-                self.model.drops[d].state = DropState::Open;
+                self.model.items[d].state = ItemState::Open;
             }
         }
     }
 
     fn queued(&self, id: TransferId) -> Option<(usize, usize)> {
         let (d, j, present) = self.model.find(id)?;
-        (present && self.model.drops[d].jobs[j].state == JobState::Queued).then_some((d, j))
+        (present && self.model.items[d].jobs[j].state == JobState::Queued).then_some((d, j))
     }
 
     fn end(&mut self, id: TransferId, state: JobState) -> bool {
@@ -418,15 +418,15 @@ impl Pair {
     }
 
     fn acknowledged(&self) -> usize {
-        let state = |d: &&ModelDrop| d.state == DropState::Acknowledged;
-        self.model.drops.iter().filter(state).count()
+        let state = |d: &&ModelItem| d.state == ItemState::Acknowledged;
+        self.model.items.iter().filter(state).count()
     }
 
     async fn compare(&self) {
-        let (drops, jobs, closing) = self
+        let (items, jobs, closing) = self
             .queue
             .call(|db| {
-                let drops: Vec<DropState> = db
+                let items: Vec<ItemState> = db
                     .prepare("SELECT state FROM drops ORDER BY id")?
                     .query_map([], |row| row.get(0))?
                     .collect::<rusqlite::Result<_>>()?;
@@ -438,13 +438,13 @@ impl Pair {
                     .prepare("SELECT transfer, step FROM closing ORDER BY transfer")?
                     .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
                     .collect::<rusqlite::Result<_>>()?;
-                Ok((drops, jobs, closing))
+                Ok((items, jobs, closing))
             })
             .await
             .unwrap();
         let model = &self.model;
-        assert_eq!(drops, model.drops.iter().map(|d| d.state).collect::<Vec<_>>());
-        let expected: Vec<_> = model.drops.iter().flat_map(|d| &d.jobs).collect();
+        assert_eq!(items, model.items.iter().map(|d| d.state).collect::<Vec<_>>());
+        let expected: Vec<_> = model.items.iter().flat_map(|d| &d.jobs).collect();
         let expected: Vec<_> = expected
             .iter()
             .map(|j| (j.id().0, j.peer.0, j.state, j.digest().map(|d| [d; 32])))

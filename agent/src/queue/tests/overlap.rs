@@ -14,7 +14,7 @@ async fn going(queue: &Queue, whole: bool) -> Vec<String> {
 }
 
 async fn queue_one(queue: &Queue, found: Found, after_send: AfterSend) -> Option<TransferId> {
-    let new = drop_of(found, after_send, &[1]);
+    let new = item_of(found, after_send, &[1]);
     queue.enqueue(vec![new], 1).await.unwrap().queued.pop()
 }
 
@@ -35,9 +35,9 @@ async fn a_folder_waits_until_its_files_have_left() {
         assert!(is_unknown(&queue, folder("a0")).await && is_unknown(&queue, folder("b")).await);
     };
     waits().await;
-    let drops = queue.delivered(vec![proof(id, 5)], 1).await.unwrap().acknowledged;
+    let items = queue.delivered(vec![proof(id, 5)], 1).await.unwrap().acknowledged;
     waits().await;
-    queue.disposed(vec![(drops[0], None)], 2).await.unwrap();
+    queue.disposed(vec![(items[0], None)], 2).await.unwrap();
     assert!(going(&queue, false).await.is_empty() && going(&queue, true).await.is_empty());
     assert!(queue_one(&queue, folder("a"), AfterSend::Archive).await.is_some());
 }
@@ -54,9 +54,9 @@ async fn files_wait_until_their_folder_has_left() {
         assert!(is_unknown(&queue, found("ab/1", 1)).await && is_unknown(&queue, found("b", 1)).await);
     };
     waits().await;
-    let drops = queue.delivered(vec![proof(id, 5)], 1).await.unwrap().acknowledged;
+    let items = queue.delivered(vec![proof(id, 5)], 1).await.unwrap().acknowledged;
     waits().await;
-    queue.disposed(vec![(drops[0], None)], 2).await.unwrap();
+    queue.disposed(vec![(items[0], None)], 2).await.unwrap();
     assert!(going(&queue, true).await.is_empty() && going(&queue, false).await.is_empty());
     assert!(
         queue_one(&queue, found("a/1", 1), AfterSend::Archive)
@@ -73,8 +73,8 @@ async fn what_stays_goes_on_as_it_went_unless_it_is_missed() {
         let id = queue_one(&queue, found, AfterSend::Keep).await.unwrap();
         queue.delivered(vec![proof(id, 5)], 1).await.unwrap();
         assert_eq!(going(&queue, whole).await.len(), 1);
-        let resting = queue.resting(DropId(0), 9).await.unwrap().pop().unwrap();
-        queue.seen(Vec::new(), vec![resting.drop]).await.unwrap();
+        let resting = queue.resting(ItemId(0), 9).await.unwrap().pop().unwrap();
+        queue.seen(Vec::new(), vec![resting.item]).await.unwrap();
         assert!(going(&queue, whole).await.is_empty());
     }
 }

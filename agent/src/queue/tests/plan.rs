@@ -94,8 +94,8 @@ async fn what_waits_in_a_replaced_outbox_is_found_among_what_lies_there() {
     let queue = queue(folder.path()).await;
     for statement in [replaced::WAITING, replaced::COUNT] {
         let plan = plan(&queue, statement);
-        let drops = plan.iter().find(|step| step.starts_with("SEARCH d "));
-        assert!(drops.unwrap().contains("drops_lying (outbox=?"), "{plan:#?}");
+        let items = plan.iter().find(|step| step.starts_with("SEARCH d "));
+        assert!(items.unwrap().contains("drops_lying (outbox=?"), "{plan:#?}");
     }
 }
 
@@ -119,10 +119,10 @@ async fn asking_what_leaves_passes_by_the_files() {
 async fn a_hundred_thousand_jobs_are_asked_a_few_at_a_time() {
     let folder = tempfile::tempdir().unwrap();
     let queue = queue(folder.path()).await;
-    let drops = (0..100_000)
-        .map(|n| drop_of(found(&format!("folder/{n}"), n), AfterSend::Archive, &[1]))
+    let items = (0..100_000)
+        .map(|n| item_of(found(&format!("folder/{n}"), n), AfterSend::Archive, &[1]))
         .collect();
-    let ids = queue.enqueue(drops, 0).await.unwrap().queued;
+    let ids = queue.enqueue(items, 0).await.unwrap().queued;
     let busy: HashSet<_> = ids[..256].iter().copied().collect();
     let small = Load { small: 256, large: 0 };
     let todo = queue.todo(peer(1), small, busy, 1).await.unwrap();

@@ -14,12 +14,12 @@ fn retimed(mtime_ns: i64) -> Found {
 }
 
 async fn doubt_to(queue: &Queue, found: Found, peers: &[u8]) -> Doubt {
-    let new = drop_of(found, AfterSend::Archive, peers);
+    let new = item_of(found, AfterSend::Archive, peers);
     queue.enqueue(vec![new], 9).await.unwrap().doubts.remove(0)
 }
 
 async fn doubt(queue: &Queue, found: Found, after_send: AfterSend) -> Option<Doubt> {
-    let new = drop_of(found, after_send, &[1, 2]);
+    let new = item_of(found, after_send, &[1, 2]);
     let mut enqueued = queue.enqueue(vec![new], 9).await.unwrap();
     (enqueued.doubts.len() == 1).then(|| enqueued.doubts.remove(0))
 }
@@ -39,18 +39,18 @@ async fn a_delivered_file_with_other_times_is_the_same_drop_and_its_peers_are_to
         .unwrap();
     assert!(!is_unknown(&queue, late.clone()).await);
     assert_eq!(queue.get(ids[1]).await.unwrap().unwrap().found, late);
-    let drops = queue
+    let items = queue
         .delivered(vec![proof(ids[1], 5)], 2)
         .await
         .unwrap()
         .acknowledged;
-    assert_eq!(drops, [one_has_it.earlier]);
-    let leaving = queue.to_dispose(OUTBOX, DropId(0), 9).await.unwrap();
+    assert_eq!(items, [one_has_it.earlier]);
+    let leaving = queue.to_dispose(OUTBOX, ItemId(0), 9).await.unwrap();
     assert_eq!((leaving[0].found.clone(), leaving[0].delivered_ms), (late, 2));
     let path_of = |name: &str| queue.path_of(name).unwrap();
     assert_eq!(path_of(&leaving[0].name), Some(leaving[0].found.path.clone()));
     assert_eq!((path_of("file"), path_of(""), path_of("00")), (None, None, None));
-    let told = queue.disposed(vec![(drops[0], None)], 3).await.unwrap();
+    let told = queue.disposed(vec![(items[0], None)], 3).await.unwrap();
     assert_eq!(told, [peer(1), peer(2)]);
     for (n, id) in [(1, ids[0]), (2, ids[1])] {
         let todo = todo(&queue, n).await;
@@ -81,8 +81,8 @@ async fn a_kept_files_time_is_told_once_it_rests_and_the_last_one_counts() {
     };
     let set = async |queue: &Queue, seconds: i64, tell_ms| {
         let found = retimed(seconds * 1_000_000_000 + 2);
-        let drop = doubt(queue, found.clone(), AfterSend::Keep).await;
-        let same = drop.map(|doubt| (doubt.earlier, found));
+        let item = doubt(queue, found.clone(), AfterSend::Keep).await;
+        let same = item.map(|doubt| (doubt.earlier, found));
         let same = queue.same(Vec::from_iter(same), tell_ms, Duration::ZERO);
         same.await.unwrap()
     };
@@ -101,14 +101,14 @@ async fn a_kept_files_time_is_told_once_it_rests_and_the_last_one_counts() {
     assert_eq!(retimed_to(&queue, 999).await, (vec![], None));
     let mut moved = retimed(7_000_000_002);
     moved.version.inode = 3; // the same time
-    let drop = doubt(&queue, moved.clone(), AfterSend::Keep)
+    let item = doubt(&queue, moved.clone(), AfterSend::Keep)
         .await
         .unwrap()
         .earlier;
-    let same = queue.same(vec![(drop, moved)], 300, Duration::ZERO);
+    let same = queue.same(vec![(item, moved)], 300, Duration::ZERO);
     assert_eq!(same.await.unwrap(), [].into());
     set(&queue, 8, 400).await;
-    queue.left(vec![drop]).await.unwrap();
+    queue.left(vec![item]).await.unwrap();
     let todo = todo(&queue, 1).await;
     assert_eq!((todo.forget, todo.times), (vec![id], vec![late(8)]));
     assert_eq!((todo.retimed, todo.next_due_ms), (vec![], None));
@@ -122,7 +122,7 @@ async fn a_kept_files_time_that_is_set_long_after_the_delivery_is_told_to_nobody
     let ids = enqueue(&queue, 1, AfterSend::Keep, &[1, 2]).await.queued;
     queue.delivered(vec![proof(ids[0], 5)], 1_000).await.unwrap();
     queue.delivered(vec![proof(ids[1], 5)], 2_000).await.unwrap();
-    let mut drop = DropId(0);
+    let mut item = ItemId(0);
     for (mtime_ns, ctime_ns, told) in [
         (5, 3_000_999_999, vec![peer(1), peer(2)]),
         (6, 3_001_000_000, vec![peer(2)]),
@@ -131,17 +131,17 @@ async fn a_kept_files_time_that_is_set_long_after_the_delivery_is_told_to_nobody
     ] {
         let mut late = retimed(mtime_ns);
         late.version.ctime_ns = ctime_ns;
-        drop = doubt(&queue, late.clone(), AfterSend::Keep)
+        item = doubt(&queue, late.clone(), AfterSend::Keep)
             .await
             .unwrap()
             .earlier;
-        let same = queue.same(vec![(drop, late)], 9_000, Duration::from_secs(2));
+        let same = queue.same(vec![(item, late)], 9_000, Duration::from_secs(2));
         assert_eq!(same.await.unwrap(), BTreeSet::from_iter(told), "{mtime_ns}");
     }
     let (told, _) = retimed_to(&queue, 11_000).await;
     assert_eq!(told[0].mtime.nanos, 5);
     queue.retimed(told).await.unwrap();
-    queue.left(vec![drop]).await.unwrap();
+    queue.left(vec![item]).await.unwrap();
     assert_eq!(todo(&queue, 1).await.times, []);
     assert_eq!(
         todo(&queue, 2).await.times[0].mtime.nanos,
@@ -161,7 +161,7 @@ async fn a_kept_files_time_that_was_set_before_its_receipt_is_told_too() {
     let folder = tempfile::tempdir().unwrap();
     let queue = queue(folder.path()).await;
     let ids = enqueue(&queue, 1, AfterSend::Keep, &[1, 2]).await.queued;
-    let late = drop_of(retimed(5_000_000_000), AfterSend::Keep, &[1, 2]);
+    let late = item_of(retimed(5_000_000_000), AfterSend::Keep, &[1, 2]);
     queue.enqueue(vec![late], 9).await.unwrap();
     queue.delivered(vec![proof(ids[0], 5)], 10).await.unwrap();
     let (told, _) = retimed_to(&queue, 10).await;
@@ -188,7 +188,7 @@ async fn an_open_drop_with_other_times_keeps_its_ids_and_needs_a_receipt_for_wha
     let ids = enqueue(&queue, 1, AfterSend::Archive, &[1, 2]).await.queued;
     queue.retry(ids[0], "no".into(), 5_000, 1).await.unwrap();
     let late = retimed(5_000_000_002);
-    let new = drop_of(late.clone(), AfterSend::Archive, &[2, 1, 1]);
+    let new = item_of(late.clone(), AfterSend::Archive, &[2, 1, 1]);
     assert_eq!(queue.enqueue(vec![new], 200).await.unwrap(), Enqueued::default());
     assert!(!is_unknown(&queue, late.clone()).await);
     assert_eq!(due(&queue, 200).await, [ids[0]], "as every version that is found");
@@ -224,7 +224,7 @@ async fn a_receipt_for_an_earlier_version_is_kept_where_nothing_waits_for_one() 
 
 #[tokio::test]
 async fn what_is_to_go_another_way_is_another_drop_whatever_else_it_is() {
-    let changes: [fn(&mut NewDrop); 6] = [
+    let changes: [fn(&mut NewItem); 6] = [
         |new| new.peers = vec![peer(1), peer(2)],
         |new| new.peers = vec![peer(2)],
         |new| new.after_send = AfterSend::Delete,
@@ -236,7 +236,7 @@ async fn what_is_to_go_another_way_is_another_drop_whatever_else_it_is() {
         let folder = tempfile::tempdir().unwrap();
         let queue = queue(folder.path()).await;
         let ids = enqueue(&queue, 1, AfterSend::Archive, &[1]).await.queued;
-        let mut new = drop_of(retimed(2), AfterSend::Archive, &[1]);
+        let mut new = item_of(retimed(2), AfterSend::Archive, &[1]);
         change(&mut new);
         queue.enqueue(vec![new], 2).await.unwrap();
         assert_eq!(state(&queue, ids[0]).await, superseded());
@@ -252,7 +252,7 @@ async fn where_numbers_are_not_kept_the_bytes_decide() {
         let seen = |mtime_ns| {
             let mut found = retimed(mtime_ns);
             (found.version.inode, found.version.birth_ns) = (inode, birth_ns);
-            drop_of(found, AfterSend::Archive, &[1])
+            item_of(found, AfterSend::Archive, &[1])
         };
         let ids = queue.enqueue(vec![seen(1)], 1).await.unwrap().queued;
         assert_eq!(
@@ -290,47 +290,47 @@ async fn it_leaves_also_where_the_old_version_was_missed_and_under_times_that_we
     let folder = tempfile::tempdir().unwrap();
     let queue = queue(folder.path()).await;
     for round in 0..3 {
-        let new = drop_of(found("a", 1), AfterSend::Delete, &[1]);
+        let new = item_of(found("a", 1), AfterSend::Delete, &[1]);
         let mut enqueued = queue.enqueue(vec![new], 1).await.unwrap();
         if let Some(doubt) = enqueued.doubts.pop() {
             let is_not = Some(doubt.earlier); // it is there again
-            let new = NewDrop { is_not, ..doubt.new };
+            let new = NewItem { is_not, ..doubt.new };
             enqueued = queue.enqueue(vec![new], 1).await.unwrap();
         }
-        let drops = queue
+        let items = queue
             .delivered(vec![proof(enqueued.queued[0], 5)], 1)
             .await
             .unwrap()
             .acknowledged;
         let changed = Some((found("a", 1).version, "changed".into()));
-        queue.disposed(vec![(drops[0], changed)], 2).await.unwrap();
+        queue.disposed(vec![(items[0], changed)], 2).await.unwrap();
         let late = retimed(2);
         let doubt = doubt(&queue, late.clone(), AfterSend::Delete).await.unwrap();
-        assert_eq!(doubt.earlier, drops[0], "{round}");
+        assert_eq!(doubt.earlier, items[0], "{round}");
         queue
-            .same(vec![(drops[0], late.clone())], 9, Duration::ZERO)
+            .same(vec![(items[0], late.clone())], 9, Duration::ZERO)
             .await
             .unwrap();
-        let leaving = queue.to_dispose(OUTBOX, DropId(0), 9).await.unwrap();
+        let leaving = queue.to_dispose(OUTBOX, ItemId(0), 9).await.unwrap();
         assert_eq!((leaving.len(), &leaving[0].found), (1, &late), "{round}");
-        queue.disposed(vec![(drops[0], None)], 3).await.unwrap();
+        queue.disposed(vec![(items[0], None)], 3).await.unwrap();
     }
 }
 
-/// An earlier drop of the version used the next counters already.
+/// An earlier item of the version used the next counters already.
 #[tokio::test]
 async fn a_drop_that_turned_into_a_version_that_was_there_before_takes_none_of_its_ids() {
     let folder = tempfile::tempdir().unwrap();
     let queue = queue(folder.path()).await;
     let late = retimed(2);
-    let new = drop_of(late.clone(), AfterSend::Archive, &[1]);
+    let new = item_of(late.clone(), AfterSend::Archive, &[1]);
     let mut used = queue.enqueue(vec![new], 1).await.unwrap().queued;
     used.extend(queue.recount(used[0], 1).await.unwrap());
     used.extend(queue.recount(used[1], 1).await.unwrap());
     queue.gone(used[2], 1).await.unwrap();
     used.extend(enqueue(&queue, 1, AfterSend::Archive, &[1]).await.queued);
     let doubt = doubt_to(&queue, late.clone(), &[1]).await;
-    let new = NewDrop {
+    let new = NewItem {
         is_not: Some(doubt.earlier),
         ..doubt.new
     };

@@ -12,7 +12,7 @@ async fn giving_up_and_keeping_count_running_time() {
     let day = Duration::from_secs(24 * 3600);
     let first = enqueue(&queue, 1, AfterSend::Delete, &[1]).await.queued;
     running_time::advance(&queue.db, day * 4).await.unwrap();
-    let other = drop_of(found("b", 1), AfterSend::Delete, &[1]);
+    let other = item_of(found("b", 1), AfterSend::Delete, &[1]);
     let second = queue.enqueue(vec![other], 100).await.unwrap().queued;
     assert!(queue.expire(day * 5, 900 * DAY_MS).await.unwrap().is_empty());
     queue.retry(first[0], "it is full".into(), 2, 1).await.unwrap();
@@ -21,12 +21,12 @@ async fn giving_up_and_keeping_count_running_time() {
     let text = "given up after 5days: it is full".to_string();
     assert_eq!(state(&queue, first[0]).await, (JobState::Failed, Some(text)));
 
-    let drops = queue
+    let items = queue
         .delivered(vec![proof(second[0], 5)], 5)
         .await
         .unwrap()
         .acknowledged;
-    queue.disposed(vec![(drops[0], None)], 6).await.unwrap();
+    queue.disposed(vec![(items[0], None)], 6).await.unwrap();
     running_time::advance(&queue.db, KEPT * 2).await.unwrap();
     assert!(!queue.sweep().await.unwrap());
     assert!(
@@ -52,12 +52,12 @@ async fn outboxes_without_drops_leave_nothing_behind() {
     for n in 0..3 {
         let mut found = found("a", 1);
         found.outbox = OutboxId([n; 16]);
-        let new = drop_of(found, AfterSend::Delete, &[1]);
+        let new = item_of(found, AfterSend::Delete, &[1]);
         ids.extend(queue.enqueue(vec![new], 1).await.unwrap().queued);
     }
     let proofs = ids.iter().map(|id| proof(*id, 5)).take(2).collect();
-    let drops = queue.delivered(proofs, 2).await.unwrap().acknowledged;
-    let ended = drops.into_iter().map(|drop| (drop, None)).collect();
+    let items = queue.delivered(proofs, 2).await.unwrap().acknowledged;
+    let ended = items.into_iter().map(|item| (item, None)).collect();
     queue.disposed(ended, 3).await.unwrap();
     queue.forgotten(ids[..2].to_vec()).await.unwrap();
     assert_eq!(queue.outboxes().await.unwrap().len(), 3);
@@ -102,13 +102,13 @@ async fn what_had_other_bytes_waits_longer_each_time() {
     let queue = queue(folder.path()).await;
     let mut id = enqueue(&queue, 1, AfterSend::Archive, &[1]).await.queued[0];
     for attempts in 0..3 {
-        let drop = queue
+        let item = queue
             .delivered(vec![proof(id, 5)], 1000)
             .await
             .unwrap()
             .acknowledged[0];
         let wait = |attempts: u32| Duration::from_millis(10 << attempts);
-        queue.begin_again(drop, wait, 1000).await.unwrap();
+        queue.begin_again(item, wait, 1000).await.unwrap();
         let due_at = 1000 + (10 << attempts);
         assert!(due(&queue, due_at - 1).await.is_empty());
         let again = due(&queue, due_at).await;

@@ -215,7 +215,7 @@ pub fn row(key: Key, manifest: &Manifest, intent: &Intent) -> IntentRow {
 
 /// R6, all in one commit.
 pub fn write_down(shared: &Shared, inbox_dir: &InboxDir, rows: Vec<IntentRow>) -> Result<(), DbError> {
-    let (mark, now) = (inbox_dir.mark, now_ms());
+    let (folder_id, now) = (inbox_dir.folder_id, now_ms());
     if rows.is_empty() || fault::mutant("R6") {
         return Ok(());
     }
@@ -225,7 +225,7 @@ pub fn write_down(shared: &Shared, inbox_dir: &InboxDir, rows: Vec<IntentRow>) -
         .collect();
     shared.db.call_blocking(move |tx| {
         for row in &rows {
-            ledger::place(tx, row.key, &row.manifest, mark, &row.placing, now)?;
+            ledger::place(tx, row.key, &row.manifest, folder_id, &row.placing, now)?;
             for (folder, alias) in &row.aliases {
                 ledger::set_alias(tx, row.key.0, folder, alias.as_deref())?;
             }

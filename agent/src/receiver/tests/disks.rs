@@ -11,7 +11,7 @@ use crate::{
         How,
         trace::{self, Call},
     },
-    mark,
+    folder_id, own_folder,
 };
 
 /// A file system that is mounted on a folder, `sub` in the inbox mostly, and can be taken away and put there again as it was.
@@ -209,7 +209,7 @@ async fn another_disk_waits_until_somebody_says_that_it_is_right() {
     assert_eq!(delivered_as(&link.send(id(1), "sub/a", b"x").await), "sub/a");
     disk.goes();
     assert!(mount(&disk.sub, "size=1m"));
-    mark::create(&confined::root(&disk.sub).unwrap()).unwrap();
+    folder_id::create(&confined::root(&disk.sub).unwrap()).unwrap();
     waits(&link.send(id(2), "sub/b", b"x").await);
     let root = confined::root(&rig.root()).unwrap();
     let told = missing_disks(&rig.root(), &root);
@@ -343,13 +343,13 @@ async fn where_its_top_cannot_be_written_a_folder_below_serves() {
     let Some(disk) = Disk::at(&rig.root(), "size=8m") else {
         return;
     };
-    fs::write(disk.sub.join(mark::FOLDER), "no folder").unwrap();
+    fs::write(disk.sub.join(own_folder::NAME), "no folder").unwrap();
     let mut link = rig.link(ANA);
     assert_eq!(
         delivered_as(&link.send(id(1), "sub/peer/a/f", b"x").await),
         "sub/peer/a/f"
     );
-    assert!(disk.sub.join("peer").join(mark::FOLDER).is_dir());
+    assert!(disk.sub.join("peer").join(own_folder::NAME).is_dir());
     assert_eq!(
         delivered_as(&link.send(id(2), "sub/peer/b/f", b"x").await),
         "sub/peer/b/f"

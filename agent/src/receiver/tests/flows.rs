@@ -339,7 +339,7 @@ async fn an_inbox_that_goes_away_is_held_and_comes_back() {
     assert_eq!(
         refused(&link.opened(id(1), "f", 1).await.1),
         InboxUnavailable,
-        "no mark"
+        "no id"
     );
     std::fs::remove_dir(rig.root()).unwrap();
     std::fs::rename(&away, rig.root()).unwrap();

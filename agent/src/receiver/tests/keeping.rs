@@ -34,9 +34,9 @@ async fn idle_partials(rig: &Rig, count: u16) {
             .unwrap()
             .set_len(MIB as u64)
             .unwrap();
-        let mark = inbox_dir.mark;
+        let folder_id = inbox_dir.folder_id;
         rig.db
-            .call(move |tx| ledger::begin(tx, key, &manifest("old", 2 << 20), mark, n.into()))
+            .call(move |tx| ledger::begin(tx, key, &manifest("old", 2 << 20), folder_id, n.into()))
             .await
             .unwrap();
     }
@@ -155,9 +155,9 @@ async fn what_went_can_still_be_withdrawn() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_jump_of_the_wall_clock_lets_nothing_go() {
     let rig = Rig::new().await;
-    let mark = inbox_dir(&rig).mark;
+    let folder_id = inbox_dir(&rig).folder_id;
     rig.db
-        .call(move |tx| ledger::begin(tx, (ANA, id(1)), &manifest("old", 1 << 20), mark, i64::MIN))
+        .call(move |tx| ledger::begin(tx, (ANA, id(1)), &manifest("old", 1 << 20), folder_id, i64::MIN))
         .await
         .unwrap();
     rig.inbox.sweep().await.unwrap();

@@ -5,7 +5,7 @@ use std::fs;
 use super::*;
 use dropwire_protocol::message::DeclineReason;
 
-use crate::{confined, durable::How, mark};
+use crate::{confined, durable::How, folder_id};
 
 const NAME: &str = "sub/x.txt";
 const BYTES: &[u8] = b"verified";
@@ -40,9 +40,9 @@ pub(super) async fn placing(rig: &Rig, how: How) -> (PathBuf, Receipt) {
         how,
         receipt: receipt.clone(),
     };
-    let (mark, size) = (inbox_dir.mark, BYTES.len() as u64);
+    let (folder_id, size) = (inbox_dir.folder_id, BYTES.len() as u64);
     rig.db
-        .call(move |tx| ledger::place(tx, key, &manifest(NAME, size), mark, &row, 0))
+        .call(move |tx| ledger::place(tx, key, &manifest(NAME, size), folder_id, &row, 0))
         .await
         .unwrap();
     (
@@ -316,7 +316,7 @@ async fn what_was_being_placed_in_a_folder_that_was_given_up_is_taken_again() {
     assert_eq!(refused(&outcome), DeclineReason::InboxUnavailable);
 
     let root = confined::root(&rig.root()).unwrap();
-    let (new, path) = (mark::replace(&root).unwrap(), rig.root());
+    let (new, path) = (folder_id::replace(&root).unwrap(), rig.root());
     rig.db
         .call(move |tx| homes::settle(tx, new, &path))
         .await
@@ -347,13 +347,13 @@ async fn what_was_being_placed_in_a_folder_that_was_given_up_is_taken_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_folder_that_is_a_copy_is_held() {
     let mut rig = Rig::new().await;
-    let (mark, other) = (
-        rig.inbox.shared.handle.last_seen().unwrap().mark,
+    let (folder_id, other) = (
+        rig.inbox.shared.handle.last_seen().unwrap().folder_id,
         PathBuf::from("/out"),
     );
     rig.settings.outboxes.push(other.clone());
     rig.db
-        .call(move |tx| homes::settle(tx, mark, &other))
+        .call(move |tx| homes::settle(tx, folder_id, &other))
         .await
         .unwrap();
     let litter = rig.root().join(".dropwire/partial/x");

@@ -86,11 +86,11 @@ fn no_question_to_the_ledger_walks_over_its_rows() {
         let steps = now - last.replace(now);
         assert!(steps > 0 && steps < bound, "{what}: {steps} steps");
     };
-    let (ms, mark) = (2, [1; 16]);
+    let (ms, folder_id) = (2, [1; 16]);
 
     look(&db, key(0)).unwrap().unwrap();
     took("look", STEPS);
-    begin(&db, key(1_000_003), &manifest, mark, ms).unwrap();
+    begin(&db, key(1_000_003), &manifest, folder_id, ms).unwrap();
     took("begin", STEPS);
     let checkpoint = Checkpoint {
         offset: 3,
@@ -101,7 +101,7 @@ fn no_question_to_the_ledger_walks_over_its_rows() {
     took("add_checkpoint", STEPS);
     assert_eq!(checkpoints(&db, key(1_000_003)).unwrap().len(), 1);
     took("checkpoints", STEPS);
-    place(&db, key(1_000_003), &manifest, mark, &placing(), ms).unwrap();
+    place(&db, key(1_000_003), &manifest, folder_id, &placing(), ms).unwrap();
     took("place", STEPS);
     unplace_homeless(&db, key(1_000_003)).unwrap();
     took("unplace_homeless", STEPS);
@@ -125,15 +125,15 @@ fn no_question_to_the_ledger_walks_over_its_rows() {
     took("idle", STEPS);
     assert_eq!(receiving_of(&db, ANA).unwrap().len(), 5);
     took("receiving_of", STEPS);
-    assert_eq!(all_placing(&db, mark).unwrap().len(), 9);
+    assert_eq!(all_placing(&db, folder_id).unwrap().len(), 9);
     took("all_placing", STEPS);
-    assert_eq!(all_partials(&db, mark).unwrap().len(), 19);
+    assert_eq!(all_partials(&db, folder_id).unwrap().len(), 19);
     took("all_partials", STEPS);
     assert_eq!(homeless_placing(&db).unwrap().len(), 9);
     took("homeless_placing", STEPS);
-    assert_eq!(placing_elsewhere(&db, mark).unwrap(), 0);
+    assert_eq!(placing_elsewhere(&db, folder_id).unwrap(), 0);
     took("placing_elsewhere", STEPS);
-    give_up_elsewhere(&db, mark).unwrap();
+    give_up_elsewhere(&db, folder_id).unwrap();
     took("give_up_elsewhere", STEPS);
     assert_eq!(drop_known(&db, BOB, 3).unwrap().number, 3);
     took("drop_known", STEPS);

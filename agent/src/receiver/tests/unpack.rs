@@ -41,7 +41,7 @@ impl Place {
         self.temp.path().join("inbox/.dropwire/partial").join(name)
     }
 
-    /// Everything that lies anywhere here, but the inbox's mark.
+    /// Everything that lies anywhere here, but the inbox's folder id.
     fn everything(&self) -> Vec<PathBuf> {
         fn collect(path: &Path, all: &mut Vec<PathBuf>) {
             for entry in fs::read_dir(path).unwrap() {

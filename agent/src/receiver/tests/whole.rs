@@ -156,7 +156,7 @@ async fn recovered(change: impl FnOnce(&Path, &Path)) -> (Rig, Receipt, Outcome)
         delivered_at: 7,
         salt: [0; 16],
     });
-    let (mark, size) = (inbox_dir.mark, offered.size);
+    let (folder_id, size) = (inbox_dir.folder_id, offered.size);
     let row = placing::Placing {
         place,
         inode,
@@ -164,7 +164,7 @@ async fn recovered(change: impl FnOnce(&Path, &Path)) -> (Rig, Receipt, Outcome)
         receipt: receipt.clone(),
     };
     rig.db
-        .call(move |tx| ledger::place(tx, key, &offered, mark, &row, 0))
+        .call(move |tx| ledger::place(tx, key, &offered, folder_id, &row, 0))
         .await
         .unwrap();
     let folder = rig

@@ -11,7 +11,7 @@ use dropwire_protocol::RemotePath;
 
 use crate::{
     confined,
-    queue::{Disposal, DropId},
+    queue::{Disposal, ItemId},
     version::{Found, OutboxId, Version},
 };
 
@@ -25,7 +25,7 @@ pub(super) struct Deferred(Mutex<HashMap<(OutboxId, RemotePath), Folder>>);
 struct Folder {
     root: PathBuf,
     /// Left alone, and as which version they were delivered.
-    drops: HashMap<DropId, Version>,
+    items: HashMap<ItemId, Version>,
     /// As its outbox told of it last.
     told: Option<Version>,
 }
@@ -44,7 +44,7 @@ impl Deferred {
         }
         let folder = folders.entry(key).or_insert_with(|| Folder {
             root: disposal.root.clone(),
-            drops: HashMap::new(),
+            items: HashMap::new(),
             told: None,
         });
         Some(Before(folder.told))
@@ -54,7 +54,7 @@ impl Deferred {
     pub(super) fn hold(&self, disposal: &Disposal, before: Before) -> bool {
         match self.lock().get_mut(&key(disposal)) {
             Some(folder) if folder.told == before.0 => {
-                folder.drops.insert(disposal.drop, disposal.found.version);
+                folder.items.insert(disposal.item, disposal.found.version);
                 true
             }
             _ => false,
@@ -69,13 +69,13 @@ impl Deferred {
         let folders = self.lock();
         folders
             .get(&key(disposal))
-            .is_some_and(|folder| folder.drops.contains_key(&disposal.drop))
+            .is_some_and(|folder| folder.items.contains_key(&disposal.item))
     }
 
     /// Another version of it left, or it did not change after all. True: there are some to try again.
     pub(super) fn forget(&self, disposal: &Disposal) -> bool {
         let folder = self.lock().remove(&key(disposal));
-        folder.is_some_and(|folder| folder.drops.keys().any(|drop| *drop != disposal.drop))
+        folder.is_some_and(|folder| folder.items.keys().any(|item| *item != disposal.item))
     }
 
     /// An outbox tells how these lie there. True: there are some to try again.
@@ -90,11 +90,11 @@ impl Deferred {
                 continue;
             };
             let is_new = folder.told.replace(found.version) != Some(found.version);
-            let alone = folder.drops.len();
+            let alone = folder.items.len();
             folder
-                .drops
+                .items
                 .retain(|_, delivered| !is_new && !found.version.same_identity(delivered));
-            some |= folder.drops.len() < alone;
+            some |= folder.items.len() < alone;
         }
         some
     }
@@ -121,7 +121,7 @@ impl Deferred {
         let gone: Vec<_> = folders.into_iter().filter(gone).collect();
         let mut folders = self.lock();
         let gone = gone.into_iter().filter_map(|(key, _)| folders.remove(&key));
-        gone.filter(|folder| !folder.drops.is_empty()).count() > 0
+        gone.filter(|folder| !folder.items.is_empty()).count() > 0
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<(OutboxId, RemotePath), Folder>> {
@@ -151,9 +151,9 @@ mod tests {
         }
     }
 
-    fn disposal(root: &Path, drop: i64) -> Disposal {
+    fn disposal(root: &Path, item: i64) -> Disposal {
         Disposal {
-            drop: DropId(drop),
+            item: ItemId(item),
             name: String::new(),
             root: root.to_owned(),
             found: Found {

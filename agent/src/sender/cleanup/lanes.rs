@@ -8,7 +8,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::{queue::DropId, version::OutboxId};
+use crate::{queue::ItemId, version::OutboxId};
 
 /// Most lanes at work; further ones wait for one to end.
 const AT_WORK: usize = 16;
@@ -64,7 +64,7 @@ impl Lanes {
                 (lane.at_work, lane.woken) = (true, self.wakes);
                 let mut held = std::mem::take(&mut lane.held);
                 if is_due {
-                    held.drops.clear();
+                    held.items.clear();
                 }
                 begun.push((root, held, outboxes));
             }
@@ -95,7 +95,7 @@ impl Lanes {
 /// Files that cannot leave yet. They are left alone until it is time for all of them.
 #[derive(Default)]
 pub(super) struct Held {
-    pub(super) drops: HashSet<DropId>,
+    pub(super) items: HashSet<ItemId>,
     wait: Duration,
     again_at: Option<Instant>,
     /// When the first of those may leave that are left in place for a while.
@@ -103,9 +103,9 @@ pub(super) struct Held {
 }
 
 impl Held {
-    pub(super) fn add(&mut self, drop: DropId) {
-        if self.drops.len() < MOST_HELD {
-            self.drops.insert(drop);
+    pub(super) fn add(&mut self, item: ItemId) {
+        if self.items.len() < MOST_HELD {
+            self.items.insert(item);
         }
     }
 
@@ -179,7 +179,7 @@ mod tests {
     async fn what_is_held_waits_for_its_own_time() {
         let (mut lanes, now) = (Lanes::default(), Instant::now());
         let held = |seconds| Held {
-            drops: HashSet::from([DropId(1)]),
+            items: HashSet::from([ItemId(1)]),
             again_at: Some(now + Duration::from_secs(seconds)),
             ..Held::default()
         };
@@ -190,7 +190,7 @@ mod tests {
         assert_eq!(lanes.again_at(), held(5).again_at);
         assert!(begun(&mut lanes, 0..2, now).is_empty());
         let due = lanes.begin([(PathBuf::from("00"), VecDeque::new())].into(), now + AGAIN);
-        assert!(due[0].1.drops.is_empty(), "all of it is tried");
+        assert!(due[0].1.items.is_empty(), "all of it is tried");
         assert_eq!(lanes.again_at(), None, "what is held no more is forgotten");
     }
 

@@ -22,7 +22,7 @@ mod tests {
     use super::*;
     use crate::{
         config::AfterSend,
-        queue::DropId,
+        queue::ItemId,
         version::{Found, OutboxId, Version},
     };
 
@@ -31,7 +31,7 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         std::fs::write(temp.path().join("there"), "").unwrap();
         let left = |name: &str, birth_ns, folder| queue::Disposal {
-            drop: DropId(1),
+            item: ItemId(1),
             name: String::new(),
             root: temp.path().to_owned(),
             found: Found {

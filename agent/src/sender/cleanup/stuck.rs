@@ -14,7 +14,7 @@ use crate::{
     error::shown,
     io_error::{self, Meaning, Wait},
     outbox::dispose::DisposeError,
-    queue::{Disposal, DropId},
+    queue::{Disposal, ItemId},
 };
 
 /// Most files of one outbox of which it is known why they stay; further ones are tried as often.
@@ -28,7 +28,7 @@ pub(super) struct Stuck(Mutex<BTreeMap<PathBuf, Files>>);
 struct Files {
     since_ms: i64,
     /// Why, in an outbox the same words for most of them: a number of [`Files::reasons`].
-    drops: HashMap<DropId, usize>,
+    items: HashMap<ItemId, usize>,
     reasons: Vec<Reason>,
     /// How many there were since it began.
     ever: u64,
@@ -83,11 +83,11 @@ impl Stuck {
             }
             files.reasons.len() - 1
         });
-        let has_room = files.drops.len() < MOST;
-        if let Some(known) = files.drops.get_mut(&disposal.drop) {
+        let has_room = files.items.len() < MOST;
+        if let Some(known) = files.items.get_mut(&disposal.item) {
             *known = at;
         } else if has_room {
-            files.drops.insert(disposal.drop, at);
+            files.items.insert(disposal.item, at);
             files.ever += 1;
         }
     }
@@ -98,8 +98,8 @@ impl Stuck {
         let Some(files) = all.get_mut(&disposal.root) else {
             return;
         };
-        files.drops.remove(&disposal.drop);
-        if files.drops.is_empty() {
+        files.items.remove(&disposal.item);
+        if files.items.is_empty() {
             info!(outbox = %shown(&disposal.root), files = files.ever, "what could not leave its outbox has left");
             all.remove(&disposal.root);
         }
@@ -115,24 +115,24 @@ impl Stuck {
         let all = self.lock();
         let files = all.get(root)?;
         let mut counts = vec![0_usize; files.reasons.len()];
-        for at in files.drops.values() {
+        for at in files.items.values() {
             if let Some(count) = counts.get_mut(*at) {
                 *count += 1;
             }
         }
         let most = (0..counts.len()).max_by_key(|at| counts.get(*at).copied())?;
         Some(Told {
-            files: files.drops.len(),
+            files: files.items.len(),
             since_ms: files.since_ms,
             reason: files.reasons.get(most)?.clone(),
         })
     }
 
     /// Why this one stays.
-    pub(super) fn why(&self, root: &Path, drop: DropId) -> Option<Reason> {
+    pub(super) fn why(&self, root: &Path, item: ItemId) -> Option<Reason> {
         let all = self.lock();
         let files = all.get(root)?;
-        files.reasons.get(*files.drops.get(&drop)?).cloned()
+        files.reasons.get(*files.items.get(&item)?).cloned()
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Files>> {
@@ -177,9 +177,9 @@ mod tests {
         version::{Found, OutboxId, Version},
     };
 
-    fn disposal(root: &str, drop: i64) -> Disposal {
+    fn disposal(root: &str, item: i64) -> Disposal {
         Disposal {
-            drop: DropId(drop),
+            item: ItemId(item),
             name: String::new(),
             root: root.into(),
             found: Found {
@@ -209,23 +209,23 @@ mod tests {
     fn an_outbox_is_told_once_until_its_last_file_has_left() {
         let (stuck, a, b) = (Stuck::default(), Path::new("/a"), Path::new("/b"));
         for _ in 0..2 {
-            for drop in 1..=3 {
-                let kind = match drop {
+            for item in 1..=3 {
+                let kind = match item {
                     1 => io::ErrorKind::StorageFull,
                     _ => io::ErrorKind::PermissionDenied,
                 };
-                stuck.add(&disposal("/a", drop), &disk(kind), 7 + drop);
+                stuck.add(&disposal("/a", item), &disk(kind), 7 + item);
             }
         }
         let told = stuck.told(a).unwrap();
         assert_eq!((told.files, told.since_ms), (3, 8));
         assert!(told.reason.hint.contains("chattr -i"), "of most of them");
-        assert!(stuck.why(a, DropId(1)).unwrap().hint.contains("space"));
-        assert_eq!((stuck.why(a, DropId(9)), stuck.told(b)), (None, None));
+        assert!(stuck.why(a, ItemId(1)).unwrap().hint.contains("space"));
+        assert_eq!((stuck.why(a, ItemId(9)), stuck.told(b)), (None, None));
         stuck.remove(&disposal("/b", 1));
-        for drop in 1..=3 {
+        for item in 1..=3 {
             assert!(stuck.told(a).is_some());
-            stuck.remove(&disposal("/a", drop));
+            stuck.remove(&disposal("/a", item));
         }
         assert_eq!(stuck.told(a), None);
         stuck.add(&disposal("/a", 4), &disk(io::ErrorKind::Other), 20);
@@ -237,8 +237,8 @@ mod tests {
     #[test]
     fn what_is_remembered_is_bounded() {
         let stuck = Stuck::default();
-        for drop in 0..MOST as i64 + 5 {
-            stuck.add(&disposal("/a", drop), &disk(io::ErrorKind::PermissionDenied), 1);
+        for item in 0..MOST as i64 + 5 {
+            stuck.add(&disposal("/a", item), &disk(io::ErrorKind::PermissionDenied), 1);
         }
         assert_eq!(stuck.told(Path::new("/a")).unwrap().files, MOST);
         for n in 0..REASONS + 5 {

@@ -12,9 +12,10 @@ use crate::{
     config::AfterSend,
     confined,
     db::Db,
+    folder_id,
     identity::Identity,
-    mark,
-    queue::{NewDrop, Proof, SCHEMA_1, SCHEMA_2, SCHEMA_3},
+    own_folder,
+    queue::{NewItem, Proof, SCHEMA_1, SCHEMA_2, SCHEMA_3},
     running_time,
     version::Version,
 };
@@ -33,7 +34,8 @@ impl World {
     async fn new() -> World {
         let temp = tempfile::tempdir().unwrap();
         fs::create_dir(temp.path().join("outbox")).unwrap();
-        let outbox = OutboxId(mark::create(&confined::root(&temp.path().join("outbox")).unwrap()).unwrap());
+        let outbox =
+            OutboxId(folder_id::create(&confined::root(&temp.path().join("outbox")).unwrap()).unwrap());
         let migrations = Migrations::new(vec![
             M::up(running_time::SCHEMA_1),
             M::up(SCHEMA_1),
@@ -95,7 +97,7 @@ impl World {
     }
 
     async fn enqueue(&self, found: Found, root: PathBuf, after_send: AfterSend) -> TransferId {
-        let drop = NewDrop {
+        let item = NewItem {
             is_not: None,
             found,
             root,
@@ -104,7 +106,7 @@ impl World {
             marker: None,
             peers: vec![PEER],
         };
-        self.queue.enqueue(vec![drop], 1).await.unwrap().queued[0]
+        self.queue.enqueue(vec![item], 1).await.unwrap().queued[0]
     }
 
     /// Changes the file until its ctime says so and is not fresh any more, with its mtime set to what it was.
@@ -149,7 +151,7 @@ impl World {
     }
 
     async fn resting(&self) -> Vec<Resting> {
-        self.queue.resting(DropId(0), 9).await.unwrap()
+        self.queue.resting(ItemId(0), 9).await.unwrap()
     }
 }
 
@@ -168,9 +170,9 @@ async fn where_ctime_alone_differs_the_bytes_decide() {
     assert_eq!(world.compare().await, 0);
     assert_eq!(world.resting().await[0].found.version, touched, "a new witness");
     assert!(!world.is_unknown().await);
-    let drop = world.resting().await[0].drop;
+    let item = world.resting().await[0].item;
     let other = world.touch(|path| fs::write(path, b"OTHER").unwrap());
-    world.queue.witnessed(drop, other.ctime_ns).await.unwrap();
+    world.queue.witnessed(item, other.ctime_ns).await.unwrap();
     assert_eq!(world.compare().await, 0, "what is witnessed is not read");
     world.touch(|path| fs::write(path, b"other").unwrap());
     assert!(!world.is_unknown().await, "the list does not know of the bytes");
@@ -246,7 +248,7 @@ async fn what_lies_on_a_disk_that_is_not_mounted_is_not_missed() {
         RemotePath::parse(b"disk").unwrap(),
     );
     fs::create_dir(world.root().join("disk")).unwrap();
-    border::note(&mark::folder(&root).unwrap(), &disk).unwrap();
+    border::note(&own_folder::open_or_make(&root).unwrap(), &disk).unwrap();
     world.kept_as("disk/file", b"bytes").await;
     fs::rename(world.root().join("disk"), world.temp.path().join("elsewhere")).unwrap();
     for given_up in [false, true] {

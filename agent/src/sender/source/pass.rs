@@ -19,9 +19,10 @@ use crate::{
     error::shown,
     fault,
     file_system::FileSystem,
+    folder_id,
     lease::{self, Lease, Looked},
     link::Voided,
-    mark, owner,
+    owner,
     version::{Found, OutboxId, Version},
 };
 
@@ -225,7 +226,7 @@ pub(super) fn void_of(root: &Dir, found: &Found, error: &io::Error) -> Voided {
     }
 }
 
-/// The outbox at `root`, if the folder there has its mark: another one, or one that was handed to another agent since,
+/// The outbox at `root`, if the folder there has its folder id: another one, or one that was handed to another agent since,
 /// may hold files of the same names.
 pub(super) fn open_outbox(root: &Path, outbox: OutboxId) -> Result<Dir, Voided> {
     let dir =
@@ -237,7 +238,7 @@ pub(super) fn open_outbox(root: &Path, outbox: OutboxId) -> Result<Dir, Voided> 
 }
 
 fn marked(root: &Dir, outbox: OutboxId) -> Result<(), Voided> {
-    let why = match mark::read(root) {
+    let why = match folder_id::read(root) {
         Ok(Some(id)) if OutboxId(id) == outbox => return Ok(()),
         Ok(Some(_)) => "another folder is where the outbox was (its .dropwire/id differs)".into(),
         Ok(None) => "the outbox has lost its id (.dropwire/id): not mounted?".into(),

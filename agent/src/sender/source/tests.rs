@@ -4,7 +4,7 @@ use dropwire_protocol::{RemotePath, RunningDigest, message::MAX_CHUNK};
 
 use super::{pass::Pass, *};
 use crate::{
-    border, confined, mark,
+    border, confined, folder_id, own_folder,
     version::{OutboxId, Version},
 };
 
@@ -16,7 +16,7 @@ struct Outbox {
 impl Outbox {
     fn new() -> Self {
         let temp = tempfile::tempdir().unwrap();
-        let id = OutboxId(mark::create(&confined::root(temp.path()).unwrap()).unwrap());
+        let id = OutboxId(folder_id::create(&confined::root(temp.path()).unwrap()).unwrap());
         Outbox { temp, id }
     }
 
@@ -216,7 +216,7 @@ async fn what_lies_on_a_disk_that_is_not_mounted_is_not_gone() {
     let root = confined::root(outbox.root()).unwrap();
     fs::create_dir(outbox.root().join("disk")).unwrap();
     border::note(
-        &mark::folder(&root).unwrap(),
+        &own_folder::open_or_make(&root).unwrap(),
         &RemotePath::parse(b"disk").unwrap(),
     )
     .unwrap();
@@ -483,7 +483,7 @@ async fn nothing_is_read_from_a_folder_with_another_id() {
         let (path, version) = outbox.file("file", &pattern(size));
         let source = outbox.source(&path, version);
         assert!(pass(&source, 0, &[]).await.1.is_ok());
-        mark::replace(&confined::root(outbox.root()).unwrap()).unwrap();
+        folder_id::replace(&confined::root(outbox.root()).unwrap()).unwrap();
         let (sent, end) = pass(&source, 0, &[]).await;
         assert!(
             sent.is_empty() && matches!(end, Err(Voided::Unreadable(_))),

@@ -22,7 +22,7 @@ use crate::{
     },
     error::{Exit, Fatal, shown},
     lease::{self, Lease},
-    mark,
+    own_folder,
     version::Version,
 };
 
@@ -170,7 +170,7 @@ impl Files {
         let Some(listed) = &self.folder else {
             return Ok(None);
         };
-        if name == mark::FOLDER {
+        if name == own_folder::NAME {
             return Ok(None); // an outbox's own things are no content
         }
         let path = listed.path.join(name);

@@ -1,58 +1,30 @@
-//! The mark of an outbox or inbox: a random id in its `.dropwire/` folder, which tells one folder from another.
+//! The id of an outbox or inbox: random, in its `.dropwire/` folder; it tells one folder from another.
 //!
-//! A folder that is unmounted, moved or restored lacks its mark; then nothing is concluded from what is missing in it.
+//! A folder that is unmounted, moved or restored lacks its id; then nothing is concluded from what is missing in it.
 
 use std::{ffi::OsStr, io, io::Read};
 
-use cap_fs_ext::{DirExt, FollowSymlinks, OpenOptionsFollowExt};
-use cap_std::fs::{Dir, File, OpenOptions};
+use cap_std::fs::Dir;
 
-use crate::{confined, durable, fault};
+use crate::{confined, durable, fault, own_folder};
 
-/// The one folder in an outbox or inbox that is dropwire's own.
-pub const FOLDER: &str = ".dropwire";
+/// What tells one folder from another.
+pub type FolderId = [u8; 16];
+
 const FILE: &str = "id";
 
-/// The mark of the folder `root`; None when it has none. A damaged one is `InvalidData`, never replaced.
-pub fn read(root: &Dir) -> io::Result<Option<[u8; 16]>> {
-    open(root, FILE)?.map(parse).transpose()
+/// The id of the folder `root`; None when it has none. A damaged one is `InvalidData`, never replaced.
+pub fn read(root: &Dir) -> io::Result<Option<FolderId>> {
+    own_folder::open_file(root, FILE)?.map(parse).transpose()
 }
 
-/// The file `name` in the [`FOLDER`] of `root`, for reading; None when it is not there. `InvalidData` for anything but a
-/// file that has the name. Never waits: who may rename in `root` can put a FIFO there.
-pub fn open(root: &Dir, name: &str) -> io::Result<Option<File>> {
-    let no_file = || io::Error::new(io::ErrorKind::InvalidData, "it is not a regular file");
-    let mut options = OpenOptions::new();
-    options.read(true).follow(FollowSymlinks::No);
-    without_waiting(&mut options);
-    let folder = root.open_dir_nofollow(FOLDER);
-    match folder.and_then(|folder| folder.open_with(name, &options)) {
-        Ok(file) if file.metadata()?.is_file() => Ok(Some(file)),
-        Ok(_) => Err(no_file()),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        #[cfg(unix)]
-        Err(e) if e.raw_os_error() == Some(libc::ENXIO) => Err(no_file()), // a socket
-        Err(e) => Err(e),
-    }
-}
-
-/// What is opened so is opened at once or not at all, whatever it is.
-pub fn without_waiting(options: &mut OpenOptions) {
-    #[cfg(unix)]
-    if !fault::mutant("mark-fifo") {
-        cap_std::fs::OpenOptionsExt::custom_flags(options, libc::O_NONBLOCK);
-    }
-    #[cfg(not(unix))]
-    let _ = options;
-}
-
-/// Whether `folder` is itself the [`FOLDER`] that has this mark in it. For where no inode number tells.
-pub fn lies_in(folder: &Dir, mark: [u8; 16]) -> bool {
+/// Whether `folder` is itself the [`own_folder`] that has this id in it. For where no inode number tells.
+pub fn lies_in(folder: &Dir, id: FolderId) -> bool {
     let file = confined::open_file(folder, OsStr::new(FILE));
-    file.and_then(parse).is_ok_and(|found| found == mark)
+    file.and_then(parse).is_ok_and(|found| found == id)
 }
 
-fn parse(file: impl Read) -> io::Result<[u8; 16]> {
+fn parse(file: impl Read) -> io::Result<FolderId> {
     let mut text = String::new();
     file.take(64).read_to_string(&mut text)?;
     let id = data_encoding::HEXLOWER
@@ -62,31 +34,25 @@ fn parse(file: impl Read) -> io::Result<[u8; 16]> {
     id.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, ".dropwire/id is damaged"))
 }
 
-/// Marks the folder `root` with a new random id. After Ok it survives a power cut; crashed before, the folder has
-/// either no mark or the whole one. `AlreadyExists` if it has one.
-pub fn create(root: &Dir) -> io::Result<[u8; 16]> {
+/// Gives the folder `root` a new random id. After Ok it survives a power cut; crashed before, the folder has
+/// either no id or the whole one. `AlreadyExists` if it has one.
+pub fn create(root: &Dir) -> io::Result<FolderId> {
     write(root, durable::write_new_file)
 }
 
-/// Marks the folder `root` with a new random id, whether or not it has one. Crashed before, it has the old or the new one.
-pub fn replace(root: &Dir) -> io::Result<[u8; 16]> {
+/// Gives the folder `root` a new random id, whether or not it has one. Crashed before, it has the old or the new one.
+pub fn replace(root: &Dir) -> io::Result<FolderId> {
     write(root, durable::replace_file)
 }
 
-fn write(root: &Dir, write: impl FnOnce(&Dir, &OsStr, &[u8]) -> io::Result<()>) -> io::Result<[u8; 16]> {
+fn write(root: &Dir, write: impl FnOnce(&Dir, &OsStr, &[u8]) -> io::Result<()>) -> io::Result<FolderId> {
     let mut id = [0; 16];
     getrandom::fill(&mut id).map_err(io::Error::other)?;
-    let folder = folder(root)?;
+    let folder = own_folder::open_or_make(root)?;
     let text = format!("{}\n", data_encoding::HEXLOWER.encode(&id));
     write(&folder, OsStr::new(FILE), text.as_bytes())?;
     fault::step("mark-dir", || durable::sync_dir(root))?;
     Ok(id)
-}
-
-/// The folder [`FOLDER`] below `root`, made where it is missing, never through a symlink. Its name is durable after
-/// [`create`], or after [`durable::sync_dir`] of `root`.
-pub fn folder(root: &Dir) -> io::Result<Dir> {
-    durable::open_or_make_dir(root, OsStr::new(FOLDER))
 }
 
 #[cfg(test)]
@@ -100,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mark_is_made_once_and_read_back() {
+    fn an_id_is_made_once_and_read_back() {
         let (temp, root) = root();
         assert_eq!(read(&root).unwrap(), None);
         let id = create(&root).unwrap();
@@ -109,7 +75,10 @@ mod tests {
         {
             let calls = durable::trace::of(temp.path());
             assert!(calls.contains(&durable::trace::sync("")), "{calls:#?}");
-            assert!(calls.contains(&durable::trace::sync(FOLDER)), "{calls:#?}");
+            assert!(
+                calls.contains(&durable::trace::sync(own_folder::NAME)),
+                "{calls:#?}"
+            );
         }
         assert_eq!(create(&root).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(read(&root).unwrap(), Some(id));
@@ -119,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_mark_is_an_error() {
+    fn a_damaged_id_is_an_error() {
         let (_temp, root) = root();
         create(&root).unwrap();
         root.write(".dropwire/id", "half").unwrap();
@@ -129,7 +98,7 @@ mod tests {
     /// Nobody ever writes to it.
     #[cfg(target_os = "linux")]
     #[test]
-    fn whatever_has_the_mark_s_name_is_not_waited_for() {
+    fn whatever_has_the_name_of_the_id_is_not_waited_for() {
         let (temp, root) = root();
         create(&root).unwrap();
         let path = temp.path().join(".dropwire/id");
@@ -162,7 +131,7 @@ mod tests {
     fn a_symlink_is_no_folder_of_ours() {
         let (_temp, root) = root();
         root.create_dir("elsewhere").unwrap();
-        root.symlink("elsewhere", FOLDER).unwrap();
+        root.symlink("elsewhere", own_folder::NAME).unwrap();
         assert!(read(&root).is_err());
         assert!(create(&root).is_err());
     }
