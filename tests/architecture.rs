@@ -23,7 +23,7 @@ const COMMON: &[&str] = &[
     "disk",
     "durable",
     "error",
-    "fault",
+    "failpoints",
     "file_system",
     "folder_id",
     "homes",
@@ -78,7 +78,7 @@ const NEVER: &[(&str, &[&str])] = &[
     ("queue", &["bundle", "durable", "confined", "lease", "own_folder"]),
     ("outbox", &["db", "identity"]),
     ("db", &["durable", "identity", "config"]),
-    // But for `fault`, by which tests leave one of its steps out.
+    // But for `failpoints`, by which tests leave one of its steps out.
     (
         "durable",
         &[

@@ -15,7 +15,7 @@ use cap_fs_ext::{DirExt, MetadataExt};
 use cap_std::fs::{Dir, Metadata};
 use dropwire_protocol::{RemotePath, RunningDigest};
 
-use crate::{confined, durable, fault, own_folder};
+use crate::{confined, durable, failpoints, own_folder};
 
 /// What two folders have in common if files can be renamed from one into the other.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -70,7 +70,7 @@ const MOST: usize = 4096;
 pub fn note(own: &Dir, path: &RemotePath) -> io::Result<()> {
     let notes = durable::open_or_make_dir(own, NOTES.as_ref())?;
     let is_new = notes.symlink_metadata(name(path)).is_err();
-    if is_new && notes.entries()?.take(MOST).count() == MOST && !fault::mutant("mount-notes") {
+    if is_new && notes.entries()?.take(MOST).count() == MOST && !failpoints::mutant("mount-notes") {
         return Err(io::Error::other(
             "too many other disks were mounted in the outbox; `dropwire adopt` of it forgets those that are not there",
         ));
@@ -89,7 +89,7 @@ pub fn note_all(root: &Dir, path: &Path, mounted: &BTreeSet<Mounted>) -> io::Res
     let below = mounted.iter().take(MOST).map(|m| confined::below(path, &m.at));
     for at in below.flatten() {
         let is_ours = at.components().next() == Some(own_folder::NAME.as_bytes());
-        if !is_ours && !noted.has(&at) && !fault::mutant("S1-mount-note") {
+        if !is_ours && !noted.has(&at) && !failpoints::mutant("S1-mount-note") {
             note(&own_folder::open_or_make(root)?, &at)?;
         }
     }
@@ -137,8 +137,8 @@ impl Noted {
             let is_noted = self.has(&at);
             match last.as_ref().map(Side::of).transpose()? {
                 Some(side) if side != way.side => (way.top, way.side) = (Some(at), side),
-                Some(_) if is_noted && !fault::mutant("S5-mount") => way.missing = Some(at),
-                None if is_noted && !fault::mutant("S5-mount-folder") => way.missing = Some(at),
+                Some(_) if is_noted && !failpoints::mutant("S5-mount") => way.missing = Some(at),
+                None if is_noted && !failpoints::mutant("S5-mount-folder") => way.missing = Some(at),
                 _ => {}
             }
         }

@@ -13,7 +13,7 @@ use cap_fs_ext::{DirExt, FollowSymlinks, OpenOptionsFollowExt};
 use cap_std::fs::{Dir, DirEntry, FileType, Metadata, OpenOptions};
 use dropwire_protocol::RemotePath;
 
-use crate::{fault, own_files, version::Version};
+use crate::{failpoints, own_files, version::Version};
 
 /// The handle of a folder that the config names (symlinks on the way to it are the user's business).
 pub fn root(path: &Path) -> io::Result<Dir> {
@@ -159,7 +159,7 @@ pub fn version(root: &Dir, path: &RemotePath) -> io::Result<Version> {
 /// What a listing's entry is; asked for where the listing does not say it, as on some file systems none does.
 pub fn kind(entry: &DirEntry) -> io::Result<FileType> {
     match entry.file_type()? {
-        unknown if unknown == FileType::unknown() && !fault::mutant("scan-types") => {
+        unknown if unknown == FileType::unknown() && !failpoints::mutant("scan-types") => {
             Ok(entry.metadata()?.file_type())
         }
         kind => Ok(kind),

@@ -40,7 +40,7 @@ use self::{
     verdict::Verdict,
     writer::{Work, Writer},
 };
-use crate::{fault, io_error::Wait};
+use crate::{failpoints, io_error::Wait};
 
 /// A handle to the writer thread; cheap to clone. The thread ends with the last handle.
 #[derive(Clone)]
@@ -145,7 +145,7 @@ impl Db {
                 self.health.fails(Failure::Sqlite(error.clone()));
             }
             match failed.verdict {
-                Verdict::NotNow(wait) if !fault::mutant("read-not-now") => DbError::NotNow(wait, error),
+                Verdict::NotNow(wait) if !failpoints::mutant("read-not-now") => DbError::NotNow(wait, error),
                 _ => DbError::Change(error),
             }
         })

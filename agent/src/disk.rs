@@ -46,7 +46,7 @@ impl Inodes {
     /// Are there only so many that they stay for others? A twentieth does: files without bytes, or folders in folders, cost
     /// next to nothing on the wire.
     pub fn are_short(&self) -> bool {
-        self.free < (self.all / INODES_PART).min(MOST_INODES) && !crate::fault::mutant("inode-share")
+        self.free < (self.all / INODES_PART).min(MOST_INODES) && !crate::failpoints::mutant("inode-share")
     }
 }
 
@@ -80,7 +80,7 @@ impl Disk {
 
     #[cfg(unix)]
     fn told(free: u64, size: u64) -> Option<Disk> {
-        (size > 0 || crate::fault::mutant("no-space-told")).then_some(Disk {
+        (size > 0 || crate::failpoints::mutant("no-space-told")).then_some(Disk {
             device: 0,
             free,
             size,

@@ -13,7 +13,7 @@ use std::{
 use cap_fs_ext::{DirExt, FollowSymlinks, OpenOptionsFollowExt};
 use cap_std::fs::{Dir, OpenOptions};
 
-use crate::{fault, file_system::FileSystem, io_error::LostWrite};
+use crate::{failpoints, file_system::FileSystem, io_error::LostWrite};
 
 #[cfg(all(test, target_os = "linux"))]
 pub mod trace;
@@ -269,13 +269,13 @@ fn write_and_name(
     let mut file = create_private(dir, &temporary)?;
     let written = file
         .write_all(bytes)
-        .and_then(|()| fault::step("write-file", || sync_file(&file)))
+        .and_then(|()| failpoints::step("write-file", || sync_file(&file)))
         .and_then(|()| give_name(&temporary));
     if written.is_err() {
         let _ = unlink(dir, &temporary); // what is left would only be litter
     }
     written?;
-    fault::step("write-dir", || sync_dir(dir))
+    failpoints::step("write-dir", || sync_dir(dir))
 }
 
 /// For file systems that cannot rename without replacing. The new name is made durable before the old one goes, so
@@ -294,7 +294,7 @@ fn link_and_unlink(
         linked => linked?,
     }
     note();
-    fault::step("link-dir", || sync_dir(to_dir))?;
+    failpoints::step("link-dir", || sync_dir(to_dir))?;
     unlink(from_dir, from)
 }
 
@@ -345,7 +345,7 @@ mod system {
 
     #[cfg(any(target_os = "linux", target_os = "android", target_vendor = "apple"))]
     pub fn rename_noreplace(from_dir: &Dir, from: &OsStr, to_dir: &Dir, to: &OsStr) -> io::Result<()> {
-        let flags = match crate::fault::mutant("noreplace") {
+        let flags = match crate::failpoints::mutant("noreplace") {
             true => rustix::fs::RenameFlags::empty(),
             false => rustix::fs::RenameFlags::NOREPLACE,
         };
@@ -549,7 +549,7 @@ mod tests {
         if supports_syncfs(&file) {
             sync_filesystem(&file).unwrap();
         } else {
-            crate::fault::skip("no trusted syncfs in the temporary folder");
+            crate::failpoints::skip("no trusted syncfs in the temporary folder");
         }
     }
 }

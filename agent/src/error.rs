@@ -104,7 +104,7 @@ pub fn shown(path: &Path) -> String {
 pub fn brief(text: &str) -> String {
     const MOST: usize = 240;
     const EACH_END: usize = 100;
-    if text.len() <= MOST || crate::fault::mutant("brief") {
+    if text.len() <= MOST || crate::failpoints::mutant("brief") {
         return text.to_owned();
     }
     let (mut begin, mut end) = (EACH_END, text.len() - EACH_END);

@@ -11,7 +11,7 @@ use std::{
 
 use cap_std::fs::Dir;
 
-use crate::fault;
+use crate::failpoints;
 
 /// What a file system can be trusted to tell.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -85,7 +85,7 @@ impl FileSystem {
     /// An open file tells of itself, and not of what has its name by now: behind FUSE and network mounts it may be asked for by
     /// its path.
     pub fn tells_of_open_files(&self) -> bool {
-        self.sees_writers || self.name == "overlay" || fault::mutant("R7-open-files")
+        self.sees_writers || self.name == "overlay" || failpoints::mutant("R7-open-files")
     }
 
     /// What is not trusted here, a sentence each; empty where everything is.
@@ -109,7 +109,7 @@ impl FileSystem {
 /// `kernel_cache` that outlives changes of size and times.
 pub fn read_anew(file: &File) {
     #[cfg(target_os = "linux")]
-    if !fault::mutant("S3-cached") {
+    if !failpoints::mutant("S3-cached") {
         // Refused, the cache stays as it is: no worse than without asking.
         let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed);
     }
@@ -121,7 +121,7 @@ pub fn read_anew(file: &File) {
 /// libfuse (bindfs and sshfs of many systems), one without the other is said to be set and is not.
 pub fn set_modified(file: &File, time: SystemTime) -> io::Result<()> {
     let times = FileTimes::new().set_modified(time);
-    file.set_times(match fault::mutant("R5-both-times") {
+    file.set_times(match failpoints::mutant("R5-both-times") {
         true => times,
         false => times.set_accessed(SystemTime::now()),
     })

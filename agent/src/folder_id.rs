@@ -6,7 +6,7 @@ use std::{ffi::OsStr, io, io::Read};
 
 use cap_std::fs::Dir;
 
-use crate::{confined, durable, fault, own_folder};
+use crate::{confined, durable, failpoints, own_folder};
 
 /// What tells one folder from another.
 pub type FolderId = [u8; 16];
@@ -51,7 +51,7 @@ fn write(root: &Dir, write: impl FnOnce(&Dir, &OsStr, &[u8]) -> io::Result<()>) 
     let folder = own_folder::open_or_make(root)?;
     let text = format!("{}\n", data_encoding::HEXLOWER.encode(&id));
     write(&folder, OsStr::new(FILE), text.as_bytes())?;
-    fault::step("mark-dir", || durable::sync_dir(root))?;
+    failpoints::step("mark-dir", || durable::sync_dir(root))?;
     Ok(id)
 }
 

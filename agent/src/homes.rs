@@ -17,7 +17,7 @@ use rusqlite::{Connection, OptionalExtension as _, Result, params};
 use crate::{
     confined,
     error::shown,
-    fault,
+    failpoints,
     folder_id::{self, FolderId},
     owner,
 };
@@ -54,7 +54,7 @@ fn elsewhere(db: &Connection, id: FolderId, path: &Path, configured: &[PathBuf])
         .iter()
         .find(|other| home.as_ref().is_some_and(|home| bytes(other) == *home));
     Ok(other
-        .filter(|other| *other != path && !fault::mutant("folder-home"))
+        .filter(|other| *other != path && !failpoints::mutant("folder-home"))
         .cloned())
 }
 
@@ -87,7 +87,7 @@ pub fn claim(
     let former = expected(db, path)?;
     settle(db, id, path)?;
     if let (Some(other), Some(former)) = (other, former)
-        && !fault::mutant("folder-exchange")
+        && !failpoints::mutant("folder-exchange")
     {
         settle(db, former, &other)?;
     }
@@ -111,7 +111,7 @@ pub enum There {
 
 impl There {
     /// Looks at `other`, where the `id` of the folder at `path` is at home. Blocks.
-    pub fn look(id: FolderId, path: &Path, other: &Path) -> There {
+    pub fn find(id: FolderId, path: &Path, other: &Path) -> There {
         if is_same(path, other) {
             return There::Same;
         }
@@ -129,8 +129,8 @@ impl There {
     pub fn is_left(&self, path: &Path, other: &Path, outboxes: &[PathBuf]) -> bool {
         let are_outboxes = [path, other].iter().all(|p| outboxes.iter().any(|o| o == p));
         match self {
-            There::Another => are_outboxes || fault::mutant("folder-inbox"),
-            There::Nothing => fault::mutant("folder-away"),
+            There::Another => are_outboxes || failpoints::mutant("folder-inbox"),
+            There::Nothing => failpoints::mutant("folder-away"),
             _ => false,
         }
     }
@@ -243,7 +243,7 @@ mod tests {
                 let path = &paths[at];
                 let id = folder_id::read(&confined::root(path).unwrap()).unwrap().unwrap();
                 if let Some(other) = claim(&db, id, path, &paths, None).unwrap() {
-                    let there = There::look(id, path, &other);
+                    let there = There::find(id, path, &other);
                     assert!(there.is_left(path, &other, &paths), "{there:?}");
                     assert_eq!(claim(&db, id, path, &paths, Some(&other)).unwrap(), None);
                     // Asked again, by what was seen before others settled.
@@ -261,7 +261,7 @@ mod tests {
     fn a_folder_has_left_only_what_has_another_id_now() {
         let (temp, paths, homes) = rotated(2);
         let (path, other, id) = (&paths[0], &paths[1], homes[1]); // it lies at 0, and its home is 1
-        let look = |other: &Path| There::look(id, path, other);
+        let look = |other: &Path| There::find(id, path, other);
         assert!(look(other).is_left(path, other, &paths));
         let inbox = look(other).is_left(path, other, std::slice::from_ref(path));
         assert!(!inbox, "nor is what arrived sent for having been moved");
@@ -308,7 +308,7 @@ mod tests {
         std::fs::create_dir(&copy).unwrap();
         std::os::unix::fs::symlink(&a, &link).unwrap();
         let id = folder_id::create(&confined::root(&a).unwrap()).unwrap();
-        let reason = |path: &Path| There::look(id, path, &a).reason(path, &a);
+        let reason = |path: &Path| There::find(id, path, &a).reason(path, &a);
         assert!(reason(&link).contains("same folder"));
         assert!(reason(&copy).contains("dropwire adopt"));
     }

@@ -7,7 +7,7 @@
 
 use std::{fmt, io};
 
-use crate::fault;
+use crate::failpoints;
 
 /// What an error of the system means for the work that met it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -95,7 +95,7 @@ pub fn meaning(error: &io::Error) -> Meaning {
 
 /// Is it for want of descriptors, memory or the like? Nothing may be concluded from that, and it passes.
 pub fn is_shortage(error: &io::Error) -> bool {
-    meaning(error) == Meaning::NotNow(Wait::Shortage) && !fault::mutant("shortage")
+    meaning(error) == Meaning::NotNow(Wait::Shortage) && !failpoints::mutant("shortage")
 }
 
 /// Was it read, and found to be nothing that we wrote? No error of the system: that says nothing of what was written.

@@ -9,7 +9,7 @@
 use std::{fs::File, io};
 
 use crate::{
-    fault,
+    failpoints,
     file_system::{self, FileSystem},
     version::Version,
 };
@@ -27,7 +27,7 @@ pub enum Asked {
 
 /// An open file that nobody is known to write to.
 #[derive(Debug)]
-pub struct Looked {
+pub struct Inspected {
     /// None: writers cannot be seen here, so the file has to rest, and has to be compared after it was read.
     pub lease: Option<Lease>,
     /// As it was once the lease was held.
@@ -41,7 +41,7 @@ pub struct Looked {
 /// A lease counts only where the file system sees every writer: elsewhere the kernel grants one while somebody writes at
 /// the other side. That somebody on this side writes is believed everywhere. What is read of the file after this is not
 /// older than the version.
-pub fn look(file: &File) -> io::Result<Option<Looked>> {
+pub fn inspect(file: &File) -> io::Result<Option<Inspected>> {
     let lease = match Lease::take(file) {
         Asked::Writer => return Ok(None),
         Asked::Lease(lease) => Some(lease),
@@ -51,8 +51,8 @@ pub fn look(file: &File) -> io::Result<Option<Looked>> {
     if !on.sees_writers {
         file_system::read_anew(file);
     }
-    let lease = lease.filter(|_| on.sees_writers || fault::mutant("S1-writers"));
-    Ok(Some(Looked { lease, version, on }))
+    let lease = lease.filter(|_| on.sees_writers || failpoints::mutant("S1-writers"));
+    Ok(Some(Inspected { lease, version, on }))
 }
 
 /// A read lease; given up when dropped, or by itself as soon as a writer knocks (then [`Lease::whole`] is false).
@@ -298,7 +298,7 @@ mod tests {
         let path = file().into_temp_path();
         let on = FileSystem::of(&File::open(&path).unwrap()).unwrap();
         if !on.sees_writers {
-            return fault::skip(&format!("a mapping may be of a file below {}", on.name));
+            return failpoints::skip(&format!("a mapping may be of a file below {}", on.name));
         }
         let mapped = OpenOptions::new().read(true).write(true).open(&path).unwrap();
         // SAFETY: a new mapping of an open file, which nobody accesses.

@@ -10,7 +10,7 @@
 //! | 3 | [`commands`]: what the control socket answers: status, jobs, why, send, retry, cancel, adopt |
 //! | 4 | [`sender`]: ready files become jobs, jobs become transfers, what is delivered leaves |
 //! | 5 | [`outbox`] watch, scan, settle, dispose · [`queue`] job list, schedule · [`link`] TLS links and the pump · [`receiver`] partials, commit, naming, ledger · [`control`] the local socket |
-//! | 6 | [`config`] · [`identity`] · [`db`] · [`descriptors`] · [`disk`] · [`durable`] · [`folder_id`] · [`own_folder`] · [`owner`] · [`homes`] · [`confined`] · [`lease`] · [`snapshot`] · [`unsent`] · [`remove_tree`] · [`version`] · [`watcher`] · [`bundle`] · [`border`] · [`backoff`] · [`blocking`] · [`clock`] · [`running_time`] · [`fault`] · [`file_system`] · [`io_error`] · [`own_files`] · [`id`] · [`error`] |
+//! | 6 | [`config`] · [`identity`] · [`db`] · [`descriptors`] · [`disk`] · [`durable`] · [`folder_id`] · [`own_folder`] · [`owner`] · [`homes`] · [`confined`] · [`lease`] · [`snapshot`] · [`unsent`] · [`remove_tree`] · [`version`] · [`watcher`] · [`bundle`] · [`border`] · [`backoff`] · [`blocking`] · [`clock`] · [`running_time`] · [`failpoints`] · [`file_system`] · [`io_error`] · [`own_files`] · [`id`] · [`error`] |
 
 pub mod backoff;
 pub mod blocking;
@@ -28,7 +28,7 @@ pub mod descriptors;
 pub mod disk;
 pub mod durable;
 pub mod error;
-pub mod fault;
+pub mod failpoints;
 pub mod file_system;
 pub mod folder_id;
 pub mod homes;

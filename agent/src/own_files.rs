@@ -12,7 +12,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use crate::fault;
+use crate::failpoints;
 
 /// For people.
 pub const REASON: &str = "it is one of dropwire's own files";
@@ -63,7 +63,7 @@ pub fn close(file: File) -> bool {
         let mut own = own();
         own.guard(); // SQLite may have made some of them since
         own.guarded.contains(&its)
-    }) && !fault::mutant("kept-open");
+    }) && !failpoints::mutant("kept-open");
     match is_kept {
         true => std::mem::forget(file),
         false => drop(file),
@@ -75,7 +75,7 @@ pub fn close(file: File) -> bool {
 pub fn holds(found: &cap_std::fs::Metadata) -> io::Result<bool> {
     use cap_fs_ext::MetadataExt;
     // A file that lies there and here has two names.
-    if !cfg!(unix) || found.nlink() < 2 || fault::mutant("own-links") {
+    if !cfg!(unix) || found.nlink() < 2 || failpoints::mutant("own-links") {
         return Ok(false);
     }
     let folders: Vec<PathBuf> = own()

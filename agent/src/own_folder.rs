@@ -5,7 +5,7 @@ use std::{ffi::OsStr, io};
 use cap_fs_ext::{DirExt, FollowSymlinks, OpenOptionsFollowExt};
 use cap_std::fs::{Dir, File, OpenOptions};
 
-use crate::{durable, fault};
+use crate::{durable, failpoints};
 
 /// What it is called.
 pub const NAME: &str = ".dropwire";
@@ -37,7 +37,7 @@ pub fn open_file(root: &Dir, name: &str) -> io::Result<Option<File>> {
 /// What is opened so is opened at once or not at all, whatever it is.
 pub fn without_waiting(options: &mut OpenOptions) {
     #[cfg(unix)]
-    if !fault::mutant("mark-fifo") {
+    if !failpoints::mutant("mark-fifo") {
         cap_std::fs::OpenOptionsExt::custom_flags(options, libc::O_NONBLOCK);
     }
     #[cfg(not(unix))]

@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     confined, durable,
     error::shown,
-    fault, id,
+    failpoints, id,
     io_error::{self, Meaning, Wait},
     own_folder,
 };
@@ -74,7 +74,7 @@ impl Owner {
     }
 
     fn is(&self, me: &Me) -> bool {
-        id::parse(&self.id).is_ok_and(|id| id == me.id) || fault::mutant("owner")
+        id::parse(&self.id).is_ok_and(|id| id == me.id) || failpoints::mutant("owner")
     }
 
     fn text(&self) -> io::Result<String> {
@@ -143,7 +143,7 @@ pub fn unclaimed(folder: &Dir, at: &[u8]) -> io::Result<()> {
         Err(e) if is_passing(&e) => return Err(e),
         Err(e) => format!("an agent whose record cannot be read ({e})"),
     };
-    if fault::mutant("S1-claimed") {
+    if failpoints::mutant("S1-claimed") {
         return Ok(());
     }
     let claimed = Claimed {
@@ -235,7 +235,7 @@ pub fn adopt(path: &Path) -> String {
 /// Why `what` in the `.dropwire/` of the folder at `path` cannot be read, with the way out. To adopt the folder is one only
 /// where its content is damaged: a disk or a program that does not answer comes back, and the folder with it.
 pub fn unreadable(what: &str, error: &io::Error, path: &Path, adopting: &str) -> String {
-    match io_error::is_damage(error) || fault::mutant("adopt-damaged") {
+    match io_error::is_damage(error) || failpoints::mutant("adopt-damaged") {
         true => format!("{what} cannot be read: {error}; {adopting}: `{}`", adopt(path)),
         false => format!("{what} cannot be read now: {error}; it is waited for"),
     }
@@ -251,7 +251,7 @@ impl Lock {
     pub fn hold(&self, root: &Dir) -> io::Result<()> {
         let file = durable::open_private(&root.open_dir_nofollow(own_folder::NAME)?, OsStr::new(LOCK))?;
         let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if held.as_ref().is_some_and(|held| is_same(held, &file)) || fault::mutant("inbox-lock") {
+        if held.as_ref().is_some_and(|held| is_same(held, &file)) || failpoints::mutant("inbox-lock") {
             return Ok(());
         }
         *held = None;

@@ -113,7 +113,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_tree_of_any_depth_goes_and_nothing_else() {
-        if !crate::fault::needs::deep_trees() {
+        if !crate::failpoints::needs::deep_trees() {
             return;
         }
         let temp = tempfile::tempdir().unwrap();

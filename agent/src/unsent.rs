@@ -5,7 +5,7 @@ use std::{ffi::OsStr, path::Path, sync::LazyLock};
 
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 
-use crate::fault;
+use crate::failpoints;
 
 /// Why a name is never sent, and so what becomes of it inside a folder that is sent whole.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -159,7 +159,7 @@ pub fn suffixes(of: &[Why]) -> impl Iterator<Item = &'static str> {
 pub fn matching(name: &OsStr, is_folder: bool) -> Option<(&'static str, Why)> {
     let patterns = LazyLock::force(&COMPILED).matches(Path::new(name)).into_iter();
     let patterns = patterns.filter_map(|at| Some((at, PATTERNS.get(at).copied()?)));
-    let is_meant = |why| is_folder || why != Why::SystemFolder || fault::mutant("S1-system-folder");
+    let is_meant = |why| is_folder || why != Why::SystemFolder || failpoints::mutant("S1-system-folder");
     let first = patterns
         .filter(|(_, (_, why))| is_meant(*why))
         .min_by_key(|(at, _)| *at);
@@ -172,7 +172,7 @@ pub fn matching(name: &OsStr, is_folder: bool) -> Option<(&'static str, Why)> {
 static COMPILED: LazyLock<GlobSet> = LazyLock::new(|| {
     let glob = |(pattern, _): &(&str, Why)| {
         GlobBuilder::new(pattern)
-            .case_insensitive(!fault::mutant("S1-case"))
+            .case_insensitive(!failpoints::mutant("S1-case"))
             .build()
             .expect("our own patterns are sound")
     };

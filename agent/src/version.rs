@@ -10,7 +10,7 @@ use std::{
 use cap_std::fs::Dir;
 use dropwire_protocol::{Mtime, RemotePath};
 
-use crate::{fault, file_system::FileSystem};
+use crate::{failpoints, file_system::FileSystem};
 
 /// Path aside, what identifies a version: inode, birth time, size, mtime. No device number: it changes at a mount. Where
 /// the file system's numbers do not last ([`FileSystem::lasting_inodes`]), inode and birth time are 0.
@@ -65,7 +65,7 @@ impl Version {
     /// time of the last change is kept: nobody can set that. File systems without one show that of the last writing.
     pub fn is_surely(&self, now: &Version) -> bool {
         let keeps_changes = self.ctime_ns != self.mtime_ns && !self.has_coarse_clock();
-        (keeps_changes || fault::mutant("R7-sure")) && self.looks_as(now)
+        (keeps_changes || failpoints::mutant("R7-sure")) && self.looks_as(now)
     }
 
     /// Have size and times stayed the same?
@@ -102,7 +102,7 @@ impl Version {
     /// Without what `on` is not trusted with: numbers that do not last tell nothing, and neither does a time of birth that
     /// came with them.
     fn trusting(mut self, on: FileSystem) -> Version {
-        if !on.lasting_inodes && !fault::mutant("S1-inodes") {
+        if !on.lasting_inodes && !failpoints::mutant("S1-inodes") {
             (self.inode, self.birth_ns) = (0, 0);
         }
         self

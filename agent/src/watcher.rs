@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::fault;
+use crate::failpoints;
 
 /// Watchers that have no thread, and stay: each keeps a descriptor.
 static WITHOUT: AtomicUsize = AtomicUsize::new(0);
@@ -18,7 +18,7 @@ pub fn with_its_thread<W: notify::Watcher>(make: impl FnOnce() -> notify::Result
         ));
     }
     let mut watcher = make()?;
-    if watcher.configure(notify::Config::default()).is_ok() || fault::mutant("watch-thread") {
+    if watcher.configure(notify::Config::default()).is_ok() || failpoints::mutant("watch-thread") {
         return Ok(watcher);
     }
     WITHOUT.fetch_add(1, Ordering::Relaxed);

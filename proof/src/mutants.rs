@@ -1,6 +1,6 @@
 //! Each safeguard on a file's way, and the test that fails without it.
 //!
-//! The names stand in the agent's source, at the safeguard (`fault::mutant`, `fault::step`); a debug build leaves out
+//! The names stand in the agent's source, at the safeguard (`failpoints::mutant`, `failpoints::step`); a debug build leaves out
 //! the one that `DROPWIRE_MUTANT` names.
 
 use Proof::{EndToEnd, Equivalent, Inside};
@@ -42,18 +42,22 @@ const LEAVES: Proof = Inside(&["outbox::dispose::folder::tests"]);
 
 /// Name, what is left out, and what shows that it is needed; in the order of a file's way.
 pub const MUTANTS: &[(&str, &str, Proof)] = &[
-    ("S1-source", "the source's sync", Inside(&["outbox::look::tests"])),
+    (
+        "S1-source",
+        "the source's sync",
+        Inside(&["outbox::inspect::tests"]),
+    ),
     (
         "S1-syncfs",
         "the one sync of many sources",
-        Inside(&["outbox::look::tests"]),
+        Inside(&["outbox::inspect::tests"]),
     ),
     ("S1-folder-each", "the syncs of all in a whole folder", WHOLE),
     ("S1-folder-syncfs", "the one sync of a whole folder", WHOLE),
     (
         "S1-writers",
         "a lease counts only where every writer is seen",
-        Inside(&["outbox::look::tests"]),
+        Inside(&["outbox::inspect::tests"]),
     ),
     (
         "S1-case",
@@ -63,12 +67,12 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     (
         "S1-unread",
         "what cannot be read for a reason that passes is looked at again",
-        Inside(&["outbox::look::tests"]),
+        Inside(&["outbox::inspect::tests"]),
     ),
     (
         "S1-others",
         "it is told where the kernel does not tell this user who writes",
-        Inside(&["outbox::look::tests"]),
+        Inside(&["outbox::inspect::tests"]),
     ),
     (
         "S1-inodes",
@@ -118,7 +122,7 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     (
         "S1-step",
         "a file changed just now rests where nothing is compared at the end",
-        Inside(&["outbox::look::tests"]),
+        Inside(&["outbox::inspect::tests"]),
     ),
     ("S2-unknown", "a known version is not looked at again", QUEUE),
     (
@@ -1070,7 +1074,7 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
 
 /// The names that stand at safeguards in this source text, as it is written or by rustfmt.
 pub fn named_in(source: &str) -> impl Iterator<Item = &str> {
-    ["fault::mutant(\"", "fault::step(\""]
+    ["failpoints::mutant(\"", "failpoints::step(\""]
         .into_iter()
         .flat_map(move |call| {
             let named = source.split(call).skip(1);
@@ -1100,6 +1104,6 @@ mod tests {
         let in_table = MUTANTS.iter().map(|(name, ..)| *name);
         let in_table: BTreeSet<&str> = in_table.filter(|name| !fields.contains(name)).collect();
         assert_eq!(in_source, in_table);
-        assert!(sources.contains("fault::mutant(&format!(\"S4-{field}\"))"));
+        assert!(sources.contains("failpoints::mutant(&format!(\"S4-{field}\"))"));
     }
 }

@@ -45,7 +45,7 @@ pub struct Listing {
     /// Over every path and identity.
     digest: [u8; 32],
     /// The same with the ctimes; without that of the folder itself, which changes with its name.
-    witness: [u8; 32],
+    ctimes: [u8; 32],
     newest_ns: i64,
 }
 
@@ -57,7 +57,7 @@ pub fn list(
     inspect: &mut dyn FnMut(&Step<'_>) -> Result<(), Trouble>,
 ) -> Result<Listing, Trouble> {
     let (mut size, mut files, mut left_out, mut newest_ns) = (END.len() as u64, 0, Vec::new(), i64::MIN);
-    let (mut identity, mut witness) = (RunningDigest::default(), RunningDigest::default());
+    let (mut identity, mut ctimes) = (RunningDigest::default(), RunningDigest::default());
     walk(folder, &mut |step: &Step<'_>| {
         inspect(step)?;
         let Some(node) = step.node() else {
@@ -88,7 +88,7 @@ pub fn list(
         if step.path.is_some() {
             fields.extend(version.ctime_ns.to_be_bytes());
         }
-        witness.update(&fields);
+        ctimes.update(&fields);
         newest_ns = newest_ns.max(version.ctime_ns);
         let entry = Entry {
             path: step.path.clone(),
@@ -105,7 +105,7 @@ pub fn list(
         files,
         left_out,
         digest: identity.value().0,
-        witness: witness.value().0,
+        ctimes: ctimes.value().0,
         newest_ns,
     })
 }
@@ -132,13 +132,13 @@ impl Listing {
 
     /// Nothing in the folder was changed between the two walks (its own name aside).
     pub fn is_undisturbed(&self, since: &Listing) -> bool {
-        (self.size, self.digest, self.witness) == (since.size, since.digest, since.witness)
+        (self.size, self.digest, self.ctimes) == (since.size, since.digest, since.ctimes)
     }
 
     /// Tells states of the folder apart more finely than its version: for what may only be used while nothing
     /// changes.
-    pub fn witness(&self) -> i64 {
-        let (parts, _) = self.witness.as_chunks();
+    pub fn change_stamp(&self) -> i64 {
+        let (parts, _) = self.ctimes.as_chunks();
         i64::from_be_bytes(parts[0])
     }
 }
@@ -154,7 +154,7 @@ impl Step<'_> {
     /// It can be read, is what the walk saw, and nobody has it open for writing.
     fn ask(&self) -> Result<(), Trouble> {
         let file = self.open()?;
-        let Some(looked) = lease::look(&file).map_err(|e| self.unreadable(&e))? else {
+        let Some(looked) = lease::inspect(&file).map_err(|e| self.unreadable(&e))? else {
             return Err(Trouble::Writer(self.shown()));
         };
         let undisturbed = match &looked.lease {

@@ -13,7 +13,7 @@ use dropwire_protocol::{
 };
 
 use super::{Step, Trouble, walk};
-use crate::lease::{self, Looked};
+use crate::lease::{self, Inspected};
 
 /// Why reading ended early.
 #[derive(PartialEq, Debug)]
@@ -122,7 +122,7 @@ impl Out<'_> {
         let end = self.at + size;
         let mut file = step.open()?;
         let failed = |e: &io::Error| Break::from(step.unreadable(e));
-        let Some(Looked { lease, version, .. }) = lease::look(&file).map_err(|e| failed(&e))? else {
+        let Some(Inspected { lease, version, .. }) = lease::inspect(&file).map_err(|e| failed(&e))? else {
             return Err(Trouble::Writer(step.shown()).into());
         };
         if version != step.version {

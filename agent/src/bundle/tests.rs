@@ -252,14 +252,14 @@ fn a_folder_on_an_overlay_can_be_sent_and_a_mounted_file_in_it_cannot() {
     }
     fs::write(at("lower/file"), "bytes").unwrap();
     let Some(_disk) = mount(&["-t", "tmpfs", "none"], "disk") else {
-        return crate::fault::skip("nothing can be mounted here");
+        return crate::failpoints::skip("nothing can be mounted here");
     };
     fs::create_dir(at("disk/upper")).unwrap();
     fs::create_dir(at("disk/work")).unwrap();
     let root = temp.path().display();
     let layers = format!("lowerdir={root}/lower,upperdir={root}/disk/upper,workdir={root}/disk/work");
     let Some(_merged) = mount(&["-t", "overlay", "-o", &layers, "none"], "merged") else {
-        return crate::fault::skip("no overlay can be mounted here");
+        return crate::failpoints::skip("no overlay can be mounted here");
     };
     fs::create_dir(at("merged/sub")).unwrap();
     fs::write(at("merged/sub/file"), "bytes").unwrap();

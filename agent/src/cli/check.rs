@@ -34,7 +34,7 @@ pub struct Args {
 /// found to stderr.
 pub fn run(args: &Args, paths: &Paths) -> Result<(), Fatal> {
     let config = super::load(paths)?;
-    let findings = look(&config, paths)?;
+    let findings = check(&config, paths)?;
     let settings = config::effective(&config);
     if args.json {
         say_json(&report(&config, paths, &findings, &settings))?;
@@ -111,7 +111,7 @@ fn verdict(findings: &[Finding]) -> String {
     }
 }
 
-fn look(config: &Config, paths: &Paths) -> Result<Vec<Finding>, Fatal> {
+fn check(config: &Config, paths: &Paths) -> Result<Vec<Finding>, Fatal> {
     let mut findings = vec![Finding::new(
         "config",
         Ok(format!("{}, of `{}`", shown(&paths.config), config.name)),
@@ -156,9 +156,9 @@ fn look(config: &Config, paths: &Paths) -> Result<Vec<Finding>, Fatal> {
     });
     // Without an identity no folder is anybody else's yet.
     let held = |path: &Path| commands::folder_trouble(config, paths, me.as_ref()?, path);
-    findings.extend(folders::look(config, agent.as_ref(), &held));
-    findings.extend(programs::look(config));
-    findings.extend(runtime.block_on(network::look(config, identity, agent)));
+    findings.extend(folders::check(config, agent.as_ref(), &held));
+    findings.extend(programs::check(config));
+    findings.extend(runtime.block_on(network::check(config, identity, agent)));
     Ok(findings)
 }
 

@@ -53,7 +53,7 @@ impl Adopter {
             blocking(move || {
                 let mut homes = known.homes.iter();
                 let twin = homes.any(|(_, home)| *home != path && homes::is_same(&path, home));
-                let seen = Seen::look(&path, is_inbox, &me, &known);
+                let seen = Seen::of(&path, is_inbox, &me, &known);
                 (known, seen, twin)
             })
             .await?

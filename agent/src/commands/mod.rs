@@ -96,10 +96,10 @@ impl Agent for ControlApi {
         let reply = adopter.answer(request, Arc::new(lock)).await?;
         if reply.adopted {
             for outbox in self.outboxes.all() {
-                outbox.look();
+                outbox.find_folder();
             }
             let inbox = self.inbox.clone();
-            blocking(move || inbox.look().ok()).await?;
+            blocking(move || inbox.recheck().ok()).await?;
             self.queue.wake_all();
         }
         Ok(reply)

@@ -6,7 +6,7 @@ use crate::{
     control::{api::ProblemReport, wire::Time},
     db::Trouble,
     error::shown,
-    fault,
+    failpoints,
     link::SharedKey,
     sender::stuck::Told,
 };
@@ -19,9 +19,9 @@ pub(super) fn all<'a>(
     stuck: impl Iterator<Item = (&'a Path, Told)>,
 ) -> Vec<ProblemReport> {
     let keys = keys.map(|(peer, key)| same_identity_twice(peer, key));
-    let keys = keys.filter(|_| !fault::mutant("problem-key"));
+    let keys = keys.filter(|_| !failpoints::mutant("problem-key"));
     let stuck = stuck.map(|(outbox, told)| cannot_leave(outbox, &told));
-    let stuck = stuck.filter(|_| !fault::mutant("problem-stuck"));
+    let stuck = stuck.filter(|_| !failpoints::mutant("problem-stuck"));
     state.chain(keys).chain(stuck).collect()
 }
 

@@ -277,7 +277,7 @@ mod tests {
         told(&mut edits).await;
         fs::hard_link(&config, root.join("outside")).unwrap();
         told(&mut edits).await;
-        if crate::fault::needs::telling_of_changes() {
+        if crate::failpoints::needs::telling_of_changes() {
             fs::write(root.join("outside"), "5").unwrap();
             told(&mut edits).await;
         }

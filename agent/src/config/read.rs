@@ -75,7 +75,7 @@ const MAX_BYTES: u64 = 1 << 20;
 
 fn read_text(path: &Path) -> Result<String, Invalid> {
     // Of a pipe that nobody writes to, the opening alone has no end; and it could not be read a second time.
-    if is_pipe(path) && !crate::fault::mutant("config-pipe") {
+    if is_pipe(path) && !crate::failpoints::mutant("config-pipe") {
         let message = format!("{} is a pipe, and no file that can be read again", shown(path));
         return Err(no_config(message));
     }

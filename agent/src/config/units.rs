@@ -6,7 +6,7 @@ use dropwire_protocol::name::escape;
 use toml::de::DeValue;
 
 use super::diagnostic::{Checked, ValueError};
-use crate::fault;
+use crate::failpoints;
 
 /// `2s`, `1.5h`, `10 m`: more than nothing, at most 36500 days.
 pub fn duration(value: &DeValue<'_>) -> Checked<Duration> {
@@ -192,7 +192,7 @@ impl Kind {
 
     /// `text`, if that may be proposed.
     fn valid(&self, text: String) -> Option<String> {
-        (self.parse(&text).is_ok() || fault::mutant("hint-right")).then_some(text)
+        (self.parse(&text).is_ok() || failpoints::mutant("hint-right")).then_some(text)
     }
 
     /// How one is written.

@@ -218,7 +218,7 @@ impl Client {
     async fn ended(&self, error: &dyn std::error::Error) -> Fatal {
         let there = timeout(CONNECT, socket::connect(&self.socket)).await;
         match there {
-            Ok(Ok(_)) if !crate::fault::mutant("control-busy") => Fatal::new(
+            Ok(Ok(_)) if !crate::failpoints::mutant("control-busy") => Fatal::new(
                 Exit::Unavailable,
                 format_args!(
                     "the agent on {self} has closed this connection: it is busy with other commands"

@@ -89,7 +89,7 @@ impl Arrivals {
     /// others and closes them itself: here even that might wait for a disk that never answers.
     fn take_in(&self, receive: impl FnOnce(usize) -> io::Result<(usize, Vec<File>)>) -> io::Result<usize> {
         let mut passed = self.passed.lock().unwrap_or_else(PoisonError::into_inner);
-        let unbounded = crate::fault::mutant("control-descriptors");
+        let unbounded = crate::failpoints::mutant("control-descriptors");
         let room = match unbounded {
             true => GROUP,
             false => GROUP.saturating_sub(passed.files.len()),

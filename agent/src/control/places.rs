@@ -76,7 +76,7 @@ impl Places {
         let mut users = self.users();
         let of_user = users.get(&user).map_or(0, |user| user.connections.len());
         let in_all: usize = users.values().map(|user| user.connections.len()).sum();
-        let unbounded = crate::fault::mutant("control-places");
+        let unbounded = crate::failpoints::mutant("control-places");
         if of_user >= OF_USER && !unbounded {
             users.get_mut(&user)?.evict()?;
         } else if in_all >= IN_ALL && !unbounded {

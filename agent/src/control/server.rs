@@ -163,7 +163,7 @@ async fn ask(Extension(place): Extension<Arc<Place>>, request: Request, next: Ne
     let (head, body) = request.into_parts();
     let mut answer = match read(body, &place).await {
         Ok((body, _room)) => {
-            let work = (!is_send(&head) || crate::fault::mutant("control-waits")).then(|| place.work());
+            let work = (!is_send(&head) || crate::failpoints::mutant("control-waits")).then(|| place.work());
             let answer = next.run(Request::from_parts(head, Body::from(body))).await;
             drop(work);
             answer
@@ -192,7 +192,7 @@ async fn read(body: Body, place: &Place) -> Result<(Bytes, Option<OwnedSemaphore
         let text = "the request is larger than the agent takes (1 MiB)";
         Fatal::new(Exit::Usage, text).hint("name fewer at a time")
     };
-    if crate::fault::mutant("control-request") {
+    if crate::failpoints::mutant("control-request") {
         return Ok((
             axum::body::to_bytes(body, usize::MAX).await.unwrap_or_default(),
             None,

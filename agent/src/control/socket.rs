@@ -272,7 +272,7 @@ mod system {
                     assert_eq!(mode(&path), 0o660);
                     assert_eq!(fs::metadata(&path).unwrap().gid(), own);
                 }
-                None => crate::fault::skip(&format!("the group {own} has no name in /etc/group")),
+                None => crate::failpoints::skip(&format!("the group {own} has no name in /etc/group")),
             }
         }
 

@@ -52,14 +52,14 @@ impl Socket {
             };
             match timeout(LOOK, next).await {
                 Ok(stream) => return stream,
-                Err(_) => self.look().await,
+                Err(_) => self.check().await,
             }
         }
     }
 
-    async fn look(&mut self) {
+    async fn check(&mut self) {
         let stands = self.listener.as_ref().is_some_and(Listener::stands);
-        if stands || crate::fault::mutant("control-upkeep") {
+        if stands || crate::failpoints::mutant("control-upkeep") {
             return;
         }
         let (path, access) = (self.path.clone(), self.access.clone());
@@ -94,7 +94,7 @@ mod tests {
     async fn made_again(socket: &mut Socket, path: &Path) {
         let again = async {
             loop {
-                socket.look().await;
+                socket.check().await;
                 if std::os::unix::net::UnixStream::connect(path).is_ok() {
                     return;
                 }
@@ -117,7 +117,7 @@ mod tests {
         // What somebody else put there stays, and is waited for.
         gone(&path);
         std::fs::create_dir_all(&path).unwrap();
-        socket.look().await;
+        socket.check().await;
         assert!(
             socket.told.as_ref().unwrap().contains("no socket"),
             "{:?}",

@@ -15,7 +15,7 @@ pub fn command(program: &str) -> Command {
         command.env_remove(variable);
     }
     #[cfg(unix)]
-    if !crate::fault::mutant("program-clean") {
+    if !crate::failpoints::mutant("program-clean") {
         // SAFETY: between fork and exec it makes system calls only, all of them async-signal-safe, and takes no memory.
         unsafe { command.pre_exec(system::clean) };
     }
@@ -171,7 +171,7 @@ mod tests {
     fn a_program_inherits_nothing_that_the_agent_set_for_itself() {
         let own = std::thread::spawn(|| {
             if !set_what_is_not_to_be_inherited() {
-                crate::fault::skip("a program inherits no capability: this user has none");
+                crate::failpoints::skip("a program inherits no capability: this user has none");
             }
             let file = tempfile::tempfile().unwrap();
             // SAFETY: the new descriptor belongs to nobody, and is closed with the process.

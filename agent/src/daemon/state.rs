@@ -77,7 +77,7 @@ pub async fn patiently<T: Send + 'static>(
             Err(fatal) => fatal,
         };
         match fatal.passes {
-            Some(wait) if !crate::fault::mutant("start-waits") => waits.begin(wait, &fatal.message),
+            Some(wait) if !crate::failpoints::mutant("start-waits") => waits.begin(wait, &fatal.message),
             _ => return Err(fatal),
         }
         tokio::time::sleep(db::PAUSE).await;
@@ -160,7 +160,7 @@ fn close_if_empty(_: &Path) -> io::Result<()> {
 fn only_files(folder: &Path) -> Result<(), Fatal> {
     for name in ["lock", JOB_LIST, "jobs.db-wal", "jobs.db-shm"] {
         let path = folder.join(name);
-        if path.metadata().is_ok_and(|there| !there.is_file()) && !crate::fault::mutant("state-files") {
+        if path.metadata().is_ok_and(|there| !there.is_file()) && !crate::failpoints::mutant("state-files") {
             let text = format!(
                 "{} is no ordinary file, as one of dropwire's own has to be",
                 shown(&path)

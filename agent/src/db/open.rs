@@ -17,7 +17,7 @@ use super::{
     verdict::{self, Verdict},
 };
 use crate::{
-    fault,
+    failpoints,
     io_error::{self, Meaning, Wait},
     own_files,
 };
@@ -49,7 +49,7 @@ pub(super) fn open(
     if check != "ok" {
         return Err(OpenError::Damaged(check.into()));
     }
-    let index = fault::step("index-blocks", || hold_index(path))?;
+    let index = failpoints::step("index-blocks", || hold_index(path))?;
     own_files::remember(path);
     migrations.to_latest(&mut connection).map_err(|e| match e {
         rusqlite_migration::Error::MigrationDefinition(DatabaseTooFarAhead) => OpenError::Newer(e),
@@ -78,7 +78,7 @@ fn configure(connection: &Connection) -> Result<(), OpenError> {
         ));
     }
     let settings = || -> rusqlite::Result<()> {
-        let synchronous = if fault::mutant("commit-sync") {
+        let synchronous = if failpoints::mutant("commit-sync") {
             "OFF"
         } else {
             "FULL"

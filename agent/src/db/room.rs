@@ -17,7 +17,7 @@ use super::{trouble::Trouble, tuning::PAUSE};
 use crate::{
     clock::now_ms,
     error::shown,
-    fault,
+    failpoints,
     io_error::{self, Meaning, Wait},
 };
 
@@ -51,7 +51,7 @@ impl Room {
     pub fn open(path: &Path) -> Arc<Room> {
         let folder = path.parent().unwrap_or(path).to_owned();
         let file = beside(path, "-reserve");
-        if !fault::mutant("room-tried-left") {
+        if !failpoints::mutant("room-tried-left") {
             let _ = fs::remove_file(beside(&file, TRIED)); // of a run that was killed while it tried
         }
         let all = space(&folder).map_or(u64::MAX, |space| space.all);
@@ -75,7 +75,7 @@ impl Room {
 
     /// Frees the reserve. True: there is more room now.
     pub fn give_up(self: &Arc<Self>) -> bool {
-        if fault::mutant("reserve") || fs::remove_file(&self.file).is_err() {
+        if failpoints::mutant("reserve") || fs::remove_file(&self.file).is_err() {
             return false;
         }
         self.becomes_low();
@@ -94,7 +94,7 @@ impl Room {
             let file = beside(&self.file, TRIED);
             make(&file, bytes).and_then(|()| fs::remove_file(file))
         };
-        self.has(bytes) || tried().is_ok() && !fault::mutant("room-tried")
+        self.has(bytes) || tried().is_ok() && !failpoints::mutant("room-tried")
     }
 
     #[cfg(test)]

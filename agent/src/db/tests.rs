@@ -237,7 +237,7 @@ async fn until(what: impl Fn() -> bool) {
 #[cfg(target_os = "linux")]
 #[test]
 fn the_index_of_the_log_has_its_blocks_from_the_start() {
-    if !crate::fault::needs::blocks_in_advance() {
+    if !crate::failpoints::needs::blocks_in_advance() {
         return;
     }
     use std::os::unix::fs::MetadataExt as _;

@@ -15,7 +15,7 @@ use super::{
     tuning::{BATCH, PAUSE},
     verdict::{self, Verdict},
 };
-use crate::{fault, io_error::Wait};
+use crate::{failpoints, io_error::Wait};
 
 /// What the thread is asked.
 pub(super) enum Work {
@@ -45,7 +45,7 @@ pub(super) enum Stop {
 impl Stop {
     fn of(connection: &Connection, error: rusqlite::Error) -> Stop {
         match verdict::verdict(connection, &error) {
-            Verdict::NotNow(wait) if !fault::mutant("commit-not-now") => Stop::NotNow(wait, error),
+            Verdict::NotNow(wait) if !failpoints::mutant("commit-not-now") => Stop::NotNow(wait, error),
             _ => Stop::Fatal(error.into()),
         }
     }
@@ -164,7 +164,7 @@ impl Writer {
                     for change in waiting {
                         change.finish(Err(DbError::Failed(failure.clone())));
                     }
-                    if !fault::mutant("commit-failed") {
+                    if !failpoints::mutant("commit-failed") {
                         return None; // whoever still waits sees the closed channel and `failed`
                     }
                 }

@@ -16,7 +16,7 @@ use dropwire_protocol::{AgentId, TransferId};
 use crate::{
     durable,
     error::{Exit, Fatal, shown},
-    fault,
+    failpoints,
     version::Version,
 };
 
@@ -51,7 +51,7 @@ impl Identity {
             Some(file) => file,
             // What cannot be looked at may be there.
             None if matches!(state_dir.join(JOB_LIST).try_exists(), Ok(false))
-                || fault::mutant("identity-lost") =>
+                || failpoints::mutant("identity-lost") =>
             {
                 return Ok(None);
             }
@@ -89,7 +89,7 @@ impl Identity {
         }
         let path = state_dir.join(KEY_FILE);
         let pem = new_pair().serialize_pem();
-        let written = match fault::mutant("identity-once") {
+        let written = match failpoints::mutant("identity-once") {
             false => durable::write_new(&path, pem.as_bytes()),
             true => durable::write_file(&path, pem.as_bytes()),
         };

@@ -4,7 +4,7 @@ use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
 use dropwire_protocol::{Digest, Receipt, ReceiptBody};
 
 use super::{Identity, id_of};
-use crate::fault;
+use crate::failpoints;
 
 /// Most receipts under one signature: spares 15 of 16, for 132 bytes of audit path a receipt.
 const GROUP: usize = 16;
@@ -85,7 +85,7 @@ impl Verifier {
     pub fn verify(&mut self, receipt: &Receipt) -> Result<ReceiptBody, ReceiptError> {
         let body = receipt.decode_body_unverified();
         let body = body.map_err(ReceiptError::Undecodable)?;
-        if id_of(&receipt.key) != body.receiver && !fault::mutant("S4-key") {
+        if id_of(&receipt.key) != body.receiver && !failpoints::mutant("S4-key") {
             return Err(ReceiptError::WrongKey);
         }
         let root = receipt.root().ok_or(ReceiptError::BadPath)?;
@@ -93,7 +93,7 @@ impl Verifier {
             fitted.root == root && fitted.key == receipt.key && fitted.signature == receipt.signature
         });
         if !is_fitted {
-            fault::step("S4-signature", || check(receipt, root))?;
+            failpoints::step("S4-signature", || check(receipt, root))?;
             self.fitted = Some(Signed {
                 key: receipt.key.clone(),
                 root,
@@ -208,7 +208,7 @@ mod tests {
     fn anyone_can_check_a_receipt_with_openssl() {
         use std::process::Command;
         if Command::new("openssl").arg("version").output().is_err() {
-            crate::fault::skip("there is no openssl here");
+            crate::failpoints::skip("there is no openssl here");
             return;
         }
         let text = include_str!("../../../protocol/PROTOCOL.md");

@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::wire::Traffic;
-use crate::fault;
+use crate::failpoints;
 
 /// All connections that are no link.
 pub(super) struct Lobby {
@@ -128,7 +128,7 @@ impl Seat {
             .collect();
         if of_pair.len() > OF_A_PAIR
             && let Some((_, oldest)) = of_pair.first()
-            && !fault::mutant("lobby-pair")
+            && !failpoints::mutant("lobby-pair")
         {
             oldest.out.cancel();
         }
@@ -169,12 +169,12 @@ impl Crowd {
         let newest = self.seated.keys().nth_back(self.seated.len() / 4).copied();
         let first = self.staying().min_by_key(|(number, seated)| {
             let is_new = newest.is_some_and(|newest| *number > newest);
-            let progress = match fault::mutant("lobby-progress") {
+            let progress = match failpoints::mutant("lobby-progress") {
                 true => 0,
                 false if is_new => seated.progress().max(ANSWERED),
                 false => seated.progress(),
             };
-            let busy = match fault::mutant("lobby-party") {
+            let busy = match failpoints::mutant("lobby-party") {
                 true => 0,
                 false => busy(seated),
             };

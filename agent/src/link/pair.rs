@@ -223,7 +223,7 @@ impl Pair {
         if state.events.is_none() {
             return Err(ByeReason::Unpaired.into());
         }
-        self.look(&mut state, within);
+        self.check_twins(&mut state, within);
         if let Some(run) = run {
             let up = state.current.is_some();
             let (place, change) = state.twins.meet(run, at, up, Instant::now());
@@ -274,12 +274,12 @@ impl Pair {
 
     /// Time went by.
     pub(super) fn look_for_twins(&self, within: Duration) {
-        self.look(&mut self.state(), within);
+        self.check_twins(&mut self.state(), within);
     }
 
-    fn look(&self, state: &mut State, within: Duration) {
+    fn check_twins(&self, state: &mut State, within: Duration) {
         let up = state.current.is_some();
-        let change = state.twins.look(up, within, Instant::now());
+        let change = state.twins.check(up, within, Instant::now());
         self.note(state, change);
     }
 

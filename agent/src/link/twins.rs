@@ -10,7 +10,7 @@ use std::{fmt, net::IpAddr, time::Duration};
 
 use tokio::time::Instant;
 
-use crate::fault;
+use crate::failpoints;
 
 /// Which runs used the key of one peer lately.
 #[derive(Default, Debug)]
@@ -72,10 +72,10 @@ impl Twins {
             self.runs.remove(0);
         }
         self.runs.push(seen);
-        let begins = returns >= 2 && !self.certain && !fault::mutant("twins-certain");
+        let begins = returns >= 2 && !self.certain && !failpoints::mutant("twins-certain");
         self.certain |= begins;
         let change = begins.then_some(Change::Begins);
-        if up && other_holds && known && !fault::mutant("twins-kept-out") {
+        if up && other_holds && known && !failpoints::mutant("twins-kept-out") {
             return (Entry::KeptOut, change);
         }
         self.holder = Some(run);
@@ -83,7 +83,7 @@ impl Twins {
     }
 
     /// Time went by; `up`: the link of the one that was let in last is up.
-    pub(super) fn look(&mut self, up: bool, within: Duration, now: Instant) -> Option<Change> {
+    pub(super) fn check(&mut self, up: bool, within: Duration, now: Instant) -> Option<Change> {
         let holder = self.holder.filter(|_| up);
         self.runs
             .retain(|run| Some(run.number) == holder || now.saturating_duration_since(run.seen) < within);
@@ -176,9 +176,9 @@ mod tests {
         let mut twins = Twins::default();
         meet(&mut twins, &[1, 2, 1, 1]);
         let now = Instant::now();
-        assert_eq!(twins.look(true, WITHIN, now), None);
-        assert_eq!(twins.look(true, WITHIN, now + WITHIN), Some(Change::Ends));
-        assert_eq!(twins.look(true, WITHIN, now + WITHIN), None);
+        assert_eq!(twins.check(true, WITHIN, now), None);
+        assert_eq!(twins.check(true, WITHIN, now + WITHIN), Some(Change::Ends));
+        assert_eq!(twins.check(true, WITHIN, now + WITHIN), None);
         assert!(!twins.certain());
         assert_eq!(meet(&mut twins, &[2, 2]), [(Entry::Free, None); 2]);
     }

@@ -37,7 +37,7 @@ use crate::{
     confined,
     descriptors::affordable,
     error::shown,
-    fault, folder_id, io_error,
+    failpoints, folder_id, io_error,
     version::{OutboxId, Version},
 };
 
@@ -143,7 +143,7 @@ pub fn dispose_all(
 const TOGETHER: usize = 128;
 
 fn together() -> usize {
-    match fault::mutant("S5-descriptors") {
+    match failpoints::mutant("S5-descriptors") {
         true => TOGETHER,
         false => affordable(TOGETHER, 4),
     }
@@ -200,12 +200,12 @@ fn dispose_by_one_top(
 
 /// The outbox, if it is the one that is meant; else the reason why it is held.
 fn open(what: &Disposal) -> Result<Dir, String> {
-    fault::hang(&what.root);
+    failpoints::hang(&what.root);
     let outbox = confined::root(&what.root).map_err(|e| e.to_string())?;
     match folder_id::read(&outbox) {
         Ok(Some(id)) if OutboxId(id) == what.outbox => Ok(outbox),
-        Ok(Some(_)) if !fault::mutant("S5-mark") => Err("another folder's id is there".into()),
-        Ok(None) if !fault::mutant("S5-mark") => Err("its id (.dropwire/id) is missing".into()),
+        Ok(Some(_)) if !failpoints::mutant("S5-mark") => Err("another folder's id is there".into()),
+        Ok(None) if !failpoints::mutant("S5-mark") => Err("its id (.dropwire/id) is missing".into()),
         Ok(_) => Ok(outbox),
         Err(e) => Err(format!("its id cannot be read: {e}")),
     }
@@ -272,7 +272,7 @@ impl Disposal {
         let changed = u64::try_from(changed_ns).map(Duration::from_nanos);
         let since = changed.ok().map(|changed| SystemTime::UNIX_EPOCH + changed);
         let since = since.and_then(|changed| SystemTime::now().duration_since(changed).ok());
-        since.is_some_and(|since| since < self.linger) && !fault::mutant("S5-linger")
+        since.is_some_and(|since| since < self.linger) && !failpoints::mutant("S5-linger")
     }
 
     fn held(&self, reason: &str) -> DisposeError {

@@ -5,7 +5,7 @@ use std::path::Path;
 use dropwire_protocol::RemotePath;
 use globset::{Glob, GlobBuilder, GlobSet, GlobSetBuilder};
 
-use crate::{confined, fault, own_folder, unsent};
+use crate::{confined, failpoints, own_folder, unsent};
 
 /// What [`unsent`] knows, and an outbox's own patterns.
 #[derive(Debug)]
@@ -76,7 +76,7 @@ impl Ignore {
     /// The same for one step of a walk: the name `name`, whose path is `path`; folders above it were asked before.
     pub(super) fn matched_step(&self, name: &[u8], path: &[u8], is_folder: bool) -> Option<&str> {
         match unsent::matching(confined::os_str(name).ok()?, is_folder) {
-            Some((pattern, _)) if !fault::mutant("S1-no-drop") => Some(pattern),
+            Some((pattern, _)) if !failpoints::mutant("S1-no-drop") => Some(pattern),
             _ => self.forbidden(name, path),
         }
     }

@@ -10,7 +10,7 @@ use std::{
 use cap_std::fs::{Dir, Metadata};
 
 use super::dispose::{Disposal, beside::rename_beside};
-use crate::{confined, durable, fault, version::Version};
+use crate::{confined, durable, failpoints, version::Version};
 
 /// The file whose marker has the name `name`; None if that is no marker's name.
 pub(super) fn stem<'a>(name: &'a [u8], suffix: &str) -> Option<&'a [u8]> {
@@ -96,16 +96,16 @@ pub(super) fn end(
         Err(e) if confined::is_absent(&e) => return Ok(()),
         Err(e) => return Err(e),
     }
-    let look = |folder: &Dir, name: &OsStr| match folder.symlink_metadata(name) {
+    let inspect = |folder: &Dir, name: &OsStr| match folder.symlink_metadata(name) {
         Ok(meta) => Ok(Some(Version::listed(folder, name, &meta))),
         Err(e) if confined::is_absent(&e) => Ok(None),
         Err(e) => Err(e), // says nothing of what is there
     };
-    if !left && look(leaving, OsStr::new(&what.name))?.is_some() {
+    if !left && inspect(leaving, OsStr::new(&what.name))?.is_some() {
         return Ok(());
     }
     let folder = folder()?;
-    let there = look(&folder, confined::os_str(what.path.file_name())?)?;
+    let there = inspect(&folder, confined::os_str(what.path.file_name())?)?;
     // One without a lasting number cannot be told from another.
     let is_its_own =
         there.is_some_and(|there| there.inode != 0 && own == Some((there.inode, there.birth_ns)));
@@ -116,8 +116,8 @@ pub(super) fn end(
         Some(Err(e)) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
         _ => discard(&folder, leaving, what, suffix)?,
     }
-    fault::step("S5-marker-dir", || sync(&folder))?;
-    fault::step("S5-marker-leaving-dir", || sync(leaving))
+    failpoints::step("S5-marker-dir", || sync(&folder))?;
+    failpoints::step("S5-marker-leaving-dir", || sync(leaving))
 }
 
 /// Removes it from `leaving`. Should it have got bytes meanwhile, it goes back, or beside.

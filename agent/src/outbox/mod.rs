@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   watch ──hints──▶ ┐
-//!                    ├─▶ settle ──due──▶ look ──ready──▶ unknown? ──▶ sync (S1) ──▶ Ready
+//!                    ├─▶ stability ──due──▶ inspect ──ready──▶ unknown? ──▶ sync (S1) ──▶ Ready
 //!   scan ──truth───▶ ┘      ▲              │
 //!                           └──not yet─────┘                    later: dispose (S5)
 //! ```
@@ -10,21 +10,21 @@
 //! A lost hint costs delay, never a file: scans find everything that lies there.
 
 pub mod dispose;
-mod health;
 mod ignore;
-mod look;
+mod inspect;
 mod marker;
-mod memory;
 mod mounts;
 mod place;
 mod run_loop;
 mod scan;
+mod scan_cache;
 mod schedule;
-mod settle;
 pub mod spool;
+mod stability;
 mod supervisor;
 mod task;
 mod watch;
+mod watch_state;
 mod whole;
 
 use std::{
@@ -43,7 +43,7 @@ use dropwire_protocol::RemotePath;
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use self::{health::Health, ignore::Ignore, settle::Settle};
+use self::{ignore::Ignore, stability::Stability, watch_state::WatchState};
 use crate::{
     config::{self, Folder},
     confined,
@@ -51,15 +51,15 @@ use crate::{
     version::{Found, OutboxId},
 };
 
-/// Answers [`Known::settle`].
-pub type Settling<'a> = Pin<Box<dyn Future<Output = Option<Result<(), String>>> + Send + 'a>>;
+/// Answers [`Known::claim_home`].
+pub type Claiming<'a> = Pin<Box<dyn Future<Output = Option<Result<(), String>>> + Send + 'a>>;
 
 /// Tells which found files are already in the job list.
 pub trait Known: Send + Sync {
     /// The outbox with this folder id was found, and is at home at its path from now on: whatever is known of it is looked for
     /// there. The error is why it is not: the folder is a copy. One that `is_new` took the place of any other for good. None:
     /// it cannot be told now.
-    fn settle(&self, outbox: OutboxId, is_new: bool) -> Settling<'_>;
+    fn claim_home(&self, outbox: OutboxId, is_new: bool) -> Claiming<'_>;
 
     /// Those of `found` (at most 1,000) that have no job for this version yet. None: it cannot be told now.
     fn unknown(&self, found: Vec<Found>) -> Pin<Box<dyn Future<Output = Option<Vec<Found>>> + Send + '_>>;
@@ -143,15 +143,15 @@ pub fn start(
         state: Mutex::new(State {
             id: None,
             place: None,
-            health: Health::new(config.watch, config.rescan),
+            watch_state: WatchState::new(config.watch, config.rescan),
             held: ignore.as_ref().err().cloned(),
             cautions: Vec::new(),
             problems: Problems::default(),
-            settle: Settle::new(config.quiet, config.max_wait),
+            stability: Stability::new(config.quiet, config.max_wait),
         }),
         other_way: Mutex::default(),
         missed: Arc::default(),
-        look: Notify::new(),
+        recheck: Notify::new(),
         ignore: ignore.ok(),
         config,
     });
@@ -174,7 +174,7 @@ impl Outbox {
         let there = state.id.is_some();
         let listed = state.problems.listed.iter();
         let mut not_sent: Vec<_> = listed.map(|(path, p)| (path.clone(), p.reason.clone())).collect();
-        not_sent.extend(state.settle.restless().map(|(path, why)| {
+        not_sent.extend(state.stability.unstable().map(|(path, why)| {
             let reason = format!("it has not settled for longer than `max_wait`: {why}");
             (path.as_bytes().to_vec(), reason)
         }));
@@ -183,11 +183,11 @@ impl Outbox {
         not_sent.truncate(OutboxStatus::NOT_SENT);
         OutboxStatus {
             path: self.shared.config.path.clone(),
-            watch: if there { state.health.name() } else { "none" },
+            watch: if there { state.watch_state.name() } else { "none" },
             folder: self.shared.config.folder,
-            watch_reason: state.health.reason().filter(|_| there),
-            latency: state.health.latency().filter(|_| there),
-            settling: state.settle.len(),
+            watch_reason: state.watch_state.reason().filter(|_| there),
+            latency: state.watch_state.latency().filter(|_| there),
+            settling: state.stability.len(),
             held: state.held.clone(),
             cautions: state.cautions.clone(),
             not_sent,
@@ -227,11 +227,11 @@ impl Outbox {
         }
         let suffix = self.shared.config.marker.as_deref();
         // Whoever asks may not be allowed to see what a link in the outbox leads to.
-        let look = |path: &RemotePath| {
+        let inspect = |path: &RemotePath| {
             let folder = confined::parent_through(&confined::root(root)?, path, owner::unclaimed)?;
             folder.symlink_metadata(confined::os_str(path.file_name())?)
         };
-        let meta = look(&below);
+        let meta = inspect(&below);
         if let Some(claimed) = meta.as_ref().err().and_then(Claimed::of) {
             return Some(format!("not sent: {claimed}"));
         }
@@ -259,7 +259,7 @@ impl Outbox {
         if let Some(problem) = state.problems.listed.get(unit.as_bytes()) {
             return Some(format!("not sent: {}", problem.reason));
         }
-        if let Some((why, waited)) = state.settle.why(&unit, Instant::now()) {
+        if let Some((why, waited)) = state.stability.why(&unit, Instant::now()) {
             return Some(format!("waits to settle, for {} s now: {why}", waited.as_secs()));
         }
         drop(state);
@@ -268,7 +268,7 @@ impl Outbox {
         if !meta.is_file() {
             return (!meta.is_dir()).then(|| "not sent: it is not a regular file".into());
         }
-        let there = look(&beside?).is_ok_and(|m| m.is_file() && m.len() == 0);
+        let there = inspect(&beside?).is_ok_and(|m| m.is_file() && m.len() == 0);
         (!there).then(|| {
             format!(
                 "not sent: {}",
@@ -295,8 +295,8 @@ impl Outbox {
     }
 
     /// Where it is held, looks again now.
-    pub fn look(&self) {
-        self.shared.look.notify_one();
+    pub fn find_folder(&self) {
+        self.shared.recheck.notify_one();
     }
 
     /// Scans everything again soon: what was found is not queued.
@@ -332,7 +332,7 @@ struct Shared {
     /// Hints or commands were lost: scan.
     missed: Arc<AtomicBool>,
     /// While it is held: look for the folder now.
-    look: Notify,
+    recheck: Notify,
     state: Mutex<State>,
 }
 
@@ -340,12 +340,12 @@ struct State {
     id: Option<OutboxId>,
     /// Path without symlinks, and device.
     place: Option<(PathBuf, u64)>,
-    health: Health,
+    watch_state: WatchState,
     held: Option<String>,
     /// Of the file system that it is on.
     cautions: Vec<&'static str>,
     problems: Problems,
-    settle: Settle,
+    stability: Stability,
 }
 
 /// What cannot be sent.

@@ -10,7 +10,7 @@ use crate::{
     border::Noted,
     confined,
     error::shown,
-    fault,
+    failpoints,
     file_system::FileSystem,
     folder_id,
     owner::{self, Me},
@@ -127,7 +127,7 @@ pub(super) fn remove_empty(
     folder: &RemotePath,
     quiet: Duration,
 ) -> Option<RemotePath> {
-    if noted.has(folder) && !fault::mutant("S5-mount-point") {
+    if noted.has(folder) && !failpoints::mutant("S5-mount-point") {
         return None;
     }
     let dir = confined::open_folder_through(outbox, folder, owner::unclaimed).ok()?;

@@ -15,12 +15,12 @@ use tokio::sync::mpsc;
 
 use super::{
     Command, Problem, Shared, State, marker,
-    memory::Memory,
     mounts::Mounts,
     place::{self, Place},
     scan::{Report, Walk},
+    scan_cache::ScanCache,
     schedule::Schedule,
-    settle::{Settle, Urgency},
+    stability::{Stability, Urgency},
     task::{Task, Watched},
     watch::{Hint, Went},
 };
@@ -30,13 +30,13 @@ use crate::{
     config::AfterSend,
     confined,
     error::{brief, shown},
-    fault, own_folder,
+    failpoints, own_folder,
     unsent::{self, Why},
     version::Found,
 };
 
 /// Files looked at, and hints taken, in one go.
-const LOOKS: usize = 256;
+const INSPECTIONS: usize = 256;
 /// Entries in each of the lists that are kept for later.
 const LISTED: usize = 4096;
 
@@ -45,7 +45,7 @@ pub(super) struct RunLoop<'a> {
     task: &'a mut Task,
     place: Arc<Place>,
     watched: Watched,
-    memory: Arc<Mutex<Memory>>,
+    scan_cache: Arc<Mutex<ScanCache>>,
     scans: mpsc::Sender<Scanned>,
     reports: mpsc::Receiver<Scanned>,
     schedule: Schedule,
@@ -71,7 +71,7 @@ pub(super) enum Scanned {
 }
 
 /// Nobody takes events any more.
-pub(super) struct Deaf;
+pub(super) struct Closed;
 
 impl<'a> RunLoop<'a> {
     pub(super) fn new(task: &'a mut Task, place: Place, watched: Watched) -> Self {
@@ -81,7 +81,7 @@ impl<'a> RunLoop<'a> {
             task,
             place: Arc::new(place),
             watched,
-            memory: Arc::default(),
+            scan_cache: Arc::default(),
             scans,
             reports,
             schedule,
@@ -101,7 +101,7 @@ impl<'a> RunLoop<'a> {
     }
 
     /// Until the folder is gone, or nobody listens.
-    pub(super) async fn run(&mut self) -> Result<(), Deaf> {
+    pub(super) async fn run(&mut self) -> Result<(), Closed> {
         self.look_for_mounts().await;
         loop {
             self.start_scans();
@@ -118,16 +118,16 @@ impl<'a> RunLoop<'a> {
             tokio::select! {
                 Some(hint) = self.watched.1.recv() => {
                     self.hint(hint);
-                    for _ in 1..LOOKS {
+                    for _ in 1..INSPECTIONS {
                         let Ok(hint) = self.watched.1.try_recv() else { break };
                         self.hint(hint);
                     }
                 }
-                at = watch_check::heard(watcher.as_deref()) => self.heard(at),
+                at = watch_check::probe_received(watcher.as_deref()) => self.probe_received(at),
                 told = self.mounts.changed() => {
                     self.check = true;
                     if told {
-                        self.memory().clear(); // another disk may have come back changed
+                        self.scan_cache().clear(); // another disk may have come back changed
                         self.look_for_mounts().await;
                     }
                 }
@@ -135,7 +135,7 @@ impl<'a> RunLoop<'a> {
                 Some(scanned) = self.reports.recv(), if !behind => self.scanned(scanned).await,
                 () = tokio::time::sleep_until(wake_at) => {}
             }
-            self.look().await?;
+            self.inspect().await?;
             self.remove_emptied().await;
         }
     }
@@ -143,7 +143,7 @@ impl<'a> RunLoop<'a> {
     /// What lies on a disk that was mounted inside, or below one that is gone, no event tells of; nor is it watched yet.
     async fn look_for_mounts(&mut self) {
         let place = Arc::clone(&self.place);
-        let look = move || {
+        let inspect = move || {
             let inside = border::mounted_below(&place.root);
             if !inside.is_empty() {
                 // Else it is noted when the first file leaves by it.
@@ -156,27 +156,27 @@ impl<'a> RunLoop<'a> {
             }
             inside
         };
-        let inside = blocking(look).await.ok();
-        if inside.is_some() && inside != self.inside && !fault::mutant("S1-mounted") {
+        let inside = blocking(inspect).await.ok();
+        if inside.is_some() && inside != self.inside && !failpoints::mutant("S1-mounted") {
             self.inside = inside;
             self.schedule.want();
         }
     }
 
     fn wake_at(&self) -> Instant {
-        let (settle, overdue) = {
+        let (stability, overdue) = {
             let state = self.task.shared.state();
-            (state.settle.next(), state.health.overdue_at())
+            (state.stability.next(), state.watch_state.overdue_at())
         };
         let emptied = self.emptied.values().min().copied();
-        let times = [settle, overdue, emptied];
+        let times = [stability, overdue, emptied];
         let scan = self.schedule.wake_at();
         times.into_iter().flatten().fold(scan, Instant::min)
     }
 
     /// There are files to look at before further ones are taken in.
     fn is_behind(&self) -> bool {
-        let next = self.task.shared.state().settle.next();
+        let next = self.task.shared.state().stability.next();
         next.is_some_and(|next| next <= Instant::now())
     }
 
@@ -214,8 +214,8 @@ impl<'a> RunLoop<'a> {
             .find_map(|suffix| name.strip_suffix(suffix.as_bytes()));
         if let Some(Ok(stem)) = stem.map(|stem| gone.with_file_name(stem)) {
             let mut state = self.task.shared.state();
-            if state.settle.why(&stem, Instant::now()).is_some() {
-                state.settle.notice(stem, Urgency::Now, Instant::now());
+            if state.stability.why(&stem, Instant::now()).is_some() {
+                state.stability.notice(stem, Urgency::Now, Instant::now());
             }
         }
     }
@@ -236,7 +236,7 @@ impl<'a> RunLoop<'a> {
             Some(folder) => (folder, Urgency::Calm),
             None => (path, urgency),
         };
-        if !shared.state().settle.notice(path, urgency, Instant::now()) {
+        if !shared.state().stability.notice(path, urgency, Instant::now()) {
             self.overflowed = true;
         }
     }
@@ -279,20 +279,22 @@ impl<'a> RunLoop<'a> {
                 self.warn_of_limit();
                 let (scan, limited) = (self.schedule.number(), self.is_limited());
                 let mut state = self.task.shared.state();
-                let State { problems, settle, .. } = &mut *state;
+                let State {
+                    problems, stability, ..
+                } = &mut *state;
                 // What is waited for is looked at ever more rarely: what a look said of it holds until the next one.
-                problems
-                    .listed
-                    .retain(|path, problem| problem.scan >= scan.saturating_sub(1) || settle.waits_for(path));
+                problems.listed.retain(|path, problem| {
+                    problem.scan >= scan.saturating_sub(1) || stability.waits_for(path)
+                });
                 // They are tried again at the next scan, and listed again; this one may have remembered them.
-                let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut scan_cache = self.scan_cache.lock().unwrap_or_else(PoisonError::into_inner);
                 for path in state.problems.listed.keys() {
-                    memory.forget(folder_of(path));
+                    scan_cache.forget(folder_of(path));
                 }
-                drop(memory);
-                let polled = state.health.polls();
-                state.health.limit(limited);
-                let changed = polled != state.health.polls();
+                drop(scan_cache);
+                let polled = state.watch_state.polls();
+                state.watch_state.limit(limited);
+                let changed = polled != state.watch_state.polls();
                 drop(state);
                 if changed {
                     self.plan_scan();
@@ -306,7 +308,7 @@ impl<'a> RunLoop<'a> {
         let shared = Arc::clone(&self.task.shared);
         let now = Instant::now();
         self.warn_of_limit();
-        if self.overflowed && shared.state().settle.len() < Settle::MOST / 2 {
+        if self.overflowed && shared.state().stability.len() < Stability::MOST / 2 {
             self.overflowed = false;
             self.scan_all();
         }
@@ -320,7 +322,7 @@ impl<'a> RunLoop<'a> {
         if let Some(reason) = self.schedule.plan_again(now) {
             tracing::warn!(outbox = %shown(&self.place.root), reason, "some of it is not sent now; it is looked at again");
         }
-        let is_polled = shared.state().health.polls();
+        let is_polled = shared.state().watch_state.polls();
         if self.schedule.begin(now, is_polled) {
             (self.check, self.probe) = (true, true);
             if let Some(watcher) = &self.watched.0 {
@@ -338,12 +340,12 @@ impl<'a> RunLoop<'a> {
     /// Wants a scan that lists every folder.
     fn scan_all(&mut self) {
         self.schedule.want();
-        self.memory().clear();
+        self.scan_cache().clear();
     }
 
     /// Locked only for moments, never across a wait.
-    fn memory(&self) -> MutexGuard<'_, Memory> {
-        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    fn scan_cache(&self) -> MutexGuard<'_, ScanCache> {
+        self.scan_cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// On a thread that may block; held up by the bounded channel while we are busy.
@@ -351,14 +353,14 @@ impl<'a> RunLoop<'a> {
         let (place, shared) = (Arc::clone(&self.place), Arc::clone(&self.task.shared));
         let (watcher, scans) = (self.watched.0.clone(), self.scans.clone());
         // What is listed unwatched is not remembered: it has to be listed again once it is watched.
-        let memory = match &watcher {
-            Some(_) => Arc::clone(&self.memory),
+        let scan_cache = match &watcher {
+            Some(_) => Arc::clone(&self.scan_cache),
             None => Arc::default(),
         };
         let scan = self.schedule.number();
         // Where it is polled, listings are all there is to tell of writes; and a folder that came just now may have been
         // elsewhere, unwatched, as it was.
-        let leave_out = shared.state().health.is_proven() && folders.iter().all(Option::is_none);
+        let leave_out = shared.state().watch_state.is_proven() && folders.iter().all(Option::is_none);
         tokio::task::spawn_blocking(move || {
             if let (Ok(dir), Some(ignore)) = (place.open(), &shared.ignore) {
                 if folders.iter().all(Option::is_none) {
@@ -378,7 +380,7 @@ impl<'a> RunLoop<'a> {
                         }
                     },
                     report: &|report| scans.blocking_send(Scanned::Report(report)).is_ok(),
-                    memory: &memory,
+                    scan_cache: &scan_cache,
                     leave_out: leave_out.then_some(scan),
                     paced: scan > 1,
                 };
@@ -420,7 +422,7 @@ impl<'a> RunLoop<'a> {
 
     /// Lists it as not sent; `new`: for the first time.
     fn list(&self, path: Vec<u8>, reason: String, new: impl FnOnce()) {
-        self.memory().forget(folder_of(&path)); // tried again at the next scan
+        self.scan_cache().forget(folder_of(&path)); // tried again at the next scan
         let problems = &mut self.task.shared.state().problems;
         let known = problems.listed.get(&path);
         let is_new = known.is_none_or(|known| known.reason != reason);
@@ -438,7 +440,7 @@ impl<'a> RunLoop<'a> {
     async fn remove_emptied(&mut self) {
         let now = Instant::now();
         let due = self.emptied.extract_if(.., |_, at| *at <= now);
-        let due: Vec<RemotePath> = due.take(LOOKS).map(|(folder, _)| folder).collect();
+        let due: Vec<RemotePath> = due.take(INSPECTIONS).map(|(folder, _)| folder).collect();
         if due.is_empty() {
             return;
         }

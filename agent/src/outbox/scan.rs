@@ -13,12 +13,12 @@ use dropwire_protocol::RemotePath;
 
 use super::{
     ignore::Ignore,
-    look, marker,
-    memory::{Memory, Stamp},
+    inspect, marker,
+    scan_cache::{ScanCache, Stamp},
     whole,
 };
 use crate::{
-    confined, fault,
+    confined, failpoints,
     owner::{self, Claimed},
     snapshot,
     version::{Found, OutboxId, Version},
@@ -60,7 +60,7 @@ pub(super) struct Walk<'a> {
     /// Takes reports; false ends the walk.
     pub(super) report: &'a dyn Fn(Report) -> bool,
     /// Which folders were listed before.
-    pub(super) memory: &'a Mutex<Memory>,
+    pub(super) scan_cache: &'a Mutex<ScanCache>,
     /// Those that did not change since are not listed in the scan of this number; None: all are.
     pub(super) leave_out: Option<u64>,
     /// Rests as long as it works, in favour of what is being sent.
@@ -108,7 +108,7 @@ impl Walk<'_> {
     fn enter(&self, dir: io::Result<Dir>, stand: &mut Stand, depth: usize) -> Result<(), Ended> {
         let is_outbox = stand.path.is_empty();
         match dir {
-            Ok(dir) if !is_outbox && snapshot::is_one(&dir) && !fault::mutant("S1-snapshot") => {
+            Ok(dir) if !is_outbox && snapshot::is_one(&dir) && !failpoints::mutant("S1-snapshot") => {
                 self.problem(stand, snapshot::REASON.into())
             }
             Ok(dir) if !is_outbox && let Err(e) = owner::unclaimed(&dir, &stand.path) => {
@@ -129,10 +129,12 @@ impl Walk<'_> {
         let place = confined::os_str(&stand.path).map(|below| self.root.join(below));
         (self.watch)(place.as_deref().unwrap_or(self.root));
         // Taken before the listing: what comes in meanwhile changes it, unless it is fresh.
-        let stamp = Stamp::of(dir).ok().map(|stamp| (stamp, self.memory().cleared()));
+        let stamp = Stamp::of(dir)
+            .ok()
+            .map(|stamp| (stamp, self.scan_cache().cleared()));
         let begun = SystemTime::now();
         if let (Some((stamp, _)), Some(scan)) = (&stamp, self.leave_out) {
-            let unchanged = self.memory().unchanged(&stand.path, stamp, scan);
+            let unchanged = self.scan_cache().unchanged(&stand.path, stamp, scan);
             if let Some(folders) = unchanged {
                 for name in folders {
                     self.step(stand, &name, |walk, stand| {
@@ -148,9 +150,9 @@ impl Walk<'_> {
         match stamp {
             // What is mounted below the outbox may tell less than the outbox's own file system, which the watch's test is of.
             Some(stamp) if !stand.troubled && stamp.0.on.tells_changes => {
-                self.memory().listed(&stand.path, stamp, begun, folders)
+                self.scan_cache().listed(&stand.path, stamp, begun, folders)
             }
-            _ => self.memory().forget(&stand.path),
+            _ => self.scan_cache().forget(&stand.path),
         }
         stand.troubled = troubled_above;
         Ok(())
@@ -184,7 +186,7 @@ impl Walk<'_> {
             let is_folder = self.step(stand, bytes, |walk, stand| {
                 walk.entry(dir, &entry, bytes, stand, depth)
             })?;
-            if is_folder && folders.len() < Memory::MOST {
+            if is_folder && folders.len() < ScanCache::MOST {
                 folders.push(bytes.to_vec());
             }
         }
@@ -280,7 +282,7 @@ impl Walk<'_> {
             return Ok(true);
         }
         if !kind.is_file() {
-            self.problem(stand, look::no_file(kind).into())?;
+            self.problem(stand, inspect::no_file(kind).into())?;
             return Ok(false);
         }
         if self
@@ -329,7 +331,7 @@ impl Walk<'_> {
             return self.tell(stand, Report::Problem(at.clone(), reason.clone()));
         }
         let reason = format!("{what}: {error}");
-        match look::passing(error) {
+        match inspect::passing(error) {
             Some(_) => self.tell(stand, Report::Later(stand.path.clone(), reason)),
             None => self.problem(stand, reason),
         }
@@ -346,8 +348,8 @@ impl Walk<'_> {
     }
 
     /// Locked only for moments.
-    fn memory(&self) -> MutexGuard<'_, Memory> {
-        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    fn scan_cache(&self) -> MutexGuard<'_, ScanCache> {
+        self.scan_cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -365,7 +367,7 @@ mod tests {
     fn walk_again(
         root: &Path,
         from: Option<&str>,
-        memory: &Mutex<Memory>,
+        scan_cache: &Mutex<ScanCache>,
         leave_out: Option<u64>,
     ) -> (Vec<String>, Vec<String>, Vec<String>) {
         let (files, problems, watched) = Default::default();
@@ -397,7 +399,7 @@ mod tests {
                 }
                 true
             },
-            memory,
+            scan_cache,
             leave_out,
             paced: false,
         };
@@ -460,26 +462,26 @@ mod tests {
             fs::write(root.join(name), "bytes").unwrap();
         }
         age(root, &["", "a", "a/b"]);
-        let memory = Mutex::default();
-        let scan = |memory, scan| walk_again(root, None, memory, Some(scan));
+        let scan_cache = Mutex::default();
+        let scan = |scan_cache, scan| walk_again(root, None, scan_cache, Some(scan));
         let all: Vec<String> = ["a/b/three", "a/two", "one"].map(String::from).into();
-        assert_eq!(scan(&memory, 0).0, all);
+        assert_eq!(scan(&scan_cache, 0).0, all);
         // Over all turns each folder is listed once, and watched each time.
         let mut listed = Vec::new();
-        for number in 1..=Memory::TURNS {
-            let (files, _, watched) = scan(&memory, number);
+        for number in 1..=ScanCache::TURNS {
+            let (files, _, watched) = scan(&scan_cache, number);
             assert_eq!(watched, ["", "a", "a/b"]);
             listed.extend(files);
         }
         listed.sort();
         assert_eq!(listed, all);
         fs::write(root.join("a/b/four"), "bytes").unwrap();
-        for number in 1..=Memory::TURNS {
-            let files = scan(&memory, number).0;
+        for number in 1..=ScanCache::TURNS {
+            let files = scan(&scan_cache, number).0;
             assert!(files.contains(&"a/b/four".into()) || number > 1, "{files:?}");
         }
         assert_eq!(
-            walk_again(root, None, &memory, None).0.len(),
+            walk_again(root, None, &scan_cache, None).0.len(),
             4,
             "polled: all of it"
         );
@@ -500,12 +502,12 @@ mod tests {
         }
         assert_eq!(walk(root, None).0.len(), 3);
         age(root, &["a", "a/theirs", "a/theirs/sub", "disk"]);
-        let memory = Mutex::default();
-        walk_again(root, None, &memory, Some(0));
+        let scan_cache = Mutex::default();
+        walk_again(root, None, &scan_cache, Some(0));
         fs::create_dir(root.join("a/theirs/.dropwire")).unwrap();
         fs::write(root.join("a/theirs/.dropwire/owner"), "damaged").unwrap();
-        for number in 1..=Memory::TURNS {
-            let (files, problems, watched) = walk_again(root, None, &memory, Some(number));
+        for number in 1..=ScanCache::TURNS {
+            let (files, problems, watched) = walk_again(root, None, &scan_cache, Some(number));
             assert!(files.iter().all(|file| file == "disk/three"), "{files:?}");
             assert_eq!(problems, ["a/theirs"]);
             assert_eq!(watched, ["", "a", "disk"]);
@@ -524,9 +526,9 @@ mod tests {
         fs::create_dir(root.join("sub")).unwrap();
         std::os::unix::fs::symlink("sub", root.join("sub/link")).unwrap();
         age(root, &["", "sub"]);
-        let memory = Mutex::default();
-        for number in 0..Memory::TURNS {
-            assert_eq!(walk_again(root, None, &memory, Some(number)).1, ["sub/link"]);
+        let scan_cache = Mutex::default();
+        for number in 0..ScanCache::TURNS {
+            assert_eq!(walk_again(root, None, &scan_cache, Some(number)).1, ["sub/link"]);
         }
     }
 
@@ -563,12 +565,12 @@ mod tests {
             eprintln!("skipped: no btrfs can be mounted here");
             return;
         }
-        let made = run(
+        let probe_made = run(
             "cd MOUNT && btrfs subvolume create outbox && cd outbox && echo 1 >one \
                         && btrfs subvolume create sub && echo 2 >sub/two && btrfs subvolume snapshot . snap",
         );
         let (files, problems, watched) = walk(&mount.join("outbox"), None);
-        assert!(run("umount -l MOUNT") && made);
+        assert!(run("umount -l MOUNT") && probe_made);
         assert_eq!(files, ["one", "sub/two"]);
         assert_eq!(
             (problems, watched),

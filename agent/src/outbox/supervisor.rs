@@ -12,7 +12,7 @@ use super::{
     task::{Task, Watched},
     watch::{Hint, Went},
 };
-use crate::{error::shown, fault, version::OutboxId};
+use crate::{error::shown, failpoints, version::OutboxId};
 
 /// Time between the first looks for a folder that is not there; then it grows.
 const ABSENT: Duration = Duration::from_secs(1);
@@ -49,7 +49,7 @@ impl Task {
             let mut state = self.shared.state();
             state.id = None;
             state.place = None;
-            state.settle.clear();
+            state.stability.clear();
             state.problems = Problems::default();
             if gone.is_err() {
                 return;
@@ -62,7 +62,7 @@ impl Task {
         loop {
             let asked = self.known.folders_that_go(outbox, !self.shared.is_whole());
             match asked.await {
-                Some(_) if fault::mutant("S2-way") => return BTreeSet::new(),
+                Some(_) if failpoints::mutant("S2-way") => return BTreeSet::new(),
                 Some(folders) => return folders.into_iter().collect(),
                 None => tokio::time::sleep(ABSENT).await,
             }
@@ -93,7 +93,7 @@ impl Task {
             // In either case the folder is looked for.
             tokio::select! {
                 _ = mounts.changed() => {}
-                () = self.shared.look.notified() => {}
+                () = self.shared.recheck.notified() => {}
                 () = tokio::time::sleep(pause) => {}
             }
             pause = (pause * 2).min(LONG_ABSENT);

@@ -37,7 +37,7 @@ impl Task {
         let me = self.me.clone();
         let place = blocking(move || Place::find(&path, had_mark, &me)).await;
         let place = place.unwrap_or_else(|_| Err("the look for it failed".into()))?;
-        let settled = self.known.settle(place.id, place.is_new).await;
+        let settled = self.known.claim_home(place.id, place.is_new).await;
         settled.unwrap_or_else(|| Err("the job list does not answer".into()))?;
         Ok(place)
     }
@@ -58,17 +58,17 @@ impl Task {
         });
         let started = started.await.unwrap_or_else(|_| Err("the watch failed".into()));
         let mut state = self.shared.state();
-        let (watcher, health) = match started {
+        let (watcher, watch_state) = match started {
             Ok(watcher) => (Some(Arc::new(watcher)), Ok(())),
             Err(reason) => (None, Err(reason)),
         };
-        if let Err(reason) = &health
+        if let Err(reason) = &watch_state
             && wanted != Watch::Poll
-            && state.health.reason().as_ref() != Some(reason)
+            && state.watch_state.reason().as_ref() != Some(reason)
         {
             tracing::warn!(outbox = %shown(&place.root), %reason, "polled every few seconds");
         }
-        state.health.begin(health);
+        state.watch_state.begin(watch_state);
         (watcher, hints)
     }
 }

@@ -29,7 +29,7 @@ fn me() -> Me {
 }
 
 impl Known for List {
-    fn settle(&self, outbox: OutboxId, _: bool) -> Settling<'_> {
+    fn claim_home(&self, outbox: OutboxId, _: bool) -> Claiming<'_> {
         let copy = self.copy.lock().unwrap().clone();
         if let (None, Some(home)) = (&copy, &*self.home.lock().unwrap()) {
             home.send(outbox).unwrap();
@@ -207,7 +207,7 @@ impl Running {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn written_and_moved_in_files_settle() {
-    if !crate::fault::needs::telling_of_changes() {
+    if !crate::failpoints::needs::telling_of_changes() {
         return;
     }
     let mut running = run_watched().await;
@@ -351,7 +351,7 @@ async fn an_unreadable_file_is_reported_and_the_others_go_on() {
     fs::write(running.at("secret.tmp"), "bytes").unwrap();
     fs::set_permissions(running.at("secret.tmp"), fs::Permissions::from_mode(0o000)).unwrap();
     if fs::File::open(running.at("secret.tmp")).is_ok() {
-        crate::fault::skip("this user reads everything");
+        crate::failpoints::skip("this user reads everything");
         return;
     }
     fs::rename(running.at("secret.tmp"), running.at("secret")).unwrap();
@@ -409,7 +409,7 @@ async fn polling_finds_the_same() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn scans_that_leave_out_unchanged_folders_find_what_is_new() {
-    if !crate::fault::needs::telling_of_changes() {
+    if !crate::failpoints::needs::telling_of_changes() {
         return;
     }
     let mut running = run(
@@ -434,7 +434,7 @@ async fn scans_that_leave_out_unchanged_folders_find_what_is_new() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_folder_that_is_not_there_is_waited_for_and_never_made() {
     // Only a watch tells a folder that was removed from one that is away.
-    if !crate::fault::needs::telling_of_changes() {
+    if !crate::failpoints::needs::telling_of_changes() {
         return;
     }
     let temp = tempfile::tempdir().unwrap();
@@ -486,7 +486,7 @@ async fn a_copy_finds_nothing_until_it_has_an_id_of_its_own() {
         .await;
     fs::write(running.at("file"), "bytes").unwrap();
     *running.list.copy.lock().unwrap() = None;
-    running.outbox.look();
+    running.outbox.find_folder();
     running.marked().await;
     running.settles(&["file"]).await;
 }

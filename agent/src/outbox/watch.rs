@@ -21,8 +21,8 @@ use notify::{
 };
 use tokio::sync::{Notify, mpsc};
 
-use super::settle::Urgency;
-use crate::{fault, own_folder, watcher::with_its_thread};
+use super::stability::Urgency;
+use crate::{failpoints, own_folder, watcher::with_its_thread};
 
 /// Something to look into.
 #[derive(Debug, PartialEq, Eq)]
@@ -44,12 +44,12 @@ pub(super) enum Went {
 pub(super) struct Watcher {
     inner: Mutex<RecommendedWatcher>,
     limited: Arc<AtomicBool>,
-    heard: Arc<Heard>,
+    probe_received: Arc<ProbeReceived>,
 }
 
 /// When a probe's event came last.
 #[derive(Default)]
-struct Heard {
+struct ProbeReceived {
     at: Mutex<Option<Instant>>,
     news: Notify,
 }
@@ -62,16 +62,16 @@ impl Watcher {
         missed: Arc<AtomicBool>,
     ) -> notify::Result<Self> {
         let limited = Arc::new(AtomicBool::new(false));
-        let heard = Arc::new(Heard::default());
+        let probe_received = Arc::new(ProbeReceived::default());
         let own = root.join(own_folder::NAME);
         let probe = own.join(PROBE);
         let handler = {
-            let (limited, heard) = (Arc::clone(&limited), Arc::clone(&heard));
+            let (limited, probe_received) = (Arc::clone(&limited), Arc::clone(&probe_received));
             move |event: notify::Result<Event>| match event {
-                Ok(_) if fault::deaf() => {}
+                Ok(_) if failpoints::deaf() => {}
                 Ok(event) if event.paths.first() == Some(&probe) => {
-                    *heard.at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-                    heard.news.notify_one();
+                    *probe_received.at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+                    probe_received.news.notify_one();
                 }
                 // Its own folder: only that something became of it matters.
                 Ok(event) if event.paths.iter().any(|p| *p != own && p.starts_with(&own)) => {}
@@ -95,7 +95,7 @@ impl Watcher {
         let watcher = Watcher {
             inner: Mutex::new(inner),
             limited,
-            heard,
+            probe_received,
         };
         watcher.folder(root);
         Ok(watcher)
@@ -111,7 +111,7 @@ impl Watcher {
     pub(super) fn folder(&self, path: &Path) {
         if FOLDER_BY_FOLDER {
             let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-            let watched = match fault::refuses_watch() {
+            let watched = match failpoints::refuses_watch() {
                 true => Err(notify::Error::new(notify::ErrorKind::MaxFilesWatch)),
                 false => inner.watch(path, RecursiveMode::NonRecursive),
             };
@@ -132,18 +132,18 @@ impl Watcher {
     }
 
     /// Waits for a probe's event; tells when it came. May be dropped at any time.
-    pub(super) async fn heard(&self) -> Instant {
+    pub(super) async fn probe_received(&self) -> Instant {
         loop {
-            self.heard.news.notified().await;
-            if let Some(at) = self.take_heard() {
+            self.probe_received.news.notified().await;
+            if let Some(at) = self.take_probe_received() {
                 return at;
             }
         }
     }
 
     /// When a probe's event came, if one did that was not told yet.
-    pub(super) fn take_heard(&self) -> Option<Instant> {
-        let at = &self.heard.at;
+    pub(super) fn take_probe_received(&self) -> Option<Instant> {
+        let at = &self.probe_received.at;
         at.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
@@ -176,20 +176,20 @@ fn note_limit(limited: &AtomicBool, error: &notify::Error) {
 }
 
 fn hints_of(event: Event) -> Vec<Hint> {
-    let look = |path, urgency| vec![Hint::Look(path, urgency)];
+    let inspect = |path, urgency| vec![Hint::Look(path, urgency)];
     let Event { kind, mut paths, .. } = event;
     let Some(path) = paths.pop() else {
         return Vec::new();
     };
     match kind {
-        EventKind::Access(AccessKind::Close(AccessMode::Write)) => look(path, Urgency::Now),
+        EventKind::Access(AccessKind::Close(AccessMode::Write)) => inspect(path, Urgency::Now),
         EventKind::Access(_) => Vec::new(), // our own reading makes these
-        EventKind::Create(_) => look(path, Urgency::Now),
+        EventKind::Create(_) => inspect(path, Urgency::Now),
         EventKind::Modify(ModifyKind::Name(RenameMode::From)) => vec![Hint::Gone(path, Went::Moved)],
         EventKind::Modify(ModifyKind::Name(RenameMode::Both)) => Vec::new(), // follows From and To
-        EventKind::Modify(ModifyKind::Name(_)) => look(path, Urgency::Now),
+        EventKind::Modify(ModifyKind::Name(_)) => inspect(path, Urgency::Now),
         EventKind::Remove(_) => vec![Hint::Gone(path, Went::Removed)],
-        EventKind::Modify(_) | EventKind::Any | EventKind::Other => look(path, Urgency::Calm),
+        EventKind::Modify(_) | EventKind::Any | EventKind::Other => inspect(path, Urgency::Calm),
     }
 }
 
@@ -201,23 +201,26 @@ mod tests {
 
     #[test]
     fn table() {
-        let look = |urgency| vec![Hint::Look("/o/f".into(), urgency)];
+        let inspect = |urgency| vec![Hint::Look("/o/f".into(), urgency)];
         let gone = |went| vec![Hint::Gone("/o/f".into(), went)];
         let name = |mode| EventKind::Modify(ModifyKind::Name(mode));
         let access = EventKind::Access;
         for (kind, hints) in [
-            (access(AccessKind::Close(AccessMode::Write)), look(Urgency::Now)),
+            (
+                access(AccessKind::Close(AccessMode::Write)),
+                inspect(Urgency::Now),
+            ),
             (access(AccessKind::Close(AccessMode::Read)), vec![]),
             (access(AccessKind::Open(AccessMode::Any)), vec![]),
-            (EventKind::Create(CreateKind::Folder), look(Urgency::Now)),
-            (EventKind::Create(CreateKind::File), look(Urgency::Now)),
-            (name(RenameMode::To), look(Urgency::Now)),
-            (name(RenameMode::Any), look(Urgency::Now)),
+            (EventKind::Create(CreateKind::Folder), inspect(Urgency::Now)),
+            (EventKind::Create(CreateKind::File), inspect(Urgency::Now)),
+            (name(RenameMode::To), inspect(Urgency::Now)),
+            (name(RenameMode::Any), inspect(Urgency::Now)),
             (name(RenameMode::Both), vec![]),
             (name(RenameMode::From), gone(Went::Moved)),
             (
                 EventKind::Modify(ModifyKind::Data(DataChange::Any)),
-                look(Urgency::Calm),
+                inspect(Urgency::Calm),
             ),
             (EventKind::Remove(RemoveKind::File), gone(Went::Removed)),
         ] {
@@ -247,13 +250,13 @@ mod tests {
             }
             // Asked for again until one comes, as scans do: the end of the old watch may be told late.
             let begun = Instant::now();
-            let mut heard = None;
-            while heard.is_none_or(|heard| heard < begun) {
+            let mut probe_received = None;
+            while probe_received.is_none_or(|probe_received| probe_received < begun) {
                 assert!(Instant::now() < deadline, "no event");
                 watcher.own_folder(&root);
                 probe(&dir).unwrap();
                 let wait = std::time::Duration::from_millis(200);
-                heard = tokio::time::timeout(wait, watcher.heard()).await.ok();
+                probe_received = tokio::time::timeout(wait, watcher.probe_received()).await.ok();
             }
         }
         std::fs::write(root.join("file"), "").unwrap();

@@ -15,39 +15,39 @@ use dropwire_protocol::RemotePath;
 
 use super::{
     ignore::Ignore,
-    look::{self, PERHAPS_UNFINISHED, Rules, Seen},
+    inspect::{self, Inspection, PERHAPS_UNFINISHED, Rules},
     marker,
-    settle::Sight,
+    stability::Observation,
 };
 use crate::{
     bundle::{self, Kind, Listing, Step, Trouble},
     confined, durable,
     error::brief,
-    fault,
+    failpoints,
     file_system::FileSystem,
     owner, snapshot, unsent,
     version::Version,
 };
 
 /// Looks at the folder `path` below `root`: a walk through all of it. Blocks only for the disk.
-pub(super) fn look(root: &Dir, path: &RemotePath, rules: &Rules, ignore: &Ignore) -> Seen {
+pub(super) fn inspect(root: &Dir, path: &RemotePath, rules: &Rules, ignore: &Ignore) -> Inspection {
     let quiet = match &rules.marker {
         None => rules.quiet,
         Some(suffix) if !marker::is_there(root, path.file_name(), suffix) => {
-            return Seen::Unmarked(marker::missing(path.file_name(), suffix));
+            return Inspection::Unmarked(marker::missing(path.file_name(), suffix));
         }
         Some(_) => Duration::ZERO,
     };
     let folder = match confined::open_folder_through(root, path, owner::unclaimed) {
         Ok(folder) => folder,
-        Err(e) if confined::is_absent(&e) => return Seen::Nothing,
-        Err(e) => return look::unread(&e),
+        Err(e) if confined::is_absent(&e) => return Inspection::Nothing,
+        Err(e) => return inspect::unread(&e),
     };
     let least = FileSystem::of_folder(&folder).unwrap_or_default().least_rest();
     let may_be_unfinished = std::cell::Cell::new(false);
     let mut inspect = |step: &Step<'_>| {
         if step.kind == Kind::File && unsent::is_rsync_temporary(step.name.as_encoded_bytes()).is_some() {
-            may_be_unfinished.set(rules.marker.is_none() && !fault::mutant("S1-whole-perhaps"));
+            may_be_unfinished.set(rules.marker.is_none() && !failpoints::mutant("S1-whole-perhaps"));
         }
         keep_back(step, path, ignore)
     };
@@ -69,7 +69,7 @@ pub(super) fn look(root: &Dir, path: &RemotePath, rules: &Rules, ignore: &Ignore
         }
         Ok(listing) => {
             let version = listing.version();
-            let sight = Sight::Still {
+            let observation = Observation::Still {
                 version,
                 rest: quiet().max(version.clock_step()).max(least),
                 why: match may_be_unfinished.get() {
@@ -79,13 +79,13 @@ pub(super) fn look(root: &Dir, path: &RemotePath, rules: &Rules, ignore: &Ignore
                     false => "nothing in it may change for a while",
                 },
             };
-            Seen::Whole {
-                sight,
+            Inspection::Whole {
+                observation,
                 left_out: listing.left_out,
             }
         }
-        Err(Trouble::Changed) => Seen::File {
-            sight: Sight::Writer,
+        Err(Trouble::Changed) => Inspection::File {
+            observation: Observation::Writer,
             file: None,
             of_others: false,
         },
@@ -132,7 +132,7 @@ pub(super) fn sync(root: &Dir, path: &RemotePath) -> io::Result<()> {
     let folder = confined::open_folder(root, path)?;
     let sync_handle = open(&folder)?;
     if durable::supports_syncfs(&sync_handle) {
-        return fault::step("S1-folder-syncfs", || durable::sync_filesystem(&sync_handle));
+        return failpoints::step("S1-folder-syncfs", || durable::sync_filesystem(&sync_handle));
     }
     sync_each(&folder)
 }
@@ -150,7 +150,7 @@ fn sync_each(folder: &Dir) -> io::Result<()> {
             (Kind::Folder, None) => durable::sync_dir(folder),
             (Kind::Other(_), _) => Ok(()),
         };
-        fault::step("S1-folder-each", sync).map_err(|e| {
+        failpoints::step("S1-folder-each", sync).map_err(|e| {
             failed = Some(e);
             Trouble::Changed
         })
@@ -187,8 +187,8 @@ fn rests(version: &Version, quiet: Duration) -> bool {
     age.is_none_or(|age| age >= quiet.as_nanos())
 }
 
-fn held(why: &'static str, reason: String) -> Seen {
-    Seen::Held { why, reason }
+fn held(why: &'static str, reason: String) -> Inspection {
+    Inspection::Held { why, reason }
 }
 
 /// A handle that can be synced.
@@ -218,7 +218,7 @@ mod tests {
         (temp, RemotePath::parse(b"batch").unwrap())
     }
 
-    fn sees(temp: &tempfile::TempDir, path: &RemotePath) -> Seen {
+    fn sees(temp: &tempfile::TempDir, path: &RemotePath) -> Inspection {
         crate::version::rests(temp.path());
         let root = confined::root(temp.path()).unwrap();
         let rules = Rules {
@@ -226,13 +226,13 @@ mod tests {
             keep: false,
             marker: None,
         };
-        look(&root, path, &rules, &Ignore::new(&["*.raw".into()]).unwrap())
+        inspect(&root, path, &rules, &Ignore::new(&["*.raw".into()]).unwrap())
     }
 
     #[track_caller]
-    fn held_by(seen: Seen) -> String {
+    fn held_by(seen: Inspection) -> String {
         match seen {
-            Seen::Held { reason, .. } => reason,
+            Inspection::Held { reason, .. } => reason,
             other => panic!("{other:?}"),
         }
     }
@@ -241,7 +241,7 @@ mod tests {
     fn what_is_not_sent_from_an_outbox_keeps_the_folder_back() {
         let (temp, path) = batch();
         let at = |name: &str| temp.path().join("batch").join(name);
-        assert!(matches!(sees(&temp, &path), Seen::Whole { .. }));
+        assert!(matches!(sees(&temp, &path), Inspection::Whole { .. }));
         for name in ["sub/x.part", "sub/x.raw", "~$letter.doc"] {
             fs::write(at(name), "").unwrap();
             let reason = held_by(sees(&temp, &path));
@@ -253,15 +253,15 @@ mod tests {
             fs::write(at(name), "").unwrap();
         }
         match sees(&temp, &path) {
-            Seen::Whole { left_out, .. } => {
+            Inspection::Whole { left_out, .. } => {
                 let left_out: Vec<_> = left_out.iter().map(|(path, _)| path.to_string()).collect();
                 assert_eq!(left_out, ["@eaDir"], "litter does not");
             }
             other => panic!("{other:?}"),
         }
         let rest = |seen| match seen {
-            Seen::Whole {
-                sight: Sight::Still { rest, .. },
+            Inspection::Whole {
+                observation: Observation::Still { rest, .. },
                 ..
             } => rest,
             other => panic!("{other:?}"),
@@ -274,7 +274,7 @@ mod tests {
         fs::remove_file(at("sub/file")).unwrap();
         assert!(held_by(sees(&temp, &path)).contains("no file"));
         fs::remove_dir_all(at("")).unwrap();
-        assert!(matches!(sees(&temp, &path), Seen::Nothing));
+        assert!(matches!(sees(&temp, &path), Inspection::Nothing));
     }
 
     #[cfg(target_os = "linux")]

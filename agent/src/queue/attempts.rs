@@ -14,7 +14,7 @@ use super::{
     schedule::Load,
     schema::{ItemState, Step},
 };
-use crate::{clock::milliseconds, db::DbError, fault};
+use crate::{clock::milliseconds, db::DbError, failpoints};
 
 /// Most former ids of a job that a peer's answers make.
 pub(super) const FORMER: i64 = 64;
@@ -122,7 +122,13 @@ impl Queue {
             let said: Option<String> = db
                 .prepare_cached("SELECT error FROM jobs WHERE id = ?")?
                 .query_row([job.row], |row| row.get(0))?;
-            due_again(db, job.row, fault::mutant("S5-busy"), &error, next_attempt_ms)?;
+            due_again(
+                db,
+                job.row,
+                failpoints::mutant("S5-busy"),
+                &error,
+                next_attempt_ms,
+            )?;
             match said.as_ref() == Some(&error) {
                 true => Ok(()),
                 false => change::note(db, job.row, now_ms, &error),
@@ -169,7 +175,7 @@ impl Queue {
             let former: i64 = db
                 .prepare_cached("SELECT count(*) FROM former WHERE job = ?")?
                 .query_row([job.row], |row| row.get(0))?;
-            if former >= FORMER && !fault::mutant("S5-former") {
+            if former >= FORMER && !failpoints::mutant("S5-former") {
                 return Ok(Some(id));
             }
             change::note(db, job.row, now_ms, "begun again under a new id")?;
@@ -212,7 +218,7 @@ impl Queue {
                     .prepare_cached("SELECT attempts FROM jobs WHERE id = ?")?
                     .query_row([job.row], |row| row.get(0))?;
                 queue_again(db, &job, now_ms)?;
-                let wait = if fault::mutant("S5-bytes-wait") {
+                let wait = if failpoints::mutant("S5-bytes-wait") {
                     Duration::ZERO
                 } else {
                     wait(attempts)

@@ -9,7 +9,7 @@ use super::{
     key::Key,
     schema::{ItemState, Step},
 };
-use crate::{config::AfterSend, fault, version::Found};
+use crate::{config::AfterSend, failpoints, version::Found};
 
 /// History lines kept of a job, the newest.
 const HISTORY: i64 = 50;
@@ -53,7 +53,7 @@ pub(super) fn unused_id(
         let id = db
             .identity
             .transfer_id(peer, found.outbox.0, path, &found.version, counter);
-        if !used.exists([id.0])? || fault::mutant("S2-unused") {
+        if !used.exists([id.0])? || failpoints::mutant("S2-unused") {
             return Ok((id, counter));
         }
         counter += 1;
@@ -130,10 +130,10 @@ pub(super) fn settle(db: &Connection, item: ItemId) -> Result<ItemState> {
             differ |= *digest.get_or_insert(its) != its;
         }
     }
-    if differ && !fault::mutant("S4-one-digest") {
+    if differ && !failpoints::mutant("S4-one-digest") {
         return leave(db, item).map(|_| ItemState::Left);
     }
-    let state = if after_send == AfterSend::Keep || (undelivered && !fault::mutant("S5-every-peer")) {
+    let state = if after_send == AfterSend::Keep || (undelivered && !failpoints::mutant("S5-every-peer")) {
         ItemState::Stays
     } else {
         ItemState::Acknowledged
@@ -164,7 +164,7 @@ pub(super) fn leave(db: &Connection, item: ItemId) -> Result<Vec<AgentId>> {
     let mut with_times = Vec::new();
     for (transfer, peer, late) in delivered {
         tell(db, transfer, peer, Step::Forget, late)?;
-        with_times.extend(late.filter(|_| !fault::mutant("S6-late")).map(|_| peer));
+        with_times.extend(late.filter(|_| !failpoints::mutant("S6-late")).map(|_| peer));
     }
     Ok(with_times)
 }

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     db::DbError,
-    fault,
+    failpoints,
     version::{OutboxId, Version, mtime_of},
 };
 
@@ -28,7 +28,7 @@ impl Queue {
     pub async fn delivered(&self, proofs: Vec<Proof>, now_ms: i64) -> Result<Recorded, DbError> {
         let each = self.each(proofs, move |db, proof, recorded| {
             match change::find(db, proof.id)? {
-                Some(job) if job.has_receipt && !fault::mutant("S4-once") => {}
+                Some(job) if job.has_receipt && !failpoints::mutant("S4-once") => {}
                 Some(job) if is_unproven(db, &job, proof)? => recorded.push(Err(proof.id)),
                 Some(job) => recorded.extend(record(db, &job, proof, now_ms)?.map(Ok)),
                 None => record_former(db, proof, now_ms)?,
@@ -96,7 +96,7 @@ impl Queue {
         now_ms: i64,
     ) -> Result<Vec<AgentId>, DbError> {
         self.each(ended, move |db, (item, stays), late| {
-            if state_of(db, *item)? != Some(ItemState::Acknowledged) || fault::mutant("S6") {
+            if state_of(db, *item)? != Some(ItemState::Acknowledged) || failpoints::mutant("S6") {
                 return Ok(());
             }
             match stays {
@@ -104,7 +104,7 @@ impl Queue {
                     late.extend(change::leave(db, *item)?);
                     Ok(())
                 }
-                Some((judged, why)) if is_still(db, *item, judged)? || fault::mutant("S5-judged") => {
+                Some((judged, why)) if is_still(db, *item, judged)? || failpoints::mutant("S5-judged") => {
                     stay(db, *item, why, now_ms)
                 }
                 Some(_) => Ok(()),
@@ -156,7 +156,7 @@ impl Queue {
     }
 
     /// The bytes were found unchanged under this ctime (nanoseconds since 1970).
-    pub async fn witnessed(&self, item: ItemId, ctime_ns: i64) -> Result<(), DbError> {
+    pub async fn compared(&self, item: ItemId, ctime_ns: i64) -> Result<(), DbError> {
         self.call(move |db| {
             db.prepare_cached("UPDATE drops SET ctime_ns = ? WHERE id = ?")?
                 .execute([ctime_ns, item.0])?;
@@ -344,7 +344,7 @@ fn stay(db: &Connection, item: ItemId, why: &str, now_ms: i64) -> Result<()> {
 
 /// Whoever read the file for this receipt read another version.
 fn is_unproven(db: &Connection, job: &Key, proof: &Proof) -> Result<bool> {
-    let queued = job.state == JobState::Queued && !fault::mutant("S4-version");
+    let queued = job.state == JobState::Queued && !failpoints::mutant("S4-version");
     match proof.version.filter(|_| queued) {
         Some(version) => is_still(db, job.item, &version).map(|still| !still),
         None => Ok(false),

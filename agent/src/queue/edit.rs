@@ -6,7 +6,7 @@ use dropwire_protocol::{AgentId, name::escape};
 use rusqlite::{Connection, Result, Transaction, params};
 
 use super::{End, Ended, Gathered, JobState, key::Key};
-use crate::{fault, identity::Identity};
+use crate::{failpoints, identity::Identity};
 
 /// The tables, whose they are, and how many jobs came and went by this change.
 ///
@@ -52,7 +52,7 @@ impl Edit<'_> {
 
     /// The job ended like this, without being delivered.
     pub fn ended(&self, job: &Key, end: End, why: &str) -> Result<()> {
-        if fault::mutant("ends-told") {
+        if failpoints::mutant("ends-told") {
             return Ok(());
         }
         let mut ended = self.ended.borrow_mut();

@@ -21,7 +21,7 @@ use crate::{
     clock::milliseconds,
     config::AfterSend,
     db::DbError,
-    fault,
+    failpoints,
     version::{Found, OutboxId, Version},
 };
 
@@ -34,7 +34,7 @@ impl Queue {
         self.read(move |db| {
             let mut unknown = Vec::new();
             for found in found {
-                let is_new = !past(db, &found)?.lies() || fault::mutant("S2-unknown");
+                let is_new = !past(db, &found)?.lies() || failpoints::mutant("S2-unknown");
                 if is_new && !goes_otherwise(db, &found)? {
                     unknown.push(found);
                 }
@@ -135,7 +135,7 @@ fn enqueue_one(db: &Edit<'_>, new: &NewItem, now_ms: i64) -> Result<Enqueued> {
     let path = &new.found.path;
     let past = past(db, &new.found)?;
     let mut done = Enqueued::default();
-    let is_known = past.lies() && !fault::mutant("S2-known");
+    let is_known = past.lies() && !failpoints::mutant("S2-known");
     if new.peers.is_empty() || is_known || goes_otherwise(db, &new.found)? {
         return Ok(done);
     }
@@ -154,7 +154,7 @@ fn enqueue_one(db: &Edit<'_>, new: &NewItem, now_ms: i64) -> Result<Enqueued> {
         return Ok(done);
     }
     let outbox_row = outbox_row(db, new)?;
-    fault::step("S2-supersede", || {
+    failpoints::step("S2-supersede", || {
         supersede(db, outbox_row, path.as_bytes(), now_ms)
     })?;
     let item = insert_item(db, outbox_row, new, past.next_counter)?;
@@ -210,7 +210,7 @@ impl Past {
 /// Whether `new` may be an earlier item, whatever its version says, and what has to be asked then.
 fn doubted(db: &Connection, new: &NewItem, past: &Past) -> Result<Option<(ItemId, Question)>> {
     let delivered = match new.after_send {
-        AfterSend::Keep if !fault::mutant("S2-kept") => kept(db, &new.found)?,
+        AfterSend::Keep if !failpoints::mutant("S2-kept") => kept(db, &new.found)?,
         _ => retimed::delivered(db, &new.found)?,
     };
     if let Some((earlier, digest)) = delivered {
@@ -218,7 +218,7 @@ fn doubted(db: &Connection, new: &NewItem, past: &Past) -> Result<Option<(ItemId
         return Ok((new.is_not != Some(earlier)).then_some((earlier, Question::IsOther(digest))));
     }
     let left = past.last.filter(|(_, state)| *state == ItemState::Left);
-    let left = left.filter(|(left, _)| new.is_not != Some(*left) && !fault::mutant("S2-left"));
+    let left = left.filter(|(left, _)| new.is_not != Some(*left) && !failpoints::mutant("S2-left"));
     let Some((left, _)) = left else {
         return Ok(None);
     };
@@ -235,7 +235,7 @@ fn doubted(db: &Connection, new: &NewItem, past: &Past) -> Result<Option<(ItemId
 /// been renamed, which changes ctime where inode numbers last; another file would have another time of birth.
 fn hidden(db: &Connection, left: ItemId, version: &Version) -> Result<Option<Digest>> {
     let tells = version.inode != 0 && version.birth_ns != 0 && !version.has_coarse_clock();
-    if !tells || fault::mutant("S2-hidden") {
+    if !tells || failpoints::mutant("S2-hidden") {
         return Ok(None);
     }
     db.prepare_cached(HIDDEN)?
@@ -341,7 +341,7 @@ fn outbox_row(db: &Connection, new: &NewItem) -> Result<i64> {
         .query_row([folder_id], |row| row.get(0))
         .optional()?;
     match known {
-        Some(id) if !fault::mutant("S2-moved") => Ok(id),
+        Some(id) if !failpoints::mutant("S2-moved") => Ok(id),
         _ => db
             .prepare_cached(
                 "INSERT INTO outboxes (mark, root) VALUES (?, ?)

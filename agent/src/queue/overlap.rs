@@ -7,7 +7,7 @@ use rusqlite::{Connection, Result, params};
 use super::Queue;
 use crate::{
     db::DbError,
-    fault,
+    failpoints,
     version::{Found, OutboxId},
 };
 
@@ -31,7 +31,7 @@ impl Queue {
 
 /// Is a part of it, or the folder that it lies in, still to be delivered or to leave the other way?
 pub(super) fn goes_otherwise(db: &Connection, found: &Found) -> Result<bool> {
-    if fault::mutant("S2-otherwise") {
+    if failpoints::mutant("S2-otherwise") {
         return Ok(false);
     }
     let (outbox, path) = (found.outbox.0, found.path.as_bytes());

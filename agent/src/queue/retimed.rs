@@ -13,7 +13,7 @@ use rusqlite::{Connection, OptionalExtension, Params, Result, params};
 use super::{ItemId, NewItem, Queue, change, edit::Edit, schema::Step};
 use crate::{
     db::DbError,
-    fault,
+    failpoints,
     version::{Found, mtime_of},
 };
 
@@ -47,7 +47,7 @@ pub(super) fn open(db: &Connection, new: &NewItem) -> Result<Option<ItemId>> {
         path,
         version,
     } = &new.found;
-    if version.folder || fault::mutant("S2-open") {
+    if version.folder || failpoints::mutant("S2-open") {
         return Ok(None);
     }
     let open: Option<ItemId> = db
@@ -111,9 +111,9 @@ pub(super) enum Who {
 /// They are told it from `tell_ms` on; gives whom. Nobody where it is about to leave: Forget says it.
 pub(super) fn tell(db: &Connection, item: ItemId, who: Who, tell_ms: i64) -> Result<Vec<AgentId>> {
     let (job, within_ms) = match who {
-        _ if fault::mutant("S5-kept-time") => return Ok(Vec::new()),
+        _ if failpoints::mutant("S5-kept-time") => return Ok(Vec::new()),
         Who::Of(job) => (Some(job), None),
-        Who::Within(_) if fault::mutant("S5-long-after") => (None, Some(i64::MAX)),
+        Who::Within(_) if failpoints::mutant("S5-long-after") => (None, Some(i64::MAX)),
         Who::Within(ms) => (None, Some(ms)),
     };
     db.prepare_cached(TELL)?
@@ -147,7 +147,9 @@ impl Queue {
                 .prepare_cached("SELECT mtime_ns FROM closing WHERE transfer = ? AND step = ?")?
                 .query_row(params![late.id.0, Step::Retime], |row| row.get(0))
                 .optional()?;
-            if row.is_some_and(|mtime_ns| mtime_of(mtime_ns) == late.mtime) || fault::mutant("S5-last-time") {
+            if row.is_some_and(|mtime_ns| mtime_of(mtime_ns) == late.mtime)
+                || failpoints::mutant("S5-last-time")
+            {
                 db.prepare_cached("DELETE FROM closing WHERE transfer = ? AND step = ?")?
                     .execute(params![late.id.0, Step::Retime])?;
             }
@@ -170,7 +172,7 @@ pub(super) fn due_now(db: &Connection, item: ItemId, now_ms: i64) -> Result<()> 
 
 /// The item that `found` may be, and what a peer has of it.
 pub(super) fn delivered(db: &Connection, found: &Found) -> Result<Option<(ItemId, Digest)>> {
-    if found.version.folder || fault::mutant("S2-retimed") {
+    if found.version.folder || failpoints::mutant("S2-retimed") {
         return Ok(None);
     }
     db.prepare_cached(DELIVERED)?

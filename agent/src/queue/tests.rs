@@ -630,7 +630,7 @@ async fn keep_rests_until_it_leaves() {
     let mut touched = found("a", 1);
     touched.version.ctime_ns = 50;
     assert!(!is_unknown(&queue, touched.clone()).await);
-    queue.witnessed(resting.item, 50).await.unwrap();
+    queue.compared(resting.item, 50).await.unwrap();
     assert_eq!(queue.resting(ItemId(0), 9).await.unwrap()[0].found, touched);
     assert_eq!(resting.missed, None);
     queue.seen(vec![], vec![resting.item]).await.unwrap();

@@ -13,7 +13,7 @@ use super::{
     space::Reservation,
     transfer_locks::Key,
 };
-use crate::{db::DbError, disk::Disk, durable::How, error, fault, id};
+use crate::{db::DbError, disk::Disk, durable::How, error, failpoints, id};
 
 /// Decides on the offer of a locked transfer: the inbox to receive it in and whether there may be a partial to
 /// resume, or the answer that ends it. A row *placing* is finished first. Blocks.
@@ -27,7 +27,7 @@ pub fn admit(
         manifest: bound,
         folder_id,
         state,
-    }) = known.filter(|_| !fault::mutant("R1-known"))
+    }) = known.filter(|_| !failpoints::mutant("R1-known"))
     else {
         takes_more(shared, key.0)?;
         return Ok((shared.open_inbox()?, false));
@@ -41,7 +41,7 @@ pub fn admit(
     }
     let bound = bound.filter(|b| {
         let same = (&b.path, b.size, b.kind) == (&manifest.path, manifest.size, manifest.kind);
-        same || fault::mutant("R1-bound")
+        same || failpoints::mutant("R1-bound")
     });
     let Some(bound) = bound else {
         let text = "this id was offered before with another path, size or kind";
@@ -52,7 +52,7 @@ pub fn admit(
         State::Withdrawn => Err(Answer::Silent), // answered above
         State::Receiving => {
             let inbox_dir = shared.open_inbox()?;
-            let here = folder_id == Some(inbox_dir.folder_id) || fault::mutant("R2-mark");
+            let here = folder_id == Some(inbox_dir.folder_id) || failpoints::mutant("R2-mark");
             Ok((inbox_dir, here))
         }
         State::Placing(placing) => {
@@ -76,13 +76,13 @@ pub fn takes_more(shared: &Shared, peer: AgentId) -> Result<(), Answer> {
             Some(reply::FULL_MS),
         ))
     };
-    if shared.db.is_short_of_room().is_some() && !fault::mutant("R1-state-disk") {
+    if shared.db.is_short_of_room().is_some() && !failpoints::mutant("R1-state-disk") {
         return full("the disk of the receiver's state folder is nearly full (state_disk)");
     }
     if shared.tally.is_full(peer) && shared.tally.is_to_be_eased(Instant::now()) {
         row_bounds::ease(&shared.db, &shared.tally)?;
     }
-    if shared.tally.is_full(peer) && !fault::mutant("R1-rows") {
+    if shared.tally.is_full(peer) && !failpoints::mutant("R1-rows") {
         return full(
             "the receiver keeps as many outcomes for this sender as it may, and waits for the sender to say that it has \
              them (state_disk)",
@@ -105,10 +105,10 @@ pub fn enter_of(
     folder_id: Option<[u8; 16]>,
 ) -> Result<Option<Arc<InboxDir>>, Answer> {
     let inbox_dir = shared.open_inbox()?;
-    if folder_id == Some(inbox_dir.folder_id) || fault::mutant("rule-mark") {
+    if folder_id == Some(inbox_dir.folder_id) || failpoints::mutant("rule-mark") {
         return Ok(Some(inbox_dir));
     }
-    if give_up(shared, key)? && !fault::mutant("rule-given-up") {
+    if give_up(shared, key)? && !failpoints::mutant("rule-given-up") {
         return Ok(None);
     }
     let text = "it is being placed in another inbox folder, which is not here";
@@ -174,7 +174,7 @@ fn reserve_copy(
     peer: AgentId,
     manifest: &Manifest,
 ) -> Result<Option<Reservation>, Answer> {
-    if inbox_dir.disks.is_empty() || fault::mutant("R2-copy") {
+    if inbox_dir.disks.is_empty() || failpoints::mutant("R2-copy") {
         return Ok(None);
     }
     let top = shared.top(peer);
@@ -206,5 +206,5 @@ fn disk(inbox_dir: &InboxDir) -> Result<Option<Disk>, Answer> {
 pub fn look(shared: &Shared, key: Key) -> Result<(Option<Known>, Vec<ledger::Checkpoint>), DbError> {
     shared
         .db
-        .call_blocking(move |tx| Ok((ledger::look(tx, key)?, ledger::checkpoints(tx, key)?)))
+        .call_blocking(move |tx| Ok((ledger::find(tx, key)?, ledger::checkpoints(tx, key)?)))
 }

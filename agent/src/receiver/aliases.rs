@@ -38,7 +38,7 @@ impl Aliases {
     /// From now on it is called so. Gives the folder whose alias was forgotten for it.
     pub fn set(&mut self, sender: AgentId, folder: Vec<u8>, alias: Vec<u8>) -> Option<Vec<u8>> {
         const BOUND: NonZeroUsize = NonZeroUsize::new(MOST).unwrap();
-        let most = match crate::fault::mutant("alias-bound") {
+        let most = match crate::failpoints::mutant("alias-bound") {
             true => NonZeroUsize::MAX,
             false => BOUND,
         };

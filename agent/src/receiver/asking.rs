@@ -38,7 +38,7 @@ impl<T: Clone + Send + Sync + 'static> Asking<T> {
         let mut answers = self.answer.subscribe();
         let since = {
             let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-            let is_free = open.is_none() || crate::fault::mutant("one-question");
+            let is_free = open.is_none() || crate::failpoints::mutant("one-question");
             let since = *open.get_or_insert_with(Instant::now);
             if is_free {
                 let (open, answer) = (Open(Arc::clone(&self.open)), self.answer.clone());
@@ -64,7 +64,7 @@ struct Open(Arc<Mutex<Option<Instant>>>);
 
 impl Drop for Open {
     fn drop(&mut self) {
-        if !std::thread::panicking() || !crate::fault::mutant("question-panics") {
+        if !std::thread::panicking() || !crate::failpoints::mutant("question-panics") {
             *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
         }
     }

@@ -23,7 +23,7 @@ use super::{
     space::Reservation,
     transfer_locks::TransferLock,
 };
-use crate::{durable, fault};
+use crate::{durable, failpoints};
 
 /// Most files of one batch.
 const BATCH: usize = 512;
@@ -79,7 +79,7 @@ pub fn work(shared: &Shared, peer: AgentId, path: &RemotePath) -> usize {
         let way = || shared.places.way(&inbox_dir, peer, top.as_deref(), path);
         !inbox_dir.disks.is_empty() && inbox_dir.disks.is_crossed(&way())
     });
-    match is_copied && !fault::mutant("fair-copies") {
+    match is_copied && !failpoints::mutant("fair-copies") {
         true => names + COPY,
         false => names,
     }
@@ -132,7 +132,7 @@ fn store_together(shared: &Arc<Shared>, inbox_dir: &InboxDir, batch: Vec<Small>)
         .filter_map(|small| write(shared, inbox_dir, small, &mut known))
         .map(|Written { small, told, .. }| (small, told))
         .collect();
-    match sync_handle.and_then(|a| fault::step("R5-syncfs", || durable::sync_filesystem(&a))) {
+    match sync_handle.and_then(|a| failpoints::step("R5-syncfs", || durable::sync_filesystem(&a))) {
         Ok(()) => {
             place(shared, inbox_dir, written);
             None
@@ -155,7 +155,7 @@ fn store_each(shared: &Arc<Shared>, inbox_dir: &InboxDir, batch: impl Iterator<I
         .collect();
     let mut synced = Vec::with_capacity(written.len());
     for Written { small, told, file } in written {
-        match fault::step("R5-small", || durable::sync_file(&file)) {
+        match failpoints::step("R5-small", || durable::sync_file(&file)) {
             Ok(()) => synced.push((small, told)),
             Err(e) => refuse(inbox_dir, &small, Answer::io("syncing the file", &e)),
         }
@@ -163,7 +163,7 @@ fn store_each(shared: &Arc<Shared>, inbox_dir: &InboxDir, batch: impl Iterator<I
     if synced.is_empty() {
         return;
     }
-    match fault::step("R5-small-dir", || durable::sync_dir(&inbox_dir.partials)) {
+    match failpoints::step("R5-small-dir", || durable::sync_dir(&inbox_dir.partials)) {
         Ok(()) => place(shared, inbox_dir, synced),
         Err(e) => {
             let answer = Answer::io("syncing the partials' folder", &e);

@@ -64,7 +64,7 @@ impl ByteBudget {
     pub fn try_take(self: &Arc<Self>, peer: AgentId, bytes: u64) -> Option<Taken> {
         let mut state = self.lock();
         let has = state.peers.get(&peer).map_or(0, |(has, _)| *has);
-        if has > 0 && state.taken + bytes > self.all && !crate::fault::mutant("begun-memory") {
+        if has > 0 && state.taken + bytes > self.all && !crate::failpoints::mutant("begun-memory") {
             return None;
         }
         state.taken += bytes;
@@ -86,7 +86,7 @@ impl State {
     fn may_take(&self, all: u64, peer: AgentId, bytes: u64) -> bool {
         let has = self.peers.get(&peer).map_or(0, |(has, _)| *has);
         let share = all / self.peers.len().max(1) as u64;
-        let fair = has == 0 || has + bytes <= share || crate::fault::mutant("fair-memory");
+        let fair = has == 0 || has + bytes <= share || crate::failpoints::mutant("fair-memory");
         self.taken + bytes <= all && fair
     }
 }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::{ledger, ledger::Checkpoint, reply::Answer, transfer_locks::Key};
-use crate::{clock::now_ms, db::Db, durable, fault};
+use crate::{clock::now_ms, db::Db, durable, failpoints};
 
 /// A thread that takes one checkpoint at a time.
 pub struct Checkpointer {
@@ -99,7 +99,7 @@ impl Checkpointer {
 
 /// R3: crashed in between, the ledger names an earlier prefix; never one that is not durable.
 fn take(file: &File, key: Key, db: &Db, checkpoint: Checkpoint) -> Result<(), Failure> {
-    fault::step("R3-data", || durable::sync_data(file)).map_err(|e| Failure {
+    failpoints::step("R3-data", || durable::sync_data(file)).map_err(|e| Failure {
         answer: Answer::io("syncing what arrived", &e),
         disk: true,
     })?;

@@ -30,7 +30,7 @@ pub use self::{
 use super::{
     Shared, inbox_dir::InboxDir, partial, place::Opened, placing::Placing, reply::Answer, transfer_locks::Key,
 };
-use crate::{db::DbError, durable::How, fault};
+use crate::{db::DbError, durable::How, failpoints};
 
 /// From so many open folders on, the next file waits for the next commit: descriptors are few.
 const MOST_FOLDERS: usize = 128;
@@ -159,7 +159,7 @@ fn place_some(
         partial::remove_stream(inbox_dir, file.lock.key(), file.manifest.kind);
         file.reply.end(Answer::Committed(intent.placing.receipt.clone()));
     }
-    if !fault::mutant("R9") {
+    if !failpoints::mutant("R9") {
         let placed = placed.into_iter().map(|(_, intent)| intent.placing).collect();
         shared.write_down_delivered(inbox_dir.named.clone(), rows, placed);
     }
@@ -189,7 +189,7 @@ pub fn place_again(
     if intent.place.path == placing.place && intent.placing.how == placing.how {
         intent.placing = Arc::new(placing);
     } else {
-        fault::step("rule-next-name", || {
+        failpoints::step("rule-next-name", || {
             write_down(shared, inbox_dir, vec![row(key, manifest, &intent)])
         })?;
     }

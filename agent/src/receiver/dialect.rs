@@ -9,7 +9,7 @@ use cap_std::fs::Dir;
 
 use super::naming::{Names, Rules, os_name};
 use crate::{
-    durable, fault,
+    durable, failpoints,
     io_error::{blames_the_name, is_shortage},
 };
 
@@ -39,7 +39,7 @@ pub fn probe(folder: &Dir) -> io::Result<Names> {
 /// `told`: how long a name may be, as the file system says.
 fn names(told: u64, mut refuses: impl FnMut(&[u8]) -> bool) -> Names {
     let mut names = Names::HERE;
-    if fault::mutant("R6-dialect") {
+    if failpoints::mutant("R6-dialect") {
         return names;
     }
     if names.rules == Rules::Bytes {
@@ -118,7 +118,7 @@ mod tests {
         let dir = Dir::open_ambient_dir(temp.path(), cap_std::ambient_authority()).unwrap();
         let on = crate::file_system::FileSystem::of(&durable::sync_handle(&dir).unwrap()).unwrap();
         if !on.sees_writers || !on.lasting_inodes {
-            crate::fault::skip(&format!("the temporary folder is on {}", on.name));
+            crate::failpoints::skip(&format!("the temporary folder is on {}", on.name));
             return;
         }
         assert_eq!(probe(&dir).unwrap(), Names::HERE);

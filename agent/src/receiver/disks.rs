@@ -22,7 +22,7 @@ use crate::{
     border::Side,
     confined, durable,
     error::shown,
-    fault, folder_id,
+    failpoints, folder_id,
     io_error::{Meaning, meaning},
     own_folder, owner,
 };
@@ -138,7 +138,7 @@ impl Disks {
             marked: marked.to_vec(),
         };
         let mut known = self.lock();
-        if known.contains(&disk) || fault::mutant("disk-remembered") {
+        if known.contains(&disk) || failpoints::mutant("disk-remembered") {
             return Ok(());
         }
         let mut all: Vec<Known> = known.iter().filter(|old| old.marked != marked).cloned().collect();
@@ -251,14 +251,14 @@ fn find(root: &Dir, disk: &Known) -> io::Result<Option<Dir>> {
 /// Does the marked `folder` have the disk's folder id? One below the border may have been made anew.
 fn is_it(folder: &Dir, disk: &Known) -> io::Result<bool> {
     Ok(match folder_id::read(folder)? {
-        Some(folder_id) => folder_id == disk.folder_id || fault::mutant("disk-mark"),
+        Some(folder_id) => folder_id == disk.folder_id || failpoints::mutant("disk-mark"),
         None => disk.marked != disk.border,
     })
 }
 
 /// Does something that is mounted begin with `folder`, or another file system?
 pub fn is_border(above: &Dir, folder: &Dir) -> io::Result<bool> {
-    Ok(Side::of(above)? != Side::of(folder)? || fault::mutant("disk-border"))
+    Ok(Side::of(above)? != Side::of(folder)? || failpoints::mutant("disk-border"))
 }
 
 fn read(own: &Dir) -> io::Result<Vec<Known>> {

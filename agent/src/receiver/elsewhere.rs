@@ -27,7 +27,7 @@ use super::{
     transfer_locks::Key,
     unpack::{self, Failure, Target},
 };
-use crate::{disk::Disk, durable, fault};
+use crate::{disk::Disk, durable, failpoints};
 
 /// Bytes copied at once.
 const COPY: usize = 256 * 1024;
@@ -39,7 +39,7 @@ struct Spoilt(String);
 
 /// Is the error the partial's own fault?
 pub fn is_spoilt(error: &io::Error) -> bool {
-    error.get_ref().is_some_and(|source| source.is::<Spoilt>()) && !fault::mutant("R7-spoilt")
+    error.get_ref().is_some_and(|source| source.is::<Spoilt>()) && !failpoints::mutant("R7-spoilt")
 }
 
 /// Copies what is verified among the partials, durably, and gives the copy its final name; the partial stays.
@@ -53,7 +53,7 @@ pub fn give_name(
 ) -> io::Result<()> {
     let parent = place.parent()?;
     let staging = staging(inbox_dir, &place.folders)?;
-    let room = fault::step("elsewhere-room", || {
+    let room = failpoints::step("elsewhere-room", || {
         shared
             .space
             .has_room(manifest.size, Disk::of(parent).ok().flatten())
@@ -85,7 +85,7 @@ pub fn give_name(
         let _ = partial::remove_all(&staging, &staged); // else the next try does
         return Err(error);
     }
-    fault::step("R7-elsewhere-dir", || durable::sync_dir(parent))?;
+    failpoints::step("R7-elsewhere-dir", || durable::sync_dir(parent))?;
     durable::sync_dir(&staging)
 }
 
@@ -123,8 +123,8 @@ fn copy(
         return Err(io::Error::other(Spoilt("it has other bytes".into())));
     }
     partial::set_metadata(&copy, rights, manifest.mtime);
-    fault::step("R7-elsewhere-file", || durable::sync_file(&copy))?;
-    fault::step("R7-elsewhere-partial", || durable::sync_dir(staging))?;
+    failpoints::step("R7-elsewhere-file", || durable::sync_file(&copy))?;
+    failpoints::step("R7-elsewhere-partial", || durable::sync_dir(staging))?;
     partial::inode(&copy)
 }
 

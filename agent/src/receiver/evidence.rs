@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     durable::{self, How},
-    fault,
+    failpoints,
     file_system::{self, FileSystem},
     version::Version,
 };
@@ -60,7 +60,7 @@ pub fn find(inbox_dir: &InboxDir, key: Key, manifest: &Manifest, placing: &Placi
     };
     let was_named = placing.how != How::Renamed
         && inbox_dir.named.has(&placing.receipt)
-        && !fault::mutant("rule-was-named");
+        && !failpoints::mutant("rule-was-named");
     Ok(match partial {
         Some(_) if was_named => Found::Linked,
         Some(_) if named && (manifest.kind == Kind::File || placing.how == How::Copied) => Found::Linked,
@@ -84,7 +84,7 @@ pub fn named_whole(
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         folder => folder?,
     };
-    if is_whole(inbox_dir, names, key, &folder)? || fault::mutant("R7-whole") {
+    if is_whole(inbox_dir, names, key, &folder)? || failpoints::mutant("R7-whole") {
         return Ok(());
     }
     // Never another's folder, which may have the name by now.
@@ -131,7 +131,7 @@ fn is_named(
     let told_by_inode = inbox_dir.lasting_inodes
         && placing.inode != 0
         && placing.how != How::Copied
-        && (dated || fault::mutant("rule-time"));
+        && (dated || failpoints::mutant("rule-time"));
     match manifest.kind {
         Kind::Folder if !meta.is_dir() => Ok(false),
         Kind::File if !meta.is_file() || meta.len() != manifest.size => Ok(false),
@@ -140,11 +140,11 @@ fn is_named(
         // Its stream goes only once all is durable.
         Kind::Folder if told_by_inode => partial::open(inbox_dir, key)?.map_or(Ok(true), |stream| {
             let folder = dir.open_dir_nofollow(name)?;
-            Ok(unpack::is_whole(inbox_dir.names, &folder, &stream)? || fault::mutant("rule-whole"))
+            Ok(unpack::is_whole(inbox_dir.names, &folder, &stream)? || failpoints::mutant("rule-whole"))
         }),
         Kind::Folder => {
             let names = match placing.how {
-                How::Copied if !fault::mutant("rule-dialect") => staging::names(inbox_dir, folders)?,
+                How::Copied if !failpoints::mutant("rule-dialect") => staging::names(inbox_dir, folders)?,
                 _ => inbox_dir.names,
             };
             is_whole(inbox_dir, names, key, &dir.open_dir_nofollow(name)?)
@@ -175,7 +175,7 @@ fn is_verified(
     if !meta.is_file() || meta.len() != manifest.size {
         return Ok(false);
     }
-    if (same && inbox_dir.lasting_inodes) || fault::mutant("rule-bytes") {
+    if (same && inbox_dir.lasting_inodes) || failpoints::mutant("rule-bytes") {
         return Ok(true);
     }
     let good = is_good(inbox_dir, key, manifest.size, digest(placing)?, &|| false)?;
@@ -202,7 +202,7 @@ pub fn is_good(
     }
     let good = has_the_bytes(&file, size, digest, stops);
     durable::sync_file(&file)?;
-    match before.looks_as(&look()?) || fault::mutant("R7-read") {
+    match before.looks_as(&look()?) || failpoints::mutant("R7-read") {
         true => Ok(good),
         false => Err(io::Error::new(
             io::ErrorKind::ResourceBusy,

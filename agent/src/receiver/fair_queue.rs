@@ -78,7 +78,7 @@ impl<T> State<T> {
         let peer = self.order.pop_front()?;
         let queue = self.waiting.get_mut(&peer)?;
         let next = queue.pop_front();
-        match (queue.is_empty(), crate::fault::mutant("fair-turns")) {
+        match (queue.is_empty(), crate::failpoints::mutant("fair-turns")) {
             (true, _) => drop(self.waiting.remove(&peer)),
             (false, false) => self.order.push_back(peer),
             (false, true) => self.order.push_front(peer),

@@ -21,7 +21,7 @@ use crate::{
     border::Side,
     durable::{self, How},
     error::shown,
-    fault,
+    failpoints,
     file_system::FileSystem,
     folder_id,
     io_error::is_shortage,
@@ -166,7 +166,7 @@ impl InboxDir {
     /// Does it take files of `size` bytes, as far as was seen since the inbox was opened?
     pub fn may_take(&self, size: u64) -> bool {
         let too_large = self.too_large.load(Relaxed);
-        size < too_large || too_large == u64::MAX || fault::mutant("R1-too-large")
+        size < too_large || too_large == u64::MAX || failpoints::mutant("R1-too-large")
     }
 
     /// The device that it is on.
@@ -181,7 +181,7 @@ impl InboxDir {
             !self.lasting_inodes
                 && meta.dev() == self.device()
                 && folder_id::lies_in(folder, self.folder_id)
-                && !fault::mutant("R5-own")
+                && !failpoints::mutant("R5-own")
         };
         Ok(identity(&meta) == self.own || by_mark())
     }
@@ -238,7 +238,7 @@ pub fn parted(path: &Path, root: &Dir) -> io::Result<Option<String>> {
             Err(e) => return Err(e),
         };
         at.push(name);
-        if Side::of(&folder)? != side && !fault::mutant("R2-parted") {
+        if Side::of(&folder)? != side && !failpoints::mutant("R2-parted") {
             return Ok(Some(format!(
                 "no file can be renamed from {} into {}: is something mounted there? Unmount it, or make it an ordinary \
                  folder again; the agent waits for that",
@@ -262,7 +262,7 @@ fn shows(now: &Dir, then: &Dir) -> io::Result<bool> {
     drop(durable::create_private(then, witness)?);
     let seen = now.symlink_metadata(witness).is_ok();
     let _ = durable::unlink(then, witness); // else the next look does
-    Ok(seen || fault::mutant("R5-witness"))
+    Ok(seen || failpoints::mutant("R5-witness"))
 }
 
 /// The way to the inbox: gives out its [`InboxDir`] while it is there, else says why not.

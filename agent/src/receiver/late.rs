@@ -6,7 +6,7 @@ use std::io;
 use dropwire_protocol::{AgentId, Mtime, message::LateTime};
 
 use super::{Shared, inbox_dir::InboxDir, ledger, partial};
-use crate::{confined, error::chain, fault, version::Version};
+use crate::{confined, error::chain, failpoints, version::Version};
 
 /// Gives delivered files of `peer` these times, each only where it still is what was delivered. Never a reason to refuse
 /// anything: a crash, or an error, leaves the time of the offer.
@@ -41,7 +41,7 @@ pub fn set(shared: &Shared, peer: AgentId, times: &[LateTime]) {
             }
         }
     }
-    if set.is_empty() || fault::mutant("late-again") {
+    if set.is_empty() || failpoints::mutant("late-again") {
         return;
     }
     let noted = shared.db.call_blocking(move |tx| ledger::retime(tx, &set));
@@ -67,7 +67,7 @@ fn set_one(
         there.mtime().seconds == mtime.seconds && [0, mtime.nanos].contains(&there.mtime().nanos)
     };
     let is_as_left = partial::inode(&file)? == inode && there.size == size && (has(announced) || has(late));
-    if !is_as_left && !fault::mutant("late-time") {
+    if !is_as_left && !failpoints::mutant("late-time") {
         return Ok(None);
     }
     partial::set_mtime(&file, late);

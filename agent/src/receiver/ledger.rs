@@ -118,7 +118,7 @@ macro_rules! homeless {
 }
 
 /// The row of a transfer.
-pub fn look(db: &Connection, key: Key) -> Result<Option<Known>> {
+pub fn find(db: &Connection, key: Key) -> Result<Option<Known>> {
     db.prepare_cached("SELECT path, size, mtime_s, mtime_ns, mark, state, place, inode, how, receipt, folder FROM inbox_transfer WHERE sender = ?1 AND id = ?2")?
         .query_row(params![key.0.0, key.1.0], known)
         .optional()

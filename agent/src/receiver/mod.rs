@@ -333,7 +333,7 @@ impl Inbox {
     }
 
     /// Looks at its folder now, and says why it is held if it is. Blocks.
-    pub fn look(&self) -> Result<(), String> {
+    pub fn recheck(&self) -> Result<(), String> {
         let inbox_dir = self.shared.open_inbox().map_err(|trouble| trouble.reason)?;
         inbox_dir.disks.reload().map_err(|error| error.to_string())
     }
@@ -438,7 +438,7 @@ impl Shared {
     fn links_of(&self, peer: AgentId) -> Arc<Semaphore> {
         let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
         links.retain(|_, places| Arc::strong_count(places) > 1);
-        let most = match crate::fault::mutant("desk-links") {
+        let most = match crate::failpoints::mutant("desk-links") {
             true => Semaphore::MAX_PERMITS,
             false => LINKS,
         };

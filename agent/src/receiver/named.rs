@@ -25,7 +25,7 @@ use cap_std::fs::Dir;
 use dropwire_protocol::{Digest, Receipt, RunningDigest};
 
 use super::output;
-use crate::{durable, fault, io_error::is_shortage};
+use crate::{durable, failpoints, io_error::is_shortage};
 
 /// The file, below `.dropwire`.
 const FILE: &str = "named";
@@ -77,7 +77,7 @@ impl Named {
 
     /// The file of this receipt has its final name. Failing at that only costs what the record is for.
     pub fn note(&self, receipt: &Receipt) {
-        let Some(file) = self.file.as_ref().filter(|_| !fault::mutant("R7-note")) else {
+        let Some(file) = self.file.as_ref().filter(|_| !failpoints::mutant("R7-note")) else {
             return;
         };
         let (record, mut slots) = (record(receipt), self.lock());

@@ -21,7 +21,7 @@ use super::{
     inbox_dir::InboxDir, ledger::Checkpoint, rights::Rights, transfer_locks::Key,
     verified_prefixes::VerifiedPrefixes,
 };
-use crate::{durable, fault, file_system, id, remove_tree::remove_tree};
+use crate::{durable, failpoints, file_system, id, remove_tree::remove_tree};
 
 /// Bytes read at once.
 const READ: usize = 256 * 1024;
@@ -104,7 +104,7 @@ pub fn resume(
         return Ok(None);
     };
     let sealed = verified_prefixes.take(key, &file);
-    if file.metadata()?.len() < last.offset && !fault::mutant("R3-short-partial") {
+    if file.metadata()?.len() < last.offset && !failpoints::mutant("R3-short-partial") {
         return Ok(None);
     }
     let digest = match RunningDigest::restore(&last.hash_state, last.offset, last.digest) {

@@ -17,7 +17,7 @@ use super::{
     ledger::Alias,
     naming::{self, Names, os_name},
 };
-use crate::{durable, fault, io_error::blames_the_name};
+use crate::{durable, failpoints, io_error::blames_the_name};
 
 /// Names being given at this moment, and folders that have another name here.
 pub struct Places {
@@ -363,7 +363,7 @@ impl Made {
 impl Drop for Made {
     fn drop(&mut self) {
         while let Some((parent, name)) = self.0.pop() {
-            if fault::mutant("unmake") || parent.remove_dir(name).is_err() {
+            if failpoints::mutant("unmake") || parent.remove_dir(name).is_err() {
                 return; // somebody uses it
             }
         }
@@ -383,7 +383,7 @@ fn reuse(opened: &mut Opened, path: &[u8], open: impl FnOnce() -> io::Result<Dir
         return Ok(dir.clone());
     }
     let dir = Arc::new(open()?);
-    fault::step("R6-readable", || durable::can_sync_dir(&dir)).map_err(|e| match e.kind() {
+    failpoints::step("R6-readable", || durable::can_sync_dir(&dir)).map_err(|e| match e.kind() {
         io::ErrorKind::PermissionDenied => {
             let text = format!("the agent cannot read it, which syncing it takes: {e}");
             io::Error::new(e.kind(), text)

@@ -16,7 +16,7 @@ use super::{
     rule,
     transfer_locks::{Key, TransferLock},
 };
-use crate::{db::DbError, durable::How, error::chain, fault, homes, id};
+use crate::{db::DbError, durable::How, error::chain, failpoints, homes, id};
 
 /// Opens the inbox at `path`: with the folder id that the ledger knows for it, or (the first time) with the one it has or
 /// gets. Blocks.
@@ -41,7 +41,7 @@ fn settle(shared: &Shared, path: &Path, folder_id: [u8; 16]) -> Result<(), Troub
     match shared.db.call_blocking(settle).map_err(broken)? {
         None => Ok(()),
         Some(other) => Err(Trouble {
-            reason: homes::There::look(folder_id, path, &other).reason(path, &other),
+            reason: homes::There::find(folder_id, path, &other).reason(path, &other),
         }),
     }
 }
@@ -102,7 +102,7 @@ fn finish_placing(shared: &Shared, inbox_dir: &InboxDir, copies: Copies) -> Resu
         else {
             continue;
         };
-        if copies == Copies::Later && placing.how == How::Copied && !fault::mutant("start-copies") {
+        if copies == Copies::Later && placing.how == How::Copied && !failpoints::mutant("start-copies") {
             open = true;
             continue;
         }

@@ -18,7 +18,7 @@ use super::{declines::Declines, disks, inbox_dir::Trouble, place::PlaceError, sp
 use crate::{
     db::DbError,
     error::{chain, shown},
-    fault,
+    failpoints,
     io_error::{Meaning, Wait, meaning},
 };
 
@@ -122,7 +122,7 @@ impl Answer {
             reason,
             text: format!("{doing}: {error}"),
             retry_after_ms,
-            by_disk: lasts && !disks::is_missing(error) && !fault::mutant("declines-by-disk"),
+            by_disk: lasts && !disks::is_missing(error) && !failpoints::mutant("declines-by-disk"),
         })
     }
 }

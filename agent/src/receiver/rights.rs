@@ -12,7 +12,7 @@ use cap_std::fs::Dir;
 use dropwire_protocol::RemotePath;
 
 use super::{Shared, inbox_dir::InboxDir, naming::os_name, transfer_locks::Key};
-use crate::fault;
+use crate::failpoints;
 
 /// Of folders that were looked at already, by their paths.
 pub type Known = HashMap<Vec<u8>, Arc<Rights>>;
@@ -33,7 +33,7 @@ pub struct Rights {
 impl Rights {
     /// In `folder`; `file_mode` is what the umask leaves of a file's permissions.
     pub fn of(folder: &Dir, file_mode: u32) -> Rights {
-        match fault::mutant("R5-rights") {
+        match failpoints::mutant("R5-rights") {
             true => Rights {
                 file_mode,
                 ..Rights::default()

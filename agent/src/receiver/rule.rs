@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     clock::now_ms,
-    fault,
+    failpoints,
     io_error::{Meaning, meaning},
 };
 
@@ -55,20 +55,22 @@ pub fn resolve(
         Found::Linked => {
             // As when it was linked: the name that stays is durable before the other goes.
             let folders = place::existing_folders(inbox_dir, &placing.place).map_err(unknown)?;
-            fault::step("rule-link", || commit::make_durable(shared, inbox_dir, &folders))?;
+            failpoints::step("rule-link", || commit::make_durable(shared, inbox_dir, &folders))?;
             partial::remove_staged(inbox_dir, key, manifest.kind).map_err(unknown)?;
             placing
         }
         Found::Partial => commit::place_again(shared, inbox_dir, key, manifest, placing)?,
         Found::Named => placing,
-        Found::Nothing if inbox_dir.named.has(&placing.receipt) || fault::mutant("rule-absence") => placing,
+        Found::Nothing if inbox_dir.named.has(&placing.receipt) || failpoints::mutant("rule-absence") => {
+            placing
+        }
         Found::Nothing => {
             commit::give_up(shared, inbox_dir, key, manifest.kind)?;
             return Ok(None);
         }
     };
     let folders = place::existing_folders(inbox_dir, &placing.place).map_err(unknown)?;
-    fault::step("rule-R8", || commit::make_durable(shared, inbox_dir, &folders))?;
+    failpoints::step("rule-R8", || commit::make_durable(shared, inbox_dir, &folders))?;
     let (placed, now) = ((key, manifest.kind, manifest.size), now_ms());
     if shared
         .db

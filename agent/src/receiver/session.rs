@@ -28,7 +28,7 @@ use super::{
     writer::{self, Order},
     writers::Writers,
 };
-use crate::{error::chain, fault, id};
+use crate::{error::chain, failpoints, id};
 
 /// Most bytes of small files that are begun and not whole yet, all peers together; each may have one file in any case. A
 /// sender that gives one file after the other never has more.
@@ -302,10 +302,10 @@ impl ReceiveSession {
         next.update(&bytes);
         if small.lock.fenced() {
             self.end_small(id, fenced());
-        } else if next.length() > small.manifest.size && !fault::mutant("R3-small-length") {
+        } else if next.length() > small.manifest.size && !failpoints::mutant("R3-small-length") {
             self.end_small(id, conflict());
         } else if offset == small.digest.length()
-            && (next.value() == digest || fault::mutant("R3-small-digest"))
+            && (next.value() == digest || failpoints::mutant("R3-small-digest"))
         {
             if small.begun.is_none() {
                 small.begun = self.shared.begun.try_take(self.peer, small.manifest.size);
@@ -332,7 +332,7 @@ impl ReceiveSession {
         let Some(small) = self.take_small(id) else {
             return;
         };
-        if !fault::mutant("R4-small-digest")
+        if !failpoints::mutant("R4-small-digest")
             && (small.digest.length() != small.manifest.size || small.digest.value() != digest)
         {
             small.reply.end(conflict());
@@ -400,7 +400,7 @@ impl ReceiveSession {
 
     /// Those that nobody works on any more.
     fn withdraw_waiting(&mut self) {
-        if fault::mutant("withdraw-again") {
+        if failpoints::mutant("withdraw-again") {
             return;
         }
         self.ends.mark_unchanged(); // first: whatever ends from here on wakes this session once more
@@ -410,7 +410,7 @@ impl ReceiveSession {
 
     /// By a connection that only reads, so that a flood of small offers does not queue behind the commits.
     fn look(&self, key: Key) -> Result<Option<Known>, Answer> {
-        Ok(self.shared.db.read_blocking(|db| ledger::look(db, key))?)
+        Ok(self.shared.db.read_blocking(|db| ledger::find(db, key))?)
     }
 }
 

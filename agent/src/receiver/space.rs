@@ -17,7 +17,7 @@ use dropwire_protocol::AgentId;
 use crate::{
     disk::{Disk, Inodes},
     error::size,
-    fault,
+    failpoints,
 };
 
 /// The time over which a transfer's pace is measured; a new promise holds so long whatever comes.
@@ -75,7 +75,7 @@ impl Promise {
             (1, _) => self.came,
             _ => 0,
         };
-        match fault::mutant("space-decays") {
+        match failpoints::mutant("space-decays") {
             true => self.bytes,
             false => self.bytes.min(pace.saturating_mul(AHEAD)),
         }
@@ -249,7 +249,7 @@ impl Promises {
         }
         let own = holds.remove(&peer).unwrap_or_default();
         holds.retain(|_, sum| *sum > 0);
-        let share = match fault::mutant("space-share") {
+        let share = match failpoints::mutant("space-share") {
             true => u64::MAX,
             false => usable / (holds.len() as u64 + 1),
         };

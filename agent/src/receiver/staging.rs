@@ -12,7 +12,7 @@ use super::{
     place::Folder,
 };
 use crate::{
-    durable, fault, folder_id,
+    durable, failpoints, folder_id,
     io_error::{Meaning, Wait, meaning},
     own_folder,
 };
@@ -40,7 +40,7 @@ pub fn staging(inbox_dir: &InboxDir, folders: &[Folder]) -> io::Result<Dir> {
                 inbox_dir.disks.remember(border, path, folder_id)?;
                 return Ok(staging);
             }
-            Err(e) if is_no_place(&e) && !fault::mutant("elsewhere-below") => {
+            Err(e) if is_no_place(&e) && !failpoints::mutant("elsewhere-below") => {
                 refused.get_or_insert(e);
             }
             Err(e) => return Err(e),

@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     disk::{Disk, Inodes},
-    durable, fault,
+    durable, failpoints,
     io_error::blames_the_name,
 };
 
@@ -155,10 +155,10 @@ pub fn unpack(
     let syncing = |e: io::Error| Failure::of("syncing the folder", &e);
     let inode = unpacking.finish().map_err(syncing)?;
     match sync_handle {
-        Some(sync_handle) => fault::step("R5-folder-syncfs", || durable::sync_filesystem(&sync_handle)),
+        Some(sync_handle) => failpoints::step("R5-folder-syncfs", || durable::sync_filesystem(&sync_handle)),
         None => Ok(()),
     }
-    .and_then(|()| fault::step("R5-folder-partial-dir", || durable::sync_dir(partials)))
+    .and_then(|()| failpoints::step("R5-folder-partial-dir", || durable::sync_dir(partials)))
     .map_err(syncing)?;
     let made = partials.open_dir_nofollow(&name);
     let made = made.and_then(|folder| is_whole(target.names, &folder, stream));
@@ -181,7 +181,7 @@ fn keep_inodes(partials: &Dir) -> Result<(), Failure> {
 /// Is everything in `folder` that the stream has? Who cleans up or imports may have taken some of it while nobody was to
 /// see it yet. What else is in it is not asked for.
 pub fn is_whole(names: Names, folder: &Dir, stream: &File) -> io::Result<bool> {
-    if fault::mutant("R5-folder-whole") {
+    if failpoints::mutant("R5-folder-whole") {
         return Ok(true);
     }
     let unreadable = |_: Failure| io::Error::other("the stream cannot be read");
@@ -265,7 +265,7 @@ impl Unpacking<'_> {
                 };
                 partial::set_metadata(&file, &self.target.rights, mtime);
                 if self.each {
-                    fault::step("R5-folder-file", || durable::sync_file(&file)).map_err(failed)?;
+                    failpoints::step("R5-folder-file", || durable::sync_file(&file)).map_err(failed)?;
                 }
             }
         }
@@ -283,7 +283,7 @@ impl Unpacking<'_> {
     fn leave(&mut self, depth: usize) -> io::Result<()> {
         while self.open.len() > depth {
             if let Some(done) = self.open.pop().filter(|_| self.each) {
-                fault::step("R5-folder-dir", || durable::sync_dir(&done))?;
+                failpoints::step("R5-folder-dir", || durable::sync_dir(&done))?;
             }
         }
         Ok(())

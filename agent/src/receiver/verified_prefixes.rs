@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::transfer_locks::Key;
-use crate::{fault, file_system, version::Version};
+use crate::{failpoints, file_system, version::Version};
 
 /// Most partials whose verified_prefixes are remembered; for one more, any of them is forgotten.
 const MOST: usize = 1024;
@@ -53,7 +53,7 @@ impl VerifiedPrefixes {
         };
         drop(sealed); // a disk may hang
         let now = file.metadata().map(|meta| Version::raw(&meta));
-        now.is_ok_and(|now| now.same_identity(&version)) || fault::mutant("R4-seal")
+        now.is_ok_and(|now| now.same_identity(&version)) || failpoints::mutant("R4-seal")
     }
 }
 

@@ -18,7 +18,7 @@ pub fn withdraw(shared: &Shared, transfer_locks: Vec<TransferLock>, outcomes: &O
     let (keys, now): (Vec<Key>, _) = (transfer_locks.iter().map(TransferLock::key).collect(), now_ms());
     let withdrawn = shared.db.call_blocking(move |tx| {
         let one = |key: &Key| {
-            let known = ledger::look(tx, *key)?;
+            let known = ledger::find(tx, *key)?;
             let ends = |known: &Known| matches!(known.state, State::Delivered(_) | State::Placing(_));
             if !known.as_ref().is_some_and(ends) {
                 ledger::withdraw(tx, *key, now)?;

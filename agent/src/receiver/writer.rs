@@ -31,7 +31,7 @@ use super::{
     space::Reservation,
     transfer_locks::{Key, TransferLock},
 };
-use crate::{clock::now_ms, fault, id};
+use crate::{clock::now_ms, failpoints, id};
 
 /// Bytes between two checkpoints.
 const CHECKPOINT: u64 = 16 << 20;
@@ -95,7 +95,7 @@ pub fn run(
 ) {
     let _counted = Counted::new(&shared.large);
     let waker = wake.clone();
-    let wanted = || wake.strong_count() > 0 || fault::mutant("desk-wanted");
+    let wanted = || wake.strong_count() > 0 || failpoints::mutant("desk-wanted");
     let Some(lock) = shared
         .transfer_locks
         .take(key, Some(Box::new(move || poke(&waker))), &wanted)
@@ -181,7 +181,7 @@ impl<'a> Writer<'a> {
         let (file, digest, reread) = match resumed {
             Some(resumed) => {
                 let wake = wake.clone();
-                let proven = resumed.sealed || held == 0 || fault::mutant("R4-reread");
+                let proven = resumed.sealed || held == 0 || failpoints::mutant("R4-reread");
                 let reread = if proven {
                     None
                 } else {
@@ -237,7 +237,7 @@ impl<'a> Writer<'a> {
                 }
                 Err(TryRecvError::Disconnected) => return Err(End::Released),
             };
-            if self.lock.fenced() && !fault::mutant("R1-fence") {
+            if self.lock.fenced() && !failpoints::mutant("R1-fence") {
                 let text = "a newer link carries this transfer";
                 return Err(Answer::refused(DeclineReason::Fenced, text, None).into());
             }
@@ -265,12 +265,12 @@ impl<'a> Writer<'a> {
 
     fn write(&mut self, offset: u64, bytes: &Bytes, digest: Digest, reply: &Reply) -> Result<(), End> {
         let at = self.digest.length();
-        if bytes.len() as u64 > self.manifest.size.saturating_sub(at) && !fault::mutant("R3-length") {
+        if bytes.len() as u64 > self.manifest.size.saturating_sub(at) && !failpoints::mutant("R3-length") {
             return Err(conflict("more bytes came than were announced"));
         }
         let mut next = self.digest.clone();
         next.update(bytes);
-        if offset != at || (next.value() != digest && !fault::mutant("R3-chunk-digest")) {
+        if offset != at || (next.value() != digest && !failpoints::mutant("R3-chunk-digest")) {
             return self.damaged(reply);
         }
         admit::cover(&self.inbox_dir, &mut self.reservation, bytes.len() as u64)?;
@@ -286,7 +286,7 @@ impl<'a> Writer<'a> {
     }
 
     fn all_came(&mut self, digest: Digest) -> Result<(), End> {
-        if !fault::mutant("R4-digest")
+        if !failpoints::mutant("R4-digest")
             && (self.digest.length() != self.manifest.size || self.digest.value() != digest)
         {
             return Err(conflict("its length or digest is not what was announced"));
@@ -367,7 +367,7 @@ impl<'a> Writer<'a> {
             return Ok(()); // an earlier write failed
         }
         let there = partial::is_there(&self.inbox_dir, self.lock.key(), self.output.file());
-        if !there.map_err(|error| self.unwritten(error))? && !fault::mutant("R3-there") {
+        if !there.map_err(|error| self.unwritten(error))? && !failpoints::mutant("R3-there") {
             return Err(End::Said {
                 answer: reply::taken(),
                 keep: false,

@@ -13,7 +13,7 @@ use std::{
 use dropwire_protocol::{TransferId, receiver::OfferSequence};
 
 use super::writer::Order;
-use crate::fault;
+use crate::failpoints;
 
 /// Most of them at a time, those included that were released and still come to their end.
 const MOST: usize = 64;
@@ -37,7 +37,7 @@ struct Writer {
 impl Writers {
     /// Are there as many as there may be?
     pub fn is_full(&mut self) -> bool {
-        if !fault::mutant("large-ended") {
+        if !failpoints::mutant("large-ended") {
             self.open.retain(|_, writer| !writer.thread.is_finished());
         }
         self.ending.retain(|thread| !thread.is_finished());

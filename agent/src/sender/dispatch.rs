@@ -33,7 +33,7 @@ use crate::{
     config::{self, Config, Current},
     db::DbError,
     error::chain,
-    fault,
+    failpoints,
     identity::Verifier,
     link::{LinkEvent, Links, MAX_OPEN, Outgoing, Request, Voided},
     queue::{
@@ -324,7 +324,7 @@ impl Dispatcher {
     ) -> Result<(), DbError> {
         match event {
             LinkEvent::Up => {
-                fault::panic_at("dispatch");
+                failpoints::panic_at("dispatch");
                 self.linked = true;
             }
             LinkEvent::Down { .. } => self.down(),
@@ -449,7 +449,7 @@ impl Dispatcher {
         };
         self.in_flight.remove(job.id);
         match digest {
-            Ok(digest) if digest != body.digest && !fault::mutant("S4-rehash") => {
+            Ok(digest) if digest != body.digest && !failpoints::mutant("S4-rehash") => {
                 warn!(peer = %self.peer.name, job = %job.id, %digest, "the peer has other bytes under this id; sent again");
                 return self
                     .begin_anew(*job, "the peer has other bytes under its id")

@@ -28,7 +28,7 @@ use crate::{
     config::Current,
     db::DbError,
     error::chain,
-    fault,
+    failpoints,
     queue::{Doubt, Question, Queue},
     version::Found,
 };
@@ -231,7 +231,7 @@ fn cost(doubt: &Doubt) -> u64 {
 }
 
 fn is_large(doubt: &Doubt) -> bool {
-    cost(doubt) >= BYTES && !fault::mutant("doubt-lanes")
+    cost(doubt) >= BYTES && !failpoints::mutant("doubt-lanes")
 }
 
 /// Those that were answered, and the rest. Blocks for the disk.
@@ -252,7 +252,7 @@ fn answer_some(doubts: Vec<Doubt>, stopped: &dyn Fn() -> bool) -> (Vec<(Doubt, A
 fn answer(doubt: &Doubt, stopped: &dyn Fn() -> bool) -> Answer {
     let (root, found) = (&doubt.new.root, &doubt.new.found);
     match doubt.question {
-        Question::IsThere => match presence::look(root, found) {
+        Question::IsThere => match presence::find(root, found) {
             Presence::There(_) => Answer::New,
             Presence::Missing => Answer::Nothing,
             Presence::Spooled | Presence::Unknown => Answer::Unclear,

@@ -176,7 +176,7 @@ impl InQueue {
     async fn move_home(&self, id: OutboxId, other: PathBuf) -> Result<Result<(), String>, DbError> {
         let (path, outboxes) = (self.path.clone(), self.task.config.get().outbox_paths());
         let look = move || {
-            let there = homes::There::look(id.0, &path, &other);
+            let there = homes::There::find(id.0, &path, &other);
             match there.is_left(&path, &other, &outboxes) {
                 true => Ok(other),
                 false => Err(there.reason(&path, &other)),
@@ -206,7 +206,7 @@ impl InQueue {
 }
 
 impl Known for InQueue {
-    fn settle(&self, outbox: OutboxId, is_new: bool) -> outbox::Settling<'_> {
+    fn claim_home(&self, outbox: OutboxId, is_new: bool) -> outbox::Claiming<'_> {
         Box::pin(async move {
             let ask = || self.find_home(outbox, is_new);
             persistently(&self.cancel, FIRST_WAIT, ask).await

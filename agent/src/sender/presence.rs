@@ -3,7 +3,7 @@
 use std::{io, path::Path};
 
 use crate::{
-    border, bundle, confined, fault, folder_id,
+    border, bundle, confined, failpoints, folder_id,
     version::{Found, OutboxId, Version},
 };
 
@@ -21,7 +21,7 @@ pub(super) enum Presence {
 }
 
 /// Looks at the disk.
-pub(super) fn look(root: &Path, found: &Found) -> Presence {
+pub(super) fn find(root: &Path, found: &Found) -> Presence {
     let look = || -> io::Result<Presence> {
         let root = confined::root(root)?;
         if folder_id::read(&root)?.map(OutboxId) != Some(found.outbox) {
@@ -46,7 +46,7 @@ pub(super) fn look(root: &Path, found: &Found) -> Presence {
             Ok(now) if now.same_identity(&found.version) => Ok(Presence::There(now)),
             Err(e) if !confined::is_absent(&e) => Err(e),
             _ => match border::missing_on_the_way(&root, path)? {
-                Some(_) if !fault::mutant("keep-mount") => Ok(Presence::Unknown),
+                Some(_) if !failpoints::mutant("keep-mount") => Ok(Presence::Unknown),
                 _ => Ok(Presence::Missing),
             },
         }

@@ -2,7 +2,7 @@
 
 use dropwire_protocol::{AgentId, Digest, Receipt, ReceiptBody, RemotePath, TransferId};
 
-use crate::{error::chain, fault, identity::Verifier, queue::Proof, version::Version};
+use crate::{error::chain, failpoints, identity::Verifier, queue::Proof, version::Version};
 
 /// What a receipt has to agree with.
 pub struct Claim<'a> {
@@ -30,7 +30,7 @@ pub fn check(verifier: &mut Verifier, receipt: &Receipt, claim: &Claim<'_>) -> R
     ];
     match agrees
         .iter()
-        .find(|(field, fits)| !fits && !fault::mutant(&format!("S4-{field}")))
+        .find(|(field, fits)| !fits && !failpoints::mutant(&format!("S4-{field}")))
     {
         Some((field, _)) => Err(format!("the receipt names another {field}")),
         None => Ok(body),
@@ -51,7 +51,7 @@ pub fn proof(receipt: &Receipt, body: &ReceiptBody, version: Version) -> Proof {
 
 /// Says so when the receiver has other bytes than were read.
 pub fn same_digest(body: &ReceiptBody, read: Digest) -> Result<(), String> {
-    if body.digest == read || fault::mutant("S4-digest") {
+    if body.digest == read || failpoints::mutant("S4-digest") {
         Ok(())
     } else {
         Err(format!("the receipt is for {}, but {read} was sent", body.digest))

@@ -28,7 +28,7 @@ use crate::{
     blocking::blocking,
     db::DbError,
     error::chain,
-    fault,
+    failpoints,
     outbox::spool,
     queue::{ItemId, KEPT, Queue, Resting},
     version::{Found, OutboxId},
@@ -173,8 +173,8 @@ async fn compare(
             let (stopped, path) = (cancel.clone(), found.clone());
             let read = blocking(move || source::digest_of(&root, &path, &|| stopped.is_cancelled())).await;
             match read {
-                Ok(Ok((digest, ctime_ns))) if digest == delivered || fault::mutant("keep-witness") => {
-                    queue.witnessed(item, ctime_ns).await?;
+                Ok(Ok((digest, ctime_ns))) if digest == delivered || failpoints::mutant("keep-witness") => {
+                    queue.compared(item, ctime_ns).await?;
                 }
                 Ok(Ok(_)) => {
                     info!(path = %found.path, "other bytes under an old version: looked at as a new drop");
@@ -215,7 +215,7 @@ impl<'a> Pages<'a> {
             let presence = if resting.root.starts_with(&spool) {
                 Presence::Spooled
             } else {
-                presence::look(&resting.root, &resting.found)
+                presence::find(&resting.root, &resting.found)
             };
             (resting, presence)
         };

@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// `trouble` says why an agent that does not run would hold a folder.
-pub(super) fn look(
+pub(super) fn check(
     config: &Config,
     agent: Option<&StatusReport>,
     trouble: &dyn Fn(&Path) -> Option<String>,

@@ -15,7 +15,7 @@ use crate::{
     control::api::StatusReport,
     daemon::{Unreached, probe},
     error::{Exit, Fatal},
-    fault,
+    failpoints,
     identity::Identity,
 };
 
@@ -24,7 +24,7 @@ const LOOK_UP: Duration = Duration::from_secs(5);
 /// Peers that are dialled at the same time.
 const AT_ONCE: usize = 32;
 
-pub(super) async fn look(
+pub(super) async fn check(
     config: &Config,
     identity: Option<Identity>,
     agent: Option<StatusReport>,
@@ -65,7 +65,7 @@ async fn listen(address: &str, ours: Option<SocketAddr>) -> Result<String, Fatal
     let is_ours = |wanted: &SocketAddr| {
         ours.is_some_and(|ours| {
             let same = wanted.ip() == ours.ip() && [ours.port(), 0].contains(&wanted.port());
-            same || fault::mutant("check-ours")
+            same || failpoints::mutant("check-ours")
         })
     };
     if addresses.iter().any(is_ours) {

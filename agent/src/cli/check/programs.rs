@@ -8,7 +8,7 @@ use crate::{
     error::{Exit, Fatal, shown},
 };
 
-pub(super) fn look(config: &Config) -> Option<Finding> {
+pub(super) fn check(config: &Config) -> Option<Finding> {
     let program = config.inbox.as_ref()?.on_arrival.first()?;
     Some(Finding::new("on_arrival", find(program, &search_path())))
 }

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use crate::fault;
+use crate::failpoints;
 
 /// Most bytes of lines that wait.
 const ROOM: usize = 256 << 10;
@@ -72,7 +72,7 @@ impl Lossy {
         let bytes = line.len() + LINE;
         // Behind a lost line comes no other: the count says where they are missing.
         let fits = state.lost == 0 && state.bytes + bytes <= ROOM;
-        if fits || fault::mutant("log-room") {
+        if fits || failpoints::mutant("log-room") {
             state.bytes += bytes;
             state.waiting.push(line.into());
         } else {

@@ -27,7 +27,7 @@ pub fn trouble(config: &Config, paths: &Paths, me: &Me, path: &Path) -> Option<S
         .and_then(|list| Known::read(&list, config, path))
         .unwrap_or_default();
     let is_inbox = config.inbox.as_ref().is_some_and(|inbox| inbox.path == path);
-    let seen = Seen::look(path, is_inbox, me, &known).ok()?;
+    let seen = Seen::of(path, is_inbox, me, &known).ok()?;
     match is_inbox {
         true => reason(path, is_inbox, &seen, &known),
         false => of_the_whole(path, is_inbox, &seen, &known), // a disk inside it that is missing holds nothing else
@@ -66,7 +66,7 @@ impl Known {
     /// Why a folder with this id is not at home at `path`. Blocks.
     fn elsewhere(&self, id: crate::folder_id::FolderId, path: &Path) -> Option<String> {
         let (_, home) = self.homes.iter().find(|(its, home)| *its == id && home != path)?;
-        let there = homes::There::look(id, path, home);
+        let there = homes::There::find(id, path, home);
         (!there.is_left(path, home, &self.outboxes)).then(|| there.reason(path, home))
     }
 }
@@ -86,7 +86,7 @@ pub struct Seen {
 }
 
 impl Seen {
-    pub fn look(path: &Path, is_inbox: bool, me: &Me, known: &Known) -> io::Result<Seen> {
+    pub fn of(path: &Path, is_inbox: bool, me: &Me, known: &Known) -> io::Result<Seen> {
         let root = confined::root(path)?;
         let id = folder_id::read(&root);
         Ok(Seen {

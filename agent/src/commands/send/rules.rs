@@ -12,7 +12,7 @@ use crate::{
     confined,
     control::api::SendFile,
     error::{Exit, Fatal, shown},
-    fault,
+    failpoints,
     file_system::FileSystem,
     outbox::{Outbox, spool},
     own_folder, owner,
@@ -96,19 +96,22 @@ impl Rules {
             );
             return Err(Fatal::new(Exit::NoInput, message));
         };
-        if identity != named.file && !fault::mutant("send-identity") {
+        if identity != named.file && !failpoints::mutant("send-identity") {
             let message = format!("another file was passed as {}", shown(claimed));
             return Err(Fatal::new(Exit::Failed, message));
         }
         let real = system::path(file);
         let paths = [Some(claimed), real.as_deref()];
         for path in paths.into_iter().flatten() {
-            if !fault::mutant("send-own-name") && (is_own_name(path) || self.is_in_state(path)) {
+            if !failpoints::mutant("send-own-name") && (is_own_name(path) || self.is_in_state(path)) {
                 return Err(is_own(claimed));
             }
         }
         let has_further_names = system::links(file).map_err(failed)? > 1;
-        if has_further_names && !fault::mutant("send-own") && self.holds(identity, file).map_err(failed)? {
+        if has_further_names
+            && !failpoints::mutant("send-own")
+            && self.holds(identity, file).map_err(failed)?
+        {
             return Err(is_own(claimed));
         }
         let outbox = paths

@@ -8,7 +8,7 @@ use cap_std::fs::Dir;
 use dropwire_protocol::RemotePath;
 
 use super::{beside::rename_beside, removal, steps::make_folders};
-use crate::{border, confined, durable, fault, own_folder};
+use crate::{border, confined, durable, failpoints, own_folder};
 
 /// Most that one go through a folder moves.
 const TOGETHER: usize = 1024;
@@ -47,7 +47,7 @@ fn give_back(top: &Dir, path_of: &dyn Fn(&str) -> Option<RemotePath>) -> io::Res
             .take(TOGETHER)
             .map(|entry| Ok(entry?.file_name()));
         let names = names.collect::<io::Result<Vec<_>>>()?;
-        if names.is_empty() || fault::mutant("adopt-leaving") {
+        if names.is_empty() || failpoints::mutant("adopt-leaving") {
             return Ok(());
         }
         for name in names {
@@ -87,7 +87,7 @@ fn one(
         return durable::unlink(leaving, name);
     }
     let own = path_of(text.strip_suffix(".gone").unwrap_or(&text));
-    match own.filter(|_| !fault::mutant("adopt-name")) {
+    match own.filter(|_| !failpoints::mutant("adopt-name")) {
         Some(path) => under_its_path(top, leaving, name, &path),
         None => rename_beside(leaving, name, top, name),
     }

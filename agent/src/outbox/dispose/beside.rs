@@ -8,7 +8,7 @@ use std::{
 use cap_fs_ext::{DirExt, MetadataExt};
 use cap_std::fs::{Dir, Metadata};
 
-use crate::{confined, durable, fault, version::Version};
+use crate::{confined, durable, failpoints, version::Version};
 
 /// Gives the file `name` in `from` the name `wanted` in `to`, or that with the first number found free. One that has such
 /// a name already, because a crash cut this off, only loses the old one. Durable after a sync of `to`, then of `from`.
@@ -33,7 +33,7 @@ pub(in crate::outbox) fn rename_beside(from: &Dir, name: &OsStr, to: &Dir, wante
     }
     let file = from.symlink_metadata(name)?;
     let is_it = |n: u64| same_file((from, name), (to, &numbered(wanted, n))).unwrap_or(false);
-    if has_further_names(&file) && (0..number).any(is_it) && !fault::mutant("S5-twice") {
+    if has_further_names(&file) && (0..number).any(is_it) && !failpoints::mutant("S5-twice") {
         return durable::unlink(from, name);
     }
     loop {
@@ -56,7 +56,7 @@ pub(super) fn folder_beside(dir: &Dir, wanted: &OsStr, makes: bool) -> io::Resul
         };
         let is_taken = |dir: &Dir| dir.symlink_metadata(&name).is_ok_and(|meta| !meta.is_dir());
         match folder {
-            Err(_) if is_taken(dir) && !fault::mutant("archive-taken") => {}
+            Err(_) if is_taken(dir) && !failpoints::mutant("archive-taken") => {}
             other => return other,
         }
     }
@@ -91,7 +91,7 @@ pub(super) fn same_file(one: (&Dir, &OsStr), other: (&Dir, &OsStr)) -> io::Resul
     };
     let ((device, one), (other_device, other)) = (seen(one)?, seen(other)?);
     let same = match one.inode {
-        0 => one.same_identity(&other) && one.ctime_ns == other.ctime_ns && !fault::mutant("S5-numbers"),
+        0 => one.same_identity(&other) && one.ctime_ns == other.ctime_ns && !failpoints::mutant("S5-numbers"),
         number => number == other.inode,
     };
     Ok(same && device == other_device)

@@ -7,9 +7,9 @@ use dropwire_protocol::{Digest, RunningDigest};
 
 use super::{Disposal, DisposeError, Disposed, Siblings};
 use crate::{
-    confined, fault,
+    confined, failpoints,
     file_system::FileSystem,
-    lease::{self, Lease, Looked},
+    lease::{self, Inspected, Lease},
     version::Version,
 };
 
@@ -46,12 +46,12 @@ impl Disposal {
         if stopped() {
             return Err(DisposeError::Stopped);
         }
-        let looked = lease::look(file).map_err(|e| self.failed("read", e))?;
-        let Looked { lease, version, on } = match looked {
-            Some(looked) => looked,
-            None if fault::mutant("S5-writer") => {
+        let inspected = lease::inspect(file).map_err(|e| self.failed("read", e))?;
+        let Inspected { lease, version, on } = match inspected {
+            Some(inspected) => inspected,
+            None if failpoints::mutant("S5-writer") => {
                 let (version, on) = Version::read(file).map_err(|e| self.failed("read", e))?;
-                Looked {
+                Inspected {
                     lease: None,
                     version,
                     on,
@@ -68,20 +68,22 @@ impl Disposal {
         if lease.is_none() && version.is_fresh(SystemTime::now()) && matches!(compare, Compare::IfTouched) {
             return Ok(Checked::Not(Disposed::Busy)); // a write within the clock's step would not show
         }
-        if !version.same_identity(&self.version) && !fault::mutant("S5-version") {
+        if !version.same_identity(&self.version) && !failpoints::mutant("S5-version") {
             return Ok(Checked::Not(Disposed::Changed));
         }
         let touched = version.ctime_ns != self.version.ctime_ns;
         let must = matches!(compare, Compare::Always) || touched || version.size < COMPARED_BELOW;
         let must = must || shows_too_little(&version, on);
-        if must && !fault::mutant("S5-digest") {
+        if must && !failpoints::mutant("S5-digest") {
             let digest = digest(file, version.size, stopped).map_err(|e| self.failed("read", e))?;
             if digest.ok_or(DisposeError::Stopped)? != self.digest {
                 return Ok(Checked::Not(Disposed::OtherBytes));
             }
         }
         Ok(match &lease {
-            Some(broken) if !broken.whole() && !fault::mutant("S5-lease") => Checked::Not(Disposed::Busy),
+            Some(broken) if !broken.whole() && !failpoints::mutant("S5-lease") => {
+                Checked::Not(Disposed::Busy)
+            }
             None if self.version(file)? != version => Checked::Not(Disposed::Busy),
             _ => Checked::Delivered(lease),
         })
@@ -102,19 +104,19 @@ impl Disposal {
             Err(e) => return Err(self.failed("looked at again", e)),
         };
         // Where no number tells one file from another, the bytes of what was moved do.
-        if moved.inode == 0 && !fault::mutant("S5-moved") {
+        if moved.inode == 0 && !failpoints::mutant("S5-moved") {
             let bytes = || match self.open(leaving, OsStr::new(&self.name))? {
                 Some(file) => self.check(&file, Compare::Always, siblings, stopped),
                 None => Ok(Checked::Not(Disposed::Changed)),
             };
             return match bytes()? {
                 // What the move did to its times may show only now where they come from a cache. Writers go on.
-                Checked::Not(Disposed::Busy) if !fault::mutant("S5-moved-times") => bytes(),
+                Checked::Not(Disposed::Busy) if !failpoints::mutant("S5-moved-times") => bytes(),
                 checked => Ok(checked),
             };
         }
         Ok(
-            if !moved.same_identity(&self.version) && !fault::mutant("S5-again") {
+            if !moved.same_identity(&self.version) && !failpoints::mutant("S5-again") {
                 Checked::Not(Disposed::Changed)
             } else if lease.as_ref().is_none_or(Lease::whole) {
                 Checked::Delivered(lease)
@@ -133,7 +135,7 @@ impl Disposal {
 /// Could the bytes have changed without a sign of it? By whoever writes past this mount, within one step of a clock that
 /// keeps whole seconds, or where the disk keeps neither inode numbers nor the time of a change (FAT, exFAT).
 pub(super) fn shows_too_little(version: &Version, on: FileSystem) -> bool {
-    (!on.sees_writers || !on.lasting_inodes || version.has_coarse_clock()) && !fault::mutant("S5-unseen")
+    (!on.sees_writers || !on.lasting_inodes || version.has_coarse_clock()) && !failpoints::mutant("S5-unseen")
 }
 
 /// Of the first `size` bytes of a file just opened, or of all where there are less. None: stopped.

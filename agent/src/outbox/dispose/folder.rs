@@ -27,7 +27,7 @@ use super::{
 use crate::{
     bundle::{self, Halt, Listing, Trouble},
     config::AfterSend,
-    confined, durable, fault,
+    confined, durable, failpoints,
     file_system::FileSystem,
     outbox::marker,
     version::Version,
@@ -124,7 +124,7 @@ fn disposed(
         None => Err(Disposed::Changed),
     };
     let checked = after.and_then(|after| {
-        if after.is_undisturbed(&before) || fault::mutant("S5-folder-again") {
+        if after.is_undisturbed(&before) || failpoints::mutant("S5-folder-again") {
             before.left_out = after.left_out;
             Ok(before) // its times are those of before the renaming
         } else {
@@ -157,14 +157,14 @@ fn check(
     if matches!(compare, Compare::IfTouched) && version.is_fresh(SystemTime::now()) {
         return Ok(Err(Disposed::Busy)); // a write within the clock's step would not show
     }
-    if !version.same_identity(&what.version) && !fault::mutant("S5-folder-version") {
+    if !version.same_identity(&what.version) && !failpoints::mutant("S5-folder-version") {
         return Ok(Err(Disposed::Changed));
     }
     let touched = version.ctime_ns != what.version.ctime_ns;
     let must = matches!(compare, Compare::Always) || touched || version.size < COMPARED_BELOW;
     let on = FileSystem::of_folder(folder).unwrap_or_default();
     let must = must || shows_too_little(&version, on);
-    if must && !fault::mutant("S5-folder-digest") {
+    if must && !failpoints::mutant("S5-folder-digest") {
         let digest = match bundle::digest(folder, version.size, stopped) {
             Ok(digest) => digest,
             Err(Halt::Stopped) => return Err(DisposeError::Stopped),
@@ -221,7 +221,8 @@ fn leave(steps: &mut Steps<'_>, what: &Disposal, checked: Checked) -> Result<Dis
     drop(folder);
     let gone = removal::decided_name(&what.name);
     durable::rename_noreplace(&steps.leaving, name, &steps.leaving, &gone).map_err(failed)?;
-    fault::step("S5-folder-gone", || steps.sync(&steps.leaving)).map_err(|e| what.failed("synced", e))?;
+    failpoints::step("S5-folder-gone", || steps.sync(&steps.leaving))
+        .map_err(|e| what.failed("synced", e))?;
     remove(steps, what, &gone, list)
 }
 

@@ -166,7 +166,7 @@ fn only_what_the_list_names_is_removed() {
 /// Neither a stack nor open folders grow with what somebody moved in, also at the start after a crash.
 #[test]
 fn a_tree_of_any_depth_that_was_moved_in_stays() {
-    if !crate::fault::needs::deep_trees() {
+    if !crate::failpoints::needs::deep_trees() {
         return;
     }
     let outbox = Outbox::new();
@@ -447,7 +447,7 @@ fn a_mount_point_cannot_leave_and_says_so() {
     let at = outbox.at("batch");
     let mounted = Command::new("mount").arg("--bind").args([&at, &at]).output();
     if !mounted.is_ok_and(|ran| ran.status.success()) {
-        return crate::fault::skip("nothing can be mounted here");
+        return crate::failpoints::skip("nothing can be mounted here");
     }
     let error = loop {
         match dispose(&what, &|| false) {

@@ -22,7 +22,7 @@ use crate::{
     border::Side,
     bundle::{self, Kind, Listing, Step, Trouble},
     confined::{self, Parents},
-    durable, fault, io_error,
+    durable, failpoints, io_error,
     lease::{Asked, Lease},
     version::Version,
 };
@@ -75,7 +75,7 @@ pub(super) fn write_list(leaving: &Dir, name: &str, folder: &Dir) -> Result<(Lis
     let written = listed(folder, true, &mut out).and_then(|listing| Ok((listing, out.flush()?)));
     drop(out);
     let synced = written.and_then(|(listing, ())| {
-        fault::step("S5-folder-list", || durable::sync_file(&file))?;
+        failpoints::step("S5-folder-list", || durable::sync_file(&file))?;
         file.rewind()?;
         Ok(listing)
     });
@@ -237,7 +237,7 @@ impl Entry {
 
     fn noted(&self) -> Option<Digest> {
         let (_, digest) = self.note.filter(|(_, digest)| *digest != UNNOTED)?;
-        (!fault::mutant("S5-folder-freed")).then_some(Digest(digest))
+        (!failpoints::mutant("S5-folder-freed")).then_some(Digest(digest))
     }
 
     fn write(&self, notes: bool, out: &mut dyn Write) -> io::Result<()> {
@@ -390,21 +390,21 @@ impl Removal<'_> {
             Asked::Unsupported => None,
             Asked::Lease(lease) => Some(lease),
         };
-        let look = || {
+        let inspect = || {
             let meta = parent.symlink_metadata(name)?;
             let now = stamp(&Version::listed(parent, name, &meta));
             Ok::<_, io::Error>((meta, now))
         };
-        let (meta, now) = look()?;
+        let (meta, now) = inspect()?;
         // None: somebody wrote meanwhile.
         let bytes = || {
             let digest =
                 digest(&file, meta.len(), self.stopped)?.ok_or_else(|| io::Error::other("stopped"))?;
-            let is_still = look()?.1 == now && lease.as_ref().is_none_or(Lease::whole);
+            let is_still = inspect()?.1 == now && lease.as_ref().is_none_or(Lease::whole);
             Ok::<_, io::Error>(is_still.then_some(digest))
         };
         // Another of its names was removed since, before a crash maybe: its ctime is of that.
-        let lost_a_name = meta.nlink() < entry.links && !fault::mutant("S5-folder-links");
+        let lost_a_name = meta.nlink() < entry.links && !failpoints::mutant("S5-folder-links");
         let is_as_checked = self.side.holds(parent, name, &meta)
             && now[..32] == entry.stamp[..32]
             && (lost_a_name
@@ -413,7 +413,7 @@ impl Removal<'_> {
                     Some(noted) => bytes()? == Some(noted),
                     None => false,
                 });
-        if !is_as_checked && !fault::mutant("S5-folder-late") {
+        if !is_as_checked && !failpoints::mutant("S5-folder-late") {
             return Ok(());
         }
         let removed = absent_is_fine(durable::unlink(parent, name));
@@ -456,7 +456,7 @@ impl Notes<'_> {
     /// A note that is not on disk is none: the file may be freed at any time.
     fn sync(self) -> io::Result<()> {
         match self.file {
-            Some(file) => fault::step("S5-folder-note", || durable::sync_file(&file)),
+            Some(file) => failpoints::step("S5-folder-note", || durable::sync_file(&file)),
             None => Ok(()),
         }
     }

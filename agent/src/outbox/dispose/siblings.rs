@@ -10,7 +10,7 @@ use std::{
 use cap_fs_ext::MetadataExt;
 use cap_std::fs::Metadata;
 
-use crate::{fault, version::Version};
+use crate::{failpoints, version::Version};
 
 /// Most files that are remembered; then all are forgotten, and stay for as long as any other that was touched.
 const MOST: usize = 4096;
@@ -33,7 +33,7 @@ impl Siblings {
         let ctime_ns = Version::of_listing(&meta).ctime_ns;
         let all = self.lock();
         Ok(match all.get(&(meta.dev(), meta.ino())) {
-            Some(ours) if ours.ctime_ns == ctime_ns && !fault::mutant("S5-siblings") => ours.before_ns,
+            Some(ours) if ours.ctime_ns == ctime_ns && !failpoints::mutant("S5-siblings") => ours.before_ns,
             _ => ctime_ns,
         })
     }

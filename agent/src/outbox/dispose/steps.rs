@@ -18,7 +18,7 @@ use crate::{
     config::AfterSend,
     confined, durable,
     error::shown,
-    fault,
+    failpoints,
     io_error::{self, LostWrite, Meaning},
     outbox::marker,
     own_folder, owner,
@@ -97,7 +97,7 @@ impl<'a> Steps<'a> {
         let (own, leaving) = open().map_err(unusable)?;
         if first.after == AfterSend::Archive
             && border::is_archive_elsewhere(&own)
-            && !fault::mutant("S5-archive-elsewhere")
+            && !failpoints::mutant("S5-archive-elsewhere")
         {
             return Err(format!("{}; {}", border::NO_ARCHIVE, border::NO_ARCHIVE_HELP));
         }
@@ -120,18 +120,18 @@ impl<'a> Steps<'a> {
             unsynced: OnceCell::new(),
         };
         let sync = || {
-            if fault::loses(&first.root) {
+            if failpoints::loses(&first.root) {
                 return Err(LostWrite::wrap(io::Error::other("asked for")));
             }
             if let Some(path) = &way.top {
-                fault::step("S5-mount-note", || {
+                failpoints::step("S5-mount-note", || {
                     border::note(&own_folder::open_or_make(outbox)?, path)
                 })?;
                 durable::sync_dir(&steps.outbox)?;
             }
             durable::sync_dir(&steps.own)
         };
-        match fault::step("S5-own-dir", || steps.synced(sync)) {
+        match failpoints::step("S5-own-dir", || steps.synced(sync)) {
             Err(e) if steps.trusted().is_ok() => Err(format!("`.dropwire` in it cannot be synced: {e}")),
             _ => Ok(steps), // each step asks whether all is well
         }
@@ -147,7 +147,7 @@ impl<'a> Steps<'a> {
             return Err(io::Error::other(reason.clone()));
         }
         sync().inspect_err(|error| {
-            if io_error::meaning(error) == Meaning::Lost || fault::mutant("S5-shortage") {
+            if io_error::meaning(error) == Meaning::Lost || failpoints::mutant("S5-shortage") {
                 let _ = self.unsynced.set(error.to_string());
             }
         })
@@ -176,7 +176,7 @@ impl<'a> Steps<'a> {
         let at = confined::os_str(what.path.file_name()).map_err(failed)?;
         // Anew for each file: one that was opened for another may have been moved out of the outbox since.
         // Not out of a folder that became somebody else's.
-        let gate = match fault::mutant("S5-claimed") {
+        let gate = match failpoints::mutant("S5-claimed") {
             true => |_: &Dir, _: &[u8]| Ok(()),
             false => owner::unclaimed,
         };
@@ -222,7 +222,7 @@ impl<'a> Steps<'a> {
     /// Is what lies in `leaving` still under its path too? The same file, not another one of that name.
     fn under_both(&self, leaving: &OsStr, folder: &Dir, at: &OsStr) -> io::Result<bool> {
         match beside::same_file((&self.leaving, leaving), (folder, at)) {
-            Ok(same) => Ok(same && !fault::mutant("S5-both")),
+            Ok(same) => Ok(same && !failpoints::mutant("S5-both")),
             Err(e) if confined::is_absent(&e) => Ok(false),
             Err(e) => Err(e),
         }
@@ -252,7 +252,7 @@ impl<'a> Steps<'a> {
             Ok(place)
         };
         match find() {
-            Ok(place) => fault::step("S5-gone-place", || self.sync(&place)),
+            Ok(place) => failpoints::step("S5-gone-place", || self.sync(&place)),
             Err(e) if confined::is_absent(&e) => Ok(()),
             Err(e) => Err(e),
         }
@@ -299,7 +299,7 @@ impl<'a> Steps<'a> {
     }
 
     pub(super) fn sync_leaving(&self) -> io::Result<()> {
-        fault::step("S5-leaving-dir", || self.sync(&self.leaving))
+        failpoints::step("S5-leaving-dir", || self.sync(&self.leaving))
     }
 
     /// From `leaving` to where it goes: on, if it is what was delivered, else back.
@@ -314,7 +314,7 @@ impl<'a> Steps<'a> {
             Checked::Not(answer) => return self.give_back(what, answer),
         };
         // The last moment: the writer that the lease held up gets its file back instead of one without a name.
-        if lease.as_ref().is_some_and(|lease| !lease.whole()) && !fault::mutant("S5-last-lease") {
+        if lease.as_ref().is_some_and(|lease| !lease.whole()) && !failpoints::mutant("S5-last-lease") {
             return self.give_back(what, Disposed::Busy);
         }
         if lease.is_none() && !what.version(file)?.same_identity(&what.version) {
@@ -392,8 +392,8 @@ impl<'a> Steps<'a> {
                 }
                 other => other.map(|_| answer)?,
             };
-            fault::step("S5-back-dir", || self.sync(&folder))?;
-            fault::step("S5-back-leaving-dir", || self.sync(&self.leaving))?;
+            failpoints::step("S5-back-dir", || self.sync(&folder))?;
+            failpoints::step("S5-back-leaving-dir", || self.sync(&self.leaving))?;
             Ok(answer)
         };
         back().map_err(|e| what.failed("put back", e))
@@ -402,7 +402,7 @@ impl<'a> Steps<'a> {
     /// The folder that it came from, made again where it is gone.
     fn way_back(&self, what: &Disposal) -> io::Result<Dir> {
         make_folders(&self.outbox, &what.path, |folder| {
-            fault::step("S5-folders", || self.sync(folder))
+            failpoints::step("S5-folders", || self.sync(folder))
         })
     }
 }

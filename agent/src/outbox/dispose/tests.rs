@@ -481,7 +481,7 @@ fn no_symlink_is_followed() {
 #[cfg(target_os = "linux")]
 #[test]
 fn busy_in_leaving_gets_its_name_back_or_waits_there() {
-    if !crate::fault::needs::removal_of_open_files() {
+    if !crate::failpoints::needs::removal_of_open_files() {
         return;
     }
     let outbox = Outbox::new();
@@ -547,7 +547,7 @@ mod order {
 
     #[test]
     fn each_step_is_durable_before_the_next() {
-        if !crate::fault::needs::renames() {
+        if !crate::failpoints::needs::renames() {
             return;
         }
         let outbox = Outbox::new();
@@ -614,7 +614,7 @@ mod order {
     fn many_folders_are_synced_together_in_the_same_order() {
         let root = confined::root(&std::env::temp_dir()).unwrap();
         if !durable::sync_handle(&root).is_ok_and(|sync_handle| durable::supports_syncfs(&sync_handle)) {
-            return crate::fault::skip("no trusted syncfs in the temporary folder");
+            return crate::failpoints::skip("no trusted syncfs in the temporary folder");
         }
         let outbox = Outbox::new();
         let _syncfs = file_system::pretend(FileSystem {
@@ -655,7 +655,7 @@ mod order {
 
     #[test]
     fn a_folder_whose_sync_failed_is_not_asked_again() {
-        if !crate::fault::needs::renames() {
+        if !crate::failpoints::needs::renames() {
             return;
         }
         for at in [".dropwire", ".dropwire/leaving", "sub", ".dropwire/sent/sub"] {
@@ -756,7 +756,7 @@ mod order {
     /// The lease held it up; it must not write to a file without a name.
     #[test]
     fn a_writer_that_came_meanwhile_gets_its_file_back() {
-        if !crate::fault::needs::renames() {
+        if !crate::failpoints::needs::renames() {
             return;
         }
         for step in [sync("sub"), sync(".dropwire/leaving")] {

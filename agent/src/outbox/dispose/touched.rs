@@ -6,7 +6,7 @@ use cap_fs_ext::MetadataExt;
 use cap_std::fs::Dir;
 use dropwire_protocol::RemotePath;
 
-use crate::{durable, fault};
+use crate::{durable, failpoints};
 
 /// Above this many, one sync of the file system replaces a sync for each folder.
 const SYNC_EACH: usize = 4;
@@ -47,10 +47,10 @@ impl Touched {
         if let Some(sync_handle) = sync_handle.filter(|_| folders.len() > SYNC_EACH)
             && on_its_file_system(sync_handle, &folders).unwrap_or(false)
         {
-            return fault::step("S5-syncfs", || durable::sync_filesystem(sync_handle));
+            return failpoints::step("S5-syncfs", || durable::sync_filesystem(sync_handle));
         }
         for folder in folders.values() {
-            fault::step("S5-dirs", || durable::sync_dir(folder))?;
+            failpoints::step("S5-dirs", || durable::sync_dir(folder))?;
         }
         Ok(())
     }

@@ -4,7 +4,7 @@ use std::{collections::HashSet, fs::File, sync::Arc, time::Instant};
 
 use dropwire_protocol::RemotePath;
 
-use super::{Deaf, LISTED, LOOKS, RunLoop};
+use super::{Closed, INSPECTIONS, LISTED, RunLoop};
 use crate::{
     blocking::blocking,
     config::AfterSend,
@@ -13,8 +13,8 @@ use crate::{
     file_system::OTHERS,
     outbox::{
         Ready,
-        look::{self, Rules, Seen},
-        settle::{Sight, Verdict},
+        inspect::{self, Inspection, Rules},
+        stability::{Observation, Verdict},
         whole,
     },
     owner,
@@ -23,10 +23,10 @@ use crate::{
 
 impl RunLoop<'_> {
     /// Looks at what is due; what is ready and not yet known is made durable (S1) and told.
-    pub(super) async fn look(&mut self) -> Result<(), Deaf> {
+    pub(super) async fn inspect(&mut self) -> Result<(), Closed> {
         // Each that is ready is held open, twice with its lease, until it is durable.
-        let most = descriptors::affordable(LOOKS, 2);
-        let paths = self.task.shared.state().settle.due(Instant::now(), most);
+        let most = descriptors::affordable(INSPECTIONS, 2);
+        let paths = self.task.shared.state().stability.due(Instant::now(), most);
         if paths.is_empty() {
             return Ok(());
         }
@@ -39,22 +39,22 @@ impl RunLoop<'_> {
                 marker: config.marker.clone(),
             }
         };
-        let looked = blocking(move || {
+        let inspected = blocking(move || {
             let mut parents = Parents::through(place.enter()?, owner::unclaimed);
-            let look = |path| match (look::look(&mut parents, &path, &rules), &shared.ignore) {
-                (Seen::Folder, Some(ignore)) if ignore.matched_folder(&path).is_some() => {
-                    (Seen::Nothing, path)
+            let inspect = |path| match (inspect::inspect(&mut parents, &path, &rules), &shared.ignore) {
+                (Inspection::Folder, Some(ignore)) if ignore.matched_folder(&path).is_some() => {
+                    (Inspection::Nothing, path)
                 }
-                (Seen::Folder, Some(ignore)) if path.parent().is_none() && shared.goes_whole(&path) => {
-                    (whole::look(parents.root(), &path, &rules, ignore), path)
+                (Inspection::Folder, Some(ignore)) if path.parent().is_none() && shared.goes_whole(&path) => {
+                    (whole::inspect(parents.root(), &path, &rules, ignore), path)
                 }
                 (seen, _) => (seen, path),
             };
-            Some(paths.into_iter().map(look).collect::<Vec<_>>())
+            Some(paths.into_iter().map(inspect).collect::<Vec<_>>())
         });
-        let Some(seen) = looked.await.ok().flatten() else {
+        let Some(seen) = inspected.await.ok().flatten() else {
             self.check = true; // the folder is not what it was
-            self.task.shared.state().settle.clear();
+            self.task.shared.state().stability.clear();
             self.scan_all();
             return Ok(());
         };
@@ -81,24 +81,24 @@ impl RunLoop<'_> {
         }
         let root = self.task.shared.config.path.clone();
         let told = self.task.ready.send(Ready { root, found }).await;
-        told.map_err(|_| Deaf)
+        told.map_err(|_| Closed)
     }
 
-    fn seen(&mut self, path: RemotePath, seen: Seen) -> Option<(Found, Option<File>)> {
+    fn seen(&mut self, path: RemotePath, seen: Inspection) -> Option<(Found, Option<File>)> {
         let now = Instant::now();
         let shared = Arc::clone(&self.task.shared);
-        let looked = |sight| {
+        let inspected = |observation| {
             let mut state = shared.state();
             state.problems.listed.remove(path.as_bytes());
-            state.settle.looked(&path, sight, now)
+            state.stability.inspected(&path, observation, now)
         };
         match seen {
-            Seen::Nothing => {
-                looked(Sight::Nothing);
+            Inspection::Nothing => {
+                inspected(Observation::Nothing);
                 None
             }
-            Seen::Folder => {
-                looked(Sight::Nothing);
+            Inspection::Folder => {
+                inspected(Observation::Nothing);
                 if self.schedule.folders() < LISTED {
                     self.schedule.add_folder(path);
                 } else {
@@ -106,24 +106,36 @@ impl RunLoop<'_> {
                 }
                 None
             }
-            Seen::Unmarked(reason) => {
-                shared.state().settle.looked(&path, Sight::Nothing, now);
+            Inspection::Unmarked(reason) => {
+                shared
+                    .state()
+                    .stability
+                    .inspected(&path, Observation::Nothing, now);
                 self.list(path.as_bytes().to_vec(), reason, || {});
                 None
             }
-            Seen::Refused(reason) => {
-                shared.state().settle.looked(&path, Sight::Nothing, now);
+            Inspection::Refused(reason) => {
+                shared
+                    .state()
+                    .stability
+                    .inspected(&path, Observation::Nothing, now);
                 self.problem(path.as_bytes().to_vec(), reason);
                 None
             }
             // Said once of the folder, whatever comes in it.
-            Seen::Claimed { at, reason } => {
-                shared.state().settle.looked(&path, Sight::Nothing, now);
+            Inspection::Claimed { at, reason } => {
+                shared
+                    .state()
+                    .stability
+                    .inspected(&path, Observation::Nothing, now);
                 self.problem(at, reason);
                 None
             }
-            Seen::Held { why, reason } => {
-                let verdict = shared.state().settle.looked(&path, Sight::Held { why }, now);
+            Inspection::Held { why, reason } => {
+                let verdict = shared
+                    .state()
+                    .stability
+                    .inspected(&path, Observation::Held { why }, now);
                 // A folder that is being filled is nothing to tell of before it takes long.
                 if verdict == Verdict::Restless {
                     tracing::warn!(%path, why = reason, "has not settled for longer than max_wait");
@@ -131,8 +143,11 @@ impl RunLoop<'_> {
                 self.list(path.as_bytes().to_vec(), reason, || {});
                 None
             }
-            Seen::Whole { sight, left_out } => {
-                let verdict = looked(sight);
+            Inspection::Whole {
+                observation,
+                left_out,
+            } => {
+                let verdict = inspected(observation);
                 if verdict == Verdict::Ready {
                     for (below, what) in left_out {
                         let below = [path.as_bytes(), b"/", below.as_bytes()].concat();
@@ -142,18 +157,18 @@ impl RunLoop<'_> {
                         self.schedule.add_folder(path.clone()); // to be watched
                     }
                 }
-                self.decided(path, verdict, sight, None, now)
+                self.decided(path, verdict, observation, None, now)
             }
-            Seen::File {
-                sight,
+            Inspection::File {
+                observation,
                 file,
                 of_others,
             } => {
-                let verdict = looked(sight);
+                let verdict = inspected(observation);
                 if of_others {
                     self.caution(&path);
                 }
-                self.decided(path, verdict, sight, file, now)
+                self.decided(path, verdict, observation, file, now)
             }
         }
     }
@@ -171,12 +186,12 @@ impl RunLoop<'_> {
         &self,
         path: RemotePath,
         verdict: Verdict,
-        sight: Sight,
+        observation: Observation,
         file: Option<File>,
         now: Instant,
     ) -> Option<(Found, Option<File>)> {
-        match (verdict, sight) {
-            (Verdict::Ready, Sight::Still { version, .. }) => {
+        match (verdict, observation) {
+            (Verdict::Ready, Observation::Still { version, .. }) => {
                 let outbox = self.place.id;
                 Some((
                     Found {
@@ -189,7 +204,7 @@ impl RunLoop<'_> {
             }
             (Verdict::Restless, _) => {
                 let state = self.task.shared.state();
-                let why = state.settle.why(&path, now).map_or("", |(why, _)| why);
+                let why = state.stability.why(&path, now).map_or("", |(why, _)| why);
                 tracing::warn!(%path, why, "has not settled for longer than max_wait");
                 None
             }
@@ -218,7 +233,7 @@ impl RunLoop<'_> {
                 Err(e) => {
                     let path = found.path.as_bytes().to_vec();
                     let reason = format!("it cannot be made durable: {e}");
-                    match look::passing(&e) {
+                    match inspect::passing(&e) {
                         Some(_) => self.later(path, reason),
                         None => self.problem(path, reason),
                     }
@@ -230,7 +245,7 @@ impl RunLoop<'_> {
 
     /// S1's sync; those that fail are reported, and tried again at the next scan.
     async fn sync(&mut self, found: Vec<Found>, files: Vec<File>) -> Vec<Found> {
-        let synced = blocking(move || look::sync(&files)).await.unwrap_or_default();
+        let synced = blocking(move || inspect::sync(&files)).await.unwrap_or_default();
         self.durable(synced.into_iter().zip(found).collect())
     }
 }

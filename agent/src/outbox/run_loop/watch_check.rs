@@ -8,8 +8,8 @@ use crate::{
     config::Watch,
     error::shown,
     outbox::{
-        health::{Heard, LIMITED},
         watch::{self, Watcher},
+        watch_state::{LIMITED, ProbeReceived},
     },
 };
 
@@ -17,11 +17,16 @@ impl RunLoop<'_> {
     /// Probes the watch when a scan begins, and draws the conclusion when no event came.
     pub(super) async fn test_watch(&mut self) {
         // What came while all were busy is no silence.
-        if let Some(at) = self.watched.0.as_ref().and_then(|watcher| watcher.take_heard()) {
-            self.heard(at);
+        if let Some(at) = self
+            .watched
+            .0
+            .as_ref()
+            .and_then(|watcher| watcher.take_probe_received())
+        {
+            self.probe_received(at);
         }
-        let heard = self.task.shared.state().health.check(Instant::now());
-        self.take_to_heart(heard);
+        let probe_received = self.task.shared.state().watch_state.check(Instant::now());
+        self.conclude(probe_received);
         if !std::mem::take(&mut self.probe) {
             return;
         }
@@ -31,41 +36,41 @@ impl RunLoop<'_> {
                 self.schedule.want(); // which watches the folders
             }
         }
-        if !self.task.shared.state().health.may_probe() {
+        if !self.task.shared.state().watch_state.may_probe() {
             return;
         }
         // Begun before it is made: its event may be here first.
-        self.task.shared.state().health.probed(Instant::now());
+        self.task.shared.state().watch_state.probe_begun(Instant::now());
         let (place, watcher) = (Arc::clone(&self.place), self.watched.0.clone());
-        let probed = blocking(move || {
+        let probe_begun = blocking(move || {
             if let Some(watcher) = watcher {
                 watcher.own_folder(&place.root);
             }
             watch::probe(&place.open()?)
         });
-        let made = matches!(probed.await, Ok(Ok(())));
-        let health = &mut self.task.shared.state().health;
-        match made {
-            true => health.made(Instant::now()),
-            false => health.unprobed(), // read-only, say: nothing is concluded
+        let probe_made = matches!(probe_begun.await, Ok(Ok(())));
+        let watch_state = &mut self.task.shared.state().watch_state;
+        match probe_made {
+            true => watch_state.probe_made(Instant::now()),
+            false => watch_state.probe_failed(), // read-only, say: nothing is concluded
         }
     }
 
-    pub(super) fn heard(&mut self, at: Instant) {
-        let heard = self.task.shared.state().health.heard(at);
-        self.take_to_heart(heard);
+    pub(super) fn probe_received(&mut self, at: Instant) {
+        let probe_received = self.task.shared.state().watch_state.probe_received(at);
+        self.conclude(probe_received);
     }
 
-    fn take_to_heart(&mut self, heard: Heard) {
+    fn conclude(&mut self, probe_received: ProbeReceived) {
         let outbox = shown(&self.place.root);
-        match heard {
-            Heard::Same => return,
-            Heard::Again => {
+        match probe_received {
+            ProbeReceived::Same => return,
+            ProbeReceived::Again => {
                 self.probe = true;
                 return;
             }
-            Heard::Lost => tracing::warn!(%outbox, "native events do not come: polled until they do"),
-            Heard::Back => tracing::info!(%outbox, "native events come again"),
+            ProbeReceived::Lost => tracing::warn!(%outbox, "native events do not come: polled until they do"),
+            ProbeReceived::Back => tracing::info!(%outbox, "native events come again"),
         }
         // What happened before is not known from events.
         self.scan_all();
@@ -74,12 +79,12 @@ impl RunLoop<'_> {
 
     /// When the next scan is due by itself is another matter now.
     pub(super) fn plan_scan(&mut self) {
-        let is_polled = self.task.shared.state().health.polls();
+        let is_polled = self.task.shared.state().watch_state.polls();
         self.schedule.plan(Instant::now(), is_polled);
     }
 
     pub(super) fn warn_of_limit(&mut self) {
-        if self.is_limited() && self.task.shared.state().health.limit(true) {
+        if self.is_limited() && self.task.shared.state().watch_state.limit(true) {
             tracing::warn!(outbox = %shown(&self.place.root), "{LIMITED}");
             self.plan_scan();
         }
@@ -91,9 +96,9 @@ impl RunLoop<'_> {
 }
 
 /// Waits for a probe's event.
-pub(super) async fn heard(watcher: Option<&Watcher>) -> Instant {
+pub(super) async fn probe_received(watcher: Option<&Watcher>) -> Instant {
     match watcher {
-        Some(watcher) => watcher.heard().await,
+        Some(watcher) => watcher.probe_received().await,
         None => std::future::pending().await,
     }
 }

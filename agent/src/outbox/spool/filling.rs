@@ -16,7 +16,7 @@ use super::{SpoolError, discard, room::Room};
 use crate::{
     confined, durable,
     error::shown,
-    fault, file_system, folder_id,
+    failpoints, file_system, folder_id,
     version::{Found, OutboxId, Version},
 };
 
@@ -109,7 +109,7 @@ impl Filling {
     }
 
     fn copy(&mut self, original: &Original<'_>, waits: &dyn Fn() -> bool) -> io::Result<()> {
-        if self.copies.len() >= MAX_FILES && !fault::mutant("send-files") {
+        if self.copies.len() >= MAX_FILES && !failpoints::mutant("send-files") {
             return Err(invalid(&format!("more than {MAX_FILES} files at once")));
         }
         let path = RemotePath::parse(original.name).map_err(|e| invalid(&e.to_string()))?;
@@ -213,12 +213,12 @@ fn begin(spool: &Path) -> io::Result<Root> {
     };
     let parent = confined::root(parent)?;
     let all = make_private(&parent, name)?;
-    fault::step("send-parent", || durable::sync_dir(&parent))?;
+    failpoints::step("send-parent", || durable::sync_dir(&parent))?;
     let mut random = [0; 16];
     getrandom::fill(&mut random).map_err(io::Error::other)?;
     let name = data_encoding::HEXLOWER.encode(&random);
     let dir = make_private(&all, OsStr::new(&name))?;
-    fault::step("send-parent", || durable::sync_dir(&all))?;
+    failpoints::step("send-parent", || durable::sync_dir(&all))?;
     let path = spool.join(name);
     match folder_id::create(&dir) {
         Ok(id) => Ok(Root {
@@ -239,9 +239,9 @@ fn sync(root: &Root) -> io::Result<()> {
     let dir = confined::root(&root.path)?;
     for folder in root.folders.iter().rev() {
         let folder = confined::open_folder(&dir, folder)?;
-        fault::step("send-folder", || durable::sync_dir(&folder))?;
+        failpoints::step("send-folder", || durable::sync_dir(&folder))?;
     }
-    fault::step("send-dir", || durable::sync_dir(&dir))
+    failpoints::step("send-dir", || durable::sync_dir(&dir))
 }
 
 /// One consistent copy with the original's mtime, synced; its name is durable after its folder is. Whoever opened the
@@ -256,7 +256,7 @@ fn copy(original: &File, to: &Dir, as_name: &OsStr, waits: &dyn Fn() -> bool) ->
     }
     file_system::set_modified(&copy, original.metadata()?.modified()?)?;
     let (version, _) = Version::read(&copy)?;
-    fault::step("send-copy", || durable::sync_file(&copy))?;
+    failpoints::step("send-copy", || durable::sync_file(&copy))?;
     Ok(version)
 }
 

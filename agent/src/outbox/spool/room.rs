@@ -2,7 +2,7 @@
 
 use std::{fs::File, io};
 
-use crate::{disk::Disk, fault};
+use crate::{disk::Disk, failpoints};
 
 /// So much stays free on the disk of the copies...
 const KEPT: u64 = 8 << 20;
@@ -29,7 +29,7 @@ impl Room {
             return Ok(());
         }
         self.next = at.saturating_add(STEP);
-        fault::step("send-room", || room(length.saturating_sub(at)))
+        failpoints::step("send-room", || room(length.saturating_sub(at)))
     }
 }
 

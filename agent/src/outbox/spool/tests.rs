@@ -1,5 +1,5 @@
 use super::*;
-use crate::{durable, fault, version::Version};
+use crate::{durable, failpoints, version::Version};
 
 fn folders() -> (tempfile::TempDir, PathBuf) {
     let temp = tempfile::tempdir().unwrap();
@@ -169,9 +169,9 @@ fn nothing_stays_after_a_failure() {
     }
     match filling.take(&original(b"file"), &|| false) {
         Err(stopped) => assert_eq!(stopped.source.kind(), io::ErrorKind::Interrupted),
-        Ok(_) => {
-            fault::skip("the temporary folder's disk shares the bytes of a copy: nothing to be stopped at")
-        }
+        Ok(_) => failpoints::skip(
+            "the temporary folder's disk shares the bytes of a copy: nothing to be stopped at",
+        ),
     }
     filling.discard().unwrap();
     assert!(sends(&spool).is_empty());

@@ -112,7 +112,7 @@ async fn however_many_folders_were_emptied_they_go() {
 /// Its `folder` was "files" before.
 #[tokio::test]
 async fn a_folder_that_goes_file_by_file_does_so_until_it_is_gone() {
-    if !crate::fault::needs::telling_of_changes() {
+    if !crate::failpoints::needs::telling_of_changes() {
         return;
     }
     let make = |folder: PathBuf, file: &str| {

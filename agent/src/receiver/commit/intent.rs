@@ -9,7 +9,7 @@ use crate::{
     clock::now_ms,
     db::DbError,
     durable::How,
-    fault,
+    failpoints,
     receiver::{
         Shared,
         inbox_dir::InboxDir,
@@ -69,7 +69,7 @@ impl Whole {
     /// The row is *receiving*: the next offer goes on at the end.
     pub fn keep(&self, shared: &Shared, key: Key) {
         let (checkpoint, now) = (self.checkpoint.clone(), now_ms());
-        let kept = fault::step("R7-keep", || {
+        let kept = failpoints::step("R7-keep", || {
             shared
                 .db
                 .call_blocking(move |tx| ledger::add_checkpoint(tx, key, &checkpoint, now))
@@ -131,7 +131,7 @@ pub fn choose(
     };
     let place = shared.places.choose(inbox_dir, way.names, offered, opened)?;
     let mut salt = [0; 16];
-    fault::step("R6-salt", || getrandom::fill(&mut salt))
+    failpoints::step("R6-salt", || getrandom::fill(&mut salt))
         .map_err(|e| Answer::io("asking for random bytes", &io::Error::other(e)))?;
     let body = ReceiptBody {
         transfer: key.1,
@@ -216,7 +216,7 @@ pub fn row(key: Key, manifest: &Manifest, intent: &Intent) -> IntentRow {
 /// R6, all in one commit.
 pub fn write_down(shared: &Shared, inbox_dir: &InboxDir, rows: Vec<IntentRow>) -> Result<(), DbError> {
     let (folder_id, now) = (inbox_dir.folder_id, now_ms());
-    if rows.is_empty() || fault::mutant("R6") {
+    if rows.is_empty() || failpoints::mutant("R6") {
         return Ok(());
     }
     let added: Vec<_> = rows

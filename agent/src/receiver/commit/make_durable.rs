@@ -6,7 +6,7 @@ use cap_std::fs::Dir;
 use dropwire_protocol::message::DeclineReason;
 
 use crate::{
-    durable, fault,
+    durable, failpoints,
     io_error::{Meaning, meaning},
     receiver::{Shared, inbox_dir::InboxDir, place::Folder, reply::Answer},
 };
@@ -36,25 +36,25 @@ pub fn make_durable_at_once<'a>(
         .map(|(path, dir)| (path.as_slice(), &**dir))
         .collect();
     let held = |reason| Answer::refused(DeclineReason::InboxUnavailable, reason, None);
-    if let Some(reason) = shared.handle.broken().filter(|_| !fault::mutant("R8-held")) {
+    if let Some(reason) = shared.handle.broken().filter(|_| !failpoints::mutant("R8-held")) {
         return Err(held(reason));
     }
     let each_alone = || {
-        fault::step("R8-inbox-dirs", || {
+        failpoints::step("R8-inbox-dirs", || {
             each.values().try_for_each(|dir| durable::sync_dir(dir))
         })
-        .and_then(|()| fault::step("R8-partial-dir", || durable::sync_dir(&inbox_dir.partials)))
+        .and_then(|()| failpoints::step("R8-partial-dir", || durable::sync_dir(&inbox_dir.partials)))
     };
     let synced = match sync_handle.filter(|_| each.len() >= FOLDERS_TOGETHER) {
-        Some(sync_handle) => fault::step("R8-syncfs", || durable::sync_filesystem(sync_handle)),
+        Some(sync_handle) => failpoints::step("R8-syncfs", || durable::sync_filesystem(sync_handle)),
         None => each_alone(),
     };
     synced.map_err(|e| {
-        if !is_lost(&e) && !fault::mutant("R8-shortage") {
+        if !is_lost(&e) && !failpoints::mutant("R8-shortage") {
             return Answer::io("opening a folder of the inbox to sync it", &e);
         }
         let reason = format!("a folder of the inbox could not be synced: {e}");
-        if !fault::mutant("R8-hold") {
+        if !failpoints::mutant("R8-hold") {
             shared.handle.break_off(reason.clone());
         }
         held(reason)

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     durable::{self, How},
-    fault,
+    failpoints,
     io_error::blames_the_name,
     receiver::{
         Shared, elsewhere,
@@ -42,7 +42,7 @@ pub struct Work<'a> {
 
 /// For what is not just renamed, the old name goes before R8: by then the way to the new one has to be durable.
 pub fn way_first(make_durable: impl FnOnce() -> Result<(), Answer>) -> Result<(), Answer> {
-    fault::step("R7-link-way", make_durable)
+    failpoints::step("R7-link-way", make_durable)
 }
 
 /// Right before R7: did nobody take the partial, or put another file in its place?
@@ -57,7 +57,7 @@ pub fn still_there(work: Work<'_>, file: &Ready) -> Result<(), Answer> {
     let looking = |e: &io::Error| Answer::io("looking for the partial", e);
     let give_up = || give_up(shared, inbox_dir, key, manifest.kind);
     match is_it(work, file) {
-        Ok(false) if !fault::mutant("R7-there") => {
+        Ok(false) if !failpoints::mutant("R7-there") => {
             give_up()?;
             Err(reply::taken())
         }
@@ -84,7 +84,7 @@ fn is_it(work: Work<'_>, file: &Ready) -> io::Result<bool> {
     let same_number = partial::is_inode(&found, file.told.inode);
     match &file.told.by {
         By::Number if inbox_dir.lasting_inodes && !same_number => return Ok(false),
-        By::Number if manifest.kind == Kind::Folder && !fault::mutant("R6-whole") => {
+        By::Number if manifest.kind == Kind::Folder && !failpoints::mutant("R6-whole") => {
             return evidence::is_whole(inbox_dir, inbox_dir.names, key, &partial::folder(inbox_dir, key)?);
         }
         By::Number => return Ok(true),
@@ -96,7 +96,7 @@ fn is_it(work: Work<'_>, file: &Ready) -> io::Result<bool> {
         }
         By::Bytes => {}
     }
-    if fault::mutant("R7-bytes") {
+    if failpoints::mutant("R7-bytes") {
         return Ok(true);
     }
     let stops = || shared.cancel.is_cancelled();
@@ -188,7 +188,7 @@ pub fn give(work: Work<'_>, mut intent: Intent, mut is_durable: bool) -> Result<
         let body = body.map_err(|e| Answer::refused(DeclineReason::DiskError, e.to_string(), None))?;
         intent = intend(shared, inbox_dir, way, key, manifest, body.digest, placing.inode)?;
         is_durable = false;
-        fault::step("R6-next-name", || {
+        failpoints::step("R6-next-name", || {
             write_down(shared, inbox_dir, vec![row(key, manifest, &intent)])
         })?;
     }
@@ -221,7 +221,7 @@ fn not_named(work: Work<'_>, intent: Intent, error: &io::Error) -> Result<Intent
             Ok(intent)
         }
         // Nothing was asked of the disk yet: the rule goes on.
-        Ok(Found::Linked) if !is_lost(error) || fault::mutant("R7-link-hold") => Err(failed),
+        Ok(Found::Linked) if !is_lost(error) || failpoints::mutant("R7-link-hold") => Err(failed),
         Ok(Found::Linked) => {
             let reason = format!("a file of the inbox has its name, but not durably: {error}");
             shared.handle.break_off(reason); // asked again, the folder's sync would say that all is well

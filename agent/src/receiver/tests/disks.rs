@@ -42,7 +42,7 @@ impl Disk {
             None => bind(&disk.itself, &disk.itself).status().unwrap().success(),
         };
         if !mounted {
-            crate::fault::skip("no file system can be mounted here");
+            crate::failpoints::skip("no file system can be mounted here");
             return None;
         }
         disk.comes();
@@ -169,7 +169,7 @@ async fn the_same_folder_without_its_mount_is_not_missed() {
     let sub = rig.root().join("sub");
     fs::create_dir(&sub).unwrap();
     if !bind(&sub, &sub).status().unwrap().success() {
-        return crate::fault::skip("no folder can be mounted here");
+        return crate::failpoints::skip("no folder can be mounted here");
     }
     let mut link = rig.link(ANA);
     assert_eq!(delivered_as(&link.send(id(1), "sub/a", b"x").await), "sub/a");
@@ -215,7 +215,7 @@ async fn another_disk_waits_until_somebody_says_that_it_is_right() {
     let told = missing_disks(&rig.root(), &root);
     assert!(told.len() == 1 && told[0].contains("/sub was a disk"), "{told:?}");
     forget_missing_disks(&root).unwrap();
-    rig.inbox.look().unwrap();
+    rig.inbox.recheck().unwrap();
     assert_eq!(delivered_as(&link.send(id(2), "sub/b", b"x").await), "sub/b");
     assert!(missing_disks(&rig.root(), &root).is_empty());
     run(Program::new("umount").arg("-l").arg(&disk.sub));
@@ -369,7 +369,7 @@ async fn where_its_top_cannot_be_written_a_folder_below_serves() {
 /// Whether a whole folder is there is told by the names that its own disk takes.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_folder_on_a_disk_that_takes_other_names_is_known_again() {
-    if !crate::fault::needs::renames() {
+    if !crate::failpoints::needs::renames() {
         return;
     }
     let rig = Rig::new().await;

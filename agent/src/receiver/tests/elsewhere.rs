@@ -20,7 +20,7 @@ impl Mounted {
         fs::create_dir_all(&folder).unwrap();
         let mounted = mount(&folder, options);
         if !mounted {
-            crate::fault::skip("no file system can be mounted here");
+            crate::failpoints::skip("no file system can be mounted here");
         }
         mounted.then_some(Mounted(folder))
     }
@@ -47,7 +47,7 @@ impl Drop for Mounted {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn files_and_whole_folders_arrive_there() {
-    if !crate::fault::needs::renames() {
+    if !crate::failpoints::needs::renames() {
         return;
     }
     let rig = Rig::new().await;

@@ -349,7 +349,7 @@ async fn an_inbox_that_goes_away_is_held_and_comes_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_large_file_is_not_placed_in_a_folder_that_is_not_the_inbox_any_more() {
-    if !crate::fault::needs::removal_of_open_files() {
+    if !crate::failpoints::needs::removal_of_open_files() {
         return;
     }
     let rig = Rig::new().await;
@@ -473,7 +473,7 @@ async fn a_disk_that_fills_up_declines_and_resumes() {
         .stderr(std::process::Stdio::null())
         .status();
     if !mounted.is_ok_and(|s| s.success()) {
-        crate::fault::skip("no small file system can be mounted here");
+        crate::failpoints::skip("no small file system can be mounted here");
         return;
     }
     struct Unmount(PathBuf);

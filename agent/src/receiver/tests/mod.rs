@@ -176,7 +176,7 @@ impl Rig {
     async fn row(&self, peer: AgentId, id: TransferId) -> Option<ledger::State> {
         let known = self
             .db
-            .call(move |tx| ledger::look(tx, (peer, id)))
+            .call(move |tx| ledger::find(tx, (peer, id)))
             .await
             .unwrap();
         known.map(|k| k.state)

@@ -52,7 +52,7 @@ async fn so_are_many_that_go_together() {
 /// A sync for each of them would hold up everybody else's files.
 #[tokio::test(flavor = "multi_thread")]
 async fn many_new_folders_share_a_sync() {
-    if !crate::fault::needs::renames() {
+    if !crate::failpoints::needs::renames() {
         return;
     }
     let rig = Rig::new().await;
@@ -115,7 +115,7 @@ async fn what_was_placed_before_a_crash_is_made_durable_before_it_counts() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failed_sync_gives_no_receipt_and_leaves_no_partial() {
-    if !crate::fault::needs::removal_of_open_files() {
+    if !crate::failpoints::needs::removal_of_open_files() {
         return;
     }
     let rig = Rig::new().await;
@@ -133,7 +133,7 @@ async fn a_failed_sync_gives_no_receipt_and_leaves_no_partial() {
 /// Asked again, the system would say that all is well.
 #[tokio::test(flavor = "multi_thread")]
 async fn after_a_failed_sync_of_a_folder_no_receipt_leaves_until_the_next_start() {
-    if !crate::fault::needs::renames() {
+    if !crate::failpoints::needs::renames() {
         return;
     }
     let rig = Rig::new().await;
@@ -232,7 +232,7 @@ async fn a_link_whose_sync_failed_gives_no_receipt_until_the_next_start() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nor_does_what_was_under_way_when_a_folder_s_sync_failed() {
-    if !crate::fault::needs::renames() {
+    if !crate::failpoints::needs::renames() {
         return;
     }
     let rig = Rig::new().await;

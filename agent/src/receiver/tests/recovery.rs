@@ -70,7 +70,7 @@ fn settled(outcome: &Outcome) -> &Receipt {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn partial_there_is_placed_again_with_the_same_receipt() {
-    if !crate::fault::needs::renames() {
+    if !crate::failpoints::needs::renames() {
         return;
     }
     let (rig, receipt, outcome) = recovered(How::Renamed, |_, _| ()).await;
@@ -206,7 +206,7 @@ async fn a_link_that_was_not_made_is_made_up_for() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_beside_a_renamed_partial_does_not_mean_placed() {
-    if !crate::fault::needs::renames() {
+    if !crate::failpoints::needs::renames() {
         return;
     }
     let (rig, receipt, outcome) = recovered(How::Renamed, |root, partial| {
@@ -219,7 +219,7 @@ async fn a_copy_beside_a_renamed_partial_does_not_mean_placed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restored_partial_counts_only_with_the_right_bytes() {
-    if !crate::fault::needs::renames() {
+    if !crate::failpoints::needs::renames() {
         return;
     }
     let replace = |bytes: &'static [u8]| {
@@ -274,7 +274,7 @@ async fn another_inbox_folder_says_nothing_about_this_one_s_rows() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_withdrawal_finishes_what_is_placing() {
-    if !crate::fault::needs::renames() {
+    if !crate::failpoints::needs::renames() {
         return;
     }
     let rig = Rig::new().await;
@@ -330,7 +330,7 @@ async fn what_was_being_placed_in_a_folder_that_was_given_up_is_taken_again() {
             None => tokio::task::yield_now().await,
         }
     };
-    tokio::task::spawn_blocking(move || inbox.look().unwrap())
+    tokio::task::spawn_blocking(move || inbox.recheck().unwrap())
         .await
         .unwrap();
     drop(lock);

@@ -122,7 +122,7 @@ async fn a_partial_that_was_touched_meanwhile_is_read_again() {
 /// Damage shows whether it was read: none that leaves the time of change alone happens otherwise.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_partial_that_nobody_touched_is_read_again_after_a_restart_only() {
-    if !crate::fault::needs::lasting_inodes() {
+    if !crate::failpoints::needs::lasting_inodes() {
         return; // it is read before it gets its name
     }
     for restart in [false, true] {
@@ -144,7 +144,7 @@ async fn a_partial_that_nobody_touched_is_read_again_after_a_restart_only() {
 /// That it is not read again shows by damage that nobody could have done.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_between_two_links_costs_no_second_reading() {
-    if !crate::fault::needs::lasting_inodes() {
+    if !crate::failpoints::needs::lasting_inodes() {
         return; // it is read before it gets its name
     }
     let rig = Rig::new().await;

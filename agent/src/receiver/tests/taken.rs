@@ -18,7 +18,7 @@ fn before_its_name(rig: &Rig, n: u8, name: &str, hook: impl FnOnce() -> io::Resu
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_partial_that_is_taken_before_it_gets_its_name_is_received_again() {
-    if !crate::fault::needs::removal_of_open_files() {
+    if !crate::failpoints::needs::removal_of_open_files() {
         return;
     }
     let rig = Rig::new().await;
@@ -39,7 +39,7 @@ async fn a_partial_that_is_taken_before_it_gets_its_name_is_received_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn another_file_in_the_partial_s_place_is_not_delivered() {
     for numbers_last in [true, false] {
-        if numbers_last && !crate::fault::needs::lasting_inodes() {
+        if numbers_last && !crate::failpoints::needs::lasting_inodes() {
             continue;
         }
         let rig = Rig::new().await;
@@ -137,7 +137,7 @@ async fn a_partial_that_is_taken_while_it_arrives_is_noticed_at_the_next_checkpo
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_whole_folder_of_which_a_piece_is_taken_is_made_again() {
-    if !crate::fault::needs::renames() {
+    if !crate::failpoints::needs::renames() {
         return;
     }
     let rig = Rig::new().await;
@@ -161,7 +161,7 @@ async fn a_whole_folder_of_which_a_piece_is_taken_is_made_again() {
 /// Its commit may take long: nobody is to see what is short, nor is it told as delivered.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_whole_folder_that_loses_a_piece_while_it_is_committed_is_made_again() {
-    if !crate::fault::needs::renames() {
+    if !crate::failpoints::needs::renames() {
         return;
     }
     let folder = partial_of(1).with_extension("d");
@@ -194,7 +194,7 @@ async fn a_whole_folder_that_loses_a_piece_while_it_is_committed_is_made_again()
 /// Who moves it away as soon as it is seen has it.
 #[tokio::test(flavor = "multi_thread")]
 async fn another_folder_that_has_the_name_by_then_is_left_alone() {
-    if !crate::fault::needs::lasting_inodes() {
+    if !crate::failpoints::needs::lasting_inodes() {
         return;
     }
     let temp = tempfile::tempdir().unwrap();
@@ -302,7 +302,7 @@ async fn a_folder_that_cannot_be_read_gets_no_file() {
 /// somebody took it out of the inbox meanwhile.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shortage_of_descriptors_passes() {
-    if !crate::fault::needs::renames() {
+    if !crate::failpoints::needs::renames() {
         return;
     }
     let rig = Rig::new().await;

@@ -49,7 +49,7 @@ fn make(path: &Path) {
 /// The inbox becomes a team's folder after it was first used.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_arrives_has_the_rights_that_other_programs_give() {
-    if !crate::fault::needs::renames() {
+    if !crate::failpoints::needs::renames() {
         return;
     }
     for with_list in [false, true] {
@@ -57,14 +57,14 @@ async fn what_arrives_has_the_rights_that_other_programs_give() {
         let (root, mut link) = (rig.root(), rig.link(ANA));
         link.send(id(0), "first", b"x").await;
         if chown(&root, None, Some(4242)).is_err() {
-            return crate::fault::skip("only root gives a folder to any group");
+            return crate::failpoints::skip("only root gives a folder to any group");
         }
         fs::set_permissions(&root, fs::Permissions::from_mode(0o2770)).unwrap();
         if with_list {
             let flags = rustix::fs::XattrFlags::empty();
             let set = rustix::fs::setxattr(&root, "system.posix_acl_default", &default_list(), flags);
             if set.is_err() {
-                return crate::fault::skip("no access lists in the temporary folder");
+                return crate::failpoints::skip("no access lists in the temporary folder");
             }
         }
         make(&root.join("made"));
@@ -95,7 +95,7 @@ async fn what_arrives_has_the_rights_that_other_programs_give() {
 /// And becomes a plain one again.
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_kept_of_what_the_folder_was_before() {
-    if !crate::fault::needs::renames() {
+    if !crate::failpoints::needs::renames() {
         return;
     }
     let temp = tempfile::tempdir().unwrap();
@@ -105,7 +105,7 @@ async fn nothing_is_kept_of_what_the_folder_was_before() {
     if chown(&path, None, Some(4242)).is_err()
         || rustix::fs::setxattr(&path, "system.posix_acl_default", &default_list(), flags).is_err()
     {
-        return crate::fault::skip("no access lists in the temporary folder, or not root");
+        return crate::failpoints::skip("no access lists in the temporary folder, or not root");
     }
     fs::set_permissions(&path, fs::Permissions::from_mode(0o2770)).unwrap();
     let rig = Rig::at(temp, path).await;

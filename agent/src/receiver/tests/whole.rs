@@ -55,7 +55,7 @@ fn refused(outcome: &Outcome) -> DeclineReason {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_gets_a_name_of_its_own_and_its_stream_goes() {
-    if !crate::fault::needs::renames() {
+    if !crate::failpoints::needs::renames() {
         return;
     }
     let rig = Rig::new().await;
@@ -75,7 +75,7 @@ async fn each_gets_a_name_of_its_own_and_its_stream_goes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_sound_stream_is_refused_and_starts_over() {
-    if !crate::fault::needs::renames() {
+    if !crate::failpoints::needs::renames() {
         return;
     }
     let rig = Rig::new().await;
@@ -93,7 +93,7 @@ async fn what_is_no_sound_stream_is_refused_and_starts_over() {
 /// A crash while it is unpacked: the whole stream is there, and a part of the folder.
 #[tokio::test(flavor = "multi_thread")]
 async fn half_unpacked_it_goes_on_without_a_byte_sent_again() {
-    if !crate::fault::needs::renames() {
+    if !crate::failpoints::needs::renames() {
         return;
     }
     let rig = Rig::new().await;
@@ -186,7 +186,7 @@ fn settled(outcome: &Outcome) -> &Receipt {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn between_intent_and_name_it_is_placed_with_the_same_receipt() {
-    if !crate::fault::needs::renames() {
+    if !crate::failpoints::needs::renames() {
         return;
     }
     let (rig, receipt, outcome) = recovered(|_, _| ()).await;
@@ -205,7 +205,7 @@ async fn under_its_name_it_is_delivered() {
 /// Nothing that a crash left says that all of it was there when it got its name.
 #[tokio::test(flavor = "multi_thread")]
 async fn under_its_name_and_short_it_is_made_again() {
-    if !crate::fault::needs::renames() {
+    if !crate::failpoints::needs::renames() {
         return;
     }
     let (rig, _, outcome) = recovered(|root, folder| {
@@ -221,7 +221,7 @@ async fn under_its_name_and_short_it_is_made_again() {
 /// Its stream goes once that is durable.
 #[tokio::test(flavor = "multi_thread")]
 async fn under_its_name_and_without_its_stream_it_is_delivered() {
-    if !crate::fault::needs::lasting_inodes() {
+    if !crate::failpoints::needs::lasting_inodes() {
         return;
     }
     let (rig, receipt, outcome) = recovered(|root, folder| {
@@ -236,7 +236,7 @@ async fn under_its_name_and_without_its_stream_it_is_delivered() {
 /// All of it, or a piece.
 #[tokio::test(flavor = "multi_thread")]
 async fn taken_away_it_is_made_again_without_a_byte_sent_again() {
-    if !crate::fault::needs::renames() {
+    if !crate::failpoints::needs::renames() {
         return;
     }
     let whole: fn(&Path, &Path) = |_, folder| fs::remove_dir_all(folder).unwrap();
@@ -262,7 +262,7 @@ async fn a_name_taken_meanwhile_gives_the_next_one() {
 /// Restored from a copy, say: nobody knows what is in it.
 #[tokio::test(flavor = "multi_thread")]
 async fn another_folder_in_its_place_is_not_taken_for_it() {
-    if !crate::fault::needs::renames() {
+    if !crate::failpoints::needs::renames() {
         return;
     }
     let (rig, _, outcome) = recovered(|_, folder| {
@@ -280,7 +280,7 @@ async fn another_folder_in_its_place_is_not_taken_for_it() {
 
 #[test]
 fn where_names_are_given_by_links_no_folder_is_taken() {
-    if !crate::fault::needs::renames() {
+    if !crate::failpoints::needs::renames() {
         return;
     }
     let temp = tempfile::tempdir().unwrap();

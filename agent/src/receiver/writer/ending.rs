@@ -6,7 +6,7 @@ use dropwire_protocol::{Kind, message::DeclineReason};
 
 use super::{End, Writer};
 use crate::{
-    durable, fault,
+    durable, failpoints,
     receiver::{
         admit,
         checkpoint::Checkpointer,
@@ -23,7 +23,7 @@ impl Writer<'_> {
     /// was moved away or replaced since, nor after a sync of it failed.
     fn still_there(&self) -> Result<(), Answer> {
         let inbox_dir = self.shared.open_inbox()?;
-        if inbox_dir.is_same(&self.inbox_dir) || fault::mutant("R5-site") {
+        if inbox_dir.is_same(&self.inbox_dir) || failpoints::mutant("R5-site") {
             return Ok(());
         }
         let text = "the inbox was replaced by another folder meanwhile";
@@ -47,7 +47,8 @@ impl Writer<'_> {
             end => end,
         };
         // Where a damaged prefix could not be cut, it is there still, and no checkpointer is.
-        let proven = (self.reread.is_none() && self.checkpointer.is_some()) || fault::mutant("R4-proven");
+        let proven =
+            (self.reread.is_none() && self.checkpointer.is_some()) || failpoints::mutant("R4-proven");
         if let Some(reread) = self.reread.take() {
             reread.cancel();
         }
@@ -95,8 +96,8 @@ impl Writer<'_> {
             return self.commit_folder(reply);
         }
         partial::set_metadata(self.output.file(), &self.rights(), self.manifest.mtime);
-        let durable = fault::step("R5-partial", || durable::sync_file(self.output.file()))
-            .and_then(|()| fault::step("R5-partial-dir", || durable::sync_dir(&self.inbox_dir.partials)))
+        let durable = failpoints::step("R5-partial", || durable::sync_file(self.output.file()))
+            .and_then(|()| failpoints::step("R5-partial-dir", || durable::sync_dir(&self.inbox_dir.partials)))
             .and_then(|()| Told::of(&self.inbox_dir, self.output.file()));
         match durable {
             Ok(told) => self.place(told, reply),

@@ -1,12 +1,12 @@
 //! Names that are taken again as soon as a file has left.
 
-use crate::{confined, fault, queue};
+use crate::{confined, failpoints, queue};
 
 /// The next file of that name may have had the same version, and was taken for the one that was about to leave: without
 /// a time of birth nothing tells a new file from one whose inode it was given.
 pub(super) fn is_mistakable(disposal: &queue::Disposal) -> bool {
     let version = &disposal.found.version;
-    (version.birth_ns == 0 || version.folder) && !fault::mutant("S6-again")
+    (version.birth_ns == 0 || version.folder) && !failpoints::mutant("S6-again")
 }
 
 /// Those whose name is taken. Blocks for the disk.

@@ -75,7 +75,7 @@ impl Dispatcher {
     /// anew: others may have read it, and need it once.
     pub(super) async fn gone(&mut self, job: Box<Job>) -> Result<(), DbError> {
         let (root, found) = (job.root.clone(), job.found.clone());
-        if let Ok(Presence::Missing) = blocking(move || presence::look(&root, &found)).await {
+        if let Ok(Presence::Missing) = blocking(move || presence::find(&root, &found)).await {
             self.context.queue.gone(job.id, now_ms()).await?;
             self.context.outboxes.recheck(&job.found); // there may be another version
             return Ok(());

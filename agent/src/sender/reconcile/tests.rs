@@ -172,7 +172,7 @@ async fn where_ctime_alone_differs_the_bytes_decide() {
     assert!(!world.is_unknown().await);
     let item = world.resting().await[0].item;
     let other = world.touch(|path| fs::write(path, b"OTHER").unwrap());
-    world.queue.witnessed(item, other.ctime_ns).await.unwrap();
+    world.queue.compared(item, other.ctime_ns).await.unwrap();
     assert_eq!(world.compare().await, 0, "what is witnessed is not read");
     world.touch(|path| fs::write(path, b"other").unwrap());
     assert!(!world.is_unknown().await, "the list does not know of the bytes");

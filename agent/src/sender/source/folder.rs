@@ -12,7 +12,7 @@ use dropwire_protocol::RunningDigest;
 use super::pass::{Ended, Take, open_outbox, void_of};
 use crate::{
     bundle::{self, Halt, Listing, Trouble},
-    confined, fault,
+    confined, failpoints,
     link::Voided,
     version::Found,
 };
@@ -32,7 +32,7 @@ impl<'a> FolderPass<'a> {
         let folder = confined::open_folder(&outbox, &found.path).map_err(|e| void_of(&outbox, found, &e))?;
         let first = bundle::list_quickly(&folder).map_err(voided)?;
         let version = first.version();
-        if !version.same_identity(&found.version) && !fault::mutant("S3-folder-version") {
+        if !version.same_identity(&found.version) && !failpoints::mutant("S3-folder-version") {
             return Err(Voided::Changed);
         }
         if version.is_fresh(std::time::SystemTime::now()) {
@@ -52,8 +52,8 @@ impl<'a> FolderPass<'a> {
     }
 
     /// Of the ctimes of everything in it.
-    pub(super) fn witness(&self) -> i64 {
-        self.first.witness()
+    pub(super) fn change_stamp(&self) -> i64 {
+        self.first.change_stamp()
     }
 
     /// Reads on from where `hash` stands up to `end`, chunk by chunk.
@@ -71,7 +71,7 @@ impl<'a> FolderPass<'a> {
 
     /// After the last read: still that version, nobody wrote, and the path still leads to it.
     pub(super) fn check(&self) -> Result<(), Voided> {
-        if fault::mutant("S3-folder-end") {
+        if failpoints::mutant("S3-folder-end") {
             return Ok(());
         }
         let folder = confined::open_folder(&self.root, &self.found.path)

@@ -17,10 +17,10 @@ use crate::{
     border,
     confined::{self, Parents},
     error::shown,
-    fault,
+    failpoints,
     file_system::FileSystem,
     folder_id,
-    lease::{self, Lease, Looked},
+    lease::{self, Inspected, Lease},
     link::Voided,
     owner,
     version::{Found, OutboxId, Version},
@@ -79,16 +79,16 @@ impl<'a> Pass<'a> {
         let outbox = Rc::clone(parents.root());
         let void = |e| void_of(&outbox, found, &e);
         let file = open(parents, &found.path).map_err(void)?;
-        let looked = lease::look(&file).map_err(void)?;
-        let Looked {
+        let looked = lease::inspect(&file).map_err(void)?;
+        let Inspected {
             lease,
             version: first,
             on,
         } = match looked {
             Some(looked) => looked,
-            None if fault::mutant("S3-writer") => {
+            None if failpoints::mutant("S3-writer") => {
                 let (version, on) = Version::read(&file).map_err(void)?;
-                Looked {
+                Inspected {
                     lease: None,
                     version,
                     on,
@@ -96,7 +96,7 @@ impl<'a> Pass<'a> {
             }
             None => return Err(Voided::Writer),
         };
-        if !first.same_identity(&found.version) && !fault::mutant("S3-version") {
+        if !first.same_identity(&found.version) && !failpoints::mutant("S3-version") {
             return Err(Voided::Changed);
         }
         if lease.is_none() && first.is_fresh(std::time::SystemTime::now()) {
@@ -140,7 +140,7 @@ impl<'a> Pass<'a> {
                 io::ErrorKind::UnexpectedEof => Voided::Changed,
                 _ => self.void(&e),
             })?;
-            if self.lease.as_ref().is_some_and(|lease| !lease.whole()) && !fault::mutant("S3-lease") {
+            if self.lease.as_ref().is_some_and(|lease| !lease.whole()) && !failpoints::mutant("S3-lease") {
                 return Err(Voided::Changed.into());
             }
             hash.update(chunk);
@@ -159,7 +159,7 @@ impl<'a> Pass<'a> {
     /// leads to it.
     pub(super) fn check(&self) -> Result<(), Voided> {
         let void = |e| self.void(&e);
-        let now = match self.on.sees_writers || fault::mutant("S3-reopen") {
+        let now = match self.on.sees_writers || failpoints::mutant("S3-reopen") {
             true => Version::read(&self.file).map_err(void)?.0,
             false => self.reopened()?,
         };
@@ -168,18 +168,18 @@ impl<'a> Pass<'a> {
             None => now.ctime_ns == self.first.ctime_ns,
         };
         // Times tell nothing of bytes that a whole lease speaks for.
-        let seen = match self.lease.is_some() && !fault::mutant("S3-times") {
+        let seen = match self.lease.is_some() && !failpoints::mutant("S3-times") {
             true => Version {
                 mtime_ns: self.first.mtime_ns,
                 ..now
             },
             false => now,
         };
-        if (!undisturbed || !seen.same_identity(&self.first)) && !fault::mutant("S3-end") {
+        if (!undisturbed || !seen.same_identity(&self.first)) && !failpoints::mutant("S3-end") {
             return Err(Voided::Changed);
         }
         let named = confined::version(&self.root, &self.found.path).map_err(void)?;
-        if named.same_identity(&now) || fault::mutant("S3-path") {
+        if named.same_identity(&now) || failpoints::mutant("S3-path") {
             Ok(())
         } else {
             Err(Voided::Changed)
@@ -189,10 +189,10 @@ impl<'a> Pass<'a> {
     /// As whoever opens it now sees it: what an open file says may be as old as its opening where others write past this
     /// mount.
     fn reopened(&self) -> Result<Version, Voided> {
-        let open = || -> io::Result<Option<Looked>> {
+        let open = || -> io::Result<Option<Inspected>> {
             let folder = confined::parent(&self.root, &self.found.path)?;
             let name = confined::os_str(self.found.path.file_name())?;
-            lease::look(&confined::open_file(&folder, name)?)
+            lease::inspect(&confined::open_file(&folder, name)?)
         };
         match open().map_err(|e| self.void(&e))? {
             Some(looked) => Ok(looked.version),
@@ -218,7 +218,7 @@ pub(super) fn void_of(root: &Dir, found: &Found, error: &io::Error) -> Voided {
         return why;
     }
     match border::missing_on_the_way(root, &found.path) {
-        Ok(Some(at)) if !fault::mutant("S3-mount") => {
+        Ok(Some(at)) if !failpoints::mutant("S3-mount") => {
             Voided::Unreadable(format!("what was mounted at {at} in the outbox is not there"))
         }
         Ok(_) => Voided::Gone,
@@ -231,7 +231,7 @@ pub(super) fn void_of(root: &Dir, found: &Found, error: &io::Error) -> Voided {
 pub(super) fn open_outbox(root: &Path, outbox: OutboxId) -> Result<Dir, Voided> {
     let dir =
         confined::root(root).map_err(|e| Voided::Unreadable(format!("the outbox {}: {e}", shown(root))))?;
-    if !fault::mutant("S3-mark") {
+    if !failpoints::mutant("S3-mark") {
         marked(&dir, outbox)?;
     }
     Ok(dir)

@@ -13,7 +13,7 @@ use super::{
     pass::{Ended, Opened, Pass, Take},
 };
 use crate::{
-    fault,
+    failpoints,
     link::{Piece, Voided},
     version::Found,
 };
@@ -44,10 +44,10 @@ impl<'a> AnyPass<'a> {
     }
 
     /// The witness with which a state of the hash may be kept for a later pass.
-    fn witness(&self) -> i64 {
+    fn change_stamp(&self) -> i64 {
         match self {
             AnyPass::File(pass) => pass.ctime_ns(),
-            AnyPass::Folder(pass) => pass.witness(),
+            AnyPass::Folder(pass) => pass.change_stamp(),
         }
     }
 
@@ -113,17 +113,17 @@ impl Subject {
             return Err(Ended::Void(Voided::PrefixDiffers));
         }
         let pass = AnyPass::begin(opened, root, found)?;
-        let mut hash = self.checkpoints().best(pass.witness(), offset);
+        let mut hash = self.checkpoints().best(pass.change_stamp(), offset);
         pass.read(&mut hash, offset, &mut |_, _, hash| {
-            self.note(pass.witness(), hash);
+            self.note(pass.change_stamp(), hash);
             !stopped()
         })?;
-        if offset > 0 && hash.value() != digest && !fault::mutant("S3-prefix") {
+        if offset > 0 && hash.value() != digest && !failpoints::mutant("S3-prefix") {
             return Err(Ended::Void(Voided::PrefixDiffers));
         }
         pass.read(&mut hash, size, &mut |offset, bytes, hash| {
-            self.note(pass.witness(), hash);
-            let bytes = fault::bad_read(offset, bytes);
+            self.note(pass.change_stamp(), hash);
+            let bytes = failpoints::bad_read(offset, bytes);
             let digest = hash.value();
             feed(Piece::Chunk {
                 offset,

@@ -194,7 +194,7 @@ impl Files {
 
     fn opened(&self, path: PathBuf, name: Vec<u8>, file: File) -> Result<Opened, Fatal> {
         let failed = |error: io::Error| cannot(&path, &error);
-        let Some(looked) = lease::look(&file).map_err(failed)? else {
+        let Some(looked) = lease::inspect(&file).map_err(failed)? else {
             return Err(busy(&path, "a program has it open for writing"));
         };
         if looked.lease.is_none() && !rest(&file).map_err(failed)? {

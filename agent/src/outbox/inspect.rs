@@ -10,12 +10,12 @@ use std::{
 use cap_std::fs::Dir;
 use dropwire_protocol::RemotePath;
 
-use super::{marker, settle::Sight};
+use super::{marker, stability::Observation};
 use crate::{
     confined::{self, Parents},
-    durable, fault,
+    durable, failpoints,
     io_error::{self, Meaning, Wait},
-    lease::{self, Lease, Looked},
+    lease::{self, Inspected, Lease},
     own_files,
     owner::Claimed,
     unsent::{self, Why},
@@ -30,10 +30,10 @@ pub(super) const PERHAPS_UNFINISHED: Duration = Duration::from_secs(600);
 
 /// What lies under a path.
 #[derive(Debug)]
-pub(super) enum Seen {
+pub(super) enum Inspection {
     /// A regular file; `file` is what was looked at.
     File {
-        sight: Sight,
+        observation: Observation,
         file: Option<File>,
         /// See [`crate::file_system::OTHERS`].
         of_others: bool,
@@ -42,7 +42,7 @@ pub(super) enum Seen {
     Folder,
     /// A folder that is one delivery; paths in it that are left out, and why.
     Whole {
-        sight: Sight,
+        observation: Observation,
         left_out: Vec<(RemotePath, &'static str)>,
     },
     /// Kept back by this; `why` in few words.
@@ -72,34 +72,34 @@ pub(super) struct Rules {
 }
 
 /// Looks at `path`. Blocks only for the disk.
-pub(super) fn look(parents: &mut Parents, path: &RemotePath, rules: &Rules) -> Seen {
+pub(super) fn inspect(parents: &mut Parents, path: &RemotePath, rules: &Rules) -> Inspection {
     match try_look(parents, path, rules) {
         Ok(seen) => seen,
-        Err(e) if e.kind() == io::ErrorKind::WouldBlock => Seen::File {
-            sight: Sight::Writer, // somebody holds a write lease
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => Inspection::File {
+            observation: Observation::Writer, // somebody holds a write lease
             file: None,
             of_others: false,
         },
-        Err(e) if confined::is_absent(&e) => Seen::Nothing,
+        Err(e) if confined::is_absent(&e) => Inspection::Nothing,
         Err(e) => unread(&e),
     }
 }
 
 /// What follows from an error that says nothing of whether it is there.
-pub(super) fn unread(error: &io::Error) -> Seen {
+pub(super) fn unread(error: &io::Error) -> Inspection {
     if let Some(Claimed { at, reason }) = Claimed::of(error) {
-        return Seen::Claimed {
+        return Inspection::Claimed {
             at: at.clone(),
             reason: reason.clone(),
         };
     }
     let reason = |what: &str| format!("it cannot be read{what}: {error}");
     match passing(error) {
-        Some(why) => Seen::Held {
+        Some(why) => Inspection::Held {
             why,
             reason: reason(" now"),
         },
-        None => Seen::Refused(reason("")),
+        None => Inspection::Refused(reason("")),
     }
 }
 
@@ -107,7 +107,7 @@ pub(super) fn unread(error: &io::Error) -> Seen {
 /// many others meet the same. Who may read it is for people to change.
 pub(super) fn passing(error: &io::Error) -> Option<&'static str> {
     match io_error::meaning(error) {
-        _ if fault::mutant("S1-unread") => None,
+        _ if failpoints::mutant("S1-unread") => None,
         Meaning::NotNow(Wait::Shortage) => Some("this machine is short of memory or open files"),
         Meaning::NotNow(Wait::Busy) => Some("somebody else uses it"),
         Meaning::NotNow(Wait::Device | Wait::Space) => Some("its disk does not answer as it should"),
@@ -115,59 +115,60 @@ pub(super) fn passing(error: &io::Error) -> Option<&'static str> {
     }
 }
 
-fn try_look(parents: &mut Parents, path: &RemotePath, rules: &Rules) -> io::Result<Seen> {
+fn try_look(parents: &mut Parents, path: &RemotePath, rules: &Rules) -> io::Result<Inspection> {
     let folder = parents.of(path)?;
     let name = confined::os_str(path.file_name())?;
     let meta = folder.symlink_metadata(name)?;
     let kind = meta.file_type();
     if kind.is_dir() {
-        return Ok(Seen::Folder);
+        return Ok(Inspection::Folder);
     }
     if !kind.is_file() {
-        return Ok(Seen::Refused(no_file(kind).into()));
+        return Ok(Inspection::Refused(no_file(kind).into()));
     }
     if own_files::holds(&meta)? {
-        return Ok(Seen::Refused(own_files::REASON.into()));
+        return Ok(Inspection::Refused(own_files::REASON.into()));
     }
     if let Some(suffix) = &rules.marker {
         let name = path.file_name();
         if marker::stem(name, suffix).is_some() {
             return Ok(match marker::is_one(&meta) {
-                true => Seen::Nothing,
-                false => Seen::Refused(marker::HAS_BYTES.into()),
+                true => Inspection::Nothing,
+                false => Inspection::Refused(marker::HAS_BYTES.into()),
             });
         }
         if !marker::is_there(folder, name, suffix) {
-            return Ok(Seen::Unmarked(marker::missing(name, suffix)));
+            return Ok(Inspection::Unmarked(marker::missing(name, suffix)));
         }
     }
     if let Some(suffix) = beside(folder, path.file_name(), Why::InPlace) {
-        return Ok(Seen::Held {
+        return Ok(Inspection::Held {
             why: "a download of it has not finished",
             reason: format!("a download of it has not finished: its file {suffix} is beside it"),
         });
     }
     let file = confined::open_seen_file(folder, name, &meta)?;
-    let looked = lease::look(&file)?;
-    let Some(looked) = looked.filter(|looked| looked.lease.as_ref().is_none_or(Lease::whole)) else {
-        return Ok(Seen::File {
-            sight: Sight::Writer,
+    let inspected = lease::inspect(&file)?;
+    let Some(inspected) = inspected.filter(|inspected| inspected.lease.as_ref().is_none_or(Lease::whole))
+    else {
+        return Ok(Inspection::File {
+            observation: Observation::Writer,
             file: None,
             of_others: false,
         });
     };
-    let version = looked.version;
-    let (rest, why) = rest(folder, path.file_name(), &looked, rules);
-    Ok(Seen::File {
-        sight: Sight::Still { version, rest, why },
-        of_others: is_unasked(&looked) && !is_ours(&meta),
+    let version = inspected.version;
+    let (rest, why) = rest(folder, path.file_name(), &inspected, rules);
+    Ok(Inspection::File {
+        observation: Observation::Still { version, rest, why },
+        of_others: is_unasked(&inspected) && !is_ours(&meta),
         file: Some(file),
     })
 }
 
 /// The kernel knows who writes to it, but did not tell.
-fn is_unasked(looked: &Looked) -> bool {
-    looked.lease.is_none() && looked.on.sees_writers && !fault::mutant("S1-others")
+fn is_unasked(inspected: &Inspected) -> bool {
+    inspected.lease.is_none() && inspected.on.sees_writers && !failpoints::mutant("S1-others")
 }
 
 /// Is it this user's?
@@ -182,21 +183,21 @@ fn is_ours(meta: &cap_std::fs::Metadata) -> bool {
 }
 
 /// How long it has to rest although nobody has it open, and the reason.
-fn rest(folder: &Dir, name: &[u8], looked: &Looked, rules: &Rules) -> (Duration, &'static str) {
-    let (quiet, version) = (rules.quiet, &looked.version);
+fn rest(folder: &Dir, name: &[u8], inspected: &Inspected, rules: &Rules) -> (Duration, &'static str) {
+    let (quiet, version) = (rules.quiet, &inspected.version);
     let step = version.clock_step();
-    let least = match looked.lease {
+    let least = match inspected.lease {
         // What is written within the step would pass for this version. Where a delivered file leaves, its bytes are
         // compared at the end; whole seconds are too long to count on that.
         Some(_)
             if (rules.keep || version.has_coarse_clock())
                 && version.is_fresh(SystemTime::now())
-                && !fault::mutant("S1-step") =>
+                && !failpoints::mutant("S1-step") =>
         {
             step
         }
         Some(_) => Duration::ZERO,
-        None => step.max(looked.on.least_rest()),
+        None => step.max(inspected.on.least_rest()),
     };
     let (rest, why) = if rules.marker.is_some() {
         (Duration::ZERO, "its marker is there")
@@ -214,7 +215,7 @@ fn rest(folder: &Dir, name: &[u8], looked: &Looked, rules: &Rules) -> (Duration,
         (quiet, "it is empty, and has to rest first")
     } else if name.first() == Some(&b'.') {
         (quiet, "it is hidden, and has to rest first")
-    } else if looked.lease.is_none() {
+    } else if inspected.lease.is_none() {
         (quiet, "it has to rest first: nobody can say here who has it open")
     } else {
         (Duration::ZERO, "it is ready, unless it is changed in this moment")
@@ -257,7 +258,7 @@ pub(super) fn sync(files: &[File]) -> Vec<io::Result<()>> {
     if files.len() > SYNC_EACH && sync_together(files).is_ok() {
         return files.iter().map(|_| Ok(())).collect();
     }
-    let sync = |file| fault::step("S1-source", || durable::sync_file(file));
+    let sync = |file| failpoints::step("S1-source", || durable::sync_file(file));
     files.iter().map(sync).collect()
 }
 
@@ -267,7 +268,7 @@ fn sync_together(files: &[File]) -> io::Result<()> {
         Some(sync_handle)
             if durable::supports_syncfs(sync_handle) && one_file_system(sync_handle, files)? =>
         {
-            fault::step("S1-syncfs", || durable::sync_filesystem(sync_handle))
+            failpoints::step("S1-syncfs", || durable::sync_filesystem(sync_handle))
         }
         _ => Err(io::ErrorKind::Unsupported.into()),
     }
@@ -308,19 +309,19 @@ mod tests {
         marker: None,
     };
 
-    fn at(root: &std::path::Path, path: &str) -> Seen {
+    fn at(root: &std::path::Path, path: &str) -> Inspection {
         let dir = confined::root(root).unwrap();
-        look(
+        inspect(
             &mut Parents::new(dir.try_clone().unwrap()),
             &RemotePath::parse(path.as_bytes()).unwrap(),
             &RULES,
         )
     }
 
-    fn rest_of(seen: Seen) -> Duration {
+    fn rest_of(seen: Inspection) -> Duration {
         match seen {
-            Seen::File {
-                sight: Sight::Still { rest, .. },
+            Inspection::File {
+                observation: Observation::Still { rest, .. },
                 ..
             } => rest,
             other => panic!("{other:?}"),
@@ -358,9 +359,9 @@ mod tests {
         }
         #[cfg(target_os = "linux")]
         assert_eq!(rest_of(at(root, "file")), Duration::ZERO);
-        assert!(matches!(at(root, "z"), Seen::Held { .. }));
-        assert!(matches!(at(root, "missing"), Seen::Nothing));
-        assert!(matches!(at(root, "file/below"), Seen::Nothing));
+        assert!(matches!(at(root, "z"), Inspection::Held { .. }));
+        assert!(matches!(at(root, "missing"), Inspection::Nothing));
+        assert!(matches!(at(root, "file/below"), Inspection::Nothing));
     }
 
     #[test]
@@ -368,14 +369,14 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         fs::write(temp.path().join("file"), "bytes").unwrap();
         let file = File::open(temp.path().join("file")).unwrap();
-        let looked = |on| Looked {
+        let inspected = |on| Inspected {
             lease: None,
             version: Version::read(&file).unwrap().0,
             on,
         };
-        assert!(is_unasked(&looked(TRUSTED)));
+        assert!(is_unasked(&inspected(TRUSTED)));
         assert!(
-            !is_unasked(&looked(FileSystem::default())),
+            !is_unasked(&inspected(FileSystem::default())),
             "told of the file system"
         );
     }
@@ -392,10 +393,10 @@ mod tests {
             libc::ENOTCONN,
             libc::ETIMEDOUT,
         ] {
-            assert!(matches!(seen(code), Seen::Held { .. }), "{code}");
+            assert!(matches!(seen(code), Inspection::Held { .. }), "{code}");
         }
         for code in [libc::EACCES, libc::ENAMETOOLONG, libc::ENOTSUP] {
-            assert!(matches!(seen(code), Seen::Refused(_)), "{code}");
+            assert!(matches!(seen(code), Inspection::Refused(_)), "{code}");
         }
     }
 
@@ -419,13 +420,13 @@ mod tests {
         };
         let rest_of = |version: Version, keep: bool| {
             fs::write(temp.path().join("file"), "bytes").unwrap();
-            let mut looked = lease::look(&File::open(temp.path().join("file")).unwrap())
+            let mut inspected = lease::inspect(&File::open(temp.path().join("file")).unwrap())
                 .unwrap()
                 .unwrap();
-            assert!(looked.lease.is_some());
-            looked.version = version;
+            assert!(inspected.lease.is_some());
+            inspected.version = version;
             let folder = confined::root(temp.path()).unwrap();
-            rest(&folder, b"file", &looked, &Rules { keep, ..RULES }).0
+            rest(&folder, b"file", &inspected, &Rules { keep, ..RULES }).0
         };
         let (second, none) = (Duration::from_secs(2), Duration::ZERO);
         assert_eq!(rest_of(version(0, true), false), second);
@@ -448,7 +449,9 @@ mod tests {
             "past the attribute caches"
         );
         let seen = at(temp.path(), "file");
-        assert!(matches!(seen, Seen::File { sight: Sight::Still { version, .. }, .. } if version.inode == 0));
+        assert!(
+            matches!(seen, Inspection::File { observation: Observation::Still { version, .. }, .. } if version.inode == 0)
+        );
         let _writer = File::options()
             .append(true)
             .open(temp.path().join("file"))
@@ -458,8 +461,8 @@ mod tests {
             assert!(
                 matches!(
                     seen,
-                    Seen::File {
-                        sight: Sight::Writer,
+                    Inspection::File {
+                        observation: Observation::Writer,
                         ..
                     }
                 ),
@@ -477,7 +480,7 @@ mod tests {
         let marker = Some(".ok".into());
         let rules = Rules { marker, ..RULES };
         let at = |path: &str| {
-            look(
+            inspect(
                 &mut Parents::new(dir.try_clone().unwrap()),
                 &RemotePath::parse(path.as_bytes()).unwrap(),
                 &rules,
@@ -486,22 +489,22 @@ mod tests {
         fs::create_dir(temp.path().join("sub.ok")).unwrap();
         fs::write(temp.path().join("file"), "").unwrap();
         crate::version::clock_steps(temp.path());
-        assert!(matches!(at("file"), Seen::Unmarked(why) if why.ends_with("file.ok")));
+        assert!(matches!(at("file"), Inspection::Unmarked(why) if why.ends_with("file.ok")));
         let writer = File::create(temp.path().join("file.ok")).unwrap();
         assert_eq!(rest_of(at("file")), Duration::ZERO, "empty ones too");
         drop(writer);
-        assert!(matches!(at("file.ok"), Seen::Nothing));
-        assert!(matches!(at("sub.ok"), Seen::Folder));
+        assert!(matches!(at("file.ok"), Inspection::Nothing));
+        assert!(matches!(at("sub.ok"), Inspection::Folder));
         fs::write(temp.path().join("other.ok"), "bytes").unwrap();
-        assert!(matches!(at("other.ok"), Seen::Refused(why) if why.contains("not empty")));
+        assert!(matches!(at("other.ok"), Inspection::Refused(why) if why.contains("not empty")));
         let _writer = File::options()
             .append(true)
             .open(temp.path().join("file"))
             .unwrap();
-        let Seen::File { sight, .. } = at("file") else {
+        let Inspection::File { observation, .. } = at("file") else {
             panic!("it is marked")
         };
-        assert_eq!(sight, Sight::Writer, "whatever the marker says");
+        assert_eq!(observation, Observation::Writer, "whatever the marker says");
     }
 
     #[cfg(target_os = "linux")]
@@ -512,8 +515,8 @@ mod tests {
         let is_writer = |seen| {
             matches!(
                 seen,
-                Seen::File {
-                    sight: Sight::Writer,
+                Inspection::File {
+                    observation: Observation::Writer,
                     ..
                 }
             )
@@ -544,19 +547,19 @@ mod tests {
             ("sublink", "link"),
         ] {
             assert!(
-                matches!(at(root, name), Seen::Refused(why) if why.contains(kind)),
+                matches!(at(root, name), Inspection::Refused(why) if why.contains(kind)),
                 "{name}"
             );
         }
-        assert!(matches!(at(root, "sublink/file"), Seen::Nothing));
+        assert!(matches!(at(root, "sublink/file"), Inspection::Nothing));
         let devices = confined::root(std::path::Path::new("/dev")).unwrap();
-        let null = look(
+        let null = inspect(
             &mut Parents::new(devices),
             &RemotePath::parse(b"null").unwrap(),
             &RULES,
         );
-        assert!(matches!(null, Seen::Refused(why) if why.contains("device")));
-        assert!(matches!(at(root, "sub"), Seen::Folder));
+        assert!(matches!(null, Inspection::Refused(why) if why.contains("device")));
+        assert!(matches!(at(root, "sub"), Inspection::Folder));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::version::Version;
 
 /// What a look at a file said.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Sight {
+pub(super) enum Observation {
     /// Nobody is known to write; it must have been seen in this version (ctime included) for `rest` (zero: at once).
     Still {
         version: Version,
@@ -50,7 +50,7 @@ pub(super) enum Urgency {
 
 /// The files of one outbox that are not ready yet.
 #[derive(Debug)]
-pub(super) struct Settle {
+pub(super) struct Stability {
     max_wait: Duration,
     longest: Duration,
     files: HashMap<RemotePath, Waiting>,
@@ -67,7 +67,7 @@ struct Waiting {
     reported: bool,
 }
 
-impl Settle {
+impl Stability {
     /// Most files that are waited for; further ones are found again by a scan.
     pub(super) const MOST: usize = 16 * 1024;
     /// Between looks at what is held back.
@@ -76,7 +76,7 @@ impl Settle {
     const SHORTEST: Duration = Duration::from_millis(1);
 
     pub(super) fn new(quiet: Duration, max_wait: Duration) -> Self {
-        Settle {
+        Stability {
             max_wait,
             longest: quiet.max(Duration::from_secs(1)),
             files: HashMap::new(),
@@ -111,7 +111,7 @@ impl Settle {
         true
     }
 
-    /// Up to `most` files to look at now; each must be answered by [`Settle::looked`].
+    /// Up to `most` files to look at now; each must be answered by [`Stability::inspected`].
     pub(super) fn due(&self, now: Instant, most: usize) -> Vec<RemotePath> {
         let due = self.order.iter().take_while(|(at, _)| *at <= now);
         due.take(most).map(|(_, path)| path.clone()).collect()
@@ -128,25 +128,25 @@ impl Settle {
     }
 
     /// Takes in what a look said.
-    pub(super) fn looked(&mut self, path: &RemotePath, sight: Sight, now: Instant) -> Verdict {
+    pub(super) fn inspected(&mut self, path: &RemotePath, observation: Observation, now: Instant) -> Verdict {
         let Some((path, mut waiting)) = self.files.remove_entry(path) else {
             return Verdict::Drop;
         };
         self.order.remove(&(waiting.look_at, path.clone()));
-        let again_in = match sight {
-            Sight::Nothing => return Verdict::Drop,
-            Sight::Writer => {
+        let again_in = match observation {
+            Observation::Nothing => return Verdict::Drop,
+            Observation::Writer => {
                 waiting.seen = None;
                 waiting.why = "a program has it open for writing";
                 waiting.interval
             }
-            Sight::Held { why } => {
+            Observation::Held { why } => {
                 waiting.seen = None;
                 waiting.why = why;
                 let eighth = now.saturating_duration_since(waiting.since) / 8;
                 waiting.interval.max(eighth).min(Self::RAREST.max(self.longest))
             }
-            Sight::Still { version, rest, why } => {
+            Observation::Still { version, rest, why } => {
                 // A folder is walked for each look: one that is being filled is looked at ever more seldom.
                 let grows = version.folder && waiting.seen.is_some_and(|(seen, _)| seen != version);
                 let pause = match grows {
@@ -168,11 +168,11 @@ impl Settle {
         };
         waiting.look_at = now + again_in;
         waiting.interval = (waiting.interval * 2).min(self.longest);
-        let restless = !waiting.reported && now.saturating_duration_since(waiting.since) >= self.max_wait;
-        waiting.reported |= restless;
+        let unstable = !waiting.reported && now.saturating_duration_since(waiting.since) >= self.max_wait;
+        waiting.reported |= unstable;
         self.order.insert((waiting.look_at, path.clone()));
         self.files.insert(path, waiting);
-        if restless {
+        if unstable {
             Verdict::Restless
         } else {
             Verdict::Wait
@@ -185,7 +185,7 @@ impl Settle {
     }
 
     /// Those that were reported for waiting too long, and what they wait for.
-    pub(super) fn restless(&self) -> impl Iterator<Item = (&RemotePath, &'static str)> {
+    pub(super) fn unstable(&self) -> impl Iterator<Item = (&RemotePath, &'static str)> {
         let reported = self.files.iter().filter(|(_, waiting)| waiting.reported);
         reported.map(|(path, waiting)| (path, waiting.why))
     }
@@ -219,15 +219,15 @@ mod tests {
         }
     }
 
-    fn start() -> (Settle, Clock, RemotePath) {
+    fn start() -> (Stability, Clock, RemotePath) {
         let path = RemotePath::parse(b"file").unwrap();
-        let mut settle = Settle::new(QUIET, MAX_WAIT);
+        let mut stability = Stability::new(QUIET, MAX_WAIT);
         let clock = Clock(Instant::now());
-        assert!(settle.notice(path.clone(), Urgency::Now, clock.0));
-        (settle, clock, path)
+        assert!(stability.notice(path.clone(), Urgency::Now, clock.0));
+        (stability, clock, path)
     }
 
-    fn still(ctime_ns: i64, rest: Duration) -> Sight {
+    fn still(ctime_ns: i64, rest: Duration) -> Observation {
         let version = Version {
             inode: 1,
             birth_ns: 0,
@@ -237,27 +237,27 @@ mod tests {
             folder: false,
         };
         let why = "it rests";
-        Sight::Still { version, rest, why }
+        Observation::Still { version, rest, why }
     }
 
     #[test]
     fn a_leased_file_is_ready_at_the_first_look() {
-        let (mut settle, clock, path) = start();
-        assert_eq!(settle.due(clock.0, 10), std::slice::from_ref(&path));
+        let (mut stability, clock, path) = start();
+        assert_eq!(stability.due(clock.0, 10), std::slice::from_ref(&path));
         assert_eq!(
-            settle.looked(&path, still(1, Duration::ZERO), clock.0),
+            stability.inspected(&path, still(1, Duration::ZERO), clock.0),
             Verdict::Ready
         );
-        assert_eq!((settle.len(), settle.next()), (0, None));
+        assert_eq!((stability.len(), stability.next()), (0, None));
     }
 
     #[test]
     fn a_writer_is_asked_ever_more_rarely_until_its_close() {
-        let (mut settle, mut clock, path) = start();
+        let (mut stability, mut clock, path) = start();
         let mut gaps = Vec::new();
         for _ in 0..14 {
-            settle.looked(&path, Sight::Writer, clock.0);
-            let next = settle.next().unwrap();
+            stability.inspected(&path, Observation::Writer, clock.0);
+            let next = stability.next().unwrap();
             gaps.push((next - clock.0).as_millis());
             clock.0 = next;
         }
@@ -265,21 +265,21 @@ mod tests {
             gaps,
             [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2000, 2000, 2000]
         );
-        settle.looked(&path, Sight::Writer, clock.0);
+        stability.inspected(&path, Observation::Writer, clock.0);
         let now = clock.pass(3);
-        settle.notice(path.clone(), Urgency::Calm, now);
-        assert!(settle.due(now, 10).is_empty());
-        settle.notice(path.clone(), Urgency::Now, now);
-        assert_eq!(settle.due(now, 10), [path]);
+        stability.notice(path.clone(), Urgency::Calm, now);
+        assert!(stability.due(now, 10).is_empty());
+        stability.notice(path.clone(), Urgency::Now, now);
+        assert_eq!(stability.due(now, 10), [path]);
     }
 
     #[test]
     fn what_is_held_back_is_asked_ever_more_rarely_but_at_least_once_a_minute() {
-        let (mut settle, mut clock, path) = start();
+        let (mut stability, mut clock, path) = start();
         let mut gaps = Vec::new();
         for _ in 0..80 {
-            settle.looked(&path, Sight::Held { why: "held" }, clock.0);
-            let next = settle.next().unwrap();
+            stability.inspected(&path, Observation::Held { why: "held" }, clock.0);
+            let next = stability.next().unwrap();
             gaps.push(next - clock.0);
             clock.0 = next;
         }
@@ -289,65 +289,74 @@ mod tests {
 
     #[test]
     fn without_leases_it_rests_unchanged_for_quiet() {
-        let (mut settle, mut clock, path) = start();
-        assert_eq!(settle.looked(&path, still(1, QUIET), clock.0), Verdict::Wait);
-        assert_eq!(settle.next(), Some(clock.0 + QUIET));
+        let (mut stability, mut clock, path) = start();
+        assert_eq!(
+            stability.inspected(&path, still(1, QUIET), clock.0),
+            Verdict::Wait
+        );
+        assert_eq!(stability.next(), Some(clock.0 + QUIET));
         let now = clock.pass(1999);
-        assert_eq!(settle.looked(&path, still(1, QUIET), now), Verdict::Wait);
+        assert_eq!(stability.inspected(&path, still(1, QUIET), now), Verdict::Wait);
         let now = clock.pass(1);
         assert_eq!(
-            settle.looked(&path, still(2, QUIET), now),
+            stability.inspected(&path, still(2, QUIET), now),
             Verdict::Wait,
             "it changed"
         );
         let now = clock.pass(2000);
-        assert_eq!(settle.looked(&path, still(2, QUIET), now), Verdict::Ready);
+        assert_eq!(stability.inspected(&path, still(2, QUIET), now), Verdict::Ready);
     }
 
     #[test]
     fn a_long_rest_that_ends_early_is_seen() {
-        let (mut settle, clock, path) = start();
-        settle.looked(&path, still(1, QUIET * 15), clock.0);
-        let next = settle.next().unwrap();
+        let (mut stability, clock, path) = start();
+        stability.inspected(&path, still(1, QUIET * 15), clock.0);
+        let next = stability.next().unwrap();
         assert_eq!(next, clock.0 + QUIET);
         assert_eq!(
-            settle.looked(&path, still(1, Duration::ZERO), next),
+            stability.inspected(&path, still(1, Duration::ZERO), next),
             Verdict::Ready
         );
     }
 
     #[test]
     fn what_never_rests_is_said_once() {
-        let (mut settle, mut clock, path) = start();
+        let (mut stability, mut clock, path) = start();
         let mut said = 0;
         for ctime in 0..200 {
             let now = clock.pass(1000);
-            match settle.looked(&path, still(ctime, QUIET), now) {
+            match stability.inspected(&path, still(ctime, QUIET), now) {
                 Verdict::Restless => said += 1,
                 verdict => assert_eq!(verdict, Verdict::Wait),
             }
         }
         assert_eq!(said, 1);
-        let (why, waited) = settle.why(&path, clock.0).unwrap();
+        let (why, waited) = stability.why(&path, clock.0).unwrap();
         assert_eq!((why, waited), ("it rests", Duration::from_secs(200)));
-        assert_eq!(settle.restless().collect::<Vec<_>>(), [(&path, "it rests")]);
+        assert_eq!(stability.unstable().collect::<Vec<_>>(), [(&path, "it rests")]);
         assert_eq!(
-            settle.looked(&path, still(199, Duration::ZERO), clock.0),
+            stability.inspected(&path, still(199, Duration::ZERO), clock.0),
             Verdict::Ready
         );
-        assert_eq!(settle.restless().count(), 0, "sent once it rests");
+        assert_eq!(stability.unstable().count(), 0, "sent once it rests");
     }
 
     #[test]
     fn what_is_gone_is_forgotten_and_the_number_is_bounded() {
-        let (mut settle, clock, path) = start();
-        assert_eq!(settle.looked(&path, Sight::Nothing, clock.0), Verdict::Drop);
-        assert_eq!(settle.looked(&path, Sight::Nothing, clock.0), Verdict::Drop);
-        for i in 0..Settle::MOST {
+        let (mut stability, clock, path) = start();
+        assert_eq!(
+            stability.inspected(&path, Observation::Nothing, clock.0),
+            Verdict::Drop
+        );
+        assert_eq!(
+            stability.inspected(&path, Observation::Nothing, clock.0),
+            Verdict::Drop
+        );
+        for i in 0..Stability::MOST {
             let path = RemotePath::parse(i.to_string().as_bytes()).unwrap();
-            assert!(settle.notice(path, Urgency::Now, clock.0));
+            assert!(stability.notice(path, Urgency::Now, clock.0));
         }
-        assert!(!settle.notice(path, Urgency::Now, clock.0));
-        assert_eq!(settle.due(clock.0, 256).len(), 256);
+        assert!(!stability.notice(path, Urgency::Now, clock.0));
+        assert_eq!(stability.due(clock.0, 256).len(), 256);
     }
 }

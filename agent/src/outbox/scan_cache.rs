@@ -2,7 +2,7 @@
 //!
 //! A folder's own times change with the names in it, not with the bytes of its files. So a listing is left out only
 //! where events were shown to come and none was lost: they tell of what is written. What they fail to tell all the
-//! same is found by the listing that every folder gets once in [`Memory::TURNS`] scans, each in its own turn.
+//! same is found by the listing that every folder gets once in [`ScanCache::TURNS`] scans, each in its own turn.
 
 use std::{
     collections::HashMap,
@@ -35,7 +35,7 @@ impl Stamp {
 
 /// What scans of one outbox remember.
 #[derive(Debug, Default)]
-pub(super) struct Memory {
+pub(super) struct ScanCache {
     folders: HashMap<Vec<u8>, Listed>,
     /// Names kept, of folders and of those in them.
     names: usize,
@@ -48,7 +48,7 @@ struct Listed {
     folders: Vec<Vec<u8>>,
 }
 
-impl Memory {
+impl ScanCache {
     /// Every folder is listed once in so many scans.
     pub(super) const TURNS: u64 = 6;
     /// Most names that are kept; folders beyond are listed each time.
@@ -94,9 +94,9 @@ impl Memory {
 
     /// Everything is listed in the next scan.
     pub(super) fn clear(&mut self) {
-        *self = Memory {
+        *self = ScanCache {
             cleared: self.cleared + 1,
-            ..Memory::default()
+            ..ScanCache::default()
         };
     }
 }
@@ -104,7 +104,7 @@ impl Memory {
 fn turn(path: &[u8]) -> u64 {
     let mut hash = DefaultHasher::new();
     path.hash(&mut hash);
-    hash.finish() % Memory::TURNS
+    hash.finish() % ScanCache::TURNS
 }
 
 #[cfg(test)]
@@ -130,31 +130,35 @@ mod tests {
         SystemTime::UNIX_EPOCH + Duration::from_secs(100)
     }
 
-    fn skips(memory: &Memory, path: &[u8], stamp: &Stamp) -> usize {
-        let skipped = |scan: &u64| memory.unchanged(path, stamp, *scan).is_some();
-        (0..Memory::TURNS).filter(skipped).count()
+    fn skips(scan_cache: &ScanCache, path: &[u8], stamp: &Stamp) -> usize {
+        let skipped = |scan: &u64| scan_cache.unchanged(path, stamp, *scan).is_some();
+        (0..ScanCache::TURNS).filter(skipped).count()
     }
 
     #[test]
     fn an_unchanged_folder_is_listed_in_its_turn_only() {
-        let mut memory = Memory::default();
-        assert_eq!(skips(&memory, b"a", &stamp(5)), 0);
-        memory.listed(b"a", (stamp(5), 0), now(), vec![b"sub".to_vec()]);
-        assert_eq!(skips(&memory, b"a", &stamp(5)), Memory::TURNS as usize - 1);
-        assert_eq!(skips(&memory, b"a", &stamp(6)), 0, "it changed");
+        let mut scan_cache = ScanCache::default();
+        assert_eq!(skips(&scan_cache, b"a", &stamp(5)), 0);
+        scan_cache.listed(b"a", (stamp(5), 0), now(), vec![b"sub".to_vec()]);
+        assert_eq!(skips(&scan_cache, b"a", &stamp(5)), ScanCache::TURNS as usize - 1);
+        assert_eq!(skips(&scan_cache, b"a", &stamp(6)), 0, "it changed");
         let moved = Stamp {
             device: 2,
             ..stamp(5)
         };
-        assert_eq!(skips(&memory, b"a", &moved), 0, "another disk is mounted there");
-        assert_eq!(skips(&memory, b"b", &stamp(5)), 0);
-        memory.forget(b"a");
-        assert_eq!((skips(&memory, b"a", &stamp(5)), memory.names), (0, 0));
-        let asked_before = memory.cleared();
-        memory.clear();
-        memory.listed(b"a", (stamp(5), asked_before), now(), vec![]);
         assert_eq!(
-            skips(&memory, b"a", &stamp(5)),
+            skips(&scan_cache, b"a", &moved),
+            0,
+            "another disk is mounted there"
+        );
+        assert_eq!(skips(&scan_cache, b"b", &stamp(5)), 0);
+        scan_cache.forget(b"a");
+        assert_eq!((skips(&scan_cache, b"a", &stamp(5)), scan_cache.names), (0, 0));
+        let asked_before = scan_cache.cleared();
+        scan_cache.clear();
+        scan_cache.listed(b"a", (stamp(5), asked_before), now(), vec![]);
+        assert_eq!(
+            skips(&scan_cache, b"a", &stamp(5)),
             0,
             "forgotten while it was listed"
         );
@@ -162,29 +166,29 @@ mod tests {
 
     #[test]
     fn what_changed_just_now_is_listed_again() {
-        let mut memory = Memory::default();
-        memory.listed(b"a", (stamp(99_999_999_999), 0), now(), vec![]);
-        assert_eq!(skips(&memory, b"a", &stamp(99_999_999_999)), 0);
+        let mut scan_cache = ScanCache::default();
+        scan_cache.listed(b"a", (stamp(99_999_999_999), 0), now(), vec![]);
+        assert_eq!(skips(&scan_cache, b"a", &stamp(99_999_999_999)), 0);
         // Whole seconds: a coarse clock.
-        memory.listed(b"a", (stamp(99_000_000_000), 0), now(), vec![]);
-        assert_eq!(skips(&memory, b"a", &stamp(99_000_000_000)), 0);
+        scan_cache.listed(b"a", (stamp(99_000_000_000), 0), now(), vec![]);
+        assert_eq!(skips(&scan_cache, b"a", &stamp(99_000_000_000)), 0);
     }
 
     #[test]
     fn what_is_kept_is_bounded() {
-        let mut memory = Memory::default();
-        for i in 0..Memory::MOST {
+        let mut scan_cache = ScanCache::default();
+        for i in 0..ScanCache::MOST {
             let name = i.to_string();
-            memory.listed(name.as_bytes(), (stamp(5), 0), now(), vec![b"sub".to_vec()]);
+            scan_cache.listed(name.as_bytes(), (stamp(5), 0), now(), vec![b"sub".to_vec()]);
         }
-        assert_eq!(memory.folders.len(), Memory::MOST / 2);
-        memory.listed(b"0", (stamp(6), 0), now(), vec![]);
-        assert_eq!(memory.names, Memory::MOST - 1);
+        assert_eq!(scan_cache.folders.len(), ScanCache::MOST / 2);
+        scan_cache.listed(b"0", (stamp(6), 0), now(), vec![]);
+        assert_eq!(scan_cache.names, ScanCache::MOST - 1);
     }
 
     #[test]
     fn turns_are_spread() {
-        let mut counts = [0; Memory::TURNS as usize];
+        let mut counts = [0; ScanCache::TURNS as usize];
         for i in 0..600 {
             counts[turn(format!("folder {i}").as_bytes()) as usize] += 1;
         }
