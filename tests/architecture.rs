@@ -31,6 +31,7 @@ const COMMON: &[&str] = &[
     "identity",
     "io_error",
     "lease",
+    "marker",
     "own_folder",
     "own_files",
     "owner",
@@ -48,15 +49,18 @@ const ROOMS: &[(&str, &[&str])] = &[
     (
         "daemon",
         &[
-            "commands", "sender", "outbox", "queue", "link", "receiver", "control",
+            "commands", "sender", "outbox", "leaving", "queue", "link", "receiver", "control",
         ],
     ),
     (
         "commands",
-        &["sender", "outbox", "queue", "link", "receiver", "control"],
+        &[
+            "sender", "outbox", "leaving", "queue", "link", "receiver", "control",
+        ],
     ),
-    ("sender", &["outbox", "queue", "link"]),
+    ("sender", &["outbox", "leaving", "queue", "link"]),
     ("outbox", &[]),
+    ("leaving", &[]),
     ("queue", &[]),
     ("link", &[]),
     ("receiver", &["link"]),
@@ -77,6 +81,7 @@ const NEVER: &[(&str, &[&str])] = &[
     ),
     ("queue", &["bundle", "durable", "confined", "lease", "own_folder"]),
     ("outbox", &["db", "identity"]),
+    ("leaving", &["db", "identity"]),
     ("db", &["durable", "identity", "config"]),
     // But for `failpoints`, by which tests leave one of its steps out.
     (
@@ -92,6 +97,7 @@ const NEVER: &[(&str, &[&str])] = &[
             "id",
             "identity",
             "lease",
+            "marker",
             "own_folder",
             "version",
         ],
@@ -125,18 +131,53 @@ fn rooms_keep_their_ranks() {
     assert!(wrong.is_empty(), "against the map:\n{}", wrong.join("\n"));
 }
 
+/// What `fs` may use beside its own files.
+const BELOW_FS: &[&str] = &["error", "failpoints", "io_error"];
+
+#[test]
+fn fs_knows_only_file_systems() {
+    let rooms = rooms();
+    let of_fs = |room: &str| {
+        rooms
+            .get(room)
+            .is_some_and(|files| files.iter().any(|file| is_of_fs(file)))
+    };
+    let mut wrong = Vec::new();
+    for file in rooms.values().flatten().filter(|file| is_of_fs(file)) {
+        let imports = imports(file);
+        let above = imports
+            .iter()
+            .filter(|import| !of_fs(import) && !BELOW_FS.contains(&import.as_str()));
+        wrong.extend(above.map(|import| format!("{} imports {import}", file.display())));
+        if code(file).contains("tokio") {
+            wrong.push(format!("{} needs a runtime", file.display()));
+        }
+    }
+    assert!(of_fs("durable") && !of_fs("queue"));
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+fn is_of_fs(file: &Path) -> bool {
+    file.starts_with(top().join("agent/src/fs"))
+}
+
 #[test]
 fn everything_stands_on_the_map() {
     let map = fs::read_to_string(top().join("ARCHITECTURE.md")).unwrap();
     let words: BTreeSet<&str> = map.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
     let library = fs::read_to_string(top().join("agent/src/lib.rs")).unwrap();
+    let of_fs = fs::read_to_string(top().join("agent/src/fs/mod.rs")).unwrap();
     let mut missing = Vec::new();
-    for (room, _) in rooms() {
+    for (room, files) in rooms() {
         if !words.contains(room.as_str()) {
             missing.push(format!("{room} in ARCHITECTURE.md"));
         }
-        if !library.contains(&format!("[`{room}`]")) {
-            missing.push(format!("{room} in agent/src/lib.rs"));
+        let is_listed = match files.iter().any(|file| is_of_fs(file)) {
+            true => of_fs.contains(&format!("`{room}`")),
+            false => library.contains(&format!("[`{room}`]")),
+        };
+        if !is_listed {
+            missing.push(format!("{room} in agent/src/lib.rs or agent/src/fs/mod.rs"));
         }
     }
     for entry in fs::read_dir(top().join("protocol/src")).unwrap() {
@@ -197,13 +238,14 @@ fn is_test(file: &Path) -> bool {
         .is_ok_and(|text| ["test]", "test(", "mod tests;"].iter().any(|t| text.contains(t)))
 }
 
-/// The agent's rooms, each with its files.
+/// The agent's rooms, each with its files; of `fs` each file is one.
 fn rooms() -> BTreeMap<String, Vec<PathBuf>> {
     let mut rooms = BTreeMap::new();
-    for entry in fs::read_dir(top().join("agent/src")).unwrap() {
+    let sources = ["agent/src", "agent/src/fs"].map(|folder| top().join(folder));
+    for entry in sources.iter().flat_map(|folder| fs::read_dir(folder).unwrap()) {
         let path = entry.unwrap().path();
         let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
-        if name != "lib" && name != "main" {
+        if !["lib", "main", "fs", "mod"].contains(&name.as_str()) {
             let mut files = Vec::new();
             collect(&path, &mut files);
             rooms.entry(name).or_insert_with(Vec::new).extend(files);
@@ -213,13 +255,17 @@ fn rooms() -> BTreeMap<String, Vec<PathBuf>> {
     rooms
 }
 
-/// The rooms that a file names by `crate::room` or `use crate::{room, …}`, up to its tests.
+/// The rooms that a file names by `crate::room` or `use crate::{room, …}`, up to its tests; of `fs`, the file.
 fn imports(file: &Path) -> BTreeSet<String> {
     let code = code(file);
     let named = code
         .match_indices("crate::")
         .flat_map(|(at, _)| paths(&code[at..]));
-    let rooms = named.filter_map(|path| path.into_iter().nth(1));
+    let rooms = named.filter_map(|path| {
+        let mut names = path.into_iter().skip(1);
+        let room = names.next()?;
+        if room == "fs" { names.next() } else { Some(room) }
+    });
     rooms
         .filter(|name| name.starts_with(|c: char| c.is_ascii_lowercase()))
         .collect()

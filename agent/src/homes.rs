@@ -15,10 +15,12 @@ use cap_fs_ext::MetadataExt as _;
 use rusqlite::{Connection, OptionalExtension as _, Result, params};
 
 use crate::{
-    confined,
     error::shown,
     failpoints,
-    folder_id::{self, FolderId},
+    fs::{
+        confined,
+        folder_id::{self, FolderId},
+    },
     owner,
 };
 

@@ -2,7 +2,7 @@
 //! holding a folder asks [`meaning`].
 //!
 //! The meaning does not depend on the call that failed, with one exception: only a sync that was *asked of the disk* and
-//! failed can have lost what was written before. [`crate::durable`] wraps exactly those errors in [`LostWrite`]; an error
+//! failed can have lost what was written before. [`crate::fs::durable`] wraps exactly those errors in [`LostWrite`]; an error
 //! from opening the file or folder that was to be synced asked nothing of the disk and is never wrapped.
 
 use std::{fmt, io};

@@ -23,11 +23,11 @@ use dropwire_protocol::{AgentId, name::escape};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    confined, durable,
     error::shown,
-    failpoints, id,
+    failpoints,
+    fs::{confined, durable, own_folder},
+    id,
     io_error::{self, Meaning, Wait},
-    own_folder,
 };
 
 const RECORD: &str = "owner";
@@ -304,7 +304,7 @@ fn is_dropwire(_: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::folder_id;
+    use crate::fs::folder_id;
 
     fn me(n: u8, name: &str) -> Me {
         Me {

@@ -20,15 +20,15 @@ const ORDER: Proof = Inside(&["receiver::tests::order"]);
 const FLOWS: Proof = Inside(&["receiver::tests::flows"]);
 const RESUME: Proof = Inside(&["receiver::tests::resume"]);
 const RECOVERY: Proof = Inside(&["receiver::tests::recovery"]);
-const DISPOSE: Proof = Inside(&["outbox::dispose::tests"]);
-const MARKER: Proof = Inside(&["outbox::marker::tests"]);
+const DISPOSE: Proof = Inside(&["leaving::tests"]);
+const MARKER: Proof = Inside(&["leaving::marker::tests"]);
 const SEND: Proof = Inside(&["sender::source::tests"]);
 const QUEUE: Proof = Inside(&["queue::tests"]);
-const DURABLE: Proof = Inside(&["durable::tests"]);
+const DURABLE: Proof = Inside(&["fs::durable::tests"]);
 const DB: Proof = Inside(&["db::tests"]);
 const IDENTITY: Proof = Inside(&["identity::tests"]);
 const RECEIPT: Proof = Inside(&["sender::receipts::tests"]);
-const SPOOL: Proof = Inside(&["outbox::spool::tests"]);
+const SPOOL: Proof = Inside(&["leaving::spool::tests"]);
 const SENDING: Proof = Inside(&["commands::send::rules::tests"]);
 const CONTROL: Proof = Inside(&["control::"]);
 const WHOLE: Proof = Inside(&["outbox::whole::tests"]);
@@ -38,7 +38,7 @@ const DISKS: Proof = Inside(&["receiver::tests::disks"]);
 const UNPACK: Proof = Inside(&["receiver::unpack::tests"]);
 const LOBBY: Proof = Inside(&["link::lobby::tests"]);
 const TWINS: Proof = Inside(&["link::twins::tests"]);
-const LEAVES: Proof = Inside(&["outbox::dispose::folder::tests"]);
+const LEAVES: Proof = Inside(&["leaving::folder::tests"]);
 
 /// Name, what is left out, and what shows that it is needed; in the order of a file's way.
 pub const MUTANTS: &[(&str, &str, Proof)] = &[
@@ -62,7 +62,7 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     (
         "S1-case",
         "a name is unfinished whatever its case",
-        Inside(&["unsent::tests"]),
+        Inside(&["fs::unsent::tests"]),
     ),
     (
         "S1-unread",
@@ -77,7 +77,7 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     (
         "S1-inodes",
         "numbers that do not last are no part of a version",
-        Inside(&["version::tests"]),
+        Inside(&["fs::version::tests"]),
     ),
     (
         "scan-types",
@@ -92,7 +92,7 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     (
         "S1-system-folder",
         "a file that is named as a system's folder is any file",
-        Inside(&["unsent::tests"]),
+        Inside(&["fs::unsent::tests"]),
     ),
     (
         "S1-whole-perhaps",
@@ -276,7 +276,7 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     (
         "send-room",
         "a copy leaves room for the job list",
-        Inside(&["outbox::spool::room::tests"]),
+        Inside(&["leaving::spool::room::tests"]),
     ),
     ("send-copy", "the sync of a copy made by `send`", SPOOL),
     ("send-dir", "the sync of the send's folder", SPOOL),
@@ -462,7 +462,7 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     (
         "R5-both-times",
         "the time of the last change is set together with that of the last reading",
-        Inside(&["file_system::tests"]),
+        Inside(&["fs::file_system::tests"]),
     ),
     (
         "R5-rights",
@@ -517,7 +517,7 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     (
         "R7-sure",
         "times tell only where changes have one of their own",
-        Inside(&["version::tests"]),
+        Inside(&["fs::version::tests"]),
     ),
     (
         "R7-elsewhere-file",
@@ -609,12 +609,12 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     (
         "kept-open",
         "no passed descriptor of the job list is closed",
-        Inside(&["own_files::tests"]),
+        Inside(&["fs::own_files::tests"]),
     ),
     (
         "own-links",
         "a link to one of the agent's own files is not opened",
-        Inside(&["own_files::tests"]),
+        Inside(&["fs::own_files::tests"]),
     ),
     (
         "doubt-lanes",
@@ -816,12 +816,12 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     (
         "adopt-leaving",
         "what was on its way out of an outbox that is adopted comes back",
-        Inside(&["outbox::dispose::adopted::tests"]),
+        Inside(&["leaving::adopted::tests"]),
     ),
     (
         "adopt-name",
         "and under its own name, where that is known",
-        Inside(&["outbox::dispose::adopted::tests"]),
+        Inside(&["leaving::adopted::tests"]),
     ),
     ("S5-both", "a crash left it under its path too", DISPOSE),
     ("S5-twice", "a crash left it in the archive too", DISPOSE),
@@ -864,7 +864,7 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     (
         "mount-notes",
         "notes of mounts are bounded",
-        Inside(&["border::tests"]),
+        Inside(&["fs::border::tests"]),
     ),
     (
         "keep-mount",
@@ -874,7 +874,7 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     (
         "S5-claimed",
         "nothing leaves a folder that became another agent's",
-        Inside(&["outbox::dispose::tests"]),
+        Inside(&["leaving::tests"]),
     ),
     (
         "S3-mount",
@@ -976,7 +976,7 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     (
         "no-space-told",
         "a disk that tells of no space is not taken for full",
-        Inside(&["disk::tests"]),
+        Inside(&["fs::disk::tests"]),
     ),
     (
         "owner",
@@ -986,12 +986,12 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     (
         "mark-fifo",
         "what is no file is not waited for in `.dropwire`",
-        Inside(&["folder_id::tests"]),
+        Inside(&["fs::folder_id::tests"]),
     ),
     (
         "archive-taken",
         "a folder whose name in the archive is taken gets a number",
-        Inside(&["outbox::dispose::tests"]),
+        Inside(&["leaving::tests"]),
     ),
     (
         "inbox-lock",
@@ -1021,7 +1021,7 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     (
         "mark-dir",
         "the sync that keeps a folder id's folder",
-        Inside(&["folder_id::tests"]),
+        Inside(&["fs::folder_id::tests"]),
     ),
     (
         "adopt-damaged",

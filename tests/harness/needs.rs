@@ -3,7 +3,7 @@
 
 use std::fs::File;
 
-use dropwire::file_system::FileSystem;
+use dropwire::fs::file_system::FileSystem;
 use rustix::fs::RenameFlags;
 
 /// A name is given by a rename that replaces nothing: so a whole folder can have one.

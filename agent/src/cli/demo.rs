@@ -16,9 +16,9 @@ use crate::{
     control::wire::Time,
     daemon::{self, Agent},
     error::{Exit, Fatal, chain, shown},
+    fs::remove_tree::remove_tree_at,
     id,
     identity::{self, Identity},
-    remove_tree::remove_tree_at,
 };
 
 #[derive(clap::Args)]

@@ -13,8 +13,8 @@ use crate::{
         quoted,
     },
     daemon::private_folder,
-    durable,
     error::{Exit, Fatal, shown},
+    fs::durable,
     id,
     identity::Identity,
 };

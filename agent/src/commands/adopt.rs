@@ -14,18 +14,16 @@ use std::{
 
 use crate::{
     blocking::blocking,
-    border,
     clock::now_ms,
     config::Config,
-    confined,
     control::api::{AdoptReply, AdoptRequest},
     db::{Db, DbError},
     error::{Exit, Fatal, shown},
-    folder_id, homes, outbox, own_folder,
+    fs::{border, confined, folder_id, own_folder, version::OutboxId},
+    homes, leaving,
     owner::{self, Lock, Me},
     queue::Queue,
     receiver,
-    version::OutboxId,
 };
 pub use held::trouble;
 use held::{Known, Seen, of_the_whole, reason};
@@ -145,7 +143,7 @@ impl Adopter {
                 (Ok(Some(id)), Some(expected)) if *id == expected => known.placing_elsewhere,
                 _ => {
                     self.db
-                        .read(|db| receiver::placing_elsewhere(db, crate::folder_id::FolderId::default()))
+                        .read(|db| receiver::placing_elsewhere(db, crate::fs::folder_id::FolderId::default()))
                         .await?
                 }
             };
@@ -262,7 +260,7 @@ fn replace(
     me: &Me,
     queue: &Queue,
     lock: &Lock,
-) -> Result<crate::folder_id::FolderId, Fatal> {
+) -> Result<crate::fs::folder_id::FolderId, Fatal> {
     let failed = |e: io::Error| Fatal::io(format_args!("cannot take {}", shown(path)), &e);
     let root = confined::root(path).map_err(failed)?;
     own_folder::open_or_make(&root).map_err(failed)?;
@@ -282,7 +280,7 @@ fn replace(
     } else {
         // What the job list does not tell comes back all the same.
         let path_of = |name: &str| queue.path_of(name).ok().flatten();
-        outbox::dispose::give_back_all(&root, &path_of).map_err(failed)?;
+        leaving::give_back_all(&root, &path_of).map_err(failed)?;
         border::forget_missing(&root).map_err(failed)?;
     }
     folder_id::replace(&root).map_err(failed)

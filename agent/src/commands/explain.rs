@@ -143,8 +143,8 @@ mod tests {
     use super::*;
     use crate::{
         config::AfterSend,
+        fs::version::{Found, OutboxId, Version},
         queue::ItemId,
-        version::{Found, OutboxId, Version},
     };
     use dropwire_protocol::{AgentId, RemotePath, TransferId};
 

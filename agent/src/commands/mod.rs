@@ -24,7 +24,7 @@ use crate::{
         },
     },
     error::Fatal,
-    outbox::spool,
+    leaving::spool,
     owner::Me,
 };
 pub use adopt::{Adopter, InboxLock, trouble as folder_trouble};

@@ -143,10 +143,10 @@ mod tests {
     use super::*;
     use crate::{
         config::AfterSend,
+        fs::version::{Found, OutboxId, Version},
         identity::Identity,
         queue::{self, NewItem},
         running_time,
-        version::{Found, OutboxId, Version},
     };
     use dropwire_protocol::RemotePath;
     use rusqlite_migration::{M, Migrations};

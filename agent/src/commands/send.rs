@@ -23,7 +23,7 @@ use crate::{
     db::Db,
     error::{Exit, Fatal},
     io_error::{Meaning, Wait, meaning},
-    outbox::spool::{Copied, Filling, Original, SpoolError},
+    leaving::spool::{Copied, Filling, Original, SpoolError},
     queue::Queue,
     sender,
 };

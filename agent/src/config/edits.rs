@@ -23,7 +23,7 @@ use tracing::warn;
 use crate::{
     clock::reached,
     error::shown,
-    lease::{Asked, Lease},
+    fs::lease::{Asked, Lease},
     watcher::with_its_thread,
 };
 

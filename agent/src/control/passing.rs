@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use super::socket::Stream;
-use crate::own_files;
+use crate::fs::own_files;
 
 /// Most files of one request.
 pub const GROUP: usize = 16;

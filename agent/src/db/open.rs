@@ -18,8 +18,8 @@ use super::{
 };
 use crate::{
     failpoints,
+    fs::own_files,
     io_error::{self, Meaning, Wait},
-    own_files,
 };
 
 /// What of the log's index has its blocks before the first use. SQLite maps that file into memory, where a block that the

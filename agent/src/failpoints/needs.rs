@@ -5,7 +5,7 @@ use std::{ffi::OsStr, io};
 
 use cap_std::fs::Dir;
 
-use crate::{
+use crate::fs::{
     durable::{self, How},
     file_system::FileSystem,
 };

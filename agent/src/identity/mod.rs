@@ -14,10 +14,9 @@ use aws_lc_rs::{digest, hmac, signature::Ed25519KeyPair};
 use dropwire_protocol::{AgentId, TransferId};
 
 use crate::{
-    durable,
     error::{Exit, Fatal, shown},
     failpoints,
-    version::Version,
+    fs::{durable, version::Version},
 };
 
 pub use receipts::{ReceiptError, Verifier, verify};

@@ -5,7 +5,10 @@ use std::path::Path;
 use dropwire_protocol::RemotePath;
 use globset::{Glob, GlobBuilder, GlobSet, GlobSetBuilder};
 
-use crate::{confined, failpoints, own_folder, unsent};
+use crate::{
+    failpoints,
+    fs::{confined, own_folder, unsent},
+};
 
 /// What [`unsent`] knows, and an outbox's own patterns.
 #[derive(Debug)]

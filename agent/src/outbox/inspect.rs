@@ -10,15 +10,18 @@ use std::{
 use cap_std::fs::Dir;
 use dropwire_protocol::RemotePath;
 
-use super::{marker, stability::Observation};
+use super::stability::Observation;
 use crate::{
-    confined::{self, Parents},
-    durable, failpoints,
+    failpoints,
+    fs::{
+        confined::{self, Parents},
+        durable,
+        lease::{self, Inspected, Lease},
+        own_files,
+        unsent::{self, Why},
+    },
     io_error::{self, Meaning, Wait},
-    lease::{self, Inspected, Lease},
-    own_files,
     owner::Claimed,
-    unsent::{self, Why},
 };
 
 /// Above this many, one sync of the file system replaces a sync for each file.
@@ -35,7 +38,7 @@ pub(super) enum Inspection {
     File {
         observation: Observation,
         file: Option<File>,
-        /// See [`crate::file_system::OTHERS`].
+        /// See [`crate::fs::file_system::OTHERS`].
         of_others: bool,
     },
     /// A folder: to be scanned.
@@ -131,14 +134,14 @@ fn try_look(parents: &mut Parents, path: &RemotePath, rules: &Rules) -> io::Resu
     }
     if let Some(suffix) = &rules.marker {
         let name = path.file_name();
-        if marker::stem(name, suffix).is_some() {
-            return Ok(match marker::is_one(&meta) {
+        if crate::fs::marker::stem(name, suffix).is_some() {
+            return Ok(match crate::fs::marker::is_one(&meta) {
                 true => Inspection::Nothing,
-                false => Inspection::Refused(marker::HAS_BYTES.into()),
+                false => Inspection::Refused(crate::fs::marker::HAS_BYTES.into()),
             });
         }
-        if !marker::is_there(folder, name, suffix) {
-            return Ok(Inspection::Unmarked(marker::missing(name, suffix)));
+        if !crate::fs::marker::is_there(folder, name, suffix) {
+            return Ok(Inspection::Unmarked(crate::fs::marker::missing(name, suffix)));
         }
     }
     if let Some(suffix) = beside(folder, path.file_name(), Why::InPlace) {
@@ -297,7 +300,7 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::{
+    use crate::fs::{
         file_system::{self, FileSystem, TRUSTED},
         version::Version,
     };
@@ -347,7 +350,7 @@ mod tests {
             fs::write(root.join(name), "bytes").unwrap();
         }
         fs::write(root.join("empty"), "").unwrap();
-        crate::version::clock_steps(root);
+        crate::fs::version::clock_steps(root);
         for (name, rest) in [
             ("empty", QUIET),
             (".hidden", QUIET),
@@ -488,7 +491,7 @@ mod tests {
         };
         fs::create_dir(temp.path().join("sub.ok")).unwrap();
         fs::write(temp.path().join("file"), "").unwrap();
-        crate::version::clock_steps(temp.path());
+        crate::fs::version::clock_steps(temp.path());
         assert!(matches!(at("file"), Inspection::Unmarked(why) if why.ends_with("file.ok")));
         let writer = File::create(temp.path().join("file.ok")).unwrap();
         assert_eq!(rest_of(at("file")), Duration::ZERO, "empty ones too");

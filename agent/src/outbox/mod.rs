@@ -9,17 +9,14 @@
 //!
 //! A lost hint costs delay, never a file: scans find everything that lies there.
 
-pub mod dispose;
 mod ignore;
 mod inspect;
-mod marker;
 mod mounts;
 mod place;
 mod run_loop;
 mod scan;
 mod scan_cache;
 mod schedule;
-pub mod spool;
 mod stability;
 mod supervisor;
 mod task;
@@ -46,9 +43,11 @@ use tokio_util::sync::CancellationToken;
 use self::{ignore::Ignore, stability::Stability, watch_state::WatchState};
 use crate::{
     config::{self, Folder},
-    confined,
+    fs::{
+        confined,
+        version::{Found, OutboxId},
+    },
     owner::{self, Claimed, Me},
-    version::{Found, OutboxId},
 };
 
 /// Answers [`Known::claim_home`].
@@ -238,12 +237,12 @@ impl Outbox {
         let meta = meta.ok();
         let beside = suffix.map(|suffix| [below.file_name(), suffix.as_bytes()].concat());
         let beside = beside.and_then(|name| below.with_file_name(&name).ok());
-        if let Some(file) = suffix.and_then(|suffix| marker::stem(below.file_name(), suffix))
+        if let Some(file) = suffix.and_then(|suffix| crate::fs::marker::stem(below.file_name(), suffix))
             && self.shared.delivery_of(&below).is_none()
             && !meta.as_ref().is_some_and(cap_std::fs::Metadata::is_dir)
         {
             if meta.is_some_and(|meta| meta.len() > 0) {
-                return Some(format!("not sent: {}", marker::HAS_BYTES));
+                return Some(format!("not sent: {}", crate::fs::marker::HAS_BYTES));
             }
             let file = dropwire_protocol::name::escape(file);
             return Some(format!("never sent: it is the marker of {file}"));
@@ -272,7 +271,7 @@ impl Outbox {
         (!there).then(|| {
             format!(
                 "not sent: {}",
-                marker::missing(unit.file_name(), suffix.unwrap_or_default())
+                crate::fs::marker::missing(unit.file_name(), suffix.unwrap_or_default())
             )
         })
     }

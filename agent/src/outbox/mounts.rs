@@ -7,7 +7,7 @@ mod system {
 
     use tokio::io::{Interest, unix::AsyncFd};
 
-    use crate::border;
+    use crate::fs::border;
 
     /// The kernel's list of mounts, whose descriptor becomes ready with every change.
     pub(in crate::outbox) struct Mounts(Option<AsyncFd<File>>);

@@ -7,14 +7,10 @@ use cap_std::fs::Dir;
 use dropwire_protocol::RemotePath;
 
 use crate::{
-    border::Noted,
-    confined,
     error::shown,
     failpoints,
-    file_system::FileSystem,
-    folder_id,
+    fs::{border::Noted, confined, file_system::FileSystem, folder_id, version::OutboxId},
     owner::{self, Me},
-    version::OutboxId,
 };
 
 /// An outbox that is there.
@@ -154,8 +150,8 @@ mod tests {
     use dropwire_protocol::AgentId;
 
     use super::*;
-    use crate::border;
-    use crate::own_folder;
+    use crate::fs::border;
+    use crate::fs::own_folder;
 
     fn me(n: u8) -> Me {
         Me {
@@ -183,7 +179,7 @@ mod tests {
 
     #[test]
     fn a_folder_is_marked_once_and_held_without_its_mark() {
-        let _trusted = crate::file_system::pretend(crate::file_system::TRUSTED);
+        let _trusted = crate::fs::file_system::pretend(crate::fs::file_system::TRUSTED);
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("outbox");
         assert!(
@@ -217,7 +213,7 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("outbox");
         fs::create_dir(&path).unwrap();
-        let _untrusted = crate::file_system::pretend(FileSystem::default());
+        let _untrusted = crate::fs::file_system::pretend(FileSystem::default());
         let place = Place::find(&path, false, &me(1)).unwrap();
         fs::rename(path.join(".dropwire"), temp.path().join("kept")).unwrap();
         fs::remove_dir(&path).unwrap();

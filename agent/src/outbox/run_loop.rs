@@ -14,7 +14,7 @@ use dropwire_protocol::{RemotePath, name::escape};
 use tokio::sync::mpsc;
 
 use super::{
-    Command, Problem, Shared, State, marker,
+    Command, Problem, Shared, State,
     mounts::Mounts,
     place::{self, Place},
     scan::{Report, Walk},
@@ -26,13 +26,15 @@ use super::{
 };
 use crate::{
     blocking::blocking,
-    border::{self, Mounted, Noted},
     config::AfterSend,
-    confined,
     error::{brief, shown},
-    failpoints, own_folder,
-    unsent::{self, Why},
-    version::Found,
+    failpoints,
+    fs::{
+        border::{self, Mounted, Noted},
+        confined, own_folder,
+        unsent::{self, Why},
+        version::Found,
+    },
 };
 
 /// Files looked at, and hints taken, in one go.
@@ -223,7 +225,7 @@ impl<'a> RunLoop<'a> {
     fn notice(&mut self, path: RemotePath, urgency: Urgency) {
         let shared = Arc::clone(&self.task.shared);
         let suffix = shared.config.marker.as_deref();
-        if let Some(stem) = suffix.and_then(|suffix| marker::stem(path.file_name(), suffix))
+        if let Some(stem) = suffix.and_then(|suffix| crate::fs::marker::stem(path.file_name(), suffix))
             && let Ok(file) = path.with_file_name(stem)
         {
             self.notice(file, urgency); // what looks like a marker may be a folder all the same

@@ -13,15 +13,17 @@ use dropwire_protocol::RemotePath;
 
 use super::{
     ignore::Ignore,
-    inspect, marker,
+    inspect,
     scan_cache::{ScanCache, Stamp},
     whole,
 };
 use crate::{
-    confined, failpoints,
+    failpoints,
+    fs::{
+        confined, snapshot,
+        version::{Found, OutboxId, Version},
+    },
     owner::{self, Claimed},
-    snapshot,
-    version::{Found, OutboxId, Version},
 };
 
 /// Files in a batch.
@@ -287,10 +289,13 @@ impl Walk<'_> {
         }
         if self
             .marker
-            .is_some_and(|suffix| marker::stem(name, suffix).is_some())
+            .is_some_and(|suffix| crate::fs::marker::stem(name, suffix).is_some())
         {
-            if entry.metadata().is_ok_and(|meta| !marker::is_one(&meta)) {
-                self.problem(stand, marker::HAS_BYTES.into())?;
+            if entry
+                .metadata()
+                .is_ok_and(|meta| !crate::fs::marker::is_one(&meta))
+            {
+                self.problem(stand, crate::fs::marker::HAS_BYTES.into())?;
             }
             return Ok(false);
         }
@@ -454,7 +459,7 @@ mod tests {
 
     #[test]
     fn unchanged_folders_are_not_listed_but_watched_and_walked() {
-        let _trusted = crate::file_system::pretend(crate::file_system::TRUSTED);
+        let _trusted = crate::fs::file_system::pretend(crate::fs::file_system::TRUSTED);
         let temp = tempfile::tempdir().unwrap();
         let root = temp.path();
         fs::create_dir_all(root.join("a/b")).unwrap();
@@ -489,7 +494,7 @@ mod tests {
 
     #[test]
     fn a_folder_that_is_an_agents_own_is_neither_entered_nor_watched() {
-        let _trusted = crate::file_system::pretend(crate::file_system::TRUSTED);
+        let _trusted = crate::fs::file_system::pretend(crate::fs::file_system::TRUSTED);
         let temp = tempfile::tempdir().unwrap();
         let root = temp.path();
         fs::create_dir_all(root.join("a/theirs/sub")).unwrap();

@@ -14,7 +14,7 @@ use std::{
 use cap_fs_ext::MetadataExt;
 use cap_std::fs::Dir;
 
-use crate::{file_system::FileSystem, version::Version};
+use crate::fs::{file_system::FileSystem, version::Version};
 
 /// A folder as it was just before it was listed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

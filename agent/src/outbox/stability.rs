@@ -7,7 +7,7 @@ use std::{
 
 use dropwire_protocol::RemotePath;
 
-use crate::version::Version;
+use crate::fs::version::Version;
 
 /// What a look at a file said.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

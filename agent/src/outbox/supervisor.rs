@@ -12,7 +12,7 @@ use super::{
     task::{Task, Watched},
     watch::{Hint, Went},
 };
-use crate::{error::shown, failpoints, version::OutboxId};
+use crate::{error::shown, failpoints, fs::version::OutboxId};
 
 /// Time between the first looks for a folder that is not there; then it grows.
 const ABSENT: Duration = Duration::from_secs(1);

@@ -10,7 +10,7 @@ use super::{
     place::Place,
     watch::{Hint, Watcher},
 };
-use crate::{blocking::blocking, config::Watch, error::shown, owner::Me, version::OutboxId};
+use crate::{blocking::blocking, config::Watch, error::shown, fs::version::OutboxId, owner::Me};
 
 /// Said where the system gives no watch: too many are in use (fs.inotify.max_user_instances), mostly.
 const CANNOT_WATCH: &str = "the system gives no native watch";

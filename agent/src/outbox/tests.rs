@@ -263,8 +263,8 @@ async fn files_without_a_marker_are_listed_until_it_comes() {
     running.until("one is left", listed).await;
 }
 
-fn version(path: &Path) -> crate::version::Version {
-    crate::version::Version::read(&fs::File::open(path).unwrap())
+fn version(path: &Path) -> crate::fs::version::Version {
+    crate::fs::version::Version::read(&fs::File::open(path).unwrap())
         .unwrap()
         .0
 }
@@ -398,7 +398,7 @@ async fn polling_finds_the_same() {
     fs::write(&outside, "old").unwrap();
     let old = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
     let outside_file = fs::File::options().append(true).open(&outside).unwrap();
-    crate::file_system::set_modified(&outside_file, old).unwrap();
+    crate::fs::file_system::set_modified(&outside_file, old).unwrap();
     drop(outside_file);
     fs::rename(&outside, running.at("moved in")).unwrap();
     running.settles(&["moved in"]).await;
@@ -480,7 +480,7 @@ async fn a_folder_that_is_not_there_is_waited_for_and_never_made() {
 async fn a_copy_finds_nothing_until_it_has_an_id_of_its_own() {
     let mut running = run(|_| {}, |config| config.rescan = Duration::from_millis(50)).await;
     *running.list.copy.lock().unwrap() = Some("a copy".into());
-    crate::folder_id::replace(&confined::root(&running.at("")).unwrap()).unwrap();
+    crate::fs::folder_id::replace(&confined::root(&running.at("")).unwrap()).unwrap();
     running
         .until("held", |outbox| outbox.status().held.as_deref() == Some("a copy"))
         .await;

@@ -22,7 +22,7 @@ use notify::{
 use tokio::sync::{Notify, mpsc};
 
 use super::stability::Urgency;
-use crate::{failpoints, own_folder, watcher::with_its_thread};
+use crate::{failpoints, fs::own_folder, watcher::with_its_thread};
 
 /// Something to look into.
 #[derive(Debug, PartialEq, Eq)]
@@ -237,7 +237,7 @@ mod tests {
     async fn a_probe_is_heard_and_gives_no_hint() {
         let temp = tempfile::tempdir().unwrap();
         let root = temp.path().canonicalize().unwrap();
-        let dir = crate::confined::root(&root).unwrap();
+        let dir = crate::fs::confined::root(&root).unwrap();
         assert!(probe(&dir).is_err(), "its folder is never made");
         std::fs::create_dir(root.join(own_folder::NAME)).unwrap();
         let (hints_in, mut hints) = mpsc::channel(16);

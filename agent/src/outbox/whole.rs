@@ -16,25 +16,27 @@ use dropwire_protocol::RemotePath;
 use super::{
     ignore::Ignore,
     inspect::{self, Inspection, PERHAPS_UNFINISHED, Rules},
-    marker,
     stability::Observation,
 };
 use crate::{
-    bundle::{self, Kind, Listing, Step, Trouble},
-    confined, durable,
     error::brief,
     failpoints,
-    file_system::FileSystem,
-    owner, snapshot, unsent,
-    version::Version,
+    fs::{
+        bundle::{self, Kind, Listing, Step, Trouble},
+        confined, durable,
+        file_system::FileSystem,
+        snapshot, unsent,
+        version::Version,
+    },
+    owner,
 };
 
 /// Looks at the folder `path` below `root`: a walk through all of it. Blocks only for the disk.
 pub(super) fn inspect(root: &Dir, path: &RemotePath, rules: &Rules, ignore: &Ignore) -> Inspection {
     let quiet = match &rules.marker {
         None => rules.quiet,
-        Some(suffix) if !marker::is_there(root, path.file_name(), suffix) => {
-            return Inspection::Unmarked(marker::missing(path.file_name(), suffix));
+        Some(suffix) if !crate::fs::marker::is_there(root, path.file_name(), suffix) => {
+            return Inspection::Unmarked(crate::fs::marker::missing(path.file_name(), suffix));
         }
         Some(_) => Duration::ZERO,
     };
@@ -219,7 +221,7 @@ mod tests {
     }
 
     fn sees(temp: &tempfile::TempDir, path: &RemotePath) -> Inspection {
-        crate::version::rests(temp.path());
+        crate::fs::version::rests(temp.path());
         let root = confined::root(temp.path()).unwrap();
         let rules = Rules {
             quiet: Duration::ZERO,

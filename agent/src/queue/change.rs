@@ -9,7 +9,7 @@ use super::{
     key::Key,
     schema::{ItemState, Step},
 };
-use crate::{config::AfterSend, failpoints, version::Found};
+use crate::{config::AfterSend, failpoints, fs::version::Found};
 
 /// History lines kept of a job, the newest.
 const HISTORY: i64 = 50;

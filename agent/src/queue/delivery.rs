@@ -16,7 +16,7 @@ use super::{
 use crate::{
     db::DbError,
     failpoints,
-    version::{OutboxId, Version, mtime_of},
+    fs::version::{OutboxId, Version, mtime_of},
 };
 
 impl Queue {

@@ -22,7 +22,7 @@ use crate::{
     config::AfterSend,
     db::DbError,
     failpoints,
-    version::{Found, OutboxId, Version},
+    fs::version::{Found, OutboxId, Version},
 };
 
 impl Queue {

@@ -13,7 +13,7 @@ use rusqlite::{Row, types::Type};
 
 use crate::{
     config::AfterSend,
-    version::{Found, OutboxId, Version},
+    fs::version::{Found, OutboxId, Version},
 };
 
 /// One version of a file in an outbox.

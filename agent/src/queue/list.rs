@@ -12,7 +12,7 @@ use super::{
     Counts, Filter, ItemId, Job, JobRow, JobState, Page, PeerCounts, Queue,
     job::{JOB_COLUMNS, JOB_TABLES, job_of, path_bytes},
 };
-use crate::{db::DbError, version::OutboxId};
+use crate::{db::DbError, fs::version::OutboxId};
 
 impl Queue {
     /// The job that has this id now.

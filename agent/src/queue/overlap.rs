@@ -8,7 +8,7 @@ use super::Queue;
 use crate::{
     db::DbError,
     failpoints,
-    version::{Found, OutboxId},
+    fs::version::{Found, OutboxId},
 };
 
 impl Queue {

@@ -9,7 +9,7 @@ use super::{
     attempts::{end_queued, transfers},
     job::path_bytes,
 };
-use crate::{db::DbError, version::OutboxId};
+use crate::{db::DbError, fs::version::OutboxId};
 
 impl Queue {
     /// The outbox at `root` is the one with the folder id `new` from now on, for good: the jobs of those that were there before

@@ -14,7 +14,7 @@ use super::{ItemId, NewItem, Queue, change, edit::Edit, schema::Step};
 use crate::{
     db::DbError,
     failpoints,
-    version::{Found, mtime_of},
+    fs::version::{Found, mtime_of},
 };
 
 /// The same file: path, inode, birth and size are equal, the modification time is not. Where inodes and births are not

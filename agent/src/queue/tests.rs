@@ -15,7 +15,7 @@ use rusqlite_migration::{M, Migrations};
 use super::{schedule::Load, *};
 use crate::{
     config::AfterSend,
-    version::{Found, OutboxId, Version},
+    fs::version::{Found, OutboxId, Version},
 };
 
 pub(super) const OUTBOX: OutboxId = OutboxId([7; 16]);

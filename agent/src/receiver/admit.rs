@@ -13,7 +13,12 @@ use super::{
     space::Reservation,
     transfer_locks::Key,
 };
-use crate::{db::DbError, disk::Disk, durable::How, error, failpoints, id};
+use crate::{
+    db::DbError,
+    error, failpoints,
+    fs::{disk::Disk, durable::How},
+    id,
+};
 
 /// Decides on the offer of a locked transfer: the inbox to receive it in and whether there may be a partial to
 /// resume, or the answer that ends it. A row *placing* is finished first. Blocks.

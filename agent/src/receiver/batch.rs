@@ -23,7 +23,7 @@ use super::{
     space::Reservation,
     transfer_locks::TransferLock,
 };
-use crate::{durable, failpoints};
+use crate::{failpoints, fs::durable};
 
 /// Most files of one batch.
 const BATCH: usize = 512;

@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::{ledger, ledger::Checkpoint, reply::Answer, transfer_locks::Key};
-use crate::{clock::now_ms, db::Db, durable, failpoints};
+use crate::{clock::now_ms, db::Db, failpoints, fs::durable};
 
 /// A thread that takes one checkpoint at a time.
 pub struct Checkpointer {

@@ -30,7 +30,7 @@ pub use self::{
 use super::{
     Shared, inbox_dir::InboxDir, partial, place::Opened, placing::Placing, reply::Answer, transfer_locks::Key,
 };
-use crate::{db::DbError, durable::How, failpoints};
+use crate::{db::DbError, failpoints, fs::durable::How};
 
 /// From so many open folders on, the next file waits for the next commit: descriptors are few.
 const MOST_FOLDERS: usize = 128;

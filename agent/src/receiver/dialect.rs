@@ -9,7 +9,8 @@ use cap_std::fs::Dir;
 
 use super::naming::{Names, Rules, os_name};
 use crate::{
-    durable, failpoints,
+    failpoints,
+    fs::durable,
     io_error::{blames_the_name, is_shortage},
 };
 
@@ -116,7 +117,7 @@ mod tests {
     fn a_disk_of_this_system_takes_any_name_and_keeps_nothing_of_the_question() {
         let temp = tempfile::tempdir().unwrap();
         let dir = Dir::open_ambient_dir(temp.path(), cap_std::ambient_authority()).unwrap();
-        let on = crate::file_system::FileSystem::of(&durable::sync_handle(&dir).unwrap()).unwrap();
+        let on = crate::fs::file_system::FileSystem::of(&durable::sync_handle(&dir).unwrap()).unwrap();
         if !on.sees_writers || !on.lasting_inodes {
             crate::failpoints::skip(&format!("the temporary folder is on {}", on.name));
             return;

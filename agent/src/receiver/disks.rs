@@ -19,12 +19,11 @@ use data_encoding::HEXLOWER;
 
 use super::naming::os_name;
 use crate::{
-    border::Side,
-    confined, durable,
     error::shown,
-    failpoints, folder_id,
+    failpoints,
+    fs::{border::Side, confined, durable, folder_id, own_folder},
     io_error::{Meaning, meaning},
-    own_folder, owner,
+    owner,
 };
 
 const FILE: &str = "disks";

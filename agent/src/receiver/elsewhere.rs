@@ -27,7 +27,10 @@ use super::{
     transfer_locks::Key,
     unpack::{self, Failure, Target},
 };
-use crate::{disk::Disk, durable, failpoints};
+use crate::{
+    failpoints,
+    fs::{disk::Disk, durable},
+};
 
 /// Bytes copied at once.
 const COPY: usize = 256 * 1024;

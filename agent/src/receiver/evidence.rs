@@ -21,10 +21,12 @@ use super::{
     unpack,
 };
 use crate::{
-    durable::{self, How},
     failpoints,
-    file_system::{self, FileSystem},
-    version::Version,
+    fs::{
+        durable::{self, How},
+        file_system::{self, FileSystem},
+        version::Version,
+    },
 };
 
 /// What there is of a transfer whose row is *placing*.

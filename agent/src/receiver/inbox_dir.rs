@@ -18,14 +18,15 @@ use cap_std::fs::{Dir, Metadata};
 
 use super::{dialect, disks::Disks, inherited, named::Named, naming::Names};
 use crate::{
-    border::Side,
-    durable::{self, How},
     error::shown,
     failpoints,
-    file_system::FileSystem,
-    folder_id,
+    fs::{
+        border::Side,
+        durable::{self, How},
+        file_system::FileSystem,
+        folder_id, own_folder,
+    },
     io_error::is_shortage,
-    own_folder,
     owner::{self, Lock, Me},
 };
 

@@ -9,7 +9,7 @@ pub const DEFAULT: &str = "system.posix_acl_default";
 /// Has the partials' folder hand on nothing, where that can be had.
 pub fn hand_on_nothing(folder: &Dir) {
     #[cfg(target_os = "linux")]
-    if let Ok(folder) = crate::durable::sync_handle(folder) {
+    if let Ok(folder) = crate::fs::durable::sync_handle(folder) {
         let _ = rustix::fs::fremovexattr(&folder, DEFAULT);
     }
     #[cfg(not(target_os = "linux"))]

@@ -24,7 +24,7 @@ use super::{
     row_bounds,
     transfer_locks::{Key, TransferLock},
 };
-use crate::{db::DbError, disk::Disk, id};
+use crate::{db::DbError, fs::disk::Disk, id};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// How long a partial waits for its sender.

@@ -6,7 +6,11 @@ use std::io;
 use dropwire_protocol::{AgentId, Mtime, message::LateTime};
 
 use super::{Shared, inbox_dir::InboxDir, ledger, partial};
-use crate::{confined, error::chain, failpoints, version::Version};
+use crate::{
+    error::chain,
+    failpoints,
+    fs::{confined, version::Version},
+};
 
 /// Gives delivered files of `peer` these times, each only where it still is what was delivered. Never a reason to refuse
 /// anything: a crash, or an error, leaves the time of the offer.

@@ -18,7 +18,7 @@ use super::{
     tally::{ROW, Rows},
     transfer_locks::Key,
 };
-use crate::{clock::milliseconds, durable::How};
+use crate::{clock::milliseconds, fs::durable::How};
 
 /// The inbox's tables, beside [`crate::running_time::SCHEMA_1`].
 pub const SCHEMA_1: &str = "

@@ -38,8 +38,8 @@ use crate::{
     clock::now_ms,
     config::{self, Layout},
     db::{Db, DbError},
-    disk::Disk,
     error::{Exit, Fatal, chain},
+    fs::disk::Disk,
     identity::Identity,
     link::{Commands, ReceiveBudget, Sink},
     owner::{Lock, Me},
@@ -247,7 +247,7 @@ impl Inbox {
         sign: Sign,
         cancel: CancellationToken,
     ) -> Result<Inbox, Fatal> {
-        crate::disk::survive_file_size_limit();
+        crate::fs::disk::survive_file_size_limit();
         let failed = |e: DbError| Fatal::new(Exit::Disk, chain(&e));
         let (aliases, (files, bytes)) = db
             .call({

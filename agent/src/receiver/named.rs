@@ -25,7 +25,7 @@ use cap_std::fs::Dir;
 use dropwire_protocol::{Digest, Receipt, RunningDigest};
 
 use super::output;
-use crate::{durable, failpoints, io_error::is_shortage};
+use crate::{failpoints, fs::durable, io_error::is_shortage};
 
 /// The file, below `.dropwire`.
 const FILE: &str = "named";

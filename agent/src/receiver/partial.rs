@@ -21,7 +21,11 @@ use super::{
     inbox_dir::InboxDir, ledger::Checkpoint, rights::Rights, transfer_locks::Key,
     verified_prefixes::VerifiedPrefixes,
 };
-use crate::{durable, failpoints, file_system, id, remove_tree::remove_tree};
+use crate::{
+    failpoints,
+    fs::{durable, file_system, remove_tree::remove_tree},
+    id,
+};
 
 /// Bytes read at once.
 const READ: usize = 256 * 1024;
@@ -442,7 +446,7 @@ mod tests {
         set_metadata(&file, &Rights::of(&folder, 0o6755), mtime);
         let meta = file.metadata().unwrap();
         assert_eq!(meta.mode() & 0o7777, 0o644);
-        let kept = crate::version::as_kept(&std::env::temp_dir(), time);
+        let kept = crate::fs::version::as_kept(&std::env::temp_dir(), time);
         assert_eq!(meta.modified().unwrap(), kept);
     }
 }

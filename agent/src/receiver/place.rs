@@ -17,7 +17,7 @@ use super::{
     ledger::Alias,
     naming::{self, Names, os_name},
 };
-use crate::{durable, failpoints, io_error::blames_the_name};
+use crate::{failpoints, fs::durable, io_error::blames_the_name};
 
 /// Names being given at this moment, and folders that have another name here.
 pub struct Places {

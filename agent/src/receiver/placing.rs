@@ -2,7 +2,7 @@
 
 use dropwire_protocol::{Receipt, RemotePath};
 
-use crate::durable::How;
+use crate::fs::durable::How;
 
 /// What is written down before a file gets its final name.
 #[derive(Clone, Debug)]

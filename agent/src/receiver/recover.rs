@@ -16,7 +16,7 @@ use super::{
     rule,
     transfer_locks::{Key, TransferLock},
 };
-use crate::{db::DbError, durable::How, error::chain, failpoints, homes, id};
+use crate::{db::DbError, error::chain, failpoints, fs::durable::How, homes, id};
 
 /// Opens the inbox at `path`: with the folder id that the ledger knows for it, or (the first time) with the one it has or
 /// gets. Blocks.

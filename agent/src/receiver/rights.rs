@@ -174,7 +174,7 @@ mod system {
     use cap_std::fs::Dir;
 
     use super::Rights;
-    use crate::durable;
+    use crate::fs::durable;
 
     const HANDS_ON_ITS_GROUP: u32 = 0o2000;
     #[cfg(target_os = "linux")]

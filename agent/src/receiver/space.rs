@@ -15,9 +15,9 @@ use std::{
 use dropwire_protocol::AgentId;
 
 use crate::{
-    disk::{Disk, Inodes},
     error::size,
     failpoints,
+    fs::disk::{Disk, Inodes},
 };
 
 /// The time over which a transfer's pace is measured; a new promise holds so long whatever comes.

@@ -12,9 +12,9 @@ use super::{
     place::Folder,
 };
 use crate::{
-    durable, failpoints, folder_id,
+    failpoints,
+    fs::{durable, folder_id, own_folder},
     io_error::{Meaning, Wait, meaning},
-    own_folder,
 };
 
 /// Which names the file system takes that the last of these folders is on.

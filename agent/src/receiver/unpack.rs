@@ -27,8 +27,11 @@ use super::{
     transfer_locks::Key,
 };
 use crate::{
-    disk::{Disk, Inodes},
-    durable, failpoints,
+    failpoints,
+    fs::{
+        disk::{Disk, Inodes},
+        durable,
+    },
     io_error::blames_the_name,
 };
 

@@ -12,7 +12,10 @@ use std::{
 };
 
 use super::transfer_locks::Key;
-use crate::{failpoints, file_system, version::Version};
+use crate::{
+    failpoints,
+    fs::{file_system, version::Version},
+};
 
 /// Most partials whose verified_prefixes are remembered; for one more, any of them is forgotten.
 const MOST: usize = 1024;

@@ -31,12 +31,9 @@ use crate::{
     config::Current,
     db::DbError,
     error::chain,
-    outbox::{
-        dispose::{self, DisposeError, Disposed, Siblings},
-        spool,
-    },
+    fs::version::{Found, OutboxId},
+    leaving::{self, DisposeError, Disposed, Siblings, spool},
     queue::{self, ItemId, Queue},
-    version::{Found, OutboxId},
 };
 
 /// Most files in one go.
@@ -234,7 +231,7 @@ async fn pass(
         let before = batch.iter().map(|d| begin(d).flatten()).collect();
         let plans: Vec<_> = batch.iter().map(|d| plan(task, d)).collect();
         let (cancel, state) = (cancel.clone(), task.cleanup.0.clone());
-        let dispose = move || dispose::dispose_all(&plans, &state.siblings, &|| cancel.is_cancelled());
+        let dispose = move || leaving::dispose_all(&plans, &state.siblings, &|| cancel.is_cancelled());
         let outcomes = blocking(dispose).await;
         // The runtime ends: each of them is found again.
         let outcomes = outcomes.unwrap_or_else(|_| batch.iter().map(|_| Ok(Disposed::Busy)).collect());
@@ -432,8 +429,8 @@ async fn left(task: &Task, gone: &[queue::Disposal]) {
     }
 }
 
-fn plan(task: &Task, disposal: &queue::Disposal) -> dispose::Disposal {
-    dispose::Disposal {
+fn plan(task: &Task, disposal: &queue::Disposal) -> leaving::Disposal {
+    leaving::Disposal {
         name: disposal.name.clone(),
         outbox: disposal.found.outbox,
         root: disposal.root.clone(),

@@ -10,7 +10,7 @@ use crate::{
     clock::now_ms,
     config::AfterSend,
     db::DbError,
-    outbox::spool,
+    leaving::spool,
     queue::{NewItem, Queue},
 };
 

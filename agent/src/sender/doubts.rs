@@ -29,8 +29,8 @@ use crate::{
     db::DbError,
     error::chain,
     failpoints,
+    fs::version::Found,
     queue::{Doubt, Question, Queue},
-    version::Found,
 };
 
 /// Most that wait in a lane.
@@ -274,9 +274,11 @@ mod tests {
     use super::*;
     use crate::{
         config::AfterSend,
-        confined, folder_id, own_folder,
+        fs::{
+            confined, folder_id, own_folder,
+            version::{Found, OutboxId, Version},
+        },
         queue::{ItemId, NewItem},
-        version::{Found, OutboxId, Version},
     };
 
     fn doubt(root: &Path, outbox: OutboxId, name: &str, question: Question) -> Doubt {
@@ -316,7 +318,7 @@ mod tests {
         let root = temp.path();
         let outbox = OutboxId(folder_id::create(&confined::root(root).unwrap()).unwrap());
         fs::write(root.join("file"), "bytes").unwrap();
-        crate::version::rests(root);
+        crate::fs::version::rests(root);
         let ask = |question| doubt(root, outbox, "file", question);
         let (there, same, other) = (
             ask(Question::IsThere),

@@ -18,11 +18,11 @@ use crate::{
     config::{self, Current},
     db::{Db, DbError},
     error::chain,
+    fs::version::{Found, OutboxId},
     homes,
     outbox::{self, Known, Ready},
     owner::Me,
     queue::{self, NewItem, Queue},
-    version::{Found, OutboxId},
 };
 
 /// Batches of found files that may wait for the job list; an outbox that finds more waits.

@@ -10,8 +10,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config,
+    fs::version::{Found, OutboxId},
     outbox::Outbox,
-    version::{Found, OutboxId},
 };
 
 /// All of them, in the config's order; cheap to clone.

@@ -3,8 +3,11 @@
 use std::{io, path::Path};
 
 use crate::{
-    border, bundle, confined, failpoints, folder_id,
-    version::{Found, OutboxId, Version},
+    failpoints,
+    fs::{
+        border, bundle, confined, folder_id,
+        version::{Found, OutboxId, Version},
+    },
 };
 
 /// Whether a version is in its outbox.

@@ -2,7 +2,7 @@
 
 use dropwire_protocol::{AgentId, Digest, Receipt, ReceiptBody, RemotePath, TransferId};
 
-use crate::{error::chain, failpoints, identity::Verifier, queue::Proof, version::Version};
+use crate::{error::chain, failpoints, fs::version::Version, identity::Verifier, queue::Proof};
 
 /// What a receipt has to agree with.
 pub struct Claim<'a> {

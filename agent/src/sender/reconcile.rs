@@ -29,9 +29,9 @@ use crate::{
     db::DbError,
     error::chain,
     failpoints,
-    outbox::spool,
+    fs::version::{Found, OutboxId},
+    leaving::spool,
     queue::{ItemId, KEPT, Queue, Resting},
-    version::{Found, OutboxId},
 };
 
 /// Between two looks at all of them.

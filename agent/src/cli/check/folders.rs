@@ -7,14 +7,16 @@ use cap_std::fs::Dir;
 
 use super::{Finding, Told};
 use crate::{
-    border,
     config::{self, AfterSend, Config},
-    confined,
     control::api::StatusReport,
-    disk::Disk,
     error::{Exit, Fatal, shown},
-    file_system::{self, FileSystem},
-    own_folder, owner,
+    fs::{
+        border, confined,
+        disk::Disk,
+        file_system::{self, FileSystem},
+        own_folder,
+    },
+    owner,
 };
 
 /// `trouble` says why an agent that does not run would hold a folder.
@@ -270,7 +272,7 @@ mod tests {
     #[test]
     fn what_is_not_trusted_is_one_line() {
         let dir = tempfile::tempdir().unwrap();
-        let _untrusted = crate::file_system::pretend(FileSystem::default());
+        let _untrusted = crate::fs::file_system::pretend(FileSystem::default());
         let text = caution(dir.path()).unwrap();
         assert!(text.contains("unknown") && !text.contains('\n'), "{text}");
     }

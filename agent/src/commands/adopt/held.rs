@@ -9,11 +9,10 @@ use cap_std::fs::Dir;
 use rusqlite::{Connection, OpenFlags};
 
 use crate::{
-    border,
     config::{Config, paths::Paths},
-    confined,
     error::shown,
-    folder_id, homes,
+    fs::{border, confined, folder_id},
+    homes,
     owner::{self, Me, Owner},
     receiver,
 };
@@ -38,7 +37,7 @@ pub fn trouble(config: &Config, paths: &Paths, me: &Me, path: &Path) -> Option<S
 #[derive(Default)]
 pub struct Known {
     /// The ids at home in the config's folders.
-    pub homes: Vec<(crate::folder_id::FolderId, PathBuf)>,
+    pub homes: Vec<(crate::fs::folder_id::FolderId, PathBuf)>,
     outboxes: Vec<PathBuf>,
     /// Files that were being placed in a folder with another id than is expected here.
     pub placing_elsewhere: u64,
@@ -58,13 +57,13 @@ impl Known {
         })
     }
 
-    pub fn expected(&self, path: &Path) -> Option<crate::folder_id::FolderId> {
+    pub fn expected(&self, path: &Path) -> Option<crate::fs::folder_id::FolderId> {
         let home = self.homes.iter().find(|(_, home)| home == path);
         home.map(|(id, _)| *id)
     }
 
     /// Why a folder with this id is not at home at `path`. Blocks.
-    fn elsewhere(&self, id: crate::folder_id::FolderId, path: &Path) -> Option<String> {
+    fn elsewhere(&self, id: crate::fs::folder_id::FolderId, path: &Path) -> Option<String> {
         let (_, home) = self.homes.iter().find(|(its, home)| *its == id && home != path)?;
         let there = homes::There::find(id, path, home);
         (!there.is_left(path, home, &self.outboxes)).then(|| there.reason(path, home))
@@ -78,7 +77,7 @@ pub struct Seen {
     /// Why another agent has it, or nobody can tell.
     pub refused: Option<String>,
     pub owner: Option<Owner>,
-    pub id: Result<Option<crate::folder_id::FolderId>, io::Error>,
+    pub id: Result<Option<crate::fs::folder_id::FolderId>, io::Error>,
     /// Why the id is at home in another folder.
     elsewhere: Option<String>,
     /// Why nothing is taken for some folders of an inbox, or leaves some of an outbox.

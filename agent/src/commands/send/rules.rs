@@ -9,13 +9,13 @@ use std::{
 
 use crate::{
     config::Config,
-    confined,
     control::api::SendFile,
     error::{Exit, Fatal, shown},
     failpoints,
-    file_system::FileSystem,
-    outbox::{Outbox, spool},
-    own_folder, owner,
+    fs::{confined, file_system::FileSystem, own_folder},
+    leaving::spool,
+    outbox::Outbox,
+    owner,
     receiver::Inbox,
 };
 

@@ -8,9 +8,8 @@ use super::{Closed, INSPECTIONS, LISTED, RunLoop};
 use crate::{
     blocking::blocking,
     config::AfterSend,
-    confined::Parents,
     descriptors,
-    file_system::OTHERS,
+    fs::{confined::Parents, file_system::OTHERS, version::Found},
     outbox::{
         Ready,
         inspect::{self, Inspection, Rules},
@@ -18,7 +17,6 @@ use crate::{
         whole,
     },
     owner,
-    version::Found,
 };
 
 impl RunLoop<'_> {

@@ -47,7 +47,7 @@ async fn a_folder_of_an_agent_of_its_own_is_left_to_that() {
         id: dropwire_protocol::AgentId([2; 32]),
         name: "other".into(),
     };
-    crate::folder_id::create(&theirs).unwrap();
+    crate::fs::folder_id::create(&theirs).unwrap();
     crate::owner::take(&theirs, &running.at("theirs"), &other).unwrap();
     fs::write(running.at("theirs/sub/after"), "bytes").unwrap();
     let told = |outbox: &Outbox| outbox.status().not_sent.iter().any(|(at, _)| at == b"theirs");

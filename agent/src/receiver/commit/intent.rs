@@ -8,8 +8,8 @@ use super::told::Told;
 use crate::{
     clock::now_ms,
     db::DbError,
-    durable::How,
     failpoints,
+    fs::durable::How,
     receiver::{
         Shared,
         inbox_dir::InboxDir,

@@ -6,7 +6,8 @@ use cap_std::fs::Dir;
 use dropwire_protocol::message::DeclineReason;
 
 use crate::{
-    durable, failpoints,
+    failpoints,
+    fs::durable,
     io_error::{Meaning, meaning},
     receiver::{Shared, inbox_dir::InboxDir, place::Folder, reply::Answer},
 };

@@ -10,8 +10,11 @@ use super::{
     told::By,
 };
 use crate::{
-    durable::{self, How},
     failpoints,
+    fs::{
+        durable::{self, How},
+        version::Version,
+    },
     io_error::blames_the_name,
     receiver::{
         Shared, elsewhere,
@@ -23,7 +26,6 @@ use crate::{
         reply::{self, Answer},
         transfer_locks::Key,
     },
-    version::Version,
 };
 
 /// How often another name is looked for when somebody keeps taking them.
@@ -247,7 +249,7 @@ fn not_named(work: Work<'_>, intent: Intent, error: &io::Error) -> Result<Intent
 #[cfg(test)]
 mod tests {
     use super::{super::told::Told, *};
-    use crate::file_system::{FileSystem, TRUSTED, pretend};
+    use crate::fs::file_system::{FileSystem, TRUSTED, pretend};
 
     #[test]
     fn what_an_open_file_tells_is_believed_where_the_kernel_keeps_it() {

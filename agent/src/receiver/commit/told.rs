@@ -3,8 +3,8 @@
 use std::{fs::File, io};
 
 use crate::{
+    fs::version::Version,
     receiver::{inbox_dir::InboxDir, partial},
-    version::Version,
 };
 
 /// What tells a verified partial from another file that is put in its place.

@@ -5,7 +5,7 @@ use std::{fs, io, process::Command as Program};
 use dropwire_protocol::message::DeclineReason::*;
 
 use super::{elsewhere::mount, order::partial_of, recovery, *};
-use crate::{
+use crate::fs::{
     confined,
     durable::{
         How,
@@ -299,7 +299,7 @@ async fn what_stays_free_stays_free_on_it_too() {
     let Some(disk) = Disk::at(&rig.root(), "size=1m") else {
         return;
     };
-    let free = |folder: &Path| crate::disk::Disk::of(&confined::root(folder).unwrap());
+    let free = |folder: &Path| crate::fs::disk::Disk::of(&confined::root(folder).unwrap());
     assert!(free(&rig.root()).unwrap().is_none_or(|disk| disk.free > 8 << 20));
     rig.settings.inbox.as_mut().unwrap().min_free = Some(4 << 20);
     rig.inbox.apply(&rig.settings);

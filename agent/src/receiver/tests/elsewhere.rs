@@ -5,7 +5,7 @@ use std::{fs, io, process::Command as Program};
 use dropwire_protocol::message::DeclineReason::*;
 
 use super::{order::partial_of, recovery, *};
-use crate::durable::{
+use crate::fs::durable::{
     How,
     trace::{self, Call},
 };

@@ -222,7 +222,7 @@ async fn a_partial_that_is_being_placed_never_goes() {
         return;
     }
     let rig = Rig::new().await;
-    let (partial, receipt) = super::recovery::placing(&rig, crate::durable::How::Renamed).await;
+    let (partial, receipt) = super::recovery::placing(&rig, crate::fs::durable::How::Renamed).await;
     let lock = rig.inbox.shared.transfer_locks.try_take((ANA, id(1))).unwrap();
     tokio::task::block_in_place(|| keeping::drop_partial(&rig.inbox.shared, &lock)).unwrap();
     drop(lock);
@@ -376,7 +376,7 @@ async fn a_time_that_comes_late_is_given_to_the_file_if_it_is_as_it_was_delivere
     .await;
     assert_eq!(bobs.next().await, Outcome::Forgotten { ids });
     let set = std::time::UNIX_EPOCH + std::time::Duration::new(1_000_000_000, 7);
-    assert_eq!(mtime("a"), crate::version::as_kept(&rig.root(), set));
+    assert_eq!(mtime("a"), crate::fs::version::as_kept(&rig.root(), set));
     assert_eq!(["changed", "other", "kept", "bobs"].map(mtime), before);
 }
 

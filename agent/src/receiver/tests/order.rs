@@ -3,7 +3,7 @@
 use dropwire_protocol::message::DeclineReason::{DiskError, InboxUnavailable};
 
 use super::*;
-use crate::durable::{
+use crate::fs::durable::{
     How,
     trace::{self, Call},
 };

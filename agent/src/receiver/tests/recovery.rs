@@ -5,7 +5,7 @@ use std::fs;
 use super::*;
 use dropwire_protocol::message::DeclineReason;
 
-use crate::{confined, durable::How, folder_id};
+use crate::fs::{confined, durable::How, folder_id};
 
 const NAME: &str = "sub/x.txt";
 const BYTES: &[u8] = b"verified";

@@ -46,7 +46,7 @@ fn flip_unseen(path: &Path, at: u64) {
     let untouched = path.metadata().unwrap().modified().unwrap();
     flip(path, at);
     let file = std::fs::File::options().write(true).open(path).unwrap();
-    crate::file_system::set_modified(&file, untouched).unwrap();
+    crate::fs::file_system::set_modified(&file, untouched).unwrap();
 }
 
 /// An agent that starts with 20 MiB of the file, of which a bit at 18 is flipped.

@@ -11,7 +11,7 @@ use super::{
     super::{ledger::*, placing::Placing},
     *,
 };
-use crate::durable::How;
+use crate::fs::durable::How;
 
 /// More than any of these takes that follows an index, and far fewer than rows there are.
 const STEPS: u64 = 2_500;

@@ -6,7 +6,7 @@ use std::{fs, io, os::unix::fs::MetadataExt as _};
 use dropwire_protocol::message::DeclineReason::*;
 
 use super::{order::partial_of, *};
-use crate::{
+use crate::fs::{
     durable::trace::{self, Call},
     file_system,
 };

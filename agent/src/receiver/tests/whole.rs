@@ -5,7 +5,7 @@ use std::fs;
 use dropwire_protocol::message::DeclineReason;
 
 use super::*;
-use crate::{bundle, confined, durable::How};
+use crate::fs::{bundle, confined, durable::How};
 
 const NAME: &str = "v1.2";
 

@@ -6,7 +6,8 @@ use dropwire_protocol::{Kind, message::DeclineReason};
 
 use super::{End, Writer};
 use crate::{
-    durable, failpoints,
+    failpoints,
+    fs::durable,
     receiver::{
         admit,
         checkpoint::Checkpointer,

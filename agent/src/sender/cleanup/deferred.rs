@@ -10,9 +10,11 @@ use std::{
 use dropwire_protocol::RemotePath;
 
 use crate::{
-    confined,
+    fs::{
+        confined,
+        version::{Found, OutboxId, Version},
+    },
     queue::{Disposal, ItemId},
-    version::{Found, OutboxId, Version},
 };
 
 /// Most folders; further ones are tried again by time.

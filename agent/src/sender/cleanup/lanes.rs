@@ -8,7 +8,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::{queue::ItemId, version::OutboxId};
+use crate::{fs::version::OutboxId, queue::ItemId};
 
 /// Most lanes at work; further ones wait for one to end.
 const AT_WORK: usize = 16;

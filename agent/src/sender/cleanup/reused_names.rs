@@ -1,6 +1,6 @@
 //! Names that are taken again as soon as a file has left.
 
-use crate::{confined, failpoints, queue};
+use crate::{failpoints, fs::confined, queue};
 
 /// The next file of that name may have had the same version, and was taken for the one that was about to leave: without
 /// a time of birth nothing tells a new file from one whose inode it was given.
@@ -22,8 +22,8 @@ mod tests {
     use super::*;
     use crate::{
         config::AfterSend,
+        fs::version::{Found, OutboxId, Version},
         queue::ItemId,
-        version::{Found, OutboxId, Version},
     };
 
     #[test]

@@ -13,7 +13,7 @@ use tracing::{info, warn};
 use crate::{
     error::shown,
     io_error::{self, Meaning, Wait},
-    outbox::dispose::DisposeError,
+    leaving::DisposeError,
     queue::{Disposal, ItemId},
 };
 
@@ -174,7 +174,7 @@ mod tests {
     use super::*;
     use crate::{
         config::AfterSend,
-        version::{Found, OutboxId, Version},
+        fs::version::{Found, OutboxId, Version},
     };
 
     fn disposal(root: &str, item: i64) -> Disposal {

@@ -8,16 +8,12 @@ use rusqlite_migration::{M, Migrations};
 
 use super::*;
 use crate::{
-    border,
     config::AfterSend,
-    confined,
     db::Db,
-    folder_id,
+    fs::{border, confined, folder_id, own_folder, version::Version},
     identity::Identity,
-    own_folder,
     queue::{NewItem, Proof, SCHEMA_1, SCHEMA_2, SCHEMA_3},
     running_time,
-    version::Version,
 };
 
 const PEER: AgentId = AgentId([1; 32]);
@@ -116,7 +112,7 @@ impl World {
         loop {
             change(&path);
             let file = fs::File::options().write(true).open(&path).unwrap();
-            crate::file_system::set_modified(&file, mtime).unwrap();
+            crate::fs::file_system::set_modified(&file, mtime).unwrap();
             drop(file);
             let now = self.found().version;
             if now.ctime_ns != before.ctime_ns {

@@ -11,10 +11,13 @@ use dropwire_protocol::RunningDigest;
 
 use super::pass::{Ended, Take, open_outbox, void_of};
 use crate::{
-    bundle::{self, Halt, Listing, Trouble},
-    confined, failpoints,
+    failpoints,
+    fs::{
+        bundle::{self, Halt, Listing, Trouble},
+        confined,
+        version::Found,
+    },
     link::Voided,
-    version::Found,
 };
 
 /// An open folder that was the wanted version at the beginning.

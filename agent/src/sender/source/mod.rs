@@ -25,8 +25,8 @@ pub use self::{
     subject::{Keep, digest_of},
 };
 use crate::{
+    fs::version::Found,
     link::{Piece, Source, Voided},
-    version::Found,
 };
 
 /// One version of one file in an outbox, as the link wants to read it; kept as long as the transfer may be rewound.

@@ -14,16 +14,18 @@ use dropwire_protocol::{RemotePath, RunningDigest, message::MAX_CHUNK};
 
 use super::buffers::Buffers;
 use crate::{
-    border,
-    confined::{self, Parents},
     error::shown,
     failpoints,
-    file_system::FileSystem,
-    folder_id,
-    lease::{self, Inspected, Lease},
+    fs::{
+        border,
+        confined::{self, Parents},
+        file_system::FileSystem,
+        folder_id,
+        lease::{self, Inspected, Lease},
+        version::{Found, OutboxId, Version},
+    },
     link::Voided,
     owner,
-    version::{Found, OutboxId, Version},
 };
 
 /// Why a pass ends early.

@@ -14,8 +14,8 @@ use super::{
 };
 use crate::{
     failpoints,
+    fs::version::Found,
     link::{Piece, Voided},
-    version::Found,
 };
 
 /// Takes a large file's checkpoints as bytes while it is read; must not block.

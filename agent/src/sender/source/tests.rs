@@ -3,7 +3,7 @@ use std::{fs, path::Path};
 use dropwire_protocol::{RemotePath, RunningDigest, message::MAX_CHUNK};
 
 use super::{pass::Pass, *};
-use crate::{
+use crate::fs::{
     border, confined, folder_id, own_folder,
     version::{OutboxId, Version},
 };
@@ -27,7 +27,7 @@ impl Outbox {
     /// A file written and closed, and its version.
     fn file(&self, name: &str, bytes: &[u8]) -> (RemotePath, Version) {
         fs::write(self.root().join(name), bytes).unwrap();
-        crate::version::rests(self.root());
+        crate::fs::version::rests(self.root());
         let version = Version::read(&fs::File::open(self.root().join(name)).unwrap())
             .unwrap()
             .0;
@@ -271,7 +271,7 @@ async fn a_writer_voids_the_pass() {
 #[cfg(target_os = "linux")]
 #[test]
 fn what_happens_to_the_file_after_the_last_read_voids_the_pass() {
-    let _trusted = crate::file_system::pretend(crate::file_system::TRUSTED);
+    let _trusted = crate::fs::file_system::pretend(crate::fs::file_system::TRUSTED);
     use std::os::unix::fs::OpenOptionsExt;
     let harms: [fn(&Path); 2] = [
         |file| {
@@ -293,7 +293,7 @@ fn what_happens_to_the_file_after_the_last_read_voids_the_pass() {
         pass.read(&mut hash, version.size, &mut |_, _, _| true).unwrap();
         assert_eq!(pass.check(), Ok(()));
         let touched = fs::File::open(outbox.root().join("file")).unwrap();
-        crate::file_system::set_modified(&touched, std::time::SystemTime::UNIX_EPOCH).unwrap();
+        crate::fs::file_system::set_modified(&touched, std::time::SystemTime::UNIX_EPOCH).unwrap();
         assert_eq!(pass.check(), Ok(()), "the lease speaks for its bytes");
         harm(&outbox.root().join("file"));
         assert_eq!(pass.check(), Err(Voided::Changed), "{number}");
@@ -378,7 +378,7 @@ impl Outbox {
         fs::write(self.root().join("batch/a"), "small").unwrap();
         fs::write(self.root().join("batch/sub/b"), pattern(20 * MAX_CHUNK)).unwrap();
         let folder = confined::root(&self.root().join("batch")).unwrap();
-        let version = crate::bundle::list_quickly(&folder).unwrap().version();
+        let version = crate::fs::bundle::list_quickly(&folder).unwrap().version();
         (RemotePath::parse(b"batch").unwrap(), version)
     }
 }
@@ -438,7 +438,7 @@ async fn what_is_written_to_a_file_that_was_read_already_voids_the_pass() {
     let mtime = fs::metadata(&small).unwrap().modified().unwrap();
     fs::write(&small, "other").unwrap();
     let file = fs::File::options().write(true).open(&small).unwrap();
-    crate::file_system::set_modified(&file, mtime).unwrap();
+    crate::fs::file_system::set_modified(&file, mtime).unwrap();
     drop(file);
     let mut last = None;
     while let Some(piece) = pieces.recv().await {
@@ -457,7 +457,7 @@ fn where_others_write_unseen_the_path_is_opened_again_after_the_last_read() {
     while version.is_fresh(std::time::SystemTime::now()) {
         std::thread::yield_now();
     }
-    let _untrusted = crate::file_system::pretend(Default::default());
+    let _untrusted = crate::fs::file_system::pretend(Default::default());
     assert!(digest_of(outbox.root(), &found, &|| false).is_ok());
     let swapped = std::cell::Cell::new(false);
     let swap = || {
@@ -468,7 +468,7 @@ fn where_others_write_unseen_the_path_is_opened_again_after_the_last_read() {
             fs::create_dir(at("sub")).unwrap();
             fs::write(at("sub/file"), "OTHER").unwrap();
             let file = fs::File::options().write(true).open(at("sub/file")).unwrap();
-            crate::file_system::set_modified(&file, mtime).unwrap();
+            crate::fs::file_system::set_modified(&file, mtime).unwrap();
         }
         false
     };

@@ -14,16 +14,18 @@ use cap_std::fs::Dir;
 
 use super::super::absolute;
 use crate::{
-    confined,
     control::{
         api::SendFile,
         passing::GROUP,
         wire::{LocalPath, Raw},
     },
     error::{Exit, Fatal, shown},
-    lease::{self, Lease},
-    own_folder,
-    version::Version,
+    fs::{
+        confined,
+        lease::{self, Lease},
+        own_folder,
+        version::Version,
+    },
 };
 
 /// How long a file has to rest where the system cannot tell who writes to it.
