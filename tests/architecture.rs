@@ -33,6 +33,7 @@ const COMMON: &[&str] = &[
     "lease",
     "marker",
     "own_folder",
+    "poison",
     "own_files",
     "owner",
     "remove_tree",
@@ -132,7 +133,7 @@ fn rooms_keep_their_ranks() {
 }
 
 /// What `fs` may use beside its own files.
-const BELOW_FS: &[&str] = &["error", "failpoints", "io_error"];
+const BELOW_FS: &[&str] = &["error", "failpoints", "io_error", "poison"];
 
 #[test]
 fn fs_knows_only_file_systems() {

@@ -132,12 +132,14 @@ fn asked(failpoints: &str) -> Option<String> {
 /// Damages `bytes`, which are a file's from `offset` on, if that was asked for.
 #[cfg(debug_assertions)]
 pub fn bad_read(offset: u64, bytes: bytes::Bytes) -> bytes::Bytes {
-    use std::sync::{LazyLock, Mutex, PoisonError};
+    use std::sync::{LazyLock, Mutex};
+
+    use crate::poison::Unpoisoned as _;
     static LEFT: LazyLock<Mutex<Vec<u64>>> = LazyLock::new(|| {
         let asked = std::env::var("DROPWIRE_FAULT").unwrap_or_default();
         Mutex::new(offsets(&asked))
     });
-    let mut left = LEFT.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut left = LEFT.lock().unpoisoned();
     if left.is_empty() {
         return bytes;
     }

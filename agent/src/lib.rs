@@ -10,7 +10,7 @@
 //! | 3 | [`commands`]: what the control socket answers: status, jobs, why, send, retry, cancel, adopt |
 //! | 4 | [`sender`]: ready files become jobs, jobs become transfers, what is delivered leaves |
 //! | 5 | [`outbox`] watch, scan, inspect · [`leaving`] what was delivered leaves; copies for `send` · [`queue`] job list, schedule · [`link`] TLS links and the pump · [`receiver`] partials, commit, naming, ledger · [`control`] the local socket |
-//! | 6 | [`fs`] what is asked of file systems, and done to them · [`config`] · [`identity`] · [`db`] · [`owner`] · [`homes`] · [`descriptors`] · [`watcher`] · [`backoff`] · [`blocking`] · [`clock`] · [`running_time`] · [`failpoints`] · [`io_error`] · [`id`] · [`error`] |
+//! | 6 | [`fs`] what is asked of file systems, and done to them · [`config`] · [`identity`] · [`db`] · [`owner`] · [`homes`] · [`poison`] · [`descriptors`] · [`watcher`] · [`backoff`] · [`blocking`] · [`clock`] · [`running_time`] · [`failpoints`] · [`io_error`] · [`id`] · [`error`] |
 
 pub mod backoff;
 pub mod blocking;
@@ -33,6 +33,7 @@ pub mod leaving;
 pub mod link;
 pub mod outbox;
 pub mod owner;
+pub mod poison;
 pub mod queue;
 pub mod receiver;
 pub mod running_time;

@@ -14,7 +14,7 @@ use std::{
     fs::File,
     io::{self, Read as _},
     path::Path,
-    sync::{Mutex, PoisonError},
+    sync::Mutex,
 };
 
 use cap_fs_ext::DirExt;
@@ -28,6 +28,7 @@ use crate::{
     fs::{confined, durable, own_folder},
     id,
     io_error::{self, Meaning, Wait},
+    poison::Unpoisoned as _,
 };
 
 const RECORD: &str = "owner";
@@ -250,7 +251,7 @@ impl Lock {
     /// `WouldBlock`: another process has the lock. Ok without a lock where the file system has none.
     pub fn hold(&self, root: &Dir) -> io::Result<()> {
         let file = durable::open_private(&root.open_dir_nofollow(own_folder::NAME)?, OsStr::new(LOCK))?;
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.0.lock().unpoisoned();
         if held.as_ref().is_some_and(|held| is_same(held, &file)) || failpoints::mutant("inbox-lock") {
             return Ok(());
         }
@@ -267,7 +268,7 @@ impl Lock {
 
     /// Lets it go.
     pub fn release(&self) {
-        let held = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let held = self.0.lock().unpoisoned().take();
         // A program that is being started right now has the file open too for a moment.
         let _ = held.map(|file| file.unlock());
     }

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, RwLock},
 };
 
 use dropwire_protocol::{AgentId, name::escape};
@@ -14,6 +14,7 @@ use crate::{
     db::{Db, DbError},
     error::{Exit, Fatal},
     id,
+    poison::Unpoisoned as _,
     queue::Queue,
 };
 
@@ -68,13 +69,13 @@ impl Names {
                 Ok(names)
             })
             .await?;
-        *self.last.write().unwrap_or_else(PoisonError::into_inner) = names;
+        *self.last.write().unpoisoned() = names;
         Ok(())
     }
 
     /// The peer's last name; None where another one has it too, which may be its successor.
     fn of(&self, peer: AgentId) -> Option<String> {
-        let names = self.last.read().unwrap_or_else(PoisonError::into_inner);
+        let names = self.last.read().unpoisoned();
         let name = names.get(&peer)?;
         let is_shared = names
             .iter()
@@ -84,7 +85,7 @@ impl Names {
 
     /// The one peer whose last name this is.
     fn find(&self, name: &str) -> Option<AgentId> {
-        let names = self.last.read().unwrap_or_else(PoisonError::into_inner);
+        let names = self.last.read().unpoisoned();
         let mut having = names.iter().filter(|(_, known)| *known == name);
         match (having.next(), having.next()) {
             (Some((peer, _)), None) => Some(*peer),

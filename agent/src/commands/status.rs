@@ -1,6 +1,6 @@
 //! What `status` shows.
 
-use std::{collections::HashMap, sync::PoisonError};
+use std::collections::HashMap;
 
 use dropwire_protocol::AgentId;
 
@@ -16,6 +16,7 @@ use crate::{
     id,
     link::PeerLink,
     outbox::Outbox,
+    poison::Unpoisoned as _,
     queue::PeerCounts,
 };
 
@@ -32,7 +33,7 @@ pub async fn report(api: &ControlApi) -> Result<StatusReport, Fatal> {
     });
     let age_s = |since: i64| now_ms().saturating_sub(since).max(0) as f64 / 1000.0;
     let config_error = api.config_error.lock();
-    let config_error = config_error.unwrap_or_else(PoisonError::into_inner).clone();
+    let config_error = config_error.unpoisoned().clone();
     Ok(StatusReport {
         schema: SCHEMA,
         name: config.name.clone(),

@@ -7,7 +7,7 @@ use std::{
     fs::File,
     io,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     task::{Context, Poll, ready},
 };
 
@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use super::socket::Stream;
-use crate::fs::own_files;
+use crate::{fs::own_files, poison::Unpoisoned as _};
 
 /// Most files of one request.
 pub const GROUP: usize = 16;
@@ -82,13 +82,13 @@ impl Arrivals {
 
     /// What has come since the last call.
     pub fn take(&self) -> Passed {
-        std::mem::take(&mut self.passed.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut self.passed.lock().unpoisoned())
     }
 
     /// Takes in what `receive` gives, which is told for how many files there is room. The system gives no descriptor for the
     /// others and closes them itself: here even that might wait for a disk that never answers.
     fn take_in(&self, receive: impl FnOnce(usize) -> io::Result<(usize, Vec<File>)>) -> io::Result<usize> {
-        let mut passed = self.passed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut passed = self.passed.lock().unpoisoned();
         let unbounded = crate::failpoints::mutant("control-descriptors");
         let room = match unbounded {
             true => GROUP,
@@ -114,7 +114,7 @@ impl Departures {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Arc<File>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unpoisoned()
     }
 }
 

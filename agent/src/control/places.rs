@@ -7,13 +7,15 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+
+use crate::poison::Unpoisoned as _;
 
 /// Most connections of one user.
 pub(super) const OF_USER: usize = 64;
@@ -111,7 +113,7 @@ impl Places {
     }
 
     fn users(&self) -> MutexGuard<'_, HashMap<u32, User>> {
-        self.users.lock().unwrap_or_else(PoisonError::into_inner)
+        self.users.lock().unpoisoned()
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Whatever can fail comes first and touches nothing: either the whole new config holds, or the old one.
 
-use std::{path::PathBuf, sync::Arc, sync::PoisonError};
+use std::{path::PathBuf, sync::Arc};
 
 use dropwire_protocol::AgentId;
 use tracing::{info, warn};
@@ -13,7 +13,9 @@ use crate::{
     config::{self, Config},
     db::DbError,
     error::{Fatal, chain},
-    link, receiver,
+    link,
+    poison::Unpoisoned as _,
+    receiver,
 };
 
 /// What came of a new config.
@@ -54,13 +56,13 @@ impl Agent {
     /// Why what is written in the config file does not hold, as `status` shows it.
     pub fn config_error(&self) -> Option<String> {
         let error = self.config_error.lock();
-        error.unwrap_or_else(PoisonError::into_inner).clone()
+        error.unpoisoned().clone()
     }
 
     /// Notes it; None: it holds.
     pub fn set_config_error(&self, why: Option<String>) {
         let error = self.config_error.lock();
-        *error.unwrap_or_else(PoisonError::into_inner) = why;
+        *error.unpoisoned() = why;
     }
 
     /// Takes up a new config. An error, and also [`Reloaded::StartAnew`]: nothing has changed. One at a time.

@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
 };
 
 use rusqlite::{Connection, OpenFlags, Result};
@@ -12,7 +12,7 @@ use super::{
     tuning::{CACHE, STATEMENTS},
     verdict::{Verdict, verdict},
 };
-use crate::io_error::Wait;
+use crate::{io_error::Wait, poison::Unpoisoned as _};
 
 /// Most connections that are kept for the next read.
 const KEPT: usize = 2;
@@ -83,7 +83,7 @@ impl Readers {
     }
 
     fn idle(&self) -> MutexGuard<'_, Option<Vec<Connection>>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+        self.idle.lock().unpoisoned()
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
     fs::{self, File},
     io::{self, Write as _},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, Weak},
     thread,
 };
 
@@ -19,6 +19,7 @@ use crate::{
     error::shown,
     failpoints,
     io_error::{self, Meaning, Wait},
+    poison::Unpoisoned as _,
 };
 
 /// Its usual size: what the log takes between two checkpoints.
@@ -177,7 +178,7 @@ impl Room {
     }
 
     fn low(&self) -> MutexGuard<'_, Option<Trouble>> {
-        self.low.lock().unwrap_or_else(PoisonError::into_inner)
+        self.low.lock().unpoisoned()
     }
 }
 

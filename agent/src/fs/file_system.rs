@@ -11,7 +11,7 @@ use std::{
 
 use cap_std::fs::Dir;
 
-use crate::failpoints;
+use crate::{failpoints, poison::Unpoisoned as _};
 
 /// What a file system can be trusted to tell.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -176,11 +176,7 @@ mod pretence {
 
 #[cfg(target_os = "linux")]
 mod system {
-    use std::{
-        os::fd::AsFd,
-        sync::{Mutex, PoisonError},
-        time::Instant,
-    };
+    use std::{os::fd::AsFd, sync::Mutex, time::Instant};
 
     use super::*;
 
@@ -229,7 +225,7 @@ mod system {
 
     pub(super) fn on(device: u64, ask: impl FnOnce() -> io::Result<FileSystem>) -> FileSystem {
         let now = Instant::now();
-        let answers = || ANSWERS.lock().unwrap_or_else(PoisonError::into_inner);
+        let answers = || ANSWERS.lock().unpoisoned();
         let is_young = |asked: &Instant| now.saturating_duration_since(*asked) < BELIEVED;
         let known = answers().iter().find(|(of, ..)| *of == device).copied();
         if let Some((_, asked, file_system)) = known

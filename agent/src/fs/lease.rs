@@ -89,11 +89,13 @@ mod system {
         io,
         os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
         sync::{
-            LazyLock, Mutex, MutexGuard, PoisonError,
+            LazyLock, Mutex, MutexGuard,
             atomic::{AtomicI32, Ordering},
         },
         thread,
     };
+
+    use crate::poison::Unpoisoned as _;
 
     pub(super) enum Answer {
         Held(Held),
@@ -154,7 +156,7 @@ mod system {
     }
 
     fn live() -> MutexGuard<'static, Option<HashSet<RawFd>>> {
-        LIVE.lock().unwrap_or_else(PoisonError::into_inner)
+        LIVE.lock().unpoisoned()
     }
 
     /// While a break is under way the kernel names the type that it is to become, and after it none.

@@ -9,10 +9,10 @@ use std::{
     fs::{self, File},
     io,
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
 };
 
-use crate::failpoints;
+use crate::{failpoints, poison::Unpoisoned as _};
 
 /// For people.
 pub const REASON: &str = "it is one of dropwire's own files";
@@ -106,7 +106,7 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
 }
 
 fn own() -> MutexGuard<'static, Own> {
-    OWN.lock().unwrap_or_else(PoisonError::into_inner)
+    OWN.lock().unpoisoned()
 }
 
 #[cfg(unix)]

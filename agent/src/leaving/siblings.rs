@@ -4,13 +4,13 @@ use std::{
     collections::HashMap,
     fs::File,
     io,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
 };
 
 use cap_fs_ext::MetadataExt;
 use cap_std::fs::Metadata;
 
-use crate::{failpoints, fs::version::Version};
+use crate::{failpoints, fs::version::Version, poison::Unpoisoned as _};
 
 /// Most files that are remembered; then all are forgotten, and stay for as long as any other that was touched.
 const MOST: usize = 4096;
@@ -57,7 +57,7 @@ impl Siblings {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<(u64, u64), Touched>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unpoisoned()
     }
 }
 

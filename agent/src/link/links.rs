@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     io,
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, Mutex, RwLock},
     time::Duration,
 };
 
@@ -28,6 +28,7 @@ use crate::{
     descriptors::affordable,
     error::{Exit, Fatal},
     identity::Identity,
+    poison::Unpoisoned as _,
 };
 
 /// What the links need of the config.
@@ -166,7 +167,7 @@ impl Links {
             retry: settings.retry,
             hello: hello(settings.name, shared.run),
         });
-        *shared.link_config.write().unwrap_or_else(PoisonError::into_inner) = link_config;
+        *shared.link_config.write().unpoisoned() = link_config;
         for pair in added {
             shared.tasks.spawn(dial::keep(shared.clone(), pair));
         }

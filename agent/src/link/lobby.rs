@@ -9,7 +9,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     net::{IpAddr, Ipv6Addr},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
 };
 
 use dropwire_protocol::AgentId;
@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::wire::Traffic;
-use crate::failpoints;
+use crate::{failpoints, poison::Unpoisoned as _};
 
 /// All connections that are no link.
 pub(super) struct Lobby {
@@ -110,7 +110,7 @@ impl Lobby {
     }
 
     fn crowd(&self) -> MutexGuard<'_, Crowd> {
-        self.crowd.lock().unwrap_or_else(PoisonError::into_inner)
+        self.crowd.lock().unpoisoned()
     }
 }
 

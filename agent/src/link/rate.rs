@@ -2,13 +2,15 @@
 
 use std::{
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use tokio::time::Instant;
+
+use crate::poison::Unpoisoned as _;
 
 /// Lets bytes through at a rate. What was spent is never refused, it makes the next one wait: so a chunk larger than
 /// a second's worth passes too.
@@ -59,7 +61,7 @@ impl Rate {
     }
 
     fn free_at(&self) -> MutexGuard<'_, Instant> {
-        self.free_at.lock().unwrap_or_else(PoisonError::into_inner)
+        self.free_at.lock().unpoisoned()
     }
 }
 

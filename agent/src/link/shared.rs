@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, PoisonError, RwLock, atomic::Ordering::Relaxed},
+    sync::{Arc, Mutex, RwLock, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
@@ -25,7 +25,7 @@ use super::{
     transport::Transport,
     wire::Traffic,
 };
-use crate::{config, identity::Identity};
+use crate::{config, identity::Identity, poison::Unpoisoned as _};
 
 /// Bytes of one transfer under way without an Ack: fills 20 ms, up to where a line is long, at 250 MB/s. They lie in the
 /// network and in the sink, not here; beside one alone whose disk is slow, the sink's room has place for others.
@@ -75,18 +75,15 @@ pub(super) struct Listening {
 impl Shared {
     /// As they are now.
     pub(super) fn link_config(&self) -> Arc<LinkConfig> {
-        self.link_config
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.link_config.read().unpoisoned().clone()
     }
 
     pub(super) fn refusals(&self) -> std::sync::MutexGuard<'_, Refusals> {
-        self.refusals.lock().unwrap_or_else(PoisonError::into_inner)
+        self.refusals.lock().unpoisoned()
     }
 
     pub(super) fn listening(&self) -> std::sync::MutexGuard<'_, Option<Listening>> {
-        self.listening.lock().unwrap_or_else(PoisonError::into_inner)
+        self.listening.lock().unpoisoned()
     }
 
     /// Exchanges Hellos on a connection whose key is proven. If it is the one to stay, it begins to carry transfers

@@ -30,7 +30,7 @@ use std::{
     path::{Path, PathBuf},
     pin::Pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -48,6 +48,7 @@ use crate::{
         version::{Found, OutboxId},
     },
     owner::{self, Claimed, Me},
+    poison::Unpoisoned as _,
 };
 
 /// Answers [`Known::claim_home`].
@@ -384,12 +385,12 @@ impl Shared {
 
     /// Locked only for moments, and never before `state`.
     fn other_way(&self) -> MutexGuard<'_, BTreeSet<RemotePath>> {
-        self.other_way.lock().unwrap_or_else(PoisonError::into_inner)
+        self.other_way.lock().unpoisoned()
     }
 
     /// Locked only for moments, never across a wait.
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unpoisoned()
     }
 }
 

@@ -5,7 +5,7 @@ mod watch_check;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    sync::{Arc, Mutex, MutexGuard, atomic::Ordering},
     time::Instant,
 };
 
@@ -35,6 +35,7 @@ use crate::{
         unsent::{self, Why},
         version::Found,
     },
+    poison::Unpoisoned as _,
 };
 
 /// Files looked at, and hints taken, in one go.
@@ -289,7 +290,7 @@ impl<'a> RunLoop<'a> {
                     problem.scan >= scan.saturating_sub(1) || stability.waits_for(path)
                 });
                 // They are tried again at the next scan, and listed again; this one may have remembered them.
-                let mut scan_cache = self.scan_cache.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut scan_cache = self.scan_cache.lock().unpoisoned();
                 for path in state.problems.listed.keys() {
                     scan_cache.forget(folder_of(path));
                 }
@@ -347,7 +348,7 @@ impl<'a> RunLoop<'a> {
 
     /// Locked only for moments, never across a wait.
     fn scan_cache(&self) -> MutexGuard<'_, ScanCache> {
-        self.scan_cache.lock().unwrap_or_else(PoisonError::into_inner)
+        self.scan_cache.lock().unpoisoned()
     }
 
     /// On a thread that may block; held up by the bounded channel while we are busy.

@@ -3,7 +3,7 @@
 use std::{
     io,
     path::Path,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -24,6 +24,7 @@ use crate::{
         version::{Found, OutboxId, Version},
     },
     owner::{self, Claimed},
+    poison::Unpoisoned as _,
 };
 
 /// Files in a batch.
@@ -354,7 +355,7 @@ impl Walk<'_> {
 
     /// Locked only for moments.
     fn scan_cache(&self) -> MutexGuard<'_, ScanCache> {
-        self.scan_cache.lock().unwrap_or_else(PoisonError::into_inner)
+        self.scan_cache.lock().unpoisoned()
     }
 }
 

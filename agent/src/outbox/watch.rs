@@ -7,7 +7,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     time::Instant,
@@ -22,7 +22,7 @@ use notify::{
 use tokio::sync::{Notify, mpsc};
 
 use super::stability::Urgency;
-use crate::{failpoints, fs::own_folder, watcher::with_its_thread};
+use crate::{failpoints, fs::own_folder, poison::Unpoisoned as _, watcher::with_its_thread};
 
 /// Something to look into.
 #[derive(Debug, PartialEq, Eq)]
@@ -70,7 +70,7 @@ impl Watcher {
             move |event: notify::Result<Event>| match event {
                 Ok(_) if failpoints::deaf() => {}
                 Ok(event) if event.paths.first() == Some(&probe) => {
-                    *probe_received.at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+                    *probe_received.at.lock().unpoisoned() = Some(Instant::now());
                     probe_received.news.notify_one();
                 }
                 // Its own folder: only that something became of it matters.
@@ -110,7 +110,7 @@ impl Watcher {
     /// Watches this folder too; to be called before it is read. Not while handling a hint on the watcher's thread.
     pub(super) fn folder(&self, path: &Path) {
         if FOLDER_BY_FOLDER {
-            let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut inner = self.inner.lock().unpoisoned();
             let watched = match failpoints::refuses_watch() {
                 true => Err(notify::Error::new(notify::ErrorKind::MaxFilesWatch)),
                 false => inner.watch(path, RecursiveMode::NonRecursive),
@@ -144,7 +144,7 @@ impl Watcher {
     /// When a probe's event came, if one did that was not told yet.
     pub(super) fn take_probe_received(&self) -> Option<Instant> {
         let at = &self.probe_received.at;
-        at.lock().unwrap_or_else(PoisonError::into_inner).take()
+        at.lock().unpoisoned().take()
     }
 }
 

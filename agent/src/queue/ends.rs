@@ -4,13 +4,15 @@
 use std::{
     collections::BTreeMap,
     mem,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
 };
 
 use dropwire_protocol::{AgentId, TransferId};
 use tokio::sync::Notify;
 
 use super::JobState;
+
+use crate::poison::Unpoisoned as _;
 
 /// How a job ends that is not delivered.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -103,6 +105,6 @@ impl Ends {
     }
 
     fn lock(&self) -> MutexGuard<'_, Gathered> {
-        self.gathered.lock().unwrap_or_else(PoisonError::into_inner)
+        self.gathered.lock().unpoisoned()
     }
 }

@@ -2,11 +2,13 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
 };
 
 use dropwire_protocol::AgentId;
 use tokio::sync::Notify;
+
+use crate::poison::Unpoisoned as _;
 
 /// One notification for each peer, and one for all jobs that are queued. At most as many as peers were ever in the config of
 /// this run.
@@ -39,6 +41,6 @@ impl Signals {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<AgentId, Arc<Notify>>> {
-        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+        self.peers.lock().unpoisoned()
     }
 }

@@ -2,11 +2,13 @@
 //! behind than that one has.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
 use tokio::{sync::watch, task::spawn_blocking, time::timeout};
+
+use crate::poison::Unpoisoned as _;
 
 /// How long an answer is waited for where somebody waits at a terminal.
 pub const PATIENCE: Duration = Duration::from_secs(2);
@@ -37,7 +39,7 @@ impl<T: Clone + Send + Sync + 'static> Asking<T> {
     ) -> (T, Option<Duration>) {
         let mut answers = self.answer.subscribe();
         let since = {
-            let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut open = self.open.lock().unpoisoned();
             let is_free = open.is_none() || crate::failpoints::mutant("one-question");
             let since = *open.get_or_insert_with(Instant::now);
             if is_free {
@@ -65,7 +67,7 @@ struct Open(Arc<Mutex<Option<Instant>>>);
 impl Drop for Open {
     fn drop(&mut self) {
         if !std::thread::panicking() || !crate::failpoints::mutant("question-panics") {
-            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            *self.0.lock().unpoisoned() = None;
         }
     }
 }

@@ -3,10 +3,12 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard},
 };
 
 use dropwire_protocol::AgentId;
+
+use crate::poison::Unpoisoned as _;
 
 /// A budget of bytes; who wants more waits for others to be done. While several peers want some, none has more than an
 /// equal share, and each at least one file.
@@ -48,7 +50,7 @@ impl ByteBudget {
         let mut state = self
             .given_back
             .wait_while(state, |state| !state.may_take(self.all, peer, bytes))
-            .unwrap_or_else(PoisonError::into_inner);
+            .unpoisoned();
         state.taken += bytes;
         let (has, waiting) = state.peers.entry(peer).or_default();
         *has += bytes;
@@ -78,7 +80,7 @@ impl ByteBudget {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unpoisoned()
     }
 }
 

@@ -4,14 +4,14 @@ use std::{
     fs::File,
     io,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         mpsc::{SyncSender, TrySendError, sync_channel},
     },
     thread::{self, JoinHandle},
 };
 
 use super::{ledger, ledger::Checkpoint, reply::Answer, transfer_locks::Key};
-use crate::{clock::now_ms, db::Db, failpoints, fs::durable};
+use crate::{clock::now_ms, db::Db, failpoints, fs::durable, poison::Unpoisoned as _};
 
 /// A thread that takes one checkpoint at a time.
 pub struct Checkpointer {
@@ -49,7 +49,7 @@ impl Checkpointer {
                 for checkpoint in waiting {
                     let offset = checkpoint.offset;
                     let taken = take(&file, key, &db, checkpoint);
-                    let mut progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
+                    let mut progress = progress.lock().unpoisoned();
                     match taken {
                         Ok(()) => progress.durable = offset,
                         Err(failure) => {
@@ -78,7 +78,7 @@ impl Checkpointer {
 
     /// Up to where the partial is durable, or why that ended.
     pub fn durable(&self) -> Result<u64, Failure> {
-        let progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        let progress = self.progress.lock().unpoisoned();
         match &progress.failure {
             None => Ok(progress.durable),
             Some(failure) => Err(failure.clone()),
@@ -89,7 +89,7 @@ impl Checkpointer {
     pub fn finish(self) -> Result<u64, Failure> {
         drop(self.queue);
         let _ = self.thread.join();
-        let progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        let progress = self.progress.lock().unpoisoned();
         match &progress.failure {
             None => Ok(progress.durable),
             Some(failure) => Err(failure.clone()),

@@ -2,11 +2,13 @@
 
 use std::{
     collections::HashSet,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
 use dropwire_protocol::TransferId;
+
+use crate::poison::Unpoisoned as _;
 
 /// For the log it is over once nothing that was declined waits any more, for so long: it may begin again at once.
 const QUIET: Duration = Duration::from_secs(150);
@@ -70,7 +72,7 @@ impl Declines {
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Begun>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unpoisoned()
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
     ffi::OsStr,
     io::{self, Read as _},
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
 };
 
 use cap_fs_ext::DirExt;
@@ -24,6 +24,7 @@ use crate::{
     fs::{border::Side, confined, durable, folder_id, own_folder},
     io_error::{Meaning, meaning},
     owner,
+    poison::Unpoisoned as _,
 };
 
 const FILE: &str = "disks";
@@ -164,7 +165,7 @@ impl Disks {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Known>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock().unpoisoned()
     }
 }
 

@@ -2,10 +2,12 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{Condvar, Mutex, MutexGuard},
 };
 
 use dropwire_protocol::AgentId;
+
+use crate::poison::Unpoisoned as _;
 
 /// A queue for each peer, read in turns. What may wait is bounded by [`super::memory`].
 pub struct FairQueue<T> {
@@ -56,7 +58,7 @@ impl<T> FairQueue<T> {
     pub fn batch(&self, number: usize, work: usize) -> Option<Vec<T>> {
         let nothing = |state: &mut State<T>| state.order.is_empty() && !state.closed;
         let waited = self.filled.wait_while(self.lock(), nothing);
-        let mut state = waited.unwrap_or_else(PoisonError::into_inner);
+        let mut state = waited.unpoisoned();
         let (mut batch, mut done) = (Vec::new(), 0);
         while batch.len() < number
             && done < work
@@ -69,7 +71,7 @@ impl<T> FairQueue<T> {
     }
 
     fn lock(&self) -> MutexGuard<'_, State<T>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unpoisoned()
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
 };
@@ -28,6 +28,7 @@ use crate::{
     },
     io_error::is_shortage,
     owner::{self, Lock, Me},
+    poison::Unpoisoned as _,
 };
 
 /// Where partials lie, below `.dropwire`.
@@ -254,7 +255,7 @@ pub fn parted(path: &Path, root: &Dir) -> io::Result<Option<String>> {
 /// Are the two folders one? What is made in one is seen in the other: for where no number tells.
 fn shows(now: &Dir, then: &Dir) -> io::Result<bool> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let _alone = ONE_AT_A_TIME.lock().unpoisoned();
     let witness = OsStr::new(WITNESS);
     match durable::unlink(now, witness) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
@@ -314,7 +315,7 @@ impl InboxHandle {
         &self,
         open: impl FnOnce(&Path) -> Result<InboxDir, Trouble>,
     ) -> Result<Arc<InboxDir>, Trouble> {
-        let one_at_a_time = self.entering.lock().unwrap_or_else(PoisonError::into_inner);
+        let one_at_a_time = self.entering.lock().unpoisoned();
         let held = |reason: &str| Trouble {
             reason: reason.into(),
         };
@@ -393,7 +394,7 @@ impl InboxHandle {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unpoisoned()
     }
 }
 

@@ -19,7 +19,7 @@ use std::{
     collections::{HashMap, HashSet},
     path::PathBuf,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        Arc, Mutex, MutexGuard, RwLock,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     thread::{self, JoinHandle},
@@ -43,6 +43,7 @@ use crate::{
     identity::Identity,
     link::{Commands, ReceiveBudget, Sink},
     owner::{Lock, Me},
+    poison::Unpoisoned as _,
 };
 
 mod admit;
@@ -326,7 +327,7 @@ impl Inbox {
         let shared = &self.shared;
         shared.space.set_min_free(settings.min_free());
         shared.places.keep_aliases_of(&settings.peer_ids()); // the ledger lets them go at the next start
-        let mut tops = shared.tops.write().unwrap_or_else(PoisonError::into_inner);
+        let mut tops = shared.tops.write().unpoisoned();
         if let (Some(tops), Some(now)) = (tops.as_mut(), settings.tops()) {
             tops.extend(now); // something of one who is gone may still be on its way
         }
@@ -379,11 +380,11 @@ impl Inbox {
     /// Releases everything open, after the last checkpoint, and ends all threads.
     pub async fn shutdown(&self) {
         self.shared.cancel.cancel();
-        let batch = self.batch.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let batch = self.batch.lock().unpoisoned().take();
         self.desks.close();
         self.desks.wait().await;
         batch.iter().for_each(|batch| batch.close());
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let thread = self.thread.lock().unpoisoned().take();
         let _ = tokio::task::spawn_blocking(|| thread.map(JoinHandle::join)).await;
         self.shared.rows.close();
         self.shared.rows.wait().await;
@@ -395,7 +396,7 @@ impl Sink for Inbox {
     fn attach(&self, peer: AgentId) -> (Commands, mpsc::Receiver<Outcome>) {
         let (commands_in, commands) = mpsc::channel(COMMANDS);
         let (outcomes, outcomes_out) = mpsc::channel(OUTCOMES);
-        let batch = self.batch.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let batch = self.batch.lock().unpoisoned().clone();
         if let Some(batch) = batch {
             let session = session::ReceiveSession::new(
                 self.shared.clone(),
@@ -436,7 +437,7 @@ impl Shared {
     }
 
     fn links_of(&self, peer: AgentId) -> Arc<Semaphore> {
-        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut links = self.links.lock().unpoisoned();
         links.retain(|_, places| Arc::strong_count(places) > 1);
         let most = match crate::failpoints::mutant("desk-links") {
             true => Semaphore::MAX_PERMITS,
@@ -450,7 +451,7 @@ impl Shared {
 
     /// The folder for a peer's files, if each has one.
     fn top(&self, peer: AgentId) -> Option<String> {
-        let tops = self.tops.read().unwrap_or_else(PoisonError::into_inner);
+        let tops = self.tops.read().unpoisoned();
         let tops = tops.as_ref()?;
         Some(tops.get(&peer).cloned().unwrap_or_else(|| format!("{peer:?}")))
     }
@@ -506,6 +507,6 @@ impl Shared {
     }
 
     fn lock_placed(&self) -> MutexGuard<'_, HashSet<transfer_locks::Key>> {
-        self.placed.lock().unwrap_or_else(PoisonError::into_inner)
+        self.placed.lock().unpoisoned()
     }
 }

@@ -18,14 +18,14 @@ use std::{
     ffi::OsStr,
     fs::File,
     io::{self, Read},
-    sync::{LazyLock, Mutex, MutexGuard, PoisonError},
+    sync::{LazyLock, Mutex, MutexGuard},
 };
 
 use cap_std::fs::Dir;
 use dropwire_protocol::{Digest, Receipt, RunningDigest};
 
 use super::output;
-use crate::{failpoints, fs::durable, io_error::is_shortage};
+use crate::{failpoints, fs::durable, io_error::is_shortage, poison::Unpoisoned as _};
 
 /// The file, below `.dropwire`.
 const FILE: &str = "named";
@@ -125,7 +125,7 @@ impl Named {
     }
 
     fn lock(&self) -> MutexGuard<'_, Slots> {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+        self.slots.lock().unpoisoned()
     }
 }
 

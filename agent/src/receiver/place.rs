@@ -4,7 +4,7 @@ use std::{
     collections::{HashMap, HashSet},
     ffi::OsString,
     io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
 };
 
 use cap_fs_ext::DirExt;
@@ -17,7 +17,7 @@ use super::{
     ledger::Alias,
     naming::{self, Names, os_name},
 };
-use crate::{failpoints, fs::durable, io_error::blames_the_name};
+use crate::{failpoints, fs::durable, io_error::blames_the_name, poison::Unpoisoned as _};
 
 /// Names being given at this moment, and folders that have another name here.
 pub struct Places {
@@ -288,7 +288,7 @@ impl Places {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock().unpoisoned()
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{
     fmt, io,
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Instant,
 };
 
@@ -20,6 +20,7 @@ use crate::{
     error::{chain, shown},
     failpoints,
     io_error::{Meaning, Wait, meaning},
+    poison::Unpoisoned as _,
 };
 
 /// Milliseconds after which an inbox that was away is asked again.
@@ -58,7 +59,7 @@ impl Outcomes {
             | Outcome::Withdrawn { id } => self.declines.waits_no_more(*id),
             _ => {}
         }
-        let mut sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sender = self.sender.lock().unpoisoned();
         let Some(link) = &*sender else {
             return;
         };

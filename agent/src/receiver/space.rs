@@ -8,7 +8,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
@@ -18,6 +18,7 @@ use crate::{
     error::size,
     failpoints,
     fs::disk::{Disk, Inodes},
+    poison::Unpoisoned as _,
 };
 
 /// The time over which a transfer's pace is measured; a new promise holds so long whatever comes.
@@ -204,7 +205,7 @@ impl Space {
     }
 
     fn lock(&self) -> MutexGuard<'_, Promises> {
-        self.promises.lock().unwrap_or_else(PoisonError::into_inner)
+        self.promises.lock().unpoisoned()
     }
 }
 

@@ -2,13 +2,15 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
 use dropwire_protocol::{AgentId, Manifest};
 
 use super::placing::Placing;
+
+use crate::poison::Unpoisoned as _;
 
 /// Most rows of delivered transfers that one peer may have.
 const ROWS: u64 = 1 << 20;
@@ -98,7 +100,7 @@ impl Tally {
 
     /// Is room to be made now for a peer at its bound? Not more often than each minute, for all rows are counted then.
     pub fn is_to_be_eased(&self, now: Instant) -> bool {
-        let mut eased = self.eased.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut eased = self.eased.lock().unpoisoned();
         let due = eased.is_none_or(|last| now.saturating_duration_since(last) >= AGAIN);
         if due {
             *eased = Some(now);
@@ -126,6 +128,6 @@ impl Tally {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<AgentId, Rows>> {
-        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+        self.peers.lock().unpoisoned()
     }
 }

@@ -3,13 +3,15 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard,
         atomic::{AtomicBool, Ordering},
     },
 };
 
 use dropwire_protocol::{AgentId, TransferId};
 use tokio::sync::watch;
+
+use crate::poison::Unpoisoned as _;
 
 /// A transfer, by its authenticated sender and its id.
 pub type Key = (AgentId, TransferId);
@@ -96,7 +98,7 @@ impl TransferLocks {
     }
 
     fn wait<'a>(&self, table: MutexGuard<'a, HashMap<Key, Entry>>) -> MutexGuard<'a, HashMap<Key, Entry>> {
-        self.ended.wait(table).unwrap_or_else(PoisonError::into_inner)
+        self.ended.wait(table).unpoisoned()
     }
 
     fn insert(
@@ -121,7 +123,7 @@ impl TransferLocks {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Key, Entry>> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        self.table.lock().unpoisoned()
     }
 }
 

@@ -7,7 +7,7 @@
 use std::{
     collections::HashMap,
     fs::File,
-    sync::{Mutex, PoisonError},
+    sync::Mutex,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -15,6 +15,7 @@ use super::transfer_locks::Key;
 use crate::{
     failpoints,
     fs::{file_system, version::Version},
+    poison::Unpoisoned as _,
 };
 
 /// Most partials whose verified_prefixes are remembered; for one more, any of them is forgotten.
@@ -36,7 +37,7 @@ impl VerifiedPrefixes {
         let version = sealing
             .and_then(|()| file.metadata())
             .map(|meta| Version::raw(&meta));
-        let mut sealed = self.sealed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sealed = self.sealed.lock().unpoisoned();
         sealed.remove(&key);
         if let Ok(version) = version {
             if sealed.len() >= MOST
@@ -50,7 +51,7 @@ impl VerifiedPrefixes {
 
     /// Takes the seal off a partial, before anything else is done to it. Was it unbroken?
     pub fn take(&self, key: Key, file: &File) -> bool {
-        let mut sealed = self.sealed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sealed = self.sealed.lock().unpoisoned();
         let Some(version) = sealed.remove(&key) else {
             return false;
         };

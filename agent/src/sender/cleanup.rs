@@ -10,7 +10,7 @@ pub mod stuck;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
@@ -33,6 +33,7 @@ use crate::{
     error::chain,
     fs::version::{Found, OutboxId},
     leaving::{self, DisposeError, Disposed, Siblings, spool},
+    poison::Unpoisoned as _,
     queue::{self, ItemId, Queue},
 };
 
@@ -104,7 +105,7 @@ impl Cleanup {
     }
 
     fn lock_unsynced(&self) -> MutexGuard<'_, HashMap<PathBuf, String>> {
-        self.0.unsynced.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.unsynced.lock().unpoisoned()
     }
 }
 

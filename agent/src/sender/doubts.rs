@@ -7,7 +7,7 @@
 use std::{
     collections::BTreeMap,
     mem,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
     time::Duration,
 };
 
@@ -30,6 +30,7 @@ use crate::{
     error::chain,
     failpoints,
     fs::version::Found,
+    poison::Unpoisoned as _,
     queue::{Doubt, Question, Queue},
 };
 
@@ -218,7 +219,7 @@ impl Doubts {
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waiting.lock().unpoisoned()
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -14,6 +14,8 @@ use tokio::time::Instant;
 
 use super::source::FileSource;
 use crate::queue::{Class, Job};
+
+use crate::poison::Unpoisoned as _;
 
 /// A transfer that makes no progress for so long is broken off and offered again later: the peer answers pings but not
 /// this. Long, because a receiver may read a whole large partial again before it commits.
@@ -96,7 +98,7 @@ impl InFlight {
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unpoisoned()
     }
 }
 

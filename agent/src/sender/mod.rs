@@ -36,7 +36,7 @@ mod source;
 use std::{
     collections::HashMap,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
 };
 
 use dropwire_protocol::{AgentId, Receipt};
@@ -59,6 +59,7 @@ use crate::{
     db::{Db, DbError},
     link::Links,
     owner::Me,
+    poison::Unpoisoned as _,
     queue::Queue,
 };
 
@@ -208,6 +209,6 @@ impl Sender {
     }
 
     fn dispatchers(&self) -> MutexGuard<'_, HashMap<AgentId, JoinHandle<()>>> {
-        self.dispatchers.lock().unwrap_or_else(PoisonError::into_inner)
+        self.dispatchers.lock().unpoisoned()
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, RwLock},
 };
 
 use tokio::task::JoinHandle;
@@ -12,6 +12,7 @@ use crate::{
     config,
     fs::version::{Found, OutboxId},
     outbox::Outbox,
+    poison::Unpoisoned as _,
 };
 
 /// All of them, in the config's order; cheap to clone.
@@ -29,7 +30,7 @@ pub(super) struct Running {
 impl Outboxes {
     /// Each of them.
     pub fn all(&self) -> Vec<Outbox> {
-        let running = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let running = self.0.read().unpoisoned();
         running.iter().map(|running| running.outbox.clone()).collect()
     }
 
@@ -53,13 +54,13 @@ impl Outboxes {
     }
 
     pub(super) fn add(&self, running: Running, order: &[config::Outbox]) {
-        let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.0.write().unpoisoned();
         all.push(running);
         all.sort_by_key(|running| order.iter().position(|o| o.path == running.outbox.path()));
     }
 
     pub(super) fn remove(&self, paths: &[PathBuf]) -> Vec<Running> {
-        let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.0.write().unpoisoned();
         let is_meant = |running: &mut Running| paths.iter().any(|path| path == running.outbox.path());
         all.extract_if(.., is_meant).collect()
     }

@@ -7,12 +7,12 @@
 use std::{
     io::{self, ErrorKind, Write},
     mem,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard},
     thread,
     time::Duration,
 };
 
-use crate::failpoints;
+use crate::{failpoints, poison::Unpoisoned as _};
 
 /// Most bytes of lines that wait.
 const ROOM: usize = 256 << 10;
@@ -107,7 +107,7 @@ impl Write for Lossy {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unpoisoned()
     }
 
     /// The next lines, and how many were lost behind them.
@@ -117,7 +117,7 @@ impl Shared {
         self.changed.notify_all();
         let nothing = |state: &mut State| state.waiting.is_empty() && state.lost == 0;
         let waited = self.changed.wait_while(state, nothing);
-        state = waited.unwrap_or_else(PoisonError::into_inner);
+        state = waited.unpoisoned();
         state.at_work = true;
         state.bytes = 0;
         (mem::take(&mut state.waiting), mem::take(&mut state.lost))

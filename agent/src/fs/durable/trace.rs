@@ -8,10 +8,12 @@ use std::{
     io,
     os::fd::{AsFd, AsRawFd},
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
 };
 
 use cap_std::fs::Dir;
+
+use crate::poison::Unpoisoned as _;
 
 /// One call; paths are whole, or below the folder that was asked for.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -135,7 +137,7 @@ fn hook(call: &Call) -> io::Result<()> {
 }
 
 fn hooks() -> MutexGuard<'static, Vec<(Call, Hook)>> {
-    HOOKS.lock().unwrap_or_else(PoisonError::into_inner)
+    HOOKS.lock().unpoisoned()
 }
 
 fn path_of(at: &impl AsFd) -> PathBuf {
@@ -144,5 +146,5 @@ fn path_of(at: &impl AsFd) -> PathBuf {
 }
 
 fn calls() -> MutexGuard<'static, Vec<Call>> {
-    CALLS.lock().unwrap_or_else(PoisonError::into_inner)
+    CALLS.lock().unpoisoned()
 }

@@ -4,7 +4,7 @@
 use std::{
     collections::{HashMap, HashSet},
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
 };
 
 use dropwire_protocol::RemotePath;
@@ -14,6 +14,7 @@ use crate::{
         confined,
         version::{Found, OutboxId, Version},
     },
+    poison::Unpoisoned as _,
     queue::{Disposal, ItemId},
 };
 
@@ -127,7 +128,7 @@ impl Deferred {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<(OutboxId, RemotePath), Folder>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unpoisoned()
     }
 }
 

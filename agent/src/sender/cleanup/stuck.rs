@@ -5,7 +5,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     fmt,
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
 };
 
 use tracing::{info, warn};
@@ -14,6 +14,7 @@ use crate::{
     error::shown,
     io_error::{self, Meaning, Wait},
     leaving::DisposeError,
+    poison::Unpoisoned as _,
     queue::{Disposal, ItemId},
 };
 
@@ -136,7 +137,7 @@ impl Stuck {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Files>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unpoisoned()
     }
 }
 

@@ -12,7 +12,7 @@ mod subject;
 
 use std::{
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     thread,
 };
 
@@ -27,6 +27,7 @@ pub use self::{
 use crate::{
     fs::version::Found,
     link::{Piece, Source, Voided},
+    poison::Unpoisoned as _,
 };
 
 /// One version of one file in an outbox, as the link wants to read it; kept as long as the transfer may be rewound.
@@ -60,7 +61,7 @@ impl FileSource {
 
     /// The whole file's digest, once a pass read all of it as one version: what a receipt has to agree with.
     pub fn digest(&self) -> Option<Digest> {
-        *self.subject.read.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.subject.read.lock().unpoisoned()
     }
 }
 

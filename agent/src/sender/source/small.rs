@@ -6,7 +6,7 @@
 use std::{
     collections::VecDeque,
     mem,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
 };
 
 use dropwire_protocol::Digest;
@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use super::{pass::Opened, subject::Subject};
-use crate::link::Piece;
+use crate::{link::Piece, poison::Unpoisoned as _};
 
 /// Most groups that are read at the same time.
 const MOST_WORKERS: usize = 16;
@@ -86,7 +86,7 @@ impl SmallReads {
     }
 
     fn lock(&self) -> MutexGuard<'_, Work> {
-        self.work.lock().unwrap_or_else(PoisonError::into_inner)
+        self.work.lock().unpoisoned()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::Mutex,
 };
 
 use dropwire_protocol::{Digest, RunningDigest};
@@ -16,6 +16,7 @@ use crate::{
     failpoints,
     fs::version::Found,
     link::{Piece, Voided},
+    poison::Unpoisoned as _,
 };
 
 /// Takes a large file's checkpoints as bytes while it is read; must not block.
@@ -89,7 +90,7 @@ impl Subject {
     ) {
         match self.pass(opened, offset, digest, feed, stopped) {
             Ok(digest) => {
-                *self.read.lock().unwrap_or_else(PoisonError::into_inner) = Some(digest);
+                *self.read.lock().unpoisoned() = Some(digest);
                 feed(Piece::End { digest });
             }
             Err(Ended::Void(why)) => {
@@ -143,7 +144,7 @@ impl Subject {
     }
 
     pub(super) fn checkpoints(&self) -> std::sync::MutexGuard<'_, Checkpoints> {
-        self.checkpoints.lock().unwrap_or_else(PoisonError::into_inner)
+        self.checkpoints.lock().unpoisoned()
     }
 }
 
