@@ -170,6 +170,7 @@ fn a_kept_file_is_sent_again_for_new_bytes_only() {
 #[test]
 fn a_disk_mounted_inside_is_looked_at_and_watched() {
     let mut pair = Pair::idle();
+    pair.laptop.settings.outbox.push("rescan = \"10m\"".into()); // or a scan would find it in time
     pair.office.start();
     pair.laptop.start();
     pair.connects();
