@@ -20,7 +20,7 @@ impl ReceiveBudget {
     }
 }
 
-/// One link's way into its sink. A chunk that there is no [`Room`] for waits, and what comes after it.
+/// One link's way into its sink. A chunk waits while the [`ReceiveBudget`] has no room for it, and so does what comes after it.
 pub struct Commands {
     to: mpsc::Sender<Command>,
     budget: ReceiveBudget,

@@ -1,6 +1,6 @@
 //! Native events as hints: each says "look there", none is believed, and a lost one costs only delay.
 //!
-//! The watch is tested by itself: [`probe`] opens a file in the outbox's own folder for writing, and [`Watcher::heard`]
+//! The watch is tested by itself: [`probe`] opens a file in the outbox's own folder for writing, and [`Watcher::probe_received`]
 //! tells when the event of its closing came.
 
 use std::{

@@ -9,7 +9,7 @@ use dropwire_protocol::AgentId;
 
 use crate::poison::Unpoisoned as _;
 
-/// A queue for each peer, read in turns. What may wait is bounded by [`super::memory`].
+/// A queue for each peer, read in turns. What may wait is bounded by [`super::byte_budget`].
 pub struct FairQueue<T> {
     state: Mutex<State<T>>,
     filled: Condvar,
