@@ -65,7 +65,7 @@ fn a_bad_read_is_found_and_sent_again() {
         let pair = Pair::with(|laptop, _| {
             laptop
                 .env
-                .push(("DROPWIRE_FAULT".into(), format!("bad-read@{offset}")))
+                .push(("DROPWIRE_FAULT".into(), format!("bad-read@{offset}")));
         });
         let bytes = files::noise(13, SIZE);
         let before = pair.wire.passed(Toward::Listener);

@@ -1,6 +1,8 @@
 //! End to end: real processes, real sockets, real files. What only these can show stands here (wiring, crashes,
 //! faults, the surface that scripts rely on); everything else is tested inside its room.
 #![cfg(unix)]
+// The harness is the proofs' too.
+#![allow(unreachable_pub)]
 
 mod harness;
 

@@ -65,7 +65,7 @@ fn unfinished_names_wait_for_their_rename_and_litter_stays() {
         laptop
             .settings
             .outbox
-            .push("ignore = [\"*.secret\", \"sub/only-here\"]".into())
+            .push("ignore = [\"*.secret\", \"sub/only-here\"]".into());
     });
     let ignored = [
         "a.part",
@@ -281,13 +281,17 @@ fn files_wait_for_descriptors_without_a_word_for_each() {
     pair.laptop.start();
     pair.connects();
     for n in 0..FILES {
-        pair.laptop.drop_file(format!("{n}"), &files::noise(n as u64, 10));
+        pair.laptop.drop_file(format!("{n}"), &noise(n as u64, 10));
     }
     pair.laptop.delivers(FILES);
     pair.laptop.empties_outbox();
     let log = pair.laptop.log_text();
     for text in ["\"not sent\"", "cannot leave the outbox yet"] {
-        assert_eq!(log.lines().filter(|line| line.contains(text)).count(), 0, "{text}");
+        assert_eq!(
+            log.lines().filter(|line| line.contains(text)).count(),
+            0,
+            "{text}"
+        );
     }
     pair.laptop.stop();
 }

@@ -52,8 +52,8 @@ pub struct Db {
 
 impl Db {
     /// [`Db::try_open`], where nobody asks what it waits for.
-    pub fn open(path: &Path, migrations: &rusqlite_migration::Migrations<'_>) -> Result<Db, OpenError> {
-        Db::try_open(path, migrations, &Waits::new(path))
+    pub fn open(path: &Path, migrations: &rusqlite_migration::Migrations<'_>) -> Result<Self, OpenError> {
+        Self::try_open(path, migrations, &Waits::new(path))
     }
 
     /// Opens or makes the database, checks it (a damaged one is not written to) and brings its tables up to date.
@@ -64,7 +64,7 @@ impl Db {
         path: &Path,
         migrations: &rusqlite_migration::Migrations<'_>,
         waits: &Waits,
-    ) -> Result<Db, OpenError> {
+    ) -> Result<Self, OpenError> {
         assert!(
             rusqlite::version_number() >= 3_051_003,
             "SQLite before 3.51.3 has the WAL-reset bug"
@@ -89,7 +89,7 @@ impl Db {
             .name("job-list".into())
             .spawn(move || writer.run())
             .map_err(|e| OpenError::Cannot(e.into()))?;
-        Ok(Db {
+        Ok(Self {
             work: sender,
             health,
             readers,

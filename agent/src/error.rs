@@ -48,7 +48,7 @@ pub struct Fatal {
 impl Fatal {
     /// A new error without a hint.
     pub fn new(exit: Exit, message: impl fmt::Display) -> Self {
-        Fatal {
+        Self {
             exit,
             message: message.to_string(),
             hint: None,
@@ -72,9 +72,9 @@ impl Fatal {
             AlreadyExists | ReadOnlyFilesystem => Exit::CannotCreate,
             _ => Exit::Disk,
         };
-        Fatal {
+        Self {
             passes: io_error::passes(error),
-            ..Fatal::new(exit, format_args!("{doing}: {error}"))
+            ..Self::new(exit, format_args!("{doing}: {error}"))
         }
     }
 }
@@ -150,7 +150,7 @@ mod tests {
         #[derive(Debug, thiserror::Error)]
         enum Failed {
             #[error("cannot begin")]
-            Begin(#[source] Box<Failed>),
+            Begin(#[source] Box<Self>),
             #[error("cannot read: {0}")]
             Read(#[source] std::io::Error),
         }

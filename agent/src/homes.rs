@@ -113,16 +113,16 @@ pub enum There {
 
 impl There {
     /// Looks at `other`, where the `id` of the folder at `path` is at home. Blocks.
-    pub fn find(id: FolderId, path: &Path, other: &Path) -> There {
+    pub fn find(id: FolderId, path: &Path, other: &Path) -> Self {
         if is_same(path, other) {
-            return There::Same;
+            return Self::Same;
         }
         match confined::root(other).and_then(|dir| folder_id::read(&dir)) {
-            Ok(Some(found)) if found == id => There::Original,
-            Ok(Some(_)) => There::Another,
-            Ok(None) => There::Nothing,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => There::Nothing,
-            Err(e) => There::Unknown(e),
+            Ok(Some(found)) if found == id => Self::Original,
+            Ok(Some(_)) => Self::Another,
+            Ok(None) => Self::Nothing,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Self::Nothing,
+            Err(e) => Self::Unknown(e),
         }
     }
 
@@ -131,8 +131,8 @@ impl There {
     pub fn is_left(&self, path: &Path, other: &Path, outboxes: &[PathBuf]) -> bool {
         let are_outboxes = [path, other].iter().all(|p| outboxes.iter().any(|o| o == p));
         match self {
-            There::Another => are_outboxes || failpoints::mutant("folder-inbox"),
-            There::Nothing => failpoints::mutant("folder-away"),
+            Self::Another => are_outboxes || failpoints::mutant("folder-inbox"),
+            Self::Nothing => failpoints::mutant("folder-away"),
             _ => false,
         }
     }
@@ -141,22 +141,22 @@ impl There {
     pub fn reason(&self, path: &Path, other: &Path) -> String {
         let (folder, home, adopt) = (shown(path), shown(other), owner::adopt(path));
         match self {
-            There::Same => {
+            Self::Same => {
                 format!("{folder} and {home} are the same folder: take one of them out of the config")
             }
-            There::Original => format!(
+            Self::Original => format!(
                 "{folder} has the same id (.dropwire/id) as {home}, of which it seems to be a copy; to use it as a folder \
                  of its own: `{adopt}`"
             ),
-            There::Another => format!(
+            Self::Another => format!(
                 "{folder} has the id (.dropwire/id) of {home}, and an inbox and an outbox do not take each other's place by \
                  being moved: move it back, or change the paths in the config; to use it as a folder of its own: `{adopt}`"
             ),
-            There::Nothing => format!(
+            Self::Nothing => format!(
                 "{folder} has the id (.dropwire/id) of {home}, where no folder with an id is now: mount its disk. \
                  If the folder was moved here instead, take {home} out of the config; if it is a copy, run `{adopt}`"
             ),
-            There::Unknown(error) => format!(
+            Self::Unknown(error) => format!(
                 "{folder} has the id (.dropwire/id) of {home}, and what is there cannot be read ({error}): fix \
                  that. If the folder was moved here instead, take {home} out of the config; if it is a copy, run `{adopt}`"
             ),

@@ -47,7 +47,7 @@ impl LostWrite {
     /// Wraps the error of a sync, for [`meaning`] to know it again. `EINTR` and shortages of memory included: whether the
     /// kernel reports the loss a second time is not defined.
     pub fn wrap(error: io::Error) -> io::Error {
-        io::Error::new(error.kind(), LostWrite(error))
+        io::Error::new(error.kind(), Self(error))
     }
 }
 

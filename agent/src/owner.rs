@@ -63,9 +63,9 @@ pub struct Owner {
 }
 
 impl Owner {
-    fn of(me: &Me, since: Option<String>) -> Owner {
+    fn of(me: &Me, since: Option<String>) -> Self {
         let now = || humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string();
-        Owner {
+        Self {
             name: me.name.clone(),
             id: id::format(me.id),
             host: host(),
@@ -124,7 +124,7 @@ pub struct Claimed {
 
 impl Claimed {
     /// Is it that by which [`unclaimed`] failed?
-    pub fn of(error: &io::Error) -> Option<&Claimed> {
+    pub fn of(error: &io::Error) -> Option<&Self> {
         error.get_ref()?.downcast_ref()
     }
 }

@@ -39,7 +39,7 @@ mod tests {
 
     impl notify::Watcher for Threadless {
         fn new<F: notify::EventHandler>(_: F, _: notify::Config) -> notify::Result<Self> {
-            Ok(Threadless)
+            Ok(Self)
         }
         fn watch(&mut self, _: &Path, _: RecursiveMode) -> notify::Result<()> {
             panic!("no thread")

@@ -26,10 +26,10 @@ pub struct Arrivals {
 
 impl Arrivals {
     /// Watches `folder`, what lies there already included.
-    pub fn watch(folder: &Path) -> io::Result<Arrivals> {
+    pub fn watch(folder: &Path) -> io::Result<Self> {
         let events = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
         inotify::add_watch(&events, folder, WatchFlags::MOVED_TO | WatchFlags::CREATE)?;
-        let mut arrivals = Arrivals {
+        let mut arrivals = Self {
             events,
             seen: HashSet::new(),
         };

@@ -16,11 +16,11 @@ pub struct Home {
 
 impl Home {
     /// In `root`, for the agent that is `program`.
-    pub fn make(program: &Path, root: &Path) -> io::Result<Home> {
+    pub fn make(program: &Path, root: &Path) -> io::Result<Self> {
         for folder in ["outbox", "inbox"] {
             fs::create_dir_all(root.join(folder))?;
         }
-        Ok(Home {
+        Ok(Self {
             program: program.into(),
             root: root.into(),
         })

@@ -36,7 +36,7 @@ struct State {
 
 impl Meter {
     /// Takes connections from now on, and refuses them until it knows where to.
-    pub fn start() -> io::Result<Meter> {
+    pub fn start() -> io::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let address = listener.local_addr()?;
         let line = Arc::new(Line {
@@ -56,7 +56,7 @@ impl Meter {
                 }
             }
         });
-        Ok(Meter { address, line })
+        Ok(Self { address, line })
     }
 
     /// Where to connect to, to reach `upstream`.
@@ -99,7 +99,7 @@ impl Line {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    fn connect(self: &Arc<Line>, taken: TcpStream) -> io::Result<()> {
+    fn connect(self: &Arc<Self>, taken: TcpStream) -> io::Result<()> {
         let Some(upstream) = self.state().upstream else {
             return Ok(());
         };

@@ -17,8 +17,8 @@ pub struct Namespace {
 
 impl Namespace {
     /// One in which this process has a device with that address.
-    pub fn new(name_space: OwnedFd, address: IpAddr) -> Namespace {
-        Namespace { name_space, address }
+    pub fn new(name_space: OwnedFd, address: IpAddr) -> Self {
+        Self { name_space, address }
     }
 
     /// Its end's address.

@@ -31,8 +31,8 @@ pub struct Usage {
 
 impl Usage {
     /// Both together: time adds up, the larger peak counts.
-    pub fn with(self, other: Usage) -> Usage {
-        Usage {
+    pub fn with(self, other: Self) -> Self {
+        Self {
             cpu: self.cpu + other.cpu,
             peak: self.peak.max(other.peak),
         }
@@ -49,7 +49,7 @@ pub struct Running {
 
 impl Running {
     /// Starts `command` in `network` (None: where we are). What it says on stderr is kept for errors.
-    pub fn start(mut command: Command, network: Option<&Namespace>) -> io::Result<Running> {
+    pub fn start(mut command: Command, network: Option<&Namespace>) -> io::Result<Self> {
         let what = command.get_program().to_string_lossy().into_owned();
         let said = tempfile::tempfile()?;
         command.stderr(said.try_clone()?);
@@ -67,7 +67,7 @@ impl Running {
             None => start(),
         };
         let child = child.map_err(|e| failed(format!("{what}: {e}")))?;
-        Ok(Running {
+        Ok(Self {
             child,
             what,
             said,

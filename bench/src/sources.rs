@@ -18,9 +18,9 @@ pub struct Sources {
 
 impl Sources {
     /// In `folder`, which has to be on the disk that is measured.
-    pub fn new(folder: &Path) -> io::Result<Sources> {
+    pub fn new(folder: &Path) -> io::Result<Self> {
         fs::create_dir_all(folder)?;
-        Ok(Sources {
+        Ok(Self {
             folder: folder.into(),
             filler: Filler::new(&folder.join("filler"))?,
         })
@@ -144,20 +144,20 @@ impl Filler {
     const REST: u64 = 512 << 20;
     const SIZE: u64 = 8 << 40;
 
-    fn new(path: &Path) -> io::Result<Filler> {
+    fn new(path: &Path) -> io::Result<Self> {
         let hole = File::options()
             .read(true)
             .write(true)
             .create(true)
             .truncate(true)
             .open(path)?;
-        hole.set_len(Filler::SIZE)?;
-        Ok(Filler { hole })
+        hole.set_len(Self::SIZE)?;
+        Ok(Self { hole })
     }
 
     fn fill(&self) -> io::Result<()> {
         let memory = fs::read_to_string("/proc/meminfo")?;
-        let mut left = free_bytes(&memory).unwrap_or(0).saturating_sub(Filler::REST);
+        let mut left = free_bytes(&memory).unwrap_or(0).saturating_sub(Self::REST);
         let mut buffer = vec![0; 1 << 20];
         while left > 0 {
             let length = (&self.hole).read(&mut buffer)? as u64;

@@ -13,7 +13,7 @@ pub struct Spread {
 
 impl Spread {
     /// Of `values`; None when there are none.
-    pub fn of(values: &[f64]) -> Option<Spread> {
+    pub fn of(values: &[f64]) -> Option<Self> {
         let sorted = sorted(values);
         let (least, most) = (*sorted.first()?, *sorted.last()?);
         let half = sorted.len() / 2;
@@ -21,7 +21,7 @@ impl Spread {
             0 => (sorted[half - 1] + sorted[half]) / 2.0,
             _ => sorted[half],
         };
-        Some(Spread { median, least, most })
+        Some(Self { median, least, most })
     }
 }
 

@@ -43,7 +43,7 @@ pub struct Wide {
 
 impl Wide {
     /// Lays the line; the reason where that is not allowed.
-    pub fn lay() -> io::Result<Wide> {
+    pub fn lay() -> io::Result<Self> {
         let (near, a) = end(ENDS[0], ENDS[1])?;
         let (far, b) = end(ENDS[1], ENDS[0])?;
         let over = Arc::new(AtomicBool::new(false));
@@ -51,7 +51,7 @@ impl Wide {
             let over = over.clone();
             thread::spawn(move || relay(from, to, Noise(seed), &over));
         }
-        Ok(Wide {
+        Ok(Self {
             ends: [near, far],
             over,
         })
@@ -134,8 +134,8 @@ struct Line {
 }
 
 impl Line {
-    fn new(noise: Noise, now: Instant) -> Line {
-        Line {
+    fn new(noise: Noise, now: Instant) -> Self {
+        Self {
             noise,
             free_at: now,
             under_way: VecDeque::new(),

@@ -30,26 +30,26 @@ pub struct Figure {
 
 impl Work {
     /// All, in the order in which they are done.
-    pub const ALL: [Work; 7] = [
-        Work::Large,
-        Work::Small,
-        Work::Latency,
-        Work::Beside,
-        Work::Resume,
-        Work::Idle,
-        Work::Wide,
+    pub const ALL: [Self; 7] = [
+        Self::Large,
+        Self::Small,
+        Self::Latency,
+        Self::Beside,
+        Self::Resume,
+        Self::Idle,
+        Self::Wide,
     ];
 
     /// As on the command line.
     pub fn name(self) -> &'static str {
         match self {
-            Work::Large => "large",
-            Work::Small => "small",
-            Work::Latency => "latency",
-            Work::Beside => "beside",
-            Work::Resume => "resume",
-            Work::Idle => "idle",
-            Work::Wide => "wide",
+            Self::Large => "large",
+            Self::Small => "small",
+            Self::Latency => "latency",
+            Self::Beside => "beside",
+            Self::Resume => "resume",
+            Self::Idle => "idle",
+            Self::Wide => "wide",
         }
     }
 
@@ -62,12 +62,12 @@ impl Work {
             Figure { name, more: false }
         }
         match self {
-            Work::Large => const { &[more("MB/s")] },
-            Work::Small => const { &[more("files/s")] },
-            Work::Latency | Work::Beside => const { &[less("median, ms"), less("p99, ms")] },
-            Work::Resume => const { &[less("bytes ÷ size"), less("rest ÷ whole")] },
-            Work::Idle => const { &[less("CPU s a minute")] },
-            Work::Wide => const { &[less("large, s"), less("small, s")] },
+            Self::Large => const { &[more("MB/s")] },
+            Self::Small => const { &[more("files/s")] },
+            Self::Latency | Self::Beside => const { &[less("median, ms"), less("p99, ms")] },
+            Self::Resume => const { &[less("bytes ÷ size"), less("rest ÷ whole")] },
+            Self::Idle => const { &[less("CPU s a minute")] },
+            Self::Wide => const { &[less("large, s"), less("small, s")] },
         }
     }
 }

@@ -273,7 +273,7 @@ impl Stage<'_> {
 
 impl Run {
     /// Two parts of one work.
-    fn and(mut self, other: Run) -> Run {
+    fn and(mut self, other: Self) -> Self {
         self.figures.extend(other.figures);
         self.used = [self.used[0].with(other.used[0]), self.used[1].with(other.used[1])];
         self

@@ -31,9 +31,9 @@ impl Kind {
     /// As mount calls it.
     pub fn name(self) -> &'static str {
         match self {
-            Kind::Ext4 => "ext4",
-            Kind::Xfs => "xfs",
-            Kind::Btrfs => "btrfs",
+            Self::Ext4 => "ext4",
+            Self::Xfs => "xfs",
+            Self::Btrfs => "btrfs",
         }
     }
 
@@ -46,9 +46,9 @@ impl Kind {
             return Some("there are no loop devices".into());
         }
         let tools: &[&str] = match self {
-            Kind::Ext4 => &["mkfs.ext4"],
-            Kind::Xfs => &["mkfs.xfs"],
-            Kind::Btrfs => &["mkfs.btrfs", "mkfs.xfs"], // of the latter, what its images lie on
+            Self::Ext4 => &["mkfs.ext4"],
+            Self::Xfs => &["mkfs.xfs"],
+            Self::Btrfs => &["mkfs.btrfs", "mkfs.xfs"], // of the latter, what its images lie on
         };
         let missing = |tool: &&str| Command::new(tool).arg("-V").output().err();
         let why = |tool: &&str| missing(tool).map(|e| format!("{tool}: {e}"));
@@ -109,17 +109,17 @@ pub struct Disk {
 impl Disk {
     /// Makes an empty file system in `folder` and mounts it there, both called `name`. Of btrfs, `folder` has to be on
     /// a [`Disk::for_images`].
-    pub fn make(kind: Kind, folder: &Path, name: &str) -> io::Result<Disk> {
-        Disk::of_size(kind, folder, name, SIZE)
+    pub fn make(kind: Kind, folder: &Path, name: &str) -> io::Result<Self> {
+        Self::of_size(kind, folder, name, SIZE)
     }
 
     /// An xfs in `folder` for other disks' images, large enough for `count` of them.
-    pub fn for_images(folder: &Path, count: usize) -> io::Result<Disk> {
-        Disk::of_size(Kind::Xfs, folder, "images", SIZE * (2 * count as u64 + 1))
+    pub fn for_images(folder: &Path, count: usize) -> io::Result<Self> {
+        Self::of_size(Kind::Xfs, folder, "images", SIZE * (2 * count as u64 + 1))
     }
 
-    fn of_size(kind: Kind, folder: &Path, name: &str, size: u64) -> io::Result<Disk> {
-        let disk = Disk {
+    fn of_size(kind: Kind, folder: &Path, name: &str, size: u64) -> io::Result<Self> {
+        let disk = Self {
             kind,
             image: folder.join(format!("{name}.img")),
             mount: folder.join(name),

@@ -89,11 +89,11 @@ impl Field {
             folder: folder.map_err(|e| e.to_string())?,
         };
         match self {
-            Field::CoarseTimes => entered.mount_ext4(&["-I", "128"])?,
-            Field::NoFileTypes => entered.mount_ext4(&["-O", "^filetype"])?,
-            Field::Bindfs => entered.mount_bindfs()?,
-            Field::Unstable => entered.mount_pass_through()?,
-            Field::FewThreads => entered.compile_threads()?,
+            Self::CoarseTimes => entered.mount_ext4(&["-I", "128"])?,
+            Self::NoFileTypes => entered.mount_ext4(&["-O", "^filetype"])?,
+            Self::Bindfs => entered.mount_bindfs()?,
+            Self::Unstable => entered.mount_pass_through()?,
+            Self::FewThreads => entered.compile_threads()?,
             _ => {}
         }
         Ok(entered)
@@ -213,8 +213,8 @@ pub struct There {
 
 impl There {
     /// For the runs of one worker, below `boxes`.
-    pub fn new(boxes: &Path, worker: usize) -> There {
-        There {
+    pub fn new(boxes: &Path, worker: usize) -> Self {
+        Self {
             boxes: boxes.into(),
             worker,
             runs: 0,

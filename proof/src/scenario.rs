@@ -44,8 +44,8 @@ pub struct Drop {
 
 impl Drop {
     /// A file of these bytes.
-    pub fn new(name: impl Into<String>, bytes: Vec<u8>) -> Drop {
-        Drop {
+    pub fn new(name: impl Into<String>, bytes: Vec<u8>) -> Self {
+        Self {
             name: name.into(),
             sha256: crate::harness::files::sha256_of(&bytes),
             bytes: Arc::new(bytes),
@@ -54,12 +54,12 @@ impl Drop {
     }
 
     /// A folder that is one delivery.
-    pub fn folder(name: &str, inside: Vec<(&'static str, Option<Vec<u8>>)>) -> Drop {
+    pub fn folder(name: &str, inside: Vec<(&'static str, Option<Vec<u8>>)>) -> Self {
         let lines = inside.iter().map(|(path, bytes)| {
             let digest = bytes.as_deref().map(crate::harness::files::sha256_of);
             (PathBuf::from(path), digest)
         });
-        Drop {
+        Self {
             name: name.into(),
             sha256: tree_digest(lines.collect()),
             bytes: Arc::default(),
@@ -75,28 +75,28 @@ pub fn tree_digest(tree: BTreeMap<PathBuf, Option<String>>) -> String {
 
 impl Scenario {
     /// All, in the order in which they are proven.
-    pub const ALL: [Scenario; 8] = [
-        Scenario::Start,
-        Scenario::Small,
-        Scenario::Collision,
-        Scenario::Batch,
-        Scenario::Recovery,
-        Scenario::Large,
-        Scenario::Resume,
-        Scenario::Folder,
+    pub const ALL: [Self; 8] = [
+        Self::Start,
+        Self::Small,
+        Self::Collision,
+        Self::Batch,
+        Self::Recovery,
+        Self::Large,
+        Self::Resume,
+        Self::Folder,
     ];
 
     /// Its name on the command line.
     pub fn name(self) -> &'static str {
         match self {
-            Scenario::Start => "start",
-            Scenario::Small => "small",
-            Scenario::Batch => "batch",
-            Scenario::Large => "large",
-            Scenario::Resume => "resume",
-            Scenario::Collision => "collision",
-            Scenario::Recovery => "recovery",
-            Scenario::Folder => "folder",
+            Self::Start => "start",
+            Self::Small => "small",
+            Self::Batch => "batch",
+            Self::Large => "large",
+            Self::Resume => "resume",
+            Self::Collision => "collision",
+            Self::Recovery => "recovery",
+            Self::Folder => "folder",
         }
     }
 
@@ -106,14 +106,14 @@ impl Scenario {
         static RESUMED: LazyLock<Drop> =
             LazyLock::new(|| Drop::new("resumed.bin", noise(8, CUT_AFTER + (16 << 20))));
         match self {
-            Scenario::Start | Scenario::Small | Scenario::Collision => {
+            Self::Start | Self::Small | Self::Collision => {
                 vec![Drop::new(NAME, noise(1, 5_000))]
             }
-            Scenario::Batch => small_files(40),
-            Scenario::Recovery => small_files(6),
-            Scenario::Large => vec![LARGE.clone()],
-            Scenario::Resume => vec![RESUMED.clone()],
-            Scenario::Folder => vec![Drop::folder(
+            Self::Batch => small_files(40),
+            Self::Recovery => small_files(6),
+            Self::Large => vec![LARGE.clone()],
+            Self::Resume => vec![RESUMED.clone()],
+            Self::Folder => vec![Drop::folder(
                 WHOLE,
                 vec![
                     ("a", Some(noise(1, 3_000))),
@@ -129,19 +129,19 @@ impl Scenario {
     /// What lies in the inbox before, and has to lie there after.
     pub fn strangers(self) -> Vec<Drop> {
         match self {
-            Scenario::Collision => vec![Drop::new(NAME, b"somebody else's".to_vec())],
+            Self::Collision => vec![Drop::new(NAME, b"somebody else's".to_vec())],
             _ => Vec::new(),
         }
     }
 
     /// Are folders delivered whole?
     pub fn is_whole(self) -> bool {
-        self == Scenario::Folder
+        self == Self::Folder
     }
 
     /// Does the wire break in the middle?
     pub fn breaks_the_wire(self) -> bool {
-        self == Scenario::Resume
+        self == Self::Resume
     }
 }
 

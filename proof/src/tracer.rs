@@ -117,8 +117,8 @@ pub struct Report {
 
 impl Report {
     /// Reads it; what is not there (yet) is empty.
-    pub fn read(path: &Path) -> Report {
-        let mut report = Report::default();
+    pub fn read(path: &Path) -> Self {
+        let mut report = Self::default();
         for line in std::fs::read_to_string(path).unwrap_or_default().lines() {
             let mut words = line.splitn(4, ' ');
             let (Some(kind), Some(call), Some(Ok(nth)), Some(on)) = (
@@ -190,7 +190,7 @@ struct Tracer {
 }
 
 impl Tracer {
-    fn from_arguments(mut words: impl Iterator<Item = OsString>) -> Option<io::Result<Tracer>> {
+    fn from_arguments(mut words: impl Iterator<Item = OsString>) -> Option<io::Result<Self>> {
         let report = PathBuf::from(words.next()?);
         let mut word = || words.next()?.into_string().ok();
         let armed = word()? == "armed";
@@ -216,7 +216,7 @@ impl Tracer {
         let mut command = Command::new(words.next()?);
         command.args(words);
         ARMED.store(armed, Ordering::SeqCst);
-        Some(Tracer::start(command, roots, &report, strike))
+        Some(Self::start(command, roots, &report, strike))
     }
 
     fn start(
@@ -224,7 +224,7 @@ impl Tracer {
         roots: Vec<PathBuf>,
         report: &Path,
         strike: Option<Strike>,
-    ) -> io::Result<Tracer> {
+    ) -> io::Result<Self> {
         let report = File::create(report)?;
         // SAFETY: the handler stores to an atomic and does nothing else.
         unsafe {
@@ -247,7 +247,7 @@ impl Tracer {
             });
         }
         let agent = command.spawn()?.id() as libc::pid_t;
-        Ok(Tracer {
+        Ok(Self {
             agent,
             roots,
             report,

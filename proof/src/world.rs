@@ -39,21 +39,21 @@ pub enum Side {
 
 impl Side {
     /// Both.
-    pub const BOTH: [Side; 2] = [Side::Sender, Side::Receiver];
+    pub const BOTH: [Self; 2] = [Self::Sender, Self::Receiver];
 
     /// Its name, as its peer's config has it too.
     pub fn name(self) -> &'static str {
         match self {
-            Side::Sender => "sender",
-            Side::Receiver => "receiver",
+            Self::Sender => "sender",
+            Self::Receiver => "receiver",
         }
     }
 
     /// The other one.
-    pub fn other(self) -> Side {
+    pub fn other(self) -> Self {
         match self {
-            Side::Sender => Side::Receiver,
-            Side::Receiver => Side::Sender,
+            Self::Sender => Self::Receiver,
+            Self::Receiver => Self::Sender,
         }
     }
 }
@@ -73,9 +73,9 @@ impl Sides {
     /// The sides.
     pub fn all(self) -> &'static [Side] {
         match self {
-            Sides::Sender => &[Side::Sender],
-            Sides::Receiver => &[Side::Receiver],
-            Sides::Both => &Side::BOTH,
+            Self::Sender => &[Side::Sender],
+            Self::Receiver => &[Side::Receiver],
+            Self::Both => &Side::BOTH,
         }
     }
 }
@@ -88,7 +88,7 @@ pub struct Keys {
 
 impl Keys {
     /// Lets the program make them.
-    pub fn make() -> io::Result<Keys> {
+    pub fn make() -> io::Result<Self> {
         let mut ids = [String::new(), String::new()];
         let mut keys = [Vec::new(), Vec::new()];
         for side in Side::BOTH {
@@ -118,7 +118,7 @@ impl Keys {
             }
             keys[side as usize] = fs::read(folder.path().join("state/identity.key"))?;
         }
-        Ok(Keys { ids, keys })
+        Ok(Self { ids, keys })
     }
 }
 
@@ -137,8 +137,8 @@ pub struct Home {
 
 impl Home {
     /// Everything below `boxes`, the job list below `state`.
-    pub fn new(boxes: &Path, state: &Path) -> Home {
-        Home {
+    pub fn new(boxes: &Path, state: &Path) -> Self {
+        Self {
             state: state.join("state"),
             outbox: boxes.join("outbox"),
             inbox: boxes.join("inbox"),
@@ -202,9 +202,9 @@ impl World {
         homes: [Home; 2],
         address: &str,
         wire: Option<Arc<Proxy>>,
-    ) -> io::Result<World> {
+    ) -> io::Result<Self> {
         fs::create_dir_all(root)?;
-        let world = World {
+        let world = Self {
             root: root.into(),
             homes,
             wire,

@@ -120,7 +120,7 @@ pub struct Reader<R> {
 impl<R: Read> Reader<R> {
     /// Of the stream that begins in `inner`.
     pub fn new(inner: R) -> Self {
-        Reader {
+        Self {
             inner,
             left: 0,
             padding: 0,

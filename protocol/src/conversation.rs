@@ -92,7 +92,7 @@ impl Conversation {
         hello.window = hello.window.max(MIN_WINDOW);
         cut(&mut hello.name, MAX_NAME);
         cut(&mut hello.software, MAX_TEXT);
-        Conversation {
+        Self {
             stage: Stage::Greeting {
                 by: now.saturating_add(local.dead_after),
             },

@@ -163,12 +163,12 @@ impl Error {
 
 impl From<Malformed> for Error {
     fn from(malformed: Malformed) -> Self {
-        Error::Malformed(malformed)
+        Self::Malformed(malformed)
     }
 }
 
 impl From<PeerMisbehaved> for Error {
     fn from(misbehaved: PeerMisbehaved) -> Self {
-        Error::PeerMisbehaved(misbehaved)
+        Self::PeerMisbehaved(misbehaved)
     }
 }

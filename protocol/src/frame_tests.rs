@@ -65,7 +65,7 @@ fn bye_reason() -> impl Strategy<Value = ByeReason> {
 }
 
 /// Every message there is, within its limits.
-pub fn message() -> impl Strategy<Value = Message> {
+pub(super) fn message() -> impl Strategy<Value = Message> {
     let hello = (
         any::<(u16, u16)>(),
         "[a-zé]{0,32}",

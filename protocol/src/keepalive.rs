@@ -18,7 +18,7 @@ pub struct Keepalive {
 impl Keepalive {
     /// Counts from `now`. Asking no earlier than dying would be of no use: then no question is asked.
     pub fn new(ping_after: Duration, dead_after: Duration, now: Duration) -> Self {
-        Keepalive {
+        Self {
             ping_after,
             dead_after,
             heard_at: now,
@@ -29,7 +29,7 @@ impl Keepalive {
 
     /// A byte came in.
     pub fn heard(&mut self, now: Duration) {
-        *self = Keepalive::new(self.ping_after, self.dead_after, now);
+        *self = Self::new(self.ping_after, self.dead_after, now);
     }
 
     /// A question goes out now: without an answer the link is dead after `within`, or earlier if it was to be.

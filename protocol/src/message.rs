@@ -375,24 +375,24 @@ impl Message {
     /// What it is called in PROTOCOL.md.
     pub fn name(&self) -> &'static str {
         match self {
-            Message::Hello(_) => "Hello",
-            Message::Bye(_) => "Bye",
-            Message::Ping(_) => "Ping",
-            Message::Pong(_) => "Pong",
-            Message::Offer(_) => "Offer",
-            Message::Accept(_) => "Accept",
-            Message::Decline(_) => "Decline",
-            Message::Settled(_) => "Settled",
-            Message::Chunk(_) => "Chunk",
-            Message::Ack(_) => "Ack",
-            Message::Done(_) => "Done",
-            Message::Close(_) => "Close",
-            Message::Receipts(_) => "Receipts",
-            Message::Withdraw(_) => "Withdraw",
-            Message::Withdrawn(_) => "Withdrawn",
-            Message::Forget(_) => "Forget",
-            Message::Forgotten(_) => "Forgotten",
-            Message::SharedKey(_) => "SharedKey",
+            Self::Hello(_) => "Hello",
+            Self::Bye(_) => "Bye",
+            Self::Ping(_) => "Ping",
+            Self::Pong(_) => "Pong",
+            Self::Offer(_) => "Offer",
+            Self::Accept(_) => "Accept",
+            Self::Decline(_) => "Decline",
+            Self::Settled(_) => "Settled",
+            Self::Chunk(_) => "Chunk",
+            Self::Ack(_) => "Ack",
+            Self::Done(_) => "Done",
+            Self::Close(_) => "Close",
+            Self::Receipts(_) => "Receipts",
+            Self::Withdraw(_) => "Withdraw",
+            Self::Withdrawn(_) => "Withdrawn",
+            Self::Forget(_) => "Forget",
+            Self::Forgotten(_) => "Forgotten",
+            Self::SharedKey(_) => "SharedKey",
         }
     }
 
@@ -412,14 +412,14 @@ impl Message {
             false => Err(Malformed::ListLength { message, length }),
         };
         match self {
-            Message::Hello(hello) => {
+            Self::Hello(hello) => {
                 text(&hello.name, MAX_NAME)?;
                 text(&hello.software, MAX_TEXT)
             }
-            Message::Bye(bye) => text(&bye.text, MAX_TEXT),
-            Message::Decline(decline) => text(&decline.text, MAX_TEXT),
-            Message::Offer(offer) => check_time(&offer.manifest.mtime),
-            Message::Chunk(chunk) => {
+            Self::Bye(bye) => text(&bye.text, MAX_TEXT),
+            Self::Decline(decline) => text(&decline.text, MAX_TEXT),
+            Self::Offer(offer) => check_time(&offer.manifest.mtime),
+            Self::Chunk(chunk) => {
                 let length = chunk.bytes.len();
                 if !(1..=MAX_CHUNK).contains(&length) {
                     return Err(Malformed::ChunkLength(length));
@@ -427,29 +427,29 @@ impl Message {
                 let end = chunk.offset.checked_add(length as u64);
                 end.map(drop).ok_or(Malformed::ChunkEnd)
             }
-            Message::Settled(settled) => check_receipt(&settled.receipt),
-            Message::Receipts(Receipts { receipts }) => {
+            Self::Settled(settled) => check_receipt(&settled.receipt),
+            Self::Receipts(Receipts { receipts }) => {
                 list(receipts.len(), 1)?;
                 receipts
                     .iter()
                     .try_for_each(|committed| check_receipt(&committed.receipt))
             }
-            Message::Forget(Forget { ids, times }) => {
+            Self::Forget(Forget { ids, times }) => {
                 let times = times.as_deref().unwrap_or_default();
                 list(ids.len(), usize::from(times.is_empty()))?;
                 list(times.len(), 0)?;
                 times.iter().try_for_each(|late| check_time(&late.mtime))
             }
-            Message::Forgotten(Forgotten { ids }) => list(ids.len(), 1),
-            Message::Ping(_)
-            | Message::Pong(_)
-            | Message::Accept(_)
-            | Message::Ack(_)
-            | Message::Done(_)
-            | Message::Close(_)
-            | Message::Withdraw(_)
-            | Message::Withdrawn(_)
-            | Message::SharedKey(_) => Ok(()),
+            Self::Forgotten(Forgotten { ids }) => list(ids.len(), 1),
+            Self::Ping(_)
+            | Self::Pong(_)
+            | Self::Accept(_)
+            | Self::Ack(_)
+            | Self::Done(_)
+            | Self::Close(_)
+            | Self::Withdraw(_)
+            | Self::Withdrawn(_)
+            | Self::SharedKey(_) => Ok(()),
         }
     }
 }

@@ -55,7 +55,7 @@ impl RemotePath {
                 _ => {}
             }
         }
-        Ok(RemotePath(bytes.to_vec()))
+        Ok(Self(bytes.to_vec()))
     }
 
     /// The bytes, `/` between components.
@@ -74,9 +74,9 @@ impl RemotePath {
     }
 
     /// All but the last component.
-    pub fn parent(&self) -> Option<RemotePath> {
+    pub fn parent(&self) -> Option<Self> {
         let cut = self.0.iter().rposition(|b| *b == b'/')?;
-        Some(RemotePath(self.0[..cut].to_vec()))
+        Some(Self(self.0[..cut].to_vec()))
     }
 
     /// Same folder, another last component.
@@ -139,7 +139,7 @@ impl<C> minicbor::Encode<C> for RemotePath {
 impl<'b, C> minicbor::Decode<'b, C> for RemotePath {
     fn decode(d: &mut minicbor::Decoder<'b>, _: &mut C) -> Result<Self, minicbor::decode::Error> {
         let at = d.position();
-        RemotePath::parse(d.bytes()?).map_err(|e| {
+        Self::parse(d.bytes()?).map_err(|e| {
             let text = e.to_string();
             minicbor::decode::Error::custom(e).with_message(text).at(at)
         })

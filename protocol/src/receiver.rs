@@ -58,7 +58,7 @@ pub struct Receiver {
 impl Receiver {
     /// `window` and `max_open` are what our Hello allowed; `max_file_size` is the peer's limit from the config.
     pub fn new(window: u64, max_open: u32, max_file_size: Option<u64>) -> Self {
-        Receiver {
+        Self {
             window,
             max_open: max_open as usize,
             max_file_size,

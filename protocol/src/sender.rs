@@ -108,7 +108,7 @@ struct Pass {
 impl Sender {
     /// `window` and `max_open` are what the other side's Hello allows.
     pub fn new(window: u64, max_open: u32) -> Self {
-        Sender {
+        Self {
             version: VERSION_MAX,
             window,
             max_open: max_open as usize,
@@ -123,7 +123,7 @@ impl Sender {
 
     /// On a link that agreed on this version; without it, the newest.
     pub fn speaking(self, version: u16) -> Self {
-        Sender { version, ..self }
+        Self { version, ..self }
     }
 
     /// Room for another offer?

@@ -67,7 +67,7 @@ pub enum Kind {
 
 impl Kind {
     fn is_file(&self) -> bool {
-        *self == Kind::File
+        *self == Self::File
     }
 }
 
@@ -111,7 +111,7 @@ impl RunningDigest {
             return None;
         }
         let state = SerializedState::<Sha256>::try_from(state).ok()?;
-        let restored = RunningDigest {
+        let restored = Self {
             hash: Sha256::deserialize(&state).ok()?,
             length,
         };

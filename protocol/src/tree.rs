@@ -16,7 +16,7 @@ struct Node {
 }
 
 /// The root above `leaves`, and for each leaf the audit path that leads there. No leaves: as for an empty one.
-pub fn build<L: AsRef<[u8]>>(leaves: &[L]) -> (Digest, Vec<Vec<u8>>) {
+pub(crate) fn build<L: AsRef<[u8]>>(leaves: &[L]) -> (Digest, Vec<Vec<u8>>) {
     let mut paths = vec![Vec::new(); leaves.len()];
     let mut level: Vec<Node> = (0..leaves.len())
         .map(|at| Node {
@@ -50,7 +50,7 @@ pub fn build<L: AsRef<[u8]>>(leaves: &[L]) -> (Digest, Vec<Vec<u8>>) {
 }
 
 /// The root to which an audit path leads from a leaf; None: not whole steps, or an unknown side.
-pub fn root(bytes: &[u8], audit_path: &[u8]) -> Option<Digest> {
+pub(crate) fn root(bytes: &[u8], audit_path: &[u8]) -> Option<Digest> {
     audit_path
         .chunks(STEP)
         .try_fold(leaf(bytes), |node, step| match step.split_first() {

@@ -51,13 +51,13 @@ pub struct Agent {
 
 impl Agent {
     /// Makes folders, config and identity; starts nothing.
-    pub fn new(name: &str, settings: Settings) -> Agent {
+    pub fn new(name: &str, settings: Settings) -> Self {
         let folder = tempfile::Builder::new()
             .prefix("dw-")
             .tempdir()
             .expect("a temporary folder");
         let root = folder.path().canonicalize().expect("the temporary folder");
-        let mut agent = Agent {
+        let mut agent = Self {
             name: name.into(),
             id: String::new(),
             settings,

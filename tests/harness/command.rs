@@ -24,7 +24,7 @@ pub struct Ran {
 impl Ran {
     /// Runs `command` to its end; one that hangs is killed and fails the test.
     #[track_caller]
-    pub fn run(mut command: Command) -> Ran {
+    pub fn run(mut command: Command) -> Self {
         let line = format!("{command:?}");
         let (mut stdout, mut stderr) = (temporary(), temporary());
         let mut child = command
@@ -40,7 +40,7 @@ impl Ran {
             }
             child.try_wait().expect("our own child")
         });
-        let ran = Ran {
+        let ran = Self {
             command: line,
             code: status.code(),
             stdout: contents(&mut stdout),
@@ -52,7 +52,7 @@ impl Ran {
 
     /// The same, after checking its exit code.
     #[track_caller]
-    pub fn exits(self, code: i32) -> Ran {
+    pub fn exits(self, code: i32) -> Self {
         assert_eq!(self.code, Some(code), "{self}");
         self
     }

@@ -38,7 +38,7 @@ const LOOK: Duration = Duration::from_millis(10);
 /// Returns once `condition` holds; panics naming `what` when that takes longer than [`PATIENCE`].
 #[track_caller]
 pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    eventually(what, || condition().then_some(()))
+    eventually(what, || condition().then_some(()));
 }
 
 /// The first value that `look` finds; panics naming `what` when that takes longer than [`PATIENCE`].

@@ -11,7 +11,7 @@ pub struct SmallDisk(Mounted);
 
 impl SmallDisk {
     /// Mounts a tmpfs of so many `mebibytes` at `path` (made if missing); the reason when that is not allowed here.
-    pub fn mount(path: &Path, mebibytes: u32) -> Result<SmallDisk, String> {
+    pub fn mount(path: &Path, mebibytes: u32) -> Result<Self, String> {
         let size = format!("size={mebibytes}m,mode=700");
         let args = [
             "-t",
@@ -25,13 +25,13 @@ impl SmallDisk {
     }
 
     /// An ext4 that keeps a part for root, as it does by default.
-    pub fn ext4(path: &Path) -> Result<SmallDisk, String> {
+    pub fn ext4(path: &Path) -> Result<Self, String> {
         fs::create_dir_all(path).map_err(|e| e.to_string())?;
         Mounted::ext4(&["-m", "20"], path).map(SmallDisk)
     }
 
     /// An XFS, which makes room for further files' names in steps.
-    pub fn xfs(path: &Path) -> Result<SmallDisk, String> {
+    pub fn xfs(path: &Path) -> Result<Self, String> {
         fs::create_dir_all(path).map_err(|e| e.to_string())?;
         Mounted::image_of(320, "mkfs.xfs", &["-q"], path).map(SmallDisk)
     }
@@ -63,29 +63,29 @@ pub struct Mounted {
 
 impl Mounted {
     /// Runs `program` with `args`, which mounts something at `path`; the reason when that is not possible here.
-    pub fn by(program: &str, args: &[&str], path: &Path) -> Result<Mounted, String> {
+    pub fn by(program: &str, args: &[&str], path: &Path) -> Result<Self, String> {
         fs::create_dir_all(path).map_err(|e| e.to_string())?;
         run(program, args)?;
-        Ok(Mounted { path: path.into() })
+        Ok(Self { path: path.into() })
     }
 
     /// A small ext4 file system made with `options`, in a file beside `path`.
-    pub fn ext4(options: &[&str], path: &Path) -> Result<Mounted, String> {
-        Mounted::image("mkfs.ext4", &[&["-q", "-F"], options].concat(), path)
+    pub fn ext4(options: &[&str], path: &Path) -> Result<Self, String> {
+        Self::image("mkfs.ext4", &[&["-q", "-F"], options].concat(), path)
     }
 
     /// A small file system that `make` makes with `options` in a file beside `path`.
-    pub fn image(make: &str, options: &[&str], path: &Path) -> Result<Mounted, String> {
-        Mounted::image_of(64, make, options, path)
+    pub fn image(make: &str, options: &[&str], path: &Path) -> Result<Self, String> {
+        Self::image_of(64, make, options, path)
     }
 
-    fn image_of(mebibytes: u64, make: &str, options: &[&str], path: &Path) -> Result<Mounted, String> {
+    fn image_of(mebibytes: u64, make: &str, options: &[&str], path: &Path) -> Result<Self, String> {
         let image = path.with_extension("img");
         let file = fs::File::create(&image).map_err(|e| e.to_string())?;
         file.set_len(mebibytes << 20).map_err(|e| e.to_string())?;
         let (image, at) = (image.to_string_lossy(), path.to_string_lossy());
         run(make, &[options, &[&image]].concat())?;
-        Mounted::by("mount", &["-o", "loop", &image, &at], path)
+        Self::by("mount", &["-o", "loop", &image, &at], path)
     }
 }
 

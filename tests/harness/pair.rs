@@ -19,13 +19,13 @@ pub struct Pair {
 
 impl Pair {
     /// Both run and are connected.
-    pub fn linked() -> Pair {
-        Pair::with(|_, _| {})
+    pub fn linked() -> Self {
+        Self::with(|_, _| {})
     }
 
     /// The same, after `change` had a look at both (laptop first).
-    pub fn with(change: impl FnOnce(&mut Agent, &mut Agent)) -> Pair {
-        let mut pair = Pair::idle();
+    pub fn with(change: impl FnOnce(&mut Agent, &mut Agent)) -> Self {
+        let mut pair = Self::idle();
         change(&mut pair.laptop, &mut pair.office);
         pair.office.start();
         pair.laptop.start();
@@ -34,7 +34,7 @@ impl Pair {
     }
 
     /// Paired, nothing started.
-    pub fn idle() -> Pair {
+    pub fn idle() -> Self {
         let wire = Arc::new(Proxy::start());
         let mut office = Agent::new(
             "office",
@@ -50,7 +50,7 @@ impl Pair {
             .settings
             .peers
             .push(peer(&office, Some(wire.address().to_string())));
-        Pair { laptop, office, wire }
+        Self { laptop, office, wire }
     }
 
     /// Returns once both sides call the other connected.

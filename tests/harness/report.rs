@@ -8,7 +8,7 @@ const LOG_LINES: usize = 60;
 const TREE_LINES: usize = 100;
 
 /// Prints command, config, folders, jobs, status and the end of the log.
-pub fn print(agent: &Agent) {
+pub(super) fn print(agent: &Agent) {
     let config = fs::read_to_string(&agent.config).unwrap_or_default();
     eprintln!("\n======== {} ({})", agent.name, agent.root.display());
     eprintln!("{:?}", agent.command(&["run"]));

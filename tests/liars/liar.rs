@@ -31,7 +31,7 @@ pub struct Liar {
 impl Liar {
     /// Dials `other` with the key of `own`, an agent that does not run.
     #[track_caller]
-    pub fn dial(own: &Agent, other: &Agent) -> Liar {
+    pub fn dial(own: &Agent, other: &Agent) -> Self {
         let identity = Identity::load(&own.state).expect("a sound key").expect("a key");
         let id = dropwire::id::parse(&other.id).expect("an id");
         let status = other.status();
@@ -46,7 +46,7 @@ impl Liar {
             let name = "dropwire".try_into().expect("a name");
             connector.connect(name, tcp).await.expect("TLS with both pins")
         });
-        let mut liar = Liar {
+        let mut liar = Self {
             runtime,
             stream,
             codec: FrameCodec::default(),

@@ -21,7 +21,7 @@ use crate::{
 };
 
 #[derive(clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     /// The inbox or outbox, as the config names it
     #[arg(value_name = "FOLDER")]
     folder: PathBuf,
@@ -31,7 +31,7 @@ pub struct Args {
 }
 
 /// Asks on a terminal, unless it is told not to.
-pub fn run(args: &Args, paths: &Paths) -> Result<(), Fatal> {
+pub(super) fn run(args: &Args, paths: &Paths) -> Result<(), Fatal> {
     let path = LocalPath(absolute(&args.folder)?);
     let ask = |go| {
         let request = AdoptRequest {

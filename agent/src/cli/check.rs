@@ -21,7 +21,7 @@ use crate::{
 };
 
 #[derive(clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     /// Also print the settings that are in effect, defaults included
     #[arg(long)]
     settings: bool,
@@ -32,7 +32,7 @@ pub struct Args {
 
 /// What was found, and a verdict; the first trouble is the command's error. With `--settings` these go to stdout, what was
 /// found to stderr.
-pub fn run(args: &Args, paths: &Paths) -> Result<(), Fatal> {
+pub(super) fn run(args: &Args, paths: &Paths) -> Result<(), Fatal> {
     let config = super::load(paths)?;
     let findings = check(&config, paths)?;
     let settings = config::effective(&config);
@@ -70,17 +70,17 @@ enum Told {
 }
 
 impl From<Result<String, Fatal>> for Told {
-    fn from(result: Result<String, Fatal>) -> Told {
+    fn from(result: Result<String, Fatal>) -> Self {
         match result {
-            Ok(good) => Told::Good(good),
-            Err(fatal) => Told::Trouble(fatal),
+            Ok(good) => Self::Good(good),
+            Err(fatal) => Self::Trouble(fatal),
         }
     }
 }
 
 impl Finding {
-    fn new(subject: impl Into<String>, told: impl Into<Told>) -> Finding {
-        Finding {
+    fn new(subject: impl Into<String>, told: impl Into<Told>) -> Self {
+        Self {
             subject: subject.into(),
             told: told.into(),
         }

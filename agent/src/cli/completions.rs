@@ -6,12 +6,12 @@ use super::{Cli, output};
 use crate::error::Fatal;
 
 #[derive(clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     /// The shell to complete in
     shell: clap_complete::Shell,
 }
 
-pub fn run(args: &Args) -> Result<(), Fatal> {
+pub(super) fn run(args: &Args) -> Result<(), Fatal> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "dropwire", &mut script);
     output::say(String::from_utf8_lossy(&script).trim_end())

@@ -22,13 +22,13 @@ use crate::{
 };
 
 #[derive(clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     /// End after the first file
     #[arg(long)]
     once: bool,
 }
 
-pub fn run(args: &Args, verbose: u8) -> Result<(), Fatal> {
+pub(super) fn run(args: &Args, verbose: u8) -> Result<(), Fatal> {
     super::logs::init(verbose, "warn");
     let folder = Folder::new()?;
     let runtime = run::runtime()?;
@@ -166,7 +166,7 @@ struct Side {
 }
 
 impl Side {
-    fn new(folder: &Folder, name: &'static str) -> Result<Side, Fatal> {
+    fn new(folder: &Folder, name: &'static str) -> Result<Self, Fatal> {
         let root = folder.0.join(name);
         for made in [root.join("Outbox"), root.join("Inbox")] {
             fs::create_dir_all(&made)
@@ -174,7 +174,7 @@ impl Side {
         }
         daemon::private_folder(&root.join("state"))?;
         let id = Identity::load_or_create(&root.join("state"))?.id();
-        Ok(Side { name, root, id })
+        Ok(Self { name, root, id })
     }
 
     fn outbox(&self) -> PathBuf {
@@ -186,7 +186,7 @@ impl Side {
     }
 
     /// Listens where it has no `address` to dial.
-    async fn start(&self, other: &Side, address: Option<String>) -> Result<Agent, Fatal> {
+    async fn start(&self, other: &Self, address: Option<String>) -> Result<Agent, Fatal> {
         let state_dir = self.root.join("state");
         let paths = Paths {
             config: self.root.join("config.toml"),
@@ -197,7 +197,7 @@ impl Side {
         Agent::start(self.config(other, address, &paths)?, &paths).await
     }
 
-    fn config(&self, other: &Side, address: Option<String>, paths: &Paths) -> Result<Config, Fatal> {
+    fn config(&self, other: &Self, address: Option<String>, paths: &Paths) -> Result<Config, Fatal> {
         let reach = match address {
             Some(address) => format!("address = {}\n", quoted(&address)),
             None => String::new(),
@@ -223,13 +223,13 @@ impl Side {
 struct Folder(PathBuf);
 
 impl Folder {
-    fn new() -> Result<Folder, Fatal> {
+    fn new() -> Result<Self, Fatal> {
         let number = getrandom::u64()
             .map_err(|error| Fatal::new(Exit::Failed, format_args!("no randomness: {error}")))?;
         let path = std::env::temp_dir().join(format!("dropwire-demo-{number:016x}"));
         daemon::private_folder(&path)?;
         let real = path.canonicalize().unwrap_or(path);
-        Ok(Folder(real))
+        Ok(Self(real))
     }
 }
 

@@ -12,7 +12,7 @@ use super::logs;
 use crate::{config::Invalid, error::Fatal};
 
 /// Prints what happened and the hint; colours are taken out where stderr is no terminal or `NO_COLOR` is set.
-pub fn report(fatal: &Fatal) -> ExitCode {
+pub(super) fn report(fatal: &Fatal) -> ExitCode {
     let (error, help) = (bold(AnsiColor::Red), bold(AnsiColor::Cyan));
     let mut text = format!("{error}error{error:#}: {}\n", fatal.message);
     if let Some(hint) = &fatal.hint {
@@ -25,7 +25,7 @@ pub fn report(fatal: &Fatal) -> ExitCode {
 }
 
 /// What is wrong with a config as an error, to be printed by [`report`].
-pub fn invalid(invalid: Invalid) -> Fatal {
+pub(super) fn invalid(invalid: Invalid) -> Fatal {
     invalid.into_fatal(true)
 }
 

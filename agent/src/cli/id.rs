@@ -11,13 +11,13 @@ use crate::{
 };
 
 #[derive(clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     /// As one line of JSON
     #[arg(long)]
     json: bool,
 }
 
-pub fn run(args: &Args, paths: &Paths) -> Result<(), Fatal> {
+pub(super) fn run(args: &Args, paths: &Paths) -> Result<(), Fatal> {
     let identity = Identity::load(&paths.state_dir)?.ok_or_else(|| {
         Fatal::new(
             Exit::NoInput,

@@ -20,7 +20,7 @@ use crate::{
 };
 
 #[derive(clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     /// Shown to peers; default: the host's name
     #[arg(long)]
     name: Option<String>,
@@ -29,7 +29,7 @@ pub struct Args {
     listen: Option<String>,
 }
 
-pub fn run(args: &Args, flags: &Flags) -> Result<(), Fatal> {
+pub(super) fn run(args: &Args, flags: &Flags) -> Result<(), Fatal> {
     let paths = Paths::find_new(flags).map_err(exit::invalid)?;
     let is_new = !paths.config.exists() && write_config(args, flags, &paths)?;
     if !is_new {

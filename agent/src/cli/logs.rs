@@ -19,7 +19,7 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 static LOG: OnceLock<Lossy> = OnceLock::new();
 
 /// Starts logging. `DROPWIRE_LOG`, then `RUST_LOG`, say what is logged, then `verbose`; by default `quiet`'s level.
-pub fn init(verbose: u8, quiet: &str) {
+pub(super) fn init(verbose: u8, quiet: &str) {
     let level = match verbose {
         0 => format!("{quiet},{HUSHED}"),
         1 => format!("info,dropwire=debug,dropwire_protocol=debug,{HUSHED}"),
@@ -48,7 +48,7 @@ pub fn init(verbose: u8, quiet: &str) {
 
 /// Writes the last text of the process to stderr, behind the lines that wait; not for long where logs are written by an
 /// agent.
-pub fn last_words(text: &str) {
+pub(super) fn last_words(text: &str) {
     match LOG.get() {
         Some(log) => {
             log.line(text.as_bytes());
@@ -60,7 +60,7 @@ pub fn last_words(text: &str) {
 }
 
 /// Waits, not for long, until the lines that were logged are written.
-pub fn flush() {
+pub(super) fn flush() {
     if let Some(log) = LOG.get() {
         log.flush(LAST_WORDS);
     }

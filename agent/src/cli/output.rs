@@ -10,17 +10,17 @@ use serde::Serialize;
 use crate::error::Fatal;
 
 /// A line of the answer.
-pub fn say(line: impl Display) -> Result<(), Fatal> {
+pub(super) fn say(line: impl Display) -> Result<(), Fatal> {
     ended(writeln!(io::stdout().lock(), "{line}"))
 }
 
 /// The answer as one line of JSON.
-pub fn say_json(value: &impl Serialize) -> Result<(), Fatal> {
+pub(super) fn say_json(value: &impl Serialize) -> Result<(), Fatal> {
     say(serde_json::to_string(value).map_err(|e| cannot(&io::Error::other(e)))?)
 }
 
 /// A remark beside the answer.
-pub fn remark(line: impl Display) {
+pub(super) fn remark(line: impl Display) {
     // A remark that nobody can read changes nothing.
     let _ = writeln!(anstream::stderr().lock(), "{line}");
 }

@@ -6,13 +6,13 @@ use super::output;
 use crate::{config::paths::Paths, error::Fatal, error::shown};
 
 #[derive(clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     /// As one line of JSON
     #[arg(long)]
     json: bool,
 }
 
-pub fn run(args: &Args, paths: &Paths) -> Result<(), Fatal> {
+pub(super) fn run(args: &Args, paths: &Paths) -> Result<(), Fatal> {
     if args.json {
         return output::say_json(&json!({
             "config": paths.config.to_string_lossy(),

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Runs until SIGTERM or SIGINT. When the config file was edited, and on SIGHUP, the config is read again.
-pub fn run(paths: &Paths, mut flags: Flags, verbose: u8) -> Result<(), Fatal> {
+pub(super) fn run(paths: &Paths, mut flags: Flags, verbose: u8) -> Result<(), Fatal> {
     spare_memory();
     daemon::more_descriptors(DESCRIPTORS);
     let config = super::load(paths)?;

@@ -4,7 +4,7 @@ use std::io;
 
 /// What the process was asked for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Asked {
+pub(super) enum Asked {
     /// SIGTERM, SIGINT, Ctrl-C.
     Stop,
     /// SIGHUP.
@@ -13,7 +13,7 @@ pub enum Asked {
 
 /// Catches signals from its making on.
 #[cfg(unix)]
-pub struct Signals {
+pub(super) struct Signals {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
     hangup: tokio::signal::unix::Signal,
@@ -22,9 +22,9 @@ pub struct Signals {
 #[cfg(unix)]
 impl Signals {
     /// Inside a runtime.
-    pub fn catch() -> io::Result<Signals> {
+    pub(super) fn catch() -> io::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
-        Ok(Signals {
+        Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
@@ -32,7 +32,7 @@ impl Signals {
     }
 
     /// The next one; safe to cancel.
-    pub async fn next(&mut self) -> Asked {
+    pub(super) async fn next(&mut self) -> Asked {
         tokio::select! {
             _ = self.terminate.recv() => Asked::Stop,
             _ = self.interrupt.recv() => Asked::Stop,
@@ -41,7 +41,7 @@ impl Signals {
     }
 
     /// The next one that asks to stop; others wait meanwhile. Safe to cancel.
-    pub async fn stop(&mut self) {
+    pub(super) async fn stop(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}

@@ -143,7 +143,7 @@ impl Adopter {
                 (Ok(Some(id)), Some(expected)) if *id == expected => known.placing_elsewhere,
                 _ => {
                     self.db
-                        .read(|db| receiver::placing_elsewhere(db, crate::fs::folder_id::FolderId::default()))
+                        .read(|db| receiver::placing_elsewhere(db, folder_id::FolderId::default()))
                         .await?
                 }
             };
@@ -241,8 +241,8 @@ pub struct InboxLock {
 
 impl InboxLock {
     /// The lock of this open inbox.
-    pub fn of(inbox: &receiver::Inbox) -> InboxLock {
-        InboxLock {
+    pub fn of(inbox: &receiver::Inbox) -> Self {
+        Self {
             inbox: Some(inbox.clone()),
             own: Lock::default(),
         }
@@ -260,7 +260,7 @@ fn replace(
     me: &Me,
     queue: &Queue,
     lock: &Lock,
-) -> Result<crate::fs::folder_id::FolderId, Fatal> {
+) -> Result<folder_id::FolderId, Fatal> {
     let failed = |e: io::Error| Fatal::io(format_args!("cannot take {}", shown(path)), &e);
     let root = confined::root(path).map_err(failed)?;
     own_folder::open_or_make(&root).map_err(failed)?;

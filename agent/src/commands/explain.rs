@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// A job, as far as the sentence depends on it.
-pub enum JobView {
+pub(super) enum JobView {
     /// On its way.
     Sending {
         /// Bytes that the receiver has.
@@ -37,7 +37,7 @@ pub enum JobView {
 }
 
 /// What is known of the way to the peer.
-pub struct PeerView {
+pub(super) struct PeerView {
     /// Our name for it.
     pub name: String,
     /// It was not taken out of the config.
@@ -53,12 +53,12 @@ pub struct PeerView {
 }
 
 /// Why the jobs of a peer wait that was taken out of the config.
-pub fn taken_out(peer: &str) -> String {
+pub(super) fn taken_out(peer: &str) -> String {
     format!("{peer} is not in the config")
 }
 
 /// The same with what people can do about it.
-pub fn taken_out_at_length(peer: &str) -> String {
+pub(super) fn taken_out_at_length(peer: &str) -> String {
     format!(
         "{}; its jobs go on when a peer with the same id is there again, or end with `dropwire cancel --peer`",
         taken_out(peer)
@@ -66,7 +66,7 @@ pub fn taken_out_at_length(peer: &str) -> String {
 }
 
 /// One sentence.
-pub fn sentence(job: &JobView, to: &PeerView, now_ms: i64) -> String {
+pub(super) fn sentence(job: &JobView, to: &PeerView, now_ms: i64) -> String {
     let peer = &to.name;
     match job {
         JobView::Sending { sent, size } => {
@@ -113,7 +113,7 @@ pub fn sentence(job: &JobView, to: &PeerView, now_ms: i64) -> String {
 
 /// Of a file's jobs, newest first, those that say where it stands: the open ones; else, of its last version, those
 /// that keep it in the outbox; else the last one.
-pub fn telling(jobs: &[Job]) -> Vec<&Job> {
+pub(super) fn telling(jobs: &[Job]) -> Vec<&Job> {
     let such = |which: fn(&Job, &Job) -> bool| -> Vec<&Job> {
         let newest = jobs.first();
         jobs.iter()

@@ -19,7 +19,11 @@ use crate::{
 const LISTED_MS: i64 = 30 * 24 * 60 * 60 * 1000;
 
 /// A page of those that `filter` lets through.
-pub async fn page(api: &ControlApi, filter: JobFilter, page: Option<String>) -> Result<JobPage, Fatal> {
+pub(super) async fn page(
+    api: &ControlApi,
+    filter: JobFilter,
+    page: Option<String>,
+) -> Result<JobPage, Fatal> {
     let peer = filter.peer.map(|p| api.names.whose_jobs(&p)).transpose()?;
     // "sending" is known only here, not on disk: those are listed from memory.
     if filter.state == Some(JobState::Sending) {
@@ -59,7 +63,7 @@ pub async fn page(api: &ControlApi, filter: JobFilter, page: Option<String>) -> 
 }
 
 /// The job whose id begins with `prefix`.
-pub async fn one(api: &ControlApi, prefix: &str) -> Result<JobReport, Fatal> {
+pub(super) async fn one(api: &ControlApi, prefix: &str) -> Result<JobReport, Fatal> {
     let id = selection::one_job(&api.queue, prefix).await?;
     let job = api.queue.get(id).await?;
     job.map(|job| report(api, job))
@@ -67,7 +71,7 @@ pub async fn one(api: &ControlApi, prefix: &str) -> Result<JobReport, Fatal> {
 }
 
 /// One job, with how far it is.
-pub fn report(api: &ControlApi, job: Job) -> JobReport {
+pub(super) fn report(api: &ControlApi, job: Job) -> JobReport {
     let sent = api.in_flight.sent_bytes(job.peer, job.id);
     let size = job.found.version.size;
     let state = match job.state {

@@ -32,8 +32,8 @@ pub struct Names {
 
 impl Names {
     /// Those of `config`, until [`Names::learn`].
-    pub fn new(config: Current) -> Names {
-        Names {
+    pub fn new(config: Current) -> Self {
+        Self {
             config,
             last: Arc::default(),
         }
@@ -121,7 +121,7 @@ impl Names {
 }
 
 /// A peer of the config, by its name or id.
-pub fn find_peer<'a>(config: &'a Config, wanted: &str) -> Result<&'a config::Peer, Fatal> {
+pub(super) fn find_peer<'a>(config: &'a Config, wanted: &str) -> Result<&'a config::Peer, Fatal> {
     let by_id = id::parse(wanted).ok();
     let found = config
         .peers

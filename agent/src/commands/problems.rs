@@ -26,7 +26,7 @@ pub(super) fn all<'a>(
 }
 
 /// What the state folder suffers from.
-pub fn of_state(state_dir: &Path, trouble: Trouble) -> ProblemReport {
+pub(super) fn of_state(state_dir: &Path, trouble: Trouble) -> ProblemReport {
     ProblemReport {
         kind: "state_disk".to_owned(),
         subject: shown(state_dir),

@@ -16,7 +16,7 @@ use crate::{
 
 /// What becomes of the jobs that are meant.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Change {
+pub(super) enum Change {
     /// Due now, or queued again.
     Retry,
     /// Ended for good.
@@ -24,7 +24,7 @@ pub enum Change {
 }
 
 /// Changes the jobs that are named, else all of a peer or of everybody that the change concerns.
-pub async fn apply(
+pub(super) async fn apply(
     queue: &Queue,
     links: &Links,
     names: &Names,
@@ -56,7 +56,7 @@ pub async fn apply(
 }
 
 /// The job that a unique prefix of its id means.
-pub async fn one_job(queue: &Queue, prefix: &str) -> Result<TransferId, Fatal> {
+pub(super) async fn one_job(queue: &Queue, prefix: &str) -> Result<TransferId, Fatal> {
     match queue.by_prefix(prefix.to_owned()).await?[..] {
         [one] => Ok(one),
         [] => Err(no_such_job(prefix)),
@@ -69,7 +69,7 @@ pub async fn one_job(queue: &Queue, prefix: &str) -> Result<TransferId, Fatal> {
 }
 
 /// There is none.
-pub fn no_such_job(prefix: &str) -> Fatal {
+pub(super) fn no_such_job(prefix: &str) -> Fatal {
     Fatal::new(
         Exit::NoInput,
         format_args!("no job begins with {}", escape(prefix.as_bytes())),
@@ -78,7 +78,7 @@ pub fn no_such_job(prefix: &str) -> Fatal {
 }
 
 /// The next page of a listing.
-pub fn page_after(after: i64) -> Page {
+pub(super) fn page_after(after: i64) -> Page {
     Page {
         after,
         limit: control::PAGE,

@@ -27,7 +27,7 @@ use crate::{
     queue::Queue,
     sender,
 };
-pub use rules::Folders;
+pub(super) use rules::Folders;
 use rules::Rules;
 
 /// A `send` that is not queued yet. Dropped before that, nothing of it stays.
@@ -52,7 +52,7 @@ impl Drop for Sending {
 }
 
 /// What a `send` works with.
-pub struct Context {
+pub(super) struct Context {
     pub config: Current,
     pub db: Db,
     pub queue: Queue,
@@ -63,7 +63,7 @@ pub struct Context {
 }
 
 /// Takes what one request passes.
-pub async fn take(
+pub(super) async fn take(
     context: Context,
     sending: &mut Sending,
     request: SendRequest,

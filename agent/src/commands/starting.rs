@@ -37,8 +37,8 @@ pub struct Starting {
 
 impl Starting {
     /// Of the agent that is called `name`; it waits with `waits`, and ends with `cancel`.
-    pub fn new(name: &str, state_dir: &Path, waits: Waits, cancel: CancellationToken) -> Starting {
-        Starting {
+    pub fn new(name: &str, state_dir: &Path, waits: Waits, cancel: CancellationToken) -> Self {
+        Self {
             name: name.to_owned(),
             state_dir: state_dir.to_owned(),
             began: Instant::now(),

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// All of it, as it is now.
-pub async fn report(api: &ControlApi) -> Result<StatusReport, Fatal> {
+pub(super) async fn report(api: &ControlApi) -> Result<StatusReport, Fatal> {
     let config = api.config.get();
     let counts = api.queue.counts().await?;
     let links = api.peer_links();

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// In sentences, with the jobs and what they went through.
-pub async fn report(api: &ControlApi, query: WhyQuery) -> Result<WhyReport, Fatal> {
+pub(super) async fn report(api: &ControlApi, query: WhyQuery) -> Result<WhyReport, Fatal> {
     let ids = match &query {
         WhyQuery::Job(prefix) => vec![selection::one_job(&api.queue, prefix).await?],
         WhyQuery::File(path) => {

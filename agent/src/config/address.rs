@@ -7,10 +7,10 @@ use dropwire_protocol::name::escape;
 use super::diagnostic::{Checked, ValueError};
 
 /// The port where none is written.
-pub const DEFAULT_PORT: u16 = 7420;
+pub(super) const DEFAULT_PORT: u16 = 7420;
 
 /// Reads an address to dial; the answer always has a port.
-pub fn dial(text: &str) -> Checked<String> {
+pub(super) fn dial(text: &str) -> Checked<String> {
     match split(text)? {
         (_, 0) => Err(ValueError::new(
             "nobody can be dialled on port 0",
@@ -21,7 +21,7 @@ pub fn dial(text: &str) -> Checked<String> {
 }
 
 /// Reads an address to listen on; the answer always has a port, 0 lets the system choose one.
-pub fn listen(text: &str) -> Checked<String> {
+pub(super) fn listen(text: &str) -> Checked<String> {
     let (host, port) = split(text).map_err(|wrong| ValueError {
         hint: format!("{}; `\"0.0.0.0:7420\"` listens on every IPv4 address", wrong.hint),
         ..wrong
@@ -148,7 +148,7 @@ mod tests {
         #[test]
         fn an_answer_reads_as_itself(text in "[a-z0-9.:\\[\\]%]{0,20}") {
             if let Ok(answer) = dial(&text) {
-                prop_assert_eq!(dial(&answer), Ok(answer.clone()));
+                prop_assert_eq!(dial(&answer), Ok(answer));
             }
         }
     }

@@ -12,8 +12,8 @@ pub struct Current(watch::Receiver<Arc<Config>>);
 
 impl Current {
     /// Reads what the other end last sent.
-    pub fn new(config: watch::Receiver<Arc<Config>>) -> Current {
-        Current(config)
+    pub fn new(config: watch::Receiver<Arc<Config>>) -> Self {
+        Self(config)
     }
 
     /// The config at this moment.

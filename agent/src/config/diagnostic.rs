@@ -13,7 +13,7 @@ use crate::error::{Exit, Fatal, shown};
 
 /// What is wrong with one value, wherever it is written.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ValueError {
+pub(super) struct ValueError {
     /// Names the cause.
     pub message: String,
     /// What to write instead.
@@ -21,11 +21,11 @@ pub struct ValueError {
 }
 
 /// A value that was read, or what is wrong with it.
-pub type Checked<T> = Result<T, ValueError>;
+pub(super) type Checked<T> = Result<T, ValueError>;
 
 impl ValueError {
-    pub(super) fn new(message: impl Into<String>, hint: impl Into<String>) -> ValueError {
-        ValueError {
+    pub(super) fn new(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self {
             message: message.into(),
             hint: hint.into(),
         }
@@ -68,8 +68,8 @@ pub enum Invalid {
 
 impl Diagnostic {
     /// A diagnostic at `span`.
-    pub(super) fn new(span: Range<usize>, message: impl Into<String>, hint: impl Into<String>) -> Diagnostic {
-        Diagnostic {
+    pub(super) fn new(span: Range<usize>, message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self {
             span,
             message: message.into(),
             hint: hint.into(),
@@ -78,7 +78,7 @@ impl Diagnostic {
     }
 
     /// The same, pointing at a second place.
-    pub(super) fn also(mut self, span: Range<usize>, label: &'static str) -> Diagnostic {
+    pub(super) fn also(mut self, span: Range<usize>, label: &'static str) -> Self {
         self.also = Some((span, label));
         self
     }
@@ -88,8 +88,8 @@ impl Invalid {
     /// As an error that ends a command. Each diagnostic is shown with `FILE:LINE:COL`, its line and its hint; `styled` adds colours.
     pub fn into_fatal(self, styled: bool) -> Fatal {
         match self {
-            Invalid::File(fatal) => fatal,
-            Invalid::Content {
+            Self::File(fatal) => fatal,
+            Self::Content {
                 path,
                 source,
                 diagnostics,
@@ -106,7 +106,7 @@ impl Invalid {
 }
 
 impl From<Invalid> for Fatal {
-    fn from(invalid: Invalid) -> Fatal {
+    fn from(invalid: Invalid) -> Self {
         invalid.into_fatal(false)
     }
 }

@@ -46,8 +46,8 @@ pub struct Edits {
 impl Edits {
     /// Watches `config`, absolute, and tells of an edit soon: it may have been made since the file was read. Where it
     /// cannot be watched, the log says so, and no further one is told.
-    pub async fn watch(config: &Path) -> Edits {
-        let mut edits = Edits {
+    pub async fn watch(config: &Path) -> Self {
+        let mut edits = Self {
             config: config.to_owned(),
             touched: Arc::default(),
             over_at: Some(Instant::now() + REST),

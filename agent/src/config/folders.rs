@@ -17,7 +17,7 @@ pub fn home() -> Option<PathBuf> {
 }
 
 /// Reads a path: absolute, or below the home folder as `~/…`; without `..`.
-pub fn absolute(text: &str, home: Option<&Path>) -> Checked<PathBuf> {
+pub(super) fn absolute(text: &str, home: Option<&Path>) -> Checked<PathBuf> {
     let path = match (text.strip_prefix("~/"), home) {
         (Some(rest), Some(home)) => home.join(rest.trim_start_matches('/')),
         _ => PathBuf::from(text),
@@ -53,7 +53,7 @@ pub fn absolute(text: &str, home: Option<&Path>) -> Checked<PathBuf> {
 
 /// What a path is for; decides what it may lie in.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Role {
+pub(super) enum Role {
     /// Watched and sent from.
     Outbox,
     /// Received into.
@@ -67,25 +67,25 @@ pub enum Role {
 impl Role {
     fn name(self) -> &'static str {
         match self {
-            Role::Outbox => "outbox",
-            Role::Inbox => "inbox",
-            Role::State => "state folder",
-            Role::Control => "control socket",
+            Self::Outbox => "outbox",
+            Self::Inbox => "inbox",
+            Self::State => "state folder",
+            Self::Control => "control socket",
         }
     }
 
     fn is_box(self) -> bool {
-        matches!(self, Role::Outbox | Role::Inbox)
+        matches!(self, Self::Outbox | Self::Inbox)
     }
 }
 
 /// The places that are named in the file; some may not be in others.
 #[derive(Default)]
-pub struct Places(Vec<(Role, Spanned<PathBuf>)>);
+pub(super) struct Places(Vec<(Role, Spanned<PathBuf>)>);
 
 impl Places {
     /// Notes a place, and gives it back.
-    pub fn add(&mut self, role: Role, path: Option<Spanned<PathBuf>>) -> Option<PathBuf> {
+    pub(super) fn add(&mut self, role: Role, path: Option<Spanned<PathBuf>>) -> Option<PathBuf> {
         let path = path?;
         self.0.push((role, path.clone()));
         Some(path.into_inner())
@@ -117,7 +117,7 @@ impl Places {
 
 /// Whether two may not be together: boxes are apart from each other, and the agent's own things outside of every box.
 /// Symbolic links are looked through where the folders exist.
-pub fn clash(a: (Role, &Path), b: (Role, &Path)) -> Option<ValueError> {
+pub(super) fn clash(a: (Role, &Path), b: (Role, &Path)) -> Option<ValueError> {
     let (inner, outer) = if within(a.1, b.1) {
         (a, b)
     } else if within(b.1, a.1) {

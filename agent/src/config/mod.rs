@@ -190,7 +190,7 @@ pub struct Retry {
 
 impl Default for Retry {
     fn default() -> Self {
-        Retry {
+        Self {
             first: Duration::from_secs(1),
             max: Duration::from_secs(300),
             give_up_after: None,

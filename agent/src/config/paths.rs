@@ -40,26 +40,26 @@ pub struct Flags {
 
 impl Paths {
     /// Where things are for the commands: without a user's config, the system's if there is one.
-    pub fn find(flags: &Flags) -> Result<Paths, Invalid> {
+    pub fn find(flags: &Flags) -> Result<Self, Invalid> {
         find(flags, &|path| path.exists())
     }
 
     /// Where things are to be made: the user's own places unless `--system`.
-    pub fn find_new(flags: &Flags) -> Result<Paths, Invalid> {
+    pub fn find_new(flags: &Flags) -> Result<Self, Invalid> {
         find(flags, &|_| true)
     }
 
     /// Whether the control socket is the system service's, which its group may use.
     pub fn is_system(&self) -> bool {
-        self.control == Paths::system().control
+        self.control == Self::system().control
     }
 
     /// The user's own places; None without a home.
-    fn user() -> Option<Paths> {
+    fn user() -> Option<Self> {
         let dirs = directories::ProjectDirs::from("", "", "dropwire")?;
         // Only Linux has a state folder of its own.
         let state_dir = dirs.state_dir().unwrap_or(dirs.data_local_dir());
-        Some(Paths {
+        Some(Self {
             config: dirs.config_dir().join(CONFIG_NAME),
             control: state_dir.join(SOCKET_NAME),
             state_dir: state_dir.to_owned(),
@@ -67,7 +67,7 @@ impl Paths {
     }
 
     /// The system's own places.
-    fn system() -> Paths {
+    fn system() -> Self {
         let (config, state_dir, run) = if cfg!(windows) {
             let data =
                 env::var_os("ProgramData").map_or_else(|| PathBuf::from(r"C:\ProgramData"), PathBuf::from);
@@ -86,7 +86,7 @@ impl Paths {
                 "/run/dropwire".into(),
             )
         };
-        Paths {
+        Self {
             config: config.join(CONFIG_NAME),
             state_dir,
             control: run.join(SOCKET_NAME),

@@ -27,7 +27,7 @@ pub(super) struct Peers {
 
 impl Peers {
     /// Reads every `[[peer]]`; `as_folders`: their names become folders of the inbox.
-    pub(super) fn read(top: &mut Table<'_>, as_folders: bool) -> Peers {
+    pub(super) fn read(top: &mut Table<'_>, as_folders: bool) -> Self {
         let diagnostics = top.diagnostics;
         let earlier = diagnostics.count();
         let named = top.tables("peer", NamedPeer::read).into_iter().flatten();
@@ -42,7 +42,7 @@ impl Peers {
                 diagnostics.push(double);
             }
         }
-        Peers { named, complete }
+        Self { named, complete }
     }
 }
 
@@ -55,14 +55,14 @@ pub(super) struct NamedPeer {
 }
 
 impl NamedPeer {
-    fn read(table: &mut Table<'_>) -> Option<NamedPeer> {
+    fn read(table: &mut Table<'_>) -> Option<Self> {
         let name = table.required("name", string);
         let id = table.required("id", text(read_id));
         let address = table.read("address", text(address::dial));
         let max_file_size = table.read("max_file_size", max_file_size).flatten();
         let name = name?;
         table.diagnostics.read(&name, |name| check_name(name));
-        Some(NamedPeer {
+        Some(Self {
             name,
             id,
             address,

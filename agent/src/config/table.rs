@@ -43,17 +43,17 @@ pub(super) struct Table<'a> {
 
 impl<'a> Table<'a> {
     /// Reads the whole file.
-    pub fn file<T>(
+    pub(super) fn file<T>(
         file: Spanned<DeTable<'a>>,
         diagnostics: &'a Diagnostics,
-        read: impl FnOnce(&mut Table<'a>) -> T,
+        read: impl FnOnce(&mut Self) -> T,
     ) -> T {
         let span = file.span();
         Table::whole(TOP.into(), span, file.into_inner(), diagnostics, read)
     }
 
     /// Reads the table `[key]`, if there is one.
-    pub fn table<T>(&mut self, key: Key, read: impl FnOnce(&mut Table<'a>) -> T) -> Option<T> {
+    pub(super) fn table<T>(&mut self, key: Key, read: impl FnOnce(&mut Self) -> T) -> Option<T> {
         let header = format!("[{key}]");
         let value = self.take(key)?;
         let span = value.span();
@@ -75,7 +75,7 @@ impl<'a> Table<'a> {
     }
 
     /// Reads every table `[[key]]`.
-    pub fn tables<T>(&mut self, key: Key, mut read: impl FnMut(&mut Table<'a>) -> T) -> Vec<T> {
+    pub(super) fn tables<T>(&mut self, key: Key, mut read: impl FnMut(&mut Self) -> T) -> Vec<T> {
         let header = format!("[[{key}]]");
         let wrong = |span| {
             let message = format!("`{key}` is one of several tables");
@@ -106,12 +106,12 @@ impl<'a> Table<'a> {
     }
 
     /// Reads the value of `key`, if it is there.
-    pub fn read<T>(&mut self, key: Key, read: impl FnOnce(&DeValue<'a>) -> Checked<T>) -> Option<T> {
+    pub(super) fn read<T>(&mut self, key: Key, read: impl FnOnce(&DeValue<'a>) -> Checked<T>) -> Option<T> {
         self.spanned(key, read).map(Spanned::into_inner)
     }
 
     /// The same with its place.
-    pub fn spanned<T>(
+    pub(super) fn spanned<T>(
         &mut self,
         key: Key,
         read: impl FnOnce(&DeValue<'a>) -> Checked<T>,
@@ -121,7 +121,7 @@ impl<'a> Table<'a> {
     }
 
     /// The same for a key that has to be there.
-    pub fn required<T>(
+    pub(super) fn required<T>(
         &mut self,
         key: Key,
         read: impl FnOnce(&DeValue<'a>) -> Checked<T>,
@@ -133,7 +133,7 @@ impl<'a> Table<'a> {
     }
 
     /// Reads the list of `key` item by item, if it is there.
-    pub fn list<T>(
+    pub(super) fn list<T>(
         &mut self,
         key: Key,
         read: impl Fn(&DeValue<'_>) -> Checked<T>,
@@ -154,7 +154,7 @@ impl<'a> Table<'a> {
     }
 
     /// Whether nothing of what was read of it is wrong.
-    pub fn is_sound(&self) -> bool {
+    pub(super) fn is_sound(&self) -> bool {
         self.diagnostics.count() == self.earlier
     }
 
@@ -168,7 +168,7 @@ impl<'a> Table<'a> {
         span: Range<usize>,
         unread: DeTable<'a>,
         diagnostics: &'a Diagnostics,
-        read: impl FnOnce(&mut Table<'a>) -> T,
+        read: impl FnOnce(&mut Self) -> T,
     ) -> T {
         let mut table = Table {
             header,

@@ -244,7 +244,7 @@ fn our_own_id_and_places_are_checked_against_the_config() {
         config.check_own_id(config.peers[0].id).unwrap_err().exit,
         Exit::Config
     );
-    assert!(config.check_own_id(dropwire_protocol::AgentId([7; 32])).is_ok());
+    assert!(config.check_own_id(AgentId([7; 32])).is_ok());
     let paths = |state: &str, control: &str| paths::Paths {
         config: "/c.toml".into(),
         state_dir: state.into(),

@@ -9,12 +9,12 @@ use super::diagnostic::{Checked, ValueError};
 use crate::failpoints;
 
 /// `2s`, `1.5h`, `10 m`: more than nothing, at most 36500 days.
-pub fn duration(value: &DeValue<'_>) -> Checked<Duration> {
+pub(super) fn duration(value: &DeValue<'_>) -> Checked<Duration> {
     DURATION.read(value).map(Duration::from_millis)
 }
 
 /// The same, or none at all: `0s`.
-pub fn duration_or_none(value: &DeValue<'_>) -> Checked<Duration> {
+pub(super) fn duration_or_none(value: &DeValue<'_>) -> Checked<Duration> {
     let kind = Kind {
         zero: None,
         ..DURATION
@@ -23,12 +23,12 @@ pub fn duration_or_none(value: &DeValue<'_>) -> Checked<Duration> {
 }
 
 /// Bytes, of `100 GiB`, `1.5kB`, `0 B`.
-pub fn size(value: &DeValue<'_>) -> Checked<u64> {
+pub(super) fn size(value: &DeValue<'_>) -> Checked<u64> {
     SIZE.read(value)
 }
 
 /// Bytes a second, of `20 MiB/s`; more than none.
-pub fn rate(value: &DeValue<'_>) -> Checked<u64> {
+pub(super) fn rate(value: &DeValue<'_>) -> Checked<u64> {
     RATE.read(value)
 }
 
@@ -38,7 +38,7 @@ pub fn format_duration(duration: Duration) -> String {
 }
 
 /// Writes a size in the largest unit that divides it; [`size`] reads it back.
-pub fn format_size(bytes: u64) -> String {
+pub(super) fn format_size(bytes: u64) -> String {
     largest_unit(bytes.into(), SIZE.units, " ")
 }
 

@@ -130,7 +130,7 @@ impl NotSent {
     /// Writes `name` by the rules for names.
     pub fn new(name: &[u8], reason: String) -> Self {
         let (name, name_bytes) = wire::named(name);
-        NotSent {
+        Self {
             name,
             reason,
             name_bytes,
@@ -147,7 +147,7 @@ impl OutboxReport {
     /// Writes `path` by the rules for names; the further fields are empty.
     pub fn new(path: &Path, watch: &str, settling: u64, queued: u64, held: Option<String>) -> Self {
         let (path, path_bytes) = wire::named(wire::path_bytes(path));
-        OutboxReport {
+        Self {
             path,
             watch: watch.to_owned(),
             folder: "files".to_owned(),
@@ -199,7 +199,7 @@ impl InboxReport {
     /// Writes `path` by the rules for names; numbers in bytes and files.
     pub fn new(path: &Path, free_bytes: u64, files: u64, bytes: u64, held: Option<String>) -> Self {
         let (path, path_bytes) = wire::named(wire::path_bytes(path));
-        InboxReport {
+        Self {
             path,
             free_bytes,
             received_files: files,

@@ -40,7 +40,7 @@ pub struct Client {
 impl Client {
     /// Connects anew for each question, so that an agent may end and start between two.
     pub fn new(socket: &Path) -> Self {
-        Client {
+        Self {
             socket: socket.to_owned(),
         }
     }
@@ -256,7 +256,7 @@ pub struct Sending {
 impl Sending {
     /// Passes `files`, each named in the request at the same place.
     pub async fn pass(&mut self, request: &SendRequest, files: Vec<Arc<File>>) -> Result<SendReply, Fatal> {
-        let Sending {
+        let Self {
             client,
             sender,
             departures,

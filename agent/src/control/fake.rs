@@ -17,13 +17,13 @@ use super::{api::*, wire::Time, *};
 use crate::error::Exit;
 
 /// The job of this number fails; all others are delivered.
-pub const FAILS: u64 = 1 << 40;
+pub(crate) const FAILS: u64 = 1 << 40;
 /// The job of this number is always under way.
-pub const NEVER_ENDS: u64 = 1 << 41;
+pub(crate) const NEVER_ENDS: u64 = 1 << 41;
 
 /// Answers from what it was asked, so that a test sees both ways.
 #[derive(Default)]
-pub struct Fake {
+pub(crate) struct Fake {
     /// How many jobs the listing has.
     pub jobs: u64,
     /// The listing fails after this many pages.
@@ -150,7 +150,7 @@ impl Agent for Fake {
 }
 
 /// A client, and the agent that serves it for as long as this is there.
-pub struct Served {
+pub(crate) struct Served {
     pub client: Client,
     pub agent: Arc<Fake>,
     pub path: PathBuf,
@@ -160,7 +160,7 @@ pub struct Served {
 }
 
 /// Serves the agent on a socket of its own.
-pub fn serve(fake: Fake) -> Served {
+pub(crate) fn serve(fake: Fake) -> Served {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("control.sock");
     let socket = Socket::open(&path, Access::Owner).unwrap();
@@ -177,7 +177,7 @@ pub fn serve(fake: Fake) -> Served {
 }
 
 /// A job of that number, and of that many bytes.
-pub fn job(n: u64, state: JobState) -> JobReport {
+pub(crate) fn job(n: u64, state: JobState) -> JobReport {
     let mut id = [0; 16];
     id[8..].copy_from_slice(&n.to_be_bytes());
     JobReport::new(JobParts {
@@ -200,6 +200,6 @@ pub fn job(n: u64, state: JobState) -> JobReport {
 }
 
 /// The id of the job of that number.
-pub fn id(n: u64) -> String {
+pub(crate) fn id(n: u64) -> String {
     job(n, JobState::Queued).job
 }

@@ -74,7 +74,7 @@ pub struct Arrivals {
 impl Arrivals {
     /// Takes as many files as there are `permits`, and no more than [`GROUP`] at a time.
     pub fn new(permits: Arc<Semaphore>) -> Self {
-        Arrivals {
+        Self {
             passed: Arc::default(),
             permits,
         }
@@ -130,7 +130,7 @@ pub struct Carrier {
 impl Carrier {
     /// The agent's end.
     pub fn receiving(stream: Stream, arrivals: Arrivals) -> Self {
-        Carrier {
+        Self {
             stream,
             arrivals: Some(arrivals),
             departures: Departures::default(),
@@ -139,7 +139,7 @@ impl Carrier {
 
     /// A command's end.
     pub fn sending(stream: Stream, departures: Departures) -> Self {
-        Carrier {
+        Self {
             stream,
             arrivals: None,
             departures,

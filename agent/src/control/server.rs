@@ -134,7 +134,7 @@ struct Caller<A: Agent> {
 
 impl<A: Agent> Clone for Caller<A> {
     fn clone(&self) -> Self {
-        Caller {
+        Self {
             arrivals: self.arrivals.clone(),
             place: Arc::clone(&self.place),
             sending: Arc::clone(&self.sending),
@@ -349,7 +349,7 @@ struct Failed(Fatal);
 
 impl From<Fatal> for Failed {
     fn from(fatal: Fatal) -> Self {
-        Failed(fatal)
+        Self(fatal)
     }
 }
 

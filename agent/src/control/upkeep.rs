@@ -26,8 +26,8 @@ pub struct Socket {
 impl Socket {
     /// Makes it. One that cannot be made for want of room or the like is made later: an agent works without.
     /// To be called within a runtime.
-    pub fn open(path: &Path, access: Access) -> Result<Socket, Fatal> {
-        let mut socket = Socket {
+    pub fn open(path: &Path, access: Access) -> Result<Self, Fatal> {
+        let mut socket = Self {
             path: path.to_owned(),
             access,
             listener: None,

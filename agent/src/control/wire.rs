@@ -20,7 +20,7 @@ impl Time {
 
     /// From milliseconds since 1970, brought within the format's bounds.
     pub fn from_ms(ms: i64) -> Self {
-        Time(u64::try_from(ms).unwrap_or(0).min(Self::LAST))
+        Self(u64::try_from(ms).unwrap_or(0).min(Self::LAST))
     }
 
     /// The same moment for arithmetic.
@@ -32,7 +32,7 @@ impl Time {
 impl From<SystemTime> for Time {
     fn from(time: SystemTime) -> Self {
         let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        Time(
+        Self(
             u64::try_from(since.as_millis())
                 .unwrap_or(u64::MAX)
                 .min(Self::LAST),
@@ -56,7 +56,7 @@ impl<'de> Deserialize<'de> for Time {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         humantime::parse_rfc3339(&text)
-            .map(Time::from)
+            .map(Self::from)
             .map_err(D::Error::custom)
     }
 }
@@ -143,7 +143,7 @@ pub struct Failure {
 
 impl From<Fatal> for Failure {
     fn from(fatal: Fatal) -> Self {
-        Failure {
+        Self {
             exit: fatal.exit as u8,
             message: fatal.message,
             hint: fatal.hint,
@@ -158,9 +158,9 @@ impl From<Failure> for Fatal {
             .into_iter()
             .find(|exit| *exit as u8 == failure.exit)
             .unwrap_or(Exit::Failed);
-        Fatal {
+        Self {
             hint: failure.hint,
-            ..Fatal::new(exit, failure.message)
+            ..Self::new(exit, failure.message)
         }
     }
 }

@@ -22,7 +22,7 @@ use crate::{
 const WAITING: usize = 100_000;
 
 /// Runs until cancelled, one program at a time.
-pub async fn run(inbox: Inbox, config: Current, names: Names, cancel: CancellationToken) {
+pub(super) async fn run(inbox: Inbox, config: Current, names: Names, cancel: CancellationToken) {
     let (waiting, mut next) = mpsc::channel(WAITING);
     let tell = async {
         let mut arrivals = inbox.arrivals();

@@ -18,7 +18,7 @@ const TOGETHER: Duration = Duration::from_secs(1);
 const AT_MOST: Duration = Duration::from_secs(60);
 
 /// Runs until cancelled; what ends after that is for [`tell`].
-pub async fn run(queue: Queue, names: Names, cancel: CancellationToken) {
+pub(super) async fn run(queue: Queue, names: Names, cancel: CancellationToken) {
     let telling = async {
         loop {
             queue.ends().more().await;
@@ -32,7 +32,7 @@ pub async fn run(queue: Queue, names: Names, cancel: CancellationToken) {
 }
 
 /// Tells of all that ended since it was last told.
-pub fn tell(queue: &Queue, names: &Names) {
+pub(super) fn tell(queue: &Queue, names: &Names) {
     for ((peer, end), ended) in queue.ends().take() {
         let Ended {
             count,
@@ -49,7 +49,7 @@ pub fn tell(queue: &Queue, names: &Names) {
             // The newer version is on its way.
             End::Superseded => info!(peer, %job, path, why, count, "{text}"),
             End::Gone | End::Replaced | End::GivenUp | End::Refused | End::Cancelled => {
-                warn!(peer, %job, path, why, count, "{text}")
+                warn!(peer, %job, path, why, count, "{text}");
             }
         }
     }

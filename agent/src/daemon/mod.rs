@@ -70,11 +70,11 @@ pub struct Agent {
 impl Agent {
     /// Opens the state folder, recovers what a crash left, and starts everything. The agent is ready when it returns; what
     /// passes is waited for, and commands are told so meanwhile. Dropped before, nothing of it goes on.
-    pub async fn start(config: Config, paths: &Paths) -> Result<Agent, Fatal> {
+    pub async fn start(config: Config, paths: &Paths) -> Result<Self, Fatal> {
         let cancel = CancellationToken::new();
         let ends = cancel.clone().drop_guard();
         let tasks = TaskTracker::new();
-        let agent = Agent::started(config, paths, &tasks, &cancel).await;
+        let agent = Self::started(config, paths, &tasks, &cancel).await;
         match agent {
             Ok(_) => drop(ends.disarm()),
             Err(_) => {
@@ -91,7 +91,7 @@ impl Agent {
         paths: &Paths,
         tasks: &TaskTracker,
         cancel: &CancellationToken,
-    ) -> Result<Agent, Fatal> {
+    ) -> Result<Self, Fatal> {
         let config = Arc::new(config);
         let waits = state::waits(&paths.state_dir);
         let folder = paths.state_dir.clone();
@@ -143,7 +143,7 @@ impl Agent {
             links: links.clone(),
             spool,
         };
-        let agent = Agent {
+        let agent = Self {
             config,
             config_error: ConfigError::default(),
             state_dir: paths.state_dir.clone(),
@@ -168,7 +168,7 @@ impl Agent {
     }
 
     async fn begin(&self, starting: &Starting) -> Result<(), DbError> {
-        let Agent {
+        let Self {
             tasks,
             cancel,
             names,

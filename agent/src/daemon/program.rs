@@ -7,7 +7,7 @@ use tokio::process::Command;
 /// `program`, to be given its arguments and started: it ends with whoever waits for it, and inherits the environment, the
 /// working folder and the agent's output; but no capability, no descriptor, no ignored or blocked signal, and no limit that
 /// the agent raised.
-pub fn command(program: &str) -> Command {
+pub(super) fn command(program: &str) -> Command {
     let mut command = Command::new(program);
     command.stdin(Stdio::null()).kill_on_drop(true);
     // The service manager's words are for the agent.

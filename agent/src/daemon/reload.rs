@@ -126,7 +126,7 @@ impl Agent {
 }
 
 /// What links need of the config.
-pub fn link_settings(config: &Config) -> link::Settings {
+pub(super) fn link_settings(config: &Config) -> link::Settings {
     link::Settings {
         name: config.name.clone(),
         peers: config.peers.clone(),
@@ -136,7 +136,7 @@ pub fn link_settings(config: &Config) -> link::Settings {
 }
 
 /// What the inbox needs of it.
-pub fn inbox_settings(config: &Config) -> receiver::Settings {
+pub(super) fn inbox_settings(config: &Config) -> receiver::Settings {
     receiver::Settings {
         inbox: config.inbox.clone(),
         peers: config.peers.clone(),

@@ -34,7 +34,7 @@ const MIGRATIONS: &[&str] = &[
 ];
 
 /// A state folder that is this process's alone as long as this lives.
-pub struct Locked {
+pub(super) struct Locked {
     folder: PathBuf,
     _lock: fs::File,
 }
@@ -42,17 +42,17 @@ pub struct Locked {
 impl Locked {
     /// Locks the folder, making it (0700) where it is missing. A second agent on the same folder gets
     /// [`Exit::CannotCreate`].
-    pub fn take(folder: &Path) -> Result<Locked, Fatal> {
+    pub(super) fn take(folder: &Path) -> Result<Self, Fatal> {
         private_folder(folder)?;
         only_files(folder)?;
-        Ok(Locked {
+        Ok(Self {
             folder: folder.to_owned(),
             _lock: lock(&folder.join("lock"))?,
         })
     }
 
     /// Reads the key and opens the job list, or makes them; damaged ones get [`Exit::Data`].
-    pub fn open(&self, waits: &Waits) -> Result<(Arc<Identity>, Db), Fatal> {
+    pub(super) fn open(&self, waits: &Waits) -> Result<(Arc<Identity>, Db), Fatal> {
         let identity = Identity::load_or_create(&self.folder)?;
         let file = self.folder.join(JOB_LIST);
         let migrations = Migrations::new(MIGRATIONS.iter().map(|sql| M::up(sql)).collect());
@@ -62,12 +62,12 @@ impl Locked {
 }
 
 /// What the job list in the state folder waits for.
-pub fn waits(folder: &Path) -> Waits {
+pub(super) fn waits(folder: &Path) -> Waits {
     Waits::new(&folder.join(JOB_LIST))
 }
 
 /// Takes a `step` until it is done, or can never be. What is waited for is said once, and known to whoever asks.
-pub async fn patiently<T: Send + 'static>(
+pub(super) async fn patiently<T: Send + 'static>(
     waits: &Waits,
     step: impl Fn() -> Result<T, Fatal> + Clone + Send + 'static,
 ) -> Result<T, Fatal> {

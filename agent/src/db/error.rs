@@ -26,7 +26,7 @@ pub enum DbError {
 /// Of a command that asked the job list for something.
 impl From<DbError> for Fatal {
     fn from(error: DbError) -> Self {
-        Fatal::new(Exit::Disk, chain(&error)).hint("check the disk of the state folder")
+        Self::new(Exit::Disk, chain(&error)).hint("check the disk of the state folder")
     }
 }
 
@@ -46,13 +46,13 @@ pub enum Failure {
 
 impl From<rusqlite::Error> for Failure {
     fn from(error: rusqlite::Error) -> Self {
-        Failure::Sqlite(Arc::new(error))
+        Self::Sqlite(Arc::new(error))
     }
 }
 
 impl From<JoinError> for Failure {
     fn from(error: JoinError) -> Self {
-        Failure::Task(Arc::new(error))
+        Self::Task(Arc::new(error))
     }
 }
 

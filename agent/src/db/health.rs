@@ -23,8 +23,8 @@ pub struct Waits {
 
 impl Waits {
     /// Of the database at `path`, for nothing yet.
-    pub fn new(path: &Path) -> Waits {
-        Waits {
+    pub fn new(path: &Path) -> Self {
+        Self {
             now: watch::Sender::new(None),
             file: path.into(),
         }
@@ -78,8 +78,8 @@ pub(super) struct Health {
 
 impl Health {
     /// Of the database that `waits` is about.
-    pub fn new(waits: Waits) -> Health {
-        Health {
+    pub(super) fn new(waits: Waits) -> Self {
+        Self {
             room: Room::open(&waits.file),
             waits,
             failed: watch::Sender::new(None),
@@ -88,7 +88,7 @@ impl Health {
     }
 
     /// Nothing may be written any more, and only a new start can tell what is there.
-    pub fn fails(&self, why: Failure) {
+    pub(super) fn fails(&self, why: Failure) {
         self.failed.send_if_modified(|failed| match failed {
             Some(_) => false,
             None => {
@@ -99,22 +99,22 @@ impl Health {
     }
 
     /// Some with the reason after [`Health::fails`].
-    pub fn failed(&self) -> watch::Receiver<Option<Failure>> {
+    pub(super) fn failed(&self) -> watch::Receiver<Option<Failure>> {
         self.failed.subscribe()
     }
 
     /// Waits no longer.
-    pub fn close(&self) {
+    pub(super) fn close(&self) {
         self.closing.store(true, Ordering::Relaxed);
     }
 
     /// Is it to end instead of waiting?
-    pub fn is_closing(&self) -> bool {
+    pub(super) fn is_closing(&self) -> bool {
         self.closing.load(Ordering::Relaxed)
     }
 
     /// The worst first.
-    pub fn troubles(&self) -> Vec<Trouble> {
+    pub(super) fn troubles(&self) -> Vec<Trouble> {
         let waits = self.waits.now.borrow().clone();
         waits.into_iter().chain(self.room.trouble()).collect()
     }

@@ -35,8 +35,8 @@ pub(super) struct FailedRead {
 
 impl Readers {
     /// Of the database at `path` with the `index` of its log.
-    pub(super) fn new(path: &Path, index: Option<File>) -> Readers {
-        Readers {
+    pub(super) fn new(path: &Path, index: Option<File>) -> Self {
+        Self {
             path: path.into(),
             idle: Arc::new(Mutex::new(Some(Vec::new()))),
             _index: Arc::new(index),

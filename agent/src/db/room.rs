@@ -49,14 +49,14 @@ struct Space {
 
 impl Room {
     /// The reserve of the database at `path`, made where it is missing and there is plenty of room.
-    pub fn open(path: &Path) -> Arc<Room> {
+    pub(super) fn open(path: &Path) -> Arc<Self> {
         let folder = path.parent().unwrap_or(path).to_owned();
         let file = beside(path, "-reserve");
         if !failpoints::mutant("room-tried-left") {
             let _ = fs::remove_file(beside(&file, TRIED)); // of a run that was killed while it tried
         }
         let all = space(&folder).map_or(u64::MAX, |space| space.all);
-        let room = Arc::new(Room {
+        let room = Arc::new(Self {
             folder,
             file,
             size: RESERVE.min(all / SHARE),
@@ -75,7 +75,7 @@ impl Room {
     }
 
     /// Frees the reserve. True: there is more room now.
-    pub fn give_up(self: &Arc<Self>) -> bool {
+    pub(super) fn give_up(self: &Arc<Self>) -> bool {
         if failpoints::mutant("reserve") || fs::remove_file(&self.file).is_err() {
             return false;
         }
@@ -90,7 +90,7 @@ impl Room {
 
     /// Are so many bytes to be had? Where the system says no it is tried: what it keeps back for root is room for root.
     /// Blocks for the disk.
-    pub fn gives(&self, bytes: u64) -> bool {
+    pub(super) fn gives(&self, bytes: u64) -> bool {
         let tried = || {
             let file = beside(&self.file, TRIED);
             make(&file, bytes).and_then(|()| fs::remove_file(file))
@@ -99,7 +99,7 @@ impl Room {
     }
 
     #[cfg(test)]
-    pub fn pretend(&self, is_low: bool) {
+    pub(super) fn pretend(&self, is_low: bool) {
         *self.low() = is_low.then(|| Trouble {
             since_ms: 0,
             text: "a test".into(),
@@ -108,22 +108,22 @@ impl Room {
     }
 
     /// Bytes of the whole disk; None where the system does not say.
-    pub fn disk_size(&self) -> Option<u64> {
+    pub(super) fn disk_size(&self) -> Option<u64> {
         space(&self.folder).map(|space| space.all)
     }
 
     /// May new work begin? The second half of the reserve is for work that is under way. Blocks for the disk.
-    pub fn has_room_for_more(&self) -> bool {
+    pub(super) fn has_room_for_more(&self) -> bool {
         self.low().is_none() || self.gives(self.size / 2)
     }
 
     /// Some while the reserve is gone.
-    pub fn trouble(&self) -> Option<Trouble> {
+    pub(super) fn trouble(&self) -> Option<Trouble> {
         self.low().clone()
     }
 
     /// To be called last of all: on a full disk the next start needs what the end of this run freed.
-    pub fn keep_what_is_free(&self) {
+    pub(super) fn keep_what_is_free(&self) {
         if self.low().is_none() {
             return;
         }

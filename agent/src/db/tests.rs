@@ -103,7 +103,7 @@ async fn reading_waits_for_no_commit_and_sees_all_before_it() {
     assert_eq!(db.read(|db| Ok(numbers(db))).await.unwrap(), [0, 7, 8]);
     assert!(db.read(|db| db.execute("DELETE FROM number", [])).await.is_err());
     db.close().await;
-    let log = std::fs::metadata(folder.path().join("state.db-wal"));
+    let log = fs::metadata(folder.path().join("state.db-wal"));
     assert!(log.is_err(), "a kept reader does not keep the log");
 }
 
@@ -237,7 +237,7 @@ async fn until(what: impl Fn() -> bool) {
 #[cfg(target_os = "linux")]
 #[test]
 fn the_index_of_the_log_has_its_blocks_from_the_start() {
-    if !crate::failpoints::needs::blocks_in_advance() {
+    if !failpoints::needs::blocks_in_advance() {
         return;
     }
     use std::os::unix::fs::MetadataExt as _;

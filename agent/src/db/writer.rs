@@ -43,10 +43,10 @@ pub(super) enum Stop {
 }
 
 impl Stop {
-    fn of(connection: &Connection, error: rusqlite::Error) -> Stop {
+    fn of(connection: &Connection, error: rusqlite::Error) -> Self {
         match verdict::verdict(connection, &error) {
-            Verdict::NotNow(wait) if !failpoints::mutant("commit-not-now") => Stop::NotNow(wait, error),
-            _ => Stop::Fatal(error.into()),
+            Verdict::NotNow(wait) if !failpoints::mutant("commit-not-now") => Self::NotNow(wait, error),
+            _ => Self::Fatal(error.into()),
         }
     }
 }
@@ -130,9 +130,9 @@ pub(super) struct Writer {
 
 impl Writer {
     /// Until it is closed, or a commit failed for good.
-    pub fn run(mut self) {
+    pub(super) fn run(mut self) {
         let closed = self.serve();
-        let Writer {
+        let Self {
             connection,
             health,
             readers,

@@ -30,8 +30,8 @@ pub struct Side {
 
 impl Side {
     /// The side that `folder` is on.
-    pub fn of(folder: &Dir) -> io::Result<Side> {
-        Ok(Side {
+    pub fn of(folder: &Dir) -> io::Result<Self> {
+        Ok(Self {
             device: folder.dir_metadata()?.dev(),
             mount: system::mount(folder, OsStr::new("")),
         })
@@ -104,13 +104,13 @@ pub struct Noted(Option<Dir>);
 
 impl Noted {
     /// Of the folder `root`.
-    pub fn of(root: &Dir) -> io::Result<Noted> {
+    pub fn of(root: &Dir) -> io::Result<Self> {
         let notes = root
             .open_dir_nofollow(own_folder::NAME)
             .and_then(|own| own.open_dir_nofollow(NOTES));
         match notes {
-            Ok(notes) => Ok(Noted(Some(notes))),
-            Err(e) if confined::is_absent(&e) => Ok(Noted(None)),
+            Ok(notes) => Ok(Self(Some(notes))),
+            Err(e) if confined::is_absent(&e) => Ok(Self(None)),
             Err(e) => Err(e),
         }
     }

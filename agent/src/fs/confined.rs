@@ -53,12 +53,12 @@ pub struct Parents {
 impl Parents {
     /// Below `root`.
     pub fn new(root: Dir) -> Self {
-        Parents::through(root, ANY)
+        Self::through(root, ANY)
     }
 
     /// The same, as far as each folder on the way lets it through.
     pub fn through(root: Dir, gate: Gate) -> Self {
-        Parents {
+        Self {
             root: Rc::new(root),
             gate,
             last: None,

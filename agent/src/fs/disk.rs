@@ -54,7 +54,7 @@ impl Disk {
     /// The disk that an `open` file or folder is on; None where its file system does not tell (0 of 0 blocks, as on ramfs
     /// and some FUSE) or there is no such call: then only a full disk says no.
     #[cfg_attr(not(unix), expect(private_bounds, reason = "anything is open there"))]
-    pub fn of(open: &impl Open) -> io::Result<Option<Disk>> {
+    pub fn of(open: &impl Open) -> io::Result<Option<Self>> {
         #[cfg(unix)]
         {
             let stat = rustix::fs::fstatvfs(open)?;
@@ -63,9 +63,9 @@ impl Disk {
                 free: stat.f_favail,
                 all: stat.f_files,
             });
-            let disk = Disk::told(bytes(stat.f_bavail), bytes(stat.f_blocks));
+            let disk = Self::told(bytes(stat.f_bavail), bytes(stat.f_blocks));
             let device = rustix::fs::fstat(open)?.st_dev as _; // i32 on some systems
-            Ok(disk.map(|disk| Disk {
+            Ok(disk.map(|disk| Self {
                 device,
                 inodes,
                 ..disk
@@ -79,8 +79,8 @@ impl Disk {
     }
 
     #[cfg(unix)]
-    fn told(free: u64, size: u64) -> Option<Disk> {
-        (size > 0 || crate::failpoints::mutant("no-space-told")).then_some(Disk {
+    fn told(free: u64, size: u64) -> Option<Self> {
+        (size > 0 || crate::failpoints::mutant("no-space-told")).then_some(Self {
             device: 0,
             free,
             size,

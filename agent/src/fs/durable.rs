@@ -21,23 +21,23 @@ pub mod trace;
 mod trace {
     use super::*;
 
-    pub fn note<T>(_: &str, _: &T) -> io::Result<()> {
+    pub(super) fn note<T>(_: &str, _: &T) -> io::Result<()> {
         Ok(())
     }
 
-    pub fn opens(_: &Dir) -> io::Result<()> {
+    pub(super) fn opens(_: &Dir) -> io::Result<()> {
         Ok(())
     }
 
-    pub fn opens_in(_: &Dir, _: &OsStr) -> io::Result<()> {
+    pub(super) fn opens_in(_: &Dir, _: &OsStr) -> io::Result<()> {
         Ok(())
     }
 
-    pub fn named(_: &Dir, _: &OsStr, _: &Dir, _: &OsStr) -> io::Result<()> {
+    pub(super) fn named(_: &Dir, _: &OsStr, _: &Dir, _: &OsStr) -> io::Result<()> {
         Ok(())
     }
 
-    pub fn unlinked(_: &Dir, _: &OsStr) -> io::Result<()> {
+    pub(super) fn unlinked(_: &Dir, _: &OsStr) -> io::Result<()> {
         Ok(())
     }
 }
@@ -330,7 +330,7 @@ mod system {
     use rustix::fs::{Mode, OFlags};
 
     /// EINVAL and its kin say that the file system has no such call.
-    pub fn sync_dir(folder: &File) -> io::Result<()> {
+    pub(super) fn sync_dir(folder: &File) -> io::Result<()> {
         match folder.sync_all() {
             Err(e) if is_refused(&e) => Ok(()),
             synced => synced,
@@ -338,14 +338,14 @@ mod system {
     }
 
     /// A `Dir` may be an O_PATH handle, which cannot be synced.
-    pub fn open_for_sync(dir: &Dir) -> io::Result<File> {
+    pub(super) fn open_for_sync(dir: &Dir) -> io::Result<File> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         Ok(File::from(rustix::fs::openat(dir, ".", flags, Mode::empty())?))
     }
 
     #[cfg(any(target_os = "linux", target_os = "android", target_vendor = "apple"))]
-    pub fn rename_noreplace(from_dir: &Dir, from: &OsStr, to_dir: &Dir, to: &OsStr) -> io::Result<()> {
-        let flags = match crate::failpoints::mutant("noreplace") {
+    pub(super) fn rename_noreplace(from_dir: &Dir, from: &OsStr, to_dir: &Dir, to: &OsStr) -> io::Result<()> {
+        let flags = match failpoints::mutant("noreplace") {
             true => rustix::fs::RenameFlags::empty(),
             false => rustix::fs::RenameFlags::NOREPLACE,
         };
@@ -358,7 +358,7 @@ mod system {
     }
 
     /// The errors by which a kernel or file system says that it cannot rename without replacing.
-    pub fn is_refused(error: &io::Error) -> bool {
+    pub(super) fn is_refused(error: &io::Error) -> bool {
         error.kind() == io::ErrorKind::Unsupported
             || matches!(
                 error.raw_os_error(),
@@ -368,7 +368,7 @@ mod system {
     }
 
     #[cfg(target_os = "linux")]
-    pub fn sync_filesystem(sync_handle: &File) -> io::Result<()> {
+    pub(super) fn sync_filesystem(sync_handle: &File) -> io::Result<()> {
         Ok(rustix::fs::syncfs(sync_handle)?)
     }
 
@@ -549,7 +549,7 @@ mod tests {
         if supports_syncfs(&file) {
             sync_filesystem(&file).unwrap();
         } else {
-            crate::failpoints::skip("no trusted syncfs in the temporary folder");
+            failpoints::skip("no trusted syncfs in the temporary folder");
         }
     }
 }

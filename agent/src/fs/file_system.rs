@@ -54,18 +54,18 @@ impl Default for FileSystem {
 
 impl FileSystem {
     /// The file system that the open `file` is on.
-    pub fn of(file: &File) -> io::Result<FileSystem> {
+    pub fn of(file: &File) -> io::Result<Self> {
         pretended().map_or_else(|| system::of(file), Ok)
     }
 
     /// The one that the open `folder` is on.
-    pub fn of_folder(folder: &Dir) -> io::Result<FileSystem> {
+    pub fn of_folder(folder: &Dir) -> io::Result<Self> {
         pretended().map_or_else(|| system::of(folder), Ok)
     }
 
     /// The one with this `device` number, for whoever looks at many files: the system is asked (`ask`) once a second.
     /// Where that fails, nothing is trusted.
-    pub fn on(device: u64, ask: impl FnOnce() -> io::Result<FileSystem>) -> FileSystem {
+    pub fn on(device: u64, ask: impl FnOnce() -> io::Result<Self>) -> Self {
         pretended().unwrap_or_else(|| system::on(device, ask))
     }
 

@@ -69,7 +69,7 @@ impl Lease {
     /// Asks for a read lease on `file` (opened for reading, not writing).
     pub fn take(file: &File) -> Asked {
         match system::take(file) {
-            system::Answer::Held(held) => Asked::Lease(Lease { held }),
+            system::Answer::Held(held) => Asked::Lease(Self { held }),
             system::Answer::Writer => Asked::Writer,
             system::Answer::Unsupported => Asked::Unsupported,
         }

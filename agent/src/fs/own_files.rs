@@ -158,7 +158,7 @@ mod tests {
         fs::write(state.path().join("spool/copy"), "").unwrap();
         fs::write(outbox.path().join("file"), "").unwrap();
         for (name, of) in [
-            ("database", ours.clone()),
+            ("database", ours),
             ("key", state.path().join("identity.key")),
             ("copy", state.path().join("spool/copy")),
             ("another name", outbox.path().join("file")),

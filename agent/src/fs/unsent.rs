@@ -27,7 +27,7 @@ pub enum Why {
 impl Why {
     /// Does a whole folder wait for it?
     pub fn is_unfinished(self) -> bool {
-        matches!(self, Why::Unfinished | Why::Download | Why::InPlace)
+        matches!(self, Self::Unfinished | Self::Download | Self::InPlace)
     }
 }
 

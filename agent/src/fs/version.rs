@@ -35,54 +35,54 @@ pub struct Version {
 
 impl Version {
     /// Of an open file (never of a path: it may be swapped), as the file system says now, and what it is trusted with.
-    pub fn read(file: &File) -> io::Result<(Version, FileSystem)> {
+    pub fn read(file: &File) -> io::Result<(Self, FileSystem)> {
         let meta = file.metadata()?;
         let on = FileSystem::on(system::device(&meta), || FileSystem::of(file));
         let fresh = match on.sees_writers {
             true => None,
             false => system::fresh(file),
         };
-        Ok((fresh.unwrap_or_else(|| Version::raw(&meta)).trusting(on), on))
+        Ok((fresh.unwrap_or_else(|| Self::raw(&meta)).trusting(on), on))
     }
 
     /// Of what has the name `name` in `folder`, by its metadata there: good for telling what is known, and for what was
     /// just moved while it is held open; an item's version is read from the open file.
-    pub fn listed(folder: &Dir, name: &OsStr, meta: &cap_std::fs::Metadata) -> Version {
+    pub fn listed(folder: &Dir, name: &OsStr, meta: &cap_std::fs::Metadata) -> Self {
         let device = cap_fs_ext::MetadataExt::dev(meta);
         let on = FileSystem::on(device, || system::file_system(folder, name));
-        Version::of_listing(meta).trusting(on)
+        Self::of_listing(meta).trusting(on)
     }
 
     /// The same, as it is at the other side of a mount too, and untrusted: to be held against one that was [`Version::read`].
-    pub fn looked(folder: &Dir, name: &OsStr) -> io::Result<Version> {
+    pub fn looked(folder: &Dir, name: &OsStr) -> io::Result<Self> {
         match system::fresh_in(folder, name) {
             Some(version) => Ok(version),
-            None => Ok(Version::of_listing(&folder.symlink_metadata(name)?)),
+            None => Ok(Self::of_listing(&folder.symlink_metadata(name)?)),
         }
     }
 
     /// Do size and times show that what now has its name (`now`) is this very file, with nothing done to it? They do where the
     /// time of the last change is kept: nobody can set that. File systems without one show that of the last writing.
-    pub fn is_surely(&self, now: &Version) -> bool {
+    pub fn is_surely(&self, now: &Self) -> bool {
         let keeps_changes = self.ctime_ns != self.mtime_ns && !self.has_coarse_clock();
         (keeps_changes || failpoints::mutant("R7-sure")) && self.looks_as(now)
     }
 
     /// Have size and times stayed the same?
-    pub fn looks_as(&self, now: &Version) -> bool {
+    pub fn looks_as(&self, now: &Self) -> bool {
         (self.size, self.mtime_ns, self.ctime_ns) == (now.size, now.mtime_ns, now.ctime_ns)
     }
 
     /// Of a folder itself, as [`Version::read`].
-    pub fn of_folder(folder: &Dir) -> io::Result<(Version, FileSystem)> {
+    pub fn of_folder(folder: &Dir) -> io::Result<(Self, FileSystem)> {
         let meta = folder.dir_metadata()?;
         let device = cap_fs_ext::MetadataExt::dev(&meta);
         let on = FileSystem::on(device, || FileSystem::of_folder(folder));
-        Ok((Version::of_listing(&meta).trusting(on), on))
+        Ok((Self::of_listing(&meta).trusting(on), on))
     }
 
     /// As the metadata have it, whatever they are worth on that file system.
-    pub fn raw(meta: &Metadata) -> Version {
+    pub fn raw(meta: &Metadata) -> Self {
         #[cfg(unix)]
         let (inode, ctime) = {
             use std::os::unix::fs::MetadataExt;
@@ -90,7 +90,7 @@ impl Version {
         };
         #[cfg(not(unix))]
         let (inode, ctime) = (0, (0, 0));
-        Version::new(
+        Self::new(
             inode,
             meta.len(),
             meta.created().ok(),
@@ -101,7 +101,7 @@ impl Version {
 
     /// Without what `on` is not trusted with: numbers that do not last tell nothing, and neither does a time of birth that
     /// came with them.
-    fn trusting(mut self, on: FileSystem) -> Version {
+    fn trusting(mut self, on: FileSystem) -> Self {
         if !on.lasting_inodes && !failpoints::mutant("S1-inodes") {
             (self.inode, self.birth_ns) = (0, 0);
         }
@@ -110,7 +110,7 @@ impl Version {
 
     /// The same version, ctime aside? A 0 for inode or birth says that it is not known (an older version of this program
     /// kept numbers that do not last).
-    pub fn same_identity(&self, other: &Version) -> bool {
+    pub fn same_identity(&self, other: &Self) -> bool {
         self.folder == other.folder
             && (self.size, self.mtime_ns) == (other.size, other.mtime_ns)
             && (self.inode == other.inode || self.inode == 0 || other.inode == 0)
@@ -128,7 +128,7 @@ impl Version {
     }
 
     /// As a listing's metadata have it, whatever they are worth on that file system.
-    pub fn of_listing(meta: &cap_std::fs::Metadata) -> Version {
+    pub fn of_listing(meta: &cap_std::fs::Metadata) -> Self {
         #[cfg(unix)]
         let (inode, ctime) = {
             use cap_std::fs::MetadataExt;
@@ -138,7 +138,7 @@ impl Version {
         let (inode, ctime) = (0, (0, 0));
         let std = |time: cap_std::time::SystemTime| time.into_std();
         let (created, modified) = (meta.created().ok().map(std), meta.modified().ok().map(std));
-        Version::new(inode, meta.len(), created, modified, ctime)
+        Self::new(inode, meta.len(), created, modified, ctime)
     }
 
     /// What a file system does not keep is 0; `ctime` in seconds and nanoseconds.
@@ -148,8 +148,8 @@ impl Version {
         created: Option<SystemTime>,
         modified: Option<SystemTime>,
         ctime: (i64, i64),
-    ) -> Version {
-        Version {
+    ) -> Self {
+        Self {
             inode,
             birth_ns: created.map_or(0, nanoseconds),
             size,

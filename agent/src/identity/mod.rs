@@ -34,7 +34,7 @@ pub struct Identity {
 impl Identity {
     /// Reads the key; None when there is none yet. Readable by others: [`Exit::Permission`]; damaged, or missing where it
     /// once was: [`Exit::Data`].
-    pub fn load(state_dir: &Path) -> Result<Option<Identity>, Fatal> {
+    pub fn load(state_dir: &Path) -> Result<Option<Self>, Fatal> {
         let path = state_dir.join(KEY_FILE);
         let cannot_open = |error| Fatal::io(format_args!("cannot open {}", shown(&path)), &error);
         // Before it is opened, for that alone may never end.
@@ -75,15 +75,15 @@ impl Identity {
         let pem = String::from_utf8(pem).map_err(|_| no_key(()))?;
         let pair = rcgen::KeyPair::from_pkcs8_pem_and_sign_algo(&pem, &rcgen::PKCS_ED25519)
             .map_err(|_| no_key(()))?;
-        Identity::from_pair(&pair).map(Some).map_err(|_| no_key(()))
+        Self::from_pair(&pair).map(Some).map_err(|_| no_key(()))
     }
 
     /// Reads the key or makes one, durably (0600 whatever the umask), before it is first used.
     ///
     /// Crash promise: afterwards the file is whole or not there. A key that is there is never replaced: of several programs
     /// that make one at the same time, all get the key of the first.
-    pub fn load_or_create(state_dir: &Path) -> Result<Identity, Fatal> {
-        if let Some(identity) = Identity::load(state_dir)? {
+    pub fn load_or_create(state_dir: &Path) -> Result<Self, Fatal> {
+        if let Some(identity) = Self::load(state_dir)? {
             return Ok(identity);
         }
         let path = state_dir.join(KEY_FILE);
@@ -98,7 +98,7 @@ impl Identity {
             }
             _ => {} // another was quicker: its key counts
         }
-        Identity::load(state_dir)?.ok_or_else(|| {
+        Self::load(state_dir)?.ok_or_else(|| {
             Fatal::new(
                 Exit::Disk,
                 format_args!("{} vanished after it was written", shown(&path)),
@@ -107,8 +107,8 @@ impl Identity {
     }
 
     /// A throw-away identity, for tests.
-    pub fn generate() -> Identity {
-        Identity::from_pair(&new_pair()).expect("a key that was just made is sound")
+    pub fn generate() -> Self {
+        Self::from_pair(&new_pair()).expect("a key that was just made is sound")
     }
 
     /// SHA-256 of the public key's SubjectPublicKeyInfo.
@@ -158,11 +158,11 @@ impl Identity {
         self.tls.client_config(self.id, peer, roles)
     }
 
-    fn from_pair(pair: &rcgen::KeyPair) -> Result<Identity, String> {
+    fn from_pair(pair: &rcgen::KeyPair) -> Result<Self, String> {
         let pkcs8 = pair.serialized_der();
         let key = Ed25519KeyPair::from_pkcs8_maybe_unchecked(pkcs8).map_err(|e| e.to_string())?;
         let spki = rcgen::PublicKeyData::subject_public_key_info(pair);
-        Ok(Identity {
+        Ok(Self {
             transfer_key: transfer_key(&key)?,
             tls: tls::Credentials::new(pair)?,
             id: id_of(&spki),

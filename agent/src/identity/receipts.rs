@@ -208,7 +208,7 @@ mod tests {
     fn anyone_can_check_a_receipt_with_openssl() {
         use std::process::Command;
         if Command::new("openssl").arg("version").output().is_err() {
-            crate::failpoints::skip("there is no openssl here");
+            failpoints::skip("there is no openssl here");
             return;
         }
         let text = include_str!("../../../protocol/PROTOCOL.md");

@@ -37,17 +37,17 @@ pub enum Role {
 
 impl Role {
     /// From the one that is liked best on.
-    const ALL: [Role; 3] = [Role::First, Role::Subflow, Role::Whole];
+    const ALL: [Self; 3] = [Self::First, Self::Subflow, Self::Whole];
 
     fn protocol(self) -> &'static [u8] {
         match self {
-            Role::Whole => b"dropwire/1",
-            Role::First => b"dropwire/1 first",
-            Role::Subflow => b"dropwire/1 further",
+            Self::Whole => b"dropwire/1",
+            Self::First => b"dropwire/1 first",
+            Self::Subflow => b"dropwire/1 further",
         }
     }
 
-    fn protocols(roles: &[Role]) -> Vec<Vec<u8>> {
+    fn protocols(roles: &[Self]) -> Vec<Vec<u8>> {
         roles.iter().map(|role| role.protocol().to_vec()).collect()
     }
 }
@@ -63,7 +63,7 @@ pub enum NotPaired {
 
 impl NotPaired {
     /// The refusal behind a failed handshake, if that is what it was.
-    pub fn find(error: &io::Error) -> Option<NotPaired> {
+    pub fn find(error: &io::Error) -> Option<Self> {
         match error.get_ref()?.downcast_ref::<Error>()? {
             Error::InvalidCertificate(CertificateError::Other(OtherError(why))) => {
                 why.downcast_ref().copied()
@@ -76,10 +76,10 @@ impl NotPaired {
 impl fmt::Display for NotPaired {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            NotPaired::Unknown(id) => {
+            Self::Unknown(id) => {
                 write!(f, "the key of {} is not the expected one", crate::id::format(*id))
             }
-            NotPaired::Ourselves => f.write_str(
+            Self::Ourselves => f.write_str(
                 "it has this agent's own key: either the address leads back to this agent, or that machine is a copy of this \
                  one and needs an identity of its own (stop its agent, move its state folder away, run `dropwire init` there)",
             ),
@@ -119,7 +119,7 @@ impl Credentials {
             .key_provider
             .load_private_key(der)
             .map_err(|e| e.to_string())?;
-        Ok(Credentials {
+        Ok(Self {
             key: Arc::new(CertifiedKey::new(vec![certificate.der().clone()], signer)),
             provider: Arc::new(provider),
         })

@@ -139,7 +139,7 @@ mod tests {
             .unwrap();
             fs::remove_file(at(&format!("{leaving}/half.gone/a"))).unwrap();
         }
-        let disk = dropwire_protocol::RemotePath::parse(b"disk").unwrap();
+        let disk = RemotePath::parse(b"disk").unwrap();
         border::note(&own_folder::open_or_make(&root).unwrap(), &disk).unwrap();
         fs::write(at("1"), "another").unwrap();
         give_back_all(&root, &unknown).unwrap();

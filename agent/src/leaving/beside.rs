@@ -29,9 +29,9 @@ pub(super) fn rename_beside(from: &Dir, name: &OsStr, to: &Dir, wanted: &OsStr) 
     while number - low > 1 {
         let middle = low + (number - low) / 2;
         if taken(middle) {
-            low = middle
+            low = middle;
         } else {
-            number = middle
+            number = middle;
         }
     }
     let file = from.symlink_metadata(name)?;

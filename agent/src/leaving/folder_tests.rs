@@ -21,7 +21,7 @@ impl Outbox {
     fn new() -> Self {
         let temp = tempfile::tempdir().unwrap();
         let id = OutboxId(folder_id::create(&confined::root(temp.path()).unwrap()).unwrap());
-        Outbox {
+        Self {
             temp,
             id,
             _trusted: file_system::pretend(file_system::TRUSTED),
@@ -166,7 +166,7 @@ fn only_what_the_list_names_is_removed() {
 /// Neither a stack nor open folders grow with what somebody moved in, also at the start after a crash.
 #[test]
 fn a_tree_of_any_depth_that_was_moved_in_stays() {
-    if !crate::failpoints::needs::deep_trees() {
+    if !failpoints::needs::deep_trees() {
         return;
     }
     let outbox = Outbox::new();
@@ -226,7 +226,7 @@ fn its_marker_leaves_with_it() {
 /// Found changed in `leaving`, after the marker was taken: its producer gives no second one.
 #[test]
 fn its_marker_comes_back_with_it() {
-    let _trusted = crate::fs::file_system::pretend(crate::fs::file_system::TRUSTED);
+    let _trusted = file_system::pretend(file_system::TRUSTED);
     let outbox = Outbox::new();
     let mut what = outbox.delivered(AfterSend::Archive);
     what.marker = Some(".done".into());
@@ -360,7 +360,7 @@ mod order {
 #[test]
 fn what_cannot_be_removed_keeps_no_other_and_goes_once_it_is_freed() {
     use crate::fs::durable::trace::{self, Call};
-    let refused = || Err(std::io::Error::from_raw_os_error(libc::EPERM));
+    let refused = || Err(io::Error::from_raw_os_error(libc::EPERM));
     let outbox = Outbox::new();
     let what = outbox.delivered(AfterSend::Delete);
     let gone = Path::new(".dropwire/leaving").join(removal::decided_name(&what.name));
@@ -447,7 +447,7 @@ fn a_mount_point_cannot_leave_and_says_so() {
     let at = outbox.at("batch");
     let mounted = Command::new("mount").arg("--bind").args([&at, &at]).output();
     if !mounted.is_ok_and(|ran| ran.status.success()) {
-        return crate::failpoints::skip("nothing can be mounted here");
+        return failpoints::skip("nothing can be mounted here");
     }
     let error = loop {
         match dispose(&what, &|| false) {

@@ -139,7 +139,7 @@ mod tests {
                 marker: Some(".done".into()),
                 linger: std::time::Duration::ZERO,
             };
-            Outbox {
+            Self {
                 temp,
                 folder,
                 leaving,

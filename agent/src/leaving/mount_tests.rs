@@ -15,7 +15,7 @@ fn mount(outbox: &Outbox, with: &[&str]) -> Option<Mounted> {
     fs::create_dir_all(&at).unwrap();
     let mounted = mounted(&at, with);
     if !mounted {
-        crate::failpoints::skip("no file system can be mounted here");
+        failpoints::skip("no file system can be mounted here");
     }
     mounted.then_some(Mounted(at))
 }
@@ -196,7 +196,7 @@ fn an_archive_on_another_disk_is_named() {
     let is_mounted = mounted(&sent, TMPFS);
     let _mounted = is_mounted.then(|| Mounted(sent.clone()));
     if !is_mounted {
-        crate::failpoints::skip("no file system can be mounted here: a link stands for it");
+        failpoints::skip("no file system can be mounted here: a link stands for it");
         fs::remove_dir(&sent).unwrap();
         std::os::unix::fs::symlink(std::env::temp_dir(), &sent).unwrap();
     }

@@ -61,8 +61,8 @@ pub(super) struct List {
 }
 
 impl List {
-    fn new(entries: impl Read + 'static, name: Option<OsString>) -> List {
-        List {
+    fn new(entries: impl Read + 'static, name: Option<OsString>) -> Self {
+        Self {
             entries: Counted(Box::new(entries), 0),
             name,
         }
@@ -129,13 +129,13 @@ enum Unwritten {
 
 impl From<Trouble> for Unwritten {
     fn from(trouble: Trouble) -> Self {
-        Unwritten::Folder(trouble)
+        Self::Folder(trouble)
     }
 }
 
 impl From<io::Error> for Unwritten {
     fn from(error: io::Error) -> Self {
-        Unwritten::List(error)
+        Self::List(error)
     }
 }
 
@@ -225,8 +225,8 @@ struct Entry {
 
 impl Entry {
     /// None: it is not removed by the list.
-    fn of(step: &Step<'_>) -> Option<Entry> {
-        Some(Entry {
+    fn of(step: &Step<'_>) -> Option<Self> {
+        Some(Self {
             is_folder: match step.kind {
                 Kind::Folder => true,
                 Kind::File => false,
@@ -266,7 +266,7 @@ impl Entry {
     }
 
     /// None: that was all.
-    fn read(from: &mut Counted<impl Read>) -> io::Result<Option<Entry>> {
+    fn read(from: &mut Counted<impl Read>) -> io::Result<Option<Self>> {
         let (mut kind, mut stamp, mut length) = ([FILE], [0; 40], [0; 2]);
         let (mut links, mut note) = (1_u64.to_be_bytes(), None);
         match from.read_exact(&mut kind) {
@@ -285,7 +285,7 @@ impl Entry {
         from.read_exact(&mut length)?;
         let mut path = vec![0; u16::from_be_bytes(length).into()];
         from.read_exact(&mut path)?;
-        Ok(Some(Entry {
+        Ok(Some(Self {
             is_folder: kind == [FOLDER],
             stamp,
             links: u64::from_be_bytes(links),

@@ -65,8 +65,8 @@ impl Stage {
     /// As far as is known.
     pub(super) fn leaves(&self) -> bool {
         let checked = match self {
-            Stage::Leaving { checked, .. } => checked,
-            Stage::Stays(_) | Stage::Gone => return false,
+            Self::Leaving { checked, .. } => checked,
+            Self::Stays(_) | Self::Gone => return false,
         };
         matches!(checked, Checked::Delivered(_))
     }

@@ -25,10 +25,10 @@ impl Outbox {
     fn new() -> Self {
         let temp = tempfile::tempdir().unwrap();
         let id = OutboxId(folder_id::create(&confined::root(temp.path()).unwrap()).unwrap());
-        Outbox {
+        Self {
             temp,
             id,
-            _trusted: file_system::pretend(file_system::TRUSTED),
+            _trusted: file_system::pretend(TRUSTED),
         }
     }
 
@@ -90,7 +90,7 @@ fn overwrite_unseen(path: &Path, bytes: &str) {
     let mtime = fs::metadata(path).unwrap().modified().unwrap();
     fs::write(path, bytes).unwrap();
     let file = File::options().write(true).open(path).unwrap();
-    crate::fs::file_system::set_modified(&file, mtime).unwrap();
+    file_system::set_modified(&file, mtime).unwrap();
 }
 
 #[test]
@@ -199,7 +199,7 @@ fn where_a_change_may_not_show_large_files_are_compared_too() {
     file.set_len(COMPARED_BELOW).unwrap();
     drop(file);
     disposal.version = Version::read(&File::open(outbox.at("file")).unwrap()).unwrap().0;
-    while disposal.version.is_fresh(std::time::SystemTime::now()) {
+    while disposal.version.is_fresh(SystemTime::now()) {
         std::thread::yield_now();
     }
     let _untrusted = file_system::pretend(FileSystem::default());
@@ -211,7 +211,7 @@ fn where_a_change_may_not_show_large_files_are_compared_too() {
 fn what_the_move_itself_changed_holds_nothing_up() {
     let outbox = Outbox::new();
     let disposal = outbox.delivered("file", "bytes", AfterSend::Delete);
-    while disposal.version.is_fresh(std::time::SystemTime::now()) {
+    while disposal.version.is_fresh(SystemTime::now()) {
         std::thread::yield_now();
     }
     let _untrusted = file_system::pretend(FileSystem::default());
@@ -376,7 +376,7 @@ mod under_two_names {
     fn leaving_and_the_archive() {
         for (taken, on) in [0, 1, 5]
             .into_iter()
-            .flat_map(|taken| [(taken, file_system::TRUSTED), (taken, FileSystem::default())])
+            .flat_map(|taken| [(taken, TRUSTED), (taken, FileSystem::default())])
         {
             let outbox = Outbox::new();
             let _on = file_system::pretend(on);
@@ -483,7 +483,7 @@ fn no_symlink_is_followed() {
 #[cfg(target_os = "linux")]
 #[test]
 fn busy_in_leaving_gets_its_name_back_or_waits_there() {
-    if !crate::failpoints::needs::removal_of_open_files() {
+    if !failpoints::needs::removal_of_open_files() {
         return;
     }
     let outbox = Outbox::new();
@@ -549,14 +549,14 @@ mod order {
 
     #[test]
     fn each_step_is_durable_before_the_next() {
-        if !crate::failpoints::needs::renames() {
+        if !failpoints::needs::renames() {
             return;
         }
         let outbox = Outbox::new();
         let disposal = outbox.delivered("sub/file", "bytes", AfterSend::Archive);
         let leaving = format!(".dropwire/leaving/{}", disposal.name);
         let archived = calls(&outbox, || {
-            assert_eq!(dispose(&disposal).unwrap(), Disposed::Done)
+            assert_eq!(dispose(&disposal).unwrap(), Disposed::Done);
         });
         let into_leaving = [
             sync(".dropwire"),
@@ -575,13 +575,13 @@ mod order {
 
         let disposal = outbox.delivered("sub/file", "bytes", AfterSend::Delete);
         let deleted = calls(&outbox, || {
-            assert_eq!(dispose(&disposal).unwrap(), Disposed::Done)
+            assert_eq!(dispose(&disposal).unwrap(), Disposed::Done);
         });
         let gone = [Call::Unlink(leaving.clone().into()), sync(".dropwire/leaving")];
         assert_eq!(deleted, [&into_leaving[..], &gone].concat());
 
         let repeated = calls(&outbox, || {
-            assert_eq!(dispose(&disposal).unwrap(), Disposed::Gone)
+            assert_eq!(dispose(&disposal).unwrap(), Disposed::Gone);
         });
         assert!(repeated.contains(&sync("sub")), "{repeated:#?}");
 
@@ -589,7 +589,7 @@ mod order {
         let disposal = outbox.delivered("sub/file", "bytes", AfterSend::Delete);
         outbox.in_leaving(&disposal);
         let begun_again = calls(&outbox, || {
-            assert_eq!(dispose(&disposal).unwrap(), Disposed::Done)
+            assert_eq!(dispose(&disposal).unwrap(), Disposed::Done);
         });
         let removed = begun_again.iter().position(|c| *c == gone[0]).unwrap();
         let synced = [sync(".dropwire/leaving"), sync("sub")];
@@ -616,7 +616,7 @@ mod order {
     fn many_folders_are_synced_together_in_the_same_order() {
         let root = confined::root(&std::env::temp_dir()).unwrap();
         if !durable::sync_handle(&root).is_ok_and(|sync_handle| durable::supports_syncfs(&sync_handle)) {
-            return crate::failpoints::skip("no trusted syncfs in the temporary folder");
+            return failpoints::skip("no trusted syncfs in the temporary folder");
         }
         let outbox = Outbox::new();
         let _syncfs = file_system::pretend(FileSystem {
@@ -657,7 +657,7 @@ mod order {
 
     #[test]
     fn a_folder_whose_sync_failed_is_not_asked_again() {
-        if !crate::failpoints::needs::renames() {
+        if !failpoints::needs::renames() {
             return;
         }
         for at in [".dropwire", ".dropwire/leaving", "sub", ".dropwire/sent/sub"] {
@@ -693,7 +693,7 @@ mod order {
             (LostWrite::wrap(refused(libc::EIO)), true),
             (LostWrite::wrap(refused(libc::ENOMEM)), true),
         ] {
-            let root = super::open(&disposal).unwrap();
+            let root = open(&disposal).unwrap();
             let top = Tops::of(&root).unwrap().find(&disposal.path).unwrap();
             let siblings = Siblings::default();
             let steps = Steps::begin(&disposal, &root, &top, &siblings, &|| false).unwrap();
@@ -758,7 +758,7 @@ mod order {
     /// The lease held it up; it must not write to a file without a name.
     #[test]
     fn a_writer_that_came_meanwhile_gets_its_file_back() {
-        if !crate::failpoints::needs::renames() {
+        if !failpoints::needs::renames() {
             return;
         }
         for step in [sync("sub"), sync(".dropwire/leaving")] {
@@ -861,7 +861,7 @@ fn what_a_writer_has_keeps_its_marker() {
         .join(format!("{}.marker", disposal.name));
     fs::create_dir_all(outbox.at(".dropwire/leaving")).unwrap();
     fs::write(&held, "").unwrap(); // a crash came between the two renames
-    let writer = fs::File::options().append(true).open(outbox.at("x")).unwrap();
+    let writer = File::options().append(true).open(outbox.at("x")).unwrap();
     assert_eq!(dispose(&disposal).unwrap(), Disposed::Busy);
     assert!(outbox.at("x.done").exists() && !held.exists());
     drop(writer);

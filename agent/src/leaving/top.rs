@@ -55,13 +55,13 @@ impl<'a> Tops<'a> {
 
 impl Disposal {
     /// The same, with this folder for its outbox.
-    pub(super) fn below<'a>(&'a self, top: Option<&RemotePath>) -> Cow<'a, Disposal> {
+    pub(super) fn below<'a>(&'a self, top: Option<&RemotePath>) -> Cow<'a, Self> {
         let rest = top.and_then(|top| {
             let rest = self.path.as_bytes().strip_prefix(top.as_bytes())?;
             RemotePath::parse(rest.strip_prefix(b"/")?).ok()
         });
         match (top, rest) {
-            (Some(top), Some(path)) => Cow::Owned(Disposal {
+            (Some(top), Some(path)) => Cow::Owned(Self {
                 root: confined::join(&self.root, top),
                 path,
                 ..self.clone()

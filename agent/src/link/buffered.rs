@@ -18,7 +18,7 @@ pub(super) struct Buffered<S> {
 
 impl<S> Buffered<S> {
     pub(super) fn new(inner: S) -> Self {
-        Buffered {
+        Self {
             inner,
             buffer: BytesMut::new(),
         }

@@ -15,8 +15,8 @@ pub struct ReceiveBudget(Arc<Semaphore>);
 
 impl ReceiveBudget {
     /// For so many bytes; less than the largest chunk is taken for that.
-    pub fn new(bytes: usize) -> ReceiveBudget {
-        ReceiveBudget(Arc::new(Semaphore::new(bytes.max(MOST as usize))))
+    pub fn new(bytes: usize) -> Self {
+        Self(Arc::new(Semaphore::new(bytes.max(MOST as usize))))
     }
 }
 
@@ -28,8 +28,8 @@ pub struct Commands {
 
 impl Commands {
     /// Into a sink's channel.
-    pub fn new(to: mpsc::Sender<Command>, budget: ReceiveBudget) -> Commands {
-        Commands { to, budget }
+    pub fn new(to: mpsc::Sender<Command>, budget: ReceiveBudget) -> Self {
+        Self { to, budget }
     }
 
     /// Waits for room; false: nobody takes it any more.

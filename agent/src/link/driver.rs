@@ -121,9 +121,9 @@ enum End {
 impl End {
     fn error(&self) -> Option<String> {
         match self {
-            End::Ordered(ByeReason::Shutdown | ByeReason::Duplicate) => None,
-            End::Ordered(reason) => Some(format!("we closed the link: {reason:?}")),
-            End::PeerSaid(bye) => match bye.reason {
+            Self::Ordered(ByeReason::Shutdown | ByeReason::Duplicate) => None,
+            Self::Ordered(reason) => Some(format!("we closed the link: {reason:?}")),
+            Self::PeerSaid(bye) => match bye.reason {
                 ByeReason::Duplicate => None,
                 ByeReason::Shutdown => Some("the peer's agent stopped".into()),
                 ByeReason::Unpaired => Some("the peer is no longer paired with us".into()),
@@ -133,17 +133,17 @@ impl End {
                 )),
             },
             // What TLS says of it is for programmers.
-            End::Failed(Error::Io(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            Self::Failed(Error::Io(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 Some("the connection broke off".into())
             }
-            End::Failed(error) => Some(error.to_string()),
+            Self::Failed(error) => Some(error.to_string()),
         }
     }
 }
 
 impl From<Error> for End {
     fn from(error: Error) -> Self {
-        End::Failed(error)
+        Self::Failed(error)
     }
 }
 
@@ -191,10 +191,10 @@ impl<S: AsyncRead + AsyncWrite> Driver<S> {
                 }), if sends => Step::Turn(turn),
                 outcome = self.ends.outcomes.recv() => Step::Answered(outcome),
                 Some(request) = self.ends.requests.recv(), if asks => Step::Asked(request),
-                budget = self.ends.commands.give_first(&mut self.held_commands),
-                    if !self.held_commands.is_empty() => Step::Given(budget, "the inbox"),
-                budget = give_first(&self.ends.events, &mut self.held_events),
-                    if !self.held_events.is_empty() => Step::Given(budget, "the agent"),
+                given = self.ends.commands.give_first(&mut self.held_commands),
+                    if !self.held_commands.is_empty() => Step::Given(given, "the inbox"),
+                given = give_first(&self.ends.events, &mut self.held_events),
+                    if !self.held_events.is_empty() => Step::Given(given, "the agent"),
                 Ok(()) = self.ends.orders.changed() => Step::Ordered,
                 () = self.ends.cancel.cancelled() => return End::Ordered(ByeReason::Shutdown),
                 () = &mut sleep => Step::Nothing,
@@ -226,7 +226,7 @@ impl<S: AsyncRead + AsyncWrite> Driver<S> {
                 }
             }
             Step::Given(true, _) | Step::Nothing => {}
-            Step::Given(false, budget) => return Err(stopped(budget)),
+            Step::Given(false, what) => return Err(stopped(what)),
             Step::Ordered => {
                 let orders = *self.ends.orders.borrow_and_update();
                 if let Some(reason) = orders.end {
@@ -320,7 +320,7 @@ impl<S: AsyncRead + AsyncWrite> Driver<S> {
         let stalled = now - self.sent_at;
         if stalled >= self.ends.timing.dead_after {
             let text = format!("the peer took nothing for {stalled:.0?}");
-            return Err(Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, text)).into());
+            return Err(Error::Io(io::Error::new(io::ErrorKind::TimedOut, text)).into());
         }
         Ok(())
     }
@@ -535,8 +535,8 @@ async fn give_first<T>(to: &mpsc::Sender<T>, held: &mut VecDeque<T>) -> bool {
 }
 
 /// One of our own rooms is gone; the agent is about to end.
-fn stopped(budget: &str) -> End {
-    End::Failed(Error::Io(std::io::Error::other(format!("{budget} has stopped"))))
+fn stopped(what: &str) -> End {
+    End::Failed(Error::Io(io::Error::other(format!("{what} has stopped"))))
 }
 
 /// The next chunk is asked for once less than this waits to be written: a small file that comes up is soon its turn.

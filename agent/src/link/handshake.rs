@@ -62,7 +62,7 @@ pub(super) fn round_trip(tcp: &TcpStream, connecting: Duration) -> Duration {
         use std::{mem, os::fd::AsRawFd as _};
         // SAFETY: tcp_info is numbers, for which all zeros is a value.
         let mut info: libc::tcp_info = unsafe { mem::zeroed() };
-        let mut length = mem::size_of_val(&info) as libc::socklen_t;
+        let mut length = size_of_val(&info) as libc::socklen_t;
         // SAFETY: the kernel writes at most `length` bytes, which is the size of what it is handed.
         let code = unsafe {
             libc::getsockopt(

@@ -21,7 +21,7 @@ pub(super) struct LinkName(pub(super) [u8; 32]);
 
 impl LinkName {
     /// Derived from the secrets of the first connection, whose handshake is complete.
-    pub(super) fn of<S: SideData>(first: &ConnectionCommon<S>) -> io::Result<LinkName> {
+    pub(super) fn of<S: SideData>(first: &ConnectionCommon<S>) -> io::Result<Self> {
         let name = first.export_keying_material([0; 32], b"EXPORTER-dropwire-link", None);
         name.map(LinkName).map_err(io::Error::other)
     }
@@ -38,9 +38,9 @@ pub(super) struct JoinToken {
 
 impl JoinToken {
     /// A stream over `first`, and what lets others join it.
-    pub(super) fn open(first: Tls, name: LinkName, traffic: &Arc<Traffic>) -> (Transport, JoinToken) {
+    pub(super) fn open(first: Tls, name: LinkName, traffic: &Arc<Traffic>) -> (Transport, Self) {
         let (join, joining) = mpsc::channel(SUBFLOWS);
-        let token = JoinToken {
+        let token = Self {
             name,
             join,
             traffic: traffic.clone(),

@@ -79,8 +79,8 @@ impl Links {
         identity: Arc<Identity>,
         sink: Arc<dyn Sink>,
         cancel: CancellationToken,
-    ) -> Links {
-        Links::start_with(settings, listener, identity, sink, cancel, Timing::default())
+    ) -> Self {
+        Self::start_with(settings, listener, identity, sink, cancel, Timing::default())
     }
 
     pub(super) fn start_with(
@@ -90,7 +90,7 @@ impl Links {
         sink: Arc<dyn Sink>,
         cancel: CancellationToken,
         timing: Timing,
-    ) -> Links {
+    ) -> Self {
         let run = getrandom::u64().ok();
         let shared = Arc::new(Shared {
             upload: Arc::new(Rate::new(settings.limits.upload)),
@@ -112,7 +112,7 @@ impl Links {
             subflow_permits: Arc::new(Semaphore::new(affordable(MAX_SUBFLOWS, 1))),
             listening: Mutex::default(),
         });
-        let links = Links { shared };
+        let links = Self { shared };
         links.take_up(settings);
         links.listen_on(listener);
         links
@@ -267,7 +267,7 @@ const LOOK_UP: Duration = Duration::from_secs(10);
 
 impl Default for Timing {
     fn default() -> Self {
-        Timing {
+        Self {
             handshake: Duration::from_secs(10),
             ping_after: Duration::from_secs(15),
             dead_after: Duration::from_secs(45),

@@ -45,7 +45,7 @@ pub(super) async fn serve(shared: Arc<Shared>, listener: TcpListener, cancel: Ca
     let mut shortage = Shortage::default();
     let accepting = async {
         loop {
-            shared.lobby.budget().await;
+            shared.lobby.has_room().await;
             match listener.accept().await {
                 Ok((tcp, from)) => {
                     shortage.over();

@@ -57,8 +57,8 @@ enum Party {
 
 impl Lobby {
     /// For at most so many connections.
-    pub(super) fn new(most: usize) -> Arc<Lobby> {
-        Arc::new(Lobby {
+    pub(super) fn new(most: usize) -> Arc<Self> {
+        Arc::new(Self {
             most,
             crowd: Mutex::default(),
             left: Notify::new(),
@@ -66,7 +66,7 @@ impl Lobby {
     }
 
     /// Waits until those above the bound have left: a burst takes no more than the bound and one.
-    pub(super) async fn budget(&self) {
+    pub(super) async fn has_room(&self) {
         loop {
             let left = self.left.notified();
             if self.crowd().seated.len() <= self.most {
@@ -327,10 +327,9 @@ mod tests {
     async fn above_the_bound_those_on_their_way_out_are_waited_for() {
         let lobby = Lobby::new(1);
         let (first, _) = enter(&lobby, STRANGER);
-        lobby.budget().await;
+        lobby.has_room().await;
         let (_second, _) = enter(&lobby, STRANGER);
         assert!(!stays(&first));
-        let (budget, ()) = tokio::join!(biased; lobby.budget(), async { drop(first) });
-        budget
+        tokio::join!(biased; lobby.has_room(), async { drop(first) });
     }
 }

@@ -13,7 +13,7 @@ pub(super) struct LogLimit {
 
 impl Default for LogLimit {
     fn default() -> Self {
-        LogLimit {
+        Self {
             left: AT_ONCE,
             since: Instant::now(),
             missed: 0,

@@ -39,7 +39,7 @@ pub(super) struct Pass {
 
 impl Default for Outgoings {
     fn default() -> Self {
-        Outgoings {
+        Self {
             open: HashMap::new(),
             small: Lane::new(READING_SMALL, SMALL_BYTES, false),
             large: Lane::new(READING_LARGE, u64::MAX, true),
@@ -145,7 +145,7 @@ struct Reading {
 
 impl Lane {
     fn new(files: usize, bytes: u64, round_robin: bool) -> Self {
-        Lane {
+        Self {
             wanted: VecDeque::new(),
             reading: VecDeque::new(),
             most: (files, bytes),
@@ -289,7 +289,7 @@ mod tests {
 
     impl Fixture {
         fn new() -> Self {
-            Fixture {
+            Self {
                 sender: Sender::new(1 << 20, 256),
                 outgoing: Outgoings::default(),
             }

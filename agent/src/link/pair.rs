@@ -144,8 +144,8 @@ pub(super) struct Refused {
 }
 
 impl From<ByeReason> for Refused {
-    fn from(reason: ByeReason) -> Refused {
-        Refused {
+    fn from(reason: ByeReason) -> Self {
+        Self {
             reason,
             shared_key: false,
         }
@@ -155,7 +155,7 @@ impl From<ByeReason> for Refused {
 impl Pair {
     pub(super) fn new(peer: config::Peer, own: AgentId, cancel: CancellationToken) -> Self {
         let (events, told) = mpsc::channel(EVENTS);
-        Pair {
+        Self {
             id: peer.id,
             peer: watch::Sender::new(peer),
             cancel,

@@ -24,7 +24,7 @@ pub(super) struct Rate {
 impl Rate {
     /// None: unlimited.
     pub(super) fn new(bytes_a_second: Option<u64>) -> Self {
-        Rate {
+        Self {
             limit: AtomicU64::new(bytes_a_second.unwrap_or(0)),
             free_at: Mutex::new(Instant::now()),
         }

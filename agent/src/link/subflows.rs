@@ -71,7 +71,7 @@ struct Begun {
 impl<S> Subflows<S> {
     /// Over `first`, and those that come by `joining`.
     pub(super) fn new(first: S, joining: mpsc::Receiver<Joining<S>>) -> Self {
-        Subflows {
+        Self {
             subflows: vec![Subflow::new(first, None)],
             joining: Some(joining),
             read: 0,
@@ -100,7 +100,7 @@ impl<S> Subflows<S> {
 
 impl<S> Subflow<S> {
     fn new(stream: S, place: Option<OwnedSemaphorePermit>) -> Self {
-        Subflow {
+        Self {
             stream,
             head: [0; HEAD],
             headed: 0,
@@ -132,14 +132,14 @@ impl<S: AsyncRead + Unpin> Subflow<S> {
 }
 
 impl Segment {
-    fn parse(head: &[u8; HEAD]) -> io::Result<Segment> {
+    fn parse(head: &[u8; HEAD]) -> io::Result<Self> {
         let [a, b, c, d, e, f, g, h, length @ ..] = *head;
         let at = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
         let left = u16::from_be_bytes(length).into();
         if left == 0 || at.checked_add(left as u64).is_none() {
             return Err(refused("a segment that cannot be"));
         }
-        Ok(Segment { at, left })
+        Ok(Self { at, left })
     }
 }
 
@@ -294,11 +294,11 @@ impl<S: AsyncWrite + Unpin> Subflows<S> {
 }
 
 impl Begun {
-    fn new(subflow: usize, at: u64, length: usize) -> Begun {
+    fn new(subflow: usize, at: u64, length: usize) -> Self {
         let mut head = [0; HEAD];
         head[..8].copy_from_slice(&at.to_be_bytes());
         head[8..].copy_from_slice(&(length as u16).to_be_bytes()); // at most SEGMENT
-        Begun {
+        Self {
             subflow,
             head,
             headed: 0,

@@ -58,8 +58,8 @@ impl AsyncWrite for Transport {
 
     fn is_write_vectored(&self) -> bool {
         match self {
-            Transport::Single(stream) => stream.is_write_vectored(),
-            Transport::Multi(stream) => stream.is_write_vectored(),
+            Self::Single(stream) => stream.is_write_vectored(),
+            Self::Multi(stream) => stream.is_write_vectored(),
         }
     }
 

@@ -238,7 +238,7 @@ impl Traffic {
     }
 
     /// Takes in another connection's counts.
-    pub(super) fn add(&self, other: &Traffic) {
+    pub(super) fn add(&self, other: &Self) {
         self.sent.fetch_add(other.sent(), Relaxed);
         self.received.fetch_add(other.received(), Relaxed);
     }
@@ -252,7 +252,7 @@ pub(super) struct Counted<S> {
 
 impl<S> Counted<S> {
     pub(super) fn new(inner: S, traffic: Arc<Traffic>) -> Self {
-        Counted { inner, traffic }
+        Self { inner, traffic }
     }
 
     pub(super) fn get_ref(&self) -> &S {

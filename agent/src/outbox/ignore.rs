@@ -38,7 +38,7 @@ impl Ignore {
                 name_patterns.push(index);
             }
         }
-        Ok(Ignore {
+        Ok(Self {
             names: names.build().map_err(|e| format!("ignore: {e}"))?,
             paths: paths.build().map_err(|e| format!("ignore: {e}"))?,
             patterns,

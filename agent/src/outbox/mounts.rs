@@ -25,10 +25,10 @@ mod system {
                 SAID.call_once(|| {
                     tracing::warn!(
                         "the system does not tell of mounts here: outboxes are looked for now and then"
-                    )
+                    );
                 });
             }
-            Mounts(list)
+            Self(list)
         }
 
         /// Returns at the next change, with true; where nobody tells of changes, after some seconds, with false. May be

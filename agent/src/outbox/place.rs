@@ -33,7 +33,7 @@ pub(super) struct Place {
 impl Place {
     /// Finds the outbox at `path` for this agent, which owns it then; it gets a folder id if it never had one. Else the reason
     /// why it is held. Nothing is touched in a folder that belongs to another agent.
-    pub(super) fn find(path: &Path, had_mark: bool, me: &Me) -> Result<Place, String> {
+    pub(super) fn find(path: &Path, had_mark: bool, me: &Me) -> Result<Self, String> {
         let dir = confined::root(path).map_err(|e| match e.kind() {
             io::ErrorKind::NotFound => "the folder is not there; it is waited for".to_string(),
             _ => format!("the folder cannot be opened: {e}"),
@@ -63,7 +63,7 @@ impl Place {
         let root = path
             .canonicalize()
             .map_err(|e| format!("the folder cannot be read: {e}"))?;
-        Ok(Place {
+        Ok(Self {
             path: path.to_path_buf(),
             root,
             id: OutboxId(id),
@@ -252,9 +252,8 @@ mod tests {
             RemotePath::parse(b"a/b").unwrap(),
             RemotePath::parse(b"a").unwrap(),
         );
-        let remove_empty = |folder: &RemotePath, quiet| {
-            super::remove_empty(&outbox, &Noted::of(&outbox).unwrap(), folder, quiet)
-        };
+        let remove_empty =
+            |folder: &RemotePath, quiet| remove_empty(&outbox, &Noted::of(&outbox).unwrap(), folder, quiet);
         assert_eq!(remove_empty(&b, Duration::from_secs(3600)), Some(b.clone()));
         assert_eq!(remove_empty(&a, Duration::ZERO), None);
         assert_eq!(remove_empty(&b, Duration::ZERO), Some(a.clone()));

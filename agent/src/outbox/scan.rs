@@ -153,7 +153,7 @@ impl Walk<'_> {
         match stamp {
             // What is mounted below the outbox may tell less than the outbox's own file system, which the watch's test is of.
             Some(stamp) if !stand.troubled && stamp.0.on.tells_changes => {
-                self.scan_cache().listed(&stand.path, stamp, begun, folders)
+                self.scan_cache().listed(&stand.path, stamp, begun, folders);
             }
             _ => self.scan_cache().forget(&stand.path),
         }
@@ -400,7 +400,7 @@ mod tests {
                     }
                     Report::Empty(_) => {}
                     Report::Problem(path, _) | Report::Later(path, _) => {
-                        problems.borrow_mut().push(String::from_utf8(path).unwrap())
+                        problems.borrow_mut().push(String::from_utf8(path).unwrap());
                     }
                 }
                 true

@@ -26,10 +26,10 @@ pub(super) struct Stamp {
 }
 
 impl Stamp {
-    pub(super) fn of(folder: &Dir) -> io::Result<Stamp> {
+    pub(super) fn of(folder: &Dir) -> io::Result<Self> {
         let device = folder.dir_metadata()?.dev();
         let (version, on) = Version::of_folder(folder)?;
-        Ok(Stamp { device, version, on })
+        Ok(Self { device, version, on })
     }
 }
 
@@ -94,9 +94,9 @@ impl ScanCache {
 
     /// Everything is listed in the next scan.
     pub(super) fn clear(&mut self) {
-        *self = ScanCache {
+        *self = Self {
             cleared: self.cleared + 1,
-            ..ScanCache::default()
+            ..Self::default()
         };
     }
 }

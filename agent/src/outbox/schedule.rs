@@ -43,8 +43,8 @@ pub(super) struct Schedule {
 impl Schedule {
     /// The first scan is due now. `spread` (any byte that others do not share) shifts the second one by up to half a
     /// `rescan`.
-    pub(super) fn new(now: Instant, rescan: Duration, spread: u8) -> Schedule {
-        Schedule {
+    pub(super) fn new(now: Instant, rescan: Duration, spread: u8) -> Self {
+        Self {
             rescan,
             second_after: rescan / 2 + rescan / 512 * u32::from(spread),
             due: now,
@@ -161,7 +161,7 @@ struct Later {
 
 impl Later {
     fn new(now: Instant) -> Self {
-        Later {
+        Self {
             reason: None,
             wait: POLL,
             until: now,

@@ -76,7 +76,7 @@ impl Stability {
     const SHORTEST: Duration = Duration::from_millis(1);
 
     pub(super) fn new(quiet: Duration, max_wait: Duration) -> Self {
-        Stability {
+        Self {
             max_wait,
             longest: quiet.max(Duration::from_secs(1)),
             files: HashMap::new(),

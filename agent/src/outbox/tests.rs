@@ -101,7 +101,7 @@ fn config(path: PathBuf) -> config::Outbox {
         linger: Duration::ZERO,
         ignore: Vec::new(),
         watch: Watch::Auto,
-        folder: config::Folder::Files,
+        folder: Folder::Files,
         rescan: Duration::from_secs(3600),
     }
 }

@@ -92,7 +92,7 @@ impl Watcher {
         if !FOLDER_BY_FOLDER {
             inner.watch(root, RecursiveMode::Recursive)?;
         }
-        let watcher = Watcher {
+        let watcher = Self {
             inner: Mutex::new(inner),
             limited,
             probe_received,

@@ -43,7 +43,7 @@ impl WatchState {
     const MISSES: u32 = 2;
 
     pub(super) fn new(wanted: Watch, rescan: Duration) -> Self {
-        WatchState {
+        Self {
             wanted,
             deadline: rescan.clamp(Duration::from_secs(1), Self::DEADLINE),
             absent: None,
@@ -58,9 +58,9 @@ impl WatchState {
 
     /// A watch begins, or there is none for a reason.
     pub(super) fn begin(&mut self, watch: Result<(), String>) {
-        *self = WatchState {
+        *self = Self {
             absent: watch.err(),
-            ..WatchState::new(self.wanted, self.deadline)
+            ..Self::new(self.wanted, self.deadline)
         };
     }
 

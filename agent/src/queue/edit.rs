@@ -29,7 +29,7 @@ impl Deref for Edit<'_> {
 
 impl Edit<'_> {
     /// What `change` did, and its sums, are in the transaction after Ok; with what it ended.
-    pub fn run<T>(
+    pub(super) fn run<T>(
         db: &Transaction<'_>,
         identity: &Identity,
         change: impl FnOnce(&Edit<'_>) -> Result<T>,
@@ -46,12 +46,12 @@ impl Edit<'_> {
     }
 
     /// So many more jobs to `peer` out of the outbox (its row) are in this state; fewer if negative.
-    pub fn count(&self, peer: AgentId, outbox: i64, state: JobState, more: i64) {
+    pub(super) fn count(&self, peer: AgentId, outbox: i64, state: JobState, more: i64) {
         *self.turned.borrow_mut().entry((peer, outbox, state)).or_default() += more;
     }
 
     /// The job ended like this, without being delivered.
-    pub fn ended(&self, job: &Key, end: End, why: &str) -> Result<()> {
+    pub(super) fn ended(&self, job: &Key, end: End, why: &str) -> Result<()> {
         if failpoints::mutant("ends-told") {
             return Ok(());
         }
@@ -74,7 +74,7 @@ impl Edit<'_> {
     }
 
     /// Writes the sums of what was counted until now.
-    pub fn write_tally(&self) -> Result<()> {
+    pub(super) fn write_tally(&self) -> Result<()> {
         for ((peer, outbox, state), more) in mem::take(&mut *self.turned.borrow_mut()) {
             self.prepare_cached(
                 "INSERT INTO tally VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO UPDATE SET n = n + excluded.n",

@@ -35,20 +35,22 @@ impl End {
     /// The job's state from then on.
     pub(super) fn state(self) -> JobState {
         match self {
-            End::Superseded | End::Gone | End::Replaced | End::GivenUp | End::Refused => JobState::Failed,
-            End::Cancelled => JobState::Cancelled,
+            Self::Superseded | Self::Gone | Self::Replaced | Self::GivenUp | Self::Refused => {
+                JobState::Failed
+            }
+            Self::Cancelled => JobState::Cancelled,
         }
     }
 
     /// The reason that the job keeps, where there is no more to say.
     pub fn text(self) -> &'static str {
         match self {
-            End::Superseded => "superseded by a newer version",
-            End::Gone => "gone: the file was removed before it was delivered",
-            End::Replaced => "its outbox was replaced",
-            End::GivenUp => "given up",
-            End::Refused => "the peer cannot take it",
-            End::Cancelled => "cancelled",
+            Self::Superseded => "superseded by a newer version",
+            Self::Gone => "gone: the file was removed before it was delivered",
+            Self::Replaced => "its outbox was replaced",
+            Self::GivenUp => "given up",
+            Self::Refused => "the peer cannot take it",
+            Self::Cancelled => "cancelled",
         }
     }
 }

@@ -103,11 +103,11 @@ pub enum Class {
 
 impl Class {
     /// Of what has this version.
-    pub fn of(version: &Version) -> Class {
+    pub fn of(version: &Version) -> Self {
         if version.size <= MAX_EAGER && !version.folder {
-            Class::Small
+            Self::Small
         } else {
-            Class::Large
+            Self::Large
         }
     }
 }

@@ -93,12 +93,12 @@ impl Queue {
         identity: Arc<Identity>,
         now_ms: i64,
         max_backoff: Duration,
-    ) -> Result<Queue, DbError> {
+    ) -> Result<Self, DbError> {
         let newest = |db: &Transaction<'_>| {
             db.query_row("SELECT coalesce(max(id), 0) FROM jobs", [], |row| row.get(0))
         };
         let newest_at_start = db.call(newest).await?;
-        let queue = Queue {
+        let queue = Self {
             db,
             identity,
             newest_at_start,

@@ -729,7 +729,7 @@ async fn a_peer_that_never_likes_an_id_does_not_fill_the_job_list_with_them() {
         id = queue.recount(id, 5).await.unwrap().unwrap();
         used.insert(id);
     }
-    assert_eq!(used.len() as i64, 1 + super::attempts::FORMER);
+    assert_eq!(used.len() as i64, 1 + attempts::FORMER);
     assert_eq!(due(&queue, 5).await, [id], "it goes on to be tried");
 }
 

@@ -22,7 +22,7 @@ use crate::{
 
 /// Decides on the offer of a locked transfer: the inbox to receive it in and whether there may be a partial to
 /// resume, or the answer that ends it. A row *placing* is finished first. Blocks.
-pub fn admit(
+pub(super) fn admit(
     shared: &Shared,
     key: Key,
     manifest: &Manifest,
@@ -73,7 +73,7 @@ pub fn admit(
 }
 
 /// Is there room in the ledger for a transfer that it does not know yet? What it knows is finished in any case.
-pub fn takes_more(shared: &Shared, peer: AgentId) -> Result<(), Answer> {
+pub(super) fn takes_more(shared: &Shared, peer: AgentId) -> Result<(), Answer> {
     let full = |text: &str| {
         Err(Answer::refused(
             DeclineReason::NoSpace,
@@ -98,13 +98,13 @@ pub fn takes_more(shared: &Shared, peer: AgentId) -> Result<(), Answer> {
 
 /// The inbox for bytes that are on their way already: as it was seen last, if it was there. It is looked at again before
 /// they are written.
-pub fn expect(shared: &Shared) -> Result<Arc<InboxDir>, Trouble> {
+pub(super) fn expect(shared: &Shared) -> Result<Arc<InboxDir>, Trouble> {
     shared.handle.last_seen().or_else(|_| shared.open_inbox())
 }
 
 /// The inbox in which a locked transfer is being placed, if it is the one with this folder id. None: that was a folder which
 /// another one replaced for good, so it is *receiving* again.
-pub fn enter_of(
+pub(super) fn enter_of(
     shared: &Shared,
     key: Key,
     folder_id: Option<[u8; 16]>,
@@ -122,7 +122,7 @@ pub fn enter_of(
 
 /// Gives up placing a locked transfer in a folder that is at home nowhere any more: whether it got its name there nobody
 /// can tell, so it is taken again. Was it such a one?
-pub fn give_up(shared: &Shared, key: Key) -> Result<bool, DbError> {
+pub(super) fn give_up(shared: &Shared, key: Key) -> Result<bool, DbError> {
     let given_up = !shared.is_placed(key)
         && shared
             .db
@@ -134,7 +134,7 @@ pub fn give_up(shared: &Shared, key: Key) -> Result<bool, DbError> {
 }
 
 /// Bytes that a transfer takes at least before it is placed: a whole folder's lie there twice, as a stream and unpacked.
-pub fn needed(manifest: &Manifest) -> u64 {
+pub(super) fn needed(manifest: &Manifest) -> u64 {
     match manifest.kind {
         Kind::File => manifest.size,
         Kind::Folder => manifest.size.saturating_mul(2),
@@ -142,7 +142,7 @@ pub fn needed(manifest: &Manifest) -> u64 {
 }
 
 /// Can the file system of the inbox have it at all? A folder can only be renamed to its place, and never in place of another.
-pub fn takes(inbox_dir: &InboxDir, manifest: &Manifest) -> Result<(), Answer> {
+pub(super) fn takes(inbox_dir: &InboxDir, manifest: &Manifest) -> Result<(), Answer> {
     if !inbox_dir.may_take(manifest.size) {
         let text = format!(
             "the file system of the inbox takes no file of {}",
@@ -159,7 +159,7 @@ pub fn takes(inbox_dir: &InboxDir, manifest: &Manifest) -> Result<(), Answer> {
 
 /// Promises `peer` room for `bytes` more, and on a disk inside the inbox for a copy of all that was offered, if it is for
 /// one that is known. An error also where that disk is missing.
-pub fn reserve(
+pub(super) fn reserve(
     shared: &Shared,
     inbox_dir: &InboxDir,
     peer: AgentId,
@@ -194,7 +194,7 @@ fn reserve_copy(
 }
 
 /// Before so many bytes are written: asks for room where the promise does not cover them any more.
-pub fn cover(inbox_dir: &InboxDir, reservation: &mut Reservation, bytes: u64) -> Result<(), Answer> {
+pub(super) fn cover(inbox_dir: &InboxDir, reservation: &mut Reservation, bytes: u64) -> Result<(), Answer> {
     match reservation.covers(bytes, Instant::now()) {
         true => Ok(()),
         false => reservation
@@ -208,7 +208,7 @@ fn disk(inbox_dir: &InboxDir) -> Result<Option<Disk>, Answer> {
 }
 
 /// The row of a transfer and its checkpoints' list, through the writer's connection.
-pub fn look(shared: &Shared, key: Key) -> Result<(Option<Known>, Vec<ledger::Checkpoint>), DbError> {
+pub(super) fn look(shared: &Shared, key: Key) -> Result<(Option<Known>, Vec<ledger::Checkpoint>), DbError> {
     shared
         .db
         .call_blocking(move |tx| Ok((ledger::find(tx, key)?, ledger::checkpoints(tx, key)?)))

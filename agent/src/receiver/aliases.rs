@@ -12,18 +12,18 @@ use super::ledger::Alias;
 
 /// Most aliases of a peer; the one used longest ago is forgotten for a new one. A forgotten one is found again by looking,
 /// as long as what took the folder's own name is there.
-pub const MOST: usize = 128;
+pub(super) const MOST: usize = 128;
 
 /// The aliases of all peers, as the ledger has them.
 #[derive(Default)]
-pub struct Aliases {
+pub(super) struct Aliases {
     of: HashMap<AgentId, LruCache<Vec<u8>, Vec<u8>>>,
 }
 
 impl Aliases {
     /// With those that the ledger knows.
-    pub fn new(known: Vec<Alias>) -> Aliases {
-        let mut aliases = Aliases::default();
+    pub(super) fn new(known: Vec<Alias>) -> Self {
+        let mut aliases = Self::default();
         for (sender, folder, alias) in known {
             aliases.set(sender, folder, alias);
         }
@@ -31,12 +31,12 @@ impl Aliases {
     }
 
     /// What the last component of the sender's `folder` is called here.
-    pub fn get(&mut self, sender: AgentId, folder: &[u8]) -> Option<Vec<u8>> {
+    pub(super) fn get(&mut self, sender: AgentId, folder: &[u8]) -> Option<Vec<u8>> {
         self.of.get_mut(&sender)?.get(folder).cloned()
     }
 
     /// From now on it is called so. Gives the folder whose alias was forgotten for it.
-    pub fn set(&mut self, sender: AgentId, folder: Vec<u8>, alias: Vec<u8>) -> Option<Vec<u8>> {
+    pub(super) fn set(&mut self, sender: AgentId, folder: Vec<u8>, alias: Vec<u8>) -> Option<Vec<u8>> {
         const BOUND: NonZeroUsize = NonZeroUsize::new(MOST).unwrap();
         let most = match crate::failpoints::mutant("alias-bound") {
             true => NonZeroUsize::MAX,
@@ -51,7 +51,7 @@ impl Aliases {
     }
 
     /// Forgets those of all who are no peers any more.
-    pub fn keep_of(&mut self, peers: &HashSet<AgentId>) {
+    pub(super) fn keep_of(&mut self, peers: &HashSet<AgentId>) {
         self.of.retain(|sender, _| peers.contains(sender));
     }
 }

@@ -11,10 +11,10 @@ use tokio::{sync::watch, task::spawn_blocking, time::timeout};
 use crate::poison::Unpoisoned as _;
 
 /// How long an answer is waited for where somebody waits at a terminal.
-pub const PATIENCE: Duration = Duration::from_secs(2);
+pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The questions of one kind, and their last answer.
-pub struct Asking<T> {
+pub(super) struct Asking<T> {
     /// Since when nobody has answered the one that is open.
     open: Arc<Mutex<Option<Instant>>>,
     answer: watch::Sender<T>,
@@ -22,7 +22,7 @@ pub struct Asking<T> {
 
 impl<T: Clone + Default + Send + Sync + 'static> Default for Asking<T> {
     fn default() -> Self {
-        Asking {
+        Self {
             open: Arc::default(),
             answer: watch::Sender::default(),
         }
@@ -32,7 +32,7 @@ impl<T: Clone + Default + Send + Sync + 'static> Default for Asking<T> {
 impl<T: Clone + Send + Sync + 'static> Asking<T> {
     /// Asks, unless a question is open, and waits for the answer with so much `patience`. If that does not come: the last
     /// one, and for how long this one has been waited for.
-    pub async fn ask(
+    pub(super) async fn ask(
         &self,
         patience: Duration,
         question: impl FnOnce() -> T + Send + 'static,

@@ -43,7 +43,7 @@ const TOGETHER: usize = 4;
 const TOGETHER_BESIDE_LARGE: usize = 64;
 
 /// A small file, whole in memory and verified.
-pub struct Small {
+pub(super) struct Small {
     /// What was offered.
     pub manifest: Manifest,
     /// All of it.
@@ -63,16 +63,16 @@ pub struct Small {
 
 /// Bytes of small files that wait for their batch or are in it. Half of it is a large batch, so that one is
 /// received while another is synced.
-pub const MEMORY: u64 = 3 << 20;
+pub(super) const MEMORY: u64 = 3 << 20;
 
 /// Bytes that a file takes of [`MEMORY`].
-pub fn weight(manifest: &Manifest) -> u64 {
+pub(super) fn weight(manifest: &Manifest) -> u64 {
     manifest.size + manifest.path.as_bytes().len() as u64 + OVERHEAD
 }
 
 /// How much work `path` of `peer` is: the names on it, and the copy if it leads to another disk (one that is known, so not
 /// the first file there).
-pub fn work(shared: &Shared, peer: AgentId, path: &RemotePath) -> usize {
+pub(super) fn work(shared: &Shared, peer: AgentId, path: &RemotePath) -> usize {
     let names = path.components().count();
     let is_copied = shared.handle.last_seen().is_ok_and(|inbox_dir| {
         let top = shared.top(peer);
@@ -86,14 +86,14 @@ pub fn work(shared: &Shared, peer: AgentId, path: &RemotePath) -> usize {
 }
 
 /// Takes batches until the queue is closed.
-pub fn run(shared: &Arc<Shared>, waiting: &FairQueue<Small>) {
+pub(super) fn run(shared: &Arc<Shared>, waiting: &FairQueue<Small>) {
     while let Some(batch) = next(waiting) {
         store(shared, batch);
     }
 }
 
 /// What is stored together next.
-pub fn next<T>(waiting: &FairQueue<T>) -> Option<Vec<T>> {
+pub(super) fn next<T>(waiting: &FairQueue<T>) -> Option<Vec<T>> {
     waiting.batch(BATCH, WORK)
 }
 

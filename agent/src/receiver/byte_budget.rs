@@ -12,7 +12,7 @@ use crate::poison::Unpoisoned as _;
 
 /// A budget of bytes; who wants more waits for others to be done. While several peers want some, none has more than an
 /// equal share, and each at least one file.
-pub struct ByteBudget {
+pub(super) struct ByteBudget {
     all: u64,
     state: Mutex<State>,
     given_back: Condvar,
@@ -26,7 +26,7 @@ struct State {
 }
 
 /// Bytes taken from the budget; given back when dropped.
-pub struct Taken {
+pub(super) struct Taken {
     byte_budget: Arc<ByteBudget>,
     peer: AgentId,
     bytes: u64,
@@ -34,8 +34,8 @@ pub struct Taken {
 
 impl ByteBudget {
     /// A budget of `all` bytes.
-    pub fn new(all: u64) -> Arc<ByteBudget> {
-        Arc::new(ByteBudget {
+    pub(super) fn new(all: u64) -> Arc<Self> {
+        Arc::new(Self {
             all,
             state: Mutex::default(),
             given_back: Condvar::new(),
@@ -43,7 +43,7 @@ impl ByteBudget {
     }
 
     /// Takes `bytes` for `peer`, and blocks until it may have them; of more than the whole budget, the whole.
-    pub fn take(self: &Arc<Self>, peer: AgentId, bytes: u64) -> Taken {
+    pub(super) fn take(self: &Arc<Self>, peer: AgentId, bytes: u64) -> Taken {
         let bytes = bytes.min(self.all);
         let mut state = self.lock();
         state.peers.entry(peer).or_default().1 += 1;
@@ -63,7 +63,7 @@ impl ByteBudget {
     }
 
     /// Takes `bytes` for `peer` if it may have them now: while there are some, and in any case if it has none.
-    pub fn try_take(self: &Arc<Self>, peer: AgentId, bytes: u64) -> Option<Taken> {
+    pub(super) fn try_take(self: &Arc<Self>, peer: AgentId, bytes: u64) -> Option<Taken> {
         let mut state = self.lock();
         let has = state.peers.get(&peer).map_or(0, |(has, _)| *has);
         if has > 0 && state.taken + bytes > self.all && !crate::failpoints::mutant("begun-memory") {

@@ -14,7 +14,7 @@ use super::{ledger, ledger::Checkpoint, reply::Answer, transfer_locks::Key};
 use crate::{clock::now_ms, db::Db, failpoints, fs::durable, poison::Unpoisoned as _};
 
 /// A thread that takes one checkpoint at a time.
-pub struct Checkpointer {
+pub(super) struct Checkpointer {
     queue: SyncSender<Checkpoint>,
     thread: JoinHandle<()>,
     progress: Arc<Mutex<Progress>>,
@@ -28,7 +28,7 @@ struct Progress {
 
 /// Why a checkpoint could not be taken; the partial's bytes are not to be trusted any more.
 #[derive(Clone, Debug)]
-pub struct Failure {
+pub(super) struct Failure {
     /// What the transfer ends with.
     pub answer: Answer,
     /// The sync failed: the partial is given up. Otherwise it was the ledger.
@@ -37,7 +37,7 @@ pub struct Failure {
 
 impl Checkpointer {
     /// For the partial `file` (a descriptor of the one that is written) of `key`, durable up to `durable`.
-    pub fn start(file: File, key: Key, db: Db, durable: u64) -> io::Result<Checkpointer> {
+    pub(super) fn start(file: File, key: Key, db: Db, durable: u64) -> io::Result<Self> {
         let (queue, waiting) = sync_channel::<Checkpoint>(1);
         let progress = Arc::new(Mutex::new(Progress {
             durable,
@@ -60,7 +60,7 @@ impl Checkpointer {
                 }
             }
         })?;
-        Ok(Checkpointer {
+        Ok(Self {
             queue,
             thread,
             progress,
@@ -69,7 +69,7 @@ impl Checkpointer {
 
     /// Asks for a checkpoint; false: skipped, for one is under way and another waits. With `wait` it never is. (An
     /// ended thread left its failure.)
-    pub fn request(&self, checkpoint: Checkpoint, wait: bool) -> bool {
+    pub(super) fn request(&self, checkpoint: Checkpoint, wait: bool) -> bool {
         match self.queue.try_send(checkpoint) {
             Err(TrySendError::Full(checkpoint)) if wait => self.queue.send(checkpoint).is_ok(),
             sent => sent.is_ok(),
@@ -77,7 +77,7 @@ impl Checkpointer {
     }
 
     /// Up to where the partial is durable, or why that ended.
-    pub fn durable(&self) -> Result<u64, Failure> {
+    pub(super) fn durable(&self) -> Result<u64, Failure> {
         let progress = self.progress.lock().unpoisoned();
         match &progress.failure {
             None => Ok(progress.durable),
@@ -86,7 +86,7 @@ impl Checkpointer {
     }
 
     /// Waits until everything that was asked for is done.
-    pub fn finish(self) -> Result<u64, Failure> {
+    pub(super) fn finish(self) -> Result<u64, Failure> {
         drop(self.queue);
         let _ = self.thread.join();
         let progress = self.progress.lock().unpoisoned();

@@ -22,7 +22,7 @@ use self::{
     make_durable::{FOLDERS_TOGETHER, make_durable_at_once},
     naming::{Work, way_first},
 };
-pub use self::{
+pub(super) use self::{
     intent::{Ready, Whole, give_up},
     make_durable::make_durable,
     told::Told,
@@ -36,7 +36,7 @@ use crate::{db::DbError, failpoints, fs::durable::How};
 const MOST_FOLDERS: usize = 128;
 
 /// Gives all of `ready` their final names and answers each. Blocks.
-pub fn place_all(shared: &Arc<Shared>, inbox_dir: &InboxDir, ready: Vec<Ready>) {
+pub(super) fn place_all(shared: &Arc<Shared>, inbox_dir: &InboxDir, ready: Vec<Ready>) {
     let folders = |file: &Ready| file.manifest.path.components().count() - 1;
     let many = ready.iter().map(folders).sum::<usize>() >= FOLDERS_TOGETHER;
     let mut waiting = ready.into_iter().peekable();
@@ -92,7 +92,7 @@ fn place_some(
         for (file, _) in &intents {
             match e {
                 DbError::Change(_) | DbError::NotNow(..) => {
-                    not_placed(shared, inbox_dir, file, e.clone().into())
+                    not_placed(shared, inbox_dir, file, e.clone().into());
                 }
                 DbError::Failed(_) => {} // it may be there after the restart: nothing is removed, nothing said
             }
@@ -166,7 +166,7 @@ fn place_some(
 }
 
 /// R7 again, under the name that was meant if it is still free, else under the next one (R6 first).
-pub fn place_again(
+pub(super) fn place_again(
     shared: &Shared,
     inbox_dir: &InboxDir,
     key: Key,

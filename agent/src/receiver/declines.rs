@@ -19,7 +19,7 @@ const MOST: usize = 4096;
 
 /// The condition of one inbox.
 #[derive(Default)]
-pub struct Declines(Mutex<Option<Begun>>);
+pub(super) struct Declines(Mutex<Option<Begun>>);
 
 struct Begun {
     /// Those that were declined and wait.
@@ -34,7 +34,7 @@ struct Begun {
 
 impl Declines {
     /// A transfer was declined because of this.
-    pub fn declined(&self, id: TransferId, text: &str, now: Instant) {
+    pub(super) fn declined(&self, id: TransferId, text: &str, now: Instant) {
         let mut condition = self.lock();
         end_if_over(&mut condition, now);
         let begun = condition.get_or_insert_with(|| {
@@ -55,14 +55,14 @@ impl Declines {
     }
 
     /// It waits no more: it is taken, or was withdrawn.
-    pub fn waits_no_more(&self, id: TransferId) {
+    pub(super) fn waits_no_more(&self, id: TransferId) {
         if let Some(begun) = &mut *self.lock() {
             begun.waiting.remove(&id);
         }
     }
 
     /// Why files are declined now, if any that was declined waits.
-    pub fn reason(&self, now: Instant) -> Option<String> {
+    pub(super) fn reason(&self, now: Instant) -> Option<String> {
         let mut condition = self.lock();
         end_if_over(&mut condition, now);
         condition

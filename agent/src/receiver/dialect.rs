@@ -21,7 +21,7 @@ const NOT_UTF8: &[u8] = b"probe \xff";
 const SHORTEST: usize = 99;
 
 /// Asks the file system of `folder`; an error is a shortage, which tells nothing.
-pub fn probe(folder: &Dir) -> io::Result<Names> {
+pub(super) fn probe(folder: &Dir) -> io::Result<Names> {
     #[cfg(unix)]
     let told = rustix::fs::fstatvfs(folder).map_or(0, |stat| stat.f_namemax);
     #[cfg(not(unix))]
@@ -119,7 +119,7 @@ mod tests {
         let dir = Dir::open_ambient_dir(temp.path(), cap_std::ambient_authority()).unwrap();
         let on = crate::fs::file_system::FileSystem::of(&durable::sync_handle(&dir).unwrap()).unwrap();
         if !on.sees_writers || !on.lasting_inodes {
-            crate::failpoints::skip(&format!("the temporary folder is on {}", on.name));
+            failpoints::skip(&format!("the temporary folder is on {}", on.name));
             return;
         }
         assert_eq!(probe(&dir).unwrap(), Names::HERE);

@@ -34,7 +34,7 @@ const MOST: usize = 256;
 const LONGEST: u64 = 4 << 20;
 
 /// The disks of one inbox.
-pub struct Disks {
+pub(super) struct Disks {
     inbox: PathBuf,
     own: Dir,
     known: Mutex<Vec<Known>>,
@@ -67,14 +67,14 @@ impl Known {
 struct Missing(String);
 
 /// Is that what the error says?
-pub fn is_missing(error: &io::Error) -> bool {
+pub(super) fn is_missing(error: &io::Error) -> bool {
     error.get_ref().is_some_and(|source| source.is::<Missing>())
 }
 
 impl Disks {
     /// Those of the inbox at `inbox`, whose `.dropwire` is `own`.
-    pub fn open(inbox: &Path, own: Dir) -> io::Result<Disks> {
-        Ok(Disks {
+    pub(super) fn open(inbox: &Path, own: Dir) -> io::Result<Self> {
+        Ok(Self {
             inbox: inbox.into(),
             known: Mutex::new(read(&own)?),
             own,
@@ -82,12 +82,12 @@ impl Disks {
     }
 
     /// Is none known?
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.lock().is_empty()
     }
 
     /// Somebody else, `dropwire adopt`, may have changed what is remembered.
-    pub fn reload(&self) -> io::Result<()> {
+    pub(super) fn reload(&self) -> io::Result<()> {
         let mut known = self.lock();
         *known = read(&self.own)?;
         Ok(())
@@ -95,7 +95,7 @@ impl Disks {
 
     /// Is the folder at `path`, in the folder `above`, where the disk is that was there before, if any was? An error says
     /// that it is not.
-    pub fn stands(&self, path: &[u8], above: &Dir, folder: &Dir) -> io::Result<()> {
+    pub(super) fn stands(&self, path: &[u8], above: &Dir, folder: &Dir) -> io::Result<()> {
         for disk in self.lock().iter() {
             let is_away = match &disk.marked {
                 marked if marked == path => !is_it(folder, disk)?,
@@ -110,7 +110,7 @@ impl Disks {
 
     /// The last known disk on the `way` down from the inbox's `root`; None: the way stays on the inbox's own. An error if one
     /// is missing.
-    pub fn on_the_way(&self, root: &Dir, way: &[Vec<u8>]) -> io::Result<Option<(PathBuf, Dir)>> {
+    pub(super) fn on_the_way(&self, root: &Dir, way: &[Vec<u8>]) -> io::Result<Option<(PathBuf, Dir)>> {
         let mut last: Option<(usize, PathBuf, Dir)> = None;
         for disk in self.known() {
             if !disk.lies_on(way) {
@@ -126,12 +126,12 @@ impl Disks {
     }
 
     /// Does the `way` down from the inbox lead to a known disk, whether or not that is there?
-    pub fn is_crossed(&self, way: &[Vec<u8>]) -> bool {
+    pub(super) fn is_crossed(&self, way: &[Vec<u8>]) -> bool {
         self.lock().iter().any(|disk| disk.lies_on(way))
     }
 
     /// From now on it is missed when it is not there.
-    pub fn remember(&self, border: &[u8], marked: &[u8], folder_id: [u8; 16]) -> io::Result<()> {
+    pub(super) fn remember(&self, border: &[u8], marked: &[u8], folder_id: [u8; 16]) -> io::Result<()> {
         let disk = Known {
             folder_id,
             border: border.to_vec(),
@@ -152,7 +152,7 @@ impl Disks {
     }
 
     /// Why nothing is taken for some folders, a sentence each.
-    pub fn missing(&self, root: &Dir) -> Vec<String> {
+    pub(super) fn missing(&self, root: &Dir) -> Vec<String> {
         missing(&self.inbox, root, &self.known())
     }
 
@@ -257,7 +257,7 @@ fn is_it(folder: &Dir, disk: &Known) -> io::Result<bool> {
 }
 
 /// Does something that is mounted begin with `folder`, or another file system?
-pub fn is_border(above: &Dir, folder: &Dir) -> io::Result<bool> {
+pub(super) fn is_border(above: &Dir, folder: &Dir) -> io::Result<bool> {
     Ok(Side::of(above)? != Side::of(folder)? || failpoints::mutant("disk-border"))
 }
 

@@ -41,12 +41,12 @@ const COPY: usize = 256 * 1024;
 struct Spoilt(String);
 
 /// Is the error the partial's own fault?
-pub fn is_spoilt(error: &io::Error) -> bool {
+pub(super) fn is_spoilt(error: &io::Error) -> bool {
     error.get_ref().is_some_and(|source| source.is::<Spoilt>()) && !failpoints::mutant("R7-spoilt")
 }
 
 /// Copies what is verified among the partials, durably, and gives the copy its final name; the partial stays.
-pub fn give_name(
+pub(super) fn give_name(
     shared: &Shared,
     inbox_dir: &InboxDir,
     key: Key,

@@ -31,7 +31,7 @@ use crate::{
 
 /// What there is of a transfer whose row is *placing*.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Found {
+pub(super) enum Found {
     /// Under both names, or it was before somebody took the new one.
     Linked,
     /// The partial, as it was verified; its final name was not given.
@@ -43,7 +43,12 @@ pub enum Found {
 }
 
 /// Looks at both names.
-pub fn find(inbox_dir: &InboxDir, key: Key, manifest: &Manifest, placing: &Placing) -> io::Result<Found> {
+pub(super) fn find(
+    inbox_dir: &InboxDir,
+    key: Key,
+    manifest: &Manifest,
+    placing: &Placing,
+) -> io::Result<Found> {
     // Nothing is concluded from what is missing where a disk is.
     let place: Vec<_> = placing.place.components().map(<[u8]>::to_vec).collect();
     inbox_dir.disks.on_the_way(&inbox_dir.root, &place)?;
@@ -74,7 +79,7 @@ pub fn find(inbox_dir: &InboxDir, key: Key, manifest: &Manifest, placing: &Placi
 
 /// A whole folder has just got its name: was all of it there? Nobody has been told of it yet. If a piece is missing, it goes
 /// back to `from`, and that is the error. One that somebody took at once, all of it, counts as named.
-pub fn named_whole(
+pub(super) fn named_whole(
     inbox_dir: &InboxDir,
     names: Names,
     key: Key,
@@ -187,7 +192,7 @@ fn is_verified(
 
 /// Has what lies among the partials these bytes? They are durable then: of a copy nobody knows whether it was synced. An error
 /// also where something was put in its place meanwhile.
-pub fn is_good(
+pub(super) fn is_good(
     inbox_dir: &InboxDir,
     key: Key,
     size: u64,
@@ -229,7 +234,7 @@ fn has_the_bytes(file: &std::fs::File, size: u64, digest: Digest, stops: &dyn Fn
 }
 
 /// Is everything in `folder` that its stream says? Without the stream nobody can tell.
-pub fn is_whole(inbox_dir: &InboxDir, names: Names, key: Key, folder: &Dir) -> io::Result<bool> {
+pub(super) fn is_whole(inbox_dir: &InboxDir, names: Names, key: Key, folder: &Dir) -> io::Result<bool> {
     match partial::open(inbox_dir, key)? {
         Some(stream) => unpack::is_whole(names, folder, &stream),
         None => Ok(false),

@@ -10,7 +10,7 @@ use dropwire_protocol::AgentId;
 use crate::poison::Unpoisoned as _;
 
 /// A queue for each peer, read in turns. What may wait is bounded by [`super::byte_budget`].
-pub struct FairQueue<T> {
+pub(super) struct FairQueue<T> {
     state: Mutex<State<T>>,
     filled: Condvar,
 }
@@ -24,8 +24,8 @@ struct State<T> {
 
 impl<T> FairQueue<T> {
     /// An empty one.
-    pub fn new() -> FairQueue<T> {
-        FairQueue {
+    pub(super) fn new() -> Self {
+        Self {
             state: Mutex::new(State {
                 waiting: HashMap::new(),
                 order: VecDeque::new(),
@@ -36,7 +36,7 @@ impl<T> FairQueue<T> {
     }
 
     /// Puts `item`, which is so much `work`, behind what waits for `peer`.
-    pub fn push(&self, peer: AgentId, work: usize, item: T) {
+    pub(super) fn push(&self, peer: AgentId, work: usize, item: T) {
         let mut state = self.lock();
         let queue = state.waiting.entry(peer).or_default();
         queue.push_back((work, item));
@@ -48,14 +48,14 @@ impl<T> FairQueue<T> {
     }
 
     /// Nothing is put in any more: [`FairQueue::batch`] gives the rest, then None.
-    pub fn close(&self) {
+    pub(super) fn close(&self) {
         self.lock().closed = true;
         self.filled.notify_all();
     }
 
     /// Waits for something, then takes one of each peer in turn: at most `number`, and no further one once they are so
     /// much `work` together.
-    pub fn batch(&self, number: usize, work: usize) -> Option<Vec<T>> {
+    pub(super) fn batch(&self, number: usize, work: usize) -> Option<Vec<T>> {
         let nothing = |state: &mut State<T>| state.order.is_empty() && !state.closed;
         let waited = self.filled.wait_while(self.lock(), nothing);
         let mut state = waited.unpoisoned();

@@ -32,15 +32,15 @@ use crate::{
 };
 
 /// Where partials lie, below `.dropwire`.
-pub const PARTIALS: &str = "partial";
+pub(super) const PARTIALS: &str = "partial";
 const PROBE: &str = "probe";
 const PROBED: &str = "probed";
 const WITNESS: &str = "witness";
 /// Said as long as nothing is known of it.
-pub const NO_LOOK: &str = "the first look at it is not over yet (does its disk answer?)";
+pub(super) const NO_LOOK: &str = "the first look at it is not over yet (does its disk answer?)";
 
 /// An inbox folder that is there.
-pub struct InboxDir {
+pub(super) struct InboxDir {
     /// Absolute.
     pub path: PathBuf,
     /// Its handle: every path that a peer names is resolved below it.
@@ -74,7 +74,7 @@ type Identity = (u64, u64);
 
 /// Why the inbox takes nothing.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Trouble {
+pub(super) struct Trouble {
     /// For people.
     pub reason: String,
 }
@@ -82,7 +82,12 @@ pub struct Trouble {
 impl InboxDir {
     /// Opens the folder at `path` for this agent, which then has the lock. It has to have the folder id `expected`; None: one
     /// that it has or gets now. Nothing is touched in a folder that belongs to another agent.
-    pub fn open(path: &Path, expected: Option<[u8; 16]>, me: &Me, lock: &Lock) -> Result<InboxDir, Trouble> {
+    pub(super) fn open(
+        path: &Path,
+        expected: Option<[u8; 16]>,
+        me: &Me,
+        lock: &Lock,
+    ) -> Result<Self, Trouble> {
         let root = whole(path)?;
         let held = |reason: String| Trouble { reason };
         owner::check(&root, path, me).map_err(held)?;
@@ -127,7 +132,7 @@ impl InboxDir {
                 &e,
             )
         })?;
-        Ok(InboxDir {
+        Ok(Self {
             path: path.into(),
             root,
             names,
@@ -147,37 +152,37 @@ impl InboxDir {
 
     /// For tests that need no agent. (Theirs is the one of the room's tests.)
     #[cfg(test)]
-    pub fn alone(path: &Path) -> InboxDir {
+    pub(super) fn alone(path: &Path) -> Self {
         let me = Me {
             id: super::tests::ME,
             name: "me".into(),
         };
-        InboxDir::open(path, None, &me, &Lock::default()).unwrap_or_else(|e| panic!("{e:?}"))
+        Self::open(path, None, &me, &Lock::default()).unwrap_or_else(|e| panic!("{e:?}"))
     }
 
     /// A new descriptor of the folder, for syncfs and for asking how much is free.
-    pub fn sync_handle(&self) -> io::Result<File> {
+    pub(super) fn sync_handle(&self) -> io::Result<File> {
         durable::sync_handle(&self.root)
     }
 
     /// The file system did not take a file of `size` bytes.
-    pub fn is_too_small_for(&self, size: u64) {
+    pub(super) fn is_too_small_for(&self, size: u64) {
         self.too_large.fetch_min(size, Relaxed);
     }
 
     /// Does it take files of `size` bytes, as far as was seen since the inbox was opened?
-    pub fn may_take(&self, size: u64) -> bool {
+    pub(super) fn may_take(&self, size: u64) -> bool {
         let too_large = self.too_large.load(Relaxed);
         size < too_large || too_large == u64::MAX || failpoints::mutant("R1-too-large")
     }
 
     /// The device that it is on.
-    pub fn device(&self) -> u64 {
+    pub(super) fn device(&self) -> u64 {
         self.own.0
     }
 
     /// Is this dropwire's own folder, under whatever name the file system finds it?
-    pub fn is_own(&self, folder: &Dir) -> io::Result<bool> {
+    pub(super) fn is_own(&self, folder: &Dir) -> io::Result<bool> {
         let meta = folder.dir_metadata()?;
         let by_mark = || {
             !self.lasting_inodes
@@ -189,12 +194,12 @@ impl InboxDir {
     }
 
     /// Does no rename lead from the partials into this folder?
-    pub fn is_elsewhere(&self, folder: &Dir) -> io::Result<bool> {
+    pub(super) fn is_elsewhere(&self, folder: &Dir) -> io::Result<bool> {
         Ok(Side::of(folder)? != self.side)
     }
 
     /// The same folder with the same partials, opened another time?
-    pub fn is_same(&self, other: &InboxDir) -> bool {
+    pub(super) fn is_same(&self, other: &Self) -> bool {
         self.folder_id == other.folder_id && self.are_ours(&other.root, &other.partials)
     }
 
@@ -268,7 +273,7 @@ fn shows(now: &Dir, then: &Dir) -> io::Result<bool> {
 }
 
 /// The way to the inbox: gives out its [`InboxDir`] while it is there, else says why not.
-pub struct InboxHandle {
+pub(super) struct InboxHandle {
     path: Option<PathBuf>,
     me: Me,
     lock: Lock,
@@ -285,8 +290,8 @@ enum State {
 
 impl InboxHandle {
     /// For this agent, to the folder at `path`; None: it has no inbox.
-    pub fn new(path: Option<PathBuf>, me: Me) -> InboxHandle {
-        InboxHandle {
+    pub(super) fn new(path: Option<PathBuf>, me: Me) -> Self {
+        Self {
             path,
             me,
             lock: Lock::default(),
@@ -296,22 +301,22 @@ impl InboxHandle {
     }
 
     /// Where it leads.
-    pub fn path(&self) -> Option<&Path> {
+    pub(super) fn path(&self) -> Option<&Path> {
         self.path.as_deref()
     }
 
     /// [`InboxDir::open`] for this agent.
-    pub fn open_at(&self, path: &Path, expected: Option<[u8; 16]>) -> Result<InboxDir, Trouble> {
+    pub(super) fn open_at(&self, path: &Path, expected: Option<[u8; 16]>) -> Result<InboxDir, Trouble> {
         InboxDir::open(path, expected, &self.me, &self.lock)
     }
 
     /// The folder's lock.
-    pub fn lock(&self) -> &Lock {
+    pub(super) fn lock(&self) -> &Lock {
         &self.lock
     }
 
     /// The inbox, looked at anew. Where it comes (back), `open` opens it and clears up what a crash left.
-    pub fn open(
+    pub(super) fn open(
         &self,
         open: impl FnOnce(&Path) -> Result<InboxDir, Trouble>,
     ) -> Result<Arc<InboxDir>, Trouble> {
@@ -350,7 +355,7 @@ impl InboxHandle {
     }
 
     /// The inbox as it was when it was last looked at; the error is why it is held.
-    pub fn last_seen(&self) -> Result<Arc<InboxDir>, String> {
+    pub(super) fn last_seen(&self) -> Result<Arc<InboxDir>, String> {
         match &*self.state() {
             State::Open(inbox_dir) => Ok(inbox_dir.clone()),
             State::Held(reason) | State::Broken(reason) => Err(reason.clone()),
@@ -359,13 +364,13 @@ impl InboxHandle {
 
     /// Nothing more is taken until the agent starts anew: a directory could not be made durable, and asking the
     /// kernel again would be answered with a lie.
-    pub fn break_off(&self, reason: String) {
+    pub(super) fn break_off(&self, reason: String) {
         tracing::error!(reason, "the inbox takes nothing until a restart");
         *self.state() = State::Broken(reason);
     }
 
     /// Why, if [`InboxHandle::break_off`] was called.
-    pub fn broken(&self) -> Option<String> {
+    pub(super) fn broken(&self) -> Option<String> {
         match &*self.state() {
             State::Broken(reason) => Some(reason.clone()),
             _ => None,
@@ -374,13 +379,13 @@ impl InboxHandle {
 
     /// As on a file system that cannot rename without replacing.
     #[cfg(test)]
-    pub fn link_from_now_on(&self) {
+    pub(super) fn link_from_now_on(&self) {
         self.pretend(|inbox_dir| inbox_dir.how = How::Linked);
     }
 
     /// As on one where inode numbers do not last.
     #[cfg(test)]
-    pub fn distrust_numbers_from_now_on(&self) {
+    pub(super) fn distrust_numbers_from_now_on(&self) {
         self.pretend(|inbox_dir| inbox_dir.lasting_inodes = false);
     }
 

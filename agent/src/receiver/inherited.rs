@@ -4,10 +4,10 @@ use cap_std::fs::Dir;
 
 /// The attribute that holds the access list.
 #[cfg(target_os = "linux")]
-pub const DEFAULT: &str = "system.posix_acl_default";
+pub(super) const DEFAULT: &str = "system.posix_acl_default";
 
 /// Has the partials' folder hand on nothing, where that can be had.
-pub fn hand_on_nothing(folder: &Dir) {
+pub(super) fn hand_on_nothing(folder: &Dir) {
     #[cfg(target_os = "linux")]
     if let Ok(folder) = crate::fs::durable::sync_handle(folder) {
         let _ = rustix::fs::fremovexattr(&folder, DEFAULT);

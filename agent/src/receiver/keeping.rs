@@ -28,17 +28,17 @@ use crate::{db::DbError, fs::disk::Disk, id};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// How long a partial waits for its sender.
-pub const KEEP_IDLE: Duration = DAY.saturating_mul(14);
+pub(super) const KEEP_IDLE: Duration = DAY.saturating_mul(14);
 /// How long a row is kept whose outcome the sender knows.
-pub const KEEP_ENDED: Duration = DAY.saturating_mul(30);
+pub(super) const KEEP_ENDED: Duration = DAY.saturating_mul(30);
 /// Most tombstones of a peer, [`PRUNE`] more or less; a sender makes one for each job that is cancelled.
-pub const MAX_TOMBSTONES: usize = 65_536;
+pub(super) const MAX_TOMBSTONES: usize = 65_536;
 /// So many withdrawals of a link go by between two looks at how many there are.
-pub const PRUNE: u64 = 1024;
+pub(super) const PRUNE: u64 = 1024;
 
 /// What one peer's partials may take.
 #[derive(Clone, Copy, Debug)]
-pub struct Bounds {
+pub(super) struct Bounds {
     /// How many there may be, those included that are worked on.
     pub number: usize,
     /// Bytes that those may take together that nobody works on; the one idle shortest stays whatever it takes.
@@ -47,10 +47,10 @@ pub struct Bounds {
 
 impl Bounds {
     /// 256 partials, and of the inbox's disk the half.
-    pub fn of(inbox_dir: &InboxDir) -> Result<Bounds, Answer> {
+    pub(super) fn of(inbox_dir: &InboxDir) -> Result<Self, Answer> {
         let disk = Disk::of(&inbox_dir.root);
         let disk = disk.map_err(|e| Answer::io("asking how large the disk is", &e))?;
-        Ok(Bounds {
+        Ok(Self {
             number: 256,
             bytes: disk.map_or(u64::MAX, |disk| disk.size / 2),
         })
@@ -92,7 +92,12 @@ fn sweep(shared: &Shared) -> Result<(), DbError> {
 }
 
 /// Keeps a peer's partials within bounds for one more: the longest idle that nobody works on go.
-pub fn make_way(shared: &Shared, inbox_dir: &InboxDir, peer: AgentId, bounds: Bounds) -> Result<(), Answer> {
+pub(super) fn make_way(
+    shared: &Shared,
+    inbox_dir: &InboxDir,
+    peer: AgentId,
+    bounds: Bounds,
+) -> Result<(), Answer> {
     let rows = shared
         .db
         .call_blocking(move |tx| ledger::receiving_of(tx, peer))?;
@@ -123,7 +128,7 @@ pub fn make_way(shared: &Shared, inbox_dir: &InboxDir, peer: AgentId, bounds: Bo
 }
 
 /// To be called before withdrawals, with the numbers that they have among those of this link.
-pub fn bound_tombstones(shared: &Shared, peer: AgentId, numbers: Range<u64>) -> Result<(), DbError> {
+pub(super) fn bound_tombstones(shared: &Shared, peer: AgentId, numbers: Range<u64>) -> Result<(), DbError> {
     if numbers.start.next_multiple_of(PRUNE) >= numbers.end {
         return Ok(());
     }
@@ -135,7 +140,7 @@ pub fn bound_tombstones(shared: &Shared, peer: AgentId, numbers: Range<u64>) -> 
 /// Drops the partial of a locked transfer: first the row, durably, then the file. Nothing if it is not *receiving* any more: it was
 /// finished since the rows were read, and where it is *placing*, the file is all there is. One in an inbox that is held
 /// goes when that is opened.
-pub fn drop_partial(shared: &Shared, lock: &TransferLock) -> Result<(), DbError> {
+pub(super) fn drop_partial(shared: &Shared, lock: &TransferLock) -> Result<(), DbError> {
     let key = lock.key();
     let dropped = shared
         .db

@@ -14,7 +14,7 @@ use crate::{
 
 /// Gives delivered files of `peer` these times, each only where it still is what was delivered. Never a reason to refuse
 /// anything: a crash, or an error, leaves the time of the offer.
-pub fn set(shared: &Shared, peer: AgentId, times: &[LateTime]) {
+pub(super) fn set(shared: &Shared, peer: AgentId, times: &[LateTime]) {
     if times.is_empty() {
         return;
     }

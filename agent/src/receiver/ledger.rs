@@ -74,7 +74,7 @@ CREATE INDEX inbox_ended ON inbox_transfer (idle_since) WHERE state >= 2 AND idl
 
 /// A known transfer.
 #[derive(Debug)]
-pub struct Known {
+pub(super) struct Known {
     /// None for a withdrawn one, but for older rows.
     pub manifest: Option<Manifest>,
     /// Of the inbox in which its partial lies.
@@ -85,7 +85,7 @@ pub struct Known {
 
 /// How far a transfer got.
 #[derive(Debug)]
-pub enum State {
+pub(super) enum State {
     /// Bytes are coming in.
     Receiving,
     /// Between intent and durability: the receipt counts once the final name is durable.
@@ -97,11 +97,11 @@ pub enum State {
 }
 
 /// A sender's folder as offered, and what its last component is called here.
-pub type Alias = (AgentId, Vec<u8>, Vec<u8>);
+pub(super) type Alias = (AgentId, Vec<u8>, Vec<u8>);
 
 /// A durable prefix of a partial.
 #[derive(Clone, Debug)]
-pub struct Checkpoint {
+pub(super) struct Checkpoint {
     /// Bytes.
     pub offset: u64,
     /// Of these bytes.
@@ -118,14 +118,20 @@ macro_rules! homeless {
 }
 
 /// The row of a transfer.
-pub fn find(db: &Connection, key: Key) -> Result<Option<Known>> {
+pub(super) fn find(db: &Connection, key: Key) -> Result<Option<Known>> {
     db.prepare_cached("SELECT path, size, mtime_s, mtime_ns, mark, state, place, inode, how, receipt, folder FROM inbox_transfer WHERE sender = ?1 AND id = ?2")?
         .query_row(params![key.0.0, key.1.0], known)
         .optional()
 }
 
 /// A new row *receiving*, with the offer bound to it; an older one that never was placed starts over.
-pub fn begin(db: &Connection, key: Key, manifest: &Manifest, folder_id: [u8; 16], now_ms: i64) -> Result<()> {
+pub(super) fn begin(
+    db: &Connection,
+    key: Key,
+    manifest: &Manifest,
+    folder_id: [u8; 16],
+    now_ms: i64,
+) -> Result<()> {
     cut_checkpoints(db, key, 0)?;
     db.prepare_cached(
         "INSERT OR REPLACE INTO inbox_transfer
@@ -147,7 +153,7 @@ pub fn begin(db: &Connection, key: Key, manifest: &Manifest, folder_id: [u8; 16]
 }
 
 /// All durable prefixes, shortest first.
-pub fn checkpoints(db: &Connection, key: Key) -> Result<Vec<Checkpoint>> {
+pub(super) fn checkpoints(db: &Connection, key: Key) -> Result<Vec<Checkpoint>> {
     db.prepare_cached(
         "SELECT at, digest, hash_state FROM inbox_checkpoint WHERE sender = ?1 AND id = ?2 ORDER BY at",
     )?
@@ -162,7 +168,7 @@ pub fn checkpoints(db: &Connection, key: Key) -> Result<Vec<Checkpoint>> {
 }
 
 /// One more durable prefix.
-pub fn add_checkpoint(db: &Connection, key: Key, checkpoint: &Checkpoint, now_ms: i64) -> Result<()> {
+pub(super) fn add_checkpoint(db: &Connection, key: Key, checkpoint: &Checkpoint, now_ms: i64) -> Result<()> {
     db.prepare_cached("INSERT OR REPLACE INTO inbox_checkpoint VALUES (?1, ?2, ?3, ?4, ?5)")?
         .execute(params![
             key.0.0,
@@ -175,7 +181,7 @@ pub fn add_checkpoint(db: &Connection, key: Key, checkpoint: &Checkpoint, now_ms
 }
 
 /// A sign of life of a transfer that is *receiving*: its idle time begins anew.
-pub fn touch(db: &Connection, key: Key, now_ms: i64) -> Result<()> {
+pub(super) fn touch(db: &Connection, key: Key, now_ms: i64) -> Result<()> {
     db.prepare_cached(
         "UPDATE inbox_transfer SET changed_ms = ?3, idle_since = (SELECT ms FROM running)
          WHERE sender = ?1 AND id = ?2 AND state = 0",
@@ -185,14 +191,14 @@ pub fn touch(db: &Connection, key: Key, now_ms: i64) -> Result<()> {
 }
 
 /// Drops every prefix longer than `offset`.
-pub fn cut_checkpoints(db: &Connection, key: Key, offset: u64) -> Result<()> {
+pub(super) fn cut_checkpoints(db: &Connection, key: Key, offset: u64) -> Result<()> {
     db.prepare_cached("DELETE FROM inbox_checkpoint WHERE sender = ?1 AND id = ?2 AND at > ?3")?
         .execute(params![key.0.0, key.1.0, offset as i64])?;
     Ok(())
 }
 
 /// R6: the intent to place. An error for what ended meanwhile, which the locks rule out.
-pub fn place(
+pub(super) fn place(
     db: &Connection,
     key: Key,
     manifest: &Manifest,
@@ -234,7 +240,7 @@ pub fn place(
 }
 
 /// Placing did not work, and the partial surely is where it was: *receiving* again.
-pub fn unplace(db: &Connection, key: Key) -> Result<()> {
+pub(super) fn unplace(db: &Connection, key: Key) -> Result<()> {
     db.prepare_cached(
         "UPDATE inbox_transfer SET state = 0, place = NULL, inode = NULL, how = NULL, receipt = NULL,
              idle_since = (SELECT ms FROM running)
@@ -245,7 +251,7 @@ pub fn unplace(db: &Connection, key: Key) -> Result<()> {
 }
 
 /// The same for one that was being placed in a folder that is at home nowhere any more. Was it so?
-pub fn unplace_homeless(db: &Connection, key: Key) -> Result<bool> {
+pub(super) fn unplace_homeless(db: &Connection, key: Key) -> Result<bool> {
     let is_homeless = db
         .prepare_cached(concat!(
             "SELECT 1 FROM inbox_transfer WHERE sender = ?1 AND id = ?2 AND ",
@@ -260,7 +266,7 @@ pub fn unplace_homeless(db: &Connection, key: Key) -> Result<bool> {
 
 /// R9: the receipts of these are true, of whose kind and size they are. Counts each transfer once, and says how many were
 /// not *delivered* already.
-pub fn deliver(db: &Connection, placed: &[(Key, Kind, u64)], now_ms: i64) -> Result<usize> {
+pub(super) fn deliver(db: &Connection, placed: &[(Key, Kind, u64)], now_ms: i64) -> Result<usize> {
     let mut turn = db.prepare_cached(
         "UPDATE inbox_transfer SET state = 2, changed_ms = ?3 WHERE sender = ?1 AND id = ?2 AND state = 1",
     )?;
@@ -282,7 +288,7 @@ pub fn deliver(db: &Connection, placed: &[(Key, Kind, u64)], now_ms: i64) -> Res
 }
 
 /// A tombstone, unless it is placing or delivered.
-pub fn withdraw(db: &Connection, key: Key, now_ms: i64) -> Result<()> {
+pub(super) fn withdraw(db: &Connection, key: Key, now_ms: i64) -> Result<()> {
     cut_checkpoints(db, key, 0)?;
     db.prepare_cached(
         "INSERT INTO inbox_transfer (sender, id, state, changed_ms, idle_since)
@@ -296,7 +302,7 @@ pub fn withdraw(db: &Connection, key: Key, now_ms: i64) -> Result<()> {
 }
 
 /// Drops a peer's tombstones but the newest `most`.
-pub fn drop_tombstones(db: &Connection, sender: AgentId, most: usize) -> Result<()> {
+pub(super) fn drop_tombstones(db: &Connection, sender: AgentId, most: usize) -> Result<()> {
     db.prepare_cached(
         "DELETE FROM inbox_transfer WHERE rowid IN (
              SELECT rowid FROM inbox_transfer WHERE state = 3 AND sender = ?1
@@ -307,7 +313,7 @@ pub fn drop_tombstones(db: &Connection, sender: AgentId, most: usize) -> Result<
 }
 
 /// Drops a row that is still *receiving*, as if it never was offered; false: it is not, or not any more.
-pub fn drop_receiving(db: &Connection, key: Key) -> Result<bool> {
+pub(super) fn drop_receiving(db: &Connection, key: Key) -> Result<bool> {
     let dropped = db
         .prepare_cached("DELETE FROM inbox_transfer WHERE sender = ?1 AND id = ?2 AND state = 0")?
         .execute(params![key.0.0, key.1.0])?
@@ -319,7 +325,7 @@ pub fn drop_receiving(db: &Connection, key: Key) -> Result<bool> {
 }
 
 /// The sender has the outcome; a tombstone's time began before. (A row may still be *placing* here when its *delivered* waits for a commit.)
-pub fn forget(db: &Connection, sender: AgentId, ids: &[TransferId]) -> Result<()> {
+pub(super) fn forget(db: &Connection, sender: AgentId, ids: &[TransferId]) -> Result<()> {
     let mut statement = db.prepare_cached(
         "UPDATE inbox_transfer SET idle_since = coalesce(idle_since, (SELECT ms FROM running))
          WHERE sender = ?1 AND id = ?2 AND state > 0",
@@ -332,7 +338,7 @@ pub fn forget(db: &Connection, sender: AgentId, ids: &[TransferId]) -> Result<()
 
 /// A delivered file: its place below the inbox, its inode, and what was announced of it, with the modification time that
 /// it got since. None: no file was delivered. (A row may still be *placing* here, as at [`forget`].)
-pub fn delivered_file(db: &Connection, key: Key) -> Result<Option<(RemotePath, u64, Manifest)>> {
+pub(super) fn delivered_file(db: &Connection, key: Key) -> Result<Option<(RemotePath, u64, Manifest)>> {
     db.prepare_cached("SELECT path, size, mtime_s, mtime_ns, mark, 3, place, inode, how, receipt, folder FROM inbox_transfer WHERE sender = ?1 AND id = ?2 AND state IN (1, 2) AND folder = 0 AND place IS NOT NULL")?
         .query_row(params![key.0.0, key.1.0], |row| {
             let place = path_of(&row.get::<_, Vec<u8>>(6)?, 6)?;
@@ -344,7 +350,7 @@ pub fn delivered_file(db: &Connection, key: Key) -> Result<Option<(RemotePath, u
 }
 
 /// These delivered files have these modification times now.
-pub fn retime(db: &Connection, files: &[(Key, Mtime)]) -> Result<()> {
+pub(super) fn retime(db: &Connection, files: &[(Key, Mtime)]) -> Result<()> {
     let mut statement = db.prepare_cached(
         "UPDATE inbox_transfer SET mtime_s = ?3, mtime_ns = ?4 WHERE sender = ?1 AND id = ?2 AND state IN (1, 2)",
     )?;
@@ -355,7 +361,7 @@ pub fn retime(db: &Connection, files: &[(Key, Mtime)]) -> Result<()> {
 }
 
 /// Drops up to `limit` rows whose outcome was known for `kept` of running time, and says how many.
-pub fn drop_ended(db: &Connection, kept: Duration, limit: usize) -> Result<usize> {
+pub(super) fn drop_ended(db: &Connection, kept: Duration, limit: usize) -> Result<usize> {
     db.prepare_cached(
         "DELETE FROM inbox_transfer WHERE rowid IN (
              SELECT rowid FROM inbox_transfer
@@ -372,7 +378,7 @@ macro_rules! bytes_of_row {
 }
 
 /// Rows *placing* or *delivered* of each peer. It reads them all, as they lie in the file.
-pub fn tally(db: &Connection) -> Result<HashMap<AgentId, Rows>> {
+pub(super) fn tally(db: &Connection) -> Result<HashMap<AgentId, Rows>> {
     let mut peers = HashMap::<AgentId, Rows>::new();
     let mut statement = db.prepare(concat!(
         "SELECT sender, ",
@@ -387,7 +393,7 @@ pub fn tally(db: &Connection) -> Result<HashMap<AgentId, Rows>> {
 }
 
 /// Drops up to `limit` of a peer's rows whose outcome it has, the longest known to it first, and says what they were.
-pub fn drop_known(db: &Connection, sender: AgentId, limit: usize) -> Result<Rows> {
+pub(super) fn drop_known(db: &Connection, sender: AgentId, limit: usize) -> Result<Rows> {
     let mut dropped = Rows::default();
     let mut statement = db.prepare_cached(concat!(
         "DELETE FROM inbox_transfer WHERE rowid IN (
@@ -410,7 +416,7 @@ fn count(rows: &mut Rows, bytes: i64) {
 }
 
 /// The *receiving* rows without a sign of life for `kept` of running time.
-pub fn idle(db: &Connection, kept: Duration) -> Result<Vec<Key>> {
+pub(super) fn idle(db: &Connection, kept: Duration) -> Result<Vec<Key>> {
     db.prepare_cached(
         "SELECT sender, id FROM inbox_transfer
          WHERE state = 0 AND idle_since <= (SELECT ms FROM running) - ?1",
@@ -420,7 +426,7 @@ pub fn idle(db: &Connection, kept: Duration) -> Result<Vec<Key>> {
 }
 
 /// Is it *receiving*, without a sign of life for `kept` of running time?
-pub fn is_idle(db: &Connection, key: Key, kept: Duration) -> Result<bool> {
+pub(super) fn is_idle(db: &Connection, key: Key, kept: Duration) -> Result<bool> {
     db.prepare_cached(
         "SELECT EXISTS (SELECT 1 FROM inbox_transfer WHERE sender = ?1 AND id = ?2
              AND state = 0 AND idle_since <= (SELECT ms FROM running) - ?3)",
@@ -429,14 +435,14 @@ pub fn is_idle(db: &Connection, key: Key, kept: Duration) -> Result<bool> {
 }
 
 /// The rows *placing* in the inbox with this folder id.
-pub fn all_placing(db: &Connection, folder_id: [u8; 16]) -> Result<Vec<Key>> {
+pub(super) fn all_placing(db: &Connection, folder_id: [u8; 16]) -> Result<Vec<Key>> {
     db.prepare_cached("SELECT sender, id FROM inbox_transfer WHERE state = 1 AND mark = ?1")?
         .query_map([folder_id], key)?
         .collect()
 }
 
 /// The rows that may have a partial in the inbox with this folder id.
-pub fn all_partials(db: &Connection, folder_id: [u8; 16]) -> Result<Vec<Key>> {
+pub(super) fn all_partials(db: &Connection, folder_id: [u8; 16]) -> Result<Vec<Key>> {
     db.prepare_cached(
         "SELECT sender, id FROM inbox_transfer WHERE state = 0 AND mark = ?1
          UNION ALL SELECT sender, id FROM inbox_transfer WHERE state = 1 AND mark = ?1",
@@ -446,7 +452,7 @@ pub fn all_partials(db: &Connection, folder_id: [u8; 16]) -> Result<Vec<Key>> {
 }
 
 /// A peer's *receiving* rows, the longest idle first.
-pub fn receiving_of(db: &Connection, sender: AgentId) -> Result<Vec<Key>> {
+pub(super) fn receiving_of(db: &Connection, sender: AgentId) -> Result<Vec<Key>> {
     db.prepare_cached(
         "SELECT sender, id FROM inbox_transfer WHERE state = 0 AND sender = ?1 ORDER BY idle_since, changed_ms",
     )?
@@ -455,14 +461,14 @@ pub fn receiving_of(db: &Connection, sender: AgentId) -> Result<Vec<Key>> {
 }
 
 /// Every alias of a folder.
-pub fn aliases(db: &Connection) -> Result<Vec<Alias>> {
+pub(super) fn aliases(db: &Connection) -> Result<Vec<Alias>> {
     db.prepare("SELECT sender, folder, alias FROM inbox_folder_alias")?
         .query_map([], |r| Ok((AgentId(r.get(0)?), r.get(1)?, r.get(2)?)))?
         .collect()
 }
 
 /// Remembers that a sender's folder has another name here, or (None) forgets it.
-pub fn set_alias(db: &Connection, sender: AgentId, folder: &[u8], alias: Option<&[u8]>) -> Result<()> {
+pub(super) fn set_alias(db: &Connection, sender: AgentId, folder: &[u8], alias: Option<&[u8]>) -> Result<()> {
     match alias {
         Some(alias) => db
             .prepare_cached("INSERT OR REPLACE INTO inbox_folder_alias VALUES (?1, ?2, ?3)")?
@@ -475,7 +481,7 @@ pub fn set_alias(db: &Connection, sender: AgentId, folder: &[u8], alias: Option<
 }
 
 /// Forgets the aliases of all but `peers`, and of each of these all but `most`.
-pub fn bound_aliases(db: &Connection, peers: &HashSet<AgentId>, most: usize) -> Result<()> {
+pub(super) fn bound_aliases(db: &Connection, peers: &HashSet<AgentId>, most: usize) -> Result<()> {
     let senders: Vec<[u8; 32]> = db
         .prepare("SELECT DISTINCT sender FROM inbox_folder_alias")?
         .query_map([], |r| r.get(0))?
@@ -495,7 +501,7 @@ pub fn bound_aliases(db: &Connection, peers: &HashSet<AgentId>, most: usize) -> 
 }
 
 /// The rows *placing* in a folder that is at home nowhere any more, since another one took its place.
-pub fn homeless_placing(db: &Connection) -> Result<Vec<Key>> {
+pub(super) fn homeless_placing(db: &Connection) -> Result<Vec<Key>> {
     db.prepare_cached(concat!(
         "SELECT sender, id FROM inbox_transfer WHERE ",
         homeless!()
@@ -523,7 +529,7 @@ pub fn give_up_elsewhere(db: &Connection, folder_id: [u8; 16]) -> Result<()> {
 }
 
 /// Files and bytes ever delivered.
-pub fn totals(db: &Connection) -> Result<(u64, u64)> {
+pub(super) fn totals(db: &Connection) -> Result<(u64, u64)> {
     db.query_row("SELECT files, bytes FROM inbox_total", [], |r| {
         Ok((r.get::<_, i64>(0)? as u64, r.get::<_, i64>(1)? as u64))
     })

@@ -229,9 +229,9 @@ impl Inbox {
         db: Db,
         identity: Arc<Identity>,
         cancel: CancellationToken,
-    ) -> Result<Inbox, Fatal> {
+    ) -> Result<Self, Fatal> {
         let me = identity.id();
-        Inbox::with_signer(
+        Self::with_signer(
             settings,
             db,
             me,
@@ -247,7 +247,7 @@ impl Inbox {
         me: AgentId,
         sign: Sign,
         cancel: CancellationToken,
-    ) -> Result<Inbox, Fatal> {
+    ) -> Result<Self, Fatal> {
         crate::fs::disk::survive_file_size_limit();
         let failed = |e: DbError| Fatal::new(Exit::Disk, chain(&e));
         let (aliases, (files, bytes)) = db
@@ -312,7 +312,7 @@ impl Inbox {
             move || batch::run(&shared, &waiting)
         });
         let thread = thread.map_err(|e| Fatal::io("starting the inbox's thread", &e))?;
-        Ok(Inbox {
+        Ok(Self {
             shared,
             batch: Arc::new(Mutex::new(Some(batch))),
             thread: Arc::new(Mutex::new(Some(thread))),

@@ -37,7 +37,7 @@ type Record = [u8; 16];
 const RECORD: u64 = size_of::<Record>() as u64;
 
 /// The record of one inbox.
-pub struct Named {
+pub(super) struct Named {
     /// None where it could not be opened: then nothing is recorded.
     file: Option<File>,
     /// As earlier runs left it.
@@ -55,7 +55,7 @@ struct Slots {
 impl Named {
     /// Reads what is in `own`, an inbox's `.dropwire`. Without it the inbox works all the same; an error is a shortage, after
     /// which it can be had.
-    pub fn open(own: &Dir) -> io::Result<Named> {
+    pub(super) fn open(own: &Dir) -> io::Result<Self> {
         let (file, earlier) = match open(own) {
             Ok((file, earlier)) => (Some(file), earlier),
             Err(error) if is_shortage(&error) => return Err(error),
@@ -68,7 +68,7 @@ impl Named {
             end: earlier.len() as u64,
             ..Slots::default()
         };
-        Ok(Named {
+        Ok(Self {
             file,
             earlier: earlier.into_iter().collect(),
             slots: Mutex::new(slots),
@@ -76,7 +76,7 @@ impl Named {
     }
 
     /// The file of this receipt has its final name. Failing at that only costs what the record is for.
-    pub fn note(&self, receipt: &Receipt) {
+    pub(super) fn note(&self, receipt: &Receipt) {
         let Some(file) = self.file.as_ref().filter(|_| !failpoints::mutant("R7-note")) else {
             return;
         };
@@ -101,7 +101,7 @@ impl Named {
     }
 
     /// Its row says so now: its place in the file may be used again.
-    pub fn forget(&self, receipt: &Receipt) {
+    pub(super) fn forget(&self, receipt: &Receipt) {
         let (record, mut slots) = (record(receipt), self.lock());
         if let Some(slot) = slots.taken.remove(&record) {
             slots.free.push(slot);
@@ -109,13 +109,13 @@ impl Named {
     }
 
     /// Did the file of this receipt have its final name?
-    pub fn has(&self, receipt: &Receipt) -> bool {
+    pub(super) fn has(&self, receipt: &Receipt) -> bool {
         let record = record(receipt);
         self.earlier.contains(&record) || self.lock().taken.contains_key(&record)
     }
 
     /// No row needs what earlier runs left.
-    pub fn start_over(&self) {
+    pub(super) fn start_over(&self) {
         let mut slots = self.lock();
         if let Some(file) = self.file.as_ref().filter(|_| slots.taken.is_empty())
             && file.set_len(0).is_ok()

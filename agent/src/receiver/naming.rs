@@ -7,7 +7,7 @@ const MAX_NAME: usize = 255;
 
 /// What the receiving system asks of names, beside what every [`dropwire_protocol::RemotePath`] keeps.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Rules {
+pub(super) enum Rules {
     /// Any bytes (Linux).
     Bytes,
     /// UTF-8 only (macOS).
@@ -18,7 +18,7 @@ pub enum Rules {
 
 /// How names are made for one file system.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Names {
+pub(super) struct Names {
     /// Which ones it takes.
     pub rules: Rules,
     /// Most bytes of one.
@@ -27,7 +27,7 @@ pub struct Names {
 
 impl Names {
     /// Of the system this runs on; its file systems may ask for more.
-    pub const HERE: Names = Names {
+    pub(super) const HERE: Self = Self {
         rules: if cfg!(windows) {
             Rules::Windows
         } else if cfg!(target_vendor = "apple") {
@@ -38,13 +38,13 @@ impl Names {
         longest: MAX_NAME,
     };
     /// Taken by every file system that is known; eCryptfs has the shortest names.
-    pub const STRICT: Names = Names {
+    pub(super) const STRICT: Self = Self {
         rules: Rules::Windows,
         longest: 143,
     };
 
     /// The name that the file system takes for `name`; the same one where it may stay.
-    pub fn mapped(self, name: &[u8]) -> Vec<u8> {
+    pub(super) fn mapped(self, name: &[u8]) -> Vec<u8> {
         if self.rules == Rules::Bytes {
             return suffixed(name, "", extension(name), self.longest);
         }
@@ -73,7 +73,7 @@ impl Names {
 
     /// `name`, which is [mapped](Names::mapped), with ` (n)` before its last extension (`.tar.*` is kept together),
     /// shortened; `n` 0 is the name itself. UTF-8 stays whole.
-    pub fn numbered(self, name: &[u8], n: u64) -> Vec<u8> {
+    pub(super) fn numbered(self, name: &[u8], n: u64) -> Vec<u8> {
         match n {
             0 => name.to_vec(),
             n => suffixed(name, &format!(" ({n})"), extension(name), self.longest),
@@ -81,7 +81,7 @@ impl Names {
     }
 
     /// The same for a folder, whose name has no extension: `v1.2 (1)`.
-    pub fn numbered_folder(self, name: &[u8], n: u64) -> Vec<u8> {
+    pub(super) fn numbered_folder(self, name: &[u8], n: u64) -> Vec<u8> {
         match n {
             0 => name.to_vec(),
             n => suffixed(name, &format!(" ({n})"), name.len(), self.longest),
@@ -104,7 +104,7 @@ fn suffixed(name: &[u8], suffix: &str, mut at: usize, longest: usize) -> Vec<u8>
 
 /// A free number from 1 on that is found without trying them all: doubles until one is free, then halves the gap. There
 /// may be smaller free ones; with no gaps it is the smallest. About 2·log2 calls of `taken`.
-pub fn first_free<E>(mut taken: impl FnMut(u64) -> Result<bool, E>) -> Result<u64, E> {
+pub(super) fn first_free<E>(mut taken: impl FnMut(u64) -> Result<bool, E>) -> Result<u64, E> {
     let (mut low, mut high) = (0, 1); // `low` is taken, as 0 is: the name itself
     while taken(high)? {
         (low, high) = (high, high.saturating_mul(2));
@@ -172,7 +172,7 @@ fn plain(name: &str) -> String {
 }
 
 /// A component's name as the system takes it.
-pub fn os_name(bytes: &[u8]) -> OsString {
+pub(super) fn os_name(bytes: &[u8]) -> OsString {
     #[cfg(unix)]
     {
         std::os::unix::ffi::OsStringExt::from_vec(bytes.to_vec())

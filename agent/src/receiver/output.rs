@@ -13,7 +13,7 @@ const BLOCK: usize = 512 << 10;
 const ALIGNED: usize = 4096;
 
 /// The end of a partial, where bytes are added. It holds back less than a block; [`Output::flush`] writes that, too.
-pub struct Output {
+pub(super) struct Output {
     file: File,
     written: u64,
     /// None: all goes through the page cache, at once.
@@ -24,8 +24,8 @@ pub struct Output {
 
 impl Output {
     /// Adds to `file` at `written`; with `direct`, past the page cache if that works here.
-    pub fn new(file: File, written: u64, direct: bool) -> Output {
-        Output {
+    pub(super) fn new(file: File, written: u64, direct: bool) -> Self {
+        Self {
             file,
             written,
             block: direct.then(Block::new),
@@ -34,17 +34,17 @@ impl Output {
     }
 
     /// The partial. Nobody else may write to it, nor change how its descriptor is set.
-    pub fn file(&self) -> &File {
+    pub(super) fn file(&self) -> &File {
         &self.file
     }
 
     /// Up to where the system has the bytes. Not how far they are durable.
-    pub fn written(&self) -> u64 {
+    pub(super) fn written(&self) -> u64 {
         self.written
     }
 
     /// Takes the next bytes. Not to be called after an error.
-    pub fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+    pub(super) fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while let Some(block) = &mut self.block {
             // Blocks end at multiples of their size, wherever the first one began.
             let end = BLOCK - (self.written % BLOCK as u64) as usize;
@@ -58,7 +58,7 @@ impl Output {
     }
 
     /// Writes what is held back. After an error that is lost, and [`Output::written`] says where.
-    pub fn flush(&mut self) -> io::Result<()> {
+    pub(super) fn flush(&mut self) -> io::Result<()> {
         let Some(mut block) = self.block.take() else {
             return Ok(());
         };
@@ -78,7 +78,7 @@ impl Output {
     }
 
     /// Cuts the file to `length`, where the next bytes go; what is held back is dropped.
-    pub fn cut(&mut self, length: u64) -> io::Result<()> {
+    pub(super) fn cut(&mut self, length: u64) -> io::Result<()> {
         if let Some(block) = &mut self.block {
             block.filled = 0;
         }
@@ -120,10 +120,10 @@ struct Block {
 }
 
 impl Block {
-    fn new() -> Block {
+    fn new() -> Self {
         let memory = vec![0; BLOCK + ALIGNED];
         let start = memory.as_ptr().align_offset(ALIGNED).min(ALIGNED);
-        Block {
+        Self {
             memory,
             start,
             filled: 0,
@@ -149,14 +149,14 @@ mod system {
 
     use rustix::fs::OFlags;
 
-    pub fn set_direct(file: &File, direct: bool) -> io::Result<()> {
+    pub(super) fn set_direct(file: &File, direct: bool) -> io::Result<()> {
         let mut flags = rustix::fs::fcntl_getfl(file)?;
         flags.set(OFlags::DIRECT, direct);
         Ok(rustix::fs::fcntl_setfl(file, flags)?)
     }
 
     /// By the file system as a whole, or because it wants other alignments.
-    pub fn is_refused(error: &io::Error) -> bool {
+    pub(super) fn is_refused(error: &io::Error) -> bool {
         matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP))
     }
 }
@@ -178,7 +178,7 @@ mod system {
 }
 
 /// Writes all of `bytes` at `offset`.
-pub fn write_at(file: &File, offset: u64, bytes: &[u8]) -> io::Result<()> {
+pub(super) fn write_at(file: &File, offset: u64, bytes: &[u8]) -> io::Result<()> {
     #[cfg(unix)]
     {
         std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)

@@ -31,19 +31,19 @@ use crate::{
 const READ: usize = 256 * 1024;
 
 /// The partial's name: sender and transfer.
-pub fn file_name(key: Key) -> OsString {
+pub(super) fn file_name(key: Key) -> OsString {
     format!("{}-{}", HEXLOWER.encode(&key.0.0), HEXLOWER.encode(&key.1.0)).into()
 }
 
 /// Where a whole folder is unpacked: the folder that gets the final name.
-pub fn folder_name(key: Key) -> OsString {
+pub(super) fn folder_name(key: Key) -> OsString {
     let mut name = file_name(key);
     name.push(".d");
     name
 }
 
 /// What gets the final name.
-pub fn staged_name(key: Key, kind: Kind) -> OsString {
+pub(super) fn staged_name(key: Key, kind: Kind) -> OsString {
     match kind {
         Kind::File => file_name(key),
         Kind::Folder => folder_name(key),
@@ -52,12 +52,12 @@ pub fn staged_name(key: Key, kind: Kind) -> OsString {
 
 /// A new, empty partial, exclusive and private; what an earlier run left under the name goes. The caller knows by
 /// the ledger that the transfer is not *placing*.
-pub fn create(inbox_dir: &InboxDir, key: Key) -> io::Result<File> {
+pub(super) fn create(inbox_dir: &InboxDir, key: Key) -> io::Result<File> {
     create_in(&inbox_dir.partials, &file_name(key))
 }
 
 /// The same in another folder of ours.
-pub fn create_in(dir: &Dir, name: &OsStr) -> io::Result<File> {
+pub(super) fn create_in(dir: &Dir, name: &OsStr) -> io::Result<File> {
     match durable::create_private(dir, name) {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
             remove_all(dir, name)?;
@@ -68,12 +68,12 @@ pub fn create_in(dir: &Dir, name: &OsStr) -> io::Result<File> {
 }
 
 /// The partial as an earlier run left it; None when it is not there (or no plain file).
-pub fn open(inbox_dir: &InboxDir, key: Key) -> io::Result<Option<File>> {
+pub(super) fn open(inbox_dir: &InboxDir, key: Key) -> io::Result<Option<File>> {
     open_in(&inbox_dir.partials, &file_name(key))
 }
 
 /// The plain file of this name in `dir`.
-pub fn open_in(dir: &Dir, name: &OsStr) -> io::Result<Option<File>> {
+pub(super) fn open_in(dir: &Dir, name: &OsStr) -> io::Result<Option<File>> {
     match dir.symlink_metadata(name) {
         Ok(meta) if meta.is_file() => {}
         Ok(_) => return Ok(None),
@@ -86,7 +86,7 @@ pub fn open_in(dir: &Dir, name: &OsStr) -> io::Result<Option<File>> {
 }
 
 /// A partial to go on with.
-pub struct Resumed {
+pub(super) struct Resumed {
     /// Ends with the resume point.
     pub file: File,
     /// Nobody touched it since this run verified every byte of it.
@@ -98,7 +98,7 @@ pub struct Resumed {
 }
 
 /// The partial cut to its last checkpoint; None: start over.
-pub fn resume(
+pub(super) fn resume(
     inbox_dir: &InboxDir,
     verified_prefixes: &VerifiedPrefixes,
     key: Key,
@@ -130,7 +130,7 @@ pub fn resume(
 }
 
 /// What is there to get the final name; None: nothing.
-pub fn look(inbox_dir: &InboxDir, key: Key, kind: Kind) -> io::Result<Option<Metadata>> {
+pub(super) fn look(inbox_dir: &InboxDir, key: Key, kind: Kind) -> io::Result<Option<Metadata>> {
     match inbox_dir.partials.symlink_metadata(staged_name(key, kind)) {
         Ok(meta) => Ok(Some(meta)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -139,19 +139,19 @@ pub fn look(inbox_dir: &InboxDir, key: Key, kind: Kind) -> io::Result<Option<Met
 }
 
 /// What a whole folder was unpacked to.
-pub fn folder(inbox_dir: &InboxDir, key: Key) -> io::Result<Dir> {
+pub(super) fn folder(inbox_dir: &InboxDir, key: Key) -> io::Result<Dir> {
     inbox_dir.partials.open_dir_nofollow(folder_name(key))
 }
 
 /// Has `file`, which is open, its partial's name still? Who cleans up, imports or looks for viruses may take it.
-pub fn is_there(inbox_dir: &InboxDir, key: Key, file: &File) -> io::Result<bool> {
+pub(super) fn is_there(inbox_dir: &InboxDir, key: Key, file: &File) -> io::Result<bool> {
     let inode = inode(file)?;
     let found = look(inbox_dir, key, Kind::File)?;
     Ok(found.is_some_and(|meta| !inbox_dir.lasting_inodes || is_inode(&meta, inode)))
 }
 
 /// Removes a partial whose row is not *placing*. Not synced: come back after a crash, it is litter.
-pub fn remove(inbox_dir: &InboxDir, key: Key) {
+pub(super) fn remove(inbox_dir: &InboxDir, key: Key) {
     let folder = remove_folder(inbox_dir, key);
     match folder.and(durable::unlink(&inbox_dir.partials, &file_name(key))) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -163,7 +163,7 @@ pub fn remove(inbox_dir: &InboxDir, key: Key) {
 }
 
 /// Removes what a whole folder was unpacked to, as far as that came; only while its row is not *placing*.
-pub fn remove_folder(inbox_dir: &InboxDir, key: Key) -> io::Result<()> {
+pub(super) fn remove_folder(inbox_dir: &InboxDir, key: Key) -> io::Result<()> {
     match remove_tree(&inbox_dir.partials, &folder_name(key)) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
         _ => Ok(()),
@@ -171,7 +171,7 @@ pub fn remove_folder(inbox_dir: &InboxDir, key: Key) -> io::Result<()> {
 }
 
 /// Removes what a copy of got the final name.
-pub fn remove_staged(inbox_dir: &InboxDir, key: Key, kind: Kind) -> io::Result<()> {
+pub(super) fn remove_staged(inbox_dir: &InboxDir, key: Key, kind: Kind) -> io::Result<()> {
     match kind {
         Kind::File => durable::unlink(&inbox_dir.partials, &file_name(key)),
         Kind::Folder => remove_folder(inbox_dir, key),
@@ -179,20 +179,20 @@ pub fn remove_staged(inbox_dir: &InboxDir, key: Key, kind: Kind) -> io::Result<(
 }
 
 /// Removes a placed folder's stream, which is of no use any more. Not synced: come back after a crash, it is litter.
-pub fn remove_stream(inbox_dir: &InboxDir, key: Key, kind: Kind) {
+pub(super) fn remove_stream(inbox_dir: &InboxDir, key: Key, kind: Kind) {
     if kind == Kind::Folder {
         let _ = durable::unlink(&inbox_dir.partials, &file_name(key)); // else the next start does
     }
 }
 
 /// What lies among the partials.
-pub fn names(inbox_dir: &InboxDir) -> io::Result<Vec<OsString>> {
+pub(super) fn names(inbox_dir: &InboxDir) -> io::Result<Vec<OsString>> {
     let entries = inbox_dir.partials.entries()?;
     entries.map(|entry| Ok(entry?.file_name())).collect()
 }
 
 /// Whose partial, stream or unpacked folder has this name; None: nobody's.
-pub fn key_of(name: &OsStr) -> Option<Key> {
+pub(super) fn key_of(name: &OsStr) -> Option<Key> {
     let name = name.to_str()?;
     let (peer, job) = name.strip_suffix(".d").unwrap_or(name).split_once('-')?;
     let bytes = |hex: &str| HEXLOWER.decode(hex.as_bytes()).ok();
@@ -201,7 +201,7 @@ pub fn key_of(name: &OsStr) -> Option<Key> {
 }
 
 /// Removes what has this name in `dir`, whatever it is, if there is anything.
-pub fn remove_all(dir: &Dir, name: &OsStr) -> io::Result<()> {
+pub(super) fn remove_all(dir: &Dir, name: &OsStr) -> io::Result<()> {
     let removed = dir.symlink_metadata(name).and_then(|meta| match meta.is_dir() {
         true => remove_tree(dir, name),
         false => durable::unlink(dir, name),
@@ -214,13 +214,13 @@ pub fn remove_all(dir: &Dir, name: &OsStr) -> io::Result<()> {
 
 /// The first half of R5: the file's permissions and times become those it will be seen with. Failing at that is no
 /// reason to keep the file back.
-pub fn set_metadata(file: &File, rights: &Rights, mtime: Mtime) {
+pub(super) fn set_metadata(file: &File, rights: &Rights, mtime: Mtime) {
     rights.give(file);
     set_mtime(file, mtime);
 }
 
 /// Failing at that is no reason for anything.
-pub fn set_mtime(file: &File, mtime: Mtime) {
+pub(super) fn set_mtime(file: &File, mtime: Mtime) {
     let second = Duration::from_secs(mtime.seconds.unsigned_abs());
     let whole = if mtime.seconds < 0 {
         UNIX_EPOCH.checked_sub(second)
@@ -235,7 +235,7 @@ pub fn set_mtime(file: &File, mtime: Mtime) {
 }
 
 /// The inode (0 where the system has none), by which a partial is known again.
-pub fn inode(file: &File) -> io::Result<u64> {
+pub(super) fn inode(file: &File) -> io::Result<u64> {
     let meta = file.metadata()?;
     #[cfg(unix)]
     let inode = std::os::unix::fs::MetadataExt::ino(&meta);
@@ -248,12 +248,12 @@ pub fn inode(file: &File) -> io::Result<u64> {
 }
 
 /// Whether a look at the partial's name shows the file with this inode.
-pub fn is_inode(meta: &Metadata, inode: u64) -> bool {
+pub(super) fn is_inode(meta: &Metadata, inode: u64) -> bool {
     inode == 0 || meta.ino() == inode
 }
 
 /// Reads the bytes before a resume point once more, while the rest comes in.
-pub struct Reread {
+pub(super) struct Reread {
     thread: JoinHandle<RunningDigest>,
     done: Arc<AtomicBool>,
     stop: Arc<AtomicBool>,
@@ -261,7 +261,7 @@ pub struct Reread {
 }
 
 /// What the re-reading found.
-pub enum Verdict {
+pub(super) enum Verdict {
     /// Every byte is as it was hashed then.
     Whole,
     /// Only so far: the digest of the longest checkpoint that re-reads right.
@@ -271,11 +271,11 @@ pub enum Verdict {
 impl Reread {
     /// Begins; `checkpoints` are ordered by offset, the last one is the resume point. `file` is opened for this alone;
     /// `wake` is called once [`Reread::is_done`].
-    pub fn start(
+    pub(super) fn start(
         file: File,
         checkpoints: Vec<Checkpoint>,
         wake: impl FnOnce() + Send + 'static,
-    ) -> io::Result<Reread> {
+    ) -> io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let done = Arc::new(AtomicBool::new(false));
         let until = checkpoints.last().map_or(0, |c| c.offset);
@@ -288,7 +288,7 @@ impl Reread {
                 good
             }
         })?;
-        Ok(Reread {
+        Ok(Self {
             thread,
             done,
             stop,
@@ -297,12 +297,12 @@ impl Reread {
     }
 
     /// Would [`Reread::verdict`] answer at once?
-    pub fn is_done(&self) -> bool {
+    pub(super) fn is_done(&self) -> bool {
         self.done.load(Ordering::Acquire)
     }
 
     /// Waits for the end.
-    pub fn verdict(self) -> Verdict {
+    pub(super) fn verdict(self) -> Verdict {
         match self.thread.join() {
             Ok(good) if good.length() == self.until => Verdict::Whole,
             Ok(good) => Verdict::Good(good),
@@ -311,7 +311,7 @@ impl Reread {
     }
 
     /// Breaks off.
-    pub fn cancel(self) {
+    pub(super) fn cancel(self) {
         self.stop.store(true, Ordering::Relaxed);
         let _ = self.thread.join();
     }
@@ -319,7 +319,11 @@ impl Reread {
 
 /// The digest over the file up to the last checkpoint that re-reads right, all before it right too. A byte that
 /// cannot be read is a wrong one, and so is each after `stops` says so.
-pub fn good_prefix(file: &File, checkpoints: &[Checkpoint], stops: &dyn Fn() -> bool) -> RunningDigest {
+pub(super) fn good_prefix(
+    file: &File,
+    checkpoints: &[Checkpoint],
+    stops: &dyn Fn() -> bool,
+) -> RunningDigest {
     let mut good = RunningDigest::default();
     let mut digest = RunningDigest::default();
     let mut buffer = vec![0; READ];
@@ -340,7 +344,7 @@ pub fn good_prefix(file: &File, checkpoints: &[Checkpoint], stops: &dyn Fn() -> 
 }
 
 /// Reads what is there at `offset`; 0 at the end.
-pub fn read_at(file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+pub(super) fn read_at(file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
     #[cfg(unix)]
     {
         loop {
@@ -437,7 +441,7 @@ mod tests {
     fn mode_and_time_are_set_and_setuid_never_is() {
         use std::os::unix::fs::MetadataExt;
         let file = tempfile::tempfile().unwrap();
-        let time = std::time::UNIX_EPOCH - std::time::Duration::from_millis(4750);
+        let time = UNIX_EPOCH - Duration::from_millis(4750);
         let mtime = Mtime {
             seconds: -5,
             nanos: 250_000_000,

@@ -20,7 +20,7 @@ use super::{
 use crate::{failpoints, fs::durable, io_error::blames_the_name, poison::Unpoisoned as _};
 
 /// Names being given at this moment, and folders that have another name here.
-pub struct Places {
+pub(super) struct Places {
     inner: Mutex<Inner>,
 }
 
@@ -31,7 +31,7 @@ struct Inner {
 
 /// What an offer says of its place.
 #[derive(Clone, Copy)]
-pub struct Offered<'a> {
+pub(super) struct Offered<'a> {
     /// Who offers.
     pub sender: AgentId,
     /// The folder of the inbox below which it goes, if one is given.
@@ -43,7 +43,7 @@ pub struct Offered<'a> {
 }
 
 /// A name that was free; nobody else is given it while this lives.
-pub struct Place {
+pub(super) struct Place {
     /// Below the inbox.
     pub path: RemotePath,
     /// The folders on the way, the inbox first; the last one holds the file.
@@ -61,15 +61,15 @@ pub struct Place {
 }
 
 /// A folder by its path below the inbox, and its handle.
-pub type Folder = (Vec<u8>, Arc<Dir>);
+pub(super) type Folder = (Vec<u8>, Arc<Dir>);
 
 /// Folders that are open already, by their paths: files that are placed together share them, so that a deep tree takes
 /// a descriptor for each folder and not for each file and folder.
-pub type Opened = HashMap<Vec<u8>, Arc<Dir>>;
+pub(super) type Opened = HashMap<Vec<u8>, Arc<Dir>>;
 
 /// Why there is no place for a file.
 #[derive(Debug, thiserror::Error)]
-pub enum PlaceError {
+pub(super) enum PlaceError {
     /// The path cannot be one here.
     #[error("the path cannot be used here")]
     BadName(#[from] BadName),
@@ -80,7 +80,7 @@ pub enum PlaceError {
 
 /// Why a path cannot be one in this inbox.
 #[derive(Debug, thiserror::Error)]
-pub enum BadName {
+pub(super) enum BadName {
     /// The file system refuses it.
     #[error(transparent)]
     Refused(io::Error),
@@ -94,8 +94,8 @@ pub enum BadName {
 
 impl Places {
     /// With the aliases that the ledger knows.
-    pub fn new(aliases: Vec<Alias>) -> Arc<Places> {
-        Arc::new(Places {
+    pub(super) fn new(aliases: Vec<Alias>) -> Arc<Self> {
+        Arc::new(Self {
             inner: Mutex::new(Inner {
                 given: HashSet::new(),
                 aliases: Aliases::new(aliases),
@@ -104,14 +104,14 @@ impl Places {
     }
 
     /// Forgets the aliases of all who are no peers any more.
-    pub fn keep_aliases_of(&self, peers: &HashSet<AgentId>) {
+    pub(super) fn keep_aliases_of(&self, peers: &HashSet<AgentId>) {
         self.lock().aliases.keep_of(peers);
     }
 
     /// A free place for what is `offered`, its names made as `names` has it; one that the file system refuses all the same
     /// (of another disk inside the inbox, say) is made stricter. Makes the folders on the way; they are durable once each
     /// of [`Place::folders`] is synced.
-    pub fn choose(
+    pub(super) fn choose(
         self: &Arc<Self>,
         inbox_dir: &InboxDir,
         names: Names,
@@ -177,7 +177,7 @@ impl Places {
     }
 
     /// The names of the folders on the way to what `sender` calls `path`, as far as they can be told without a look.
-    pub fn way(
+    pub(super) fn way(
         &self,
         inbox_dir: &InboxDir,
         sender: AgentId,
@@ -294,12 +294,12 @@ impl Places {
 
 impl Place {
     /// The folders that were made for it, to be let go of after all files that may share them.
-    pub fn take_made(&mut self) -> Made {
+    pub(super) fn take_made(&mut self) -> Made {
         std::mem::take(&mut self.made)
     }
 
     /// The folder that holds the file.
-    pub fn parent(&self) -> io::Result<&Dir> {
+    pub(super) fn parent(&self) -> io::Result<&Dir> {
         let last = self.folders.last().map(|(_, dir)| &**dir);
         last.ok_or_else(|| io::ErrorKind::NotFound.into())
     }
@@ -313,7 +313,7 @@ impl Drop for Place {
 
 /// The folders on the way to the file at `path` (which lies where it was once placed) as far as they are there, the
 /// inbox first.
-pub fn existing_folders(inbox_dir: &InboxDir, path: &RemotePath) -> io::Result<Vec<Folder>> {
+pub(super) fn existing_folders(inbox_dir: &InboxDir, path: &RemotePath) -> io::Result<Vec<Folder>> {
     let mut folders = vec![(Vec::new(), Arc::new(inbox_dir.root.try_clone()?))];
     let components: Vec<&[u8]> = path.components().collect();
     for component in components.split_last().map_or(&[][..], |(_, above)| above) {
@@ -341,11 +341,11 @@ struct Walk<'a> {
 
 /// Folders made on the way to a place; unless a file is put there they go again, as long as nothing else is in them.
 #[derive(Default)]
-pub struct Made(Vec<(Arc<Dir>, OsString)>);
+pub(super) struct Made(Vec<(Arc<Dir>, OsString)>);
 
 impl Made {
     /// A file was put there.
-    pub fn stays(mut self) {
+    pub(super) fn stays(mut self) {
         self.0.clear();
     }
 

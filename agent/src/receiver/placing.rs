@@ -6,7 +6,7 @@ use crate::fs::durable::How;
 
 /// What is written down before a file gets its final name.
 #[derive(Clone, Debug)]
-pub struct Placing {
+pub(super) struct Placing {
     /// The final name, below the inbox.
     pub place: RemotePath,
     /// The partial's.

@@ -20,7 +20,7 @@ use crate::{db::DbError, error::chain, failpoints, fs::durable::How, homes, id};
 
 /// Opens the inbox at `path`: with the folder id that the ledger knows for it, or (the first time) with the one it has or
 /// gets. Blocks.
-pub fn open(shared: &Shared, path: &Path) -> Result<InboxDir, Trouble> {
+pub(super) fn open(shared: &Shared, path: &Path) -> Result<InboxDir, Trouble> {
     let name = path.to_path_buf();
     let expected = shared
         .db
@@ -68,7 +68,7 @@ enum Copies {
 }
 
 /// Finishes what no sender offers again, and what could not be finished before. Blocks for long.
-pub fn finish_copies(shared: &Shared) {
+pub(super) fn finish_copies(shared: &Shared) {
     if let Ok(_one_at_a_time) = shared.finishing.try_lock()
         && let Ok(inbox_dir) = shared.handle.last_seen()
         && let Err(trouble) = finish_placing(shared, &inbox_dir, Copies::Now)
@@ -109,7 +109,7 @@ fn finish_placing(shared: &Shared, inbox_dir: &InboxDir, copies: Copies) -> Resu
         let peer = id::format(key.0);
         match rule::resolve(shared, inbox_dir, key, &manifest, placing) {
             Ok(Some(_)) => {
-                tracing::info!(%peer, job = %key.1, path = %manifest.path, "delivered before the last stop")
+                tracing::info!(%peer, job = %key.1, path = %manifest.path, "delivered before the last stop");
             }
             Ok(None) => {
                 tracing::warn!(%peer, job = %key.1, path = %manifest.path, "its partial was taken away; it is received again");

@@ -26,29 +26,29 @@ use crate::{
 /// Milliseconds after which an inbox that was away is asked again.
 const AWAY_MS: u64 = 30_000;
 /// The same for a full disk.
-pub const FULL_MS: u64 = 60_000;
+pub(super) const FULL_MS: u64 = 60_000;
 /// The same for a shortage of this machine.
 const SHORT_MS: u64 = 5_000;
 
 /// The way back to one link. Never blocks: a link that takes no outcomes must not hold up the others, so one that
 /// lets the channel fill up is cut off (its end of the channel closes).
 #[derive(Clone)]
-pub struct Outcomes {
+pub(super) struct Outcomes {
     declines: Arc<Declines>,
     sender: Arc<Mutex<Option<mpsc::Sender<Outcome>>>>,
 }
 
 impl Outcomes {
     /// Over `sender`, whose capacity is far above what a live link lets wait.
-    pub fn new(sender: mpsc::Sender<Outcome>, declines: Arc<Declines>) -> Outcomes {
-        Outcomes {
+    pub(super) fn new(sender: mpsc::Sender<Outcome>, declines: Arc<Declines>) -> Self {
+        Self {
             declines,
             sender: Arc::new(Mutex::new(Some(sender))),
         }
     }
 
     /// Sends; without effect once the link is gone.
-    pub fn send(&self, outcome: Outcome) {
+    pub(super) fn send(&self, outcome: Outcome) {
         match &outcome {
             Outcome::Refused { id, reason, text, .. } if *reason == DeclineReason::NoSpace => {
                 self.declines.declined(*id, text, Instant::now());
@@ -74,7 +74,7 @@ impl Outcomes {
 
 /// How an offer ends.
 #[derive(Clone, PartialEq, Debug)]
-pub enum Answer {
+pub(super) enum Answer {
     /// Delivered just now.
     Committed(Receipt),
     /// Delivered earlier.
@@ -87,7 +87,7 @@ pub enum Answer {
 
 /// Why a transfer is not taken now.
 #[derive(Clone, PartialEq, Debug)]
-pub struct Refusal {
+pub(super) struct Refusal {
     /// For the sender's agent.
     pub reason: DeclineReason,
     /// For people.
@@ -100,8 +100,12 @@ pub struct Refusal {
 
 impl Answer {
     /// Not taken.
-    pub fn refused(reason: DeclineReason, text: impl Into<String>, retry_after_ms: Option<u64>) -> Answer {
-        Answer::Refused(Refusal {
+    pub(super) fn refused(
+        reason: DeclineReason,
+        text: impl Into<String>,
+        retry_after_ms: Option<u64>,
+    ) -> Self {
+        Self::Refused(Refusal {
             reason,
             text: text.into(),
             retry_after_ms,
@@ -110,16 +114,16 @@ impl Answer {
     }
 
     /// The path cannot be one here.
-    pub fn bad_name(why: &impl fmt::Display) -> Answer {
+    pub(super) fn bad_name(why: &impl fmt::Display) -> Self {
         let text = format!("the path cannot be used here: {why}");
-        Answer::refused(DeclineReason::BadName, text, None)
+        Self::refused(DeclineReason::BadName, text, None)
     }
 
     /// A failed file operation; `doing` says which.
-    pub fn io(doing: &str, error: &io::Error) -> Answer {
+    pub(super) fn io(doing: &str, error: &io::Error) -> Self {
         let (reason, retry_after_ms) = decline(error);
         let lasts = matches!(reason, DeclineReason::InboxUnavailable | DeclineReason::DiskError);
-        Answer::Refused(Refusal {
+        Self::Refused(Refusal {
             reason,
             text: format!("{doing}: {error}"),
             retry_after_ms,
@@ -145,37 +149,37 @@ fn decline(error: &io::Error) -> (DeclineReason, Option<u64>) {
 }
 
 /// Does this error cast doubt on what was written before it?
-pub fn spoils(error: &io::Error) -> bool {
+pub(super) fn spoils(error: &io::Error) -> bool {
     matches!(meaning(error), Meaning::Lost | Meaning::NotNow(Wait::Device))
 }
 
 impl From<Trouble> for Answer {
-    fn from(trouble: Trouble) -> Answer {
-        Answer::refused(DeclineReason::InboxUnavailable, trouble.reason, Some(AWAY_MS))
+    fn from(trouble: Trouble) -> Self {
+        Self::refused(DeclineReason::InboxUnavailable, trouble.reason, Some(AWAY_MS))
     }
 }
 
 impl From<DbError> for Answer {
-    fn from(error: DbError) -> Answer {
+    fn from(error: DbError) -> Self {
         match error {
-            DbError::Failed(_) => Answer::Silent,
-            DbError::NotNow(..) => Answer::refused(DeclineReason::Busy, chain(&error), Some(SHORT_MS)),
-            DbError::Change(_) => Answer::refused(DeclineReason::DiskError, chain(&error), None),
+            DbError::Failed(_) => Self::Silent,
+            DbError::NotNow(..) => Self::refused(DeclineReason::Busy, chain(&error), Some(SHORT_MS)),
+            DbError::Change(_) => Self::refused(DeclineReason::DiskError, chain(&error), None),
         }
     }
 }
 
 impl From<PlaceError> for Answer {
-    fn from(error: PlaceError) -> Answer {
+    fn from(error: PlaceError) -> Self {
         match error {
-            PlaceError::BadName(why) => Answer::bad_name(&why),
-            PlaceError::Io(e) => Answer::io("finding the file's folder", &e),
+            PlaceError::BadName(why) => Self::bad_name(&why),
+            PlaceError::Io(e) => Self::io("finding the file's folder", &e),
         }
     }
 }
 
 /// Answers for one offer of one transfer.
-pub struct Reply {
+pub(super) struct Reply {
     /// To which link.
     pub outcomes: Outcomes,
     /// About which transfer.
@@ -186,7 +190,7 @@ pub struct Reply {
 
 impl Reply {
     /// Ready for bytes from `offset` on.
-    pub fn opened(&self, offset: u64, digest: Digest) {
+    pub(super) fn opened(&self, offset: u64, digest: Digest) {
         self.outcomes.send(Outcome::Opened {
             id: self.id,
             sequence: self.sequence,
@@ -196,7 +200,7 @@ impl Reply {
     }
 
     /// All bytes before `offset` are written.
-    pub fn written(&self, offset: u64) {
+    pub(super) fn written(&self, offset: u64) {
         self.outcomes.send(Outcome::Written {
             id: self.id,
             sequence: self.sequence,
@@ -205,7 +209,7 @@ impl Reply {
     }
 
     /// Cut to `offset`.
-    pub fn damaged(&self, offset: u64, digest: Digest) {
+    pub(super) fn damaged(&self, offset: u64, digest: Digest) {
         self.outcomes.send(Outcome::Damaged {
             id: self.id,
             sequence: self.sequence,
@@ -215,7 +219,7 @@ impl Reply {
     }
 
     /// The last answer to this offer.
-    pub fn end(&self, answer: Answer) {
+    pub(super) fn end(&self, answer: Answer) {
         let (id, sequence) = (self.id, self.sequence);
         if let Answer::Refused(refusal) = &answer
             && refusal.by_disk
@@ -251,18 +255,18 @@ impl Reply {
 }
 
 /// How a lack of room is told.
-pub fn short(short: Short) -> Answer {
+pub(super) fn short(short: Short) -> Answer {
     Answer::refused(DeclineReason::NoSpace, short.to_string(), Some(FULL_MS))
 }
 
 /// The same of a disk inside the inbox.
-pub fn short_on(path: &Path, short: Short) -> Answer {
+pub(super) fn short_on(path: &Path, short: Short) -> Answer {
     let text = format!("the disk at {}: {short}", shown(path));
     Answer::refused(DeclineReason::NoSpace, text, Some(FULL_MS))
 }
 
 /// Said of a partial that somebody took out of the partials' folder.
-pub fn taken() -> Answer {
+pub(super) fn taken() -> Answer {
     let text = "its partial was taken out of the inbox's .dropwire/partial before it was delivered; it is received again";
     Answer::refused(DeclineReason::Busy, text, Some(1_000))
 }
@@ -300,7 +304,7 @@ mod tests {
 
     #[test]
     fn a_job_list_that_cannot_be_read_now_is_asked_again() {
-        let error = std::sync::Arc::new(rusqlite::Error::InvalidQuery);
+        let error = Arc::new(rusqlite::Error::InvalidQuery);
         let Answer::Refused(refusal) = DbError::NotNow(Wait::Shortage, error).into() else {
             panic!("it is refused")
         };

@@ -15,11 +15,11 @@ use super::{Shared, inbox_dir::InboxDir, naming::os_name, transfer_locks::Key};
 use crate::failpoints;
 
 /// Of folders that were looked at already, by their paths.
-pub type Known = HashMap<Vec<u8>, Arc<Rights>>;
+pub(super) type Known = HashMap<Vec<u8>, Arc<Rights>>;
 
 /// What a new file or folder gets in one folder.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
-pub struct Rights {
+pub(super) struct Rights {
     /// None: the agent's own.
     group: Option<u32>,
     /// A new file's permissions, of which a list takes away what it does not allow; a new folder's where there is no
@@ -32,11 +32,11 @@ pub struct Rights {
 
 impl Rights {
     /// In `folder`; `file_mode` is what the umask leaves of a file's permissions.
-    pub fn of(folder: &Dir, file_mode: u32) -> Rights {
+    pub(super) fn of(folder: &Dir, file_mode: u32) -> Self {
         match failpoints::mutant("R5-rights") {
-            true => Rights {
+            true => Self {
                 file_mode,
-                ..Rights::default()
+                ..Self::default()
             },
             false => system::of(folder, file_mode),
         }
@@ -44,13 +44,13 @@ impl Rights {
 
     /// In the folder that `path` will get, or in the deepest one on the way to it that is there already: those that are
     /// made in that hand on the same.
-    pub fn expected(
+    pub(super) fn expected(
         shared: &Shared,
         inbox_dir: &InboxDir,
         key: Key,
         path: &RemotePath,
         known: &mut Known,
-    ) -> Arc<Rights> {
+    ) -> Arc<Self> {
         let top = shared.top(key.0);
         let way = shared.places.way(inbox_dir, key.0, top.as_deref(), path);
         let folder = way.join(&b'/');
@@ -65,7 +65,7 @@ impl Rights {
                 Err(_) => break,
             }
         }
-        let rights = Arc::new(Rights::of(
+        let rights = Arc::new(Self::of(
             deepest.as_ref().unwrap_or(&inbox_dir.root),
             inbox_dir.mode,
         ));
@@ -74,14 +74,14 @@ impl Rights {
     }
 
     /// Gives them to a new file.
-    pub fn give(&self, file: &File) {
+    pub(super) fn give(&self, file: &File) {
         let list = self.list.as_deref();
         let list = list.map(|list| list::restricted(list, self.file_mode));
         system::give(file, self.group, list.as_deref(), None, self.file_mode & 0o666);
     }
 
     /// Gives them to a new folder, whose content inherits from it what it has to.
-    pub fn give_folder(&self, folder: &File) {
+    pub(super) fn give_folder(&self, folder: &File) {
         let list = self.list.as_deref();
         system::give(folder, self.group, list, list, self.folder_mode);
     }
@@ -97,7 +97,7 @@ mod list {
     const OTHER: u16 = 0x20;
 
     /// The list that something made with `mode` inherits of a default list.
-    pub fn restricted(list: &[u8], mode: u32) -> Vec<u8> {
+    pub(super) fn restricted(list: &[u8], mode: u32) -> Vec<u8> {
         let mut list = list.to_vec();
         let Some(entries) = list.get_mut(HEADER..) else {
             return list;
@@ -185,7 +185,7 @@ mod system {
     #[cfg(target_os = "linux")]
     const LONGEST: usize = 64 * 1024;
 
-    pub fn of(folder: &Dir, file_mode: u32) -> Rights {
+    pub(super) fn of(folder: &Dir, file_mode: u32) -> Rights {
         let file_mode = file_mode & 0o666;
         let folder_mode = file_mode | (file_mode & 0o444) >> 2; // the umask has no bits of its own for searching
         let mut rights = Rights {
@@ -213,7 +213,13 @@ mod system {
     }
 
     /// The group first: changing it may take permissions away.
-    pub fn give(file: &File, group: Option<u32>, list: Option<&[u8]>, default: Option<&[u8]>, mode: u32) {
+    pub(super) fn give(
+        file: &File,
+        group: Option<u32>,
+        list: Option<&[u8]>,
+        default: Option<&[u8]>,
+        mode: u32,
+    ) {
         let wanted = group.unwrap_or_else(|| rustix::process::getegid().as_raw());
         if file.metadata().is_ok_and(|meta| meta.gid() != wanted) {
             // Not allowed where the agent's user is not of that group.

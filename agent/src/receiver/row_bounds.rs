@@ -7,10 +7,10 @@ use crate::{
 };
 
 /// Most rows that go in one commit.
-pub const AT_ONCE: usize = 512;
+pub(super) const AT_ONCE: usize = 512;
 
 /// Makes room for more rows of the peers that come near their bound: those go first whose outcome the peer had first.
-pub fn ease(db: &Db, tally: &Tally) -> Result<(), DbError> {
+pub(super) fn ease(db: &Db, tally: &Tally) -> Result<(), DbError> {
     let near = tally.near();
     if !near.is_empty() {
         tally.set(db.read_blocking(ledger::tally)?);

@@ -32,7 +32,7 @@ use crate::{
 
 /// Applies the rule; None: the file is nowhere, and its row says no more that it is *placing*. The caller has locked
 /// `key` and read the inbox's folder id, and it is the row's. Repeatable after any crash.
-pub fn resolve(
+pub(super) fn resolve(
     shared: &Shared,
     inbox_dir: &InboxDir,
     key: Key,

@@ -32,12 +32,12 @@ use crate::{error::chain, failpoints, id};
 
 /// Most bytes of small files that are begun and not whole yet, all peers together; each may have one file in any case. A
 /// sender that gives one file after the other never has more.
-pub const BEGUN: u64 = 6 << 20;
+pub(super) const BEGUN: u64 = 6 << 20;
 /// After so many damages in one opening it is not the line's fault.
 const MAX_DAMAGES: u32 = 16;
 
 /// Everything that is open on one link.
-pub struct ReceiveSession {
+pub(super) struct ReceiveSession {
     shared: Arc<Shared>,
     peer: AgentId,
     outcomes: Outcomes,
@@ -68,13 +68,13 @@ struct Collecting {
 
 impl ReceiveSession {
     /// For a link with `peer`.
-    pub fn new(
+    pub(super) fn new(
         shared: Arc<Shared>,
         peer: AgentId,
         outcomes: Outcomes,
         batch: Arc<FairQueue<Small>>,
-    ) -> ReceiveSession {
-        ReceiveSession {
+    ) -> Self {
+        Self {
             ends: shared.transfer_locks.ends(),
             shared,
             peer,
@@ -89,7 +89,7 @@ impl ReceiveSession {
 
     /// Serves until the link closes its end or the agent stops; then everything open is released, and waited for. Begins
     /// once the peer has a place among its `links`.
-    pub async fn run(mut self, mut commands: mpsc::Receiver<Command>, links: Arc<Semaphore>) {
+    pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>, links: Arc<Semaphore>) {
         let (cancel, turns) = (self.shared.cancel.clone(), self.shared.turns.clone());
         let Some(Ok(_place)) = cancel.run_until_cancelled(links.acquire_owned()).await else {
             return;
@@ -215,7 +215,7 @@ impl ReceiveSession {
                 {
                     Ok(()) => self.outcomes.send(Outcome::Forgotten { ids }),
                     Err(error) => {
-                        tracing::error!(peer = %id::format(peer), error = %chain(&error), "outcomes could not be forgotten")
+                        tracing::error!(peer = %id::format(peer), error = %chain(&error), "outcomes could not be forgotten");
                     }
                 }
             }

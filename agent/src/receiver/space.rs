@@ -22,12 +22,12 @@ use crate::{
 };
 
 /// The time over which a transfer's pace is measured; a new promise holds so long whatever comes.
-pub const WINDOW: Duration = Duration::from_secs(60);
+pub(super) const WINDOW: Duration = Duration::from_secs(60);
 /// Room is kept for what can arrive within so many windows.
 const AHEAD: u64 = 60;
 
 /// Promises of room.
-pub struct Space {
+pub(super) struct Space {
     promises: Mutex<Promises>,
 }
 
@@ -53,8 +53,8 @@ struct Promise {
 }
 
 impl Promise {
-    fn new(peer: AgentId, device: Option<u64>, bytes: u64, now: Instant) -> Promise {
-        Promise {
+    fn new(peer: AgentId, device: Option<u64>, bytes: u64, now: Instant) -> Self {
+        Self {
             peer,
             device,
             bytes,
@@ -98,7 +98,7 @@ impl Promise {
 
 /// What is missing; shown as a sentence's end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Short {
+pub(super) enum Short {
     /// Space.
     Bytes {
         /// So many.
@@ -115,7 +115,7 @@ pub enum Short {
 impl fmt::Display for Short {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
-            Short::Bytes {
+            Self::Bytes {
                 missing,
                 min_free,
                 promised,
@@ -130,7 +130,7 @@ impl fmt::Display for Short {
                     _ => write!(f, " and transfers under way still need ({promises})"),
                 }
             }
-            Short::Inodes(Inodes { free, all }) => write!(
+            Self::Inodes(Inodes { free, all }) => write!(
                 f,
                 "the disk has room for only {free} more files and folders of {all}, and some stay free"
             ),
@@ -139,33 +139,33 @@ impl fmt::Display for Short {
 }
 
 /// Room promised to one transfer; given back when dropped.
-pub struct Reservation {
+pub(super) struct Reservation {
     space: Arc<Space>,
     number: u64,
     /// On another disk, where a copy of it is to lie.
-    copy: Option<Box<Reservation>>,
+    copy: Option<Box<Self>>,
 }
 
 impl Space {
     /// `min_free` bytes always stay free; None: the default for the disk.
-    pub fn new(min_free: Option<u64>) -> Arc<Space> {
+    pub(super) fn new(min_free: Option<u64>) -> Arc<Self> {
         let promises = Promises {
             min_free,
             ..Promises::default()
         };
-        Arc::new(Space {
+        Arc::new(Self {
             promises: Mutex::new(promises),
         })
     }
 
     /// So many stay free from now on; promises made are kept.
-    pub fn set_min_free(&self, min_free: Option<u64>) {
+    pub(super) fn set_min_free(&self, min_free: Option<u64>) {
         self.lock().min_free = min_free;
     }
 
     /// Promises `peer` room for `bytes` more on the disk, or says what is missing. On a disk that does not tell (None)
     /// there is always room.
-    pub fn reserve(
+    pub(super) fn reserve(
         self: &Arc<Self>,
         peer: AgentId,
         bytes: u64,
@@ -188,7 +188,7 @@ impl Space {
     }
 
     /// Is there room for `bytes` on the disk now, whatever was promised?
-    pub fn has_room(&self, bytes: u64, disk: Option<Disk>) -> Result<(), Short> {
+    pub(super) fn has_room(&self, bytes: u64, disk: Option<Disk>) -> Result<(), Short> {
         let Some(disk) = disk else {
             return Ok(());
         };
@@ -197,7 +197,7 @@ impl Space {
 
     /// So much time goes by.
     #[cfg(test)]
-    pub fn age(&self, by: Duration) {
+    pub(super) fn age(&self, by: Duration) {
         self.lock()
             .open
             .values_mut()
@@ -276,20 +276,20 @@ impl Promises {
 
 impl Reservation {
     /// The transfer takes `copy` on another disk as well.
-    pub fn with_copy(mut self, copy: Option<Reservation>) -> Reservation {
+    pub(super) fn with_copy(mut self, copy: Option<Self>) -> Self {
         self.copy = copy.map(Box::new);
         self
     }
 
     /// May so many bytes be written now without asking for room?
-    pub fn covers(&self, bytes: u64, now: Instant) -> bool {
+    pub(super) fn covers(&self, bytes: u64, now: Instant) -> bool {
         let promises = self.space.lock();
         let promise = promises.open.get(&self.number);
         promise.is_some_and(|promise| promise.held(now) >= bytes)
     }
 
     /// Asks for room for the next `bytes`; no more than that is promised then.
-    pub fn cover(&mut self, bytes: u64, disk: Option<Disk>, now: Instant) -> Result<(), Short> {
+    pub(super) fn cover(&mut self, bytes: u64, disk: Option<Disk>, now: Instant) -> Result<(), Short> {
         let mut promises = self.space.lock();
         let Some(promise) = promises.open.get(&self.number) else {
             return Ok(()); // not reached: it goes with this reservation
@@ -306,7 +306,7 @@ impl Reservation {
     }
 
     /// So many bytes of it are on the disk now and no longer free.
-    pub fn used(&mut self, bytes: u64, now: Instant) {
+    pub(super) fn used(&mut self, bytes: u64, now: Instant) {
         if let Some(promise) = self.space.lock().open.get_mut(&self.number) {
             promise.used(bytes, now);
         }
@@ -317,7 +317,7 @@ impl Reservation {
     }
 
     /// So many bytes on the disk are about to be free again: they stay promised, as they come once more.
-    pub fn returned(&mut self, bytes: u64) {
+    pub(super) fn returned(&mut self, bytes: u64) {
         if let Some(promise) = self.space.lock().open.get_mut(&self.number) {
             promise.bytes = promise.bytes.saturating_add(bytes);
         }

@@ -18,13 +18,13 @@ use crate::{
 };
 
 /// Which names the file system takes that the last of these folders is on.
-pub fn names(inbox_dir: &InboxDir, folders: &[Folder]) -> io::Result<Names> {
+pub(super) fn names(inbox_dir: &InboxDir, folders: &[Folder]) -> io::Result<Names> {
     dialect::probe(&staging(inbox_dir, folders)?)
 }
 
 /// The partials' folder on the other side: in the folder where that begins, or, where this agent may not write there, in the
 /// nearest one below it; there the disk gets its folder id. Where the border is none that a folder tells of, in the last one.
-pub fn staging(inbox_dir: &InboxDir, folders: &[Folder]) -> io::Result<Dir> {
+pub(super) fn staging(inbox_dir: &InboxDir, folders: &[Folder]) -> io::Result<Dir> {
     let (_, last) = folders.last().ok_or(io::ErrorKind::NotFound)?;
     let elsewhere = inbox_dir.is_elsewhere(last)?;
     let mut begin = folders.len() - 1;

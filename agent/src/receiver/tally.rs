@@ -19,13 +19,13 @@ const BYTES: u64 = 512 << 20;
 /// Of a small disk, this part.
 const SHARE: u64 = 4;
 /// What a row takes beside its path, place and receipt: the other columns, and its part of the indexes.
-pub const ROW: u64 = 256;
+pub(super) const ROW: u64 = 256;
 /// The least time between two times that room is made for an offer.
 const AGAIN: Duration = Duration::from_secs(60);
 
 /// Rows of delivered transfers.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub struct Rows {
+pub(super) struct Rows {
     /// How many.
     pub number: u64,
     /// Bytes that they take, roughly.
@@ -34,20 +34,20 @@ pub struct Rows {
 
 impl Rows {
     /// What a peer may have where the disk of the state folder has `disk` bytes; None where that is not known.
-    pub fn bound(disk: Option<u64>) -> Rows {
-        Rows {
+    pub(super) fn bound(disk: Option<u64>) -> Self {
+        Self {
             number: ROWS,
             bytes: disk.map_or(BYTES, |disk| BYTES.min(disk / SHARE)),
         }
     }
 
     /// The row of one transfer.
-    pub fn one(manifest: &Manifest, placing: &Placing) -> Rows {
+    pub(super) fn one(manifest: &Manifest, placing: &Placing) -> Self {
         let receipt = &placing.receipt;
         let text = manifest.path.as_bytes().len() + placing.place.as_bytes().len();
         let signed =
             receipt.body.len() + receipt.key.len() + receipt.signature.len() + receipt.audit_path.len();
-        Rows {
+        Self {
             number: 1,
             bytes: ROW + (text + signed) as u64,
         }
@@ -55,7 +55,7 @@ impl Rows {
 }
 
 /// The rows of all peers, counted at the start. A transfer that is placed twice counts twice, until it is counted again.
-pub struct Tally {
+pub(super) struct Tally {
     bound: Rows,
     peers: Mutex<HashMap<AgentId, Rows>>,
     /// When room was made for a peer at its bound.
@@ -64,8 +64,8 @@ pub struct Tally {
 
 impl Tally {
     /// As `counted` in the ledger.
-    pub fn new(counted: HashMap<AgentId, Rows>, bound: Rows) -> Tally {
-        Tally {
+    pub(super) fn new(counted: HashMap<AgentId, Rows>, bound: Rows) -> Self {
+        Self {
             bound,
             peers: Mutex::new(counted),
             eased: Mutex::default(),
@@ -73,7 +73,7 @@ impl Tally {
     }
 
     /// So many more are in the ledger.
-    pub fn added(&self, peer: AgentId, more: Rows) {
+    pub(super) fn added(&self, peer: AgentId, more: Rows) {
         let mut peers = self.lock();
         let rows = peers.entry(peer).or_default();
         rows.number = rows.number.saturating_add(more.number);
@@ -81,7 +81,7 @@ impl Tally {
     }
 
     /// So many are in the ledger no more.
-    pub fn removed(&self, peer: AgentId, fewer: Rows) {
+    pub(super) fn removed(&self, peer: AgentId, fewer: Rows) {
         if let Some(rows) = self.lock().get_mut(&peer) {
             rows.number = rows.number.saturating_sub(fewer.number);
             rows.bytes = rows.bytes.saturating_sub(fewer.bytes);
@@ -89,17 +89,17 @@ impl Tally {
     }
 
     /// As counted in the ledger just now.
-    pub fn set(&self, counted: HashMap<AgentId, Rows>) {
+    pub(super) fn set(&self, counted: HashMap<AgentId, Rows>) {
         *self.lock() = counted;
     }
 
     /// Has the peer as many as it may?
-    pub fn is_full(&self, peer: AgentId) -> bool {
+    pub(super) fn is_full(&self, peer: AgentId) -> bool {
         self.exceeds(peer, 16)
     }
 
     /// Is room to be made now for a peer at its bound? Not more often than each minute, for all rows are counted then.
-    pub fn is_to_be_eased(&self, now: Instant) -> bool {
+    pub(super) fn is_to_be_eased(&self, now: Instant) -> bool {
         let mut eased = self.eased.lock().unpoisoned();
         let due = eased.is_none_or(|last| now.saturating_duration_since(last) >= AGAIN);
         if due {
@@ -109,13 +109,13 @@ impl Tally {
     }
 
     /// The peers that come near their bound.
-    pub fn near(&self) -> Vec<AgentId> {
+    pub(super) fn near(&self) -> Vec<AgentId> {
         let peers: Vec<AgentId> = self.lock().keys().copied().collect();
         peers.into_iter().filter(|peer| self.exceeds(*peer, 14)).collect()
     }
 
     /// Is there room again for a good many more of the peer's?
-    pub fn is_eased(&self, peer: AgentId) -> bool {
+    pub(super) fn is_eased(&self, peer: AgentId) -> bool {
         !self.exceeds(peer, 12)
     }
 

@@ -14,11 +14,11 @@ use tokio::sync::watch;
 use crate::poison::Unpoisoned as _;
 
 /// A transfer, by its authenticated sender and its id.
-pub type Key = (AgentId, TransferId);
+pub(super) type Key = (AgentId, TransferId);
 
 /// The locks of an inbox's transfers: one link at a time works on each.
 #[derive(Default)]
-pub struct TransferLocks {
+pub(super) struct TransferLocks {
     table: Mutex<HashMap<Key, Entry>>,
     ended: Condvar,
     /// The same for those that wait without a thread.
@@ -33,7 +33,7 @@ struct Entry {
 }
 
 /// The right to work on a transfer, given back when dropped.
-pub struct TransferLock {
+pub(super) struct TransferLock {
     transfer_locks: Arc<TransferLocks>,
     key: Key,
     fenced: Arc<AtomicBool>,
@@ -42,7 +42,7 @@ pub struct TransferLock {
 impl TransferLocks {
     /// Locks `key` exclusively: a newer lock waits until this is dropped. An older one is fenced and waited for, unless the
     /// lock is not `wanted` any more, which is asked again at each end of a lock and each [`TransferLocks::ask_again`].
-    pub fn take(
+    pub(super) fn take(
         self: &Arc<Self>,
         key: Key,
         wake: Option<Box<dyn Fn() + Send>>,
@@ -59,7 +59,7 @@ impl TransferLocks {
     }
 
     /// Locks `key` preemptibly: a newer lock takes it away without waiting. An older one is fenced and, if exclusive, waited for.
-    pub fn take_preemptible(self: &Arc<Self>, key: Key) -> TransferLock {
+    pub(super) fn take_preemptible(self: &Arc<Self>, key: Key) -> TransferLock {
         let mut table = self.lock();
         while fence(&table, key) {
             table = self.wait(table);
@@ -68,14 +68,14 @@ impl TransferLocks {
     }
 
     /// Some lock that is waited for may not be wanted any more.
-    pub fn ask_again(&self) {
+    pub(super) fn ask_again(&self) {
         drop(self.lock()); // whoever has asked waits by now
         self.ended.notify_all();
     }
 
     /// Locks `key` exclusively if that needs no waiting. Whoever works on it is asked to end: [`TransferLocks::ends`]
     /// tells when to try again.
-    pub fn take_now(self: &Arc<Self>, key: Key) -> Option<TransferLock> {
+    pub(super) fn take_now(self: &Arc<Self>, key: Key) -> Option<TransferLock> {
         let table = self.lock();
         match fence(&table, key) {
             true => None,
@@ -84,12 +84,12 @@ impl TransferLocks {
     }
 
     /// Changes whenever a lock ends.
-    pub fn ends(&self) -> watch::Receiver<()> {
+    pub(super) fn ends(&self) -> watch::Receiver<()> {
         self.ends.subscribe()
     }
 
     /// Locks `key` only if nobody has it.
-    pub fn try_take(self: &Arc<Self>, key: Key) -> Option<TransferLock> {
+    pub(super) fn try_take(self: &Arc<Self>, key: Key) -> Option<TransferLock> {
         let table = self.lock();
         match table.contains_key(&key) {
             true => None,
@@ -141,17 +141,17 @@ fn fence(table: &HashMap<Key, Entry>, key: Key) -> bool {
 
 impl TransferLock {
     /// Which transfer.
-    pub fn key(&self) -> Key {
+    pub(super) fn key(&self) -> Key {
         self.key
     }
 
     /// Does a newer one want it?
-    pub fn fenced(&self) -> bool {
+    pub(super) fn fenced(&self) -> bool {
         self.fenced.load(Ordering::Acquire)
     }
 
     /// Makes a preemptible lock exclusive; false if a newer one has it by now.
-    pub fn make_exclusive(&self) -> bool {
+    pub(super) fn make_exclusive(&self) -> bool {
         let mut table = self.transfer_locks.lock();
         match table.get_mut(&self.key) {
             Some(entry) if Arc::ptr_eq(&entry.fenced, &self.fenced) => {

@@ -43,7 +43,7 @@ const COPY: usize = 256 * 1024;
 const PAGE: u64 = 4096;
 
 /// Why there is no folder.
-pub enum Failure {
+pub(super) enum Failure {
     /// The stream is good and is kept for the next try.
     NotNow(Answer),
     /// The stream is not what it has to be, or the disk failed (a sync that failed among that): it starts over.
@@ -55,17 +55,17 @@ pub enum Failure {
 impl Failure {
     /// Of a file operation: what a full disk, a lack of descriptors or of rights keeps from being made can be made of
     /// the same stream later.
-    fn of(doing: &str, error: &io::Error) -> Failure {
+    fn of(doing: &str, error: &io::Error) -> Self {
         let answer = Answer::io(doing, error);
         match spoils(error) {
-            true => Failure::Useless(answer),
-            false => Failure::NotNow(answer),
+            true => Self::Useless(answer),
+            false => Self::NotNow(answer),
         }
     }
 }
 
 /// What the folder will take on the disk, once the whole stream is known to be one that may be unpacked.
-pub fn survey(stream: &File) -> Result<u64, Failure> {
+pub(super) fn survey(stream: &File) -> Result<u64, Failure> {
     let mut reader = Reader::new(BufReader::new(rewound(stream)?));
     let mut need = 0u64;
     while let Some(entry) = reader.next().map_err(refusal)? {
@@ -82,7 +82,7 @@ pub fn survey(stream: &File) -> Result<u64, Failure> {
 }
 
 /// Where a folder is unpacked.
-pub struct Target<'a> {
+pub(super) struct Target<'a> {
     /// The partials' folder.
     pub partials: &'a Dir,
     /// Which names its file system takes.
@@ -95,7 +95,7 @@ pub struct Target<'a> {
 
 impl Target<'_> {
     /// Among the inbox's partials.
-    pub fn of(inbox_dir: &InboxDir, rights: Arc<Rights>) -> Target<'_> {
+    pub(super) fn of(inbox_dir: &InboxDir, rights: Arc<Rights>) -> Target<'_> {
         Target {
             partials: &inbox_dir.partials,
             names: inbox_dir.names,
@@ -108,7 +108,7 @@ impl Target<'_> {
 /// Makes the folder, durably (R5), and gives its inode. `digest` is what the stream was verified to have: it is read
 /// back here, and what was read counts. `wrote` hears of bytes that were written, now and then of none, and says
 /// whether to go on.
-pub fn unpack(
+pub(super) fn unpack(
     target: &Target<'_>,
     key: Key,
     stream: &File,
@@ -183,7 +183,7 @@ fn keep_inodes(partials: &Dir) -> Result<(), Failure> {
 
 /// Is everything in `folder` that the stream has? Who cleans up or imports may have taken some of it while nobody was to
 /// see it yet. What else is in it is not asked for.
-pub fn is_whole(names: Names, folder: &Dir, stream: &File) -> io::Result<bool> {
+pub(super) fn is_whole(names: Names, folder: &Dir, stream: &File) -> io::Result<bool> {
     if failpoints::mutant("R5-folder-whole") {
         return Ok(true);
     }

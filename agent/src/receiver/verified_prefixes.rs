@@ -25,14 +25,14 @@ const SEAL: Duration = Duration::from_secs(1_000_000_000);
 
 /// The verified_prefixes of an inbox.
 #[derive(Default)]
-pub struct VerifiedPrefixes {
+pub(super) struct VerifiedPrefixes {
     /// With the partial's birth and inode, so that a copy does not pass for it.
     sealed: Mutex<HashMap<Key, Version>>,
 }
 
 impl VerifiedPrefixes {
     /// VerifiedPrefixes a partial, of which this run wrote every byte or read it again. Where that fails it is read again.
-    pub fn set(&self, key: Key, file: &File) {
+    pub(super) fn set(&self, key: Key, file: &File) {
         let sealing = file_system::set_modified(file, time());
         let version = sealing
             .and_then(|()| file.metadata())
@@ -50,7 +50,7 @@ impl VerifiedPrefixes {
     }
 
     /// Takes the seal off a partial, before anything else is done to it. Was it unbroken?
-    pub fn take(&self, key: Key, file: &File) -> bool {
+    pub(super) fn take(&self, key: Key, file: &File) -> bool {
         let mut sealed = self.sealed.lock().unpoisoned();
         let Some(version) = sealed.remove(&key) else {
             return false;

@@ -14,7 +14,7 @@ use super::{
 use crate::{clock::now_ms, id};
 
 /// Makes the tombstones durable, all in one commit, before anything is said or removed.
-pub fn withdraw(shared: &Shared, transfer_locks: Vec<TransferLock>, outcomes: &Outcomes) {
+pub(super) fn withdraw(shared: &Shared, transfer_locks: Vec<TransferLock>, outcomes: &Outcomes) {
     let (keys, now): (Vec<Key>, _) = (transfer_locks.iter().map(TransferLock::key).collect(), now_ms());
     let withdrawn = shared.db.call_blocking(move |tx| {
         let one = |key: &Key| {

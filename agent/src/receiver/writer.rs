@@ -45,7 +45,7 @@ const TELL: u64 = 256 << 10;
 const MAX_DAMAGES: u32 = 16;
 
 /// What the link asks of a writer. The end of the channel is a release.
-pub enum Order {
+pub(super) enum Order {
     /// The next bytes of a pass.
     Write {
         pass: u32,
@@ -70,14 +70,14 @@ enum End {
 }
 
 impl From<Answer> for End {
-    fn from(answer: Answer) -> End {
-        End::Said { answer, keep: true }
+    fn from(answer: Answer) -> Self {
+        Self::Said { answer, keep: true }
     }
 }
 
 impl From<Failure> for End {
-    fn from(failure: Failure) -> End {
-        End::Said {
+    fn from(failure: Failure) -> Self {
+        Self::Said {
             answer: failure.answer,
             keep: !failure.disk,
         }
@@ -85,7 +85,7 @@ impl From<Failure> for End {
 }
 
 /// Receives one transfer; returns when its offer has ended and nobody touches the partial any more.
-pub fn run(
+pub(super) fn run(
     shared: &Arc<Shared>,
     key: Key,
     manifest: Manifest,

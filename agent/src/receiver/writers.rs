@@ -22,7 +22,7 @@ const ORDERS: usize = 256;
 
 /// Those of one link. One that has ended by itself is let go when the next one starts.
 #[derive(Default)]
-pub struct Writers {
+pub(super) struct Writers {
     open: HashMap<TransferId, Writer>,
     /// Released: they end as soon as they see it.
     ending: Vec<JoinHandle<()>>,
@@ -36,7 +36,7 @@ struct Writer {
 
 impl Writers {
     /// Are there as many as there may be?
-    pub fn is_full(&mut self) -> bool {
+    pub(super) fn is_full(&mut self) -> bool {
         if !failpoints::mutant("large-ended") {
             self.open.retain(|_, writer| !writer.thread.is_finished());
         }
@@ -45,7 +45,7 @@ impl Writers {
     }
 
     /// Starts one. It gets its orders, and a handle to wake itself with. An error: the system gives no thread.
-    pub fn start(
+    pub(super) fn start(
         &mut self,
         id: TransferId,
         sequence: OfferSequence,
@@ -68,14 +68,14 @@ impl Writers {
     }
 
     /// Is this offer of the transfer one of these?
-    pub fn has(&self, id: TransferId, sequence: OfferSequence) -> bool {
+    pub(super) fn has(&self, id: TransferId, sequence: OfferSequence) -> bool {
         self.open
             .get(&id)
             .is_some_and(|writer| writer.sequence == sequence)
     }
 
     /// Hands an order on, waiting while too many wait; nothing happens if that offer has ended and said why.
-    pub fn pass_on(&mut self, id: TransferId, sequence: OfferSequence, order: Order) {
+    pub(super) fn pass_on(&mut self, id: TransferId, sequence: OfferSequence, order: Order) {
         let writer = self.open.get(&id).filter(|writer| writer.sequence == sequence);
         if writer.is_some_and(|writer| writer.orders.send(order).is_err()) {
             self.release(id);
@@ -83,7 +83,7 @@ impl Writers {
     }
 
     /// Lets the transfer's writer come to its end. Was there one?
-    pub fn release(&mut self, id: TransferId) -> bool {
+    pub(super) fn release(&mut self, id: TransferId) -> bool {
         let released = self.open.remove(&id);
         let was_there = released.is_some();
         self.ending.extend(released.map(|writer| writer.thread));
@@ -91,7 +91,7 @@ impl Writers {
     }
 
     /// Lets all of them come to their ends, for which the returned threads are to be waited for.
-    pub fn release_all(self) -> Vec<JoinHandle<()>> {
+    pub(super) fn release_all(self) -> Vec<JoinHandle<()>> {
         let open = self.open.into_values().map(|writer| writer.thread);
         self.ending.into_iter().chain(open).collect()
     }

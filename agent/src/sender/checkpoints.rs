@@ -23,9 +23,9 @@ type Checkpoint = (ItemId, Vec<u8>);
 
 impl Checkpoints {
     /// And what [`keep`] takes.
-    pub(super) fn new() -> (Checkpoints, mpsc::Receiver<Checkpoint>) {
+    pub(super) fn new() -> (Self, mpsc::Receiver<Checkpoint>) {
         let (give, kept) = mpsc::channel(WAITING);
-        (Checkpoints(give), kept)
+        (Self(give), kept)
     }
 
     /// Takes those of one item.

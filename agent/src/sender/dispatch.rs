@@ -97,8 +97,8 @@ struct Reread {
 }
 
 impl Dispatcher {
-    pub(super) fn new(context: Context, peer: config::Peer, cancel: CancellationToken) -> Dispatcher {
-        Dispatcher {
+    pub(super) fn new(context: Context, peer: config::Peer, cancel: CancellationToken) -> Self {
+        Self {
             config: context.config.get(),
             in_flight: context.in_flight.of(peer.id),
             context,

@@ -19,7 +19,7 @@ use crate::poison::Unpoisoned as _;
 
 /// A transfer that makes no progress for so long is broken off and offered again later: the peer answers pings but not
 /// this. Long, because a receiver may read a whole large partial again before it commits.
-pub const STALLED: Duration = Duration::from_secs(60 * 60);
+pub(super) const STALLED: Duration = Duration::from_secs(60 * 60);
 
 /// All transfers that are under way; cheap to clone. Bounded by what each dispatcher may have in flight.
 #[derive(Clone, Default)]
@@ -48,17 +48,17 @@ impl Transfer {
     /// Whose room in the schedule it takes.
     fn class(&self) -> Option<Class> {
         match self {
-            Transfer::Offered { class, .. } | Transfer::Rereading { class } => Some(*class),
-            Transfer::Delivered { .. } | Transfer::Withdrawing { .. } => None,
+            Self::Offered { class, .. } | Self::Rereading { class } => Some(*class),
+            Self::Delivered { .. } | Self::Withdrawing { .. } => None,
         }
     }
 
     /// Bytes that the receiver has; None: the transfer is not being sent.
     fn sent(&self) -> Option<u64> {
         match self {
-            Transfer::Offered { progress, .. } => Some(progress.sent.load(Ordering::Relaxed)),
-            Transfer::Delivered { sent } => Some(sent.load(Ordering::Relaxed)),
-            Transfer::Rereading { .. } | Transfer::Withdrawing { .. } => None,
+            Self::Offered { progress, .. } => Some(progress.sent.load(Ordering::Relaxed)),
+            Self::Delivered { sent } => Some(sent.load(Ordering::Relaxed)),
+            Self::Rereading { .. } | Self::Withdrawing { .. } => None,
         }
     }
 }
@@ -194,8 +194,8 @@ pub(super) struct Progress {
 
 impl Progress {
     /// From `now` on; the link keeps `sent` up to date.
-    pub(super) fn since(now: Instant, sent: Arc<AtomicU64>) -> Progress {
-        Progress {
+    pub(super) fn since(now: Instant, sent: Arc<AtomicU64>) -> Self {
+        Self {
             sent,
             seen: 0,
             at: now,

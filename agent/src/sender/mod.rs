@@ -92,7 +92,7 @@ pub struct Sender {
 impl Sender {
     /// Starts what delivers and cleans up: jobs that are queued already go on. Outboxes begin with
     /// [`Sender::begin_outboxes`]. Ends when `cancel` is cancelled; then `tasks` are over.
-    pub fn start(parts: Parts, tasks: TaskTracker, cancel: CancellationToken) -> Sender {
+    pub fn start(parts: Parts, tasks: TaskTracker, cancel: CancellationToken) -> Self {
         let Parts {
             own,
             config,
@@ -113,7 +113,7 @@ impl Sender {
             spool: spool.clone(),
         };
         tasks.spawn(cleanup::run(leaving, cancel.clone()));
-        let sender = Sender {
+        let sender = Self {
             intake: intake::Task {
                 config: config.clone(),
                 db,

@@ -5,7 +5,7 @@ use dropwire_protocol::{AgentId, Digest, Receipt, ReceiptBody, RemotePath, Trans
 use crate::{error::chain, failpoints, fs::version::Version, identity::Verifier, queue::Proof};
 
 /// What a receipt has to agree with.
-pub struct Claim<'a> {
+pub(super) struct Claim<'a> {
     /// The job's transfer.
     pub id: TransferId,
     /// This agent.
@@ -19,7 +19,11 @@ pub struct Claim<'a> {
 }
 
 /// The receipt's content, if it is what we asked for. The digest is left to the caller: it depends on what was read.
-pub fn check(verifier: &mut Verifier, receipt: &Receipt, claim: &Claim<'_>) -> Result<ReceiptBody, String> {
+pub(super) fn check(
+    verifier: &mut Verifier,
+    receipt: &Receipt,
+    claim: &Claim<'_>,
+) -> Result<ReceiptBody, String> {
     let body = verifier.verify(receipt).map_err(|e| chain(&e))?;
     let agrees = [
         ("transfer", body.transfer == claim.id),
@@ -38,7 +42,7 @@ pub fn check(verifier: &mut Verifier, receipt: &Receipt, claim: &Claim<'_>) -> R
 }
 
 /// What the job list keeps of it; it was found right for this version.
-pub fn proof(receipt: &Receipt, body: &ReceiptBody, version: Version) -> Proof {
+pub(super) fn proof(receipt: &Receipt, body: &ReceiptBody, version: Version) -> Proof {
     Proof {
         id: body.transfer,
         version: Some(version),
@@ -50,7 +54,7 @@ pub fn proof(receipt: &Receipt, body: &ReceiptBody, version: Version) -> Proof {
 }
 
 /// Says so when the receiver has other bytes than were read.
-pub fn same_digest(body: &ReceiptBody, read: Digest) -> Result<(), String> {
+pub(super) fn same_digest(body: &ReceiptBody, read: Digest) -> Result<(), String> {
     if body.digest == read || failpoints::mutant("S4-digest") {
         Ok(())
     } else {

@@ -102,7 +102,7 @@ async fn look_after(queue: &Queue, spool: &Path) -> Result<(), DbError> {
                 (Presence::There(_), Some(_)) => there.push(resting.item),
                 (Presence::Missing | Presence::Spooled, None) => missed.push(resting.item),
                 (Presence::Missing | Presence::Spooled, Some(since)) if since >= KEPT => {
-                    left.push((resting, presence))
+                    left.push((resting, presence));
                 }
                 _ => {}
             }

@@ -153,8 +153,8 @@ struct Hub {
 }
 
 impl Hub {
-    fn new(program: &Path, root: &Path) -> io::Result<Hub> {
-        let hub = Hub {
+    fn new(program: &Path, root: &Path) -> io::Result<Self> {
+        let hub = Self {
             home: Home::make(program, root)?,
         };
         hub.write_config(&[])?;
@@ -268,8 +268,8 @@ struct Giving {
 }
 
 impl Peer {
-    fn new(identity: Arc<Identity>, hub: AgentId, tally: Arc<Tally>) -> Peer {
-        Peer {
+    fn new(identity: Arc<Identity>, hub: AgentId, tally: Arc<Tally>) -> Self {
+        Self {
             identity,
             hub,
             tally,

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// The program to measure.
-pub struct Dropwire {
+pub(super) struct Dropwire {
     /// A release build.
     pub program: PathBuf,
 }
@@ -120,8 +120,8 @@ struct Agent {
 }
 
 impl Agent {
-    fn new(program: &Path, root: &Path, name: &'static str) -> io::Result<Agent> {
-        let mut agent = Agent {
+    fn new(program: &Path, root: &Path, name: &'static str) -> io::Result<Self> {
+        let mut agent = Self {
             home: Home::make(program, root)?,
             name,
             id: String::new(),
@@ -134,7 +134,7 @@ impl Agent {
         Ok(agent)
     }
 
-    fn write_config(&self, peer: Option<&Agent>, address: Option<String>) -> io::Result<()> {
+    fn write_config(&self, peer: Option<&Self>, address: Option<String>) -> io::Result<()> {
         let listen = self.listen.as_ref();
         let listen = listen.map_or(String::new(), |at| format!("listen = {at:?}\n"));
         let outbox = if self.keep { "after_send = \"keep\"\n" } else { "" };

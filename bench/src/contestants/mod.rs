@@ -89,7 +89,7 @@ pub struct Site<'a> {
 
 impl<'a> Site<'a> {
     /// At `root`, where nothing is yet, on loopback.
-    pub fn new(root: PathBuf) -> Site<'a> {
+    pub fn new(root: PathBuf) -> Self {
         Site {
             root,
             meter: None,

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// With or without `--fsync` (each file, rsync 3.2.4 and later).
-pub struct Rsync {
+pub(super) struct Rsync {
     /// With it.
     pub fsync: bool,
 }
@@ -78,7 +78,7 @@ impl Contestant for Rsync {
 }
 
 /// What is common to every call of rsync; `again` after a cut.
-pub fn command(again: bool) -> Command {
+pub(super) fn command(again: bool) -> Command {
     let mut command = Command::new("rsync");
     command.args(["-rt", "--partial"]);
     command.arg(if again { "--append-verify" } else { "--whole-file" });
@@ -89,7 +89,7 @@ pub fn command(again: bool) -> Command {
 type Call = Box<dyn Fn(&str, bool) -> Command>;
 
 /// A session of a tool that is called for each drop, with a daemon on the other side.
-pub struct Pushing<'a> {
+pub(super) struct Pushing<'a> {
     network: Option<&'a Namespace>,
     daemon: Running,
     syncs: bool,
@@ -100,12 +100,12 @@ pub struct Pushing<'a> {
 
 impl<'a> Pushing<'a> {
     /// Calls `client` in `network`.
-    pub fn new(
+    pub(super) fn new(
         network: Option<&'a Namespace>,
         daemon: Running,
         syncs: bool,
         client: impl Fn(&str, bool) -> Command + 'static,
-    ) -> Pushing<'a> {
+    ) -> Self {
         Pushing {
             network,
             daemon,

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// With AES-128-GCM, which is the fastest that it has here, and without compression.
-pub struct RsyncOverSsh;
+pub(super) struct RsyncOverSsh;
 
 impl Contestant for RsyncOverSsh {
     fn name(&self) -> &'static str {

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// With the watcher's shortest delay, and `caseSensitiveFS`, which makes many files four times as fast.
-pub struct Syncthing;
+pub(super) struct Syncthing;
 
 impl Contestant for Syncthing {
     fn name(&self) -> &'static str {
@@ -88,7 +88,7 @@ struct Home {
 }
 
 impl Home {
-    fn new(root: &Path, folder: PathBuf, kind: &'static str) -> io::Result<Home> {
+    fn new(root: &Path, folder: PathBuf, kind: &'static str) -> io::Result<Self> {
         let home = root.join("home");
         let at = format!("--home={}", home.display());
         output(Command::new("syncthing").args([
@@ -98,7 +98,7 @@ impl Home {
             &at,
         ]))?;
         let id = output(Command::new("syncthing").args(["serve", "--device-id", &at]))?;
-        Ok(Home {
+        Ok(Self {
             home,
             folder,
             kind,
@@ -106,7 +106,7 @@ impl Home {
         })
     }
 
-    fn write_config(&self, peer: &Home, listen: &str, address: &str) -> io::Result<()> {
+    fn write_config(&self, peer: &Self, listen: &str, address: &str) -> io::Result<()> {
         let (folder, kind, own, other) = (self.folder.display(), self.kind, &self.id, &peer.id);
         let gui = self.socket();
         let gui = gui.display();

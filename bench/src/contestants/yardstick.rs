@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// With buffered writes, or large files written past the page cache.
-pub struct Yardstick {
+pub(super) struct Yardstick {
     /// The latter.
     pub direct: bool,
 }

@@ -60,7 +60,7 @@ impl<C, S: SideData> Line<C>
 where
     C: std::ops::DerefMut<Target = ConnectionCommon<S>>,
 {
-    fn new(mut tls: C, socket: TcpStream, buffers: Buffers) -> io::Result<Line<C>> {
+    fn new(mut tls: C, socket: TcpStream, buffers: Buffers) -> io::Result<Self> {
         socket.set_nodelay(true)?;
         if buffers == Buffers::Fixed {
             let socket = socket2::SockRef::from(&socket);
@@ -77,7 +77,7 @@ where
                 fill(&mut *tls, &mut socket)?;
             }
         }
-        let mut line = Line { tls, socket };
+        let mut line = Self { tls, socket };
         line.send(&[])?;
         Ok(line)
     }
@@ -106,7 +106,7 @@ where
                     return Ok(Some(taken));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    fill(&mut *self.tls, &mut self.socket)?
+                    fill(&mut *self.tls, &mut self.socket)?;
                 }
                 Err(error) => return Err(error),
             }
@@ -182,7 +182,7 @@ struct Header {
 }
 
 impl Header {
-    const COMMIT: Header = Header { name: 0, size: 0 };
+    const COMMIT: Self = Self { name: 0, size: 0 };
 
     fn encode(self) -> [u8; HEADER] {
         let mut bytes = [0; HEADER];
@@ -191,8 +191,8 @@ impl Header {
         bytes
     }
 
-    fn decode([a, b, size @ ..]: [u8; HEADER]) -> Header {
-        Header {
+    fn decode([a, b, size @ ..]: [u8; HEADER]) -> Self {
+        Self {
             name: u16::from_le_bytes([a, b]),
             size: u64::from_le_bytes(size),
         }

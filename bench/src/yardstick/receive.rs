@@ -52,8 +52,8 @@ struct Batch {
 }
 
 impl Batch {
-    fn new(inbox: &Path, direct: bool) -> Batch {
-        Batch {
+    fn new(inbox: &Path, direct: bool) -> Self {
+        Self {
             inbox: inbox.into(),
             direct,
             files: Vec::new(),
@@ -167,10 +167,10 @@ struct Piece {
 }
 
 impl Piece {
-    fn new() -> Piece {
+    fn new() -> Self {
         let memory = vec![0; PIECE + ALIGNED];
         let start = memory.as_ptr().align_offset(ALIGNED);
-        Piece { memory, start }
+        Self { memory, start }
     }
 
     fn bytes(&mut self) -> &mut [u8] {

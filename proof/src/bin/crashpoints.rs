@@ -71,26 +71,26 @@ enum FaultName {
 impl FaultName {
     fn what(self) -> What {
         match self {
-            FaultName::Kill => What::Kill,
-            FaultName::Eio => What::Fail(libc::EIO),
-            FaultName::Enospc => What::Fail(libc::ENOSPC),
+            Self::Kill => What::Kill,
+            Self::Eio => What::Fail(libc::EIO),
+            Self::Enospc => What::Fail(libc::ENOSPC),
         }
     }
 
     fn name(self) -> &'static str {
         match self {
-            FaultName::Kill => "kill",
-            FaultName::Eio => "eio",
-            FaultName::Enospc => "enospc",
+            Self::Kill => "kill",
+            Self::Eio => "eio",
+            Self::Enospc => "enospc",
         }
     }
 
     /// Which calls it makes sense at.
     fn hits(self, call: &Call) -> bool {
         match self {
-            FaultName::Kill => true,
-            FaultName::Eio => call.kind != Kind::Socket,
-            FaultName::Enospc => call.kind == Kind::Storage && !call.name.contains("unlink"),
+            Self::Kill => true,
+            Self::Eio => call.kind != Kind::Socket,
+            Self::Enospc => call.kind == Kind::Storage && !call.name.contains("unlink"),
         }
     }
 }

@@ -83,7 +83,7 @@ struct Run {
 }
 
 impl Tests {
-    fn build() -> Option<Tests> {
+    fn build() -> Option<Self> {
         let built = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
             .args(["test", "-p", "dropwire", "--lib", "--test", "e2e", "--no-run"])
             .output()
@@ -96,7 +96,7 @@ impl Tests {
             let path = line.rsplit_once('(')?.1.strip_suffix(')')?;
             PathBuf::from(path).canonicalize().ok()
         };
-        Some(Tests {
+        Some(Self {
             inside: program("src/lib.rs")?,
             end_to_end: program("main.rs")?,
         })

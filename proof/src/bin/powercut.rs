@@ -187,9 +187,9 @@ struct Cut {
 }
 
 impl Cut {
-    fn make(kind: Kind, elsewhere: bool, folder: &Path, worker: usize) -> io::Result<Cut> {
+    fn make(kind: Kind, elsewhere: bool, folder: &Path, worker: usize) -> io::Result<Self> {
         let disk = |name: &str| Disk::make(kind, folder, &format!("{name}-{worker}"));
-        Ok(Cut {
+        Ok(Self {
             boxes: disk("boxes")?,
             state: elsewhere.then(|| disk("state")).transpose()?,
             unsynced: false,

@@ -35,7 +35,7 @@ const LARGEST: u64 = 300 << 10;
 const CLOCK_STEP: Duration = Duration::from_millis(12);
 
 /// An outbox and what its driver knows of it.
-pub struct Outbox {
+pub(super) struct Outbox {
     folder: PathBuf,
     /// The same folder on the disk itself, where each file has one number and an open one is known by its name: a FUSE file
     /// system need not tell either.
@@ -101,8 +101,8 @@ type Step = fn(&mut Outbox, &mut Chance, &mut Ledger) -> io::Result<()>;
 
 impl Outbox {
     /// `place`: see [`Item::place`].
-    pub fn new(folder: &Path, beneath: PathBuf, aside: &Path, place: &str, keeps: bool) -> Outbox {
-        Outbox {
+    pub(super) fn new(folder: &Path, beneath: PathBuf, aside: &Path, place: &str, keeps: bool) -> Self {
+        Self {
             folder: folder.into(),
             beneath,
             aside: aside.into(),
@@ -116,7 +116,7 @@ impl Outbox {
     }
 
     /// One step. That a file or folder is not there (any more) is no error: the agent takes some away.
-    pub fn step(&mut self, chance: &mut Chance, ledger: &mut Ledger) -> io::Result<()> {
+    pub(super) fn step(&mut self, chance: &mut Chance, ledger: &mut Ledger) -> io::Result<()> {
         let mut at = chance.below(STEPS.iter().map(|(weight, _)| weight).sum());
         let chosen = STEPS.iter().find(|(weight, _)| {
             let here = at < *weight;
@@ -130,7 +130,7 @@ impl Outbox {
     }
 
     /// Everybody closes what they have open.
-    pub fn rest(&mut self, chance: &mut Chance, ledger: &mut Ledger) -> io::Result<()> {
+    pub(super) fn rest(&mut self, chance: &mut Chance, ledger: &mut Ledger) -> io::Result<()> {
         while !self.writers.is_empty() {
             self.end_writing(chance, ledger)?;
         }
@@ -138,7 +138,7 @@ impl Outbox {
     }
 
     /// What the agent has left there and should not have.
-    pub fn left(&self) -> Vec<PathBuf> {
+    pub(super) fn left(&self) -> Vec<PathBuf> {
         if self.keeps {
             return Vec::new();
         }
@@ -147,7 +147,7 @@ impl Outbox {
 
     /// Was it delivered under a path that its folder had before? The agent has the folder open when it takes a file
     /// away, and so may take it from there after a move.
-    pub fn arrived_before(&self, item: &Item, ledger: &Ledger) -> bool {
+    pub(super) fn arrived_before(&self, item: &Item, ledger: &Ledger) -> bool {
         let mut at = item;
         for _ in 0..self.moved.len() {
             match self.moved.get(at) {

@@ -65,9 +65,9 @@ struct PassThrough {
 }
 
 impl PassThrough {
-    fn new(real: &Path) -> io::Result<PassThrough> {
+    fn new(real: &Path) -> io::Result<Self> {
         let root = File::from(rustix::fs::open(real, OFlags::PATH, Mode::empty())?);
-        Ok(PassThrough {
+        Ok(Self {
             nodes: Mutex::new(HashMap::from([(INodeNo::ROOT.0, Arc::new(root))])),
             files: Mutex::default(),
             open: Mutex::default(),

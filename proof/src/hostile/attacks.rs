@@ -42,9 +42,9 @@ pub enum Attack {
 
 impl Attack {
     /// All of them.
-    pub fn all() -> &'static [Attack] {
+    pub fn all() -> &'static [Self] {
         use clap::ValueEnum as _;
-        Attack::value_variants()
+        Self::value_variants()
     }
 
     /// Goes on until `until`; what the victim closes is opened again.
@@ -59,10 +59,10 @@ impl Attack {
 
     async fn once(self, target: &Target, chance: &mut Chance) -> io::Result<()> {
         match self {
-            Attack::ProvenConnections => return proven_connections(target, chance).await,
-            Attack::HalfHandshakes => return half_handshakes(target, chance).await,
-            Attack::BareConnects => return bare_connects(target).await,
-            Attack::SaysHelloAndLeaves => {
+            Self::ProvenConnections => return proven_connections(target, chance).await,
+            Self::HalfHandshakes => return half_handshakes(target, chance).await,
+            Self::BareConnects => return bare_connects(target).await,
+            Self::SaysHelloAndLeaves => {
                 let mut link = target.link(8 << 20, 256).await?;
                 let id = fresh(chance);
                 let messages = link.file(id, b"in passing", b"x");
@@ -79,34 +79,34 @@ impl Attack {
         };
         let mut link = target.link(window, max_open).await?;
         match self {
-            Attack::UnknownIds => unknown_ids(&mut link, chance).await,
-            Attack::WrongDigests => wrong_digests(&mut link, chance).await,
-            Attack::PastTheSize => past_the_size(&mut link, chance).await,
-            Attack::PastTheWindow => past_the_window(&mut link, chance).await,
-            Attack::DoneEarly => {
+            Self::UnknownIds => unknown_ids(&mut link, chance).await,
+            Self::WrongDigests => wrong_digests(&mut link, chance).await,
+            Self::PastTheSize => past_the_size(&mut link, chance).await,
+            Self::PastTheWindow => past_the_window(&mut link, chance).await,
+            Self::DoneEarly => {
                 let id = fresh(chance);
                 let offer = link.offer(id, b"early", 1000);
                 let few = chunk(id, 0, b"few", digest_of(b"few"));
                 link.say([offer, few, done(id, digest_of(b"few"))]).await?;
                 link.listen().await
             }
-            Attack::OffersWithoutBytes => offers(&mut link, chance, 900, 1 << 30).await,
-            Attack::OffersAtOnce => offers(&mut link, chance, 2_000, 1_000).await,
-            Attack::WithdrawStorm => withdraw_storm(&mut link, chance).await,
-            Attack::NeverForget => never_forget(&mut link, chance).await,
-            Attack::DeepPaths => deep_paths(&mut link, chance).await,
-            Attack::FileWhereAFolderMustBe => file_where_a_folder_must_be(&mut link, chance).await,
-            Attack::ReadsNothing => reads_nothing(&mut link, chance).await,
-            Attack::PingStorm => loop {
+            Self::OffersWithoutBytes => offers(&mut link, chance, 900, 1 << 30).await,
+            Self::OffersAtOnce => offers(&mut link, chance, 2_000, 1_000).await,
+            Self::WithdrawStorm => withdraw_storm(&mut link, chance).await,
+            Self::NeverForget => never_forget(&mut link, chance).await,
+            Self::DeepPaths => deep_paths(&mut link, chance).await,
+            Self::FileWhereAFolderMustBe => file_where_a_folder_must_be(&mut link, chance).await,
+            Self::ReadsNothing => reads_nothing(&mut link, chance).await,
+            Self::PingStorm => loop {
                 link.say((0..1000).map(|number| Message::Ping(Ping { number })))
                     .await?;
             },
-            Attack::Nonsense => nonsense(&mut link, chance).await,
-            Attack::LiesAboutOffers => lies_about_offers(&mut link, chance).await,
-            Attack::ProvenConnections
-            | Attack::SaysHelloAndLeaves
-            | Attack::HalfHandshakes
-            | Attack::BareConnects => Ok(()),
+            Self::Nonsense => nonsense(&mut link, chance).await,
+            Self::LiesAboutOffers => lies_about_offers(&mut link, chance).await,
+            Self::ProvenConnections
+            | Self::SaysHelloAndLeaves
+            | Self::HalfHandshakes
+            | Self::BareConnects => Ok(()),
         }
     }
 }

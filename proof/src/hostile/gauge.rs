@@ -9,7 +9,7 @@ use std::{
 use crate::harness::Agent;
 
 /// Most of what a hostile peer may cost, beyond what the victim took before.
-pub const BOUNDS: Gauge = Gauge {
+pub(super) const BOUNDS: Gauge = Gauge {
     memory_kib: 256 << 10,
     threads: 600,
     descriptors: 700,
@@ -20,7 +20,7 @@ pub const BOUNDS: Gauge = Gauge {
 
 /// One look at it.
 #[derive(Clone, Copy, Default, Debug)]
-pub struct Gauge {
+pub(super) struct Gauge {
     /// Resident.
     pub memory_kib: u64,
     /// Of the process.
@@ -37,34 +37,34 @@ pub struct Gauge {
 
 impl Gauge {
     /// Now; None once the process is gone.
-    pub fn of(agent: &Agent) -> Option<Gauge> {
+    pub(super) fn of(agent: &Agent) -> Option<Self> {
         let process = Path::new("/proc").join(agent.pid().to_string());
         let status = fs::read_to_string(process.join("status")).ok()?;
         let figure = |name: &str| -> Option<u64> {
             let line = status.lines().find_map(|line| line.strip_prefix(name))?;
             line.split_whitespace().next()?.parse().ok()
         };
-        Some(Gauge {
+        Some(Self {
             memory_kib: figure("VmRSS:")?,
             threads: figure("Threads:")?,
             descriptors: fs::read_dir(process.join("fd")).ok()?.count() as u64,
-            ..Gauge::default()
+            ..Self::default()
         })
     }
 
     /// The same with what takes longer to find out: log, and rows beside those of so many honest files.
-    pub fn all_of(agent: &Agent, honest: u64) -> Option<Gauge> {
-        Some(Gauge {
+    pub(super) fn all_of(agent: &Agent, honest: u64) -> Option<Self> {
+        Some(Self {
             rows: rows(agent)?.saturating_sub(honest),
             withdrawn: withdrawn(agent)?,
             log_bytes: log_bytes(agent).ok()?,
-            ..Gauge::of(agent)?
+            ..Self::of(agent)?
         })
     }
 
     /// The larger of each.
-    pub fn max(self, other: Gauge) -> Gauge {
-        Gauge {
+    pub(super) fn max(self, other: Self) -> Self {
+        Self {
             memory_kib: self.memory_kib.max(other.memory_kib),
             threads: self.threads.max(other.threads),
             descriptors: self.descriptors.max(other.descriptors),
@@ -75,7 +75,7 @@ impl Gauge {
     }
 
     /// Each by its name.
-    pub fn figures(self) -> [(&'static str, u64); 6] {
+    pub(super) fn figures(self) -> [(&'static str, u64); 6] {
         [
             ("memory, KiB", self.memory_kib),
             ("threads", self.threads),

@@ -171,7 +171,7 @@ impl Link {
 }
 
 /// Bytes at `offset` in the first pass.
-pub fn chunk(id: TransferId, offset: u64, bytes: &[u8], digest: Digest) -> Message {
+pub(super) fn chunk(id: TransferId, offset: u64, bytes: &[u8], digest: Digest) -> Message {
     Message::Chunk(Chunk {
         id,
         pass: 0,
@@ -182,17 +182,17 @@ pub fn chunk(id: TransferId, offset: u64, bytes: &[u8], digest: Digest) -> Messa
 }
 
 /// The end of the first pass.
-pub fn done(id: TransferId, digest: Digest) -> Message {
+pub(super) fn done(id: TransferId, digest: Digest) -> Message {
     Message::Done(Done { id, pass: 0, digest })
 }
 
 /// Never to be delivered.
-pub fn withdraw(id: TransferId) -> Message {
+pub(super) fn withdraw(id: TransferId) -> Message {
     Message::Withdraw(Withdraw { id })
 }
 
 /// SHA-256.
-pub fn digest_of(bytes: &[u8]) -> Digest {
+pub(super) fn digest_of(bytes: &[u8]) -> Digest {
     let mut digest = RunningDigest::default();
     digest.update(bytes);
     digest.value()

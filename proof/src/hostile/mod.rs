@@ -90,7 +90,7 @@ struct Scene<'a> {
 }
 
 impl<'a> Scene<'a> {
-    fn new(plan: &'a Plan) -> Scene<'a> {
+    fn new(plan: &'a Plan) -> Self {
         let mut victim = Agent::new(
             "victim",
             Settings {

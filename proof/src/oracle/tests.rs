@@ -13,7 +13,7 @@ struct Scene {
 
 impl Scene {
     /// Two drops that arrived and were archived, and nothing else.
-    fn all_well() -> Scene {
+    fn all_well() -> Self {
         let temp = tempfile::tempdir().unwrap();
         let homes = Side::BOTH.map(|side| {
             let path = temp.path().join(side.name());
@@ -21,7 +21,7 @@ impl Scene {
         });
         let drops = vec![Drop::new("a", b"one".to_vec()), Drop::new("b", b"two".to_vec())];
         let jobs = drops.iter().map(delivered).collect();
-        let scene = Scene {
+        let scene = Self {
             _temp: temp,
             homes,
             drops,

@@ -8,8 +8,8 @@ pub struct Chance(u64);
 
 impl Chance {
     /// Begins anew.
-    pub fn new(seed: u64) -> Chance {
-        Chance(seed)
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
     }
 
     /// Any number.

@@ -11,16 +11,16 @@ use crate::{field::preload, harness::Agent};
 const SOURCE: &str = include_str!("clock.c");
 
 /// Where an agent's clock stands.
-pub struct Clock {
+pub(super) struct Clock {
     file: PathBuf,
 }
 
 impl Clock {
     /// Gives `agent`, which does not run yet, such a clock; the reason where there is no C compiler.
-    pub fn of(agent: &mut Agent) -> Result<Clock, String> {
+    pub(super) fn of(agent: &mut Agent) -> Result<Self, String> {
         let (source, library) = (agent.root.join("clock.c"), agent.root.join("clock.so"));
         let file = agent.root.join("clock");
-        let clock = Clock { file };
+        let clock = Self { file };
         fs::write(&source, SOURCE)
             .and_then(|()| clock.set(0))
             .map_err(|e| e.to_string())?;
@@ -33,7 +33,7 @@ impl Clock {
     }
 
     /// So many seconds ahead of the machine's, or behind it.
-    pub fn set(&self, ahead: i64) -> io::Result<()> {
+    pub(super) fn set(&self, ahead: i64) -> io::Result<()> {
         // In place: an agent that runs has the file mapped.
         let mut options = fs::File::options();
         let file = options

@@ -10,7 +10,7 @@ use std::{
 
 /// A file as it has to be found.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct Item {
+pub(crate) struct Item {
     /// The folder in which it arrives.
     pub place: String,
     /// Below that, without the number that a taken name gets.
@@ -21,7 +21,7 @@ pub struct Item {
 
 /// What is known of all drops.
 #[derive(Default, Debug)]
-pub struct Ledger {
+pub(crate) struct Ledger {
     counts: HashMap<Item, Count>,
     missing: u64,
     /// Files that arrived more often than they were dropped.
@@ -39,7 +39,7 @@ struct Count {
 
 impl Ledger {
     /// `item` was dropped and has to arrive once more.
-    pub fn expect(&mut self, item: Item) {
+    pub(crate) fn expect(&mut self, item: Item) {
         let count = self.counts.entry(item).or_default();
         count.least += 1;
         count.most += 1;
@@ -50,7 +50,7 @@ impl Ledger {
     }
 
     /// One drop of `item` was replaced before it left: it need not arrive.
-    pub fn excuse(&mut self, item: &Item) {
+    pub(crate) fn excuse(&mut self, item: &Item) {
         let Some(count) = self.counts.get_mut(item) else {
             return;
         };
@@ -61,17 +61,17 @@ impl Ledger {
     }
 
     /// `item` may arrive once more, and need not.
-    pub fn allow(&mut self, item: Item) {
+    pub(crate) fn allow(&mut self, item: Item) {
         self.counts.entry(item).or_default().most += 1;
     }
 
     /// `item` arrived at least once.
-    pub fn has_found(&self, item: &Item) -> bool {
+    pub(crate) fn has_found(&self, item: &Item) -> bool {
         self.counts.get(item).is_some_and(|count| count.found > 0)
     }
 
     /// `item` was found.
-    pub fn found(&mut self, item: Item) {
+    pub(crate) fn found(&mut self, item: Item) {
         match self.counts.get_mut(&item) {
             None => self.torn.push(item),
             Some(count) => {
@@ -87,24 +87,24 @@ impl Ledger {
     }
 
     /// How many have still to arrive.
-    pub fn missing(&self) -> u64 {
+    pub(crate) fn missing(&self) -> u64 {
         self.missing
     }
 
     /// Which ones.
-    pub fn lost(&self) -> impl Iterator<Item = &Item> {
+    pub(crate) fn lost(&self) -> impl Iterator<Item = &Item> {
         let lost = self.counts.iter().filter(|(_, c)| c.found < c.least);
         lost.map(|(item, _)| item)
     }
 
     /// Nothing arrived that should not have.
-    pub fn clean(&self) -> bool {
+    pub(crate) fn clean(&self) -> bool {
         self.doubled.is_empty() && self.torn.is_empty()
     }
 }
 
 /// The path without the number that a taken name gets: `a/report (1).pdf` → `a/report.pdf`.
-pub fn unnumbered(path: &Path) -> PathBuf {
+pub(crate) fn unnumbered(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let (stem, extension) = match name.rsplit_once('.') {
         Some((stem, extension)) => (stem, format!(".{extension}")),

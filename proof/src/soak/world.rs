@@ -17,7 +17,7 @@ const AFTER_SEND: [&str; 3] = ["archive", "delete", "keep"];
 const NAMES: [&str; 3] = ["laptop", "office", "server"];
 
 /// Everything that a soak troubles.
-pub struct World {
+pub(super) struct World {
     /// Each talks to all others; the first only dials.
     pub agents: Vec<Agent>,
     /// The wire to each agent that listens.
@@ -31,7 +31,7 @@ pub struct World {
 }
 
 /// A folder of an agent that can fill up.
-pub struct Disk {
+pub(super) struct Disk {
     /// Of the agent.
     pub index: usize,
     /// Where it is mounted.
@@ -42,8 +42,8 @@ pub struct Disk {
 
 impl World {
     /// `count` (2 or 3) agents in the `field`, running.
-    pub fn new(count: usize, field: Option<&Entered>) -> World {
-        let mut world = World {
+    pub(super) fn new(count: usize, field: Option<&Entered>) -> Self {
+        let mut world = Self {
             agents: Vec::new(),
             wires: Vec::new(),
             disks: Vec::new(),
@@ -65,7 +65,7 @@ impl World {
     }
 
     /// Bytes that passed on all wires.
-    pub fn passed(&self) -> u64 {
+    pub(super) fn passed(&self) -> u64 {
         let both = |wire: &Arc<Proxy>| wire.passed(Toward::Listener) + wire.passed(Toward::Dialler);
         self.wires.iter().map(both).sum()
     }

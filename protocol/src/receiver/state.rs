@@ -42,7 +42,7 @@ pub(super) struct Pass {
 
 impl Pass {
     pub(super) fn new(number: u32, offset: u64) -> Self {
-        Pass {
+        Self {
             number,
             next: offset,
             written: offset,
@@ -55,11 +55,11 @@ impl State {
     /// What a message breaks that is not allowed in this state.
     pub(super) fn violation(&self) -> Violation {
         match self {
-            State::Opening => Violation::Opening,
-            State::Receiving(_) => Violation::Receiving,
-            State::Finishing(_) => Violation::Finishing,
-            State::Committed(_) => Violation::Committed,
-            State::Refused => Violation::Refused,
+            Self::Opening => Violation::Opening,
+            Self::Receiving(_) => Violation::Receiving,
+            Self::Finishing(_) => Violation::Finishing,
+            Self::Committed(_) => Violation::Committed,
+            Self::Refused => Violation::Refused,
         }
     }
 }

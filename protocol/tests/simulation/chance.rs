@@ -7,7 +7,7 @@ pub struct Chance {
 
 impl Chance {
     pub fn new(seed: u64, faults: u32) -> Self {
-        Chance { state: seed, faults }
+        Self { state: seed, faults }
     }
 
     /// A number below `end` (splitmix64).

@@ -90,7 +90,7 @@ impl World {
             };
             sides[usize::from(*from)].jobs.insert(TransferId(id), job);
         }
-        World {
+        Self {
             sides,
             chance,
             now: Duration::ZERO,

@@ -82,7 +82,7 @@ struct Plan {
 
 impl Proxy {
     /// Listens on a loopback port of the system's choice; refuses until [`Proxy::forward_to`].
-    pub fn start() -> Proxy {
+    pub fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a loopback port");
         let address = listener.local_addr().expect("a bound socket");
         let shared = Arc::new(Shared {
@@ -95,7 +95,7 @@ impl Proxy {
         });
         let accepting = shared.clone();
         thread::spawn(move || accept(&listener, &accepting));
-        Proxy { address, shared }
+        Self { address, shared }
     }
 
     /// The stable address.
@@ -156,7 +156,7 @@ impl Drop for Proxy {
 
 impl Default for Plan {
     fn default() -> Self {
-        Plan {
+        Self {
             fault: Fault::None,
             passed: 0,
             fired: false,

@@ -272,7 +272,7 @@ mod tests {
     #[test]
     fn what_is_not_trusted_is_one_line() {
         let dir = tempfile::tempdir().unwrap();
-        let _untrusted = crate::fs::file_system::pretend(FileSystem::default());
+        let _untrusted = file_system::pretend(FileSystem::default());
         let text = caution(dir.path()).unwrap();
         assert!(text.contains("unknown") && !text.contains('\n'), "{text}");
     }

@@ -23,7 +23,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 
 /// The way to one log; clones are the same one.
 #[derive(Clone)]
-pub struct Lossy {
+pub(super) struct Lossy {
     shared: Arc<Shared>,
 }
 
@@ -46,7 +46,7 @@ struct State {
 impl Lossy {
     /// Starts writing to `log`; `lost` makes the line that stands for so many lost ones. Where no thread can be had, all
     /// lines are lost.
-    pub fn start(log: impl Write + Send + 'static, lost: fn(u64) -> String) -> Lossy {
+    pub(super) fn start(log: impl Write + Send + 'static, lost: fn(u64) -> String) -> Self {
         let shared = Arc::new(Shared {
             state: Mutex::default(),
             changed: Condvar::new(),
@@ -63,11 +63,11 @@ impl Lossy {
             writer.run(&of_thread);
         });
         drop(spawned);
-        Lossy { shared }
+        Self { shared }
     }
 
     /// Hands over a line. Never waits for the log.
-    pub fn line(&self, line: &[u8]) {
+    pub(super) fn line(&self, line: &[u8]) {
         let mut state = self.shared.lock();
         let bytes = line.len() + LINE;
         // Behind a lost line comes no other: the count says where they are missing.
@@ -83,7 +83,7 @@ impl Lossy {
     }
 
     /// Waits until all lines are written or lost, at most for `patience`.
-    pub fn flush(&self, patience: Duration) {
+    pub(super) fn flush(&self, patience: Duration) {
         let busy = |state: &mut State| state.at_work || !state.waiting.is_empty();
         let waited = self
             .shared
@@ -190,7 +190,7 @@ fn let_write_in_background() {
     #[cfg(unix)]
     // SAFETY: the set is initialised by sigemptyset before it is read, and only this thread's mask changes.
     unsafe {
-        let mut signals = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+        let mut signals = mem::MaybeUninit::<libc::sigset_t>::uninit();
         libc::sigemptyset(signals.as_mut_ptr());
         libc::sigaddset(signals.as_mut_ptr(), libc::SIGTTOU);
         libc::pthread_sigmask(libc::SIG_BLOCK, signals.as_ptr(), std::ptr::null_mut());

@@ -40,7 +40,7 @@ pub struct Which {
 impl From<Which> for Selection {
     fn from(which: Which) -> Self {
         let jobs = which.jobs.iter().map(|job| job.to_ascii_lowercase()).collect();
-        Selection {
+        Self {
             jobs,
             peer: which.peer,
             all: which.all,
@@ -58,15 +58,15 @@ enum Stop {
 
 impl From<Fatal> for Stop {
     fn from(fatal: Fatal) -> Self {
-        Stop::Fatal(fatal)
+        Self::Fatal(fatal)
     }
 }
 
 impl From<io::Error> for Stop {
     fn from(error: io::Error) -> Self {
         match error.kind() {
-            io::ErrorKind::BrokenPipe => Stop::Unread,
-            _ => Stop::Fatal(Fatal::io("cannot write the output", &error)),
+            io::ErrorKind::BrokenPipe => Self::Unread,
+            _ => Self::Fatal(Fatal::io("cannot write the output", &error)),
         }
     }
 }

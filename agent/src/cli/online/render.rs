@@ -15,17 +15,17 @@ use crate::control::{
     api::{JobReport, JobState},
     wire::Time,
 };
-pub use crate::error::size;
+pub(crate) use crate::error::size;
 
 /// Writes to standard output: without colour where that is not a terminal, or `NO_COLOR` is set.
-pub fn print(text: &str) -> io::Result<()> {
+pub(super) fn print(text: &str) -> io::Result<()> {
     let mut out = anstream::stdout().lock();
     out.write_all(text.as_bytes())?;
     out.flush()
 }
 
 /// One line of JSON. Characters that a terminal would act upon are written as `\u…`, which means the same.
-pub fn json(value: &impl Serialize) -> io::Result<String> {
+pub(super) fn json(value: &impl Serialize) -> io::Result<String> {
     let mut line = Vec::new();
     value.serialize(&mut serde_json::Serializer::with_formatter(&mut line, Harmless))?;
     line.push(b'\n');
@@ -33,24 +33,24 @@ pub fn json(value: &impl Serialize) -> io::Result<String> {
 }
 
 /// A name's bytes, as people see them.
-pub fn name(bytes: &[u8]) -> String {
+pub(super) fn name(bytes: &[u8]) -> String {
     escape(bytes)
 }
 
 /// Text from the agent, in which names are escaped already: a backslash stays one, the rest as in [`name`].
-pub fn text(text: &str) -> String {
+pub(super) fn text(text: &str) -> String {
     let parts: Vec<_> = text.split('\\').map(|part| escape(part.as_bytes())).collect();
     parts.join("\\")
 }
 
 /// `2h 3m`: the two largest units, down to seconds.
-pub fn span(time: Duration) -> String {
+pub(super) fn span(time: Duration) -> String {
     let whole = humantime::format_duration(Duration::from_secs(time.as_secs())).to_string();
     whole.split(' ').take(2).collect::<Vec<_>>().join(" ")
 }
 
 /// `in 5s`, or `now`.
-pub fn ahead(time: Time, now: SystemTime) -> String {
+pub(super) fn ahead(time: Time, now: SystemTime) -> String {
     match time.system().duration_since(now) {
         Ok(left) if left.as_secs() > 0 => format!("in {}", span(left)),
         _ => "now".to_owned(),
@@ -58,7 +58,7 @@ pub fn ahead(time: Time, now: SystemTime) -> String {
 }
 
 /// What a command did to jobs.
-pub fn changed(count: u64, what: &str) -> String {
+pub(super) fn changed(count: u64, what: &str) -> String {
     match count {
         0 => "no job changed\n".to_owned(),
         1 => format!("1 job {what}\n"),
@@ -67,7 +67,7 @@ pub fn changed(count: u64, what: &str) -> String {
 }
 
 /// What there is to say of a job beside its state; may be empty.
-pub fn note(job: &JobReport, now: SystemTime) -> String {
+pub(super) fn note(job: &JobReport, now: SystemTime) -> String {
     let error = text(job.error.as_deref().unwrap_or_default());
     match (job.state, job.raw_delivered_as(), job.next_attempt_at) {
         (JobState::Delivered, Some(other), _) if other != job.raw_name() => format!("as {}", name(other)),
@@ -79,7 +79,7 @@ pub fn note(job: &JobReport, now: SystemTime) -> String {
 }
 
 /// The colour of a state.
-pub fn style(state: JobState) -> Style {
+pub(super) fn style(state: JobState) -> Style {
     match state {
         JobState::Queued => Style::new(),
         JobState::Sending => AnsiColor::Cyan.on_default(),
@@ -90,12 +90,12 @@ pub fn style(state: JobState) -> Style {
 }
 
 /// `text` in a style.
-pub fn paint(style: Style, text: impl fmt::Display) -> String {
+pub(super) fn paint(style: Style, text: impl fmt::Display) -> String {
     format!("{style}{text}{style:#}")
 }
 
 /// Rows under a header, in as many parts as come: each keeps at least the widths of those before it.
-pub struct Columns {
+pub(super) struct Columns {
     header: Option<&'static [&'static str]>,
     /// Columns of numbers, which stand at the right.
     numbers: &'static [usize],
@@ -104,8 +104,8 @@ pub struct Columns {
 
 impl Columns {
     /// The header comes with the first rows.
-    pub fn new(header: &'static [&'static str], numbers: &'static [usize]) -> Self {
-        Columns {
+    pub(super) fn new(header: &'static [&'static str], numbers: &'static [usize]) -> Self {
+        Self {
             header: Some(header),
             numbers,
             widths: Vec::new(),
@@ -113,7 +113,7 @@ impl Columns {
     }
 
     /// The next rows as lines, each in its style. Cells are one line each and hold no escape sequence.
-    pub fn rows(&mut self, rows: Vec<(Style, Vec<String>)>) -> String {
+    pub(super) fn rows(&mut self, rows: Vec<(Style, Vec<String>)>) -> String {
         let mut table = Table::new();
         table.load_style(NOTHING);
         let mut styles = Vec::new();

@@ -18,7 +18,7 @@ use crate::{
 ///
 /// Errors: [`Exit::Failed`] where one failed or was cancelled, [`Exit::NotYet`] on Ctrl-C or after `limit`. An agent that is
 /// started anew meanwhile is waited for.
-pub async fn wait(
+pub(super) async fn wait(
     client: &Client,
     jobs: Vec<String>,
     limit: Option<Duration>,
@@ -66,7 +66,7 @@ impl Waiting {
         {
             bar.set_style(style);
         }
-        Waiting {
+        Self {
             total: jobs.len(),
             open: jobs
                 .into_iter()

@@ -35,35 +35,35 @@ pub fn trouble(config: &Config, paths: &Paths, me: &Me, path: &Path) -> Option<S
 
 /// What the job list says.
 #[derive(Default)]
-pub struct Known {
+pub(super) struct Known {
     /// The ids at home in the config's folders.
-    pub homes: Vec<(crate::fs::folder_id::FolderId, PathBuf)>,
+    pub homes: Vec<(folder_id::FolderId, PathBuf)>,
     outboxes: Vec<PathBuf>,
     /// Files that were being placed in a folder with another id than is expected here.
     pub placing_elsewhere: u64,
 }
 
 impl Known {
-    pub fn read(db: &Connection, config: &Config, path: &Path) -> rusqlite::Result<Known> {
+    pub(super) fn read(db: &Connection, config: &Config, path: &Path) -> rusqlite::Result<Self> {
         let mut homes = Vec::new();
         for folder in config.folders() {
             homes.extend(homes::expected(db, &folder)?.map(|id| (id, folder)));
         }
         let here = homes::expected(db, path)?.unwrap_or_default();
-        Ok(Known {
+        Ok(Self {
             homes,
             outboxes: config.outbox_paths(),
             placing_elsewhere: receiver::placing_elsewhere(db, here)?,
         })
     }
 
-    pub fn expected(&self, path: &Path) -> Option<crate::fs::folder_id::FolderId> {
+    pub(super) fn expected(&self, path: &Path) -> Option<folder_id::FolderId> {
         let home = self.homes.iter().find(|(_, home)| home == path);
         home.map(|(id, _)| *id)
     }
 
     /// Why a folder with this id is not at home at `path`. Blocks.
-    fn elsewhere(&self, id: crate::fs::folder_id::FolderId, path: &Path) -> Option<String> {
+    fn elsewhere(&self, id: folder_id::FolderId, path: &Path) -> Option<String> {
         let (_, home) = self.homes.iter().find(|(its, home)| *its == id && home != path)?;
         let there = homes::There::find(id, path, home);
         (!there.is_left(path, home, &self.outboxes)).then(|| there.reason(path, home))
@@ -71,13 +71,13 @@ impl Known {
 }
 
 /// What is in the folder.
-pub struct Seen {
+pub(super) struct Seen {
     /// What is mounted over its `.dropwire`, or a part of that: all else says nothing, and there is nothing to adopt.
     pub parted: Option<String>,
     /// Why another agent has it, or nobody can tell.
     pub refused: Option<String>,
     pub owner: Option<Owner>,
-    pub id: Result<Option<crate::fs::folder_id::FolderId>, io::Error>,
+    pub id: Result<Option<folder_id::FolderId>, io::Error>,
     /// Why the id is at home in another folder.
     elsewhere: Option<String>,
     /// Why nothing is taken for some folders of an inbox, or leaves some of an outbox.
@@ -85,10 +85,10 @@ pub struct Seen {
 }
 
 impl Seen {
-    pub fn of(path: &Path, is_inbox: bool, me: &Me, known: &Known) -> io::Result<Seen> {
+    pub(super) fn of(path: &Path, is_inbox: bool, me: &Me, known: &Known) -> io::Result<Self> {
         let root = confined::root(path)?;
         let id = folder_id::read(&root);
-        Ok(Seen {
+        Ok(Self {
             parted: match is_inbox {
                 true => receiver::parted(path, &root)?,
                 false => None,
@@ -124,7 +124,7 @@ fn missing_mounts(path: &Path, root: &Dir) -> Vec<String> {
 }
 
 /// Why the folder is held; None: it is used as it is.
-pub fn reason(path: &Path, is_inbox: bool, seen: &Seen, known: &Known) -> Option<String> {
+pub(super) fn reason(path: &Path, is_inbox: bool, seen: &Seen, known: &Known) -> Option<String> {
     let missing = (!seen.missing.is_empty()).then(|| seen.missing.join("; "));
     let parted = seen.parted.clone();
     parted
@@ -133,7 +133,7 @@ pub fn reason(path: &Path, is_inbox: bool, seen: &Seen, known: &Known) -> Option
 }
 
 /// The same, of the folder as a whole and not of a disk inside it. The same rules as where inboxes and outboxes are opened.
-pub fn of_the_whole(path: &Path, is_inbox: bool, seen: &Seen, known: &Known) -> Option<String> {
+pub(super) fn of_the_whole(path: &Path, is_inbox: bool, seen: &Seen, known: &Known) -> Option<String> {
     if seen.refused.is_some() {
         return seen.refused.clone();
     }

@@ -29,7 +29,7 @@ type Identity = (u64, u64);
 
 /// The folders that the rules are about.
 #[derive(Default)]
-pub struct Folders {
+pub(crate) struct Folders {
     state: PathBuf,
     /// Those that are there.
     boxes: Vec<Place>,
@@ -45,12 +45,12 @@ struct Place {
 
 impl Folders {
     /// As they are now. Asks no disk: one of them may not answer.
-    pub fn of(state: &Path, config: &Config, outboxes: &[Outbox], inbox: &Inbox) -> Folders {
+    pub(crate) fn of(state: &Path, config: &Config, outboxes: &[Outbox], inbox: &Inbox) -> Self {
         let there: Vec<_> = outboxes.iter().filter_map(Outbox::place).collect();
         let mut paths = config.outbox_paths();
         paths.extend(there.iter().map(|(path, _)| path.clone()));
         let boxes = there.into_iter().chain(inbox.place());
-        Folders {
+        Self {
             state: state.to_owned(),
             boxes: boxes.map(|(path, device)| Place { path, device }).collect(),
             outboxes: paths,
@@ -59,7 +59,7 @@ impl Folders {
 }
 
 /// The rules of one `send`.
-pub struct Rules {
+pub(super) struct Rules {
     folders: Folders,
     /// Dropwire's own files on a device, sorted; each device is listed once, when the first file on it comes that has
     /// several names.
@@ -70,8 +70,8 @@ pub struct Rules {
 
 impl Rules {
     /// Nothing is listed yet.
-    pub fn new(folders: Folders) -> Rules {
-        Rules {
+    pub(super) fn new(folders: Folders) -> Self {
+        Self {
             folders,
             own: Vec::new(),
             last: None,
@@ -79,7 +79,7 @@ impl Rules {
     }
 
     /// Whether `file` may be sent, which was passed as what `named` says.
-    pub fn check(&mut self, named: &SendFile, file: &File) -> Result<(), Fatal> {
+    pub(super) fn check(&mut self, named: &SendFile, file: &File) -> Result<(), Fatal> {
         let claimed = named.path.0.as_path();
         let failed = |error: io::Error| Fatal::io(format_args!("cannot take {}", shown(claimed)), &error);
         if !claimed.is_absolute() || claimed.as_os_str().len() > MAX_PATH {

@@ -45,7 +45,7 @@ fn sends(spool: &Path) -> usize {
     fs::read_dir(spool).map_or(0, Iterator::count)
 }
 
-fn folders() -> (tempfile::TempDir, std::path::PathBuf, std::path::PathBuf) {
+fn folders() -> (tempfile::TempDir, PathBuf, PathBuf) {
     let temp = tempfile::tempdir().unwrap();
     let (spool, files) = (temp.path().join("spool"), temp.path().join("files"));
     fs::create_dir(&files).unwrap();

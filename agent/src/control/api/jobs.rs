@@ -27,17 +27,17 @@ impl JobState {
     /// As in JSON.
     pub fn name(self) -> &'static str {
         match self {
-            JobState::Queued => "queued",
-            JobState::Sending => "sending",
-            JobState::Delivered => "delivered",
-            JobState::Failed => "failed",
-            JobState::Cancelled => "cancelled",
+            Self::Queued => "queued",
+            Self::Sending => "sending",
+            Self::Delivered => "delivered",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
         }
     }
 
     /// Whether nothing more happens to it.
     pub fn ended(self) -> bool {
-        matches!(self, JobState::Delivered | JobState::Failed | JobState::Cancelled)
+        matches!(self, Self::Delivered | Self::Failed | Self::Cancelled)
     }
 }
 
@@ -133,7 +133,7 @@ impl JobReport {
             Some((text, bytes)) => (Some(text), bytes),
             None => (None, None),
         };
-        JobReport {
+        Self {
             job: parts.id.to_string(),
             peer: parts.peer,
             path,
@@ -202,7 +202,7 @@ pub enum ListLine {
 impl ListLine {
     /// The line of a job.
     pub fn job(job: JobReport) -> Self {
-        ListLine::Job(Box::new(job))
+        Self::Job(Box::new(job))
     }
 }
 

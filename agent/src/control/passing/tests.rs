@@ -63,13 +63,13 @@ async fn files_come_with_the_bytes_that_they_were_sent_with() {
 }
 
 /// Ends of one pipe: its other end tells when all of them are closed.
-fn pipe_ends(count: usize) -> (std::io::PipeReader, Vec<Arc<File>>) {
+fn pipe_ends(count: usize) -> (io::PipeReader, Vec<Arc<File>>) {
     let (reader, writer) = pipe().unwrap();
     let ends = (0..count).map(|_| Arc::new(File::from(OwnedFd::from(writer.try_clone().unwrap()))));
     (reader, ends.collect())
 }
 
-async fn all_are_closed(mut reader: std::io::PipeReader) {
+async fn all_are_closed(mut reader: io::PipeReader) {
     let closed = tokio::task::spawn_blocking(move || reader.read(&mut [0]).unwrap());
     let closed = tokio::time::timeout(Duration::from_secs(60), closed).await;
     assert_eq!(closed.expect("not all are closed").unwrap(), 0);

@@ -134,7 +134,7 @@ impl Listing {
     }
 
     /// Nothing in the folder was changed between the two walks (its own name aside).
-    pub fn is_undisturbed(&self, since: &Listing) -> bool {
+    pub fn is_undisturbed(&self, since: &Self) -> bool {
         (self.size, self.digest, self.ctimes) == (since.size, since.digest, since.ctimes)
     }
 

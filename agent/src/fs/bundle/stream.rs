@@ -64,13 +64,13 @@ enum Break {
 
 impl From<Trouble> for Break {
     fn from(trouble: Trouble) -> Self {
-        Break::Halt(Halt::Trouble(trouble))
+        Self::Halt(Halt::Trouble(trouble))
     }
 }
 
 impl From<Halt> for Break {
     fn from(halt: Halt) -> Self {
-        Break::Halt(halt)
+        Self::Halt(halt)
     }
 }
 

@@ -54,7 +54,7 @@ fn tree() -> tempfile::TempDir {
         fs::set_permissions(root.join("b"), fs::Permissions::from_mode(0o4755)).unwrap();
         fs::hard_link(root.join("b"), root.join("c")).unwrap();
         // A FUSE mount may keep what it knows of "b" from before the link, until it is asked anew.
-        crate::fs::version::Version::read(&fs::File::open(root.join("b")).unwrap()).unwrap();
+        Version::read(&fs::File::open(root.join("b")).unwrap()).unwrap();
     }
     let set = |name: &str, time| {
         let file = fs::File::options().write(true).open(root.join(name)).unwrap();

@@ -80,7 +80,7 @@ pub struct Copied {
 impl Filling {
     /// Begins with nothing; folders are made as files come.
     pub fn new(spool: PathBuf) -> Self {
-        Filling {
+        Self {
             spool,
             roots: Vec::new(),
             things: HashMap::new(),

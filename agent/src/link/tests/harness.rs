@@ -75,13 +75,13 @@ pub(super) struct File {
 }
 
 impl File {
-    pub(super) fn new(id: [u8; 16], size: usize, gated: bool) -> File {
+    pub(super) fn new(id: [u8; 16], size: usize, gated: bool) -> Self {
         let bytes: Vec<u8> = (0..size).map(|i| (i % 251) as u8 ^ id[1]).collect();
         let source = Bytewise {
             bytes: bytes.into(),
             open: watch::Sender::new(!gated),
         };
-        File {
+        Self {
             id: TransferId(id),
             source: Arc::new(source),
             progress: Arc::default(),
@@ -122,8 +122,8 @@ impl Agent {
         identity: &Arc<Identity>,
         peer: &Arc<Identity>,
         dial: Option<SocketAddr>,
-    ) -> Agent {
-        Agent::start_with(identity, peer, dial, Timing::default()).await
+    ) -> Self {
+        Self::start_with(identity, peer, dial, Timing::default()).await
     }
 
     pub(super) async fn start_with(
@@ -131,22 +131,22 @@ impl Agent {
         peer: &Arc<Identity>,
         dial: Option<SocketAddr>,
         timing: Timing,
-    ) -> Agent {
+    ) -> Self {
         let settings = settings(peer.id(), dial);
         let sink = Store::new(identity);
-        let budget: Arc<dyn Sink> = Arc::new(sink.clone());
+        let as_sink: Arc<dyn Sink> = Arc::new(sink.clone());
         let listener = bind("127.0.0.1:0").await.unwrap();
         let links = Links::start_with(
             settings,
             Some(listener),
             identity.clone(),
-            budget,
+            as_sink,
             CancellationToken::new(),
             timing,
         );
         let (identity, peer) = (identity.clone(), peer.id());
         let events = links.events(peer).unwrap();
-        Agent {
+        Self {
             identity,
             peer,
             links,
@@ -272,7 +272,7 @@ impl Agent {
     }
 
     #[track_caller]
-    pub(super) fn assert_lies_at(&self, other: &Agent) {
+    pub(super) fn assert_lies_at(&self, other: &Self) {
         let lies = other.sink.lies();
         assert_eq!(lies.len(), self.files.len());
         for file in &self.files {
@@ -341,8 +341,8 @@ pub(super) struct Store {
 }
 
 impl Store {
-    pub(super) fn new(identity: &Arc<Identity>) -> Arc<Store> {
-        Arc::new(Store {
+    pub(super) fn new(identity: &Arc<Identity>) -> Arc<Self> {
+        Arc::new(Self {
             identity: identity.clone(),
             lies: Mutex::default(),
             stalled: watch::Sender::new(false),
@@ -482,7 +482,7 @@ pub(super) struct Relay {
 }
 
 impl Relay {
-    pub(super) async fn start() -> Relay {
+    pub(super) async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let (target, cut, freeze) = (
@@ -516,7 +516,7 @@ impl Relay {
                 });
             }
         });
-        Relay {
+        Self {
             addr,
             freeze,
             target,
@@ -528,7 +528,7 @@ impl Relay {
     /// What each connection of a link carried that has ended in order.
     pub(super) async fn carried(mut self) -> Vec<u64> {
         let mut all = Vec::new();
-        while all.len() <= crate::link::join_token::SUBFLOWS {
+        while all.len() <= join_token::SUBFLOWS {
             all.extend(within(self.carried.recv()).await);
         }
         all

@@ -29,9 +29,9 @@ pub(super) struct Side {
 }
 
 impl Side {
-    pub(super) fn new(identity: &Arc<Identity>, peer: &Arc<Identity>) -> Side {
+    pub(super) fn new(identity: &Arc<Identity>, peer: &Arc<Identity>) -> Self {
         let (give, take) = mpsc::channel(16);
-        Side {
+        Self {
             sink: Store::new(identity),
             peer: peer.id(),
             requests: (give, Some(take)),

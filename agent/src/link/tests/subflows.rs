@@ -128,7 +128,7 @@ proptest! {
     #[test]
     fn what_is_written_is_read_in_order_whatever_the_strands_do(
         count in 1..6_usize,
-        budget in 16..40_000_usize,
+        capacity in 16..40_000_usize,
         length in 0..300_000_usize,
         piece in 1..70_000_usize,
         moods in any::<[u64; 4]>(),
@@ -137,7 +137,7 @@ proptest! {
         runtime.block_on(async {
             let mut moods = (1_u64..).map(|n| n ^ moods[n as usize % 4] | 1);
             let mut pair = || {
-                let (near, far) = duplex(budget);
+                let (near, far) = duplex(capacity);
                 let mut moody = |inner| Moody { inner, mood: moods.next().unwrap() };
                 (moody(near), moody(far))
             };

@@ -48,7 +48,7 @@ async fn a_folder_of_an_agent_of_its_own_is_left_to_that() {
         name: "other".into(),
     };
     crate::fs::folder_id::create(&theirs).unwrap();
-    crate::owner::take(&theirs, &running.at("theirs"), &other).unwrap();
+    owner::take(&theirs, &running.at("theirs"), &other).unwrap();
     fs::write(running.at("theirs/sub/after"), "bytes").unwrap();
     let told = |outbox: &Outbox| outbox.status().not_sent.iter().any(|(at, _)| at == b"theirs");
     running.until("told", told).await;
@@ -123,7 +123,7 @@ async fn a_folder_that_goes_file_by_file_does_so_until_it_is_gone() {
         make(root.join("by files"), "one");
         make(root.join("batch"), "one");
     };
-    let mut running = run(prepare, |config| config.folder = config::Folder::Whole).await;
+    let mut running = run(prepare, |config| config.folder = Folder::Whole).await;
     running.settles(&["by files/one", "batch"]).await;
     fs::write(running.at("by files/two"), "bytes").unwrap();
     running.settles(&["by files/two"]).await;
@@ -146,7 +146,7 @@ async fn a_folder_that_is_held_back_is_listed_until_a_look_says_otherwise() {
         fs::write(root.join("held/x.part"), "bytes").unwrap();
     };
     let mut running = run(prepare, |config| {
-        config.folder = config::Folder::Whole;
+        config.folder = Folder::Whole;
         config.watch = Watch::Poll;
         config.quiet = Duration::ZERO;
     })

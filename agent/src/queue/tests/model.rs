@@ -481,7 +481,7 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
             let folder = tempfile::tempdir().unwrap();
-            let queue = super::queue(folder.path()).await;
+            let queue = queue(folder.path()).await;
             let mut pair = Pair { folder, queue, model: Model::default(), steps: 0 };
             for op in &ops {
                 pair.apply(op).await;

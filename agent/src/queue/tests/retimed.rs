@@ -71,7 +71,7 @@ async fn retimed_to(queue: &Queue, now_ms: i64) -> (Vec<LateTime>, Option<i64>) 
 #[tokio::test]
 async fn a_kept_files_time_is_told_once_it_rests_and_the_last_one_counts() {
     let folder = tempfile::tempdir().unwrap();
-    let mut queue = super::queue(folder.path()).await;
+    let mut queue = queue(folder.path()).await;
     let id = enqueue(&queue, 1, AfterSend::Keep, &[1]).await.queued[0];
     queue.delivered(vec![proof(id, 5)], 1).await.unwrap();
     assert_eq!(retimed_to(&queue, 9).await, (vec![], None));

@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// A whole, verified, durable partial (R5 is done).
-pub struct Ready {
+pub(crate) struct Ready {
     /// What was offered.
     pub manifest: Manifest,
     /// Of all its bytes.
@@ -45,7 +45,7 @@ pub struct Ready {
 }
 
 /// A large partial, of which no byte needs to be sent again if it cannot be placed now.
-pub struct Whole {
+pub(crate) struct Whole {
     /// At its end; durable by R5.
     pub checkpoint: Checkpoint,
     /// Open; None: it could not be.
@@ -54,9 +54,9 @@ pub struct Whole {
 
 impl Whole {
     /// Of a partial that an earlier run made whole; None of a small one. It is read once more before it is gone on with.
-    pub fn of(manifest: &Manifest, digest: Digest) -> Option<Whole> {
+    pub(crate) fn of(manifest: &Manifest, digest: Digest) -> Option<Self> {
         let is_large = manifest.kind == Kind::Folder || manifest.size > MAX_EAGER;
-        is_large.then(|| Whole {
+        is_large.then(|| Self {
             checkpoint: Checkpoint {
                 offset: manifest.size,
                 digest,
@@ -67,7 +67,7 @@ impl Whole {
     }
 
     /// The row is *receiving*: the next offer goes on at the end.
-    pub fn keep(&self, shared: &Shared, key: Key) {
+    pub(crate) fn keep(&self, shared: &Shared, key: Key) {
         let (checkpoint, now) = (self.checkpoint.clone(), now_ms());
         let kept = failpoints::step("R7-keep", || {
             shared
@@ -82,14 +82,14 @@ impl Whole {
 
 /// How a file is to get its name.
 #[derive(Clone, Copy)]
-pub struct Way {
+pub(super) struct Way {
     pub names: Names,
     pub how: How,
 }
 
 impl Way {
-    pub fn of(inbox_dir: &InboxDir) -> Way {
-        Way {
+    pub(super) fn of(inbox_dir: &InboxDir) -> Self {
+        Self {
             names: inbox_dir.names,
             how: inbox_dir.how,
         }
@@ -97,7 +97,7 @@ impl Way {
 }
 
 /// Where a file is to lie, and what its receipt will say.
-pub struct Chosen {
+pub(super) struct Chosen {
     pub place: Place,
     pub how: How,
     pub inode: u64,
@@ -105,14 +105,14 @@ pub struct Chosen {
 }
 
 /// A file's intended place, its receipt signed.
-pub struct Intent {
+pub(super) struct Intent {
     pub place: Place,
     pub placing: Arc<Placing>,
 }
 
 /// Chooses a place, and what the receipt will say.
 #[expect(clippy::too_many_arguments, reason = "what a row says, and how")]
-pub fn choose(
+pub(super) fn choose(
     shared: &Shared,
     inbox_dir: &InboxDir,
     way: Way,
@@ -154,7 +154,7 @@ pub fn choose(
 }
 
 /// Those that are signed together share signatures.
-pub fn sign(shared: &Shared, chosen: Vec<Chosen>) -> Vec<Intent> {
+pub(super) fn sign(shared: &Shared, chosen: Vec<Chosen>) -> Vec<Intent> {
     let apart = |chosen: Chosen| ((chosen.place, chosen.how, chosen.inode), chosen.body);
     let (places, bodies): (Vec<_>, Vec<_>) = chosen.into_iter().map(apart).unzip();
     let receipts = (shared.sign)(&bodies);
@@ -174,7 +174,7 @@ pub fn sign(shared: &Shared, chosen: Vec<Chosen>) -> Vec<Intent> {
 }
 
 /// A place for one file, signed.
-pub fn intend(
+pub(super) fn intend(
     shared: &Shared,
     inbox_dir: &InboxDir,
     way: Way,
@@ -197,14 +197,14 @@ pub fn intend(
 }
 
 /// What R6 writes for one file.
-pub struct IntentRow {
+pub(super) struct IntentRow {
     pub key: Key,
     pub manifest: Manifest,
     pub placing: Arc<Placing>,
     pub aliases: Vec<(Vec<u8>, Option<Vec<u8>>)>,
 }
 
-pub fn row(key: Key, manifest: &Manifest, intent: &Intent) -> IntentRow {
+pub(super) fn row(key: Key, manifest: &Manifest, intent: &Intent) -> IntentRow {
     IntentRow {
         key,
         manifest: manifest.clone(),
@@ -214,7 +214,7 @@ pub fn row(key: Key, manifest: &Manifest, intent: &Intent) -> IntentRow {
 }
 
 /// R6, all in one commit.
-pub fn write_down(shared: &Shared, inbox_dir: &InboxDir, rows: Vec<IntentRow>) -> Result<(), DbError> {
+pub(super) fn write_down(shared: &Shared, inbox_dir: &InboxDir, rows: Vec<IntentRow>) -> Result<(), DbError> {
     let (folder_id, now) = (inbox_dir.folder_id, now_ms());
     if rows.is_empty() || failpoints::mutant("R6") {
         return Ok(());
@@ -239,7 +239,7 @@ pub fn write_down(shared: &Shared, inbox_dir: &InboxDir, rows: Vec<IntentRow>) -
 }
 
 /// Nothing of it counts any more: *receiving* again. A folder's stream, if it is there, is what it is made of again.
-pub fn give_up(shared: &Shared, inbox_dir: &InboxDir, key: Key, kind: Kind) -> Result<(), DbError> {
+pub(crate) fn give_up(shared: &Shared, inbox_dir: &InboxDir, key: Key, kind: Kind) -> Result<(), DbError> {
     shared.db.call_blocking(move |tx| {
         ledger::unplace(tx, key)?;
         match kind {

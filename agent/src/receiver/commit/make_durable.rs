@@ -13,11 +13,11 @@ use crate::{
 };
 
 /// From so many folders on, one syncfs is cheaper than a sync of each.
-pub const FOLDERS_TOGETHER: usize = 32;
+pub(super) const FOLDERS_TOGETHER: usize = 32;
 
 /// R8: each folder once, then the partials'. After a failure no receipt leaves, now or for the next offer, nor for what
 /// is at this step at the same time.
-pub fn make_durable<'a>(
+pub(crate) fn make_durable<'a>(
     shared: &Shared,
     inbox_dir: &InboxDir,
     folders: impl IntoIterator<Item = &'a Folder>,
@@ -26,7 +26,7 @@ pub fn make_durable<'a>(
 }
 
 /// The same; of many folders by one sync of the file system, if `sync_handle` was opened before they were touched.
-pub fn make_durable_at_once<'a>(
+pub(super) fn make_durable_at_once<'a>(
     shared: &Shared,
     inbox_dir: &InboxDir,
     folders: impl IntoIterator<Item = &'a Folder>,
@@ -64,6 +64,6 @@ pub fn make_durable_at_once<'a>(
 }
 
 /// May what was written before be gone?
-pub fn is_lost(error: &io::Error) -> bool {
+pub(super) fn is_lost(error: &io::Error) -> bool {
     meaning(error) == Meaning::Lost
 }

@@ -33,7 +33,7 @@ const TRIES: usize = 100;
 
 /// What gets a name.
 #[derive(Clone, Copy)]
-pub struct Work<'a> {
+pub(super) struct Work<'a> {
     pub shared: &'a Shared,
     pub inbox_dir: &'a InboxDir,
     pub key: Key,
@@ -43,12 +43,12 @@ pub struct Work<'a> {
 }
 
 /// For what is not just renamed, the old name goes before R8: by then the way to the new one has to be durable.
-pub fn way_first(make_durable: impl FnOnce() -> Result<(), Answer>) -> Result<(), Answer> {
+pub(super) fn way_first(make_durable: impl FnOnce() -> Result<(), Answer>) -> Result<(), Answer> {
     failpoints::step("R7-link-way", make_durable)
 }
 
 /// Right before R7: did nobody take the partial, or put another file in its place?
-pub fn still_there(work: Work<'_>, file: &Ready) -> Result<(), Answer> {
+pub(super) fn still_there(work: Work<'_>, file: &Ready) -> Result<(), Answer> {
     let Work {
         shared,
         inbox_dir,
@@ -110,7 +110,7 @@ fn is_it(work: Work<'_>, file: &Ready) -> io::Result<bool> {
 }
 
 /// R7. Gives the intent under which the file lies now. `is_durable`: R8 has ended for the folders on the way.
-pub fn give(work: Work<'_>, mut intent: Intent, mut is_durable: bool) -> Result<Intent, Answer> {
+pub(super) fn give(work: Work<'_>, mut intent: Intent, mut is_durable: bool) -> Result<Intent, Answer> {
     let Work {
         shared,
         inbox_dir,
@@ -180,7 +180,7 @@ pub fn give(work: Work<'_>, mut intent: Intent, mut is_durable: bool) -> Result<
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
             Err(e) if blames_the_name(&e) && way.names != Names::STRICT => way.names = Names::STRICT,
             Err(e) if e.kind() == io::ErrorKind::CrossesDevices && how != How::Copied => {
-                way.how = How::Copied
+                way.how = How::Copied;
             }
             Err(e) => return not_named(work, intent, &e),
         }

@@ -9,7 +9,7 @@ use crate::{
 
 /// What tells a verified partial from another file that is put in its place.
 #[derive(Debug)]
-pub struct Told {
+pub(crate) struct Told {
     pub(super) inode: u64,
     pub(super) by: By,
 }
@@ -26,7 +26,7 @@ pub(super) enum By {
 
 impl Told {
     /// Of an open partial that nothing more is done to.
-    pub fn of(inbox_dir: &InboxDir, file: &File) -> io::Result<Told> {
+    pub(crate) fn of(inbox_dir: &InboxDir, file: &File) -> io::Result<Self> {
         let by = match inbox_dir.lasting_inodes {
             true => By::Number,
             false => match Version::read(file)? {
@@ -35,17 +35,17 @@ impl Told {
             },
         };
         let inode = partial::inode(file)?;
-        Ok(Told { inode, by })
+        Ok(Self { inode, by })
     }
 
     /// Of an unpacked folder.
-    pub fn folder(inode: u64) -> Told {
+    pub(crate) fn folder(inode: u64) -> Self {
         let by = By::Number;
-        Told { inode, by }
+        Self { inode, by }
     }
 
     /// Its number.
-    pub fn inode(&self) -> u64 {
+    pub(crate) fn inode(&self) -> u64 {
         self.inode
     }
 }

@@ -23,14 +23,14 @@ struct Disk {
 
 impl Disk {
     /// None, said aloud, where nothing can be mounted.
-    fn at(root: &Path, options: &str) -> Option<Disk> {
-        Disk::over(root.join("sub"), Some(options))
+    fn at(root: &Path, options: &str) -> Option<Self> {
+        Self::over(root.join("sub"), Some(options))
     }
 
     /// Without `options` it is a folder of the inbox's own disk.
-    fn over(sub: PathBuf, options: Option<&str>) -> Option<Disk> {
+    fn over(sub: PathBuf, options: Option<&str>) -> Option<Self> {
         let temp = tempfile::tempdir().unwrap();
-        let disk = Disk {
+        let disk = Self {
             itself: temp.path().join("disk"),
             sub,
             _temp: temp,

@@ -15,14 +15,14 @@ struct Mounted(PathBuf);
 
 impl Mounted {
     /// At `sub` in the inbox; None, said aloud, where nothing can be mounted.
-    fn at(root: &Path, options: &str) -> Option<Mounted> {
+    fn at(root: &Path, options: &str) -> Option<Self> {
         let folder = root.join("sub");
         fs::create_dir_all(&folder).unwrap();
         let mounted = mount(&folder, options);
         if !mounted {
             crate::failpoints::skip("no file system can be mounted here");
         }
-        mounted.then_some(Mounted(folder))
+        mounted.then_some(Self(folder))
     }
 
     fn copies(&self) -> usize {
@@ -194,7 +194,7 @@ async fn few_copies_fill_a_batch() {
     for path in ["sub", "suburb/f", "other/sub/f"] {
         assert_eq!(work(path), path.split('/').count());
     }
-    let queue = fair_queue::FairQueue::new();
+    let queue = FairQueue::new();
     for n in 0..100 {
         queue.push(ANA, work("sub/deep/f"), n);
     }

@@ -449,7 +449,7 @@ async fn room_that_others_have_taken_meanwhile_is_asked_for_again() {
             size: u64::MAX,
             inodes: None,
         }),
-        std::time::Instant::now(),
+        Instant::now(),
     );
     link.write(id(1), sequence, 0, &bytes, CHUNK, 2 * CHUNK).await;
     assert_eq!(refused(&link.next().await), NoSpace);
@@ -572,7 +572,7 @@ async fn whatever_is_withdrawn_while_it_is_busy_takes_an_entry_and_is_answered_o
     let outcomes = reply::Outcomes::new(outcomes, Arc::default());
     let session = session::ReceiveSession::new(rig.inbox.shared.clone(), ANA, outcomes, stuck.clone());
     let (commands, taken) = mpsc::channel(COMMANDS);
-    let links = Arc::new(tokio::sync::Semaphore::new(1));
+    let links = Arc::new(Semaphore::new(1));
     let serving = tokio::spawn(session.run(taken, links));
     let withdrawn = |n: usize| {
         let mut bytes = [1; 16];

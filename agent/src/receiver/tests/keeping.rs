@@ -130,7 +130,7 @@ async fn an_offer_that_is_declined_is_a_sign_of_life_too() {
             size: u64::MAX,
             inodes: None,
         }),
-        std::time::Instant::now(),
+        Instant::now(),
     );
     let declined = rig.link(ANA).opened(id(1), "big", bytes.len() as u64).await.1;
     assert_eq!(refused(&declined), DeclineReason::NoSpace);
@@ -222,7 +222,7 @@ async fn a_partial_that_is_being_placed_never_goes() {
         return;
     }
     let rig = Rig::new().await;
-    let (partial, receipt) = super::recovery::placing(&rig, crate::fs::durable::How::Renamed).await;
+    let (partial, receipt) = recovery::placing(&rig, crate::fs::durable::How::Renamed).await;
     let lock = rig.inbox.shared.transfer_locks.try_take((ANA, id(1))).unwrap();
     tokio::task::block_in_place(|| keeping::drop_partial(&rig.inbox.shared, &lock)).unwrap();
     drop(lock);
@@ -375,7 +375,7 @@ async fn a_time_that_comes_late_is_given_to_the_file_if_it_is_as_it_was_delivere
     })
     .await;
     assert_eq!(bobs.next().await, Outcome::Forgotten { ids });
-    let set = std::time::UNIX_EPOCH + std::time::Duration::new(1_000_000_000, 7);
+    let set = std::time::UNIX_EPOCH + Duration::new(1_000_000_000, 7);
     assert_eq!(mtime("a"), crate::fs::version::as_kept(&rig.root(), set));
     assert_eq!(["changed", "other", "kept", "bobs"].map(mtime), before);
 }

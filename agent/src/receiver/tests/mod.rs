@@ -64,14 +64,14 @@ fn peer((name, id): (&str, AgentId)) -> config::Peer {
 }
 
 impl Rig {
-    async fn new() -> Rig {
+    async fn new() -> Self {
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("Inbox");
         std::fs::create_dir(&path).unwrap();
-        Rig::at(temp, path).await
+        Self::at(temp, path).await
     }
 
-    async fn at(temp: tempfile::TempDir, path: PathBuf) -> Rig {
+    async fn at(temp: tempfile::TempDir, path: PathBuf) -> Self {
         let settings = Settings {
             inbox: Some(config::Inbox {
                 path,
@@ -85,7 +85,7 @@ impl Rig {
         };
         let db = Db::open(&temp.path().join("state.db"), &migrations()).unwrap();
         let inbox = start(&settings, &db).await.unwrap();
-        Rig {
+        Self {
             temp: Arc::new(temp),
             db,
             inbox,
@@ -94,17 +94,17 @@ impl Rig {
     }
 
     /// Stops the inbox, does something, and opens it anew.
-    async fn restarted(self, meanwhile: impl FnOnce(&Path)) -> Rig {
+    async fn restarted(self, meanwhile: impl FnOnce(&Path)) -> Self {
         self.inbox.shutdown().await;
         meanwhile(&self.root());
         let inbox = start(&self.settings, &self.db).await.unwrap();
-        Rig { inbox, ..self }
+        Self { inbox, ..self }
     }
 
     /// Opened anew; something happens once, when a receipt is first signed.
-    async fn signing(self, meanwhile: impl FnOnce() + Send + 'static) -> Rig {
+    async fn signing(self, meanwhile: impl FnOnce() + Send + 'static) -> Self {
         self.inbox.shutdown().await;
-        let once = std::sync::Mutex::new(Some(meanwhile));
+        let once = Mutex::new(Some(meanwhile));
         let signer = move |bodies: &[ReceiptBody]| {
             if let Some(meanwhile) = once.lock().unwrap().take() {
                 meanwhile();
@@ -112,7 +112,7 @@ impl Rig {
             bodies.iter().map(sign).collect()
         };
         let inbox = start_with(&self.settings, &self.db, Box::new(signer)).await;
-        Rig {
+        Self {
             inbox: inbox.unwrap(),
             ..self
         }

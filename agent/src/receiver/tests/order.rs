@@ -101,7 +101,7 @@ async fn a_large_file_and_its_checkpoints_too() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_placed_before_a_crash_is_made_durable_before_it_counts() {
     let mut before = 0;
-    let (rig, _, _) = super::recovery::recovered(How::Renamed, |root, partial| {
+    let (rig, _, _) = recovery::recovered(How::Renamed, |root, partial| {
         std::fs::create_dir(root.join("sub")).unwrap();
         std::fs::rename(partial, root.join("sub/x.txt")).unwrap();
         before = trace::of(root).len();
@@ -181,7 +181,7 @@ async fn a_link_is_durable_before_the_partial_s_name_goes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn so_it_is_where_a_crash_left_both_names() {
     let mut before = 0;
-    let (rig, _, _) = super::recovery::recovered(How::Linked, |root, partial| {
+    let (rig, _, _) = recovery::recovered(How::Linked, |root, partial| {
         std::fs::create_dir(root.join("sub")).unwrap();
         std::fs::hard_link(partial, root.join("sub/x.txt")).unwrap();
         before = trace::of(root).len();

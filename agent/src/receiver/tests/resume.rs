@@ -225,7 +225,7 @@ async fn a_partial_shorter_than_its_checkpoint_or_gone_starts_over() {
                 .open(partial)
                 .unwrap()
                 .set_len(1000)
-                .unwrap()
+                .unwrap();
         },
         |partial| std::fs::remove_file(partial).unwrap(),
     ];

@@ -19,12 +19,12 @@ struct Place {
 const KEY: Key = (AgentId([1; 32]), TransferId([2; 16]));
 
 impl Place {
-    fn new() -> Place {
+    fn new() -> Self {
         let temp = tempfile::tempdir().unwrap();
         let inbox = temp.path().join("inbox");
         fs::create_dir(&inbox).unwrap();
         let inbox_dir = InboxDir::alone(&inbox);
-        Place { temp, inbox_dir }
+        Self { temp, inbox_dir }
     }
 
     fn unpack(&self, stream: &[u8]) -> Result<u64, Failure> {

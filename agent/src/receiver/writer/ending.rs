@@ -139,7 +139,7 @@ impl Writer<'_> {
                 reply.end(answer);
             }
             Err(unpack::Failure::Stopped) => {
-                reply.end(Answer::refused(DeclineReason::Busy, "the agent stops", None))
+                reply.end(Answer::refused(DeclineReason::Busy, "the agent stops", None));
             }
             Err(unpack::Failure::Useless(answer)) => {
                 if self.give_up() {

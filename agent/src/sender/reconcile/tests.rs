@@ -27,7 +27,7 @@ struct World {
 }
 
 impl World {
-    async fn new() -> World {
+    async fn new() -> Self {
         let temp = tempfile::tempdir().unwrap();
         fs::create_dir(temp.path().join("outbox")).unwrap();
         let outbox =
@@ -41,7 +41,7 @@ impl World {
         let db = Db::open(&temp.path().join("jobs.db"), &migrations).unwrap();
         let identity = Arc::new(Identity::generate());
         let queue = Queue::open(db.clone(), identity, 0, KEPT).await.unwrap();
-        World {
+        Self {
             temp,
             db,
             queue,

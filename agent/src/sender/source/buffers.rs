@@ -14,8 +14,8 @@ pub(super) struct Buffers {
 
 impl Buffers {
     /// Of `size` bytes each.
-    pub(super) fn new(size: usize) -> Buffers {
-        Buffers {
+    pub(super) fn new(size: usize) -> Self {
+        Self {
             size,
             given: VecDeque::new(),
         }

@@ -93,14 +93,14 @@ impl Checkpoints {
     /// What [`Self::to_bytes`] gave; what is damaged is left out, which only costs reading.
     pub(super) fn from_bytes(bytes: &[u8]) -> Self {
         let Ok(kept) = minicbor::decode::<Kept>(bytes) else {
-            return Checkpoints::default();
+            return Self::default();
         };
         let restored = kept
             .states
             .iter()
             .take(MOST)
             .filter_map(|s| RunningDigest::restore(&s.state, s.length, s.digest));
-        Checkpoints {
+        Self {
             ctime_ns: kept.ctime_ns,
             states: restored.map(State).collect(),
         }

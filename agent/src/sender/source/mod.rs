@@ -20,7 +20,7 @@ use dropwire_protocol::{Digest, message::MAX_EAGER};
 use tokio::sync::mpsc;
 
 use self::{checkpoints::Checkpoints, pass::Opened, subject::Subject};
-pub use self::{
+pub(super) use self::{
     small::SmallReads,
     subject::{Keep, digest_of},
 };
@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// One version of one file in an outbox, as the link wants to read it; kept as long as the transfer may be rewound.
-pub struct FileSource {
+pub(super) struct FileSource {
     subject: Arc<Subject>,
     reads: SmallReads,
 }
@@ -39,15 +39,15 @@ pub struct FileSource {
 impl FileSource {
     /// The file that was `found` in the outbox at `root`, read among the agent's `reads` if it is small; any other version
     /// of it is [`Voided::Changed`].
-    pub fn new(root: PathBuf, found: Found, reads: SmallReads) -> Self {
-        FileSource::resumable(root, found, reads, &[], Box::new(|_| {}))
+    pub(super) fn new(root: PathBuf, found: Found, reads: SmallReads) -> Self {
+        Self::resumable(root, found, reads, &[], Box::new(|_| {}))
     }
 
     /// The same for a large file: `kept` is what `keep` was given last, in an earlier attempt or an earlier life of
     /// the agent, or nothing.
-    pub fn resumable(root: PathBuf, found: Found, reads: SmallReads, kept: &[u8], keep: Keep) -> Self {
+    pub(super) fn resumable(root: PathBuf, found: Found, reads: SmallReads, kept: &[u8], keep: Keep) -> Self {
         let checkpoints = Mutex::new(Checkpoints::from_bytes(kept));
-        FileSource {
+        Self {
             subject: Arc::new(Subject {
                 root,
                 found,
@@ -60,7 +60,7 @@ impl FileSource {
     }
 
     /// The whole file's digest, once a pass read all of it as one version: what a receipt has to agree with.
-    pub fn digest(&self) -> Option<Digest> {
+    pub(super) fn digest(&self) -> Option<Digest> {
         *self.subject.read.lock().unpoisoned()
     }
 }

@@ -39,7 +39,7 @@ pub(super) enum Ended {
 
 impl From<Voided> for Ended {
     fn from(why: Voided) -> Self {
-        Ended::Void(why)
+        Self::Void(why)
     }
 }
 

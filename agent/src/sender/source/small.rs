@@ -25,7 +25,7 @@ const GROUP: usize = 16;
 
 /// The workers that all of an agent's links share.
 #[derive(Clone, Default)]
-pub struct SmallReads {
+pub(crate) struct SmallReads {
     work: Arc<Mutex<Work>>,
 }
 
@@ -101,7 +101,7 @@ impl Drop for Counted {
 
 impl Job {
     fn run(self, runtime: &Handle, opened: &mut Opened) {
-        let Job {
+        let Self {
             subject,
             offset,
             digest,

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Takes a large file's checkpoints as bytes while it is read; must not block.
-pub type Keep = Box<dyn Fn(Vec<u8>) + Send + Sync>;
+pub(crate) type Keep = Box<dyn Fn(Vec<u8>) + Send + Sync>;
 
 /// A pass over what there is: a file, or a whole folder.
 enum AnyPass<'a> {
@@ -108,7 +108,7 @@ impl Subject {
         feed: &mut dyn FnMut(Piece) -> bool,
         stopped: &dyn Fn() -> bool,
     ) -> Result<Digest, Ended> {
-        let Subject { root, found, .. } = self;
+        let Self { root, found, .. } = self;
         let size = found.version.size;
         if offset > size {
             return Err(Ended::Void(Voided::PrefixDiffers));
@@ -150,7 +150,11 @@ impl Subject {
 
 /// Its digest, read under the same checks as when it is sent, and the ctime that witnesses it. Blocks for as
 /// long as that takes, or until `stopped`: then it is [`Voided::Unreadable`].
-pub fn digest_of(root: &Path, found: &Found, stopped: &dyn Fn() -> bool) -> Result<(Digest, i64), Voided> {
+pub(crate) fn digest_of(
+    root: &Path,
+    found: &Found,
+    stopped: &dyn Fn() -> bool,
+) -> Result<(Digest, i64), Voided> {
     let pass = AnyPass::begin(&mut Opened::default(), root, found)?;
     let mut hash = Default::default();
     match pass.read(&mut hash, found.version.size, &mut |_, _, _| !stopped()) {

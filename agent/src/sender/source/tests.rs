@@ -17,7 +17,7 @@ impl Outbox {
     fn new() -> Self {
         let temp = tempfile::tempdir().unwrap();
         let id = OutboxId(folder_id::create(&confined::root(temp.path()).unwrap()).unwrap());
-        Outbox { temp, id }
+        Self { temp, id }
     }
 
     fn root(&self) -> &Path {
@@ -455,7 +455,7 @@ fn where_others_write_unseen_the_path_is_opened_again_after_the_last_read() {
     let (path, version) = outbox.file("sub/file", b"bytes");
     let found = outbox.found(&path, version);
     while version.is_fresh(std::time::SystemTime::now()) {
-        std::thread::yield_now();
+        thread::yield_now();
     }
     let _untrusted = crate::fs::file_system::pretend(Default::default());
     assert!(digest_of(outbox.root(), &found, &|| false).is_ok());

@@ -33,7 +33,7 @@ const QUIET: Duration = Duration::from_secs(2);
 
 /// A file on its way to the agent.
 #[derive(Debug)]
-pub struct Opened {
+pub(super) struct Opened {
     /// What the agent is told.
     pub named: SendFile,
     /// Open for reading.
@@ -44,7 +44,7 @@ pub struct Opened {
 
 impl Opened {
     /// Whether somebody began to write to it; to be asked once it was copied.
-    pub fn check(&self) -> Result<(), Fatal> {
+    pub(super) fn check(&self) -> Result<(), Fatal> {
         match self.lease.as_ref().is_none_or(Lease::whole) {
             true => Ok(()),
             false => Err(busy(&self.named.path.0, "it changed while it was copied")),
@@ -54,7 +54,7 @@ impl Opened {
 
 /// All files of the things that were named, in their order; folders are gone through as they come.
 #[derive(Debug)]
-pub struct Files {
+pub(super) struct Files {
     things: std::vec::IntoIter<PathBuf>,
     /// Counts the things.
     named: u32,
@@ -78,13 +78,13 @@ struct Listed {
 
 impl Files {
     /// Each of `things` has to be there.
-    pub fn new(things: &[PathBuf]) -> Result<Files, Fatal> {
+    pub(super) fn new(things: &[PathBuf]) -> Result<Self, Fatal> {
         let mut absolutes = Vec::new();
         for thing in things {
             thing.symlink_metadata().map_err(|error| cannot(thing, &error))?;
             absolutes.push(absolute(thing)?);
         }
-        Ok(Files {
+        Ok(Self {
             things: absolutes.into_iter(),
             named: 0,
             thing: None,
@@ -95,12 +95,12 @@ impl Files {
     }
 
     /// How many symlinks, devices and the like in folders were left out.
-    pub fn left_out(&self) -> usize {
+    pub(super) fn left_out(&self) -> usize {
         self.left_out
     }
 
     /// The next files, at most [`GROUP`]; none: there are no more.
-    pub fn group(&mut self) -> Result<Vec<Opened>, Fatal> {
+    pub(super) fn group(&mut self) -> Result<Vec<Opened>, Fatal> {
         let mut group = Vec::new();
         while group.len() < GROUP {
             match self.next()? {
