@@ -68,7 +68,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("control", &[]),
 ];
 
-/// What is on disk, and who is talked to, stays out of the rooms that are no business of.
+/// What is on disk, and who is talked to, stays out of the rooms whose business it is not.
 const NEVER: &[(&str, &[&str])] = &[
     (
         "control",

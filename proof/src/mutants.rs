@@ -373,11 +373,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         Inside(&["receiver::writers::tests"]),
     ),
     (
-        "desk-wanted",
+        "session-wanted",
         "what waits for another link's commit ends with its own link",
         FLOWS,
     ),
-    ("desk-links", "so many links of a peer are at work", FLOWS),
+    ("session-links", "so many links of a peer are at work", FLOWS),
     (
         "R2-mark",
         "a partial counts only in its own inbox",

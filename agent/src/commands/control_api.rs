@@ -1,4 +1,4 @@
-//! What the answers to commands are made of.
+//! The handles of a running agent from which the answers to commands are made.
 
 use std::{
     collections::HashMap,

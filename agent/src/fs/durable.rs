@@ -248,7 +248,7 @@ fn parent_of(path: &Path) -> io::Result<(Dir, &OsStr)> {
     Ok((Dir::open_ambient_dir(parent, cap_std::ambient_authority())?, name))
 }
 
-/// The same in an open folder.
+/// Like [`write_new`], in an open folder.
 pub fn write_new_file(dir: &Dir, name: &OsStr, bytes: &[u8]) -> io::Result<()> {
     write_and_name(dir, name, bytes, |temporary| {
         rename_noreplace(dir, temporary, dir, name).map(drop)

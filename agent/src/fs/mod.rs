@@ -2,7 +2,7 @@
 //!
 //! | file | |
 //! |---|---|
-//! | `durable` | every fsync, rename and directory sync, each with its crash promise |
+//! | `durable` | every fsync and directory sync, and every rename that a promise rests on, each with its crash promise |
 //! | `confined` | opens what lies below a folder, one component at a time, following nothing |
 //! | `version` | what tells one item from the next |
 //! | `lease` | asks the kernel who has a file open for writing |

@@ -1,4 +1,4 @@
-//! The registry: who is paired, which link each pair has, and how a link begins and ends towards the daemon.
+//! The registry: who is paired, which link each pair has, and how a link begins and ends for the rest of the agent.
 
 use std::{
     collections::HashMap,

@@ -110,7 +110,7 @@ pub trait Sink: Send + Sync {
     fn attach(&self, peer: AgentId) -> (Commands, mpsc::Receiver<Outcome>);
 }
 
-/// What the daemon asks of a link.
+/// What a peer's dispatcher asks of a link.
 pub enum Request {
     /// Send this.
     Offer(Outgoing),

@@ -1,10 +1,10 @@
-//! Outboxes: what lies there and is ready becomes an item; what was delivered leaves.
+//! Outboxes: what lies there and is ready becomes an item.
 //!
 //! ```text
 //!   watch ──hints──▶ ┐
 //!                    ├─▶ stability ──due──▶ inspect ──ready──▶ unknown? ──▶ sync (S1) ──▶ Ready
 //!   scan ──truth───▶ ┘      ▲              │
-//!                           └──not yet─────┘                    later: dispose (S5)
+//!                           └──not yet─────┘
 //! ```
 //!
 //! A lost hint costs delay, never a file: scans find everything that lies there.
@@ -137,7 +137,7 @@ pub fn start(
     ready: mpsc::Sender<Ready>,
     cancel: CancellationToken,
 ) -> Outbox {
-    let (commands, inbox) = mpsc::channel(1024);
+    let (commands, commands_in) = mpsc::channel(1024);
     let ignore = Ignore::new(&config.ignore);
     let shared = Arc::new(Shared {
         state: Mutex::new(State {
@@ -160,7 +160,7 @@ pub fn start(
         known,
         ready,
         cancel,
-        commands: inbox,
+        commands: commands_in,
         expected,
         me,
     }));

@@ -143,7 +143,8 @@ impl<'a> RunLoop<'a> {
         }
     }
 
-    /// What lies on a disk that was mounted inside, or below one that is gone, no event tells of; nor is it watched yet.
+    /// No event reports files on a disk that was mounted inside the outbox, or files that an unmount uncovered, and they are
+    /// not watched yet.
     async fn look_for_mounts(&mut self) {
         let place = Arc::clone(&self.place);
         let inspect = move || {

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{blocking::blocking, config::Watch, error::shown, fs::version::OutboxId, owner::Me};
 
-/// Said where the system gives no watch: too many are in use (fs.inotify.max_user_instances), mostly.
+/// Shown when the system refuses a watch, usually because too many are in use (fs.inotify.max_user_instances).
 const CANNOT_WATCH: &str = "the system gives no native watch";
 /// Hints that may wait.
 const HINTS: usize = 4096;

@@ -1,7 +1,7 @@
 //! The job list: on disk before it is acted on; a failure always sets a later attempt or an end state.
 //!
 //! An *item* is one version of a file in an outbox, a *job* its way to one peer. The list knows nothing of links,
-//! folders or clocks: the daemon asks what is due, says what happened, and passes the time in.
+//! folders or clocks: the dispatcher asks what is due, says what happened, and passes the time in.
 //!
 //! | part | says |
 //! |---|---|

@@ -27,8 +27,8 @@ use crate::{failpoints, fs::durable};
 
 /// Most files of one batch.
 const BATCH: usize = 512;
-/// Folders on the files' paths, and the files themselves, and what [`COPY`] says, after which a batch takes no further one: others' files wait as
-/// long as it takes to make and sync them.
+/// Work budget of a batch: the files, the folders on their paths, and [`COPY`] for each copied file. A batch that reached
+/// it takes no more files, for others' files wait as long as these take to make and sync.
 const WORK: usize = 2048;
 /// What a file counts for that is copied to another disk: one after the other, each with some syncs of its own. With
 /// fewer of them to a batch, what a batch costs by itself would weigh more than they do.
@@ -52,7 +52,7 @@ pub(super) struct Small {
     pub digest: Digest,
     /// Who is told.
     pub reply: Reply,
-    /// Firm.
+    /// Exclusive by now.
     pub lock: TransferLock,
     /// Room for it on the disk.
     pub reservation: Reservation,

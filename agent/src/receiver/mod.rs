@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!  link ── Command ──▶ session (a task a link) ─▶ writer (a thread a large transfer) ─┐
-//!   ▲                   │ admit: R1, R2            │ partial, checkpoint: R3, R4       ├─▶ commit: R5 to R9
+//!   ▲                   │ admit: R1, R2            │ partial, checkpoint: R3 to R5     ├─▶ commit: R6 to R9
 //!   │                   └──▶ batch (one thread, all small files) ────────────────────────┘      │
 //!   └─────────────────────────────────── Outcome ◀──────────────────────────────────────────────┘
 //! ```
@@ -176,7 +176,7 @@ pub struct Inbox {
     /// None after the shutdown.
     batch: Arc<Mutex<Option<Arc<FairQueue<batch::Small>>>>>,
     thread: Arc<Mutex<Option<JoinHandle<()>>>>,
-    desks: TaskTracker,
+    sessions: TaskTracker,
     asking: Arc<asking::Asking<Disks>>,
 }
 
@@ -316,7 +316,7 @@ impl Inbox {
             shared,
             batch: Arc::new(Mutex::new(Some(batch))),
             thread: Arc::new(Mutex::new(Some(thread))),
-            desks: TaskTracker::new(),
+            sessions: TaskTracker::new(),
             asking: Arc::default(),
         })
     }
@@ -381,8 +381,8 @@ impl Inbox {
     pub async fn shutdown(&self) {
         self.shared.cancel.cancel();
         let batch = self.batch.lock().unpoisoned().take();
-        self.desks.close();
-        self.desks.wait().await;
+        self.sessions.close();
+        self.sessions.wait().await;
         batch.iter().for_each(|batch| batch.close());
         let thread = self.thread.lock().unpoisoned().take();
         let _ = tokio::task::spawn_blocking(|| thread.map(JoinHandle::join)).await;
@@ -405,7 +405,7 @@ impl Sink for Inbox {
                 batch,
             );
             let serving = session.run(commands, self.shared.links_of(peer));
-            self.desks.spawn_on(serving, &self.shared.runtime);
+            self.sessions.spawn_on(serving, &self.shared.runtime);
         }
         (Commands::new(commands_in, self.shared.room.clone()), outcomes_out)
     }
@@ -439,7 +439,7 @@ impl Shared {
     fn links_of(&self, peer: AgentId) -> Arc<Semaphore> {
         let mut links = self.links.lock().unpoisoned();
         links.retain(|_, places| Arc::strong_count(places) > 1);
-        let most = match crate::failpoints::mutant("desk-links") {
+        let most = match crate::failpoints::mutant("session-links") {
             true => Semaphore::MAX_PERMITS,
             false => LINKS,
         };

@@ -95,7 +95,7 @@ pub(super) fn run(
 ) {
     let _counted = Counted::new(&shared.large);
     let waker = wake.clone();
-    let wanted = || wake.strong_count() > 0 || failpoints::mutant("desk-wanted");
+    let wanted = || wake.strong_count() > 0 || failpoints::mutant("session-wanted");
     let Some(lock) = shared
         .transfer_locks
         .take(key, Some(Box::new(move || poke(&waker))), &wanted)

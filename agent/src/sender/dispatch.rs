@@ -437,7 +437,7 @@ impl Dispatcher {
     }
 
     async fn reread(&mut self, reread: Result<Reread, JoinError>) -> Result<(), DbError> {
-        // The daemon learns of a panic itself; without a receipt the job is offered again.
+        // Without a receipt the job is offered again.
         let Ok(Reread {
             job,
             receipt,
