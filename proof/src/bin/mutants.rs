@@ -17,6 +17,13 @@ const PATIENCE: Duration = Duration::from_secs(240);
 
 fn main() -> ExitCode {
     let chosen: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(unknown) = chosen
+        .iter()
+        .find(|name| MUTANTS.iter().all(|(known, ..)| known != name))
+    {
+        eprintln!("no mutant is called {unknown}; proof/src/mutants.rs has them all");
+        return ExitCode::from(2);
+    }
     let wanted = |name: &str| chosen.is_empty() || chosen.iter().any(|c| c == name);
     let mutants: Vec<_> = MUTANTS.iter().filter(|(name, ..)| wanted(name)).collect();
     let Some(tests) = Tests::build() else {
