@@ -45,7 +45,7 @@ pub fn panic_at(place: &str) {
     let asked = std::env::var("DROPWIRE_FAULT").unwrap_or_default();
     if asked
         .split(',')
-        .any(|failpoints| failpoints.trim().strip_prefix("panic@") == Some(place))
+        .any(|fault| fault.trim().strip_prefix("panic@") == Some(place))
     {
         panic!("asked for");
     }
@@ -115,18 +115,18 @@ pub const fn loses(_: &std::path::Path) -> bool {
 }
 
 #[cfg(debug_assertions)]
-fn lies_in(failpoints: &str, outbox: &std::path::Path) -> bool {
-    asked(failpoints).is_some_and(|path| {
+fn lies_in(fault: &str, outbox: &std::path::Path) -> bool {
+    asked(fault).is_some_and(|path| {
         std::path::Path::new(&path).starts_with(outbox) && std::fs::exists(&path).unwrap_or(false)
     })
 }
 
 /// What stands behind `failpoints` in what was asked for.
 #[cfg(debug_assertions)]
-fn asked(failpoints: &str) -> Option<String> {
+fn asked(fault: &str) -> Option<String> {
     let all = std::env::var("DROPWIRE_FAULT").ok()?;
     all.split(',')
-        .find_map(|one| one.trim().strip_prefix(failpoints).map(str::to_owned))
+        .find_map(|one| one.trim().strip_prefix(fault).map(str::to_owned))
 }
 
 /// Damages `bytes`, which are a file's from `offset` on, if that was asked for.
@@ -159,7 +159,7 @@ pub fn bad_read(_: u64, bytes: bytes::Bytes) -> bytes::Bytes {
 fn offsets(asked: &str) -> Vec<u64> {
     asked
         .split(',')
-        .filter_map(|failpoints| failpoints.trim().strip_prefix("bad-read@")?.parse().ok())
+        .filter_map(|fault| fault.trim().strip_prefix("bad-read@")?.parse().ok())
         .collect()
 }
 

@@ -278,7 +278,7 @@ pub struct OutboxId(pub [u8; 16]);
 /// A version of a file, or of a whole folder, found in an outbox.
 #[derive(Clone, PartialEq, Eq, Debug, Hash)]
 pub struct Found {
-    /// Which outbox, by its folder id.
+    /// Which outbox, by its id.
     pub outbox: OutboxId,
     /// Below the outbox.
     pub path: RemotePath,

@@ -105,7 +105,7 @@ pub enum Disposed {
 /// Why it could not be done; nothing is lost, and it may be tried again.
 #[derive(Debug, thiserror::Error)]
 pub enum DisposeError {
-    /// The outbox is not there, or without its folder id: nothing is concluded from what is missing in it.
+    /// The outbox is not there, or without its id: nothing is concluded from what is missing in it.
     #[error("the outbox {0} is held: {1}")]
     Held(String, String),
     /// A folder in the outbox could not be synced. The system tells of such a loss once, so it is not to be asked again:

@@ -3,8 +3,7 @@
 use std::process::Command;
 
 use super::*;
-use crate::fs::own_folder;
-use crate::fs::{border, durable::trace};
+use crate::fs::{border, durable::trace, own_folder};
 
 /// For as long as this lives.
 struct Mounted(PathBuf);

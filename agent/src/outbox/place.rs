@@ -1,4 +1,4 @@
-//! Where an outbox lies: found by its folder id, waited for when it is not there, and never mistaken for another folder.
+//! Where an outbox lies: found by its id, waited for when it is not there, and never mistaken for another folder.
 
 use std::{io, path::Path, path::PathBuf, time::Duration};
 
@@ -94,7 +94,7 @@ impl Place {
         }
     }
 
-    /// It is still there, where the config says, has its folder id, and belongs to this agent.
+    /// It is still there, where the config says, has its id, and belongs to this agent.
     pub(super) fn still(&self) -> bool {
         self.open_at(&self.path).is_ok_and(|dir| self.is_ours(&dir))
     }
@@ -150,8 +150,7 @@ mod tests {
     use dropwire_protocol::AgentId;
 
     use super::*;
-    use crate::fs::border;
-    use crate::fs::own_folder;
+    use crate::fs::{border, own_folder};
 
     fn me(n: u8) -> Me {
         Me {

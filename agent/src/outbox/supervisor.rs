@@ -69,8 +69,8 @@ impl Task {
         }
     }
 
-    /// A folder that was removed for good took its folder id with it: a new one there is a new outbox. One that was
-    /// moved or unmounted comes back with its folder id.
+    /// A folder that was removed for good took its id with it: a new one there is a new outbox. One that was
+    /// moved or unmounted comes back with its id.
     async fn wait_for_folder(&mut self, mut former: Option<(PathBuf, Watched)>) -> Place {
         let (mut said, mut pause, mounts) = (None, ABSENT, Mounts::watch());
         loop {

@@ -176,20 +176,20 @@ fn note_limit(limited: &AtomicBool, error: &notify::Error) {
 }
 
 fn hints_of(event: Event) -> Vec<Hint> {
-    let inspect = |path, urgency| vec![Hint::Look(path, urgency)];
+    let hint = |path, urgency| vec![Hint::Look(path, urgency)];
     let Event { kind, mut paths, .. } = event;
     let Some(path) = paths.pop() else {
         return Vec::new();
     };
     match kind {
-        EventKind::Access(AccessKind::Close(AccessMode::Write)) => inspect(path, Urgency::Now),
+        EventKind::Access(AccessKind::Close(AccessMode::Write)) => hint(path, Urgency::Now),
         EventKind::Access(_) => Vec::new(), // our own reading makes these
-        EventKind::Create(_) => inspect(path, Urgency::Now),
+        EventKind::Create(_) => hint(path, Urgency::Now),
         EventKind::Modify(ModifyKind::Name(RenameMode::From)) => vec![Hint::Gone(path, Went::Moved)],
         EventKind::Modify(ModifyKind::Name(RenameMode::Both)) => Vec::new(), // follows From and To
-        EventKind::Modify(ModifyKind::Name(_)) => inspect(path, Urgency::Now),
+        EventKind::Modify(ModifyKind::Name(_)) => hint(path, Urgency::Now),
         EventKind::Remove(_) => vec![Hint::Gone(path, Went::Removed)],
-        EventKind::Modify(_) | EventKind::Any | EventKind::Other => inspect(path, Urgency::Calm),
+        EventKind::Modify(_) | EventKind::Any | EventKind::Other => hint(path, Urgency::Calm),
     }
 }
 
@@ -201,26 +201,23 @@ mod tests {
 
     #[test]
     fn table() {
-        let inspect = |urgency| vec![Hint::Look("/o/f".into(), urgency)];
+        let hint = |urgency| vec![Hint::Look("/o/f".into(), urgency)];
         let gone = |went| vec![Hint::Gone("/o/f".into(), went)];
         let name = |mode| EventKind::Modify(ModifyKind::Name(mode));
         let access = EventKind::Access;
         for (kind, hints) in [
-            (
-                access(AccessKind::Close(AccessMode::Write)),
-                inspect(Urgency::Now),
-            ),
+            (access(AccessKind::Close(AccessMode::Write)), hint(Urgency::Now)),
             (access(AccessKind::Close(AccessMode::Read)), vec![]),
             (access(AccessKind::Open(AccessMode::Any)), vec![]),
-            (EventKind::Create(CreateKind::Folder), inspect(Urgency::Now)),
-            (EventKind::Create(CreateKind::File), inspect(Urgency::Now)),
-            (name(RenameMode::To), inspect(Urgency::Now)),
-            (name(RenameMode::Any), inspect(Urgency::Now)),
+            (EventKind::Create(CreateKind::Folder), hint(Urgency::Now)),
+            (EventKind::Create(CreateKind::File), hint(Urgency::Now)),
+            (name(RenameMode::To), hint(Urgency::Now)),
+            (name(RenameMode::Any), hint(Urgency::Now)),
             (name(RenameMode::Both), vec![]),
             (name(RenameMode::From), gone(Went::Moved)),
             (
                 EventKind::Modify(ModifyKind::Data(DataChange::Any)),
-                inspect(Urgency::Calm),
+                hint(Urgency::Calm),
             ),
             (EventKind::Remove(RemoveKind::File), gone(Went::Removed)),
         ] {

@@ -37,7 +37,7 @@ pub(super) enum ProbeReceived {
 }
 
 impl WatchState {
-    /// The longest wait for a probe's event; it never exceeds `rescan`, but for a second.
+    /// The longest wait for a probe's event; `rescan` where that is shorter, and a second at least.
     const DEADLINE: Duration = Duration::from_secs(5);
     /// Overdue probes in a row after which events count as lost: one may be late, as after the process was stopped.
     const MISSES: u32 = 2;

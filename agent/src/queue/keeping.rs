@@ -99,7 +99,7 @@ const REMOVE: [&str; 4] = [
     "DELETE FROM drops WHERE id = ?",
 ];
 
-/// Each `send` has an outbox of its own. One without items is made anew when it is needed.
+/// Each `send` has an outbox of its own. One without items is made again when it is needed.
 const REMOVE_OUTBOXES: [&str; 2] = [
     "DELETE FROM tally WHERE n = 0 AND NOT EXISTS (SELECT 1 FROM drops WHERE drops.outbox = tally.outbox)",
     "DELETE FROM outboxes WHERE NOT EXISTS (SELECT 1 FROM drops WHERE outbox = outboxes.id)",

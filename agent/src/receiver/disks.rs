@@ -248,7 +248,7 @@ fn find(root: &Dir, disk: &Known) -> io::Result<Option<Dir>> {
     Ok(is_it(&folder, disk)?.then_some(folder))
 }
 
-/// Does the marked `folder` have the disk's folder id? One below the border may have been made anew.
+/// Does the marked `folder` have the disk's id? One below the border may have been made again.
 fn is_it(folder: &Dir, disk: &Known) -> io::Result<bool> {
     Ok(match folder_id::read(folder)? {
         Some(folder_id) => folder_id == disk.folder_id || failpoints::mutant("disk-mark"),

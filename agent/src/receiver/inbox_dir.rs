@@ -1,6 +1,6 @@
 //! The inbox folder as it is now: there, marked as ours, on one file system with its partials; or *held*.
 //!
-//! It is looked at anew for each offer, and nothing is concluded from what is missing in a folder without its folder id.
+//! It is looked at again for each offer, and nothing is concluded from what is missing in a folder without its id.
 
 use std::{
     ffi::OsStr,
@@ -203,7 +203,7 @@ impl InboxDir {
         self.folder_id == other.folder_id && self.are_ours(&other.root, &other.partials)
     }
 
-    /// Still the folder at its path, with its folder id and its partials?
+    /// Still the folder at its path, with its id and its partials?
     fn still_there(&self) -> Result<bool, Trouble> {
         let root = whole(&self.path)?;
         check_mark(&self.path, &root, Some(self.folder_id))?;
@@ -315,7 +315,7 @@ impl InboxHandle {
         &self.lock
     }
 
-    /// The inbox, looked at anew. Where it comes (back), `open` opens it and clears up what a crash left.
+    /// The inbox, looked at again. Where it comes (back), `open` opens it and clears up what a crash left.
     pub(super) fn open(
         &self,
         open: impl FnOnce(&Path) -> Result<InboxDir, Trouble>,

@@ -431,7 +431,7 @@ impl Shared {
         }
     }
 
-    /// The inbox, looked at anew; see [`inbox_dir::InboxHandle::open`].
+    /// The inbox, looked at again; see [`inbox_dir::InboxHandle::open`].
     fn open_inbox(&self) -> Result<Arc<inbox_dir::InboxDir>, inbox_dir::Trouble> {
         self.handle.open(|path| recover::open(self, path))
     }
@@ -495,9 +495,9 @@ impl Shared {
             let change = move |tx: &rusqlite::Transaction<'_>| ledger::deliver(tx, &delivered, now).map(drop);
             match shared.db.call(change).await {
                 Ok(()) => {
-                    let mut placed = shared.lock_placed();
-                    placed.retain(|key| !rows.iter().any(|(placed, ..)| placed == key));
-                    drop(placed);
+                    rows.iter().for_each(|(key, ..)| {
+                        shared.lock_placed().remove(key);
+                    });
                     placings.iter().for_each(|placing| named.forget(&placing.receipt));
                 }
                 Err(error) => tracing::error!(error = %chain(&error), "deliveries could not be written down"),

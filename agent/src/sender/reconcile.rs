@@ -4,7 +4,7 @@
 //!   ctime. Until then it may come back (a folder that is moved, an editor that sets a file aside), and stays what it
 //!   was.
 //! - One whose ctime alone is another has its bytes compared with what was delivered: equal ones are the same item
-//!   under a new witness, others are a new item. Where nothing was delivered there is nothing to compare with:
+//!   under the new ctime, others are a new item. Where nothing was delivered there is nothing to compare with:
 //!   whatever is there is read when it is sent.
 //! - A copy that `send` took and whose jobs ended otherwise waits for a retry for [`KEPT`], and is removed.
 

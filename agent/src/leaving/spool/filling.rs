@@ -208,7 +208,7 @@ pub fn one(spool: &Path, original: &Path) -> Copied {
     filling.finish().unwrap().remove(0)
 }
 
-/// A new folder below the spool, with its folder id.
+/// A new folder below the spool, with its id.
 fn begin(spool: &Path) -> io::Result<Root> {
     let (Some(parent), Some(name)) = (spool.parent(), spool.file_name()) else {
         return Err(invalid("not a folder's path"));

@@ -228,7 +228,7 @@ pub(super) fn void_of(root: &Dir, found: &Found, error: &io::Error) -> Voided {
     }
 }
 
-/// The outbox at `root`, if the folder there has its folder id: another one, or one that was handed to another agent since,
+/// The outbox at `root`, if the folder there has its id: another one, or one that was handed to another agent since,
 /// may hold files of the same names.
 pub(super) fn open_outbox(root: &Path, outbox: OutboxId) -> Result<Dir, Voided> {
     let dir =
