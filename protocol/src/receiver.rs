@@ -113,9 +113,10 @@ impl Receiver {
             Outcome::Damaged {
                 id,
                 sequence,
+                pass,
                 offset,
                 digest,
-            } => self.damaged(id, sequence, offset, digest),
+            } => self.damaged(id, sequence, pass, offset, digest),
             Outcome::Committed {
                 id,
                 sequence,
@@ -341,15 +342,13 @@ impl Receiver {
         }
     }
 
-    fn damaged(&mut self, id: TransferId, sequence: OfferSequence, offset: u64, digest: Digest) {
-        let Some(transfer) = self.sequence(id, sequence) else {
-            return;
-        };
-        let (State::Receiving(pass) | State::Finishing(pass)) = &transfer.state else {
-            return;
-        };
-        let next = pass.number + 1;
-        self.begin(id, next, offset, digest);
+    fn damaged(&mut self, id: TransferId, sequence: OfferSequence, pass: u32, offset: u64, digest: Digest) {
+        let open = self.sequence(id, sequence).map(|transfer| &transfer.state);
+        if let Some(State::Receiving(current) | State::Finishing(current)) = open
+            && pass > current.number
+        {
+            self.begin(id, pass, offset, digest);
+        }
     }
 
     /// A pass begins: asks for the bytes from `offset` on, instead of whatever was to be said before.
@@ -361,7 +360,7 @@ impl Receiver {
         if pass > MAX_PASS || offset > transfer.size {
             let sequence = OfferSequence(serial);
             self.commands.push_back(Command::Release { id, sequence });
-            let text = "what is on disk of it is damaged again and again".into();
+            let text = "it arrived damaged too often; memory or disk of one side may be failing".into();
             return self.decline(id, sequence, DeclineReason::DiskError, text, None);
         }
         transfer.state = State::Receiving(Pass::new(pass, offset));

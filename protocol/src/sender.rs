@@ -23,8 +23,8 @@ use bytes::Bytes;
 use crate::{
     Digest, Error, Kind, Manifest, Message, PeerMisbehaved, Receipt, RunningDigest, TransferId, Violation,
     message::{
-        Accept, Ack, Chunk, Close, Committed, DeclineReason, Done, LateTime, MAX_CHUNK, MAX_EAGER, MAX_PASS,
-        Offer, VERSION_FOLDERS, VERSION_KEPT_TIMES, VERSION_MAX,
+        Accept, Ack, Chunk, Close, Committed, DeclineReason, Done, LateTime, MAX_CHUNK, MAX_PASS, Offer,
+        VERSION_FOLDERS, VERSION_KEPT_TIMES, VERSION_MAX,
     },
     questions::Questions,
 };
@@ -131,7 +131,7 @@ impl Sender {
         self.open.len() < self.max_open
     }
 
-    /// Begins a transfer. With `eager` (taken for false above MAX_EAGER, and for folders) a `Read` of pass 0 from offset
+    /// Begins a transfer. With `eager` (taken for false where it is not [small](Manifest::is_small)) a `Read` of pass 0 from offset
     /// 0 follows at once. A folder that the other side's version does not know is [`SenderEvent::Declined`] here.
     /// False: already open, its withdrawal unanswered, or no room; nothing happened.
     pub fn offer(&mut self, id: TransferId, manifest: Manifest, eager: bool) -> bool {
@@ -148,7 +148,7 @@ impl Sender {
             });
             return true;
         }
-        let eager = eager && size <= MAX_EAGER && manifest.kind == Kind::File;
+        let eager = eager && manifest.is_small();
         self.next_serial += 1;
         self.control.push_back(Message::Offer(Offer {
             id,

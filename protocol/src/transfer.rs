@@ -7,7 +7,7 @@ use sha2::{
 };
 use std::fmt;
 
-use crate::RemotePath;
+use crate::{RemotePath, limits::MAX_EAGER};
 
 /// 128 bits that name one drop for one peer; the same drop keeps its id through every crash and retry.
 ///
@@ -65,7 +65,20 @@ pub enum Kind {
     Folder,
 }
 
+impl Manifest {
+    /// See [`Kind::is_small`].
+    pub fn is_small(&self) -> bool {
+        self.kind.is_small(self.size)
+    }
+}
+
 impl Kind {
+    /// May something of this kind, `size` bytes long, be offered eagerly: a file of at most [`MAX_EAGER`]? A small file is
+    /// held in memory as a whole, and nothing of it is ever resumed.
+    pub fn is_small(self, size: u64) -> bool {
+        self == Self::File && size <= MAX_EAGER
+    }
+
     fn is_file(&self) -> bool {
         *self == Self::File
     }

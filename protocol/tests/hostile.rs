@@ -67,8 +67,13 @@ fn outcome() -> impl Strategy<Value = Outcome> {
         3 => (id(), sequence(), number())
             .prop_map(|(id, sequence, offset)| Outcome::Opened { id, sequence, offset, digest: DIGEST }),
         1 => (id(), sequence(), number()).prop_map(|(id, sequence, offset)| Outcome::Written { id, sequence, offset }),
-        1 => (id(), sequence(), number())
-            .prop_map(|(id, sequence, offset)| Outcome::Damaged { id, sequence, offset, digest: DIGEST }),
+        1 => (id(), sequence(), 0..4_u32, number()).prop_map(|(id, sequence, pass, offset)| Outcome::Damaged {
+            id,
+            sequence,
+            pass,
+            offset,
+            digest: DIGEST
+        }),
         1 => (id(), sequence()).prop_map(|(id, sequence)| Outcome::Settled {
             id,
             sequence: Some(sequence),

@@ -71,10 +71,11 @@ fn opened(offset: u64) -> Outcome {
     }
 }
 
-fn damaged(offset: u64) -> Outcome {
+fn damaged(pass: u32, offset: u64) -> Outcome {
     Outcome::Damaged {
         id: ID,
         sequence: OPENING,
+        pass,
         offset,
         digest: DIGEST,
     }
@@ -269,7 +270,7 @@ fn a_receiver_takes() {
             vec![
                 W(offer(0, 5, true)),
                 W(chunk(0, 0, 5)),
-                S(damaged(2)),
+                S(damaged(1, 2)),
                 W(done(0)),
                 W(chunk(1, 2, 3)),
                 W(done(1)),
@@ -281,7 +282,7 @@ fn a_receiver_takes() {
                 W(offer(0, 5, true)),
                 W(chunk(0, 0, 5)),
                 W(done(0)),
-                S(damaged(5)),
+                S(damaged(1, 5)),
                 W(done(1)),
                 S(committed()),
             ],
@@ -293,7 +294,7 @@ fn a_receiver_takes() {
                 W(offer(0, 5, false)),
                 W(close(0)),
                 S(opened(0)),
-                S(damaged(0)),
+                S(damaged(1, 0)),
                 S(refused()),
             ],
             "",
@@ -579,11 +580,11 @@ fn passes_have_a_limit_that_the_receiver_keeps() {
     let mut receiver = Receiver::new(MIN_WINDOW, 1, None);
     assert!(sender.offer(ID, manifest(1), true));
     let mut accepts = 0;
-    for _ in 0..=MAX_PASS {
+    for pass in 1..=MAX_PASS + 1 {
         while let Some(message) = sender.poll_message() {
             receiver.receive(message).expect("an honest sender");
         }
-        receiver.outcome(damaged(0));
+        receiver.outcome(damaged(pass, 0));
         while let Some(message) = receiver.poll_message() {
             accepts += u32::from(matches!(message, Message::Accept(_)));
             sender.receive(message).expect("an honest receiver");

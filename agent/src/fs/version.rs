@@ -8,7 +8,7 @@ use std::{
 };
 
 use cap_std::fs::Dir;
-use dropwire_protocol::{Mtime, RemotePath};
+use dropwire_protocol::{Kind, Mtime, RemotePath};
 
 use crate::{failpoints, fs::file_system::FileSystem};
 
@@ -34,6 +34,19 @@ pub struct Version {
 }
 
 impl Version {
+    /// What its bytes are.
+    pub fn kind(&self) -> Kind {
+        match self.folder {
+            true => Kind::Folder,
+            false => Kind::File,
+        }
+    }
+
+    /// See [`Kind::is_small`].
+    pub fn is_small(&self) -> bool {
+        self.kind().is_small(self.size)
+    }
+
     /// Of an open file (never of a path: it may be swapped), as the file system says now, and what it is trusted with.
     pub fn read(file: &File) -> io::Result<(Self, FileSystem)> {
         let meta = file.metadata()?;

@@ -19,7 +19,7 @@ use std::{
 
 use dropwire_protocol::{
     Error, Event, TransferId,
-    message::{Bye, ByeReason, DeclineReason, MAX_EAGER},
+    message::{Bye, ByeReason, DeclineReason},
     receiver::{Command, Outcome},
     sender::SenderEvent,
 };
@@ -443,8 +443,8 @@ impl<S: AsyncRead + AsyncWrite> Driver<S> {
         while sender.can_offer()
             && let Some(offer) = self.offers.pop_front()
         {
-            let (id, eager) = (offer.id, offer.eager && offer.manifest.size <= MAX_EAGER);
-            if sender.offer(id, offer.manifest.clone(), eager) || self.outgoing.is_open(id) {
+            let id = offer.id;
+            if sender.offer(id, offer.manifest.clone(), offer.eager) || self.outgoing.is_open(id) {
                 self.outgoing.add(offer);
             } else {
                 self.held_events.push_back(LinkEvent::Declined {

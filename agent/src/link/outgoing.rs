@@ -10,11 +10,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use dropwire_protocol::{
-    Digest, TransferId,
-    message::{MAX_CHUNK, MAX_EAGER},
-    sender::Sender,
-};
+use dropwire_protocol::{Digest, TransferId, message::MAX_CHUNK, sender::Sender};
 use tokio::sync::mpsc;
 
 use super::{Outgoing, Piece, Voided};
@@ -79,7 +75,7 @@ impl Outgoings {
             return;
         };
         outgoing.progress.store(pass.offset, Relaxed);
-        let lane = if outgoing.manifest.size <= MAX_EAGER {
+        let lane = if outgoing.manifest.is_small() {
             &mut self.small
         } else {
             &mut self.large
@@ -245,7 +241,7 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     use bytes::Bytes;
-    use dropwire_protocol::{Kind, Manifest, Mtime, RemotePath, sender::SenderEvent};
+    use dropwire_protocol::{Kind, Manifest, Mtime, RemotePath, message::MAX_EAGER, sender::SenderEvent};
 
     use super::*;
     use crate::link::Source;

@@ -5,10 +5,7 @@ use std::{
     time::Duration,
 };
 
-use dropwire_protocol::{
-    AgentId, Digest, Kind, Manifest, Mtime, RemotePath, TransferId,
-    message::{LateTime, MAX_EAGER},
-};
+use dropwire_protocol::{AgentId, Digest, Kind, Manifest, Mtime, RemotePath, TransferId, message::LateTime};
 use rusqlite::{Row, types::Type};
 
 use crate::{
@@ -95,7 +92,7 @@ pub enum JobState {
 /// Small files go many at a time and must not wait behind a large one.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Class {
-    /// A file of at most [`MAX_EAGER`] bytes.
+    /// A [small](Version::is_small) file.
     Small,
     /// More, or a whole folder.
     Large,
@@ -104,7 +101,7 @@ pub enum Class {
 impl Class {
     /// Of what has this version.
     pub fn of(version: &Version) -> Self {
-        if version.size <= MAX_EAGER && !version.folder {
+        if version.is_small() {
             Self::Small
         } else {
             Self::Large
@@ -154,9 +151,10 @@ pub struct Job {
 impl Job {
     /// What the offer says.
     pub fn manifest(&self) -> Manifest {
-        let (kind, mtime) = match self.found.version.folder {
-            true => (Kind::Folder, Mtime { seconds: 0, nanos: 0 }),
-            false => (Kind::File, self.found.version.mtime()),
+        let kind = self.found.version.kind();
+        let mtime = match kind {
+            Kind::Folder => Mtime { seconds: 0, nanos: 0 },
+            Kind::File => self.found.version.mtime(),
         };
         Manifest {
             path: self.found.path.clone(),

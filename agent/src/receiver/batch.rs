@@ -9,7 +9,7 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-use dropwire_protocol::{AgentId, Digest, Manifest, RemotePath};
+use dropwire_protocol::{AgentId, Manifest, RemotePath};
 
 use super::{
     Shared,
@@ -17,11 +17,10 @@ use super::{
     commit::{self, Ready, Told},
     fair_queue::FairQueue,
     inbox_dir::InboxDir,
+    incoming::Verified,
     output, partial,
-    reply::{Answer, Reply},
+    reply::Answer,
     rights::{Known, Rights},
-    space::Reservation,
-    transfer_locks::TransferLock,
 };
 use crate::{failpoints, fs::durable};
 
@@ -42,21 +41,13 @@ const TOGETHER: usize = 4;
 /// ...and so many while a large transfer's dirty data would be written with them.
 const TOGETHER_BESIDE_LARGE: usize = 64;
 
-/// A small file, whole in memory and verified.
+/// A small file, whole in memory.
 pub(super) struct Small {
-    /// What was offered.
-    pub manifest: Manifest,
-    /// All of it.
+    /// What came.
+    pub verified: Verified,
+    /// All its bytes.
     pub bytes: Vec<u8>,
-    /// Of them.
-    pub digest: Digest,
-    /// Who is told.
-    pub reply: Reply,
-    /// Exclusive by now.
-    pub lock: TransferLock,
-    /// Room for it on the disk.
-    pub reservation: Reservation,
-    /// Room for it in memory.
+    /// Room for them in memory.
     #[expect(dead_code, reason = "giving it back is what it is for")]
     pub byte_budget: Taken,
 }
@@ -102,7 +93,9 @@ fn store(shared: &Arc<Shared>, batch: Vec<Small>) {
         Ok(inbox_dir) => inbox_dir,
         Err(trouble) => {
             let answer = Answer::from(trouble);
-            return batch.iter().for_each(|small| small.reply.end(answer.clone()));
+            return batch
+                .iter()
+                .for_each(|small| small.verified.reply.end(answer.clone()));
         }
     };
     let enough = match shared.large.load(Ordering::Relaxed) {
@@ -140,7 +133,7 @@ fn store_together(shared: &Arc<Shared>, inbox_dir: &InboxDir, batch: Vec<Small>)
         Err(error) => {
             tracing::warn!(files = written.len(), %error, "small files could not be synced at once");
             for (small, _) in &written {
-                partial::remove(inbox_dir, small.lock.key());
+                partial::remove(inbox_dir, small.verified.lock.key());
             }
             Some(written.into_iter().map(|(small, _)| small).collect())
         }
@@ -183,12 +176,12 @@ struct Written {
 
 /// R2, R3 and the first half of R5. None: it cannot be written, and is refused.
 fn write(shared: &Shared, inbox_dir: &InboxDir, small: Small, known: &mut Known) -> Option<Written> {
-    let (key, path) = (small.lock.key(), &small.manifest.path);
+    let (key, path) = (small.verified.lock.key(), &small.verified.manifest.path);
     let rights = Rights::expected(shared, inbox_dir, key, path, known);
     let write = || -> io::Result<(Told, File)> {
-        let file = partial::create(inbox_dir, small.lock.key())?;
+        let file = partial::create(inbox_dir, small.verified.lock.key())?;
         output::write_at(&file, 0, &small.bytes)?;
-        partial::set_metadata(&file, &rights, small.manifest.mtime);
+        partial::set_metadata(&file, &rights, small.verified.manifest.mtime);
         Ok((Told::of(inbox_dir, &file)?, file))
     };
     match write() {
@@ -202,18 +195,14 @@ fn write(shared: &Shared, inbox_dir: &InboxDir, small: Small, known: &mut Known)
 
 fn place(shared: &Arc<Shared>, inbox_dir: &InboxDir, synced: Vec<(Small, Told)>) {
     let ready = synced.into_iter().map(|(small, told)| Ready {
-        manifest: small.manifest,
-        digest: small.digest,
+        verified: small.verified,
         told,
         keep: None,
-        reply: small.reply,
-        lock: small.lock,
-        reservation: small.reservation,
     });
     commit::place_all(shared, inbox_dir, ready.collect());
 }
 
 fn refuse(inbox_dir: &InboxDir, small: &Small, answer: Answer) {
-    partial::remove(inbox_dir, small.lock.key()); // never had a row
-    small.reply.end(answer);
+    partial::remove(inbox_dir, small.verified.lock.key()); // never had a row
+    small.verified.reply.end(answer);
 }

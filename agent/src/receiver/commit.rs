@@ -37,7 +37,7 @@ const MOST_FOLDERS: usize = 128;
 
 /// Gives all of `ready` their final names and answers each. Blocks.
 pub(super) fn place_all(shared: &Arc<Shared>, inbox_dir: &InboxDir, ready: Vec<Ready>) {
-    let folders = |file: &Ready| file.manifest.path.components().count() - 1;
+    let folders = |file: &Ready| file.verified.manifest.path.components().count() - 1;
     let many = ready.iter().map(folders).sum::<usize>() >= FOLDERS_TOGETHER;
     let mut waiting = ready.into_iter().peekable();
     while waiting.peek().is_some() {
@@ -61,14 +61,14 @@ fn place_some(
     while opened.len() < MOST_FOLDERS
         && let Some(file) = waiting.next()
     {
-        let (key, digest) = (file.lock.key(), file.digest);
+        let (key, digest) = (file.verified.lock.key(), file.verified.digest);
         let way = Way::of(inbox_dir);
         match choose(
             shared,
             inbox_dir,
             way,
             key,
-            &file.manifest,
+            &file.verified.manifest,
             digest,
             file.told.inode(),
             &mut opened,
@@ -86,7 +86,7 @@ fn place_some(
     let intents: Vec<_> = files.into_iter().zip(sign(shared, chosen)).collect();
     let rows = intents
         .iter()
-        .map(|(file, intent)| row(file.lock.key(), &file.manifest, intent))
+        .map(|(file, intent)| row(file.verified.lock.key(), &file.verified.manifest, intent))
         .collect();
     if let Err(e) = write_down(shared, inbox_dir, rows) {
         for (file, _) in &intents {
@@ -114,12 +114,12 @@ fn place_some(
     let mut of_no_use = Vec::new();
     for (file, mut intent) in intents {
         let made = intent.place.take_made();
-        let (key, keep) = (file.lock.key(), file.keep.as_ref());
+        let (key, keep) = (file.verified.lock.key(), file.keep.as_ref());
         let work = Work {
             shared,
             inbox_dir,
             key,
-            manifest: &file.manifest,
+            manifest: &file.verified.manifest,
             keep,
         };
         let first = match intent.placing.how {
@@ -134,7 +134,7 @@ fn place_some(
             }
             Err(answer) => {
                 of_no_use.push(made);
-                file.reply.end(answer);
+                file.verified.reply.end(answer);
             }
         }
     }
@@ -144,20 +144,30 @@ fn place_some(
     }
     let folders = placed.iter().flat_map(|(_, intent)| &intent.place.folders);
     if let Err(answer) = make_durable_at_once(shared, inbox_dir, folders, sync_handle) {
-        return placed.iter().for_each(|(file, _)| file.reply.end(answer.clone()));
+        return placed
+            .iter()
+            .for_each(|(file, _)| file.verified.reply.end(answer.clone()));
     }
-    let placed_rows = |(file, _): &(Ready, Intent)| (file.lock.key(), file.manifest.kind, file.manifest.size);
+    let placed_rows = |(file, _): &(Ready, Intent)| {
+        (
+            file.verified.lock.key(),
+            file.verified.manifest.kind,
+            file.verified.manifest.size,
+        )
+    };
     let rows: Vec<_> = placed.iter().map(placed_rows).collect();
     shared.note_placed(&rows);
     for (file, intent) in &placed {
         shared.delivered(
             inbox_dir,
-            file.lock.key(),
+            file.verified.lock.key(),
             &intent.placing.place,
-            file.manifest.size,
+            file.verified.manifest.size,
         );
-        partial::remove_stream(inbox_dir, file.lock.key(), file.manifest.kind);
-        file.reply.end(Answer::Committed(intent.placing.receipt.clone()));
+        partial::remove_stream(inbox_dir, file.verified.lock.key(), file.verified.manifest.kind);
+        file.verified
+            .reply
+            .end(Answer::Committed(intent.placing.receipt.clone()));
     }
     if !failpoints::mutant("R9") {
         let placed = placed.into_iter().map(|(_, intent)| intent.placing).collect();
@@ -208,8 +218,8 @@ pub(super) fn place_again(
 /// Its row never was *placing*.
 fn not_placed(shared: &Shared, inbox_dir: &InboxDir, file: &Ready, answer: Answer) {
     match &file.keep {
-        Some(whole) => whole.keep(shared, file.lock.key()),
-        None => partial::remove(inbox_dir, file.lock.key()),
+        Some(whole) => whole.keep(shared, file.verified.lock.key()),
+        None => partial::remove(inbox_dir, file.verified.lock.key()),
     }
-    file.reply.end(answer);
+    file.verified.reply.end(answer);
 }

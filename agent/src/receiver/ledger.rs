@@ -8,9 +8,7 @@ use std::{
     time::Duration,
 };
 
-use dropwire_protocol::{
-    AgentId, Digest, Kind, Manifest, Mtime, Receipt, RemotePath, TransferId, message::MAX_EAGER,
-};
+use dropwire_protocol::{AgentId, Digest, Kind, Manifest, Mtime, Receipt, RemotePath, TransferId};
 use rusqlite::{Connection, OptionalExtension, Result, Row, params, types::Type};
 
 use super::{
@@ -275,7 +273,7 @@ pub(super) fn deliver(db: &Connection, placed: &[(Key, Kind, u64)], now_ms: i64)
         if turn.execute(params![key.0.0, key.1.0, now_ms])? == 0 {
             continue;
         }
-        if *kind == Kind::Folder || *size > MAX_EAGER {
+        if !kind.is_small(*size) {
             cut_checkpoints(db, *key, 0)?; // a small file has none
         }
         (files, bytes) = (files + 1, bytes + size);

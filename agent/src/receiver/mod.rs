@@ -8,7 +8,7 @@
 //!   └─────────────────────────────────── Outcome ◀──────────────────────────────────────────────┘
 //! ```
 //!
-//! The steps R1 to R9, and what a crash after each leaves, stand in `commit`, `admit` and `writer`; `recover` clears up
+//! The steps R1 to R9, and what a crash after each leaves, stand in `commit`, `admit`, `incoming` and `writer`; `recover` clears up
 //! by the `rule`, for which `named` keeps a record. `ledger` remembers every offer, `transfer_locks` keeps two links off
 //! one transfer, `verified_prefixes` spares a second reading, `inbox_dir` knows whether the folder is there at all,
 //! `place` and `naming` find a free name below it, `space` reserves disk space, `declines` tells when there is none,
@@ -60,6 +60,7 @@ mod elsewhere;
 mod evidence;
 mod fair_queue;
 mod inbox_dir;
+mod incoming;
 mod inherited;
 mod keeping;
 mod late;

@@ -208,11 +208,12 @@ impl Reply {
         });
     }
 
-    /// Cut to `offset`.
-    pub(super) fn damaged(&self, offset: u64, digest: Digest) {
+    /// Cut to `offset`, where pass `pass` begins.
+    pub(super) fn damaged(&self, pass: u32, offset: u64, digest: Digest) {
         self.outcomes.send(Outcome::Damaged {
             id: self.id,
             sequence: self.sequence,
+            pass,
             offset,
             digest,
         });

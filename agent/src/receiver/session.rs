@@ -3,10 +3,9 @@
 
 use std::{collections::HashMap, iter, sync::Arc};
 
-use bytes::Bytes;
 use dropwire_protocol::{
-    AgentId, Digest, Kind, Manifest, RunningDigest, TransferId,
-    message::{DeclineReason, MAX_EAGER},
+    AgentId, Manifest, RunningDigest, TransferId,
+    message::DeclineReason,
     receiver::{Command, OfferSequence, Outcome},
 };
 use tokio::{
@@ -19,13 +18,12 @@ use super::{
     batch::{self, Small},
     byte_budget::Taken,
     fair_queue::FairQueue,
+    incoming::{self, Came, End, Incoming, Order},
     keeping, late, ledger,
     ledger::Known,
     reply::{Answer, Outcomes, Reply},
-    space::Reservation,
-    transfer_locks::{Key, TransferLock},
-    withdrawal,
-    writer::{self, Order},
+    transfer_locks::Key,
+    withdrawal, writer,
     writers::Writers,
 };
 use crate::{error::chain, failpoints, id};
@@ -33,8 +31,6 @@ use crate::{error::chain, failpoints, id};
 /// Most bytes of small files that are begun and not whole yet, all peers together; each may have one file in any case. A
 /// sender that gives one file after the other never has more.
 pub(super) const BEGUN: u64 = 6 << 20;
-/// After so many damages in one opening it is not the line's fault.
-const MAX_DAMAGES: u32 = 16;
 
 /// Everything that is open on one link.
 pub(super) struct ReceiveSession {
@@ -54,16 +50,11 @@ pub(super) struct ReceiveSession {
 
 /// A small file that is coming in.
 struct Collecting {
-    lock: TransferLock,
-    manifest: Manifest,
-    reply: Reply,
-    reservation: Reservation,
-    pass: u32,
+    incoming: Incoming,
     /// A copy: a chunk shares the buffer it was read into, which can be a thousand times its size.
     bytes: Vec<u8>,
     /// Room for these in memory, from the first on.
     begun: Option<Taken>,
-    digest: RunningDigest,
 }
 
 impl ReceiveSession {
@@ -165,7 +156,7 @@ impl ReceiveSession {
                     sequence,
                 };
                 self.release(id);
-                if manifest.size <= MAX_EAGER && manifest.kind == Kind::File {
+                if manifest.is_small() {
                     self.open_small(manifest, reply, eager);
                 } else {
                     self.open_large(manifest, reply);
@@ -194,9 +185,7 @@ impl ReceiveSession {
                 digest,
             } => self.pass_on(id, sequence, Order::Finish { pass, digest }),
             Command::Release { id, sequence } => {
-                if self.small.get(&id).is_some_and(|s| s.reply.sequence == sequence)
-                    || self.large.has(id, sequence)
-                {
+                if self.is_small(id, sequence) || self.large.has(id, sequence) {
                     self.release(id);
                 }
             }
@@ -258,117 +247,92 @@ impl ReceiveSession {
         match admitted {
             Err(answer) => reply.end(answer),
             Ok(reservation) => {
-                let digest = RunningDigest::default();
+                let id = reply.id;
+                let incoming = Incoming::new(manifest, reply, lock, reservation, RunningDigest::default());
                 if !eager {
-                    reply.opened(0, digest.value()); // else its bytes are on their way
+                    incoming.ask(); // else its bytes are on their way
                 }
                 let collecting = Collecting {
-                    lock,
-                    manifest,
-                    reply,
-                    reservation,
-                    pass: 0,
+                    incoming,
                     bytes: Vec::new(),
                     begun: None,
-                    digest,
                 };
-                self.small.insert(collecting.reply.id, collecting);
+                self.small.insert(id, collecting);
             }
         }
     }
 
     fn pass_on(&mut self, id: TransferId, sequence: OfferSequence, order: Order) {
-        if self.small.get(&id).is_some_and(|s| s.reply.sequence == sequence) {
-            match order {
-                Order::Write {
-                    pass,
-                    offset,
-                    bytes,
-                    digest,
-                } => self.write_small(id, pass, offset, bytes, digest),
-                Order::Finish { pass, digest } => self.finish_small(id, pass, digest),
-                Order::Wake => {}
-            }
+        if self.is_small(id, sequence) {
+            self.collect(id, order);
         } else {
             self.large.pass_on(id, sequence, order);
         }
     }
 
-    fn write_small(&mut self, id: TransferId, pass: u32, offset: u64, bytes: Bytes, digest: Digest) {
-        let Some(small) = self.small.get_mut(&id).filter(|s| pass >= s.pass) else {
+    /// Is this offer of the transfer one of the small ones?
+    fn is_small(&self, id: TransferId, sequence: OfferSequence) -> bool {
+        let of = |small: &Collecting| small.incoming.reply.sequence == sequence;
+        self.small.get(&id).is_some_and(of)
+    }
+
+    fn collect(&mut self, id: TransferId, order: Order) {
+        let Some(Collecting {
+            incoming,
+            bytes,
+            begun,
+        }) = self.small.get_mut(&id)
+        else {
             return;
         };
-        let mut next = small.digest.clone();
-        next.update(&bytes);
-        if small.lock.fenced() {
-            self.end_small(id, fenced());
-        } else if next.length() > small.manifest.size && !failpoints::mutant("R3-small-length") {
-            self.end_small(id, conflict());
-        } else if offset == small.digest.length()
-            && (next.value() == digest || failpoints::mutant("R3-small-digest"))
-        {
-            if small.begun.is_none() {
-                small.begun = self.shared.begun.try_take(self.peer, small.manifest.size);
+        let (shared, peer, size) = (&self.shared, self.peer, incoming.manifest.size);
+        let came = incoming.take(order, |more, _| {
+            if begun.is_none() {
+                *begun = shared.begun.try_take(peer, size);
             }
-            if small.begun.is_none() {
+            if begun.is_none() {
                 let text = "too many small files are begun and not ended";
-                return self.end_small(id, Answer::refused(DeclineReason::Busy, text, Some(1_000)));
+                return Err(Answer::refused(DeclineReason::Busy, text, Some(1_000)).into());
             }
-            small.digest = next;
-            small.bytes.extend_from_slice(&bytes);
-        } else if small.pass >= MAX_DAMAGES {
-            let text = "it arrived damaged too often";
-            self.end_small(id, Answer::refused(DeclineReason::DiskError, text, None));
-        } else {
-            small.pass += 1;
-            small.reply.damaged(small.digest.length(), small.digest.value());
+            bytes.extend_from_slice(more);
+            Ok(())
+        });
+        match came {
+            Ok(Came::End) => {
+                if let Some(collecting) = self.small.remove(&id) {
+                    self.store(collecting);
+                }
+            }
+            Ok(Came::Nothing | Came::Bytes | Came::Damage) => {}
+            Err(end) => {
+                if let (Some(small), End::Said { answer, .. }) = (self.small.remove(&id), end) {
+                    small.incoming.reply.end(answer);
+                }
+            }
         }
     }
 
-    fn finish_small(&mut self, id: TransferId, pass: u32, digest: Digest) {
-        if self.small.get(&id).is_some_and(|small| pass < small.pass) {
-            return;
+    /// Hands a small file over to be stored with others.
+    fn store(&self, small: Collecting) {
+        let verified = small.incoming.verified();
+        if !verified.lock.make_exclusive() {
+            return verified.reply.end(incoming::fenced());
         }
-        let Some(small) = self.take_small(id) else {
-            return;
+        let work = batch::work(&self.shared, self.peer, &verified.manifest.path);
+        let byte_budget = self
+            .shared
+            .byte_budget
+            .take(self.peer, batch::weight(&verified.manifest));
+        let small = Small {
+            verified,
+            bytes: small.bytes,
+            byte_budget,
         };
-        if !failpoints::mutant("R4-small-digest")
-            && (small.digest.length() != small.manifest.size || small.digest.value() != digest)
-        {
-            small.reply.end(conflict());
-        } else if !small.lock.make_exclusive() {
-            small.reply.end(fenced());
-        } else {
-            let work = batch::work(&self.shared, self.peer, &small.manifest.path);
-            let byte_budget = self
-                .shared
-                .byte_budget
-                .take(self.peer, batch::weight(&small.manifest));
-            let verified = Small {
-                manifest: small.manifest,
-                bytes: small.bytes,
-                digest,
-                reply: small.reply,
-                lock: small.lock,
-                reservation: small.reservation,
-                byte_budget,
-            };
-            self.batch.push(self.peer, work, verified);
-        }
-    }
-
-    fn end_small(&mut self, id: TransferId, answer: Answer) {
-        if let Some(small) = self.take_small(id) {
-            small.reply.end(answer);
-        }
-    }
-
-    fn take_small(&mut self, id: TransferId) -> Option<Collecting> {
-        self.small.remove(&id)
+        self.batch.push(self.peer, work, small);
     }
 
     fn release(&mut self, id: TransferId) {
-        self.take_small(id);
+        self.small.remove(&id);
         if self.large.release(id) {
             self.shared.transfer_locks.ask_again();
         }
@@ -412,16 +376,4 @@ impl ReceiveSession {
     fn look(&self, key: Key) -> Result<Option<Known>, Answer> {
         Ok(self.shared.db.read_blocking(|db| ledger::find(db, key))?)
     }
-}
-
-fn fenced() -> Answer {
-    Answer::refused(DeclineReason::Fenced, "a newer link carries this transfer", None)
-}
-
-fn conflict() -> Answer {
-    Answer::refused(
-        DeclineReason::Conflict,
-        "its length or digest is not what was announced",
-        None,
-    )
 }

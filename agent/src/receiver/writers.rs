@@ -12,7 +12,7 @@ use std::{
 
 use dropwire_protocol::{TransferId, receiver::OfferSequence};
 
-use super::writer::Order;
+use super::incoming::Order;
 use crate::failpoints;
 
 /// Most of them at a time, those included that were released and still come to their end.

@@ -13,8 +13,9 @@ pub struct OfferSequence(pub u64);
 
 /// What the storage is to do.
 ///
-/// **Passes.** Of every offer the storage counts the passes from 0. With each [`Outcome::Damaged`] it raises its count by
-/// one, and from then on drops each Write and Finish whose `pass` is lower: they were under way before the damage was known.
+/// **Passes.** The storage numbers the passes of an offer from 0: each [`Outcome::Damaged`] begins the next one and says
+/// its number, and from then on each Write and Finish of a lower `pass` is dropped: it was under way before the damage was
+/// known. How many passes there may be ([`MAX_PASS`](crate::message::MAX_PASS)) the receiving half knows.
 #[derive(Clone, PartialEq, Debug)]
 #[allow(missing_docs)] // the fields are the messages' own
 pub enum Command {
@@ -72,11 +73,12 @@ pub enum Outcome {
         sequence: OfferSequence,
         offset: u64,
     },
-    /// Damage was found; the partial was cut to `offset`, whose prefix has `digest`, and the next pass begins there
+    /// Damage was found; the partial was cut to `offset`, whose prefix has `digest`, and pass `pass` begins there
     /// (see [`Command`] on passes). May come whenever the transfer is open, also before any Write and after Finish.
     Damaged {
         id: TransferId,
         sequence: OfferSequence,
+        pass: u32,
         offset: u64,
         digest: Digest,
     },

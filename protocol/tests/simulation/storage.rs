@@ -264,6 +264,7 @@ impl Storage {
         Some(Outcome::Damaged {
             id,
             sequence: open.sequence,
+            pass: open.pass,
             offset: open.digest.length(),
             digest: open.digest.value(),
         })

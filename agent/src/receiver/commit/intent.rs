@@ -2,7 +2,7 @@
 
 use std::{fs::File, io, sync::Arc};
 
-use dropwire_protocol::{Digest, Kind, Manifest, ReceiptBody, message::MAX_EAGER};
+use dropwire_protocol::{Digest, Kind, Manifest, ReceiptBody};
 
 use super::told::Told;
 use crate::{
@@ -13,35 +13,26 @@ use crate::{
     receiver::{
         Shared,
         inbox_dir::InboxDir,
+        incoming::Verified,
         ledger::{self, Checkpoint},
         naming::Names,
         partial,
         place::{Offered, Opened, Place},
         placing::Placing,
-        reply::{Answer, Reply},
-        space::Reservation,
+        reply::Answer,
         tally::Rows,
-        transfer_locks::{Key, TransferLock},
+        transfer_locks::Key,
     },
 };
 
 /// A whole, verified, durable partial (R5 is done).
 pub(crate) struct Ready {
-    /// What was offered.
-    pub manifest: Manifest,
-    /// Of all its bytes.
-    pub digest: Digest,
+    /// What came.
+    pub verified: Verified,
     /// By what the partial is known again.
     pub told: Told,
     /// A partial that cannot be placed stays for another try; None: it goes.
     pub keep: Option<Whole>,
-    /// Who is told.
-    pub reply: Reply,
-    /// Held until the end.
-    pub lock: TransferLock,
-    /// Held until the end.
-    #[expect(dead_code, reason = "giving it back is what it is for")]
-    pub reservation: Reservation,
 }
 
 /// A large partial, of which no byte needs to be sent again if it cannot be placed now.
@@ -55,8 +46,7 @@ pub(crate) struct Whole {
 impl Whole {
     /// Of a partial that an earlier run made whole; None of a small one. It is read once more before it is gone on with.
     pub(crate) fn of(manifest: &Manifest, digest: Digest) -> Option<Self> {
-        let is_large = manifest.kind == Kind::Folder || manifest.size > MAX_EAGER;
-        is_large.then(|| Self {
+        (!manifest.is_small()).then(|| Self {
             checkpoint: Checkpoint {
                 offset: manifest.size,
                 digest,

@@ -102,7 +102,7 @@ fn is_it(work: Work<'_>, file: &Ready) -> io::Result<bool> {
         return Ok(true);
     }
     let stops = || shared.cancel.is_cancelled();
-    let good = evidence::is_good(inbox_dir, key, manifest.size, file.digest, &stops)?;
+    let good = evidence::is_good(inbox_dir, key, manifest.size, file.verified.digest, &stops)?;
     match stops() {
         true => Err(io::Error::new(io::ErrorKind::Interrupted, "the agent stops")),
         false => Ok(good),

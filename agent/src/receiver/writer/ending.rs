@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Instant};
 
 use dropwire_protocol::{Kind, message::DeclineReason};
 
-use super::{End, Writer};
+use super::Writer;
 use crate::{
     failpoints,
     fs::durable,
@@ -12,9 +12,11 @@ use crate::{
         admit,
         checkpoint::Checkpointer,
         commit::{self, Ready, Told, Whole},
+        incoming::End,
         ledger, partial,
-        reply::{Answer, Reply, spoils},
+        reply::{Answer, spoils},
         rights::{Known, Rights},
+        transfer_locks::Key,
         unpack::{self, Target},
     },
 };
@@ -24,7 +26,7 @@ impl Writer<'_> {
     /// was moved away or replaced since, nor after a sync of it failed.
     fn still_there(&self) -> Result<(), Answer> {
         let inbox_dir = self.shared.open_inbox()?;
-        if inbox_dir.is_same(&self.inbox_dir) || failpoints::mutant("R5-site") {
+        if inbox_dir.is_same(&self.body.inbox_dir) || failpoints::mutant("R5-site") {
             return Ok(());
         }
         let text = "the inbox was replaced by another folder meanwhile";
@@ -35,115 +37,126 @@ impl Writer<'_> {
         ))
     }
 
-    /// Ends the work on the partial, and only then answers.
-    pub(super) fn close(mut self, end: End, reply: Reply) {
-        let end = match end {
-            End::Whole => match self.still_there() {
-                Ok(()) => End::Whole,
-                Err(answer) => {
-                    self.finishing = false; // what there is is kept
-                    answer.into()
-                }
-            },
-            end => end,
-        };
+    /// Ends the work on the partial, and only then answers. `received`: all bytes came and are right.
+    pub(super) fn close(mut self, received: Result<(), End>) {
+        let end = received.and_then(|()| match self.still_there() {
+            Ok(()) => Ok(()),
+            Err(answer) => {
+                self.body.finishing = false; // what there is is kept
+                Err(answer.into())
+            }
+        });
+        let body = &mut self.body;
         // Where a damaged prefix could not be cut, it is there still, and no checkpointer is.
         let proven =
-            (self.reread.is_none() && self.checkpointer.is_some()) || failpoints::mutant("R4-proven");
-        if let Some(reread) = self.reread.take() {
+            (body.reread.is_none() && body.checkpointer.is_some()) || failpoints::mutant("R4-proven");
+        if let Some(reread) = body.reread.take() {
             reread.cancel();
         }
-        if !matches!(end, End::Said { keep: false, .. })
+        if !matches!(end, Err(End::Said { keep: false, .. }))
             // Unpacking takes its time: a crash in it must not cost the stream.
-            && (!self.finishing || self.manifest.kind == Kind::Folder)
-            && self.digest.length() > self.asked
+            && (!body.finishing || self.incoming.manifest.kind == Kind::Folder)
+            && self.incoming.digest().length() > body.asked
         {
             // What cannot be written comes again, from the last checkpoint on.
             let _ = self.checkpoint(true);
         }
-        let synced = self.checkpointer.take().map_or(Ok(0), Checkpointer::finish);
+        let synced = self.body.checkpointer.take().map_or(Ok(0), Checkpointer::finish);
         let end = match (end, synced) {
-            (end @ End::Said { keep: false, .. }, _) => end,
-            (End::Released, Err(failure)) => End::Said {
-                answer: Answer::Silent,
-                keep: !failure.disk,
-            },
-            (End::Said { answer, .. }, Err(failure)) => End::Said {
+            (end, Ok(_)) | (end @ Err(End::Said { keep: false, .. }), _) => end,
+            (Err(End::Said { answer, .. }), Err(failure)) => Err(End::Said {
                 answer,
                 keep: !failure.disk,
-            },
-            (End::Whole, Err(failure)) => failure.into(),
-            (end, Ok(_)) => end,
+            }),
+            (Err(End::Released), Err(failure)) => Err(End::Said {
+                answer: Answer::Silent,
+                keep: !failure.disk,
+            }),
+            (Ok(()), Err(failure)) => Err(failure.into()),
         };
-        if proven && matches!(end, End::Released | End::Said { keep: true, .. }) {
+        if proven && matches!(end, Err(End::Released | End::Said { keep: true, .. })) {
             self.shared
                 .verified_prefixes
-                .set(self.lock.key(), self.output.file());
+                .set(self.key(), self.body.output.file());
         }
         match end {
-            End::Released => {}
-            End::Said { answer, keep } => {
+            Ok(()) => self.commit(),
+            Err(End::Released) => {}
+            Err(End::Said { answer, keep }) => {
                 if keep || self.give_up() {
-                    reply.end(answer);
+                    self.incoming.reply.end(answer);
                 }
             }
-            End::Whole => self.commit(reply),
         }
     }
 
+    fn key(&self) -> Key {
+        self.incoming.lock.key()
+    }
+
     /// R5, then the rest.
-    fn commit(self, reply: Reply) {
-        if self.manifest.kind == Kind::Folder {
-            return self.commit_folder(reply);
+    fn commit(self) {
+        if self.incoming.manifest.kind == Kind::Folder {
+            return self.commit_folder();
         }
-        partial::set_metadata(self.output.file(), &self.rights(), self.manifest.mtime);
-        let durable = failpoints::step("R5-partial", || durable::sync_file(self.output.file()))
-            .and_then(|()| failpoints::step("R5-partial-dir", || durable::sync_dir(&self.inbox_dir.partials)))
-            .and_then(|()| Told::of(&self.inbox_dir, self.output.file()));
+        partial::set_metadata(
+            self.body.output.file(),
+            &self.rights(),
+            self.incoming.manifest.mtime,
+        );
+        let durable = failpoints::step("R5-partial", || durable::sync_file(self.body.output.file()))
+            .and_then(|()| {
+                failpoints::step("R5-partial-dir", || {
+                    durable::sync_dir(&self.body.inbox_dir.partials)
+                })
+            })
+            .and_then(|()| Told::of(&self.body.inbox_dir, self.body.output.file()));
         match durable {
-            Ok(told) => self.place(told, reply),
+            Ok(told) => self.place(told),
             Err(e) if spoils(&e) => {
                 if self.give_up() {
-                    reply.end(Answer::io("syncing the file", &e));
+                    self.incoming.reply.end(Answer::io("syncing the file", &e));
                 }
             }
             // Its folder could not be opened to be synced: the file itself may not be durable, so no checkpoint is made.
-            Err(e) => reply.end(Answer::io("syncing the file", &e)),
+            Err(e) => self.incoming.reply.end(Answer::io("syncing the file", &e)),
         }
     }
 
     fn rights(&self) -> Arc<Rights> {
-        let (key, path) = (self.lock.key(), &self.manifest.path);
-        Rights::expected(self.shared, &self.inbox_dir, key, path, &mut Known::new())
+        let (key, path) = (self.key(), &self.incoming.manifest.path);
+        Rights::expected(self.shared, &self.body.inbox_dir, key, path, &mut Known::new())
     }
 
     /// The same for a whole folder, which is unpacked first. A newer link waits for that, and then finds it delivered:
     /// if it began anew, a link that breaks often would never see the end.
-    fn commit_folder(mut self, reply: Reply) {
-        let unpacked = unpack::survey(self.output.file()).and_then(|need| {
+    fn commit_folder(mut self) {
+        let unpacked = unpack::survey(self.body.output.file()).and_then(|need| {
             self.make_room(need).map_err(unpack::Failure::NotNow)?;
-            let (key, digest) = (self.lock.key(), self.digest.value());
-            let target = Target::of(&self.inbox_dir, self.rights());
-            let (reservation, cancel) = (&mut self.reservation, &self.shared.cancel);
-            unpack::unpack(&target, key, self.output.file(), digest, &mut |bytes| {
+            let (key, digest) = (self.key(), self.incoming.digest().value());
+            let target = Target::of(&self.body.inbox_dir, self.rights());
+            let (reservation, cancel) = (&mut self.incoming.reservation, &self.shared.cancel);
+            unpack::unpack(&target, key, self.body.output.file(), digest, &mut |bytes| {
                 reservation.used(bytes, Instant::now());
                 !cancel.is_cancelled()
             })
         });
         match unpacked {
-            Ok(inode) => self.place(Told::folder(inode), reply),
+            Ok(inode) => self.place(Told::folder(inode)),
             Err(unpack::Failure::NotNow(answer)) => {
-                if let Err(error) = partial::remove_folder(&self.inbox_dir, self.lock.key()) {
+                if let Err(error) = partial::remove_folder(&self.body.inbox_dir, self.key()) {
                     tracing::warn!(%error, "a folder that could not be made stays until the next try");
                 }
-                reply.end(answer);
+                self.incoming.reply.end(answer);
             }
             Err(unpack::Failure::Stopped) => {
-                reply.end(Answer::refused(DeclineReason::Busy, "the agent stops", None));
+                self.incoming
+                    .reply
+                    .end(Answer::refused(DeclineReason::Busy, "the agent stops", None));
             }
             Err(unpack::Failure::Useless(answer)) => {
                 if self.give_up() {
-                    reply.end(answer);
+                    self.incoming.reply.end(answer);
                 }
             }
         }
@@ -151,35 +164,31 @@ impl Writer<'_> {
 
     /// Promises the `need` of the unpacked folder: the stream itself is on the disk.
     fn make_room(&mut self, need: u64) -> Result<(), Answer> {
-        admit::cover(&self.inbox_dir, &mut self.reservation, need)
+        admit::cover(&self.body.inbox_dir, &mut self.incoming.reservation, need)
     }
 
     /// R6 and on.
-    fn place(self, told: Told, reply: Reply) {
+    fn place(self, told: Told) {
         let checkpoint = self.checkpoint_here();
-        let file = self.output.file().try_clone().ok(); // else some of it is sent again
+        let file = self.body.output.file().try_clone().ok(); // else some of it is sent again
         let ready = Ready {
-            manifest: self.manifest,
-            digest: self.digest.value(),
+            verified: self.incoming.verified(),
             told,
             keep: Some(Whole { checkpoint, file }),
-            reply,
-            lock: self.lock,
-            reservation: self.reservation,
         };
-        commit::place_all(self.shared, &self.inbox_dir, vec![ready]);
+        commit::place_all(self.shared, &self.body.inbox_dir, vec![ready]);
     }
 
     /// The partial is not to be trusted: it starts over. False if the ledger could not be written, and nothing may
     /// be said or removed.
     fn give_up(&self) -> bool {
-        let key = self.lock.key();
+        let key = self.key();
         let reset = self
             .shared
             .db
             .call_blocking(move |tx| ledger::cut_checkpoints(tx, key, 0));
         if reset.is_ok() {
-            partial::remove(&self.inbox_dir, key);
+            partial::remove(&self.body.inbox_dir, key);
         }
         reset.is_ok()
     }

@@ -16,7 +16,7 @@ use std::{
     thread,
 };
 
-use dropwire_protocol::{Digest, message::MAX_EAGER};
+use dropwire_protocol::Digest;
 use tokio::sync::mpsc;
 
 use self::{checkpoints::Checkpoints, pass::Opened, subject::Subject};
@@ -69,7 +69,7 @@ impl FileSource {
 impl Source for FileSource {
     fn read(&self, offset: u64, digest: Digest, out: mpsc::Sender<Piece>) {
         let subject = Arc::clone(&self.subject);
-        if subject.found.version.size <= MAX_EAGER && !subject.found.version.folder {
+        if subject.found.version.is_small() {
             return self.reads.read(subject, offset, digest, out);
         }
         let refused = out.clone();
