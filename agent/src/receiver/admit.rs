@@ -20,14 +20,26 @@ use crate::{
     id,
 };
 
-/// Decides on the offer of a locked transfer: the inbox to receive it in and whether there may be a partial to
-/// resume, or the answer that ends it. A row *placing* is finished first. Blocks.
+/// An offer that is taken.
+pub(super) struct Admitted {
+    /// Where it is received.
+    pub inbox_dir: Arc<InboxDir>,
+    /// May there be a partial to resume?
+    pub may_resume: bool,
+}
+
+/// Decides on the offer of a locked transfer; an error is the answer that ends it. A row *placing* is finished first.
+/// Blocks.
 pub(super) fn admit(
     shared: &Shared,
     key: Key,
     manifest: &Manifest,
     known: Option<Known>,
-) -> Result<(Arc<InboxDir>, bool), Answer> {
+) -> Result<Admitted, Answer> {
+    let fresh = |inbox_dir| Admitted {
+        inbox_dir,
+        may_resume: false,
+    };
     let Some(Known {
         manifest: bound,
         folder_id,
@@ -35,38 +47,40 @@ pub(super) fn admit(
     }) = known.filter(|_| !failpoints::mutant("R1-known"))
     else {
         takes_more(shared, key.0)?;
-        return Ok((shared.open_inbox()?, false));
+        return Ok(fresh(shared.open_inbox()?));
     };
-    if matches!(state, State::Withdrawn) {
-        return Err(Answer::refused(
-            DeclineReason::Withdrawn,
-            "it was withdrawn",
-            None,
-        ));
-    }
     let bound = bound.filter(|b| {
         let same = (&b.path, b.size, b.kind) == (&manifest.path, manifest.size, manifest.kind);
         same || failpoints::mutant("R1-bound")
     });
-    let Some(bound) = bound else {
-        let text = "this id was offered before with another path, size or kind";
-        return Err(Answer::refused(DeclineReason::Conflict, text, None));
-    };
-    match state {
-        State::Delivered(receipt) => Err(Answer::Settled(receipt)),
-        State::Withdrawn => Err(Answer::Silent), // answered above
-        State::Receiving => {
-            let inbox_dir = shared.open_inbox()?;
-            let here = folder_id == Some(inbox_dir.folder_id) || failpoints::mutant("R2-mark");
-            Ok((inbox_dir, here))
+    match (state, bound) {
+        (State::Withdrawn, _) => {
+            let text = "it was withdrawn";
+            Err(Answer::refused(DeclineReason::Withdrawn, text, None))
         }
-        State::Placing(placing) => {
+        (_, None) => {
+            let text = "this id was offered before with another path, size or kind";
+            Err(Answer::refused(DeclineReason::Conflict, text, None))
+        }
+        (State::Delivered(receipt), Some(_)) => Err(Answer::Settled(receipt)),
+        (State::Receiving, Some(_)) => {
+            let inbox_dir = shared.open_inbox()?;
+            let may_resume = folder_id == Some(inbox_dir.folder_id) || failpoints::mutant("R2-mark");
+            Ok(Admitted {
+                inbox_dir,
+                may_resume,
+            })
+        }
+        (State::Placing(placing), Some(bound)) => {
             let Some(inbox_dir) = enter_of(shared, key, folder_id)? else {
-                return Ok((shared.open_inbox()?, false));
+                return Ok(fresh(shared.open_inbox()?));
             };
             match rule::resolve(shared, &inbox_dir, key, &bound, placing)? {
                 Some(receipt) => Err(Answer::Settled(receipt)),
-                None => Ok((inbox_dir, true)), // of a whole folder the stream may be there
+                None => Ok(Admitted {
+                    inbox_dir,
+                    may_resume: true, // of a whole folder the stream may be there
+                }),
             }
         }
     }

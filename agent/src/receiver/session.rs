@@ -240,7 +240,7 @@ impl ReceiveSession {
                     admit::takes_more(&self.shared, self.peer)?;
                     admit::expect(&self.shared)?
                 }
-                known => admit::admit(&self.shared, lock.key(), &manifest, known)?.0,
+                known => admit::admit(&self.shared, lock.key(), &manifest, known)?.inbox_dir,
             };
             admit::reserve(&self.shared, &inbox_dir, self.peer, &manifest, manifest.size)
         });

@@ -20,7 +20,8 @@ use bytes::Bytes;
 use dropwire_protocol::{Kind, Manifest, RunningDigest};
 
 use super::{
-    Shared, admit,
+    Shared,
+    admit::{self, Admitted},
     checkpoint::Checkpointer,
     inbox_dir::InboxDir,
     incoming::{Came, End, Incoming, Order},
@@ -108,14 +109,17 @@ fn open(
 ) -> Result<(Body, Reservation, RunningDigest), Answer> {
     let (known, checkpoints) = admit::look(shared, key)?;
     let unknown = known.is_none();
-    let (inbox_dir, resume) = admit::admit(shared, key, manifest, known)?;
+    let Admitted {
+        inbox_dir,
+        may_resume,
+    } = admit::admit(shared, key, manifest, known)?;
     admit::takes(&inbox_dir, manifest)?;
     let not_opened = |e: io::Error| Answer::io("opening the partial", &e);
     if manifest.kind == Kind::Folder {
         // One half made, by a try that was cut off, holds the room that this one asks for.
         partial::remove_folder(&inbox_dir, key).map_err(not_opened)?;
     }
-    let resumed = if resume {
+    let resumed = if may_resume {
         partial::resume(&inbox_dir, &shared.verified_prefixes, key, checkpoints).map_err(not_opened)?
     } else {
         None
