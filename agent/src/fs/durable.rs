@@ -146,18 +146,31 @@ pub fn unlink(dir: &Dir, name: &OsStr) -> io::Result<()> {
     dir.remove_file_or_symlink(name)
 }
 
+/// Permissions of what only we read and write.
+pub const PRIVATE: u32 = 0o600;
+
 /// Creates a file that only we can read and write (0600 whatever the umask), for reading and writing; `AlreadyExists`
 /// for anything that has the name. Bytes are durable after [`sync_file`], the name after [`sync_dir`].
 pub fn create_private(dir: &Dir, name: &OsStr) -> io::Result<File> {
-    private(dir, name, |options| options.create_new(true))
+    create(dir, name, PRIVATE)
+}
+
+/// As [`create_private`], with these permissions less the umask.
+pub fn create(dir: &Dir, name: &OsStr, mode: u32) -> io::Result<File> {
+    open_own(dir, name, mode, |options| options.create_new(true))
 }
 
 /// The same for a file that is opened as it is where it is there already, never through a symlink.
 pub fn open_private(dir: &Dir, name: &OsStr) -> io::Result<File> {
-    private(dir, name, |options| options.create(true))
+    open_own(dir, name, PRIVATE, |options| options.create(true))
 }
 
-fn private(dir: &Dir, name: &OsStr, how: fn(&mut OpenOptions) -> &mut OpenOptions) -> io::Result<File> {
+fn open_own(
+    dir: &Dir,
+    name: &OsStr,
+    mode: u32,
+    how: fn(&mut OpenOptions) -> &mut OpenOptions,
+) -> io::Result<File> {
     one_component(name)?;
     trace::opens_in(dir, name)?;
     let mut options = OpenOptions::new();
@@ -166,7 +179,9 @@ fn private(dir: &Dir, name: &OsStr, how: fn(&mut OpenOptions) -> &mut OpenOption
         .write(true)
         .follow(FollowSymlinks::No);
     #[cfg(unix)]
-    cap_std::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    cap_std::fs::OpenOptionsExt::mode(&mut options, mode);
+    #[cfg(not(unix))]
+    let _ = mode;
     Ok(dir.open_with(name, &options)?.into_std())
 }
 

@@ -1,6 +1,6 @@
 //! R1: what an offer meets in the ledger, and whether there is room for it.
 
-use std::{sync::Arc, time::Instant};
+use std::{io, sync::Arc, time::Instant};
 
 use dropwire_protocol::{AgentId, Kind, Manifest, message::DeclineReason};
 
@@ -181,9 +181,9 @@ pub(super) fn reserve(
     bytes: u64,
 ) -> Result<Reservation, Answer> {
     let copy = reserve_copy(shared, inbox_dir, peer, manifest)?;
-    let reserved = shared
-        .space
-        .reserve(peer, bytes, disk(inbox_dir)?, Instant::now());
+    let now = Instant::now();
+    let disk = shared.space.disk(bytes, now, || Disk::of(&inbox_dir.root));
+    let reserved = shared.space.reserve(peer, bytes, disk.map_err(not_asked)?, now);
     reserved.map(|room| room.with_copy(copy)).map_err(reply::short)
 }
 
@@ -202,7 +202,7 @@ fn reserve_copy(
     let Some((path, folder)) = there.map_err(|e| Answer::io("looking for its folder's disk", &e))? else {
         return Ok(None);
     };
-    let disk = Disk::of(&folder).map_err(|e| Answer::io("asking how much is free", &e))?;
+    let disk = Disk::of(&folder).map_err(not_asked)?;
     let reserved = shared.space.reserve(peer, manifest.size, disk, Instant::now());
     reserved.map(Some).map_err(|short| reply::short_on(&path, short))
 }
@@ -218,7 +218,11 @@ pub(super) fn cover(inbox_dir: &InboxDir, reservation: &mut Reservation, bytes: 
 }
 
 fn disk(inbox_dir: &InboxDir) -> Result<Option<Disk>, Answer> {
-    Disk::of(&inbox_dir.root).map_err(|e| Answer::io("asking how much is free", &e))
+    Disk::of(&inbox_dir.root).map_err(not_asked)
+}
+
+fn not_asked(error: io::Error) -> Answer {
+    Answer::io("asking how much is free", &error)
 }
 
 /// The row of a transfer and its checkpoints' list, through the writer's connection.

@@ -179,10 +179,12 @@ fn write(shared: &Shared, inbox_dir: &InboxDir, small: Small, known: &mut Known)
     let (key, path) = (small.verified.lock.key(), &small.verified.manifest.path);
     let rights = Rights::expected(shared, inbox_dir, key, path, known);
     let write = || -> io::Result<(Told, File)> {
-        let file = partial::create(inbox_dir, small.verified.lock.key())?;
+        // Whole in memory, so it may be made with the permissions that it is seen with.
+        let file = partial::create_in(&inbox_dir.partials, &partial::file_name(key), rights.file_mode())?;
         output::write_at(&file, 0, &small.bytes)?;
-        partial::set_metadata(&file, &rights, small.verified.manifest.mtime);
-        Ok((Told::of(inbox_dir, &file)?, file))
+        let meta = file.metadata()?;
+        partial::set_metadata(&file, &meta, &rights, small.verified.manifest.mtime);
+        Ok((Told::of(inbox_dir, &file, partial::inode(&meta))?, file))
     };
     match write() {
         Ok((told, file)) => Some(Written { small, told, file }),

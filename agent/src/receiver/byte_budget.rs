@@ -21,6 +21,8 @@ pub(super) struct ByteBudget {
 #[derive(Default)]
 struct State {
     taken: u64,
+    /// How many wait, all peers together.
+    waiting: usize,
     /// Of the peers that have some or wait for some: bytes, and how many wait.
     peers: HashMap<AgentId, (u64, usize)>,
 }
@@ -47,11 +49,13 @@ impl ByteBudget {
         let bytes = bytes.min(self.all);
         let mut state = self.lock();
         state.peers.entry(peer).or_default().1 += 1;
+        state.waiting += 1;
         let mut state = self
             .given_back
             .wait_while(state, |state| !state.may_take(self.all, peer, bytes))
             .unpoisoned();
         state.taken += bytes;
+        state.waiting -= 1;
         let (has, waiting) = state.peers.entry(peer).or_default();
         *has += bytes;
         *waiting -= 1;
@@ -103,8 +107,11 @@ impl Drop for Taken {
                 state.peers.remove(&self.peer);
             }
         }
+        let is_waited_for = state.waiting > 0;
         drop(state);
-        self.byte_budget.given_back.notify_all();
+        if is_waited_for {
+            self.byte_budget.given_back.notify_all(); // a system call, also where nobody waits
+        }
     }
 }
 

@@ -83,7 +83,15 @@ fn place_some(
             }
         }
     }
-    let intents: Vec<_> = files.into_iter().zip(sign(shared, chosen)).collect();
+    let signed = match sign(shared, chosen) {
+        Ok(signed) => signed,
+        Err(answer) => {
+            return files
+                .iter()
+                .for_each(|file| not_placed(shared, inbox_dir, file, answer.clone()));
+        }
+    };
+    let intents: Vec<_> = files.into_iter().zip(signed).collect();
     let rows = intents
         .iter()
         .map(|(file, intent)| row(file.verified.lock.key(), &file.verified.manifest, intent))

@@ -103,7 +103,7 @@ fn copy(
 ) -> io::Result<u64> {
     let partial = partial::open(inbox_dir, key)?.ok_or(io::ErrorKind::NotFound)?;
     let name = partial::file_name(key);
-    let mut copy = partial::create_in(staging, &name)?;
+    let mut copy = partial::create_in(staging, &name, durable::PRIVATE)?;
     let (mut digest, mut buffer) = (RunningDigest::default(), vec![0; COPY]);
     loop {
         stops(shared)?;
@@ -125,10 +125,11 @@ fn copy(
     if digest.value() != body.digest {
         return Err(io::Error::other(Spoilt("it has other bytes".into())));
     }
-    partial::set_metadata(&copy, rights, manifest.mtime);
+    let meta = copy.metadata()?;
+    partial::set_metadata(&copy, &meta, rights, manifest.mtime);
     failpoints::step("R7-elsewhere-file", || durable::sync_file(&copy))?;
     failpoints::step("R7-elsewhere-partial", || durable::sync_dir(staging))?;
-    partial::inode(&copy)
+    Ok(partial::inode(&meta))
 }
 
 /// A copy may take hours: the end of the agent does not wait for it.

@@ -70,7 +70,8 @@ fn set_one(
     let has = |mtime: Mtime| {
         there.mtime().seconds == mtime.seconds && [0, mtime.nanos].contains(&there.mtime().nanos)
     };
-    let is_as_left = partial::inode(&file)? == inode && there.size == size && (has(announced) || has(late));
+    let is_as_left =
+        partial::inode(&file.metadata()?) == inode && there.size == size && (has(announced) || has(late));
     if !is_as_left && !failpoints::mutant("late-time") {
         return Ok(None);
     }

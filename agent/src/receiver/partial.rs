@@ -2,7 +2,7 @@
 
 use std::{
     ffi::{OsStr, OsString},
-    fs::File,
+    fs::{self, File},
     io,
     sync::{
         Arc,
@@ -53,15 +53,15 @@ pub(super) fn staged_name(key: Key, kind: Kind) -> OsString {
 /// A new, empty partial, exclusive and private; what an earlier run left under the name goes. The caller knows by
 /// the ledger that the transfer is not *placing*.
 pub(super) fn create(inbox_dir: &InboxDir, key: Key) -> io::Result<File> {
-    create_in(&inbox_dir.partials, &file_name(key))
+    create_in(&inbox_dir.partials, &file_name(key), durable::PRIVATE)
 }
 
-/// The same in another folder of ours.
-pub(super) fn create_in(dir: &Dir, name: &OsStr) -> io::Result<File> {
-    match durable::create_private(dir, name) {
+/// As [`create`], in any of our folders and with other permissions.
+pub(super) fn create_in(dir: &Dir, name: &OsStr, mode: u32) -> io::Result<File> {
+    match durable::create(dir, name, mode) {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
             remove_all(dir, name)?;
-            durable::create_private(dir, name)
+            durable::create(dir, name, mode)
         }
         created => created,
     }
@@ -145,7 +145,7 @@ pub(super) fn folder(inbox_dir: &InboxDir, key: Key) -> io::Result<Dir> {
 
 /// Has `file`, which is open, its partial's name still? Who cleans up, imports or looks for viruses may take it.
 pub(super) fn is_there(inbox_dir: &InboxDir, key: Key, file: &File) -> io::Result<bool> {
-    let inode = inode(file)?;
+    let inode = inode(&file.metadata()?);
     let found = look(inbox_dir, key, Kind::File)?;
     Ok(found.is_some_and(|meta| !inbox_dir.lasting_inodes || is_inode(&meta, inode)))
 }
@@ -213,9 +213,9 @@ pub(super) fn remove_all(dir: &Dir, name: &OsStr) -> io::Result<()> {
 }
 
 /// The first half of R5: the file's permissions and times become those it will be seen with. Failing at that is no
-/// reason to keep the file back.
-pub(super) fn set_metadata(file: &File, rights: &Rights, mtime: Mtime) {
-    rights.give(file);
+/// reason to keep the file back. `meta` is what is known of the file.
+pub(super) fn set_metadata(file: &File, meta: &fs::Metadata, rights: &Rights, mtime: Mtime) {
+    rights.give(file, meta);
     set_mtime(file, mtime);
 }
 
@@ -235,16 +235,14 @@ pub(super) fn set_mtime(file: &File, mtime: Mtime) {
 }
 
 /// The inode (0 where the system has none), by which a partial is known again.
-pub(super) fn inode(file: &File) -> io::Result<u64> {
-    let meta = file.metadata()?;
+pub(super) fn inode(meta: &fs::Metadata) -> u64 {
     #[cfg(unix)]
-    let inode = std::os::unix::fs::MetadataExt::ino(&meta);
+    return std::os::unix::fs::MetadataExt::ino(meta);
     #[cfg(not(unix))]
-    let inode = {
+    {
         let _ = meta;
         0
-    };
-    Ok(inode)
+    }
 }
 
 /// Whether a look at the partial's name shows the file with this inode.
@@ -447,7 +445,12 @@ mod tests {
             nanos: 250_000_000,
         };
         let folder = Dir::open_ambient_dir(std::env::temp_dir(), cap_std::ambient_authority()).unwrap();
-        set_metadata(&file, &Rights::of(&folder, 0o6755), mtime);
+        set_metadata(
+            &file,
+            &file.metadata().unwrap(),
+            &Rights::of(&folder, 0o6755),
+            mtime,
+        );
         let meta = file.metadata().unwrap();
         assert_eq!(meta.mode() & 0o7777, 0o644);
         let kept = crate::fs::version::as_kept(&std::env::temp_dir(), time);

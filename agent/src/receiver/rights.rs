@@ -5,7 +5,11 @@
 //! it; what is renamed into it keeps its own. So this is worked out as the system does (acl(5), 'Object creation and
 //! default ACLs') and set before the partial is made durable. Failing at it is no reason to keep a file back.
 
-use std::{collections::HashMap, fs::File, sync::Arc};
+use std::{
+    collections::HashMap,
+    fs::{File, Metadata},
+    sync::Arc,
+};
 
 use cap_fs_ext::DirExt;
 use cap_std::fs::Dir;
@@ -73,17 +77,24 @@ impl Rights {
         rights
     }
 
-    /// Gives them to a new file.
-    pub(super) fn give(&self, file: &File) {
+    /// The permissions that a new file may be made with, so that they need not be changed.
+    pub(super) fn file_mode(&self) -> u32 {
+        self.file_mode & 0o666
+    }
+
+    /// Gives them to a new file, of which `meta` is known.
+    pub(super) fn give(&self, file: &File, meta: &Metadata) {
         let list = self.list.as_deref();
         let list = list.map(|list| list::restricted(list, self.file_mode));
-        system::give(file, self.group, list.as_deref(), None, self.file_mode & 0o666);
+        system::give(file, meta, self.group, list.as_deref(), None, self.file_mode());
     }
 
     /// Gives them to a new folder, whose content inherits from it what it has to.
     pub(super) fn give_folder(&self, folder: &File) {
         let list = self.list.as_deref();
-        system::give(folder, self.group, list, list, self.folder_mode);
+        if let Ok(meta) = folder.metadata() {
+            system::give(folder, &meta, self.group, list, list, self.folder_mode);
+        }
     }
 }
 
@@ -167,7 +178,7 @@ mod list {
 #[cfg(unix)]
 mod system {
     use std::{
-        fs::{File, Permissions},
+        fs::{File, Metadata, Permissions},
         os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     };
 
@@ -189,7 +200,7 @@ mod system {
         let file_mode = file_mode & 0o666;
         let folder_mode = file_mode | (file_mode & 0o444) >> 2; // the umask has no bits of its own for searching
         let mut rights = Rights {
-            group: None,
+            group: Some(rustix::process::getegid().as_raw()),
             file_mode,
             folder_mode,
             list: None,
@@ -200,7 +211,9 @@ mod system {
         if let Ok(meta) = folder.metadata() {
             let hands_on = meta.mode() & HANDS_ON_ITS_GROUP;
             rights.folder_mode |= hands_on;
-            rights.group = (hands_on != 0 || cfg!(target_vendor = "apple")).then_some(meta.gid());
+            if hands_on != 0 || cfg!(target_vendor = "apple") {
+                rights.group = Some(meta.gid());
+            }
         }
         #[cfg(target_os = "linux")]
         {
@@ -215,17 +228,20 @@ mod system {
     /// The group first: changing it may take permissions away.
     pub(super) fn give(
         file: &File,
+        meta: &Metadata,
         group: Option<u32>,
         list: Option<&[u8]>,
         default: Option<&[u8]>,
         mode: u32,
     ) {
-        let wanted = group.unwrap_or_else(|| rustix::process::getegid().as_raw());
-        if file.metadata().is_ok_and(|meta| meta.gid() != wanted) {
+        let other_group = group.filter(|group| *group != meta.gid());
+        if other_group.is_some() {
             // Not allowed where the agent's user is not of that group.
-            let _ = std::os::unix::fs::fchown(file, None, Some(wanted));
+            let _ = std::os::unix::fs::fchown(file, None, other_group);
         }
-        let _ = file.set_permissions(Permissions::from_mode(mode));
+        if other_group.is_some() || meta.mode() & 0o7777 != mode {
+            let _ = file.set_permissions(Permissions::from_mode(mode));
+        }
         #[cfg(target_os = "linux")]
         for (name, list) in [(DEFAULT, default), (ACCESS, list)] {
             if let Some(list) = list {
@@ -245,5 +261,5 @@ mod system {
         Rights::default()
     }
 
-    pub fn give(_: &File, _: Option<u32>, _: Option<&[u8]>, _: Option<&[u8]>, _: u32) {}
+    pub fn give(_: &File, _: &Metadata, _: Option<u32>, _: Option<&[u8]>, _: Option<&[u8]>, _: u32) {}
 }

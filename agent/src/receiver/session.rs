@@ -5,7 +5,7 @@ use std::{collections::HashMap, iter, sync::Arc};
 
 use dropwire_protocol::{
     AgentId, Manifest, RunningDigest, TransferId,
-    message::DeclineReason,
+    message::{DeclineReason, LateTime},
     receiver::{Command, OfferSequence, Outcome},
 };
 use tokio::{
@@ -190,25 +190,28 @@ impl ReceiveSession {
                 }
             }
             Command::Withdraw { id } => self.withdraw_all(vec![id]),
-            Command::Forget { ids, times } => {
-                late::set(&self.shared, self.peer, &times);
-                if ids.is_empty() {
-                    let ids = times.iter().map(|late| late.id).collect();
-                    return self.outcomes.send(Outcome::Forgotten { ids });
-                }
-                let (peer, named) = (self.peer, ids.clone());
-                match self
-                    .shared
-                    .db
-                    .call_blocking(move |tx| ledger::forget(tx, peer, &named))
-                {
-                    Ok(()) => self.outcomes.send(Outcome::Forgotten { ids }),
-                    Err(error) => {
-                        tracing::error!(peer = %id::format(peer), error = %chain(&error), "outcomes could not be forgotten");
-                    }
+            Command::Forget { ids, times } => self.forget(ids, &times),
+        }
+    }
+
+    /// What comes next does not wait for the commit: an id that is forgotten is never offered again.
+    fn forget(&self, ids: Vec<TransferId>, times: &[LateTime]) {
+        late::set(&self.shared, self.peer, times);
+        if ids.is_empty() {
+            let ids = times.iter().map(|late| late.id).collect();
+            return self.outcomes.send(Outcome::Forgotten { ids });
+        }
+        let (shared, peer, outcomes) = (self.shared.clone(), self.peer, self.outcomes.clone());
+        let forgetting = async move {
+            let named = ids.clone();
+            match shared.db.call(move |tx| ledger::forget(tx, peer, &named)).await {
+                Ok(()) => outcomes.send(Outcome::Forgotten { ids }),
+                Err(error) => {
+                    tracing::error!(peer = %id::format(peer), error = %chain(&error), "outcomes could not be forgotten");
                 }
             }
-        }
+        };
+        self.shared.rows.spawn_on(forgetting, &self.shared.runtime);
     }
 
     fn open_large(&mut self, manifest: Manifest, reply: Reply) {

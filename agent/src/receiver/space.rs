@@ -7,7 +7,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fmt,
+    fmt, io,
     sync::{Arc, Mutex, MutexGuard},
     time::{Duration, Instant},
 };
@@ -26,6 +26,13 @@ pub(super) const WINDOW: Duration = Duration::from_secs(60);
 /// Room is kept for what can arrive within so many windows.
 const AHEAD: u64 = 60;
 
+/// How long the disk's last answer holds, for small files that come many at a time...
+const RECENT: Duration = Duration::from_millis(100);
+/// ...as long as they ask for no more than this part of what is free, above what stays free...
+const NEAR_PART: u64 = 64;
+/// ...and for no more bytes than this.
+const NEAR: u64 = 16 << 20;
+
 /// Promises of room.
 pub(super) struct Space {
     promises: Mutex<Promises>,
@@ -35,8 +42,26 @@ pub(super) struct Space {
 struct Promises {
     /// As in the config.
     min_free: Option<u64>,
+    recent: Option<Recent>,
     next: u64,
     open: BTreeMap<u64, Promise>,
+}
+
+/// What the inbox's disk said last.
+struct Recent {
+    at: Instant,
+    disk: Disk,
+    /// Bytes that were asked for since.
+    since: u64,
+}
+
+impl Recent {
+    /// Is it near enough for `bytes` more?
+    fn holds(&self, bytes: u64, min_free: u64, now: Instant) -> bool {
+        let usable = self.disk.free.saturating_sub(min_free);
+        let near = (usable / NEAR_PART).min(NEAR);
+        now.saturating_duration_since(self.at) < RECENT && self.since.saturating_add(bytes) <= near
+    }
 }
 
 struct Promise {
@@ -161,6 +186,32 @@ impl Space {
     /// So many stay free from now on; promises made are kept.
     pub(super) fn set_min_free(&self, min_free: Option<u64>) {
         self.lock().min_free = min_free;
+    }
+
+    /// What the inbox's disk has, to promise `bytes` of it: as it said just now to others, or as it says when it is
+    /// `ask`ed, where `bytes` and theirs are more than next to nothing of what is free.
+    pub(super) fn disk(
+        &self,
+        bytes: u64,
+        now: Instant,
+        ask: impl FnOnce() -> io::Result<Option<Disk>>,
+    ) -> io::Result<Option<Disk>> {
+        let mut promises = self.lock();
+        let configured = promises.min_free;
+        if let Some(recent) = &mut promises.recent
+            && recent.holds(bytes, recent.disk.min_free(configured), now)
+        {
+            recent.since += bytes;
+            return Ok(Some(recent.disk));
+        }
+        drop(promises); // the disk may hang
+        let disk = ask()?;
+        self.lock().recent = disk.map(|disk| Recent {
+            at: now,
+            disk,
+            since: bytes,
+        });
+        Ok(disk)
     }
 
     /// Promises `peer` room for `bytes` more on the disk, or says what is missing. On a disk that does not tell (None)
@@ -374,6 +425,37 @@ mod tests {
                 .contains("only 49 more files and folders of 1000"),
             "{short}"
         );
+    }
+
+    #[test]
+    fn the_disk_is_asked_again_after_a_while_or_for_more_than_next_to_nothing() {
+        let (space, start) = (Space::new(Some(0)), Instant::now());
+        let usable = 64 << 10;
+        let near = usable / NEAR_PART;
+        let mut asked = 0;
+        let mut ask = |bytes, at| {
+            let before = asked;
+            let answer = space.disk(bytes, start + at, || {
+                asked += 1;
+                Ok(free(usable))
+            });
+            assert_eq!(answer.unwrap(), free(usable));
+            asked > before
+        };
+        let ms = Duration::from_millis;
+        let table = [
+            (1, ms(0), true),
+            (near - 1, ms(1), false),
+            (1, ms(2), true),
+            (near, ms(3), true),
+            (0, ms(4), false),
+            (0, ms(3) + RECENT, true),
+        ];
+        for (bytes, at, expected) in table {
+            assert_eq!(ask(bytes, at), expected, "{bytes} at {at:?}");
+        }
+        let failed = space.disk(u64::MAX, start, || Err(io::ErrorKind::Other.into()));
+        assert!(failed.is_err());
     }
 
     #[test]

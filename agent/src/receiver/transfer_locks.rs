@@ -19,10 +19,17 @@ pub(super) type Key = (AgentId, TransferId);
 /// The locks of an inbox's transfers: one link at a time works on each.
 #[derive(Default)]
 pub(super) struct TransferLocks {
-    table: Mutex<HashMap<Key, Entry>>,
+    table: Mutex<Table>,
     ended: Condvar,
     /// The same for those that wait without a thread.
     ends: watch::Sender<()>,
+}
+
+#[derive(Default)]
+struct Table {
+    locks: HashMap<Key, Entry>,
+    /// How many wait for a lock's end.
+    waiting: usize,
 }
 
 struct Entry {
@@ -49,7 +56,7 @@ impl TransferLocks {
         wanted: &dyn Fn() -> bool,
     ) -> Option<TransferLock> {
         let mut table = self.lock();
-        while fence(&table, key) {
+        while fence(&table.locks, key) {
             if !wanted() {
                 return None;
             }
@@ -61,7 +68,7 @@ impl TransferLocks {
     /// Locks `key` preemptibly: a newer lock takes it away without waiting. An older one is fenced and, if exclusive, waited for.
     pub(super) fn take_preemptible(self: &Arc<Self>, key: Key) -> TransferLock {
         let mut table = self.lock();
-        while fence(&table, key) {
+        while fence(&table.locks, key) {
             table = self.wait(table);
         }
         self.insert(table, key, false, None)
@@ -77,7 +84,7 @@ impl TransferLocks {
     /// tells when to try again.
     pub(super) fn take_now(self: &Arc<Self>, key: Key) -> Option<TransferLock> {
         let table = self.lock();
-        match fence(&table, key) {
+        match fence(&table.locks, key) {
             true => None,
             false => Some(self.insert(table, key, true, None)),
         }
@@ -91,19 +98,22 @@ impl TransferLocks {
     /// Locks `key` only if nobody has it.
     pub(super) fn try_take(self: &Arc<Self>, key: Key) -> Option<TransferLock> {
         let table = self.lock();
-        match table.contains_key(&key) {
+        match table.locks.contains_key(&key) {
             true => None,
             false => Some(self.insert(table, key, true, None)),
         }
     }
 
-    fn wait<'a>(&self, table: MutexGuard<'a, HashMap<Key, Entry>>) -> MutexGuard<'a, HashMap<Key, Entry>> {
-        self.ended.wait(table).unpoisoned()
+    fn wait<'a>(&self, mut table: MutexGuard<'a, Table>) -> MutexGuard<'a, Table> {
+        table.waiting += 1;
+        let mut table = self.ended.wait(table).unpoisoned();
+        table.waiting -= 1;
+        table
     }
 
     fn insert(
         self: &Arc<Self>,
-        mut table: MutexGuard<'_, HashMap<Key, Entry>>,
+        mut table: MutexGuard<'_, Table>,
         key: Key,
         exclusive: bool,
         wake: Option<Box<dyn Fn() + Send>>,
@@ -114,7 +124,7 @@ impl TransferLocks {
             exclusive,
             wake,
         };
-        table.insert(key, entry);
+        table.locks.insert(key, entry);
         TransferLock {
             transfer_locks: self.clone(),
             key,
@@ -122,7 +132,7 @@ impl TransferLocks {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Entry>> {
+    fn lock(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unpoisoned()
     }
 }
@@ -153,7 +163,7 @@ impl TransferLock {
     /// Makes a preemptible lock exclusive; false if a newer one has it by now.
     pub(super) fn make_exclusive(&self) -> bool {
         let mut table = self.transfer_locks.lock();
-        match table.get_mut(&self.key) {
+        match table.locks.get_mut(&self.key) {
             Some(entry) if Arc::ptr_eq(&entry.fenced, &self.fenced) => {
                 entry.exclusive = true;
                 !self.fenced()
@@ -167,11 +177,14 @@ impl Drop for TransferLock {
     fn drop(&mut self) {
         let mut table = self.transfer_locks.lock();
         let ours = |e: &Entry| Arc::ptr_eq(&e.fenced, &self.fenced);
-        if table.get(&self.key).is_some_and(ours) {
-            table.remove(&self.key);
+        if table.locks.get(&self.key).is_some_and(ours) {
+            table.locks.remove(&self.key);
         }
+        let is_waited_for = table.waiting > 0;
         drop(table);
-        self.transfer_locks.ended.notify_all();
+        if is_waited_for {
+            self.transfer_locks.ended.notify_all(); // a system call, also where nobody waits
+        }
         self.transfer_locks.ends.send_replace(());
     }
 }

@@ -266,7 +266,8 @@ impl Unpacking<'_> {
                     seconds: mtime,
                     nanos: 0,
                 };
-                partial::set_metadata(&file, &self.target.rights, mtime);
+                let meta = file.metadata().map_err(failed)?;
+                partial::set_metadata(&file, &meta, &self.target.rights, mtime);
                 if self.each {
                     failpoints::step("R5-folder-file", || durable::sync_file(&file)).map_err(failed)?;
                 }

@@ -120,9 +120,6 @@ pub(super) fn choose(
         kind: manifest.kind,
     };
     let place = shared.places.choose(inbox_dir, way.names, offered, opened)?;
-    let mut salt = [0; 16];
-    failpoints::step("R6-salt", || getrandom::fill(&mut salt))
-        .map_err(|e| Answer::io("asking for random bytes", &io::Error::other(e)))?;
     let body = ReceiptBody {
         transfer: key.1,
         sender: key.0,
@@ -132,7 +129,7 @@ pub(super) fn choose(
         size: manifest.size,
         digest,
         delivered_at: now_ms().max(0) as u64,
-        salt,
+        salt: [0; 16], // drawn when it is signed
     };
     let how = if place.is_elsewhere { How::Copied } else { way.how };
     Ok(Chosen {
@@ -144,13 +141,19 @@ pub(super) fn choose(
 }
 
 /// Those that are signed together share signatures.
-pub(super) fn sign(shared: &Shared, chosen: Vec<Chosen>) -> Vec<Intent> {
+pub(super) fn sign(shared: &Shared, mut chosen: Vec<Chosen>) -> Result<Vec<Intent>, Answer> {
+    let mut salts = vec![[0; 16]; chosen.len()];
+    failpoints::step("R6-salt", || getrandom::fill(salts.as_flattened_mut()))
+        .map_err(|e| Answer::io("asking for random bytes", &io::Error::other(e)))?;
+    for (chosen, salt) in chosen.iter_mut().zip(salts) {
+        chosen.body.salt = salt;
+    }
     let apart = |chosen: Chosen| ((chosen.place, chosen.how, chosen.inode), chosen.body);
     let (places, bodies): (Vec<_>, Vec<_>) = chosen.into_iter().map(apart).unzip();
     let receipts = (shared.sign)(&bodies);
     debug_assert_eq!(receipts.len(), places.len());
     let signed = places.into_iter().zip(receipts);
-    signed
+    let intents = signed
         .map(|((place, how, inode), receipt)| Intent {
             placing: Arc::new(Placing {
                 place: place.path.clone(),
@@ -160,7 +163,8 @@ pub(super) fn sign(shared: &Shared, chosen: Vec<Chosen>) -> Vec<Intent> {
             }),
             place,
         })
-        .collect()
+        .collect();
+    Ok(intents)
 }
 
 /// A place for one file, signed.
@@ -183,7 +187,7 @@ pub(super) fn intend(
         inode,
         &mut Opened::new(),
     )?;
-    Ok(sign(shared, vec![chosen]).swap_remove(0))
+    Ok(sign(shared, vec![chosen])?.swap_remove(0))
 }
 
 /// What R6 writes for one file.

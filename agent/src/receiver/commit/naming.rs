@@ -263,7 +263,7 @@ mod tests {
         };
         for (on, believed) in [(TRUSTED, true), (overlay, true), (FileSystem::default(), false)] {
             let _pretence = pretend(on);
-            let told = Told::of(&inbox_dir, &file).unwrap();
+            let told = Told::of(&inbox_dir, &file, 1).unwrap();
             assert_eq!(matches!(told.by, By::Times(_)), believed, "{}: {told:?}", on.name);
         }
     }

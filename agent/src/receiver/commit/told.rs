@@ -2,10 +2,7 @@
 
 use std::{fs::File, io};
 
-use crate::{
-    fs::version::Version,
-    receiver::{inbox_dir::InboxDir, partial},
-};
+use crate::{fs::version::Version, receiver::inbox_dir::InboxDir};
 
 /// What tells a verified partial from another file that is put in its place.
 #[derive(Debug)]
@@ -25,8 +22,8 @@ pub(super) enum By {
 }
 
 impl Told {
-    /// Of an open partial that nothing more is done to.
-    pub(crate) fn of(inbox_dir: &InboxDir, file: &File) -> io::Result<Self> {
+    /// Of an open partial with this inode, that nothing more is done to.
+    pub(crate) fn of(inbox_dir: &InboxDir, file: &File, inode: u64) -> io::Result<Self> {
         let by = match inbox_dir.lasting_inodes {
             true => By::Number,
             false => match Version::read(file)? {
@@ -34,7 +31,6 @@ impl Told {
                 _ => By::Bytes,
             },
         };
-        let inode = partial::inode(file)?;
         Ok(Self { inode, by })
     }
 

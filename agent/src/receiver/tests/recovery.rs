@@ -36,7 +36,7 @@ pub(super) async fn placing(rig: &Rig, how: How) -> (PathBuf, Receipt) {
     });
     let row = placing::Placing {
         place,
-        inode: partial::inode(&file).unwrap(),
+        inode: partial::inode(&file.metadata().unwrap()),
         how,
         receipt: receipt.clone(),
     };

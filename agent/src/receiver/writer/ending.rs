@@ -1,6 +1,6 @@
 //! How the work on a large partial ends: kept, given up, or committed.
 
-use std::{sync::Arc, time::Instant};
+use std::{io, sync::Arc, time::Instant};
 
 use dropwire_protocol::{Kind, message::DeclineReason};
 
@@ -99,19 +99,7 @@ impl Writer<'_> {
         if self.incoming.manifest.kind == Kind::Folder {
             return self.commit_folder();
         }
-        partial::set_metadata(
-            self.body.output.file(),
-            &self.rights(),
-            self.incoming.manifest.mtime,
-        );
-        let durable = failpoints::step("R5-partial", || durable::sync_file(self.body.output.file()))
-            .and_then(|()| {
-                failpoints::step("R5-partial-dir", || {
-                    durable::sync_dir(&self.body.inbox_dir.partials)
-                })
-            })
-            .and_then(|()| Told::of(&self.body.inbox_dir, self.body.output.file()));
-        match durable {
+        match self.make_durable() {
             Ok(told) => self.place(told),
             Err(e) if spoils(&e) => {
                 if self.give_up() {
@@ -121,6 +109,15 @@ impl Writer<'_> {
             // Its folder could not be opened to be synced: the file itself may not be durable, so no checkpoint is made.
             Err(e) => self.incoming.reply.end(Answer::io("syncing the file", &e)),
         }
+    }
+
+    fn make_durable(&self) -> io::Result<Told> {
+        let (file, inbox_dir) = (self.body.output.file(), &*self.body.inbox_dir);
+        let meta = file.metadata()?;
+        partial::set_metadata(file, &meta, &self.rights(), self.incoming.manifest.mtime);
+        failpoints::step("R5-partial", || durable::sync_file(file))?;
+        failpoints::step("R5-partial-dir", || durable::sync_dir(&inbox_dir.partials))?;
+        Told::of(inbox_dir, file, partial::inode(&meta))
     }
 
     fn rights(&self) -> Arc<Rights> {
