@@ -16,7 +16,7 @@ use std::{
 use cap_fs_ext::{DirExt, FollowSymlinks, OpenOptionsFollowExt};
 use cap_std::fs::{Dir, OpenOptions};
 use notify::{
-    Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _,
+    Config, Event, EventKind, EventKindMask, RecommendedWatcher, RecursiveMode, Watcher as _,
     event::{AccessKind, AccessMode, ModifyKind, RenameMode},
 };
 use tokio::sync::{Notify, mpsc};
@@ -88,7 +88,8 @@ impl Watcher {
                 Err(error) => note_limit(&limited, &error),
             }
         };
-        let mut inner = with_its_thread(|| notify::recommended_watcher(handler))?;
+        let config = Config::default().with_event_kinds(KINDS);
+        let mut inner = with_its_thread(|| RecommendedWatcher::new(handler, config))?;
         if !FOLDER_BY_FOLDER {
             inner.watch(root, RecursiveMode::Recursive)?;
         }
@@ -166,6 +167,9 @@ const PROBE: &str = "probe";
 /// inotify watches folders, not trees. Each is watched before it is read, which a watcher that adds them on its own,
 /// after it told of them, cannot promise. The other systems watch trees themselves.
 const FOLDER_BY_FOLDER: bool = cfg!(target_os = "linux");
+
+/// All but what reading makes: each look and each sending opens the file, and would wake the watcher's thread for nothing.
+const KINDS: EventKindMask = EventKindMask::CORE.union(EventKindMask::ACCESS_CLOSE);
 
 fn note_limit(limited: &AtomicBool, error: &notify::Error) {
     match error.kind {
