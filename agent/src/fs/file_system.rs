@@ -82,6 +82,15 @@ impl FileSystem {
         self.name == "overlay"
     }
 
+    /// A file that is made longer keeps a hole there, which costs nothing to make, and what is not written yet takes no
+    /// space. FAT fills it with zeros.
+    pub fn keeps_holes(&self) -> bool {
+        matches!(
+            self.name,
+            "ext4" | "xfs" | "btrfs" | "f2fs" | "bcachefs" | "tmpfs"
+        )
+    }
+
     /// An open file tells of itself, and not of what has its name by now: behind FUSE and network mounts it may be asked for by
     /// its path.
     pub fn tells_of_open_files(&self) -> bool {

@@ -5,13 +5,17 @@ use std::{
     io,
     sync::{
         Arc, Mutex,
-        mpsc::{SyncSender, TrySendError, sync_channel},
+        mpsc::{SyncSender, sync_channel},
     },
     thread::{self, JoinHandle},
 };
 
 use super::{ledger, ledger::Checkpoint, reply::Answer, transfer_locks::Key};
 use crate::{clock::now_ms, db::Db, failpoints, fs::durable, poison::Unpoisoned as _};
+
+/// Most checkpoints that wait for the one before them. With that one and one that waits for a place, so many times the
+/// bytes between two may be written and not yet durable.
+const WAITING: usize = 2;
 
 /// A thread that takes one checkpoint at a time.
 pub(super) struct Checkpointer {
@@ -38,7 +42,7 @@ pub(super) struct Failure {
 impl Checkpointer {
     /// For the partial `file` (a descriptor of the one that is written) of `key`, durable up to `durable`.
     pub(super) fn start(file: File, key: Key, db: Db, durable: u64) -> io::Result<Self> {
-        let (queue, waiting) = sync_channel::<Checkpoint>(1);
+        let (queue, waiting) = sync_channel::<Checkpoint>(WAITING);
         let progress = Arc::new(Mutex::new(Progress {
             durable,
             failure: None,
@@ -67,12 +71,11 @@ impl Checkpointer {
         })
     }
 
-    /// Asks for a checkpoint; false: skipped, for one is under way and another waits. With `wait` it never is. (An
-    /// ended thread left its failure.)
-    pub(super) fn request(&self, checkpoint: Checkpoint, wait: bool) -> bool {
-        match self.queue.try_send(checkpoint) {
-            Err(TrySendError::Full(checkpoint)) if wait => self.queue.send(checkpoint).is_ok(),
-            sent => sent.is_ok(),
+    /// Asks for a checkpoint, waiting while too many wait. To be dropped before [`Checkpointer::finish`].
+    pub(super) fn request(&self) -> impl FnOnce(Checkpoint) + Send + 'static {
+        let queue = self.queue.clone();
+        move |checkpoint| {
+            let _ = queue.send(checkpoint); // an ended thread left its failure
         }
     }
 

@@ -55,6 +55,8 @@ pub(super) struct InboxDir {
     pub how: How,
     /// May many files be made durable at once?
     pub syncfs: bool,
+    /// See [`FileSystem::keeps_holes`].
+    pub keeps_holes: bool,
     /// Does a file keep its inode number over mounts?
     pub lasting_inodes: bool,
     /// Which files got their names.
@@ -141,6 +143,7 @@ impl InboxDir {
             how,
             syncfs: on.as_ref().is_ok_and(|on| on.syncfs_reports),
             lasting_inodes,
+            keeps_holes: on.as_ref().is_ok_and(FileSystem::keeps_holes),
             named,
             disks,
             mode,

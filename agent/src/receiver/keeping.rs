@@ -104,7 +104,7 @@ pub(super) fn make_way(
     let mut number = rows.len() + 1;
     let mut idle: Vec<(TransferLock, u64)> = rows
         .into_iter()
-        .filter_map(|key| Some((shared.transfer_locks.try_take(key)?, length(inbox_dir, key))))
+        .filter_map(|key| Some((shared.transfer_locks.try_take(key)?, occupied(inbox_dir, key))))
         .collect();
     let mut bytes: u64 = idle.iter().map(|(_, length)| length).sum();
     let shortest = idle.pop(); // goes last, and only for the number
@@ -151,10 +151,10 @@ pub(super) fn drop_partial(shared: &Shared, lock: &TransferLock) -> Result<(), D
     Ok(())
 }
 
-/// Bytes received; none where nothing is seen.
-fn length(inbox_dir: &InboxDir, key: Key) -> u64 {
+/// Bytes that the partial takes of the disk; none where nothing is seen.
+fn occupied(inbox_dir: &InboxDir, key: Key) -> u64 {
     partial::look(inbox_dir, key, Kind::File)
         .ok()
         .flatten()
-        .map_or(0, |meta| meta.len())
+        .map_or(0, |meta| partial::occupied(inbox_dir, &meta))
 }

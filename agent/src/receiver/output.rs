@@ -1,36 +1,109 @@
 //! A large partial's bytes on their way to the disk: past the page cache where the system does that, since each fresh
-//! page of it costs more than all that is done to its bytes otherwise.
+//! page of it costs more than all that is done to its bytes otherwise; and on a thread of their own, since the disk is
+//! waited for in such writes, and the next bytes can be hashed meanwhile.
 //!
-//! Such writes begin and end at multiples of [`ALIGNED`], in memory too. So bytes are gathered in an aligned block;
+//! Such writes begin and end at multiples of [`ALIGNED`], in memory too. So bytes are gathered in aligned blocks;
 //! what does not fit into whole pages, at the ends of what is received in one go, takes the way through the cache. Where
 //! direct writes are refused everything does.
 
-use std::{fs::File, io};
+use std::{
+    fs::File,
+    io, mem,
+    sync::mpsc::{Receiver, Sender, channel},
+    thread::{self, JoinHandle},
+};
 
 /// Bytes written at once.
 const BLOCK: usize = 512 << 10;
 /// What offsets, lengths and addresses of direct writes are multiples of.
 const ALIGNED: usize = 4096;
+/// Most blocks of one partial: one is filled while the others wait for the disk.
+const BLOCKS: usize = 4;
 
-/// The end of a partial, where bytes are added. It holds back less than a block; [`Output::flush`] writes that, too.
+/// The end of a partial, where bytes are added. With blocks it holds back less than one; [`Output::flush`] writes that,
+/// too.
 pub(super) struct Output {
     file: File,
+    /// What counts as written is what the system has taken.
     written: u64,
     /// None: all goes through the page cache, at once.
+    blocks: Option<Blocks>,
+}
+
+/// What the thread that writes is asked, in this order.
+enum Task {
+    Write { block: Block, at: u64 },
+    Then(Box<dyn FnOnce() + Send>),
+}
+
+/// A task that is done: its block, and up to where all is written; None where it wrote nothing.
+struct Done {
     block: Option<Block>,
-    /// How the descriptor is set.
-    direct: bool,
+    written: io::Result<Option<u64>>,
+}
+
+/// Blocks, and the thread that writes them.
+struct Blocks {
+    filling: Block,
+    /// Where that one is to be written.
+    at: u64,
+    free: Vec<Block>,
+    /// Tasks under way.
+    under_way: usize,
+    /// The first error; nothing is written after it.
+    failed: Option<io::Error>,
+    tasks: Sender<Task>,
+    done: Receiver<Done>,
+    thread: JoinHandle<()>,
 }
 
 impl Output {
-    /// Adds to `file` at `written`; with `direct`, past the page cache if that works here.
-    pub(super) fn new(file: File, written: u64, direct: bool) -> Self {
+    /// Adds to `file` at `written`, through the page cache.
+    pub(super) fn cached(file: File, written: u64) -> Self {
         Self {
             file,
             written,
-            block: direct.then(Block::new),
-            direct: false,
+            blocks: None,
         }
+    }
+
+    /// Adds to `file` at `written`, past the page cache if that works here. With a `size` the file has its length from now
+    /// on: writes into it need less of the file system then. `news` is called whenever more is written, from another
+    /// thread. An error: there is none.
+    pub(super) fn direct(
+        file: File,
+        written: u64,
+        size: Option<u64>,
+        news: impl Fn() + Send + 'static,
+    ) -> io::Result<Self> {
+        if let Some(size) = size {
+            let _ = file.set_len(size); // refused, writes make it longer
+        }
+        let (tasks, waiting) = channel();
+        let (tell, done) = channel();
+        let target = Target {
+            file: file.try_clone()?,
+            direct: false,
+            is_refused: false,
+        };
+        let thread = thread::Builder::new()
+            .name("inbox-write".into())
+            .spawn(move || target.run(waiting, tell, news))?;
+        let blocks = Blocks {
+            filling: Block::new(),
+            at: written,
+            free: Vec::new(),
+            under_way: 0,
+            failed: None,
+            tasks,
+            done,
+            thread,
+        };
+        Ok(Self {
+            file,
+            written,
+            blocks: Some(blocks),
+        })
     }
 
     /// The partial. Nobody else may write to it, nor change how its descriptor is set.
@@ -39,66 +112,212 @@ impl Output {
     }
 
     /// Up to where the system has the bytes. Not how far they are durable.
-    pub(super) fn written(&self) -> u64 {
+    pub(super) fn written(&mut self) -> u64 {
+        while let Some(blocks) = &mut self.blocks
+            && let Ok(done) = blocks.done.try_recv()
+        {
+            blocks.take_back(done, &mut self.written);
+        }
         self.written
     }
 
     /// Takes the next bytes. Not to be called after an error.
     pub(super) fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
-        while let Some(block) = &mut self.block {
-            // Blocks end at multiples of their size, wherever the first one began.
-            let end = BLOCK - (self.written % BLOCK as u64) as usize;
-            bytes = block.take(bytes, end);
-            if block.filled < end {
-                return Ok(());
-            }
-            self.flush()?;
-        }
-        self.put(bytes, false)
-    }
-
-    /// Writes what is held back. After an error that is lost, and [`Output::written`] says where.
-    pub(super) fn flush(&mut self) -> io::Result<()> {
-        let Some(mut block) = self.block.take() else {
+        let Some(blocks) = &mut self.blocks else {
+            write_at(&self.file, self.written, bytes)?;
+            self.written += bytes.len() as u64;
             return Ok(());
         };
-        let bytes = block.bytes();
-        let whole = match self.written % ALIGNED as u64 {
-            0 => bytes.len() - bytes.len() % ALIGNED,
-            _ => 0,
-        };
-        let (whole, rest) = bytes.split_at(whole);
-        let direct = self.put_direct(whole)?;
-        self.put(rest, false)?;
-        if direct {
-            block.filled = 0;
-            self.block = Some(block);
+        while !bytes.is_empty() {
+            // Blocks end at multiples of their size, wherever the first one began.
+            let end = BLOCK - (blocks.at % BLOCK as u64) as usize;
+            bytes = blocks.filling.take(bytes, end);
+            if blocks.filling.filled == end {
+                blocks.hand_over(&mut self.written)?;
+            }
         }
         Ok(())
     }
 
+    /// Does this once all that was taken is written; not at all if it could not be.
+    pub(super) fn then(&mut self, act: impl FnOnce() + Send + 'static) -> io::Result<()> {
+        let Some(blocks) = &mut self.blocks else {
+            act();
+            return Ok(());
+        };
+        blocks.hand_over(&mut self.written)?;
+        blocks.send(Task::Then(Box::new(act)))
+    }
+
+    /// Writes what is held back, and waits for all that is under way.
+    pub(super) fn flush(&mut self) -> io::Result<()> {
+        let Some(blocks) = &mut self.blocks else {
+            return Ok(());
+        };
+        blocks.hand_over(&mut self.written)?;
+        blocks.wait(&mut self.written)?;
+        match self.written == blocks.at {
+            true => Ok(()),
+            false => Err(ended()),
+        }
+    }
+
     /// Cuts the file to `length`, where the next bytes go; what is held back is dropped.
     pub(super) fn cut(&mut self, length: u64) -> io::Result<()> {
-        if let Some(block) = &mut self.block {
-            block.filled = 0;
+        if let Some(blocks) = &mut self.blocks {
+            blocks.filling.filled = 0;
+            blocks.wait(&mut self.written)?;
+            blocks.at = length;
         }
         self.file.set_len(length)?;
         self.written = length;
         Ok(())
     }
 
-    /// False: written all the same, but direct writes are refused here.
-    fn put_direct(&mut self, bytes: &[u8]) -> io::Result<bool> {
-        if bytes.is_empty() {
-            return Ok(true);
+    /// Waits until nothing is under way any more, whatever becomes of it. Nothing can be written after that.
+    pub(super) fn close(&mut self) {
+        if let Some(blocks) = self.blocks.take() {
+            drop(blocks.tasks);
+            let _ = blocks.thread.join();
+            for done in blocks.done {
+                if let Ok(Some(written)) = done.written {
+                    self.written = written;
+                }
+            }
         }
-        match self.put(bytes, true) {
-            Err(e) if system::is_refused(&e) => self.put(bytes, false).map(|()| false),
-            done => done.map(|()| true),
+    }
+}
+
+impl Drop for Output {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl Blocks {
+    fn send(&mut self, task: Task) -> io::Result<()> {
+        self.check()?;
+        self.under_way += 1;
+        self.tasks.send(task).map_err(|_| ended())
+    }
+
+    /// Has what is filled written, and begins the next block.
+    fn hand_over(&mut self, written: &mut u64) -> io::Result<()> {
+        if self.filling.filled == 0 {
+            return Ok(());
+        }
+        while let Ok(done) = self.done.try_recv() {
+            self.take_back(done, written);
+        }
+        let next = loop {
+            match self.free.pop() {
+                Some(free) => break free,
+                None if self.under_way < BLOCKS - 1 => break Block::new(),
+                None => self.wait_for_one(written)?,
+            }
+        };
+        let block = mem::replace(&mut self.filling, next);
+        let at = self.at;
+        self.at += block.filled as u64;
+        self.send(Task::Write { block, at })
+    }
+
+    fn wait(&mut self, written: &mut u64) -> io::Result<()> {
+        while self.under_way > 0 {
+            self.wait_for_one(written)?;
+        }
+        self.check()
+    }
+
+    fn check(&self) -> io::Result<()> {
+        match &self.failed {
+            None => Ok(()),
+            Some(error) => Err(same(error)),
         }
     }
 
-    fn put(&mut self, bytes: &[u8], direct: bool) -> io::Result<()> {
+    fn wait_for_one(&mut self, written: &mut u64) -> io::Result<()> {
+        let done = self.done.recv().map_err(|_| ended())?;
+        self.take_back(done, written);
+        Ok(())
+    }
+
+    fn take_back(&mut self, done: Done, written: &mut u64) {
+        self.under_way -= 1;
+        if let Some(mut block) = done.block {
+            block.filled = 0;
+            self.free.push(block);
+        }
+        match done.written {
+            Ok(now) => *written = now.unwrap_or(*written),
+            Err(error) => self.failed = self.failed.take().or(Some(error)),
+        }
+    }
+}
+
+/// An error cannot be cloned.
+fn same(error: &io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(code) => io::Error::from_raw_os_error(code),
+        None => io::Error::new(error.kind(), error.to_string()),
+    }
+}
+
+fn ended() -> io::Error {
+    io::Error::other("the thread that writes has ended")
+}
+
+/// The writing thread's own.
+struct Target {
+    file: File,
+    /// How the descriptor is set.
+    direct: bool,
+    /// Direct writes are refused here.
+    is_refused: bool,
+}
+
+impl Target {
+    fn run(mut self, tasks: Receiver<Task>, tell: Sender<Done>, news: impl Fn()) {
+        let mut failed = false;
+        for task in tasks {
+            let (block, written) = match task {
+                Task::Write { block, at } if !failed => {
+                    let written = self.write(block.bytes(), at);
+                    failed = written.is_err();
+                    let end = at + block.filled as u64;
+                    (Some(block), written.map(|()| Some(end)))
+                }
+                Task::Write { block, .. } => (Some(block), Ok(None)),
+                Task::Then(act) => {
+                    if !failed {
+                        act();
+                    }
+                    (None, Ok(None))
+                }
+            };
+            if tell.send(Done { block, written }).is_ok() {
+                news();
+            }
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8], at: u64) -> io::Result<()> {
+        let whole = match at % ALIGNED as u64 {
+            0 if !self.is_refused => bytes.len() - bytes.len() % ALIGNED,
+            _ => 0,
+        };
+        let (whole, rest) = bytes.split_at(whole);
+        match self.put(whole, at, true) {
+            Err(e) if system::is_refused(&e) => {
+                self.is_refused = true;
+                self.put(whole, at, false)?;
+            }
+            done => done?,
+        }
+        self.put(rest, at + whole.len() as u64, false)
+    }
+
+    fn put(&mut self, bytes: &[u8], at: u64, direct: bool) -> io::Result<()> {
         if bytes.is_empty() {
             return Ok(());
         }
@@ -106,9 +325,7 @@ impl Output {
             system::set_direct(&self.file, direct)?;
             self.direct = direct;
         }
-        write_at(&self.file, self.written, bytes)?;
-        self.written += bytes.len() as u64;
-        Ok(())
+        write_at(&self.file, at, bytes)
     }
 }
 
@@ -207,7 +424,10 @@ mod tests {
     fn goes_through(folder: &Path, bytes: &[u8], held: usize, piece: usize, direct: bool) {
         let file = tempfile::tempfile_in(folder).unwrap();
         write_at(&file, 0, &bytes[..held]).unwrap();
-        let mut output = Output::new(file, held as u64, direct);
+        let mut output = match direct {
+            true => Output::direct(file, held as u64, Some(bytes.len() as u64), || ()).unwrap(),
+            false => Output::cached(file, held as u64),
+        };
         output.write(&some(piece)).unwrap();
         output.cut(held as u64).unwrap();
         for piece in bytes[held..].chunks(piece) {
@@ -245,18 +465,42 @@ mod tests {
 
     #[test]
     fn without_direct_writes_nothing_is_held_back() {
-        let mut output = Output::new(tempfile::tempfile().unwrap(), 0, false);
+        let mut output = Output::cached(tempfile::tempfile().unwrap(), 0);
         output.write(b"abc").unwrap();
         assert_eq!(output.written(), 3);
     }
 
     /// Read-only: no write succeeds, and none is taken for a refusal of direct ones.
     #[test]
-    fn an_error_is_an_error() {
+    fn an_error_is_an_error_and_nothing_is_done_behind_it() {
         let temp = tempfile::NamedTempFile::new().unwrap();
-        let mut output = Output::new(File::open(temp.path()).unwrap(), 0, true);
+        let file = File::open(temp.path()).unwrap();
+        let mut output = Output::direct(file, 0, None, || ()).unwrap();
+        let (tell, told) = channel();
         output.write(b"abc").unwrap();
+        output.then(move || tell.send(()).unwrap()).unwrap();
         assert!(output.flush().is_err());
+        output.close();
         assert_eq!(output.written(), 0);
+        assert!(told.recv().is_err());
+    }
+
+    /// What is handed over counts only once it came back, and what is to be done then is done then.
+    #[test]
+    fn what_counts_as_written_is_what_came_back() {
+        let (news, told) = channel();
+        let mut output = Output::direct(tempfile::tempfile().unwrap(), 0, Some(1 << 30), move || {
+            news.send(()).unwrap();
+        })
+        .unwrap();
+        let (go_on, waits) = channel::<()>();
+        output.then(move || waits.recv().unwrap()).unwrap();
+        output.write(&some(BLOCK)).unwrap();
+        assert_eq!(output.written(), 0);
+        go_on.send(()).unwrap();
+        for _ in 0..2 {
+            told.recv().unwrap();
+        }
+        assert_eq!(output.written(), BLOCK as u64);
     }
 }

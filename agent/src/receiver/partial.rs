@@ -234,6 +234,19 @@ pub(super) fn set_mtime(file: &File, mtime: Mtime) {
     }
 }
 
+/// Bytes that a partial takes of its disk. Its length does not say, where it has that from the beginning; and where it
+/// has not, a file system need not know the blocks.
+pub(super) fn occupied(inbox_dir: &InboxDir, meta: &Metadata) -> u64 {
+    #[cfg(unix)]
+    if inbox_dir.keeps_holes {
+        const SECTOR: u64 = 512;
+        return cap_std::fs::MetadataExt::blocks(meta).saturating_mul(SECTOR);
+    }
+    #[cfg(not(unix))]
+    let _ = inbox_dir;
+    meta.len()
+}
+
 /// The inode (0 where the system has none), by which a partial is known again.
 pub(super) fn inode(meta: &fs::Metadata) -> u64 {
     #[cfg(unix)]

@@ -37,8 +37,6 @@ use crate::{clock::now_ms, failpoints, id};
 
 /// Bytes between two checkpoints.
 const CHECKPOINT: u64 = 16 << 20;
-/// Most bytes that are written and not yet durable.
-const MAX_DIRTY: u64 = 4 * CHECKPOINT;
 /// From this size on a file is written past the page cache: its bytes are more than a checkpoint's.
 const DIRECT: u64 = CHECKPOINT;
 /// Most bytes that are written and not yet told.
@@ -169,8 +167,14 @@ fn open(
         }
     };
     // A folder's stream is read again at once.
-    let direct = manifest.size >= DIRECT && manifest.kind == Kind::File;
-    let output = Output::new(file, held, direct);
+    let output = match manifest.size >= DIRECT && manifest.kind == Kind::File {
+        true => {
+            let wake = wake.clone();
+            let size = inbox_dir.keeps_holes.then_some(manifest.size);
+            Output::direct(file, held, size, move || poke(&wake)).map_err(not_opened)?
+        }
+        false => Output::cached(file, held),
+    };
     let checkpointer = checkpointer(shared, key, &output, held).map_err(not_opened)?;
     let body = Body {
         inbox_dir,
@@ -227,7 +231,7 @@ impl Writer<'_> {
 
     fn written(&mut self) -> Result<(), End> {
         if self.incoming.digest().length() - self.body.asked >= CHECKPOINT {
-            self.checkpoint(false)?;
+            self.checkpoint()?;
         }
         self.tell(TELL);
         Ok(())
@@ -253,6 +257,8 @@ impl Writer<'_> {
             from = length,
             "what lay here before the resume is damaged; it is asked for again"
         );
+        let flushed = self.body.output.flush();
+        flushed.map_err(|error| self.body.unwritten(&error, self.incoming.manifest.size))?;
         if let Some(checkpointer) = self.body.checkpointer.take() {
             checkpointer.finish()?;
         }
@@ -279,19 +285,13 @@ impl Writer<'_> {
         }
     }
 
-    /// Asks for one at everything that came, which is written first.
-    fn checkpoint(&mut self, wait: bool) -> Result<(), End> {
+    /// Has one taken at everything that came, once that is written.
+    fn checkpoint(&mut self) -> Result<(), End> {
         let here = self.checkpoint_here();
         let (body, size) = (&mut self.body, self.incoming.manifest.size);
         let Some(checkpointer) = &body.checkpointer else {
             return Ok(());
         };
-        let written = body.output.flush();
-        written.map_err(|error| body.unwritten(&error, size))?;
-        let offset = here.offset;
-        if body.output.written() < offset {
-            return Ok(()); // an earlier write failed
-        }
         let there = partial::is_there(&body.inbox_dir, self.incoming.lock.key(), body.output.file());
         if !there.map_err(|error| body.unwritten(&error, size))? && !failpoints::mutant("R3-there") {
             return Err(End::Said {
@@ -299,10 +299,10 @@ impl Writer<'_> {
                 keep: false,
             });
         }
-        let durable = checkpointer.durable().unwrap_or(offset); // a failure is heard at the next order
-        if checkpointer.request(here, wait || offset - durable > MAX_DIRTY) {
-            body.asked = offset;
-        }
+        let (offset, request) = (here.offset, checkpointer.request());
+        let asked = body.output.then(move || request(here));
+        asked.map_err(|error| body.unwritten(&error, size))?;
+        body.asked = offset;
         Ok(())
     }
 

@@ -182,6 +182,18 @@ async fn a_peer_keeps_only_so_many_partials() {
 async fn a_peer_s_partials_take_only_so_many_bytes() {
     let rig = Rig::new().await;
     idle_partials(&rig, 6).await;
+    if inbox_dir(&rig).keeps_holes {
+        make_way(&rig, 256, 0).unwrap();
+        assert_eq!(
+            left(&rig, 6).await.len(),
+            6,
+            "they have their length, but no bytes yet"
+        );
+    }
+    for n in 0..6 {
+        let partial = partial::open(&inbox_dir(&rig), (ANA, numbered(n))).unwrap();
+        output::write_at(&partial.unwrap(), 0, &content(MIB)).unwrap();
+    }
     make_way(&rig, 256, 6 * MIB as u64).unwrap();
     assert_eq!(left(&rig, 6).await.len(), 6);
     make_way(&rig, 256, 4 * MIB as u64).unwrap();

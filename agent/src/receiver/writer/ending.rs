@@ -59,8 +59,9 @@ impl Writer<'_> {
             && self.incoming.digest().length() > body.asked
         {
             // What cannot be written comes again, from the last checkpoint on.
-            let _ = self.checkpoint(true);
+            let _ = self.checkpoint();
         }
+        self.body.output.close();
         let synced = self.body.checkpointer.take().map_or(Ok(0), Checkpointer::finish);
         let end = match (end, synced) {
             (end, Ok(_)) | (end @ Err(End::Said { keep: false, .. }), _) => end,
