@@ -2,13 +2,12 @@
 //!
 //! Each outbox has a lane of its own, so that one whose disk hangs holds up no other; the copies of all sends share one.
 
-mod deferred;
 mod lanes;
 mod reused_names;
 pub mod stuck;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
@@ -19,7 +18,6 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use self::{
-    deferred::{Before, Deferred},
     lanes::{AGAIN, Held, Lanes, Listed},
     stuck::{Reason, Stuck, Told},
 };
@@ -31,7 +29,7 @@ use crate::{
     config::Current,
     db::DbError,
     error::chain,
-    fs::version::{Found, OutboxId},
+    fs::version::OutboxId,
     leaving::{self, DisposeError, Disposed, Siblings, spool},
     poison::Unpoisoned as _,
     queue::{self, ItemId, Queue},
@@ -56,7 +54,6 @@ pub struct Cleanup(Arc<State>);
 #[derive(Default)]
 struct State {
     wake: Notify,
-    deferred: Deferred,
     stuck: Stuck,
     siblings: Siblings,
     /// Outboxes whose disk lost what it was told to keep, and how that was told: nothing leaves them until the agent
@@ -68,25 +65,6 @@ impl Cleanup {
     /// Some files may leave now.
     pub(super) fn wake(&self) {
         self.0.wake.notify_one();
-    }
-
-    /// An outbox tells how these are there: folders that were left alone may leave.
-    pub(super) fn told(&self, found: &[Found]) {
-        if self.0.deferred.told(found) {
-            self.wake();
-        }
-    }
-
-    /// Outboxes with folders that are left alone until something is told of them.
-    pub(super) fn deferring(&self) -> HashSet<OutboxId> {
-        self.0.deferred.outboxes()
-    }
-
-    /// Lets go of those of an outbox that are gone, or of all of them if it `is_away`. Blocks for the outbox's disk.
-    pub(super) fn forget_gone(&self, outbox: OutboxId, is_away: bool) {
-        if self.0.deferred.forget_gone(outbox, is_away) {
-            self.wake();
-        }
     }
 
     /// What cannot leave the outbox there.
@@ -173,11 +151,14 @@ async fn listed(task: &Task) -> Result<Listed, DbError> {
 
 /// All of a lane that may leave and is not held; what is held after it.
 async fn work(task: &Task, outboxes: VecDeque<OutboxId>, mut held: Held, cancel: &CancellationToken) -> Held {
-    match pass(task, outboxes, &mut held, cancel).await {
+    let begun = Instant::now();
+    let passed = pass(task, outboxes, begun, &mut held, cancel).await;
+    held.tried(begun);
+    match passed {
         Ok(ended) => {
             match ended.some_held {
                 true => held.try_again(ended.some_left),
-                false => held = Held::default(),
+                false => held.no_files(),
             }
             held.lingers_until = ended.lingering.map(|wait| Instant::now() + wait.max(LINGERING));
             held
@@ -194,6 +175,7 @@ async fn work(task: &Task, outboxes: VecDeque<OutboxId>, mut held: Held, cancel:
 async fn pass(
     task: &Task,
     outboxes: VecDeque<OutboxId>,
+    begun: Instant,
     held: &mut Held,
     cancel: &CancellationToken,
 ) -> Result<Ended, DbError> {
@@ -213,7 +195,7 @@ async fn pass(
         let found = batch.len();
         batch.retain(|d| !held.items.contains(&d.item));
         all.some_held |= batch.len() < found;
-        batch.retain(|d| !task.cleanup.0.deferred.holds(d));
+        batch.retain(|d| !held.is_changed(d.item, begun));
         let waiting = batch.len();
         batch.retain(|d| match lingers(task, d, now_ms()) {
             Some(wait) => {
@@ -228,15 +210,14 @@ async fn pass(
             }
             continue;
         }
-        let begin = |d: &queue::Disposal| d.found.version.folder.then(|| task.cleanup.0.deferred.begin(d));
-        let before = batch.iter().map(|d| begin(d).flatten()).collect();
         let plans: Vec<_> = batch.iter().map(|d| plan(task, d)).collect();
         let (cancel, state) = (cancel.clone(), task.cleanup.0.clone());
         let dispose = move || leaving::dispose_all(&plans, &state.siblings, &|| cancel.is_cancelled());
+        let since = Instant::now();
         let outcomes = blocking(dispose).await;
         // The runtime ends: each of them is found again.
         let outcomes = outcomes.unwrap_or_else(|_| batch.iter().map(|_| Ok(Disposed::Busy)).collect());
-        let ended = ended(task, batch, before, outcomes, held).await?;
+        let ended = ended(task, batch, outcomes, since.elapsed(), held).await?;
         all.some_left |= ended.some_left;
         all.some_held |= ended.some_held;
         if let Some(wait) = ended.lingering {
@@ -304,12 +285,12 @@ fn lingers(task: &Task, disposal: &queue::Disposal, now_ms: i64) -> Option<Durat
     (!left.is_zero()).then_some(left)
 }
 
-/// What became of them goes to the job list in one commit.
+/// What became of them goes to the job list in one commit; `took`: how long all of it took.
 async fn ended(
     task: &Task,
     batch: Vec<queue::Disposal>,
-    before: Vec<Option<Before>>,
     outcomes: Vec<Result<Disposed, DisposeError>>,
+    took: Duration,
     held: &mut Held,
 ) -> Result<Ended, DbError> {
     let (mut noted, mut gone, mut changed) = (Vec::new(), Vec::new(), Vec::new());
@@ -321,11 +302,8 @@ async fn ended(
         ..
     } = task;
     let state = &task.cleanup.0;
-    for ((disposal, before), outcome) in batch.into_iter().zip(before).zip(outcomes) {
+    for (disposal, outcome) in batch.into_iter().zip(outcomes) {
         let path = &disposal.found.path;
-        if before.is_some() && !matches!(outcome, Ok(Disposed::Changed)) && state.deferred.forget(&disposal) {
-            task.cleanup.wake();
-        }
         if outcome.is_ok() {
             state.stuck.remove(&disposal);
         }
@@ -336,15 +314,9 @@ async fn ended(
                 noted.push((disposal.item, None));
                 gone.push(disposal);
             }
-            // It may become what was delivered again, when an editor's swap file goes, say; a newer version that was
-            // delivered and left ends it, too.
             Ok(Disposed::Changed) if disposal.found.version.folder => {
-                debug!(%path, "changed since it was delivered: looked at, and tried again when it is another");
-                let is_watched = outboxes.with_id(disposal.found.outbox).is_some();
-                if !before.is_some_and(|before| is_watched && state.deferred.hold(&disposal, before)) {
-                    waiting += 1;
-                    held.add(disposal.item);
-                }
+                debug!(%path, "changed since it was delivered: looked at, and tried again later");
+                held.add_changed(disposal.item, took);
                 changed.push(disposal);
             }
             Ok(Disposed::Changed) => {

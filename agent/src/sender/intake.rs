@@ -215,7 +215,6 @@ impl Known for InQueue {
 
     fn unknown(&self, found: Vec<Found>) -> Pin<Box<dyn Future<Output = Option<Vec<Found>>> + Send + '_>> {
         Box::pin(async move {
-            self.task.cleanup.told(&found);
             let ask = || self.task.queue.unknown(found.clone());
             persistently(&self.cancel, FIRST_WAIT, ask).await
         })

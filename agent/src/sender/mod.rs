@@ -182,7 +182,6 @@ impl Sender {
         self.tasks.spawn(reconcile::run(
             self.context.queue.clone(),
             self.context.outboxes.clone(),
-            self.context.cleanup.clone(),
             self.spool.clone(),
             self.cancel.clone(),
         ));

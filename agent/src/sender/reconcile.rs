@@ -9,17 +9,15 @@
 //! - A copy that `send` took and whose jobs ended otherwise waits for a retry for [`KEPT`], and is removed.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashSet,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
 
-use tokio::task::{JoinHandle, spawn_blocking};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::{
-    cleanup::Cleanup,
     outboxes::Outboxes,
     presence::{self, Presence},
     source,
@@ -29,7 +27,7 @@ use crate::{
     db::DbError,
     error::chain,
     failpoints,
-    fs::version::{Found, OutboxId},
+    fs::version::Found,
     leaving::spool,
     queue::{ItemId, KEPT, Queue, Resting},
 };
@@ -42,30 +40,10 @@ const SOON: Duration = Duration::from_secs(1);
 const PAGE: usize = 512;
 
 /// Runs until cancelled; the first look is at once. Comparing large files takes its time, so the two go on apart.
-pub(super) async fn run(
-    queue: Queue,
-    outboxes: Outboxes,
-    cleanup: Cleanup,
-    spool: PathBuf,
-    cancel: CancellationToken,
-) {
+pub(super) async fn run(queue: Queue, outboxes: Outboxes, spool: PathBuf, cancel: CancellationToken) {
     let look_after = async {
         loop {
             told(look_after(&queue, &spool).await);
-            tokio::time::sleep(EVERY).await;
-        }
-    };
-    // Each outbox for itself: the disk of one may hang.
-    let forget_gone = async {
-        let mut asked: HashMap<OutboxId, JoinHandle<()>> = HashMap::new();
-        loop {
-            asked.retain(|_, asked| !asked.is_finished());
-            for outbox in cleanup.deferring() {
-                let (cleanup, is_away) = (cleanup.clone(), outboxes.with_id(outbox).is_none());
-                asked
-                    .entry(outbox)
-                    .or_insert_with(|| spawn_blocking(move || cleanup.forget_gone(outbox, is_away)));
-            }
             tokio::time::sleep(EVERY).await;
         }
     };
@@ -81,7 +59,6 @@ pub(super) async fn run(
     tokio::select! {
         () = cancel.cancelled() => {}
         () = look_after => {}
-        () = forget_gone => {}
         () = compare => {}
     }
 }

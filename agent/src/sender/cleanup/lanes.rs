@@ -18,6 +18,8 @@ pub(super) const AGAIN: Duration = Duration::from_secs(5);
 const AGAIN_AT_MOST: Duration = Duration::from_secs(60);
 /// Most files of a lane remembered as held; further ones are only tried oftener.
 const MOST_HELD: usize = 65_536;
+/// A delivered folder that changed since is looked through again for a twentieth of the time at most.
+const REST_OF_A_LOOK: u32 = 20;
 
 /// The outboxes with files that are to leave, by their lanes.
 pub(super) type Listed = BTreeMap<PathBuf, VecDeque<OutboxId>>;
@@ -54,12 +56,13 @@ impl Lanes {
         for (root, outboxes) in listed {
             let lane = self.known.entry(root.clone()).or_default();
             let is_due = lane.held.again_at.is_some_and(|at| at <= now);
+            let is_again = lane.held.changed.values().any(|changed| changed.again_at <= now);
             // Nothing that comes can leave before what is there already.
             let is_new = match lane.held.lingers_until {
                 Some(at) => at <= now,
                 None => lane.woken != self.wakes,
             };
-            if free > 0 && !lane.at_work && (is_due || is_new) {
+            if free > 0 && !lane.at_work && (is_due || is_again || is_new) {
                 free -= 1;
                 (lane.at_work, lane.woken) = (true, self.wakes);
                 let mut held = std::mem::take(&mut lane.held);
@@ -81,8 +84,7 @@ impl Lanes {
     pub(super) fn again_at(&self) -> Option<Instant> {
         let waiting = self.known.values().filter(|lane| !lane.at_work);
         waiting
-            .flat_map(|lane| [lane.held.again_at, lane.held.lingers_until])
-            .flatten()
+            .filter_map(|lane| lane.held.next())
             .min()
             .filter(|_| self.at_work() < AT_WORK)
     }
@@ -92,14 +94,22 @@ impl Lanes {
     }
 }
 
-/// Files that cannot leave yet. They are left alone until it is time for all of them.
+/// What cannot leave yet. Files are left alone until it is time for all of them, a folder that changed until its own time.
 #[derive(Default)]
 pub(super) struct Held {
     pub(super) items: HashSet<ItemId>,
     wait: Duration,
     again_at: Option<Instant>,
+    changed: HashMap<ItemId, Changed>,
     /// When the first of those may leave that are left in place for a while.
     pub(super) lingers_until: Option<Instant>,
+}
+
+/// A delivered folder that changed since. It may become what was delivered again, when an editor's swap file goes, say; and
+/// it is gone once a newer version of it was delivered and left.
+struct Changed {
+    wait: Duration,
+    again_at: Instant,
 }
 
 impl Held {
@@ -107,6 +117,51 @@ impl Held {
         if self.items.len() < MOST_HELD {
             self.items.insert(item);
         }
+    }
+
+    /// A folder had changed; looking it through took so long. Later each time, whatever else could leave.
+    pub(super) fn add_changed(&mut self, item: ItemId, took: Duration) {
+        if self.changed.len() >= MOST_HELD && !self.changed.contains_key(&item) {
+            return self.add(item);
+        }
+        let before = self
+            .changed
+            .get(&item)
+            .map_or(Duration::ZERO, |changed| changed.wait);
+        let wait = (before * 2)
+            .clamp(AGAIN, AGAIN_AT_MOST)
+            .max(took * REST_OF_A_LOOK);
+        let again_at = Instant::now() + wait;
+        self.changed.insert(item, Changed { wait, again_at });
+    }
+
+    /// Is it a folder that changed, whose time has not come?
+    pub(super) fn is_changed(&self, item: ItemId, now: Instant) -> bool {
+        self.changed
+            .get(&item)
+            .is_some_and(|changed| changed.again_at > now)
+    }
+
+    /// All that is to leave was tried at `begun`: what was due then and did not change once more is not held.
+    pub(super) fn tried(&mut self, begun: Instant) {
+        self.changed.retain(|_, changed| changed.again_at > begun);
+    }
+
+    /// No file is held any more.
+    pub(super) fn no_files(&mut self) {
+        *self = Self {
+            changed: std::mem::take(&mut self.changed),
+            ..Self::default()
+        };
+    }
+
+    /// When there is something to try.
+    fn next(&self) -> Option<Instant> {
+        let changed = self.changed.values().map(|changed| changed.again_at).min();
+        [self.again_at, self.lingers_until, changed]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Later each time, unless some could leave. A time that is set already stands.
@@ -192,6 +247,45 @@ mod tests {
         let due = lanes.begin([(PathBuf::from("00"), VecDeque::new())].into(), now + AGAIN);
         assert!(due[0].1.items.is_empty(), "all of it is tried");
         assert_eq!(lanes.again_at(), None, "what is held no more is forgotten");
+    }
+
+    #[tokio::test]
+    async fn a_changed_folder_is_tried_later_each_time_whatever_leaves() {
+        let (mut held, took) = (Held::default(), Duration::from_secs(1));
+        let (one, two) = (ItemId(1), ItemId(2));
+        let mut waits = Vec::new();
+        for _ in 0..6 {
+            held.add_changed(one, Duration::ZERO);
+            held.try_again(true);
+            held.no_files();
+            waits.push(held.changed[&one].wait.as_secs());
+        }
+        assert_eq!(waits, [5, 10, 20, 40, 60, 60]);
+        held.add_changed(two, took * 10);
+        assert_eq!(held.changed[&two].wait, took * 200, "long looks are rare");
+        assert!(held.items.is_empty(), "it holds up no file");
+
+        let due = held.changed[&one].again_at;
+        assert!(held.is_changed(one, due - took) && !held.is_changed(one, due));
+        let (mut lanes, now) = (Lanes::default(), Instant::now());
+        ended(&mut lanes, 0, held);
+        lanes.wake();
+        assert_eq!(lanes.again_at(), Some(due));
+        for (at, expected) in [(now, vec![0]), (due - took, vec![]), (due, vec![0])] {
+            let of = |n: usize| (PathBuf::from(format!("{n:02}")), VecDeque::new());
+            let mut begun = lanes.begin([of(0)].into(), at);
+            assert_eq!(begun.len(), expected.len());
+            if let Some((_, mut held, _)) = begun.pop() {
+                held.tried(at);
+                assert_eq!(held.changed.len(), 2 - usize::from(at == due));
+                ended(&mut lanes, 0, held);
+            }
+        }
+        let mut held = Held::default();
+        for item in 0..MOST_HELD as i64 + 1 {
+            held.add_changed(ItemId(item), took);
+        }
+        assert_eq!((held.changed.len(), held.items.len()), (MOST_HELD, 1));
     }
 
     #[tokio::test]

@@ -10,7 +10,10 @@ use super::*;
 use crate::{
     config::AfterSend,
     db::Db,
-    fs::{border, confined, folder_id, own_folder, version::Version},
+    fs::{
+        border, confined, folder_id, own_folder,
+        version::{OutboxId, Version},
+    },
     identity::Identity,
     queue::{NewItem, Proof, SCHEMA_1, SCHEMA_2, SCHEMA_3},
     running_time,
