@@ -12,7 +12,7 @@ use std::{
     thread,
 };
 
-use crate::harness::{Agent, Fault, Pair, Toward, files, needs, until};
+use crate::harness::{Agent, Fault, Pair, Toward, eventually, files, needs, until};
 
 fn pair(after_send: &'static str) -> Pair {
     Pair::with(|laptop, _| whole(laptop, after_send))
@@ -368,83 +368,144 @@ fn a_swap_file_that_comes_and_goes_makes_no_second_delivery() {
     assert!(!pair.office.inbox.join("edited (1)").exists());
 }
 
-/// Edits `folder`, with the office away until more is dropped. Nothing goes both ways.
+fn set_folder(laptop: &mut Agent, whole: bool) {
+    let value = if whole { "whole" } else { "files" };
+    laptop.settings.outbox.retain(|line| !line.starts_with("folder"));
+    laptop.settings.outbox.push(format!("folder = {value:?}"));
+}
+
+/// Edits `folder` while the office is away: refused by the agent that runs, by one that starts and by `check`, until all of
+/// it has left.
 #[track_caller]
-fn changes_way(mut pair: Pair, whole: bool, restart: bool) {
-    let way = |laptop: &mut Agent, whole: bool| {
-        let way = if whole { "whole" } else { "files" };
-        laptop.settings.outbox.retain(|line| !line.starts_with("folder"));
-        laptop.settings.outbox.push(format!("folder = {way:?}"));
-        laptop.write_config();
+fn changes_once_all_has_left(mut pair: Pair, whole: bool) {
+    let is_refused = |text: &str| {
+        let (from, to) = if whole {
+            ("files", "whole")
+        } else {
+            ("whole", "files")
+        };
+        let change = format!("cannot change from {from:?} to {to:?}");
+        let items = if whole {
+            "3 files of folders"
+        } else {
+            "1 whole folder"
+        };
+        let way_out = format!("set `folder = {from:?}` again");
+        for part in [
+            change.as_str(),
+            items,
+            "yet to be delivered or to leave",
+            &way_out,
+        ] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
     };
+    let jobs = |whole: bool| if whole { 1 } else { 3 };
     pair.wire.refuse(true);
     pair.wire.cut_all();
-    let jobs = |whole: bool, files: usize| if whole { 1 } else { files };
-    let before = made(&pair.laptop, "before", 3, 10);
-    drop_folder(&pair.laptop, &before);
-    until("it is queued", || pair.laptop.jobs().len() == jobs(!whole, 3));
-    if restart {
-        pair.laptop.stop();
-        way(&mut pair.laptop, whole);
-    } else {
-        let told = |agent: &Agent| agent.log_text().matches("the new config holds").count();
-        let so_often = told(&pair.laptop);
-        way(&mut pair.laptop, whole);
-        until("it holds", || told(&pair.laptop) > so_often);
-    }
-    let after = made(&pair.laptop, "after", 3, 10);
-    drop_folder(&pair.laptop, &after);
-    if restart {
-        pair.laptop.start();
-    }
-    let both = jobs(!whole, 3) + jobs(whole, 3);
-    until("both are queued", || pair.laptop.jobs().len() >= both);
+    drop_folder(&pair.laptop, &made(&pair.laptop, "before", 3, 10));
+    until("it is queued", || pair.laptop.jobs().len() == jobs(!whole));
+
+    set_folder(&mut pair.laptop, whole);
+    pair.laptop.write_config();
+    let error = eventually("it is refused", || {
+        pair.laptop.status()["config_error"].as_str().map(str::to_owned)
+    });
+    is_refused(&error);
+    assert!(pair.laptop.log_text().contains("the config stays as it was"));
+    is_refused(&pair.laptop.run(&["check"]).exits(78).out());
+    drop_folder(&pair.laptop, &made(&pair.laptop, "more", 3, 10));
+    until("it goes as before", || {
+        pair.laptop.jobs().len() == 2 * jobs(!whole)
+    });
+    // Beside a change for which all of the agent has to start anew, too.
+    let another = pair.laptop.root.join("another inbox");
+    fs::create_dir(&another).expect("a folder");
+    let inbox = std::mem::replace(&mut pair.laptop.inbox, another);
+    pair.laptop.write_config();
+    until("it is refused again", || {
+        let log = pair.laptop.log_text();
+        log.matches("the config stays as it was").count() == 2
+    });
+    assert!(!pair.laptop.log_text().contains("starts anew"));
+    pair.laptop.inbox = inbox;
+
+    pair.laptop.stop();
+    pair.laptop.spawn();
+    assert_eq!(pair.laptop.exit_code(), Some(78), "{}", pair.laptop.log_text());
+    let log = pair.laptop.log_text();
+    let (_, end) = log.rsplit_once("error: ").expect("its last words");
+    assert!(
+        end.contains("cannot change from") && end.contains("help: set `folder"),
+        "{end}"
+    );
+    set_folder(&mut pair.laptop, !whole);
+    pair.laptop.start();
     pair.wire.refuse(false);
-    pair.laptop.delivers(both);
-    pair.laptop.drop_file("last", b"last");
-    pair.laptop.delivers(both + 1);
-    assert_eq!(pair.office.received().len(), 3 + 3 + 1);
-    let states: Vec<_> = pair.laptop.jobs_of(if whole { "after" } else { "before" });
-    assert_eq!(states.len(), 1, "{states:?}");
+    pair.laptop.delivers(2 * jobs(!whole));
+
+    set_folder(&mut pair.laptop, whole);
+    pair.laptop.write_config();
+    until("it changes once all has left", || {
+        pair.laptop.signal(rustix::process::Signal::HUP);
+        pair.laptop.status()["outboxes"][0]["folder"] == if whole { "whole" } else { "files" }
+    });
+    until("the config is in effect", || {
+        pair.laptop.status()["config_error"].is_null()
+    });
+    drop_folder(&pair.laptop, &made(&pair.laptop, "last", 3, 10));
+    pair.laptop.delivers(2 * jobs(!whole) + jobs(whole));
+    assert_eq!(pair.office.received().len(), 3 + 3 + 3);
 }
 
 #[test]
-fn files_that_are_queued_do_not_go_again_within_their_folder() {
+fn what_goes_by_files_goes_whole_once_all_has_left() {
     if !needs::renames() {
         return;
     }
-    for restart in [false, true] {
-        changes_way(Pair::linked(), true, restart);
-    }
+    changes_once_all_has_left(Pair::linked(), true);
 }
 
 #[test]
-fn files_of_a_folder_that_is_queued_do_not_go_again_by_themselves() {
+fn what_goes_whole_goes_by_files_once_all_has_left() {
     if !needs::renames() {
         return;
     }
-    for restart in [false, true] {
-        changes_way(pair("archive"), false, restart);
-    }
+    changes_once_all_has_left(pair("archive"), false);
 }
 
-/// What stays goes on as it went, also where it changes.
+/// Where the outbox was moved too, only its id tells what is known of it, and that is in its folder.
 #[test]
-fn what_is_kept_is_not_sent_again_the_other_way() {
+fn a_moved_outbox_is_held_while_it_keeps_what_went_the_other_way() {
     if !needs::renames() {
         return;
     }
     let mut pair = Pair::with(|laptop, _| laptop.settings.outbox.push("after_send = \"keep\"".into()));
-    let folder = made(&pair.laptop, "kept", 2, 10);
-    let dropped = drop_folder(&pair.laptop, &folder);
+    let kept = drop_folder(&pair.laptop, &made(&pair.laptop, "kept", 2, 10));
     pair.laptop.delivers(2);
     pair.laptop.stop();
-    pair.laptop.settings.outbox.push("folder = \"whole\"".into());
+    let moved = pair.laptop.root.join("moved");
+    fs::rename(&pair.laptop.outbox, &moved).expect("the outbox is moved");
+    let kept = moved.join(kept.file_name().expect("a name"));
+    pair.laptop.outbox = moved;
+    set_folder(&mut pair.laptop, true);
     pair.laptop.start();
-    drop_folder(&pair.laptop, &made(&pair.laptop, "fresh", 2, 10));
+    let held = eventually("it is held", || {
+        pair.laptop.status()["outboxes"][0]["held"]
+            .as_str()
+            .map(str::to_owned)
+    });
+    assert!(
+        held.contains("2 files of folders are still in it")
+            && held.contains("set `folder = \"files\"` again"),
+        "{held}"
+    );
+    let aside = pair.laptop.root.join("aside");
+    fs::rename(&kept, &aside).expect("moved out of it");
+    until("it is watched", || {
+        pair.laptop.status()["outboxes"][0]["held"].is_null()
+    });
+    fs::rename(&aside, &kept).expect("and back");
+    arrives(&pair.office, "kept (1)", &content(&kept));
     pair.laptop.delivers(3);
-    fs::write(dropped.join("sub-0/deeper-0/file 0"), b"changed").expect("another content");
-    pair.office.receives("kept/sub-0/deeper-0/file 0 (1)", b"changed");
-    pair.laptop.delivers(4);
-    assert_eq!(pair.office.received().len(), 2 + 2 + 1);
 }

@@ -137,14 +137,14 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         QUEUE,
     ),
     (
-        "S2-otherwise",
-        "a folder that goes whole is not queued file by file",
-        QUEUE,
+        "folder-in-use",
+        "`folder` does not change while something found under its former value is open or kept",
+        Inside(&["sender::folder_setting::tests"]),
     ),
     (
         "S2-way",
-        "a folder that went file by file goes on so",
-        Inside(&["outbox::tests"]),
+        "an outbox of which something was found under another `folder` finds nothing until that is gone",
+        Inside(&["sender::folder_setting::tests"]),
     ),
     (
         "S2-left",

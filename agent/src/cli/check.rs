@@ -112,10 +112,11 @@ fn verdict(findings: &[Finding]) -> String {
 }
 
 fn check(config: &Config, paths: &Paths) -> Result<Vec<Finding>, Fatal> {
-    let mut findings = vec![Finding::new(
-        "config",
-        Ok(format!("{}, of `{}`", shown(&paths.config), config.name)),
-    )];
+    let in_effect = match commands::setting_trouble(config, paths) {
+        None => Ok(format!("{}, of `{}`", shown(&paths.config), config.name)),
+        Some(fatal) => Err(fatal),
+    };
+    let mut findings = vec![Finding::new("config", in_effect)];
     if paths.state_dir.exists() {
         let private = daemon::check_private(&paths.state_dir).and_then(|()| {
             folders::writable(&paths.state_dir).map_err(|error| {

@@ -25,8 +25,8 @@ use crate::{
     queue::Queue,
     receiver,
 };
-pub use held::trouble;
 use held::{Known, Seen, of_the_whole, reason};
+pub use held::{setting_trouble, trouble};
 
 /// What it takes.
 pub struct Adopter {

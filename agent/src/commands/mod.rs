@@ -27,7 +27,7 @@ use crate::{
     leaving::spool,
     owner::Me,
 };
-pub use adopt::{Adopter, InboxLock, trouble as folder_trouble};
+pub use adopt::{Adopter, InboxLock, setting_trouble, trouble as folder_trouble};
 pub use control_api::{ConfigError, ControlApi};
 pub use peers::{Names, SCHEMA_1};
 use selection::Change;

@@ -31,7 +31,7 @@ pub use effective::effective;
 pub use folders::home;
 pub use read::{load, parse, read};
 pub use units::format_duration;
-pub use value::quoted;
+pub use value::{quoted, written};
 
 /// The config that is in effect, checked: paths absolute, names unique, every outbox's peers known.
 #[derive(Clone, PartialEq, Debug)]
@@ -120,6 +120,17 @@ pub enum Folder {
     Files,
     /// One delivery, which arrives at once and complete.
     Whole,
+}
+
+impl Folder {
+    /// The other value.
+    #[must_use]
+    pub fn other(self) -> Self {
+        match self {
+            Self::Files => Self::Whole,
+            Self::Whole => Self::Files,
+        }
+    }
 }
 
 /// What makes a file ready.

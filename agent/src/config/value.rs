@@ -39,7 +39,7 @@ pub(super) fn word<T: ValueEnum>(value: &DeValue<'_>) -> Checked<T> {
 }
 
 /// How a word is written.
-pub(super) fn written<T: ValueEnum>(word: &T) -> String {
+pub fn written<T: ValueEnum>(word: &T) -> String {
     let word = word.to_possible_value();
     word.map_or_else(String::new, |word| word.get_name().to_owned())
 }

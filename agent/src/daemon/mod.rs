@@ -34,7 +34,7 @@ use crate::{
     owner::Me,
     queue::Queue,
     receiver::Inbox,
-    sender::{self, Sender},
+    sender::{self, Sender, folder_setting},
 };
 pub use offline::adopt_offline;
 pub use program::more_descriptors;
@@ -112,6 +112,7 @@ impl Agent {
         };
         config.check_own_id(identity.id())?;
         let queue = Queue::open(db.clone(), identity.clone(), now_ms(), config.retry.max).await?;
+        folder_setting::check(&db, &config.outboxes).await?;
         let spool = paths.state_dir.join(spool::FOLDER);
         sender::clear_spool(&queue, spool.clone()).await?;
         let listener = match &config.listen {

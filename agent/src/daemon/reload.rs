@@ -16,6 +16,7 @@ use crate::{
     link,
     poison::Unpoisoned as _,
     receiver,
+    sender::folder_setting,
 };
 
 /// What came of a new config.
@@ -74,8 +75,13 @@ impl Agent {
         new.check_own_id(self.id())?;
         let changes = match plan(&old, &new) {
             Plan::Change(changes) => changes,
-            Plan::StartAnew(why) => return Ok(Reloaded::StartAnew(why)),
+            Plan::StartAnew(why) => {
+                // Before this agent ends: a start would refuse it too.
+                folder_setting::check(&self.db, &new.outboxes).await?;
+                return Ok(Reloaded::StartAnew(why));
+            }
         };
+        folder_setting::check(&self.db, &changes.outboxes_begin).await?;
         let listen = match &changes.listen {
             Some(Some(address)) => Some(Some(link::bind(address).await?)),
             Some(None) => Some(None),

@@ -25,7 +25,7 @@ mod watch_state;
 mod whole;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     future::Future,
     path::{Path, PathBuf},
     pin::Pin,
@@ -57,20 +57,12 @@ pub type Claiming<'a> = Pin<Box<dyn Future<Output = Option<Result<(), String>>> 
 /// Tells which found files are already in the job list.
 pub trait Known: Send + Sync {
     /// The outbox with this folder id was found, and is at home at its path from now on: whatever is known of it is looked for
-    /// there. The error is why it is not: the folder is a copy. One that `is_new` took the place of any other for good. None:
-    /// it cannot be told now.
+    /// there. The error is why nothing is looked for in it: the folder is a copy, or was found under another `folder` setting.
+    /// One that `is_new` took the place of any other for good. None: it cannot be told now.
     fn claim_home(&self, outbox: OutboxId, is_new: bool) -> Claiming<'_>;
 
     /// Those of `found` (at most 1,000) that have no job for this version yet. None: it cannot be told now.
     fn unknown(&self, found: Vec<Found>) -> Pin<Box<dyn Future<Output = Option<Vec<Found>>> + Send + '_>>;
-
-    /// The top-level folders with something that is known and lies there, which goes whole, or (not `whole`) file by file.
-    /// None: it cannot be told now.
-    fn folders_that_go(
-        &self,
-        outbox: OutboxId,
-        whole: bool,
-    ) -> Pin<Box<dyn Future<Output = Option<Vec<RemotePath>>> + Send + '_>>;
 
     /// Those of `folders` (at most 1,000) out of which, or out of folders in them, something was delivered and left.
     /// None: it cannot be told now.
@@ -149,7 +141,6 @@ pub fn start(
             problems: Problems::default(),
             stability: Stability::new(config.quiet, config.max_wait),
         }),
-        other_way: Mutex::default(),
         missed: Arc::default(),
         recheck: Notify::new(),
         ignore: ignore.ok(),
@@ -326,9 +317,6 @@ struct Shared {
     config: config::Outbox,
     /// None: the config's patterns are wrong, and the outbox is held.
     ignore: Option<Ignore>,
-    /// Top-level folders that go another way than the config says, because something of them was found before it said so;
-    /// until they are gone.
-    other_way: Mutex<BTreeSet<RemotePath>>,
     /// Hints or commands were lost: scan.
     missed: Arc<AtomicBool>,
     /// While it is held: look for the folder now.
@@ -364,28 +352,17 @@ struct Problem {
 }
 
 impl Shared {
-    /// Is a top-level folder one delivery here, by the config?
+    /// Is each top-level folder one delivery?
     fn is_whole(&self) -> bool {
         self.config.folder == Folder::Whole
     }
 
-    /// Is this top-level folder one delivery?
-    fn goes_whole(&self, top: &RemotePath) -> bool {
-        self.is_whole() != self.other_way().contains(top)
-    }
-
     /// The top-level folder by which `path` goes; None: by itself.
     fn delivery_of(&self, path: &RemotePath) -> Option<RemotePath> {
-        if path.parent().is_none() || !self.is_whole() && self.other_way().is_empty() {
+        if path.parent().is_none() || !self.is_whole() {
             return None;
         }
-        let top = path.components().next().map(RemotePath::parse);
-        top?.ok().filter(|top| self.goes_whole(top))
-    }
-
-    /// Locked only for moments, and never before `state`.
-    fn other_way(&self) -> MutexGuard<'_, BTreeSet<RemotePath>> {
-        self.other_way.lock().unpoisoned()
+        RemotePath::parse(path.components().next()?).ok()
     }
 
     /// Locked only for moments, never across a wait.

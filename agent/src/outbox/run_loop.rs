@@ -9,12 +9,11 @@ use std::{
     time::Instant,
 };
 
-use cap_std::fs::Dir;
 use dropwire_protocol::{RemotePath, name::escape};
 use tokio::sync::mpsc;
 
 use super::{
-    Command, Problem, Shared, State,
+    Command, Problem, State,
     mounts::Mounts,
     place::{self, Place},
     scan::{Report, Walk},
@@ -204,7 +203,6 @@ impl<'a> RunLoop<'a> {
             Hint::Gone(path, _) => {
                 if let Ok(below) = confined::below(root, &path) {
                     self.task.shared.state().problems.listed.remove(below.as_bytes());
-                    self.task.shared.other_way().remove(&below);
                     self.hurry_beside(&below);
                 }
             }
@@ -367,15 +365,12 @@ impl<'a> RunLoop<'a> {
         let leave_out = shared.state().watch_state.is_proven() && folders.iter().all(Option::is_none);
         tokio::task::spawn_blocking(move || {
             if let (Ok(dir), Some(ignore)) = (place.open(), &shared.ignore) {
-                if folders.iter().all(Option::is_none) {
-                    forget_gone(&shared, &dir);
-                }
                 let walk = Walk {
                     outbox: place.id,
                     root: &place.root,
                     ignore,
                     marker: shared.config.marker.as_deref(),
-                    whole: &|folder| shared.goes_whole(folder),
+                    whole: shared.is_whole(),
                     // One that leaves would take its watches along to where it is archived.
                     watch_inside: shared.config.after_send == AfterSend::Keep,
                     watch: &|folder| {
@@ -459,17 +454,6 @@ impl<'a> RunLoop<'a> {
         });
         for next in next.await.ok().flatten().unwrap_or_default() {
             self.emptied.insert(next, Instant::now() + quiet);
-        }
-    }
-}
-
-/// What comes under the name of a folder that is gone goes as the config says.
-fn forget_gone(shared: &Shared, outbox: &Dir) {
-    let listed: Vec<RemotePath> = shared.other_way().iter().cloned().collect();
-    for top in listed {
-        let meta = confined::os_str(top.as_bytes()).and_then(|name| outbox.symlink_metadata(name));
-        if meta.map_or_else(|e| confined::is_absent(&e), |meta| !meta.is_dir()) {
-            shared.other_way().remove(&top);
         }
     }
 }

@@ -54,8 +54,8 @@ pub(super) struct Walk<'a> {
     pub(super) ignore: &'a Ignore,
     /// What a marker's name adds to its file's; markers are not reported.
     pub(super) marker: Option<&'a str>,
-    /// Is this top-level folder one delivery, and one find?
-    pub(super) whole: &'a (dyn Fn(&RemotePath) -> bool + 'a),
+    /// Is each top-level folder one delivery, and one find?
+    pub(super) whole: bool,
     /// What lies in them is watched, too.
     pub(super) watch_inside: bool,
     /// Called with each folder before it is read, so that nothing made in it later goes unseen.
@@ -118,9 +118,7 @@ impl Walk<'_> {
                 self.failed(stand, "whose it is cannot be read", &e)
             }
             Ok(dir) => match RemotePath::parse(&stand.path) {
-                Ok(top) if top.parent().is_none() && (self.whole)(&top) => {
-                    self.whole_folder(&dir, top, stand)
-                }
+                Ok(top) if top.parent().is_none() && self.whole => self.whole_folder(&dir, top, stand),
                 _ => self.folder(&dir, stand, depth),
             },
             Err(e) if confined::is_absent(&e) => Ok(()),
@@ -384,7 +382,7 @@ mod tests {
             root,
             ignore: &Ignore::new(&[]).unwrap(),
             marker: None,
-            whole: &|_| false,
+            whole: false,
             watch_inside: false,
             watch: &|path| {
                 let below = path.strip_prefix(root).unwrap();

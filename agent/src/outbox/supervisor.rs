@@ -1,8 +1,6 @@
 //! The task of one outbox: waits for the folder, runs its loop as long as it is there, and waits again.
 
-use std::{collections::BTreeSet, path::PathBuf, time::Duration};
-
-use dropwire_protocol::RemotePath;
+use std::{path::PathBuf, time::Duration};
 
 use super::{
     Problems,
@@ -12,7 +10,7 @@ use super::{
     task::{Task, Watched},
     watch::{Hint, Went},
 };
-use crate::{error::shown, failpoints, fs::version::OutboxId};
+use crate::error::shown;
 
 /// Time between the first looks for a folder that is not there; then it grows.
 const ABSENT: Duration = Duration::from_secs(1);
@@ -33,7 +31,6 @@ impl Task {
         loop {
             let place = self.wait_for_folder(former.take()).await;
             self.expected = Some(place.id);
-            *self.shared.other_way() = self.other_way(place.id).await;
             let watched = self.watch(&place).await;
             {
                 let mut state = self.shared.state();
@@ -53,18 +50,6 @@ impl Task {
             state.problems = Problems::default();
             if gone.is_err() {
                 return;
-            }
-        }
-    }
-
-    /// Asked before anything is looked for: what is sent the one way is not to be found the other way.
-    async fn other_way(&self, outbox: OutboxId) -> BTreeSet<RemotePath> {
-        loop {
-            let asked = self.known.folders_that_go(outbox, !self.shared.is_whole());
-            match asked.await {
-                Some(_) if failpoints::mutant("S2-way") => return BTreeSet::new(),
-                Some(folders) => return folders.into_iter().collect(),
-                None => tokio::time::sleep(ABSENT).await,
             }
         }
     }

@@ -55,15 +55,6 @@ impl Known for List {
         Box::pin(async { Some(unknown) })
     }
 
-    fn folders_that_go(
-        &self,
-        _: OutboxId,
-        whole: bool,
-    ) -> Pin<Box<dyn Future<Output = Option<Vec<RemotePath>>> + Send + '_>> {
-        let by_files = RemotePath::parse(b"by files").unwrap();
-        Box::pin(async move { Some(Vec::from_iter((!whole).then_some(by_files))) })
-    }
-
     /// What is called so once held what was delivered.
     fn emptied(
         &self,

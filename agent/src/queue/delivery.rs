@@ -117,12 +117,7 @@ impl Queue {
     /// daemon looks after them now and then and tells [`Queue::seen`]; where only the ctime is another, it compares
     /// the bytes and calls [`Queue::compared`] or [`Queue::left`].
     pub async fn resting(&self, after: ItemId, limit: usize) -> Result<Vec<Resting>, DbError> {
-        self.read(move |db| {
-            db.prepare_cached(&resting_sql())?
-                .query_map([after.0, clamp(limit)], resting_of)?
-                .collect()
-        })
-        .await
+        self.read(move |db| resting(db, after, limit)).await
     }
 
     /// These resting versions are there again, and those are missed from now on (or were before).
@@ -191,6 +186,13 @@ impl Queue {
         .await
         .map(|_| ())
     }
+}
+
+/// [`Queue::resting`] by a connection of the caller's.
+pub fn resting(db: &Connection, after: ItemId, limit: usize) -> Result<Vec<Resting>> {
+    db.prepare_cached(&resting_sql())?
+        .query_map([after.0, clamp(limit)], resting_of)?
+        .collect()
 }
 
 /// What [`found_of`] reads, then the item's id and the digest of what was delivered.

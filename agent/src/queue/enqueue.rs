@@ -13,7 +13,6 @@ use super::{
     Class, Doubt, End, Enqueued, ItemId, JobState, NewItem, Question, Queue, change,
     edit::Edit,
     job::path_bytes,
-    overlap::{bounds, goes_otherwise},
     retimed::{self, Who},
     schema::ItemState,
 };
@@ -28,14 +27,12 @@ use crate::{
 impl Queue {
     /// Those of `found` that have to be queued, in their order.
     ///
-    /// Known is a version (ctime aside) that lies there and has an item, however its jobs ended. A file of a folder that
-    /// is still to go whole is known too, and so is a folder of which files are.
+    /// Known is a version (ctime aside) that lies there and has an item, however its jobs ended.
     pub async fn unknown(&self, found: Vec<Found>) -> Result<Vec<Found>, DbError> {
         self.read(move |db| {
             let mut unknown = Vec::new();
             for found in found {
-                let is_new = !past(db, &found)?.lies() || failpoints::mutant("S2-unknown");
-                if is_new && !goes_otherwise(db, &found)? {
+                if !past(db, &found)?.lies() || failpoints::mutant("S2-unknown") {
                     unknown.push(found);
                 }
             }
@@ -123,6 +120,11 @@ impl Queue {
     }
 }
 
+/// All paths in a folder lie between these: `folder/` and `folder0`, which is the next byte.
+fn bounds(folder: &[u8]) -> (Vec<u8>, Vec<u8>) {
+    ([folder, b"/"].concat(), [folder, b"0"].concat())
+}
+
 /// The outbox with this folder id was found at `root`: its items are there from now on. Does nothing for one without any. To
 /// share a commit with what makes it so.
 pub fn outbox_is_at(db: &Connection, outbox: OutboxId, root: &Path) -> Result<()> {
@@ -136,7 +138,7 @@ fn enqueue_one(db: &Edit<'_>, new: &NewItem, now_ms: i64) -> Result<Enqueued> {
     let past = past(db, &new.found)?;
     let mut done = Enqueued::default();
     let is_known = past.lies() && !failpoints::mutant("S2-known");
-    if new.peers.is_empty() || is_known || goes_otherwise(db, &new.found)? {
+    if new.peers.is_empty() || is_known {
         return Ok(done);
     }
     if let Some((earlier, question)) = doubted(db, new, &past)? {

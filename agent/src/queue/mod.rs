@@ -13,7 +13,7 @@
 //! | `ends` | what ended without being delivered, for the log |
 //! | `signals` | who is told that there may be something to do |
 //! | `enqueue` | S2: what was found becomes jobs |
-//! | `overlap` | a folder's files and the folder itself |
+//! | `ways` | what would be found once more with another `folder` |
 //! | `retimed` | other times alone make no new item |
 //! | `replaced` | the jobs of an outbox whose folder was replaced |
 //! | `attempts` | which are due, failures, new beginnings |
@@ -40,7 +40,6 @@ mod job;
 mod keeping;
 mod key;
 mod list;
-mod overlap;
 mod replaced;
 mod retimed;
 pub mod schedule;
@@ -48,6 +47,7 @@ mod schema;
 mod signals;
 #[cfg(test)]
 mod tests;
+mod ways;
 
 use std::{sync::Arc, time::Duration};
 
@@ -55,6 +55,7 @@ use dropwire_protocol::AgentId;
 use rusqlite::{Connection, Transaction};
 use tokio::sync::Notify;
 
+pub use delivery::resting;
 pub use ends::{End, Ended, Ends, Gathered};
 pub use enqueue::outbox_is_at;
 pub use job::{
@@ -63,6 +64,7 @@ pub use job::{
 };
 pub use keeping::KEPT;
 pub use schema::{SCHEMA_1, SCHEMA_2, SCHEMA_3};
+pub use ways::{OtherWay, goes_other_way, other_way};
 
 use crate::{
     db::{Db, DbError},

@@ -2,10 +2,10 @@
 
 mod listing;
 mod model;
-mod overlap;
 mod plan;
 mod retimed;
 mod time;
+mod ways;
 
 use std::{collections::HashSet, path::Path, sync::Arc, time::Duration};
 

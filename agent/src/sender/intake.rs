@@ -10,6 +10,7 @@ use tracing::{debug, warn};
 use super::{
     cleanup::Cleanup,
     doubts::{self, Doubts},
+    folder_setting,
     outboxes::{Outboxes, Running},
 };
 use crate::{
@@ -55,7 +56,7 @@ pub(super) async fn begin(
     let expected = task.db.call(move |tx| homes::expected(tx, &path)).await?;
     let known = Arc::new(InQueue {
         task: task.clone(),
-        path: outbox.path.clone(),
+        outbox: outbox.clone(),
         cancel: cancel.clone(),
     });
     let running = Running {
@@ -153,8 +154,8 @@ where
 /// The job list as outboxes see it.
 struct InQueue {
     task: Task,
-    /// The outbox's, as in the config.
-    path: PathBuf,
+    /// As in the config.
+    outbox: config::Outbox,
     cancel: CancellationToken,
 }
 
@@ -167,14 +168,17 @@ impl InQueue {
         }
         if is_new {
             let queue = &self.task.queue;
-            queue.outbox_replaced(self.path.clone(), id, now_ms()).await?;
+            queue
+                .outbox_replaced(self.outbox.path.clone(), id, now_ms())
+                .await?;
         }
-        Ok(Ok(()))
+        let begun = folder_setting::begin(&self.task.db, &self.task.queue, &self.outbox, id).await?;
+        Ok(begun.map_err(|in_use| format!("{in_use}. The way out: {}", in_use.hint())))
     }
 
     /// The folder is at home here, if it has left the `other` path; else why it is held.
     async fn move_home(&self, id: OutboxId, other: PathBuf) -> Result<Result<(), String>, DbError> {
-        let (path, outboxes) = (self.path.clone(), self.task.config.get().outbox_paths());
+        let (path, outboxes) = (self.outbox.path.clone(), self.task.config.get().outbox_paths());
         let look = move || {
             let there = homes::There::find(id.0, &path, &other);
             match there.is_left(&path, &other, &outboxes) {
@@ -193,7 +197,7 @@ impl InQueue {
     }
 
     async fn claim(&self, id: OutboxId, left: Option<PathBuf>) -> Result<Option<PathBuf>, DbError> {
-        let (path, configured) = (self.path.clone(), self.task.config.get().folders());
+        let (path, configured) = (self.outbox.path.clone(), self.task.config.get().folders());
         let claim = move |tx: &rusqlite::Transaction<'_>| {
             let other = homes::claim(tx, id.0, &path, &configured, left.as_deref())?;
             if other.is_none() {
@@ -216,17 +220,6 @@ impl Known for InQueue {
     fn unknown(&self, found: Vec<Found>) -> Pin<Box<dyn Future<Output = Option<Vec<Found>>> + Send + '_>> {
         Box::pin(async move {
             let ask = || self.task.queue.unknown(found.clone());
-            persistently(&self.cancel, FIRST_WAIT, ask).await
-        })
-    }
-
-    fn folders_that_go(
-        &self,
-        outbox: OutboxId,
-        whole: bool,
-    ) -> Pin<Box<dyn Future<Output = Option<Vec<RemotePath>>> + Send + '_>> {
-        Box::pin(async move {
-            let ask = || self.task.queue.folders_that_go(outbox, whole);
             persistently(&self.cancel, FIRST_WAIT, ask).await
         })
     }

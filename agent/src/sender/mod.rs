@@ -11,6 +11,7 @@
 //! |---|---|
 //! | `intake` | takes in what outboxes find ready (S2); `doubts` asks the disk where the job list cannot tell |
 //! | `dispatch` | due jobs become offers, what the link tells becomes changes of the job list; `dispatch/retry`: failures |
+//! | `folder_setting` | `folder` changes only while nothing is open or kept that was found under its former value |
 //! | `in_flight` | what is under way right now |
 //! | `receipts` | does a receipt prove this job? (S4) |
 //! | `source` | reads a job as chunks (S3) |
@@ -25,6 +26,7 @@ mod cleanup;
 mod copies;
 mod dispatch;
 mod doubts;
+pub mod folder_setting;
 mod in_flight;
 mod intake;
 mod outboxes;

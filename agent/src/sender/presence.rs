@@ -56,3 +56,22 @@ pub(super) fn find(root: &Path, found: &Found) -> Presence {
     };
     look().unwrap_or(Presence::Unknown)
 }
+
+/// Is nothing at all at its path? No, where that cannot be told.
+pub(super) fn is_vacant(root: &Path, found: &Found) -> bool {
+    let look = || -> io::Result<bool> {
+        let root = confined::root(root)?;
+        if folder_id::read(&root)?.map(OutboxId) != Some(found.outbox) {
+            return Ok(false);
+        }
+        let folder = confined::parent(&root, &found.path);
+        let there =
+            folder.and_then(|folder| folder.symlink_metadata(confined::os_str(found.path.file_name())?));
+        match there {
+            Ok(_) => Ok(false),
+            Err(e) if !confined::is_absent(&e) => Err(e),
+            Err(_) => border::missing_on_the_way(&root, &found.path).map(|missing| missing.is_none()),
+        }
+    };
+    look().unwrap_or(false)
+}

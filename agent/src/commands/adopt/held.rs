@@ -10,19 +10,18 @@ use rusqlite::{Connection, OpenFlags};
 
 use crate::{
     config::{Config, paths::Paths},
-    error::shown,
+    error::{Fatal, shown},
     fs::{border, confined, folder_id},
     homes,
     owner::{self, Me, Owner},
     receiver,
+    sender::folder_setting,
 };
 
 /// Why the folder at `path` would be held, as far as can be told without the agent; for `check`. Blocks.
 pub fn trouble(config: &Config, paths: &Paths, me: &Me, path: &Path) -> Option<String> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     // Without a job list nothing is expected yet.
-    let list = Connection::open_with_flags(paths.state_dir.join("jobs.db"), flags);
-    let known = list
+    let known = job_list(paths)
         .and_then(|list| Known::read(&list, config, path))
         .unwrap_or_default();
     let is_inbox = config.inbox.as_ref().is_some_and(|inbox| inbox.path == path);
@@ -31,6 +30,19 @@ pub fn trouble(config: &Config, paths: &Paths, me: &Me, path: &Path) -> Option<S
         true => reason(path, is_inbox, &seen, &known),
         false => of_the_whole(path, is_inbox, &seen, &known), // a disk inside it that is missing holds nothing else
     }
+}
+
+/// Why the agent would refuse the `folder` of an outbox, as far as can be told without it; for `check`. Blocks.
+pub fn setting_trouble(config: &Config, paths: &Paths) -> Option<Fatal> {
+    let list = job_list(paths).ok()?; // without one nothing was found yet
+    let mut outboxes = config.outboxes.iter();
+    let in_use = outboxes.find_map(|outbox| folder_setting::check_one(&list, outbox).ok().flatten());
+    in_use.map(Fatal::from)
+}
+
+fn job_list(paths: &Paths) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    Connection::open_with_flags(paths.state_dir.join("jobs.db"), flags)
 }
 
 /// What the job list says.

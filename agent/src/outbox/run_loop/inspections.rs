@@ -43,7 +43,7 @@ impl RunLoop<'_> {
                 (Inspection::Folder, Some(ignore)) if ignore.matched_folder(&path).is_some() => {
                     (Inspection::Nothing, path)
                 }
-                (Inspection::Folder, Some(ignore)) if path.parent().is_none() && shared.goes_whole(&path) => {
+                (Inspection::Folder, Some(ignore)) if path.parent().is_none() && shared.is_whole() => {
                     (whole::inspect(parents.root(), &path, &rules, ignore), path)
                 }
                 (seen, _) => (seen, path),

@@ -109,35 +109,6 @@ async fn however_many_folders_were_emptied_they_go() {
     }
 }
 
-/// Its `folder` was "files" before.
-#[tokio::test]
-async fn a_folder_that_goes_file_by_file_does_so_until_it_is_gone() {
-    if !crate::failpoints::needs::telling_of_changes() {
-        return;
-    }
-    let make = |folder: PathBuf, file: &str| {
-        fs::create_dir(&folder).unwrap();
-        fs::write(folder.join(file), "bytes").unwrap();
-    };
-    let prepare = |root: &Path| {
-        make(root.join("by files"), "one");
-        make(root.join("batch"), "one");
-    };
-    let mut running = run(prepare, |config| config.folder = Folder::Whole).await;
-    running.settles(&["by files/one", "batch"]).await;
-    fs::write(running.at("by files/two"), "bytes").unwrap();
-    running.settles(&["by files/two"]).await;
-    assert_eq!(running.outbox.folder_of(&running.at("by files/two")), None);
-    fs::rename(running.at("by files"), running.temp.path().join("gone")).unwrap();
-    make(running.temp.path().join("new"), "three");
-    fs::rename(running.temp.path().join("new"), running.at("by files")).unwrap();
-    running.settles(&["by files"]).await;
-    assert_eq!(
-        running.outbox.folder_of(&running.at("by files/three")),
-        Some(running.at("by files"))
-    );
-}
-
 /// Scans list only what looks have not told of again, and looks at what is held become rare.
 #[tokio::test]
 async fn a_folder_that_is_held_back_is_listed_until_a_look_says_otherwise() {

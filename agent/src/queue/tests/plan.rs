@@ -3,7 +3,7 @@
 use rusqlite::Connection;
 
 use super::*;
-use crate::queue::{attempts, change, delivery, enqueue, keeping, list, overlap, replaced, retimed};
+use crate::queue::{attempts, change, delivery, enqueue, keeping, list, replaced, retimed, ways};
 
 #[tokio::test]
 async fn hot_statements_follow_an_index() {
@@ -26,9 +26,9 @@ async fn hot_statements_follow_an_index() {
         change::DELIVERED,
         retimed::NEXT_TO_TELL,
         list::OLDEST,
-        overlap::WHOLE,
-        overlap::BY_FILES[0],
-        overlap::BY_FILES[1],
+        ways::WHOLE,
+        ways::IN_FOLDERS[0],
+        ways::IN_FOLDERS[1],
         delivery::TO_TELL,
         &delivery::to_dispose_sql(),
         &delivery::resting_sql(),
