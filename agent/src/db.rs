@@ -105,7 +105,21 @@ impl Db {
         T: Send + 'static,
         F: FnMut(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
     {
-        let (change, answer) = writer::package(change);
+        self.call_then(change, |_| ()).await
+    }
+
+    /// As [`Db::call`]; once the change is on disk, `after` gets its result on the writer's own thread, before whoever
+    /// called: to wake others at once. It must not block.
+    pub async fn call_then<T, F>(
+        &self,
+        change: F,
+        after: impl FnOnce(&T) + Send + 'static,
+    ) -> Result<T, DbError>
+    where
+        T: Send + 'static,
+        F: FnMut(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
+    {
+        let (change, answer) = writer::package(change, after);
         self.work.send(change).await.map_err(|_| self.why_failed())?;
         answer.await.map_err(|_| self.why_failed())?
     }
@@ -116,7 +130,7 @@ impl Db {
         T: Send + 'static,
         F: FnMut(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
     {
-        let (change, answer) = writer::package(change);
+        let (change, answer) = writer::package(change, |_| ());
         self.work.blocking_send(change).map_err(|_| self.why_failed())?;
         answer.blocking_recv().map_err(|_| self.why_failed())?
     }

@@ -52,31 +52,35 @@ impl Stop {
 }
 
 /// A closure as a [`Change`].
-struct Packaged<T, F> {
+struct Packaged<T, F, A> {
     change: F,
+    after: A,
     result: Option<rusqlite::Result<T>>,
     reply: oneshot::Sender<Result<T, DbError>>,
 }
 
-/// `change`, and where its result comes.
-pub(super) fn package<T, F>(change: F) -> (Work, oneshot::Receiver<Result<T, DbError>>)
+/// `change`, what is done with its result once it is on disk, and where that comes.
+pub(super) fn package<T, F, A>(change: F, after: A) -> (Work, oneshot::Receiver<Result<T, DbError>>)
 where
     T: Send + 'static,
     F: FnMut(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
+    A: FnOnce(&T) + Send + 'static,
 {
     let (reply, answer) = oneshot::channel();
     let packaged = Packaged {
         change,
+        after,
         result: None,
         reply,
     };
     (Work::Change(Box::new(packaged)), answer)
 }
 
-impl<T, F> Change for Packaged<T, F>
+impl<T, F, A> Change for Packaged<T, F, A>
 where
     T: Send,
     F: FnMut(&Transaction<'_>) -> rusqlite::Result<T> + Send,
+    A: FnOnce(&T) + Send,
 {
     fn run(&mut self, transaction: &Transaction<'_>) -> Result<(), Stop> {
         let stands_alone = |error: &_| verdict::verdict(transaction, error) == Verdict::Change;
@@ -97,6 +101,9 @@ where
             (Ok(()), None) => Err(DbError::Failed(Failure::Ended)), // cannot be: it ran
             (Err(error), _) => Err(error),
         };
+        if let Ok(done) = &result {
+            (self.after)(done);
+        }
         let _ = self.reply.send(result); // nobody waits any more when the caller was cancelled
     }
 }

@@ -61,8 +61,9 @@ pub trait Known: Send + Sync {
     /// One that `is_new` took the place of any other for good. None: it cannot be told now.
     fn claim_home(&self, outbox: OutboxId, is_new: bool) -> Claiming<'_>;
 
-    /// Those of `found` (at most 1,000) that have no job for this version yet. None: it cannot be told now.
-    fn unknown(&self, found: Vec<Found>) -> Pin<Box<dyn Future<Output = Option<Vec<Found>>> + Send + '_>>;
+    /// Those of `found` (at most 1,000) that have no job for this version yet; an error says why that cannot be told now.
+    /// Blocks.
+    fn unknown(&self, found: Vec<Found>) -> Result<Vec<Found>, String>;
 
     /// Those of `folders` (at most 1,000) out of which, or out of folders in them, something was delivered and left.
     /// None: it cannot be told now.

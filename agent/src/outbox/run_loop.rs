@@ -32,7 +32,6 @@ use crate::{
         border::{self, Mounted, Noted},
         confined, own_folder,
         unsent::{self, Why},
-        version::Found,
     },
     poison::Unpoisoned as _,
 };
@@ -261,8 +260,15 @@ impl<'a> RunLoop<'a> {
     async fn scanned(&mut self, scanned: Scanned) {
         match scanned {
             Scanned::Report(Report::Files(found)) => {
-                for found in self.unknown(found).await {
-                    self.notice(found.path, Urgency::Calm);
+                let known = Arc::clone(&self.task.known);
+                match blocking(move || known.unknown(found)).await {
+                    Ok(Ok(unknown)) => {
+                        for found in unknown {
+                            self.notice(found.path, Urgency::Calm);
+                        }
+                    }
+                    Ok(Err(reason)) => self.schedule.failed(&reason),
+                    Err(_) => {} // the runtime ends
                 }
             }
             Scanned::Report(Report::Empty(folders)) => {
@@ -391,15 +397,6 @@ impl<'a> RunLoop<'a> {
             }
             let _ = scans.blocking_send(end()); // fails only if nobody waits for it
         });
-    }
-
-    /// Those that have no job yet. Where that cannot be told, a scan of everything finds them again.
-    async fn unknown(&self, found: Vec<Found>) -> Vec<Found> {
-        let unknown = self.task.known.unknown(found).await;
-        if unknown.is_none() {
-            self.task.shared.missed.store(true, Ordering::Release);
-        }
-        unknown.unwrap_or_default()
     }
 
     /// `path` is below the outbox. One that is not listed yet is said in the log.

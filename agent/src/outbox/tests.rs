@@ -37,13 +37,13 @@ impl Known for List {
         Box::pin(async move { Some(copy.map_or(Ok(()), Err)) })
     }
 
-    fn unknown(&self, found: Vec<Found>) -> Pin<Box<dyn Future<Output = Option<Vec<Found>>> + Send + '_>> {
+    fn unknown(&self, found: Vec<Found>) -> Result<Vec<Found>, String> {
         assert!(found.len() <= 1000);
         let failed = self
             .fails
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
         if failed.is_ok() {
-            return Box::pin(async { None });
+            return Err("the job list is away".into());
         }
         let known = self.known.lock().unwrap();
         let is_new = |found: &Found| {
@@ -51,8 +51,7 @@ impl Known for List {
                 .iter()
                 .any(|k| k.path == found.path && k.version.same_identity(&found.version))
         };
-        let unknown = found.into_iter().filter(is_new).collect();
-        Box::pin(async { Some(unknown) })
+        Ok(found.into_iter().filter(is_new).collect())
     }
 
     /// What is called so once held what was delivered.

@@ -26,7 +26,7 @@ impl Queue {
     /// A job that had ended otherwise keeps its state and only gets the receipt; a former id's receipt is kept with
     /// it. Neither disposes of anything. Receipts that are known, or for ids that are not, change nothing.
     pub async fn delivered(&self, proofs: Vec<Proof>, now_ms: i64) -> Result<Recorded, DbError> {
-        let each = self.each(proofs, move |db, proof, recorded| {
+        let take = move |db: &Edit<'_>, proof: &Proof, recorded: &mut Vec<_>| {
             match change::find(db, proof.id)? {
                 Some(job) if job.has_receipt && !failpoints::mutant("S4-once") => {}
                 Some(job) if is_unproven(db, &job, proof)? => recorded.push(Err(proof.id)),
@@ -34,7 +34,8 @@ impl Queue {
                 None => record_former(db, proof, now_ms)?,
             }
             Ok(())
-        });
+        };
+        let each = self.each_then(proofs, take, |signals| signals.leaving.notify_one());
         let mut all = Recorded::default();
         for one in each.await? {
             match one {
@@ -57,14 +58,14 @@ impl Queue {
         .await
     }
 
-    /// Those files of one outbox, after `after` (ItemId(0) at first), in order.
-    pub async fn to_dispose(
+    /// Those files of one outbox, after `after` (ItemId(0) at first), in order. Blocks.
+    pub fn to_dispose(
         &self,
         outbox: OutboxId,
         after: ItemId,
         limit: usize,
     ) -> Result<Vec<Disposal>, DbError> {
-        self.read(move |db| {
+        self.db.read_blocking(move |db| {
             db.prepare_cached(&to_dispose_sql())?
                 .query_map(params![outbox.0, after.0, clamp(limit)], |row| {
                     let (found, root) = found_of(row)?;
@@ -81,7 +82,6 @@ impl Queue {
                 })?
                 .collect()
         })
-        .await
     }
 
     /// These files left their outboxes (S6), or stay there because of the text. Where a version is not there any more,

@@ -15,6 +15,7 @@ use super::{
     job::path_bytes,
     retimed::{self, Who},
     schema::ItemState,
+    signals::Signals,
 };
 use crate::{
     clock::milliseconds,
@@ -27,9 +28,9 @@ use crate::{
 impl Queue {
     /// Those of `found` that have to be queued, in their order.
     ///
-    /// Known is a version (ctime aside) that lies there and has an item, however its jobs ended.
-    pub async fn unknown(&self, found: Vec<Found>) -> Result<Vec<Found>, DbError> {
-        self.read(move |db| {
+    /// Known is a version (ctime aside) that lies there and has an item, however its jobs ended. Blocks.
+    pub fn unknown(&self, found: Vec<Found>) -> Result<Vec<Found>, DbError> {
+        self.db.read_blocking(move |db| {
             let mut unknown = Vec::new();
             for found in found {
                 if !past(db, &found)?.lies() || failpoints::mutant("S2-unknown") {
@@ -38,7 +39,6 @@ impl Queue {
             }
             Ok(unknown)
         })
-        .await
     }
 
     /// Those of `folders` out of which, or out of folders in them, something was delivered and left.
@@ -75,19 +75,20 @@ impl Queue {
     /// from their peers, their files are never disposed of. After Ok all of it is on disk, and the peers' work is notified.
     pub async fn enqueue(&self, items: Vec<NewItem>, now_ms: i64) -> Result<Enqueued, DbError> {
         let peers: BTreeSet<AgentId> = items.iter().flat_map(|new| new.peers.iter().copied()).collect();
-        let parts = self
-            .each(items, move |db, new, parts| {
-                parts.push(enqueue_one(db, new, now_ms)?);
-                Ok(())
-            })
-            .await?;
+        let enqueue = move |db: &Edit<'_>, new: &NewItem, parts: &mut Vec<Enqueued>| {
+            parts.push(enqueue_one(db, new, now_ms)?);
+            Ok(())
+        };
+        let wake = move |signals: &Signals| {
+            signals.queued.notify_one();
+            peers.iter().for_each(|peer| signals.wake(*peer));
+        };
+        let parts = self.each_then(items, enqueue, wake).await?;
         let mut all = Enqueued::default();
         for part in parts {
             all.queued.extend(part.queued);
             all.doubts.extend(part.doubts);
         }
-        self.signals.queued.notify_one();
-        peers.into_iter().for_each(|peer| self.wake(peer));
         Ok(all)
     }
 
@@ -103,7 +104,7 @@ impl Queue {
     ) -> Result<BTreeSet<AgentId>, DbError> {
         let linger_ms = milliseconds(linger);
         let tell_ms = now_ms.saturating_add(linger_ms);
-        let told = self.each(items, move |db, (item, found), told| {
+        let same = move |db: &Edit<'_>, (item, found): &(ItemId, Found), told: &mut Vec<AgentId>| {
             let past = past(db, found)?;
             if past.lies() {
                 return Ok(()); // answered already
@@ -115,7 +116,8 @@ impl Queue {
                 told.extend(retimed::tell(db, *item, Who::Within(linger_ms), tell_ms)?);
             }
             Ok(())
-        });
+        };
+        let told = self.each_then(items, same, |signals| signals.leaving.notify_one());
         told.await.map(BTreeSet::from_iter)
     }
 }

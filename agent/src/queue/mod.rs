@@ -141,16 +141,37 @@ impl Queue {
         self.signals.queued.notified().await;
     }
 
+    /// Returns once files may leave their outboxes that could not at the last call.
+    pub async fn leaving(&self) {
+        self.signals.leaving.notified().await;
+    }
+
     /// One change in one commit.
-    async fn call<T, F>(&self, mut change: F) -> Result<T, DbError>
+    async fn call<T, F>(&self, change: F) -> Result<T, DbError>
     where
         T: Send + 'static,
         F: FnMut(&Edit<'_>) -> rusqlite::Result<T> + Send + 'static,
     {
-        let identity = self.identity.clone();
+        self.call_then(change, |_| ()).await
+    }
+
+    /// As [`Queue::call`]; see [`Db::call_then`].
+    async fn call_then<T, F>(
+        &self,
+        mut change: F,
+        after: impl FnOnce(&Signals) + Send + 'static,
+    ) -> Result<T, DbError>
+    where
+        T: Send + 'static,
+        F: FnMut(&Edit<'_>) -> rusqlite::Result<T> + Send + 'static,
+    {
+        let (identity, signals) = (self.identity.clone(), self.signals.clone());
         let (done, ended) = self
             .db
-            .call(move |transaction| Edit::run(transaction, &identity, &mut change))
+            .call_then(
+                move |transaction| Edit::run(transaction, &identity, &mut change),
+                move |_| after(&signals),
+            )
             .await?;
         self.ends.add(ended);
         Ok(done)
@@ -163,6 +184,17 @@ impl Queue {
         R: Send + 'static,
         F: Fn(&Edit<'_>, &T, &mut Vec<R>) -> rusqlite::Result<()> + Clone + Send + 'static,
     {
+        self.each_then(items, change, |_| ()).await
+    }
+
+    /// As [`Queue::each`]; `after` follows each commit (see [`Db::call_then`]).
+    async fn each_then<T, R, F, A>(&self, items: Vec<T>, change: F, after: A) -> Result<Vec<R>, DbError>
+    where
+        T: Send + 'static,
+        R: Send + 'static,
+        F: Fn(&Edit<'_>, &T, &mut Vec<R>) -> rusqlite::Result<()> + Clone + Send + 'static,
+        A: Fn(&Signals) + Clone + Send + 'static,
+    {
         let mut results = Vec::new();
         let mut items = items.into_iter();
         loop {
@@ -171,15 +203,14 @@ impl Queue {
                 return Ok(results);
             }
             let change = change.clone();
-            let part = self
-                .call(move |edit| {
-                    let mut part = Vec::new();
-                    for item in &chunk {
-                        change(edit, item, &mut part)?;
-                    }
-                    Ok(part)
-                })
-                .await?;
+            let change = move |edit: &Edit<'_>| {
+                let mut part = Vec::new();
+                for item in &chunk {
+                    change(edit, item, &mut part)?;
+                }
+                Ok(part)
+            };
+            let part = self.call_then(change, after.clone()).await?;
             results.extend(part);
         }
     }

@@ -10,12 +10,14 @@ use tokio::sync::Notify;
 
 use crate::poison::Unpoisoned as _;
 
-/// One notification for each peer, and one for all jobs that are queued. At most as many as peers were ever in the config of
+/// One notification for each peer, one for all jobs that are queued, and one for files that may leave. At most as many as peers were ever in the config of
 /// this run.
 #[derive(Default)]
 pub(super) struct Signals {
     peers: Mutex<HashMap<AgentId, Arc<Notify>>>,
     pub(super) queued: Notify,
+    /// Some files may leave.
+    pub(super) leaving: Notify,
 }
 
 impl Signals {

@@ -106,7 +106,7 @@ fn superseded() -> (JobState, Option<String>) {
 }
 
 async fn is_unknown(queue: &Queue, found: Found) -> bool {
-    !queue.unknown(vec![found]).await.unwrap().is_empty()
+    !queue.unknown(vec![found]).unwrap().is_empty()
 }
 
 async fn due(queue: &Queue, now_ms: i64) -> Vec<TransferId> {
@@ -154,7 +154,7 @@ async fn a_file_goes_its_whole_way() {
         .await
         .unwrap()
         .acknowledged;
-    assert!(early.is_empty() && queue.to_dispose(OUTBOX, ItemId(0), 9).await.unwrap().is_empty());
+    assert!(early.is_empty() && queue.to_dispose(OUTBOX, ItemId(0), 9).unwrap().is_empty());
     let repeated = queue
         .delivered(vec![proof(ids[0], 6)], 201)
         .await
@@ -166,7 +166,7 @@ async fn a_file_goes_its_whole_way() {
         .await
         .unwrap()
         .acknowledged;
-    let disposal = queue.to_dispose(OUTBOX, ItemId(0), 9).await.unwrap().remove(0);
+    let disposal = queue.to_dispose(OUTBOX, ItemId(0), 9).unwrap().remove(0);
     assert_eq!(items, [disposal.item]);
     assert_eq!(
         (disposal.digest, disposal.found.clone()),
@@ -183,7 +183,7 @@ async fn a_file_goes_its_whole_way() {
 
     assert!(todo(&queue, 1).await.forget.is_empty(), "not while it lies there");
     queue.disposed(vec![(disposal.item, None)], 300).await.unwrap();
-    assert!(queue.to_dispose(OUTBOX, ItemId(0), 9).await.unwrap().is_empty());
+    assert!(queue.to_dispose(OUTBOX, ItemId(0), 9).unwrap().is_empty());
     for (n, id) in [(1, 0), (2, 1)] {
         assert_eq!(todo(&queue, n).await.forget, [ids[id]]);
         queue.forgotten(vec![ids[id]]).await.unwrap();
@@ -268,7 +268,7 @@ async fn what_was_only_out_of_sight_is_the_drop_that_left() {
         let answer = vec![(item, same.clone())];
         queue.same(answer, 4, Duration::ZERO).await.unwrap();
         assert!(!is_unknown(&queue, same.clone()).await);
-        let disposal = queue.to_dispose(OUTBOX, ItemId(0), 9).await.unwrap().remove(0);
+        let disposal = queue.to_dispose(OUTBOX, ItemId(0), 9).unwrap().remove(0);
         assert_eq!((disposal.item, &disposal.found), (item, &same));
     }
     queue.disposed(vec![(item, None)], 5).await.unwrap();
@@ -400,7 +400,7 @@ async fn a_newer_version_supersedes() {
         .await
         .unwrap()
         .acknowledged;
-    assert!(items.is_empty() && queue.to_dispose(OUTBOX, ItemId(0), 9).await.unwrap().is_empty());
+    assert!(items.is_empty() && queue.to_dispose(OUTBOX, ItemId(0), 9).unwrap().is_empty());
     assert_eq!(state(&queue, old[1]).await.0, JobState::Failed);
     assert!(queue.receipt(old[1]).await.unwrap().is_some());
     assert!(todo(&queue, 2).await.withdraw.is_empty());
@@ -423,11 +423,7 @@ async fn an_acknowledged_version_is_still_disposed_of_beside_a_newer_one() {
         .acknowledged;
     let new = enqueue(&queue, 2, AfterSend::Delete, &[1]).await;
     assert_eq!(state(&queue, old[0]).await.0, JobState::Delivered);
-    let first = queue
-        .to_dispose(OUTBOX, ItemId(0), 9)
-        .await
-        .unwrap()
-        .swap_remove(0);
+    let first = queue.to_dispose(OUTBOX, ItemId(0), 9).unwrap().swap_remove(0);
     assert_eq!(first.item, items[0]);
     let mut other = first.found.version;
     other.mtime_ns += 1;
@@ -435,7 +431,7 @@ async fn an_acknowledged_version_is_still_disposed_of_beside_a_newer_one() {
         .disposed(vec![(items[0], Some((other, "changed".into())))], 2)
         .await
         .unwrap();
-    let still = queue.to_dispose(OUTBOX, ItemId(0), 9).await.unwrap();
+    let still = queue.to_dispose(OUTBOX, ItemId(0), 9).unwrap();
     assert_eq!(still[0].item, items[0], "another version was judged");
     queue
         .disposed(vec![(items[0], Some((first.found.version, "changed".into())))], 2)
@@ -497,7 +493,7 @@ async fn failed_and_cancelled_jobs_keep_the_file() {
                 .acknowledged
                 .is_empty()
         );
-        assert!(queue.to_dispose(OUTBOX, ItemId(0), 9).await.unwrap().is_empty());
+        assert!(queue.to_dispose(OUTBOX, ItemId(0), 9).unwrap().is_empty());
         assert!(
             !is_unknown(&queue, found("a", 1)).await,
             "not queued again by itself"
@@ -572,7 +568,7 @@ async fn different_bytes_of_one_version_dispose_of_nothing() {
     let ids = queue.enqueue(item(), 1).await.unwrap().queued;
     let proofs = vec![proof(ids[0], 1), proof(ids[1], 2)];
     assert!(queue.delivered(proofs, 5).await.unwrap().acknowledged.is_empty());
-    assert!(queue.to_dispose(OUTBOX, ItemId(0), 9).await.unwrap().is_empty());
+    assert!(queue.to_dispose(OUTBOX, ItemId(0), 9).unwrap().is_empty());
     assert!(
         is_unknown(&queue, there.clone()).await,
         "what lies there is a new drop"

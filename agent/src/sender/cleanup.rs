@@ -10,21 +10,22 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard},
+    thread,
     time::Duration,
 };
 
-use tokio::{sync::Notify, task::JoinSet, time::Instant};
+use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use self::{
-    lanes::{AGAIN, Held, Lanes, Listed},
+    lanes::{AGAIN, Held, LINGERING, Lanes, Listed},
     stuck::{Reason, Stuck, Told},
 };
 use super::{in_flight::InFlight, outboxes::Outboxes};
 use crate::{
     backoff,
-    blocking::blocking,
+    blocking::wait_for,
     clock::{now_ms, reached},
     config::Current,
     db::DbError,
@@ -43,17 +44,12 @@ const MANY: usize = 64;
 const REST: Duration = Duration::from_millis(100);
 /// ...and then again, so often in one go: a burst is over by then, and on a slow line there always are many.
 const RESTS: usize = 20;
-/// Files that are left in place for a while are looked at again as soon as the first is due, but no sooner than this: a
-/// steady stream of them shares its looks.
-const LINGERING: Duration = Duration::from_millis(250);
-
 /// What others have to do with it; cheap to clone.
 #[derive(Clone, Default)]
 pub struct Cleanup(Arc<State>);
 
 #[derive(Default)]
 struct State {
-    wake: Notify,
     stuck: Stuck,
     siblings: Siblings,
     /// Outboxes whose disk lost what it was told to keep, and how that was told: nothing leaves them until the agent
@@ -62,11 +58,6 @@ struct State {
 }
 
 impl Cleanup {
-    /// Some files may leave now.
-    pub(super) fn wake(&self) {
-        self.0.wake.notify_one();
-    }
-
     /// What cannot leave the outbox there.
     pub fn stuck_at(&self, root: &Path) -> Option<Told> {
         self.0.stuck.told(root)
@@ -111,9 +102,10 @@ pub(super) async fn run(task: Task, cancel: CancellationToken) {
         }
         let again_at = match listed {
             Ok(listed) => {
-                for (lane, held, outboxes) in lanes.begin(listed, Instant::now()) {
+                let linger = |root: &Path| task.config.get().linger(root);
+                for (lane, held, outboxes) in lanes.begin(listed, Instant::now(), linger) {
                     let (task, cancel) = (task.clone(), cancel.clone());
-                    at_work.spawn(async move { (lane, work(&task, outboxes, held, &cancel).await) });
+                    at_work.spawn_blocking(move || (lane, work(&task, outboxes, held, &cancel)));
                 }
                 lanes.again_at()
             }
@@ -121,7 +113,7 @@ pub(super) async fn run(task: Task, cancel: CancellationToken) {
         };
         tokio::select! {
             () = cancel.cancelled() => break,
-            () = task.cleanup.0.wake.notified() => lanes.wake(),
+            () = task.queue.leaving() => lanes.wake(),
             Some(Ok((lane, held))) = at_work.join_next() => lanes.ended(lane, held),
             () = reached(again_at) => {}
         }
@@ -149,10 +141,11 @@ async fn listed(task: &Task) -> Result<Listed, DbError> {
     Ok(listed)
 }
 
-/// All of a lane that may leave and is not held; what is held after it.
-async fn work(task: &Task, outboxes: VecDeque<OutboxId>, mut held: Held, cancel: &CancellationToken) -> Held {
+/// All of a lane that may leave and is not held; what is held after it. On a thread that may block, from the first look to
+/// the last commit.
+fn work(task: &Task, outboxes: VecDeque<OutboxId>, mut held: Held, cancel: &CancellationToken) -> Held {
     let begun = Instant::now();
-    let passed = pass(task, outboxes, begun, &mut held, cancel).await;
+    let passed = pass(task, outboxes, begun, &mut held, cancel);
     held.tried(begun);
     match passed {
         Ok(ended) => {
@@ -172,7 +165,7 @@ async fn work(task: &Task, outboxes: VecDeque<OutboxId>, mut held: Held, cancel:
     }
 }
 
-async fn pass(
+fn pass(
     task: &Task,
     outboxes: VecDeque<OutboxId>,
     begun: Instant,
@@ -186,8 +179,8 @@ async fn pass(
     };
     let mut rests = RESTS;
     while !cancel.is_cancelled() {
-        give_way(task, &mut rests, cancel).await;
-        let mut batch = pages.next(task).await?;
+        give_way(task, &mut rests, cancel);
+        let mut batch = pages.next(task)?;
         if batch.is_empty() {
             break;
         }
@@ -211,13 +204,9 @@ async fn pass(
             continue;
         }
         let plans: Vec<_> = batch.iter().map(|d| plan(task, d)).collect();
-        let (cancel, state) = (cancel.clone(), task.cleanup.0.clone());
-        let dispose = move || leaving::dispose_all(&plans, &state.siblings, &|| cancel.is_cancelled());
         let since = Instant::now();
-        let outcomes = blocking(dispose).await;
-        // The runtime ends: each of them is found again.
-        let outcomes = outcomes.unwrap_or_else(|_| batch.iter().map(|_| Ok(Disposed::Busy)).collect());
-        let ended = ended(task, batch, outcomes, since.elapsed(), held).await?;
+        let outcomes = leaving::dispose_all(&plans, &task.cleanup.0.siblings, &|| cancel.is_cancelled());
+        let ended = ended(task, batch, outcomes, since.elapsed(), held)?;
         all.some_left |= ended.some_left;
         all.some_held |= ended.some_held;
         if let Some(wait) = ended.lingering {
@@ -228,10 +217,10 @@ async fn pass(
 }
 
 /// Deliveries go first.
-async fn give_way(task: &Task, rests: &mut usize, cancel: &CancellationToken) {
+fn give_way(task: &Task, rests: &mut usize, cancel: &CancellationToken) {
     let mut rested = false;
     while task.in_flight.count() > MANY && (*rests > 0 || !rested) && !cancel.is_cancelled() {
-        cancel.run_until_cancelled(tokio::time::sleep(REST)).await;
+        thread::sleep(REST);
         *rests = rests.saturating_sub(1);
         rested = true;
     }
@@ -245,11 +234,11 @@ struct Pages {
 
 impl Pages {
     /// At most [`BATCH`]; empty: that was all.
-    async fn next(&mut self, task: &Task) -> Result<Vec<queue::Disposal>, DbError> {
+    fn next(&mut self, task: &Task) -> Result<Vec<queue::Disposal>, DbError> {
         let mut batch = Vec::new();
         while let Some(outbox) = self.outboxes.front().filter(|_| batch.len() < BATCH) {
             let room = BATCH - batch.len();
-            let page = task.queue.to_dispose(*outbox, self.after, room).await?;
+            let page = task.queue.to_dispose(*outbox, self.after, room)?;
             match page.last() {
                 Some(last) if page.len() == room => self.after = last.item,
                 _ => {
@@ -286,7 +275,7 @@ fn lingers(task: &Task, disposal: &queue::Disposal, now_ms: i64) -> Option<Durat
 }
 
 /// What became of them goes to the job list in one commit; `took`: how long all of it took.
-async fn ended(
+fn ended(
     task: &Task,
     batch: Vec<queue::Disposal>,
     outcomes: Vec<Result<Disposed, DisposeError>>,
@@ -330,7 +319,7 @@ async fn ended(
                 let retry = config.get().retry;
                 let seed = now_ms().unsigned_abs();
                 let wait = move |attempts| backoff::delay(retry.first, retry.max, attempts, seed);
-                queue.begin_again(disposal.item, wait, now_ms()).await?;
+                wait_for(queue.begin_again(disposal.item, wait, now_ms()))?;
             }
             Ok(Disposed::Busy) => {
                 debug!(%path, "delivered, but a program has it open for writing");
@@ -354,9 +343,9 @@ async fn ended(
         }
     }
     let some_left = !noted.is_empty();
-    let late = queue.disposed(noted, now_ms()).await?;
+    let late = wait_for(queue.disposed(noted, now_ms()))?;
     late.into_iter().for_each(|peer| queue.wake(peer));
-    left(task, &gone).await;
+    left(task, &gone);
     changed
         .iter()
         .for_each(|disposal| outboxes.recheck(&disposal.found));
@@ -368,7 +357,7 @@ async fn ended(
 }
 
 /// The folders that held them go too: an outbox's once they rest empty, a send's copy at once.
-async fn left(task: &Task, gone: &[queue::Disposal]) {
+fn left(task: &Task, gone: &[queue::Disposal]) {
     let (mut sends, mut folders) = (BTreeSet::new(), BTreeMap::new());
     for disposal in gone {
         if let Some(outbox) = task.outboxes.with_id(disposal.found.outbox) {
@@ -384,7 +373,7 @@ async fn left(task: &Task, gone: &[queue::Disposal]) {
         outbox.emptied(folder);
     }
     for root in sends {
-        if let Ok(Err(error)) = blocking(move || spool::discard_if_done(&root)).await {
+        if let Err(error) = spool::discard_if_done(&root) {
             warn!(%error, "a sent copy's folder stays");
         }
     }
@@ -393,11 +382,7 @@ async fn left(task: &Task, gone: &[queue::Disposal]) {
         .filter(|d| reused_names::is_mistakable(d))
         .cloned()
         .collect();
-    if mistakable.is_empty() {
-        return;
-    }
-    let there = blocking(move || reused_names::is_there(mistakable)).await;
-    for there in there.unwrap_or_default() {
+    for there in reused_names::is_there(mistakable) {
         task.outboxes.recheck(&there.found);
     }
 }

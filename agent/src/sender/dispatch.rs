@@ -22,7 +22,6 @@ use tracing::{debug, info, warn};
 
 use super::{
     checkpoints::Checkpoints,
-    cleanup::Cleanup,
     in_flight::{InFlight, OfPeer, Progress, STALLED, Transfer},
     outboxes::Outboxes,
     receipts::{self, Claim},
@@ -57,7 +56,6 @@ pub(super) struct Context {
     pub(super) links: Links,
     pub(super) outboxes: Outboxes,
     pub(super) in_flight: InFlight,
-    pub(super) cleanup: Cleanup,
     pub(super) reads: SmallReads,
     pub(super) checkpoints: Checkpoints,
     /// Receipts that went to the job list; nobody listens but the demo.
@@ -302,7 +300,6 @@ impl Dispatcher {
             self.in_flight.remove(proof.id);
         }
         let unproven = recorded?.unproven;
-        self.context.cleanup.wake();
         let is_unproven = |(proof, _): &(Proof, Receipt)| unproven.contains(&proof.id);
         let (unproven, delivered): (Vec<_>, Vec<_>) = proofs.into_iter().partition(is_unproven);
         for (proof, receipt) in delivered {

@@ -17,7 +17,6 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::{
-    cleanup::Cleanup,
     outboxes::Outboxes,
     presence::{self, Presence},
     source,
@@ -49,7 +48,6 @@ pub(super) struct Task {
     pub(super) config: Current,
     pub(super) queue: Queue,
     pub(super) outboxes: Outboxes,
-    pub(super) cleanup: Cleanup,
 }
 
 /// The doubts of one outbox.
@@ -174,7 +172,6 @@ impl Doubts {
         if !same.is_empty() {
             let told = task.queue.same(same, now_ms(), linger).await?;
             told.into_iter().for_each(|peer| task.queue.wake(peer));
-            task.cleanup.wake(); // they may leave
         }
         if !new.is_empty() {
             self.add(task.queue.enqueue(new, now_ms()).await?.doubts);

@@ -8,7 +8,6 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
 use super::{
-    cleanup::Cleanup,
     doubts::{self, Doubts},
     folder_setting,
     outboxes::{Outboxes, Running},
@@ -40,7 +39,6 @@ pub(super) struct Task {
     pub(super) db: Db,
     pub(super) queue: Queue,
     pub(super) outboxes: Outboxes,
-    pub(super) cleanup: Cleanup,
 }
 
 /// Starts an outbox for the agent `me`.
@@ -94,7 +92,6 @@ async fn take_in(
         config: task.config.clone(),
         queue: task.queue.clone(),
         outboxes: task.outboxes.clone(),
-        cleanup: task.cleanup.clone(),
     };
     let queued = take_all_in(&task, &outbox, &mut ready, &doubts, &cancel);
     let answered = doubts.run(&answering, &cancel);
@@ -217,11 +214,9 @@ impl Known for InQueue {
         })
     }
 
-    fn unknown(&self, found: Vec<Found>) -> Pin<Box<dyn Future<Output = Option<Vec<Found>>> + Send + '_>> {
-        Box::pin(async move {
-            let ask = || self.task.queue.unknown(found.clone());
-            persistently(&self.cancel, FIRST_WAIT, ask).await
-        })
+    fn unknown(&self, found: Vec<Found>) -> Result<Vec<Found>, String> {
+        let unknown = self.task.queue.unknown(found);
+        unknown.map_err(|error| format!("the job list cannot be read: {}", chain(&error)))
     }
 
     fn emptied(

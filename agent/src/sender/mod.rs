@@ -85,6 +85,7 @@ pub struct Parts {
 pub struct Sender {
     context: Context,
     intake: intake::Task,
+    cleanup: Cleanup,
     spool: PathBuf,
     dispatchers: Mutex<HashMap<AgentId, JoinHandle<()>>>,
     tasks: TaskTracker,
@@ -121,8 +122,8 @@ impl Sender {
                 db,
                 queue: queue.clone(),
                 outboxes: outboxes.clone(),
-                cleanup: cleanup.clone(),
             },
+            cleanup,
             context: Context {
                 own,
                 config,
@@ -130,7 +131,6 @@ impl Sender {
                 links,
                 outboxes,
                 in_flight,
-                cleanup,
                 reads: SmallReads::default(),
                 checkpoints,
                 receipts: broadcast::channel(256).0,
@@ -201,7 +201,7 @@ impl Sender {
 
     /// What is known of delivered files that have not left yet.
     pub fn cleanup(&self) -> &Cleanup {
-        &self.context.cleanup
+        &self.cleanup
     }
 
     /// Every receipt that is accepted from now on.

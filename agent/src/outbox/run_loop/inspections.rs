@@ -9,10 +9,15 @@ use crate::{
     blocking::blocking,
     config::AfterSend,
     descriptors,
-    fs::{confined::Parents, file_system::OTHERS, version::Found},
+    fs::{
+        confined::Parents,
+        file_system::OTHERS,
+        version::{Found, OutboxId},
+    },
     outbox::{
-        Ready,
+        Known, Ready, Shared,
         inspect::{self, Inspection, Rules},
+        place::Place,
         stability::{Observation, Verdict},
         whole,
     },
@@ -29,6 +34,7 @@ impl RunLoop<'_> {
             return Ok(());
         }
         let (place, shared) = (Arc::clone(&self.place), Arc::clone(&self.task.shared));
+        let known = Arc::clone(&self.task.known);
         let rules = {
             let config = &self.task.shared.config;
             Rules {
@@ -39,7 +45,7 @@ impl RunLoop<'_> {
         };
         let inspected = blocking(move || {
             let mut parents = Parents::through(place.enter()?, owner::unclaimed);
-            let inspect = |path| match (inspect::inspect(&mut parents, &path, &rules), &shared.ignore) {
+            let mut inspect = |path| match (inspect::inspect(&mut parents, &path, &rules), &shared.ignore) {
                 (Inspection::Folder, Some(ignore)) if ignore.matched_folder(&path).is_some() => {
                     (Inspection::Nothing, path)
                 }
@@ -48,32 +54,35 @@ impl RunLoop<'_> {
                 }
                 (seen, _) => (seen, path),
             };
-            Some(paths.into_iter().map(inspect).collect::<Vec<_>>())
+            let inspected: Vec<_> = paths.into_iter().map(&mut inspect).collect();
+            let judge = |(inspection, path)| Inspected::judge(&shared, path, inspection);
+            let mut inspected: Vec<_> = inspected.into_iter().map(judge).collect();
+            let ready = inspected.iter_mut().filter_map(|it| it.take_ready(place.id));
+            let ready = make_durable(&*known, &place, ready.collect());
+            Some((inspected, ready))
         });
-        let Some(seen) = inspected.await.ok().flatten() else {
+        let Some((inspected, ready)) = inspected.await.ok().flatten() else {
             self.check = true; // the folder is not what it was
             self.task.shared.state().stability.clear();
             self.scan_all();
             return Ok(());
         };
-        let ready: Vec<(Found, Option<File>)> = seen
-            .into_iter()
-            .filter_map(|(seen, path)| self.seen(path, seen))
-            .collect();
-        if ready.is_empty() {
-            return Ok(());
+        for one in inspected {
+            self.follow(one);
         }
-        let unknown = self.unknown(ready.iter().map(|(found, _)| found.clone()).collect());
-        let unknown: HashSet<Found> = unknown.await.into_iter().collect();
-        let (folders, files): (Vec<_>, Vec<_>) = ready
-            .into_iter()
-            .filter(|(found, _)| unknown.contains(found))
-            .partition(|(found, _)| found.version.folder);
-        let folders = self.sync_folders(folders.into_iter().map(|(found, _)| found).collect());
-        let mut found = folders.await;
-        let files = files.into_iter().filter_map(|(found, file)| Some((found, file?)));
-        let (files_found, files) = files.unzip();
-        found.extend(self.sync(files_found, files).await);
+        let mut found = Vec::with_capacity(ready.len());
+        for (ready, durable) in ready {
+            match durable {
+                Ok(()) => found.push(ready),
+                Err(NotReady { reason, passes }) => {
+                    let path = ready.path.as_bytes().to_vec();
+                    match passes {
+                        true => self.later(path, reason),
+                        false => self.problem(path, reason),
+                    }
+                }
+            }
+        }
         if found.is_empty() {
             return Ok(());
         }
@@ -82,92 +91,58 @@ impl RunLoop<'_> {
         told.map_err(|_| Closed)
     }
 
-    fn seen(&mut self, path: RemotePath, seen: Inspection) -> Option<(Found, Option<File>)> {
-        let now = Instant::now();
-        let shared = Arc::clone(&self.task.shared);
-        let inspected = |observation| {
-            let mut state = shared.state();
-            state.problems.listed.remove(path.as_bytes());
-            state.stability.inspected(&path, observation, now)
-        };
-        match seen {
-            Inspection::Nothing => {
-                inspected(Observation::Nothing);
-                None
-            }
-            Inspection::Folder => {
-                inspected(Observation::Nothing);
-                if self.schedule.folders() < LISTED {
-                    self.schedule.add_folder(path);
-                } else {
-                    self.scan_all();
-                }
-                None
-            }
-            Inspection::Unmarked(reason) => {
-                shared
-                    .state()
-                    .stability
-                    .inspected(&path, Observation::Nothing, now);
-                self.list(path.as_bytes().to_vec(), reason, || {});
-                None
-            }
-            Inspection::Refused(reason) => {
-                shared
-                    .state()
-                    .stability
-                    .inspected(&path, Observation::Nothing, now);
-                self.problem(path.as_bytes().to_vec(), reason);
-                None
-            }
+    /// What is to be done and said of it, beside sending it.
+    fn follow(&mut self, inspected: Inspected) {
+        let Inspected {
+            path,
+            inspection,
+            verdict,
+        } = inspected;
+        let at = path.as_bytes().to_vec();
+        match inspection {
+            Inspection::Nothing => {}
+            Inspection::Folder if self.schedule.folders() < LISTED => self.schedule.add_folder(path),
+            Inspection::Folder => self.scan_all(),
+            Inspection::Unmarked(reason) => self.list(at, reason, || {}),
+            Inspection::Refused(reason) => self.problem(at, reason),
             // Said once of the folder, whatever comes in it.
-            Inspection::Claimed { at, reason } => {
-                shared
-                    .state()
-                    .stability
-                    .inspected(&path, Observation::Nothing, now);
-                self.problem(at, reason);
-                None
-            }
-            Inspection::Held { why, reason } => {
-                let verdict = shared
-                    .state()
-                    .stability
-                    .inspected(&path, Observation::Held { why }, now);
+            Inspection::Claimed { at, reason } => self.problem(at, reason),
+            Inspection::Held { reason, .. } => {
                 // A folder that is being filled is nothing to tell of before it takes long.
                 if verdict == Verdict::Restless {
                     tracing::warn!(%path, why = reason, "has not settled for longer than max_wait");
                 }
-                self.list(path.as_bytes().to_vec(), reason, || {});
-                None
+                self.list(at, reason, || {});
             }
-            Inspection::Whole {
-                observation,
-                left_out,
-            } => {
-                let verdict = inspected(observation);
+            Inspection::Whole { left_out, .. } => {
                 if verdict == Verdict::Ready {
                     for (below, what) in left_out {
                         let below = [path.as_bytes(), b"/", below.as_bytes()].concat();
                         self.problem(below, whole::left_out(what));
                     }
-                    if shared.config.after_send == AfterSend::Keep {
+                    if self.task.shared.config.after_send == AfterSend::Keep {
                         self.schedule.add_folder(path.clone()); // to be watched
                     }
                 }
-                self.decided(path, verdict, observation, None, now)
+                self.warn_if_restless(&path, verdict);
             }
-            Inspection::File {
-                observation,
-                file,
-                of_others,
-            } => {
-                let verdict = inspected(observation);
+            Inspection::File { of_others, .. } => {
                 if of_others {
                     self.caution(&path);
                 }
-                self.decided(path, verdict, observation, file, now)
+                self.warn_if_restless(&path, verdict);
             }
+        }
+    }
+
+    fn warn_if_restless(&self, path: &RemotePath, verdict: Verdict) {
+        if verdict == Verdict::Restless {
+            let state = self.task.shared.state();
+            let why = state
+                .stability
+                .why(path, Instant::now())
+                .map_or("", |(why, _)| why);
+            tracing::warn!(%path, why, "has not settled for longer than max_wait");
         }
     }
 
@@ -179,71 +154,106 @@ impl RunLoop<'_> {
             cautions.push(OTHERS);
         }
     }
+}
 
-    fn decided(
-        &self,
-        path: RemotePath,
-        verdict: Verdict,
-        observation: Observation,
-        file: Option<File>,
-        now: Instant,
-    ) -> Option<(Found, Option<File>)> {
-        match (verdict, observation) {
-            (Verdict::Ready, Observation::Still { version, .. }) => {
-                let outbox = self.place.id;
-                Some((
-                    Found {
-                        outbox,
-                        path,
-                        version,
-                    },
-                    file,
-                ))
+/// A path that was looked at, and what follows for when to look again.
+struct Inspected {
+    path: RemotePath,
+    inspection: Inspection,
+    verdict: Verdict,
+}
+
+impl Inspected {
+    fn judge(shared: &Shared, path: RemotePath, inspection: Inspection) -> Self {
+        let (observation, may_be_sent) = match &inspection {
+            Inspection::Whole { observation, .. } | Inspection::File { observation, .. } => {
+                (*observation, true)
             }
-            (Verdict::Restless, _) => {
-                let state = self.task.shared.state();
-                let why = state.stability.why(&path, now).map_or("", |(why, _)| why);
-                tracing::warn!(%path, why, "has not settled for longer than max_wait");
-                None
+            Inspection::Held { why, .. } => (Observation::Held { why }, false),
+            Inspection::Nothing | Inspection::Folder => (Observation::Nothing, true),
+            Inspection::Unmarked(_) | Inspection::Refused(_) | Inspection::Claimed { .. } => {
+                (Observation::Nothing, false)
+            }
+        };
+        let mut state = shared.state();
+        if may_be_sent {
+            state.problems.listed.remove(path.as_bytes());
+        }
+        let verdict = state.stability.inspected(&path, observation, Instant::now());
+        drop(state);
+        Self {
+            path,
+            inspection,
+            verdict,
+        }
+    }
+
+    /// The version that is ready, and a file's handle.
+    fn take_ready(&mut self, outbox: OutboxId) -> Option<(Found, Option<File>)> {
+        let (observation, file) = match &mut self.inspection {
+            Inspection::File {
+                observation, file, ..
+            } => (*observation, file.take()),
+            Inspection::Whole { observation, .. } => (*observation, None),
+            _ => return None,
+        };
+        match (self.verdict, observation) {
+            (Verdict::Ready, Observation::Still { version, .. }) => {
+                let found = Found {
+                    outbox,
+                    path: self.path.clone(),
+                    version,
+                };
+                Some((found, file))
             }
             _ => None,
         }
     }
+}
 
-    /// S1's sync of whole folders.
-    async fn sync_folders(&mut self, found: Vec<Found>) -> Vec<Found> {
-        if found.is_empty() {
-            return found;
+/// Why what is ready is not told.
+struct NotReady {
+    reason: String,
+    /// It passes by itself.
+    passes: bool,
+}
+
+/// S1 for what is ready and has no job yet. Those that fail are tried again at the next scan. Blocks.
+fn make_durable(
+    known: &dyn Known,
+    place: &Place,
+    ready: Vec<(Found, Option<File>)>,
+) -> Vec<(Found, Result<(), NotReady>)> {
+    if ready.is_empty() {
+        return Vec::new();
+    }
+    let found: Vec<Found> = ready.iter().map(|(found, _)| found.clone()).collect();
+    let unknown: HashSet<Found> = match known.unknown(found) {
+        Ok(unknown) => unknown.into_iter().collect(),
+        Err(reason) => {
+            let unasked = |found| {
+                let reason = reason.clone();
+                (found, Err(NotReady { reason, passes: true }))
+            };
+            return ready.into_iter().map(|(found, _)| unasked(found)).collect();
         }
-        let place = Arc::clone(&self.place);
-        let synced = blocking(move || {
-            let synced = |found: &Found| whole::sync(&place.open()?, &found.path);
-            found.into_iter().map(|found| (synced(&found), found)).collect()
+    };
+    let (folders, files): (Vec<_>, Vec<_>) = ready
+        .into_iter()
+        .filter(|(found, _)| unknown.contains(found))
+        .partition(|(found, _)| found.version.folder);
+    let sync_folder = |found: &Found| whole::sync(&place.open()?, &found.path);
+    let folders = folders.into_iter().map(|(found, _)| (sync_folder(&found), found));
+    let mut synced: Vec<_> = folders.collect();
+    let files = files.into_iter().filter_map(|(found, file)| Some((found, file?)));
+    let (found, files): (Vec<_>, Vec<_>) = files.unzip();
+    synced.extend(inspect::sync(&files).into_iter().zip(found));
+    let told = synced.into_iter().map(|(synced, found)| {
+        let durable = synced.map_err(|e| NotReady {
+            reason: format!("it cannot be made durable: {e}"),
+            passes: inspect::passing(&e).is_some(),
         });
-        self.durable(synced.await.unwrap_or_default())
-    }
-
-    fn durable(&mut self, synced: Vec<(std::io::Result<()>, Found)>) -> Vec<Found> {
-        let mut done = Vec::with_capacity(synced.len());
-        for (synced, found) in synced {
-            match synced {
-                Ok(()) => done.push(found),
-                Err(e) => {
-                    let path = found.path.as_bytes().to_vec();
-                    let reason = format!("it cannot be made durable: {e}");
-                    match inspect::passing(&e) {
-                        Some(_) => self.later(path, reason),
-                        None => self.problem(path, reason),
-                    }
-                }
-            }
-        }
-        done
-    }
-
-    /// S1's sync; those that fail are reported, and tried again at the next scan.
-    async fn sync(&mut self, found: Vec<Found>, files: Vec<File>) -> Vec<Found> {
-        let synced = blocking(move || inspect::sync(&files)).await.unwrap_or_default();
-        self.durable(synced.into_iter().zip(found).collect())
-    }
+        (found, durable)
+    });
+    told.collect()
 }

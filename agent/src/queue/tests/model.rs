@@ -373,7 +373,7 @@ impl Pair {
     }
 
     async fn dispose(&mut self, stays: bool) {
-        let Some(first) = self.queue.to_dispose(OUTBOX, ItemId(0), 1).await.unwrap().pop() else {
+        let Some(first) = self.queue.to_dispose(OUTBOX, ItemId(0), 1).unwrap().pop() else {
             return;
         };
         let error = stays.then(|| (first.found.version, "changed".to_string()));

@@ -45,7 +45,7 @@ async fn a_delivered_file_with_other_times_is_the_same_drop_and_its_peers_are_to
         .unwrap()
         .acknowledged;
     assert_eq!(items, [one_has_it.earlier]);
-    let leaving = queue.to_dispose(OUTBOX, ItemId(0), 9).await.unwrap();
+    let leaving = queue.to_dispose(OUTBOX, ItemId(0), 9).unwrap();
     assert_eq!((leaving[0].found.clone(), leaving[0].delivered_ms), (late, 2));
     let path_of = |name: &str| queue.path_of(name).unwrap();
     assert_eq!(path_of(&leaving[0].name), Some(leaving[0].found.path.clone()));
@@ -311,7 +311,7 @@ async fn it_leaves_also_where_the_old_version_was_missed_and_under_times_that_we
             .same(vec![(items[0], late.clone())], 9, Duration::ZERO)
             .await
             .unwrap();
-        let leaving = queue.to_dispose(OUTBOX, ItemId(0), 9).await.unwrap();
+        let leaving = queue.to_dispose(OUTBOX, ItemId(0), 9).unwrap();
         assert_eq!((leaving.len(), &leaving[0].found), (1, &late), "{round}");
         queue.disposed(vec![(items[0], None)], 3).await.unwrap();
     }

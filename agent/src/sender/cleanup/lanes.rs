@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -21,6 +21,10 @@ const MOST_HELD: usize = 65_536;
 /// A delivered folder that changed since is looked through again for a twentieth of the time at most.
 const REST_OF_A_LOOK: u32 = 20;
 
+/// Files that are left in place for a while are looked at as soon as the first is due, but no sooner than this: a
+/// steady stream of them shares its looks.
+pub(super) const LINGERING: Duration = Duration::from_millis(250);
+
 /// The outboxes with files that are to leave, by their lanes.
 pub(super) type Listed = BTreeMap<PathBuf, VecDeque<OutboxId>>;
 
@@ -30,6 +34,8 @@ pub(super) struct Lanes {
     known: HashMap<PathBuf, Lane>,
     /// Rises when files were delivered.
     wakes: u64,
+    /// The lanes that had something at the start have begun.
+    started: bool,
 }
 
 #[derive(Default)]
@@ -47,8 +53,13 @@ impl Lanes {
         self.wakes += 1;
     }
 
-    /// Those that begin now.
-    pub(super) fn begin(&mut self, listed: Listed, now: Instant) -> Vec<(PathBuf, Held, VecDeque<OutboxId>)> {
+    /// Those that begin now. What was delivered just now to an outbox whose files `linger` is not looked at before that.
+    pub(super) fn begin(
+        &mut self,
+        listed: Listed,
+        now: Instant,
+        linger: impl Fn(&Path) -> Duration,
+    ) -> Vec<(PathBuf, Held, VecDeque<OutboxId>)> {
         self.known
             .retain(|root, lane| lane.at_work || listed.contains_key(root));
         let mut free = AT_WORK.saturating_sub(self.at_work());
@@ -60,6 +71,14 @@ impl Lanes {
             // Nothing that comes can leave before what is there already.
             let is_new = match lane.held.lingers_until {
                 Some(at) => at <= now,
+                None if self.started && lane.woken != self.wakes && !lane.at_work => {
+                    let linger = linger(&root);
+                    if !linger.is_zero() {
+                        lane.woken = self.wakes;
+                        lane.held.lingers_until = Some(now + linger.max(LINGERING));
+                    }
+                    linger.is_zero()
+                }
                 None => lane.woken != self.wakes,
             };
             if free > 0 && !lane.at_work && (is_due || is_again || is_new) {
@@ -72,6 +91,7 @@ impl Lanes {
                 begun.push((root, held, outboxes));
             }
         }
+        self.started = true;
         begun
     }
 
@@ -201,7 +221,9 @@ mod tests {
     /// The numbers of the lanes that begin.
     fn begun(lanes: &mut Lanes, listed: std::ops::Range<usize>, now: Instant) -> Vec<usize> {
         let of = |n: usize| (PathBuf::from(format!("{n:02}")), VecDeque::new());
-        let begun = lanes.begin(listed.map(of).collect(), now).into_iter();
+        let begun = lanes
+            .begin(listed.map(of).collect(), now, |_| Duration::ZERO)
+            .into_iter();
         begun
             .map(|(root, _, _)| root.to_str().unwrap().parse().unwrap())
             .collect()
@@ -244,7 +266,11 @@ mod tests {
         ended(&mut lanes, 1, held(9));
         assert_eq!(lanes.again_at(), held(5).again_at);
         assert!(begun(&mut lanes, 0..2, now).is_empty());
-        let due = lanes.begin([(PathBuf::from("00"), VecDeque::new())].into(), now + AGAIN);
+        let due = lanes.begin(
+            [(PathBuf::from("00"), VecDeque::new())].into(),
+            now + AGAIN,
+            |_| Duration::ZERO,
+        );
         assert!(due[0].1.items.is_empty(), "all of it is tried");
         assert_eq!(lanes.again_at(), None, "what is held no more is forgotten");
     }
@@ -273,7 +299,7 @@ mod tests {
         assert_eq!(lanes.again_at(), Some(due));
         for (at, expected) in [(now, vec![0]), (due - took, vec![]), (due, vec![0])] {
             let of = |n: usize| (PathBuf::from(format!("{n:02}")), VecDeque::new());
-            let mut begun = lanes.begin([of(0)].into(), at);
+            let mut begun = lanes.begin([of(0)].into(), at, |_| Duration::ZERO);
             assert_eq!(begun.len(), expected.len());
             if let Some((_, mut held, _)) = begun.pop() {
                 held.tried(at);
@@ -286,6 +312,26 @@ mod tests {
             held.add_changed(ItemId(item), took);
         }
         assert_eq!((held.changed.len(), held.items.len()), (MOST_HELD, 1));
+    }
+
+    #[tokio::test]
+    async fn what_lingers_is_not_looked_at_before_its_time_but_at_the_start() {
+        let (mut lanes, now) = (Lanes::default(), Instant::now());
+        let listed = || Listed::from([(PathBuf::from("00"), VecDeque::new())]);
+        let begin = |lanes: &mut Lanes, at| lanes.begin(listed(), at, |_| AGAIN).len();
+        lanes.wake();
+        assert_eq!(begin(&mut lanes, now), 1, "a run before may have left something");
+        ended(&mut lanes, 0, Held::default());
+        lanes.wake();
+        assert_eq!(begin(&mut lanes, now), 0);
+        assert_eq!(lanes.again_at(), Some(now + AGAIN));
+        lanes.wake();
+        assert_eq!(
+            begin(&mut lanes, now + LINGERING),
+            0,
+            "the first one's time stands"
+        );
+        assert_eq!(begin(&mut lanes, now + AGAIN), 1);
     }
 
     #[tokio::test]

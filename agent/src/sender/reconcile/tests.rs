@@ -146,7 +146,7 @@ impl World {
     }
 
     async fn is_unknown(&self) -> bool {
-        !self.queue.unknown(vec![self.found()]).await.unwrap().is_empty()
+        !self.queue.unknown(vec![self.found()]).unwrap().is_empty()
     }
 
     async fn resting(&self) -> Vec<Resting> {
@@ -227,7 +227,7 @@ async fn a_folder_that_returns_after_long_is_new_although_no_ctime_in_it_changed
     world.look_after().await;
     fs::rename(&outside, &inside).unwrap();
     assert_eq!(world.found_as("folder/file"), found);
-    assert_eq!(world.queue.unknown(vec![found.clone()]).await.unwrap(), [found]);
+    assert_eq!(world.queue.unknown(vec![found.clone()]).unwrap(), [found]);
 }
 
 #[tokio::test]
