@@ -26,6 +26,7 @@ const COMMON: &[&str] = &[
     "failpoints",
     "file_system",
     "folder_id",
+    "free_name",
     "homes",
     "id",
     "identity",

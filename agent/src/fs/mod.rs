@@ -8,6 +8,7 @@
 //! | `lease` | asks the kernel who has a file open for writing |
 //! | `file_system` | what is trusted on which file system, and why: one table |
 //! | `folder_id`, `own_folder` | the random id that tells one folder from another, in `.dropwire` |
+//! | `free_name` | which name a file or folder gets where its own is taken |
 //! | `border`, `snapshot` | what is mounted in a folder, where no rename leads; is a folder a btrfs snapshot? |
 //! | `bundle` | what of a folder is sent, which version it is, its stream from any offset |
 //! | `marker`, `unsent` | the empty file that says another is complete; names that are never sent |
@@ -21,6 +22,7 @@ pub mod disk;
 pub mod durable;
 pub mod file_system;
 pub mod folder_id;
+pub mod free_name;
 pub mod lease;
 pub mod marker;
 pub mod own_files;

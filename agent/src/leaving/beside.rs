@@ -7,10 +7,15 @@ use std::{
 
 use cap_fs_ext::{DirExt, MetadataExt};
 use cap_std::fs::{Dir, Metadata};
+use dropwire_protocol::Kind;
 
 use crate::{
     failpoints,
-    fs::{confined, durable, version::Version},
+    fs::{
+        confined, durable,
+        free_name::{self, LONGEST, first_free},
+        version::Version,
+    },
 };
 
 /// Gives the file `name` in `from` the name `wanted` in `to`, or that with the first number found free. One that has such
@@ -20,27 +25,19 @@ pub(super) fn rename_beside(from: &Dir, name: &OsStr, to: &Dir, wanted: &OsStr) 
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
         other => return other.map(drop),
     }
-    let taken = |n: u64| to.symlink_metadata(numbered(wanted, n)).is_ok();
-    // Doubling, then halving: as quick for the ten thousandth of a name as for the first.
-    let (mut low, mut number) = (0, 1);
-    while taken(number) {
-        (low, number) = (number, number.saturating_mul(2));
-    }
-    while number - low > 1 {
-        let middle = low + (number - low) / 2;
-        if taken(middle) {
-            low = middle;
-        } else {
-            number = middle;
-        }
-    }
     let file = from.symlink_metadata(name)?;
-    let is_it = |n: u64| same_file((from, name), (to, &numbered(wanted, n))).unwrap_or(false);
+    let kind = match file.is_dir() {
+        true => Kind::Folder,
+        false => Kind::File,
+    };
+    let numbered = |n| numbered(wanted, kind, n);
+    let mut number = first_free(|n| Ok::<_, io::Error>(to.symlink_metadata(numbered(n)).is_ok()))?;
+    let is_it = |n: u64| same_file((from, name), (to, &numbered(n))).unwrap_or(false);
     if has_further_names(&file) && (0..number).any(is_it) && !failpoints::mutant("S5-twice") {
         return durable::unlink(from, name);
     }
     loop {
-        match durable::rename_noreplace(from, name, to, &numbered(wanted, number)) {
+        match durable::rename_noreplace(from, name, to, &numbered(number)) {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => number += 1,
             other => return other.map(drop),
         }
@@ -52,7 +49,7 @@ pub(super) fn rename_beside(from: &Dir, name: &OsStr, to: &Dir, wanted: &OsStr) 
 pub(super) fn folder_beside(dir: &Dir, wanted: &OsStr, makes: bool) -> io::Result<Dir> {
     const MOST: u64 = 1000;
     for number in 0..MOST {
-        let name = numbered(wanted, number);
+        let name = numbered(wanted, Kind::Folder, number);
         let folder = match makes {
             true => durable::open_or_make_dir(dir, &name),
             false => dir.open_dir_nofollow(&name),
@@ -66,23 +63,9 @@ pub(super) fn folder_beside(dir: &Dir, wanted: &OsStr, makes: bool) -> io::Resul
     Err(io::ErrorKind::AlreadyExists.into())
 }
 
-/// `report.pdf`, 1 → `report (1).pdf`; 0 is the name itself. The stem is cut so that 255 bytes are enough.
-pub(super) fn numbered(name: &OsStr, number: u64) -> OsString {
-    const MOST: usize = 255;
-    if number == 0 {
-        return name.to_os_string();
-    }
-    let name = name.as_encoded_bytes();
-    let dot = name.iter().rposition(|b| *b == b'.').filter(|at| *at > 0);
-    let (stem, extension) = name.split_at(dot.unwrap_or(name.len()));
-    let suffix = [format!(" ({number})").as_bytes(), extension].concat();
-    let room = MOST.saturating_sub(suffix.len());
-    let mut cut = stem.len().min(room);
-    // Never through the middle of a UTF-8 character.
-    while cut > 0 && cut < stem.len() && stem.get(cut).is_some_and(|b| b & 0xc0 == 0x80) {
-        cut -= 1;
-    }
-    let bytes = [&stem[..cut], &suffix].concat();
+/// `wanted` with a number, as the system names files.
+fn numbered(wanted: &OsStr, kind: Kind, number: u64) -> OsString {
+    let bytes = free_name::numbered(wanted.as_encoded_bytes(), kind, number, LONGEST);
     confined::os_str(&bytes).map_or_else(|_| OsString::from(format!("{number}")), OsStr::to_os_string)
 }
 
@@ -108,4 +91,37 @@ fn has_further_names(file: &Metadata) -> bool {
 #[cfg(not(unix))]
 fn has_further_names(_: &Metadata) -> bool {
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_taken_name_gets_a_number_as_in_an_inbox() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = Dir::open_ambient_dir(temp.path(), cap_std::ambient_authority()).unwrap();
+        dir.create_dir("to").unwrap();
+        let to = dir.open_dir_nofollow("to").unwrap();
+        for (name, beside) in [("archive.tar.gz", "archive (1).tar.gz"), ("v1.2/", "v1.2 (1)/")] {
+            let make = |dir: &Dir| match name.strip_suffix('/') {
+                Some(folder) => dir.create_dir(folder),
+                None => dir.write(name, b"bytes"),
+            };
+            make(&dir).unwrap();
+            make(&to).unwrap();
+            let name = OsStr::new(name.trim_end_matches('/'));
+            rename_beside(&dir, name, &to, name).unwrap();
+            assert!(to.metadata(beside).is_ok(), "{beside}");
+        }
+    }
+
+    #[test]
+    fn a_folder_of_the_archive_whose_name_a_file_has_gets_a_number_at_its_end() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = Dir::open_ambient_dir(temp.path(), cap_std::ambient_authority()).unwrap();
+        dir.write("v1.2", b"bytes").unwrap();
+        folder_beside(&dir, OsStr::new("v1.2"), true).unwrap();
+        assert!(dir.symlink_metadata("v1.2 (1)").unwrap().is_dir());
+    }
 }

@@ -15,9 +15,14 @@ use super::{
     aliases::Aliases,
     inbox_dir::InboxDir,
     ledger::Alias,
-    naming::{self, Names, os_name},
+    naming::{Names, os_name},
 };
-use crate::{failpoints, fs::durable, io_error::blames_the_name, poison::Unpoisoned as _};
+use crate::{
+    failpoints,
+    fs::{durable, free_name::first_free},
+    io_error::blames_the_name,
+    poison::Unpoisoned as _,
+};
 
 /// Names being given at this moment, and folders that have another name here.
 pub(super) struct Places {
@@ -212,15 +217,15 @@ impl Places {
         let names = walk.names;
         let (path, dir) = walk.last()?;
         let taken = |n| -> io::Result<bool> {
-            let candidate = os_name(&names.numbered_folder(&name, n));
+            let candidate = os_name(&names.numbered(&name, Kind::Folder, n));
             match dir.symlink_metadata(&candidate) {
                 Ok(meta) => Ok(!meta.is_dir()),
                 Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
                 Err(e) => Err(e),
             }
         };
-        let number = if taken(0)? { naming::first_free(taken)? } else { 0 };
-        let chosen = names.numbered_folder(&name, number);
+        let number = if taken(0)? { first_free(taken)? } else { 0 };
+        let chosen = names.numbered(&name, Kind::Folder, number);
         let path = joined(path, &chosen);
         let dir = dir.clone();
         let next = match walk.opened.get(&path) {
@@ -252,18 +257,15 @@ impl Places {
         kind: Kind,
     ) -> Result<(RemotePath, OsString), PlaceError> {
         let names = walk.names;
-        let numbered = |wanted: &[u8], n| match kind {
-            Kind::File => names.numbered(wanted, n),
-            Kind::Folder => names.numbered_folder(wanted, n),
-        };
+        let numbered = |n| names.numbered(wanted, kind, n);
         let (folder, dir) = walk.last()?;
         // The disk may hang: nobody else waits for it here.
-        let is_there = |n: u64| match dir.symlink_metadata(os_name(&numbered(wanted, n))) {
+        let is_there = |n: u64| match dir.symlink_metadata(os_name(&numbered(n))) {
             Ok(_) => Ok(true),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(e) => Err(e),
         };
-        let full = |n| joined(folder, &numbered(wanted, n));
+        let full = |n| joined(folder, &numbered(n));
         let is_taken = |n| Ok::<_, io::Error>(self.lock().given.contains(&full(n)) || is_there(n)?);
         // Given first and looked at then: what was free before may have been given, named and let go of since.
         let give = |n| -> io::Result<bool> {
@@ -278,13 +280,13 @@ impl Places {
         };
         let mut number = 0;
         while !give(number)? {
-            number = naming::first_free(is_taken)?;
+            number = first_free(is_taken)?;
         }
         let path = RemotePath::parse(&full(number)).map_err(|e| {
             self.lock().given.remove(&full(number));
             BadName::NoPath(e)
         })?;
-        Ok((path, os_name(&numbered(wanted, number))))
+        Ok((path, os_name(&numbered(number))))
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

@@ -49,7 +49,7 @@ fn names_count_up_and_come_free_again() {
 fn a_name_taken_thousands_of_times_is_numbered_on() {
     let (temp, inbox_dir) = inbox_dir();
     for n in 0..3000 {
-        let name = Names::HERE.numbered(b"x.txt", n);
+        let name = Names::HERE.numbered(b"x.txt", Kind::File, n);
         std::fs::write(temp.path().join(os_name(&name)), b"").unwrap();
     }
     let places = Places::new(Vec::new());
