@@ -19,19 +19,22 @@ use crate::{
 };
 
 /// Every change to the tables, oldest first; only ever appended to.
-const MIGRATIONS: &[&str] = &[
-    running_time::SCHEMA_1,
-    queue::SCHEMA_1,
-    receiver::SCHEMA_1,
-    // The ids of outboxes, which `homes` took over.
-    "CREATE TABLE outbox_mark (path BLOB PRIMARY KEY, id BLOB NOT NULL) STRICT, WITHOUT ROWID;",
-    commands::SCHEMA_1,
-    homes::SCHEMA_1,
-    homes::FROM_MARKS,
-    queue::SCHEMA_2,
-    queue::SCHEMA_3,
-    receiver::SCHEMA_2,
-];
+fn migrations() -> Vec<M<'static>> {
+    vec![
+        M::up(running_time::SCHEMA_1),
+        M::up(queue::SCHEMA_1),
+        M::up(receiver::SCHEMA_1),
+        // The ids of outboxes, which `homes` took over.
+        M::up("CREATE TABLE outbox_mark (path BLOB PRIMARY KEY, id BLOB NOT NULL) STRICT, WITHOUT ROWID;"),
+        M::up(commands::SCHEMA_1),
+        M::up(homes::SCHEMA_1),
+        M::up(homes::FROM_MARKS),
+        M::up(queue::SCHEMA_2),
+        M::up(queue::SCHEMA_3),
+        M::up(receiver::SCHEMA_2),
+        receiver::digests(),
+    ]
+}
 
 /// A state folder that is this process's alone as long as this lives.
 pub(super) struct Locked {
@@ -55,7 +58,7 @@ impl Locked {
     pub(super) fn open(&self, waits: &Waits) -> Result<(Arc<Identity>, Db), Fatal> {
         let identity = Identity::load_or_create(&self.folder)?;
         let file = self.folder.join(JOB_LIST);
-        let migrations = Migrations::new(MIGRATIONS.iter().map(|sql| M::up(sql)).collect());
+        let migrations = Migrations::new(migrations());
         let db = Db::try_open(&file, &migrations, waits).map_err(|e| open_failed(&file, &e))?;
         Ok((Arc::new(identity), db))
     }
@@ -249,17 +252,21 @@ mod tests {
         assert_eq!(error.exit, Exit::CannotCreate);
     }
 
+    /// The tables of an earlier version.
+    fn first(n: usize) -> Migrations<'static> {
+        Migrations::new(migrations().drain(..n).collect())
+    }
+
     /// The tables are only ever added to, and what earlier versions kept is still there.
     #[test]
     fn an_older_job_list_keeps_what_it_knows_of_folders() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("jobs.db");
-        let migrations = |n| Migrations::new(MIGRATIONS[..n].iter().map(|sql| M::up(sql)).collect());
         let mut db = rusqlite::Connection::open(&file).unwrap();
-        migrations(4).to_latest(&mut db).unwrap();
+        first(4).to_latest(&mut db).unwrap();
         db.execute_batch("INSERT INTO outbox_mark VALUES (x'2f6f', zeroblob(16)); INSERT INTO inbox_mark VALUES (x'2f69', randomblob(16));")
             .unwrap();
-        migrations(MIGRATIONS.len()).to_latest(&mut db).unwrap();
+        Migrations::new(migrations()).to_latest(&mut db).unwrap();
         assert_eq!(homes::expected(&db, Path::new("/o")).unwrap(), Some([0; 16]));
         assert!(homes::expected(&db, Path::new("/i")).unwrap().is_some());
     }
@@ -269,8 +276,7 @@ mod tests {
     fn an_older_job_list_keeps_what_arrived() {
         let folder = tempfile::tempdir().unwrap();
         let mut db = rusqlite::Connection::open(folder.path().join("jobs.db")).unwrap();
-        let migrations = |n| Migrations::new(MIGRATIONS[..n].iter().map(|sql| M::up(sql)).collect());
-        migrations(9).to_latest(&mut db).unwrap();
+        first(9).to_latest(&mut db).unwrap();
         for state in 0..4 {
             let row = "INSERT INTO inbox_transfer (sender, id, state, changed_ms, idle_since)
                        VALUES (zeroblob(32), randomblob(16), ?1, 1, ?2)";
@@ -278,7 +284,7 @@ mod tests {
                 db.execute(row, rusqlite::params![state, idle_since]).unwrap();
             }
         }
-        migrations(MIGRATIONS.len()).to_latest(&mut db).unwrap();
+        Migrations::new(migrations()).to_latest(&mut db).unwrap();
         let number = |sql| db.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap();
         assert_eq!(number("SELECT count(*) FROM inbox_transfer"), 8);
         assert_eq!(
@@ -291,20 +297,65 @@ mod tests {
         assert_eq!(sound.unwrap(), "ok");
     }
 
+    /// What an earlier version was placing has its digest in the receipt alone.
+    #[test]
+    fn an_older_job_list_keeps_the_digests_of_what_was_being_placed() {
+        use dropwire_protocol::{AgentId, Digest, Receipt, ReceiptBody, RemotePath, TransferId};
+        let mut db = rusqlite::Connection::open_in_memory().unwrap();
+        first(10).to_latest(&mut db).unwrap();
+        let path = RemotePath::parse(b"x").unwrap();
+        for n in 0..5 {
+            let body = ReceiptBody {
+                transfer: TransferId([n; 16]),
+                sender: AgentId([1; 32]),
+                receiver: AgentId([2; 32]),
+                path: path.clone(),
+                delivered_as: path.clone(),
+                size: 5,
+                digest: Digest([n + 10; 32]),
+                delivered_at: 7,
+                salt: [0; 16],
+            };
+            let receipt = Receipt {
+                body: minicbor::to_vec(&body).unwrap(),
+                key: Vec::new(),
+                signature: Vec::new(),
+                audit_path: Vec::new(),
+            };
+            let (state, receipt) = match n {
+                0 => (0, None),
+                1 | 2 => (1, Some(receipt.to_bytes())),
+                3 => (1, Some(b"damaged".to_vec())),
+                _ => (2, Some(receipt.to_bytes())),
+            };
+            let row = "INSERT INTO inbox_transfer (sender, id, state, receipt, changed_ms) VALUES (?1, ?2, ?3, ?4, 1)";
+            let values = rusqlite::params![[1u8; 32], [n; 16], state, receipt];
+            db.execute(row, values).unwrap();
+        }
+        Migrations::new(migrations()).to_latest(&mut db).unwrap();
+        let mut read = db
+            .prepare("SELECT digest FROM inbox_transfer ORDER BY id")
+            .unwrap();
+        let digests = read
+            .query_map([], |row| row.get::<_, Option<[u8; 32]>>(0))
+            .unwrap();
+        let digests: Vec<_> = digests.map(Result::unwrap).collect();
+        assert_eq!(digests, [None, Some([11; 32]), Some([12; 32]), None, None]);
+    }
+
     /// What peers had yet to be told before times could wait is told at once.
     #[tokio::test]
     async fn an_older_job_list_keeps_what_peers_are_to_be_told() {
         let folder = tempfile::tempdir().unwrap();
         let identity = Arc::new(Identity::load_or_create(folder.path()).unwrap());
         let file = folder.path().join("jobs.db");
-        let migrations = |n| Migrations::new(MIGRATIONS[..n].iter().map(|sql| M::up(sql)).collect());
         let mut db = rusqlite::Connection::open(&file).unwrap();
-        migrations(8).to_latest(&mut db).unwrap();
+        first(8).to_latest(&mut db).unwrap();
         let closing = "INSERT INTO closing VALUES (x'01010101010101010101010101010101', zeroblob(32), 1, 5),
                                                   (x'02020202020202020202020202020202', zeroblob(32), 0, NULL)";
         db.execute_batch(closing).unwrap();
         drop(db);
-        let db = Db::open(&file, &migrations(MIGRATIONS.len())).unwrap();
+        let db = Db::open(&file, &Migrations::new(migrations())).unwrap();
         let queue = queue::Queue::open(db, identity, 0, std::time::Duration::ZERO)
             .await
             .unwrap();

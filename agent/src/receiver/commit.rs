@@ -15,7 +15,7 @@ mod told;
 
 use std::{fs::File, sync::Arc};
 
-use dropwire_protocol::{Manifest, message::DeclineReason};
+use dropwire_protocol::Manifest;
 
 use self::{
     intent::{Intent, Way, choose, intend, row, sign, write_down},
@@ -191,10 +191,7 @@ pub(super) fn place_again(
     manifest: &Manifest,
     placing: Placing,
 ) -> Result<Placing, Answer> {
-    let body = placing.receipt.decode_body_unverified();
-    let digest = body
-        .map_err(|e| Answer::refused(DeclineReason::DiskError, e.to_string(), None))?
-        .digest;
+    let digest = placing.digest;
     let mut intent = intend(
         shared,
         inbox_dir,

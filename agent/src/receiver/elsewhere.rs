@@ -118,11 +118,7 @@ fn copy(
         digest.update(&buffer[..read]);
         copy.write_all(&buffer[..read])?;
     }
-    let body = placing
-        .receipt
-        .decode_body_unverified()
-        .map_err(io::Error::other)?;
-    if digest.value() != body.digest {
+    if digest.value() != placing.digest {
         return Err(io::Error::other(Spoilt("it has other bytes".into())));
     }
     let meta = copy.metadata()?;
@@ -151,17 +147,13 @@ fn unpack(
     rights: &Rights,
 ) -> io::Result<u64> {
     let stream = partial::open(inbox_dir, key)?.ok_or(io::ErrorKind::NotFound)?;
-    let body = placing
-        .receipt
-        .decode_body_unverified()
-        .map_err(io::Error::other)?;
     let target = Target {
         partials: staging,
         names,
         syncfs: durable::supports_syncfs(&durable::sync_handle(staging)?),
         rights: Arc::new(rights.clone()),
     };
-    match unpack::unpack(&target, key, &stream, body.digest, &mut |_| {
+    match unpack::unpack(&target, key, &stream, placing.digest, &mut |_| {
         !shared.cancel.is_cancelled()
     }) {
         Ok(inode) => Ok(inode),

@@ -159,7 +159,7 @@ fn is_named(
         Kind::File => {
             let file = partial::open_in(dir, name)?;
             file.map_or(Ok(false), |file| {
-                Ok(has_the_bytes(&file, manifest.size, digest(placing)?, &|| false))
+                Ok(has_the_bytes(&file, manifest.size, placing.digest, &|| false))
             })
         }
     }
@@ -185,7 +185,7 @@ fn is_verified(
     if (same && inbox_dir.lasting_inodes) || failpoints::mutant("rule-bytes") {
         return Ok(true);
     }
-    let good = is_good(inbox_dir, key, manifest.size, digest(placing)?, &|| false)?;
+    let good = is_good(inbox_dir, key, manifest.size, placing.digest, &|| false)?;
     durable::sync_dir(&inbox_dir.partials)?; // R5, whose work a copy has not
     Ok(good)
 }
@@ -216,11 +216,6 @@ pub(super) fn is_good(
             "it changed while it was read",
         )),
     }
-}
-
-fn digest(placing: &Placing) -> io::Result<Digest> {
-    let body = placing.receipt.decode_body_unverified();
-    Ok(body.map_err(io::Error::other)?.digest)
 }
 
 fn has_the_bytes(file: &std::fs::File, size: u64, digest: Digest, stops: &dyn Fn() -> bool) -> bool {

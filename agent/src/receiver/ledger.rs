@@ -9,7 +9,8 @@ use std::{
 };
 
 use dropwire_protocol::{AgentId, Digest, Kind, Manifest, Mtime, Receipt, RemotePath, TransferId};
-use rusqlite::{Connection, OptionalExtension, Result, Row, params, types::Type};
+use rusqlite::{Connection, OptionalExtension, Result, Row, Transaction, params, types::Type};
+use rusqlite_migration::M;
 
 use super::{
     placing::Placing,
@@ -70,6 +71,30 @@ CREATE INDEX inbox_known ON inbox_transfer (sender, idle_since) WHERE state = 2 
 CREATE INDEX inbox_ended ON inbox_transfer (idle_since) WHERE state >= 2 AND idle_since IS NOT NULL;
 ";
 
+/// The digest of what a row is *placing*; once *delivered*, its receipt says it.
+const SCHEMA_3: &str = "ALTER TABLE inbox_transfer ADD COLUMN digest BLOB;";
+
+/// Adds the digest to the rows, those of older versions included, which have it in their receipts alone.
+pub fn digests() -> M<'static> {
+    M::up_with_hook(SCHEMA_3, |tx: &Transaction<'_>| Ok(fill_digests(tx)?))
+}
+
+fn fill_digests(db: &Connection) -> Result<()> {
+    let mut read = db.prepare("SELECT sender, id, receipt FROM inbox_transfer WHERE state = 1")?;
+    let mut write = db.prepare("UPDATE inbox_transfer SET digest = ?3 WHERE sender = ?1 AND id = ?2")?;
+    let rows: Vec<(Key, Option<Vec<u8>>)> = read
+        .query_map([], |row| Ok((key(row)?, row.get(2)?)))?
+        .collect::<Result<_>>()?;
+    for (key, receipt) in rows {
+        // A row with a damaged receipt gets none: whoever needs that row says so, and all others go on.
+        let receipt = receipt.and_then(|bytes| receipt_of(&bytes).ok());
+        if let Some(Ok(body)) = receipt.map(|receipt| receipt.decode_body_unverified()) {
+            write.execute(params![key.0.0, key.1.0, body.digest.0])?;
+        }
+    }
+    Ok(())
+}
+
 /// A known transfer.
 #[derive(Debug)]
 pub(super) struct Known {
@@ -117,7 +142,7 @@ macro_rules! homeless {
 
 /// The row of a transfer.
 pub(super) fn find(db: &Connection, key: Key) -> Result<Option<Known>> {
-    db.prepare_cached("SELECT path, size, mtime_s, mtime_ns, mark, state, place, inode, how, receipt, folder FROM inbox_transfer WHERE sender = ?1 AND id = ?2")?
+    db.prepare_cached("SELECT path, size, mtime_s, mtime_ns, mark, state, place, inode, how, receipt, folder, digest FROM inbox_transfer WHERE sender = ?1 AND id = ?2")?
         .query_row(params![key.0.0, key.1.0], known)
         .optional()
 }
@@ -205,10 +230,10 @@ pub(super) fn place(
     now_ms: i64,
 ) -> Result<()> {
     let changed = db.prepare_cached(
-        "INSERT INTO inbox_transfer (sender, id, state, path, size, mtime_s, mtime_ns, mark, place, inode, how, receipt, changed_ms, folder)
-         VALUES (?1, ?2, 1, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)
+        "INSERT INTO inbox_transfer (sender, id, state, path, size, mtime_s, mtime_ns, mark, place, inode, how, receipt, changed_ms, folder, digest)
+         VALUES (?1, ?2, 1, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)
          ON CONFLICT (sender, id) DO UPDATE SET state = 1, place = excluded.place, inode = excluded.inode,
-             how = excluded.how, receipt = excluded.receipt, mark = excluded.mark, changed_ms = excluded.changed_ms,
+             how = excluded.how, receipt = excluded.receipt, digest = excluded.digest, mark = excluded.mark, changed_ms = excluded.changed_ms,
              idle_since = NULL
          WHERE state < 2",
     )?
@@ -229,7 +254,8 @@ pub(super) fn place(
         },
         encode(&placing.receipt)?,
         now_ms,
-        manifest.kind == Kind::Folder
+        manifest.kind == Kind::Folder,
+        placing.digest.0
     ])?;
     match changed {
         1 => Ok(()),
@@ -240,7 +266,7 @@ pub(super) fn place(
 /// Placing did not work, and the partial surely is where it was: *receiving* again.
 pub(super) fn unplace(db: &Connection, key: Key) -> Result<()> {
     db.prepare_cached(
-        "UPDATE inbox_transfer SET state = 0, place = NULL, inode = NULL, how = NULL, receipt = NULL,
+        "UPDATE inbox_transfer SET state = 0, place = NULL, inode = NULL, how = NULL, receipt = NULL, digest = NULL,
              idle_since = (SELECT ms FROM running)
          WHERE sender = ?1 AND id = ?2 AND state = 1",
     )?
@@ -266,7 +292,7 @@ pub(super) fn unplace_homeless(db: &Connection, key: Key) -> Result<bool> {
 /// not *delivered* already.
 pub(super) fn deliver(db: &Connection, placed: &[(Key, Kind, u64)], now_ms: i64) -> Result<usize> {
     let mut turn = db.prepare_cached(
-        "UPDATE inbox_transfer SET state = 2, changed_ms = ?3 WHERE sender = ?1 AND id = ?2 AND state = 1",
+        "UPDATE inbox_transfer SET state = 2, digest = NULL, changed_ms = ?3 WHERE sender = ?1 AND id = ?2 AND state = 1",
     )?;
     let (mut files, mut bytes) = (0, 0);
     for (key, kind, size) in placed {
@@ -337,7 +363,7 @@ pub(super) fn forget(db: &Connection, sender: AgentId, ids: &[TransferId]) -> Re
 /// A delivered file: its place below the inbox, its inode, and what was announced of it, with the modification time that
 /// it got since. None: no file was delivered. (A row may still be *placing* here, as at [`forget`].)
 pub(super) fn delivered_file(db: &Connection, key: Key) -> Result<Option<(RemotePath, u64, Manifest)>> {
-    db.prepare_cached("SELECT path, size, mtime_s, mtime_ns, mark, 3, place, inode, how, receipt, folder FROM inbox_transfer WHERE sender = ?1 AND id = ?2 AND state IN (1, 2) AND folder = 0 AND place IS NOT NULL")?
+    db.prepare_cached("SELECT path, size, mtime_s, mtime_ns, mark, 3, place, inode, how, receipt, folder, digest FROM inbox_transfer WHERE sender = ?1 AND id = ?2 AND state IN (1, 2) AND folder = 0 AND place IS NOT NULL")?
         .query_row(params![key.0.0, key.1.0], |row| {
             let place = path_of(&row.get::<_, Vec<u8>>(6)?, 6)?;
             let inode = row.get::<_, i64>(7)? as u64;
@@ -563,6 +589,7 @@ fn known(row: &Row<'_>) -> Result<Known> {
                 1 => How::Linked,
                 _ => How::Copied,
             },
+            digest: Digest(row.get(11)?),
             receipt: receipt_of(&row.get::<_, Vec<u8>>(9)?)?,
         }),
         2 => State::Delivered(receipt_of(&row.get::<_, Vec<u8>>(9)?)?),

@@ -91,7 +91,7 @@ mod writers;
 
 pub use disks::{forget_missing_disks, missing_disks};
 pub use inbox_dir::parted;
-pub use ledger::{SCHEMA_1, SCHEMA_2, give_up_elsewhere, placing_elsewhere};
+pub use ledger::{SCHEMA_1, SCHEMA_2, digests, give_up_elsewhere, placing_elsewhere};
 
 /// Commands of one link that wait.
 const COMMANDS: usize = 64;

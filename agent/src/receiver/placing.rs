@@ -1,6 +1,6 @@
 //! The intent to give a file its final name (R6).
 
-use dropwire_protocol::{Receipt, RemotePath};
+use dropwire_protocol::{Digest, Receipt, RemotePath};
 
 use crate::fs::durable::How;
 
@@ -13,6 +13,8 @@ pub(super) struct Placing {
     pub inode: u64,
     /// By which call it gets its name.
     pub how: How,
+    /// Of all its bytes.
+    pub digest: Digest,
     /// What will be said then, byte for byte.
     pub receipt: Receipt,
 }

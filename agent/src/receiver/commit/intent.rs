@@ -148,17 +148,23 @@ pub(super) fn sign(shared: &Shared, mut chosen: Vec<Chosen>) -> Result<Vec<Inten
     for (chosen, salt) in chosen.iter_mut().zip(salts) {
         chosen.body.salt = salt;
     }
-    let apart = |chosen: Chosen| ((chosen.place, chosen.how, chosen.inode), chosen.body);
+    let apart = |Chosen {
+                     place,
+                     how,
+                     inode,
+                     body,
+                 }: Chosen| ((place, how, inode, body.digest), body);
     let (places, bodies): (Vec<_>, Vec<_>) = chosen.into_iter().map(apart).unzip();
     let receipts = (shared.sign)(&bodies);
     debug_assert_eq!(receipts.len(), places.len());
     let signed = places.into_iter().zip(receipts);
     let intents = signed
-        .map(|((place, how, inode), receipt)| Intent {
+        .map(|((place, how, inode, digest), receipt)| Intent {
             placing: Arc::new(Placing {
                 place: place.path.clone(),
                 inode,
                 how,
+                digest,
                 receipt,
             }),
             place,

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use dropwire_protocol::{Kind, Manifest, message::DeclineReason};
+use dropwire_protocol::{Kind, Manifest};
 
 use super::{
     intent::{Intent, Ready, Way, Whole, give_up, intend, row, write_down},
@@ -186,9 +186,15 @@ pub(super) fn give(work: Work<'_>, mut intent: Intent, mut is_durable: bool) -> 
         }
         let Intent { place, placing } = intent;
         drop(place); // the name may be the same
-        let body = placing.receipt.decode_body_unverified();
-        let body = body.map_err(|e| Answer::refused(DeclineReason::DiskError, e.to_string(), None))?;
-        intent = intend(shared, inbox_dir, way, key, manifest, body.digest, placing.inode)?;
+        intent = intend(
+            shared,
+            inbox_dir,
+            way,
+            key,
+            manifest,
+            placing.digest,
+            placing.inode,
+        )?;
         is_durable = false;
         failpoints::step("R6-next-name", || {
             write_down(shared, inbox_dir, vec![row(key, manifest, &intent)])

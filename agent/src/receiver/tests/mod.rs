@@ -51,7 +51,9 @@ struct Rig {
 
 fn migrations() -> Migrations<'static> {
     let schema = [running_time::SCHEMA_1, SCHEMA_1, homes::SCHEMA_1, SCHEMA_2];
-    Migrations::new(schema.map(M::up).into())
+    let mut migrations = schema.map(M::up).to_vec();
+    migrations.push(digests());
+    Migrations::new(migrations)
 }
 
 fn peer((name, id): (&str, AgentId)) -> config::Peer {

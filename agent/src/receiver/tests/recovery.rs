@@ -38,6 +38,7 @@ pub(super) async fn placing(rig: &Rig, how: How) -> (PathBuf, Receipt) {
         place,
         inode: partial::inode(&file.metadata().unwrap()),
         how,
+        digest: digest(BYTES),
         receipt: receipt.clone(),
     };
     let (folder_id, size) = (inbox_dir.folder_id, BYTES.len() as u64);

@@ -31,6 +31,7 @@ fn placing() -> Placing {
         place: RemotePath::parse(b"there").unwrap(),
         inode: 7,
         how: How::Renamed,
+        digest: Digest([4; 32]),
         receipt: Receipt {
             body: vec![1],
             key: vec![2],

@@ -161,6 +161,7 @@ async fn recovered(change: impl FnOnce(&Path, &Path)) -> (Rig, Receipt, Outcome)
         place,
         inode,
         how: How::Renamed,
+        digest: digest(&stream),
         receipt: receipt.clone(),
     };
     rig.db
