@@ -20,6 +20,7 @@ const COMMON: &[&str] = &[
     "confined",
     "db",
     "descriptors",
+    "dev_ino",
     "disk",
     "durable",
     "error",

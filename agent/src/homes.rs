@@ -11,7 +11,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use cap_fs_ext::MetadataExt as _;
 use rusqlite::{Connection, OptionalExtension as _, Result, params};
 
 use crate::{
@@ -19,6 +18,7 @@ use crate::{
     failpoints,
     fs::{
         confined,
+        dev_ino::DevIno,
         folder_id::{self, FolderId},
     },
     owner,
@@ -168,7 +168,7 @@ impl There {
 pub fn is_same(a: &Path, b: &Path) -> bool {
     let identity = |path: &Path| {
         let meta = confined::root(path).and_then(|dir| dir.dir_metadata());
-        meta.map(|meta| (meta.dev(), meta.ino())).ok()
+        meta.map(|meta| DevIno::of_found(&meta)).ok()
     };
     identity(a).is_some() && identity(a) == identity(b)
 }

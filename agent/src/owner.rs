@@ -276,8 +276,8 @@ impl Lock {
 
 #[cfg(unix)]
 fn is_same(a: &File, b: &File) -> bool {
-    use std::os::unix::fs::MetadataExt as _;
-    let of = |file: &File| file.metadata().map(|m| (m.dev(), m.ino())).ok();
+    use crate::fs::dev_ino::DevIno;
+    let of = |file: &File| file.metadata().ok().as_ref().and_then(DevIno::of);
     of(a).is_some() && of(a) == of(b)
 }
 

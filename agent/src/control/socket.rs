@@ -39,6 +39,7 @@ mod system {
     use super::{Access, cannot};
     use crate::{
         error::{Fatal, shown},
+        fs::dev_ino::DevIno,
         io_error,
     };
 
@@ -81,12 +82,12 @@ mod system {
     #[derive(Debug)]
     struct SocketFile {
         path: PathBuf,
-        made: (u64, u64),
+        made: Option<DevIno>,
     }
 
     impl SocketFile {
         fn is_there(&self) -> bool {
-            fs::symlink_metadata(&self.path).is_ok_and(|now| (now.dev(), now.ino()) == self.made)
+            fs::symlink_metadata(&self.path).is_ok_and(|now| DevIno::of(&now) == self.made)
         }
     }
 
@@ -120,7 +121,7 @@ mod system {
             let there = fs::symlink_metadata(path)?;
             let file = SocketFile {
                 path: path.to_owned(),
-                made: (there.dev(), there.ino()),
+                made: DevIno::of(&there),
             };
             permit(path, access, there.gid())?;
             socket.listen(BACKLOG)?;

@@ -5,6 +5,7 @@
 //! | `durable` | every fsync and directory sync, and every rename that a promise rests on, each with its crash promise |
 //! | `confined` | opens what lies below a folder, one component at a time, following nothing |
 //! | `version` | what tells one item from the next |
+//! | `dev_ino` | by what the kernel tells one file from another |
 //! | `lease` | asks the kernel who has a file open for writing |
 //! | `file_system` | what is trusted on which file system, and why: one table |
 //! | `folder_id`, `own_folder` | the random id that tells one folder from another, in `.dropwire` |
@@ -18,6 +19,7 @@
 pub mod border;
 pub mod bundle;
 pub mod confined;
+pub mod dev_ino;
 pub mod disk;
 pub mod durable;
 pub mod file_system;

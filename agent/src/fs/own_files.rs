@@ -12,13 +12,11 @@ use std::{
     sync::{Mutex, MutexGuard},
 };
 
+use super::dev_ino::DevIno;
 use crate::{failpoints, poison::Unpoisoned as _};
 
 /// For people.
 pub const REASON: &str = "it is one of dropwire's own files";
-
-/// Device and inode.
-type Identity = (u64, u64);
 
 static OWN: Mutex<Own> = Mutex::new(Own {
     databases: Vec::new(),
@@ -29,7 +27,7 @@ struct Own {
     /// Each lies in its state folder.
     databases: Vec<PathBuf>,
     /// Files that SQLite has open, or had.
-    guarded: Vec<Identity>,
+    guarded: Vec<DevIno>,
 }
 
 impl Own {
@@ -37,7 +35,7 @@ impl Own {
         for database in &self.databases {
             for suffix in ["", "-wal", "-shm", "-journal"] {
                 let path = beside(database, suffix);
-                if let Some(file) = path.symlink_metadata().ok().as_ref().and_then(system::of)
+                if let Some(file) = path.symlink_metadata().ok().as_ref().and_then(DevIno::of)
                     && !self.guarded.contains(&file)
                 {
                     self.guarded.push(file);
@@ -58,7 +56,7 @@ pub fn remember(path: &Path) {
 
 /// Closes `file`, or keeps it open for ever if SQLite has it open too. True: it was closed.
 pub fn close(file: File) -> bool {
-    let its = file.metadata().ok().as_ref().and_then(system::of);
+    let its = file.metadata().ok().as_ref().and_then(DevIno::of);
     let is_kept = its.is_some_and(|its| {
         let mut own = own();
         own.guard(); // SQLite may have made some of them since
@@ -90,8 +88,8 @@ pub fn holds(found: &cap_std::fs::Metadata) -> io::Result<bool> {
             entries => entries?,
         };
         for entry in entries {
-            let its = entry?.metadata().ok().as_ref().and_then(system::of);
-            if its == Some((found.dev(), found.ino())) {
+            let its = entry?.metadata().ok().as_ref().and_then(DevIno::of);
+            if its == Some(DevIno::of_found(found)) {
                 return Ok(true);
             }
         }
@@ -107,23 +105,6 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
 
 fn own() -> MutexGuard<'static, Own> {
     OWN.lock().unpoisoned()
-}
-
-#[cfg(unix)]
-mod system {
-    use std::{fs::Metadata, os::unix::fs::MetadataExt};
-
-    pub(super) fn of(meta: &Metadata) -> Option<super::Identity> {
-        Some((meta.dev(), meta.ino()))
-    }
-}
-
-/// Nobody can pass an open file here.
-#[cfg(not(unix))]
-mod system {
-    pub(super) fn of(_: &std::fs::Metadata) -> Option<super::Identity> {
-        None
-    }
 }
 
 #[cfg(all(test, unix))]

@@ -10,14 +10,18 @@ use std::{
 use cap_fs_ext::MetadataExt;
 use cap_std::fs::Metadata;
 
-use crate::{failpoints, fs::version::Version, poison::Unpoisoned as _};
+use crate::{
+    failpoints,
+    fs::{dev_ino::DevIno, version::Version},
+    poison::Unpoisoned as _,
+};
 
 /// Most files that are remembered; then all are forgotten, and stay for as long as any other that was touched.
 const MOST: usize = 4096;
 
-/// Files of which a name left, by device and inode.
+/// Files of which a name left.
 #[derive(Default)]
-pub struct Siblings(Mutex<HashMap<(u64, u64), Touched>>);
+pub struct Siblings(Mutex<HashMap<DevIno, Touched>>);
 
 struct Touched {
     /// Since our last step.
@@ -32,7 +36,7 @@ impl Siblings {
         let meta = Metadata::from_file(file)?;
         let ctime_ns = Version::of_listing(&meta).ctime_ns;
         let all = self.lock();
-        Ok(match all.get(&(meta.dev(), meta.ino())) {
+        Ok(match all.get(&DevIno::of_found(&meta)) {
             Some(ours) if ours.ctime_ns == ctime_ns && !failpoints::mutant("S5-siblings") => ours.before_ns,
             _ => ctime_ns,
         })
@@ -51,12 +55,12 @@ impl Siblings {
                 all.clear();
             }
             let ctime_ns = Version::of_listing(&meta).ctime_ns;
-            all.insert((meta.dev(), meta.ino()), Touched { ctime_ns, before_ns });
+            all.insert(DevIno::of_found(&meta), Touched { ctime_ns, before_ns });
         }
         Ok(taken)
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<(u64, u64), Touched>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<DevIno, Touched>> {
         self.0.lock().unpoisoned()
     }
 }
@@ -73,7 +77,7 @@ mod tests {
                 ctime_ns: 0,
                 before_ns: 0,
             };
-            siblings.lock().insert((0, inode), touched);
+            siblings.lock().insert(DevIno { device: 0, inode }, touched);
         }
         let temp = tempfile::tempdir().unwrap();
         let (a, b) = (temp.path().join("a"), temp.path().join("b"));

@@ -2,14 +2,13 @@
 
 use std::{io, path::Path, path::PathBuf, time::Duration};
 
-use cap_fs_ext::MetadataExt;
 use cap_std::fs::Dir;
 use dropwire_protocol::RemotePath;
 
 use crate::{
     error::shown,
     failpoints,
-    fs::{border::Noted, confined, file_system::FileSystem, folder_id, version::OutboxId},
+    fs::{border::Noted, confined, dev_ino::DevIno, file_system::FileSystem, folder_id, version::OutboxId},
     owner::{self, Me},
 };
 
@@ -27,7 +26,7 @@ pub(super) struct Place {
     /// What its file system is trusted with.
     pub(super) on: FileSystem,
     /// Device, and inode where that lasts.
-    folder: (u64, u64),
+    folder: DevIno,
 }
 
 impl Place {
@@ -76,7 +75,7 @@ impl Place {
 
     /// The device that it is on.
     pub(super) fn device(&self) -> u64 {
-        self.folder.0
+        self.folder.device
     }
 
     /// Its handle, if it is still the same folder. Handles are not kept: they would keep a disk from being unmounted.
@@ -110,9 +109,12 @@ impl Place {
     }
 }
 
-fn identity(dir: &Dir, on: FileSystem) -> io::Result<(u64, u64)> {
-    let meta = dir.dir_metadata()?;
-    Ok((meta.dev(), if on.lasting_inodes { meta.ino() } else { 0 }))
+fn identity(dir: &Dir, on: FileSystem) -> io::Result<DevIno> {
+    let its = DevIno::of_found(&dir.dir_metadata()?);
+    Ok(match on.lasting_inodes {
+        true => its,
+        false => DevIno { inode: 0, ..its },
+    })
 }
 
 /// Removes `folder` if it is empty and has rested for `quiet`; gives the folder to try next, after another

@@ -14,7 +14,7 @@ use std::{
 };
 
 use cap_fs_ext::{DirExt, MetadataExt};
-use cap_std::fs::{Dir, Metadata};
+use cap_std::fs::Dir;
 
 use super::{dialect, disks::Disks, inherited, named::Named, naming::Names};
 use crate::{
@@ -22,6 +22,7 @@ use crate::{
     failpoints,
     fs::{
         border::Side,
+        dev_ino::DevIno,
         durable::{self, How},
         file_system::FileSystem,
         folder_id, own_folder,
@@ -67,12 +68,9 @@ pub(super) struct InboxDir {
     pub mode: u32,
     /// The size of the smallest file that turned out to be too large for the file system; `u64::MAX`: none did.
     too_large: AtomicU64,
-    own: Identity,
+    own: DevIno,
     side: Side,
 }
-
-/// Device and inode of a folder.
-type Identity = (u64, u64);
 
 /// Why the inbox takes nothing.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -126,7 +124,7 @@ impl InboxDir {
         };
         let lasting_inodes = on.as_ref().is_ok_and(|on| on.lasting_inodes);
         let side = Side::of(&root).map_err(unwritable)?;
-        let identity_of_own = identity(&own.dir_metadata().map_err(unwritable)?);
+        let identity_of_own = DevIno::of_found(&own.dir_metadata().map_err(unwritable)?);
         let disks = Disks::open(path, own).map_err(|e| {
             trouble(
                 path,
@@ -181,7 +179,7 @@ impl InboxDir {
 
     /// The device that it is on.
     pub(super) fn device(&self) -> u64 {
-        self.own.0
+        self.own.device
     }
 
     /// Is this dropwire's own folder, under whatever name the file system finds it?
@@ -193,7 +191,7 @@ impl InboxDir {
                 && folder_id::lies_in(folder, self.folder_id)
                 && !failpoints::mutant("R5-own")
         };
-        Ok(identity(&meta) == self.own || by_mark())
+        Ok(DevIno::of_found(&meta) == self.own || by_mark())
     }
 
     /// Does no rename lead from the partials into this folder?
@@ -218,7 +216,7 @@ impl InboxDir {
 
     /// Are these the folders of which this has handles? The folder id of `root` is right.
     fn are_ours(&self, root: &Dir, partials: &Dir) -> bool {
-        let same = |a: &Dir, b: &Dir| matches!((a.dir_metadata(), b.dir_metadata()), (Ok(a), Ok(b)) if identity(&a) == identity(&b));
+        let same = |a: &Dir, b: &Dir| matches!((a.dir_metadata(), b.dir_metadata()), (Ok(a), Ok(b)) if DevIno::of_found(&a) == DevIno::of_found(&b));
         match same(root, &self.root) && same(partials, &self.partials) {
             false if !self.lasting_inodes => shows(partials, &self.partials).unwrap_or(false),
             same => same,
@@ -456,10 +454,6 @@ fn probe(partials: &Dir) -> io::Result<(How, u32)> {
     Ok((how?, mode))
 }
 
-fn identity(meta: &Metadata) -> Identity {
-    (meta.dev(), meta.ino())
-}
-
 fn trouble(path: &Path, what: &str, error: &io::Error) -> Trouble {
     Trouble {
         reason: format!("{} {what}: {error}", shown(path)),
@@ -560,7 +554,7 @@ mod tests {
         let is_own =
             |inbox_dir: &InboxDir, name| inbox_dir.is_own(&inbox_dir.root.open_dir(name).unwrap()).unwrap();
         assert!(is_own(&inbox_dir, own_folder::NAME) && !is_own(&inbox_dir, "other"));
-        (inbox_dir.lasting_inodes, inbox_dir.own.1) = (false, 0);
+        (inbox_dir.lasting_inodes, inbox_dir.own.inode) = (false, 0);
         assert!(is_own(&inbox_dir, own_folder::NAME) && !is_own(&inbox_dir, "other"));
         inbox_dir.root.write("other/id", "no id").unwrap();
         assert!(!is_own(&inbox_dir, "other"));

@@ -12,7 +12,7 @@ use crate::{
     control::api::SendFile,
     error::{Exit, Fatal, shown},
     failpoints,
-    fs::{confined, file_system::FileSystem, own_folder},
+    fs::{confined, dev_ino::DevIno, file_system::FileSystem, own_folder},
     leaving::spool,
     outbox::Outbox,
     owner,
@@ -23,9 +23,6 @@ use crate::{
 const ARCHIVE: &str = "sent";
 /// Longest path that is told for people.
 const MAX_PATH: usize = 16 * 1024;
-
-/// Device and inode.
-type Identity = (u64, u64);
 
 /// The folders that the rules are about.
 #[derive(Default)]
@@ -96,7 +93,7 @@ impl Rules {
             );
             return Err(Fatal::new(Exit::NoInput, message));
         };
-        if identity != named.file && !failpoints::mutant("send-identity") {
+        if (identity.device, identity.inode) != named.file && !failpoints::mutant("send-identity") {
             let message = format!("another file was passed as {}", shown(claimed));
             return Err(Fatal::new(Exit::Failed, message));
         }
@@ -133,7 +130,7 @@ impl Rules {
 
     /// The outbox in which `path` leads to this very file, not counting what was archived there, nor what is
     /// in a folder that the outbox does not send from.
-    fn outbox_of(&self, path: &Path, identity: Identity) -> Option<&Path> {
+    fn outbox_of(&self, path: &Path, identity: DevIno) -> Option<&Path> {
         let holds = |outbox: &&PathBuf| {
             let Ok(below) = confined::below(outbox, path) else {
                 return false;
@@ -142,7 +139,7 @@ impl Rules {
                 let folder = confined::parent_through(&root, &below, owner::unclaimed)?;
                 folder.symlink_metadata(confined::os_str(below.file_name())?)
             });
-            found.is_ok_and(|found| system::identity(&found) == identity)
+            found.is_ok_and(|found| DevIno::of_found(&found) == identity)
         };
         self.folders.outboxes.iter().find(holds).map(PathBuf::as_path)
     }
@@ -157,7 +154,7 @@ impl Rules {
         {
             return *is_in_state;
         }
-        let identity = |folder: &Path| fs::metadata(folder).ok().map(|meta| system::identity_of(&meta));
+        let identity = |folder: &Path| fs::metadata(folder).ok().as_ref().and_then(DevIno::of);
         // What cannot be looked at is not the agent's.
         let is_in_state = identity(&self.folders.state)
             .is_some_and(|state| folder.ancestors().any(|above| identity(above) == Some(state)));
@@ -166,7 +163,7 @@ impl Rules {
     }
 
     /// Is it one of dropwire's own files, under whatever name? Not a copy of the spool: whoever links to one may send it.
-    fn holds(&mut self, (device, inode): Identity, file: &File) -> io::Result<bool> {
+    fn holds(&mut self, DevIno { device, inode }: DevIno, file: &File) -> io::Result<bool> {
         let at = match self.own.iter().position(|(listed, _)| *listed == device) {
             Some(at) => at,
             None => {
@@ -213,8 +210,9 @@ fn list(folder: &Path, except: &OsStr, device: u64, inodes: &mut Vec<u64>) -> io
             let is_left_out = at == folder && entry.file_name() == except;
             if meta.is_dir() && !is_left_out {
                 folders.push(entry.path());
-            } else if meta.is_file() && system::identity_of(&meta).0 == device {
-                inodes.push(system::identity_of(&meta).1);
+            } else if meta.is_file() {
+                let its = DevIno::of(&meta).filter(|its| its.device == device);
+                inodes.extend(its.map(|its| its.inode));
             }
         }
     }
@@ -245,24 +243,19 @@ fn is_own(path: &Path) -> Fatal {
 
 #[cfg(unix)]
 mod system {
-    use std::{
-        fs::{File, Metadata},
-        io,
-        os::unix::fs::MetadataExt,
-        path::PathBuf,
-    };
+    use std::{fs::File, io, os::unix::fs::MetadataExt, path::PathBuf};
 
     use rustix::fs::OFlags;
 
-    use super::Identity;
+    use crate::fs::dev_ino::DevIno;
 
     /// The identity of a regular file that is open for reading.
-    pub(super) fn readable(file: &File) -> io::Result<Option<Identity>> {
+    pub(super) fn readable(file: &File) -> io::Result<Option<DevIno>> {
         let flags = rustix::fs::fcntl_getfl(file)?;
         let mode = flags & OFlags::RWMODE;
         let reads = (mode == OFlags::RDONLY || mode == OFlags::RDWR) && !is_name_only(flags);
         let meta = file.metadata()?;
-        Ok((reads && meta.is_file()).then(|| identity_of(&meta)))
+        Ok(DevIno::of(&meta).filter(|_| reads && meta.is_file()))
     }
 
     #[cfg(target_os = "linux")]
@@ -275,18 +268,9 @@ mod system {
         false
     }
 
-    pub(super) fn identity_of(meta: &Metadata) -> Identity {
-        (meta.dev(), meta.ino())
-    }
-
     /// How many names it has.
     pub(super) fn links(file: &File) -> io::Result<u64> {
         Ok(file.metadata()?.nlink())
-    }
-
-    pub(super) fn identity(meta: &cap_std::fs::Metadata) -> Identity {
-        use cap_std::fs::MetadataExt;
-        (meta.dev(), meta.ino())
     }
 
     /// Where the system itself says that the open file is.
@@ -312,28 +296,16 @@ mod system {
 /// Here nobody can pass a file.
 #[cfg(not(unix))]
 mod system {
-    use std::{
-        fs::{File, Metadata},
-        io,
-        path::PathBuf,
-    };
+    use std::{fs::File, io, path::PathBuf};
 
-    use super::Identity;
+    use crate::fs::dev_ino::DevIno;
 
-    pub(super) fn readable(_: &File) -> io::Result<Option<Identity>> {
+    pub(super) fn readable(_: &File) -> io::Result<Option<DevIno>> {
         Ok(None)
-    }
-
-    pub(super) fn identity_of(_: &Metadata) -> Identity {
-        (0, 0)
     }
 
     pub(super) fn links(_: &File) -> io::Result<u64> {
         Ok(1)
-    }
-
-    pub(super) fn identity(_: &cap_std::fs::Metadata) -> Identity {
-        (0, 0)
     }
 
     pub(super) fn path(_: &File) -> Option<PathBuf> {

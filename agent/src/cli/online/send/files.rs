@@ -22,6 +22,7 @@ use crate::{
     error::{Exit, Fatal, shown},
     fs::{
         confined,
+        dev_ino::DevIno,
         lease::{self, Lease},
         own_folder,
         version::Version,
@@ -267,16 +268,10 @@ fn open(path: &Path) -> io::Result<File> {
     }
 }
 
-#[cfg(unix)]
+/// As it is passed; where files cannot be passed, zeros.
 fn identity(file: &File) -> io::Result<(u64, u64)> {
-    use std::os::unix::fs::MetadataExt;
-    let meta = file.metadata()?;
-    Ok((meta.dev(), meta.ino()))
-}
-
-#[cfg(not(unix))]
-fn identity(_: &File) -> io::Result<(u64, u64)> {
-    Ok((0, 0))
+    let its = DevIno::of(&file.metadata()?);
+    Ok(its.map_or((0, 0), |its| (its.device, its.inode)))
 }
 
 fn invalid(text: &str) -> io::Error {
