@@ -231,7 +231,7 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     ),
     ("ends-told", "the log tells of jobs that end undelivered", QUEUE),
     (
-        "S3-mark",
+        "S3-folder-id",
         "what is read is in the outbox where it was found",
         SEND,
     ),
@@ -379,7 +379,7 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     ),
     ("session-links", "so many links of a peer are at work", FLOWS),
     (
-        "R2-mark",
+        "R2-folder-id",
         "a partial counts only in its own inbox",
         Equivalent(
             "only spares a resume that is likely in vain: a partial counts no further than its bytes re-read right, wherever it lies",
@@ -433,7 +433,7 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     ("R5-small-dir", "the sync of its folder", ORDER),
     ("R5-syncfs", "the one sync of many partials", ORDER),
     (
-        "R5-site",
+        "R5-inbox-dir",
         "nothing is placed in a folder that was replaced",
         FLOWS,
     ),
@@ -554,7 +554,7 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         "the folder under a mount point is not taken for the disk",
         DISKS,
     ),
-    ("disk-mark", "nor is another disk", DISKS),
+    ("disk-folder-id", "nor is another disk", DISKS),
     ("start-copies", "a start waits for no copy to another disk", DISKS),
     (
         "rule-dialect",
@@ -667,7 +667,7 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
     ),
     ("R9", "the row says delivered", FLOWS),
     (
-        "rule-mark",
+        "rule-folder-id",
         "a row placing counts only in its own inbox",
         RECOVERY,
     ),
@@ -745,7 +745,7 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         QUEUE,
     ),
     ("S5-every-peer", "the file stays until every peer has it", QUEUE),
-    ("S5-mark", "an outbox without its id is held", DISPOSE),
+    ("S5-folder-id", "an outbox without its id is held", DISPOSE),
     ("S5-writer", "a file that somebody writes to stays", DISPOSE),
     ("S5-version", "another version stays", DISPOSE),
     ("S5-digest", "other bytes stay", DISPOSE),
@@ -977,7 +977,7 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         Inside(&["owner::tests"]),
     ),
     (
-        "mark-fifo",
+        "own-fifo",
         "what is no file is not waited for in `.dropwire`",
         Inside(&["fs::folder_id::tests"]),
     ),
@@ -1012,7 +1012,7 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         Inside(&["homes::tests"]),
     ),
     (
-        "mark-dir",
+        "folder-id-dir",
         "the sync that keeps a folder id's folder",
         Inside(&["fs::folder_id::tests"]),
     ),

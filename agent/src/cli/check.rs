@@ -50,8 +50,8 @@ pub(super) fn run(args: &Args, paths: &Paths) -> Result<(), Fatal> {
         }
     }
     let trouble = findings.into_iter().find_map(|finding| match finding.told {
-        Told::Trouble(fatal) => Some(fatal),
-        Told::Good(_) | Told::Note(_) => None,
+        Assessment::Trouble(fatal) => Some(fatal),
+        Assessment::Good(_) | Assessment::Note(_) => None,
     });
     trouble.map_or(Ok(()), Err)
 }
@@ -59,17 +59,17 @@ pub(super) fn run(args: &Args, paths: &Paths) -> Result<(), Fatal> {
 /// What was found of one thing.
 struct Finding {
     subject: String,
-    told: Told,
+    told: Assessment,
 }
 
-enum Told {
+enum Assessment {
     Good(String),
     /// Worth knowing, and nothing to be put right in the config.
     Note(String),
     Trouble(Fatal),
 }
 
-impl From<Result<String, Fatal>> for Told {
+impl From<Result<String, Fatal>> for Assessment {
     fn from(result: Result<String, Fatal>) -> Self {
         match result {
             Ok(good) => Self::Good(good),
@@ -79,7 +79,7 @@ impl From<Result<String, Fatal>> for Told {
 }
 
 impl Finding {
-    fn new(subject: impl Into<String>, told: impl Into<Told>) -> Self {
+    fn new(subject: impl Into<String>, told: impl Into<Assessment>) -> Self {
         Self {
             subject: subject.into(),
             told: told.into(),
@@ -89,9 +89,9 @@ impl Finding {
     fn text(&self) -> String {
         let subject = &self.subject;
         match &self.told {
-            Told::Good(text) => format!("ok       {subject}: {text}"),
-            Told::Note(text) => format!("note     {subject}: {text}"),
-            Told::Trouble(fatal) => {
+            Assessment::Good(text) => format!("ok       {subject}: {text}"),
+            Assessment::Note(text) => format!("note     {subject}: {text}"),
+            Assessment::Trouble(fatal) => {
                 let help = fatal.hint.iter().map(|hint| format!("\n         help: {hint}"));
                 format!("trouble  {subject}: {fatal}{}", help.collect::<String>())
             }
@@ -99,7 +99,7 @@ impl Finding {
     }
 
     fn is_trouble(&self) -> bool {
-        matches!(self.told, Told::Trouble(_))
+        matches!(self.told, Assessment::Trouble(_))
     }
 }
 
@@ -219,10 +219,10 @@ fn report(config: &Config, paths: &Paths, findings: &[Finding], settings: &str) 
         .iter()
         .map(|finding| {
             let (detail, hint) = match &finding.told {
-                Told::Good(text) | Told::Note(text) => (text.clone(), None),
-                Told::Trouble(fatal) => (fatal.to_string(), fatal.hint.clone()),
+                Assessment::Good(text) | Assessment::Note(text) => (text.clone(), None),
+                Assessment::Trouble(fatal) => (fatal.to_string(), fatal.hint.clone()),
             };
-            let note = matches!(finding.told, Told::Note(_));
+            let note = matches!(finding.told, Assessment::Note(_));
             json!({
                 "subject": finding.subject, "ok": !finding.is_trouble(), "note": note, "detail": detail, "hint": hint,
             })

@@ -1,8 +1,8 @@
 //! Jobs as `jobs` and `why` show them.
 
 use super::{
-    control_api::ControlApi,
     explain,
+    running_agent::RunningAgent,
     selection::{self, no_such_job, page_after},
 };
 use crate::{
@@ -20,19 +20,19 @@ const LISTED_MS: i64 = 30 * 24 * 60 * 60 * 1000;
 
 /// A page of those that `filter` lets through.
 pub(super) async fn page(
-    api: &ControlApi,
+    agent: &RunningAgent,
     filter: JobFilter,
     page: Option<String>,
 ) -> Result<JobPage, Fatal> {
-    let peer = filter.peer.map(|p| api.names.whose_jobs(&p)).transpose()?;
+    let peer = filter.peer.map(|p| agent.names.whose_jobs(&p)).transpose()?;
     // "sending" is known only here, not on disk: those are listed from memory.
     if filter.state == Some(JobState::Sending) {
         let mut jobs = Vec::new();
-        for id in api.in_flight.ids() {
-            let job = api.queue.get(id).await?;
+        for id in agent.in_flight.ids() {
+            let job = agent.queue.get(id).await?;
             jobs.extend(
                 job.filter(|j| peer.is_none_or(|p| p == j.peer))
-                    .map(|j| report(api, j)),
+                    .map(|j| report(agent, j)),
             );
         }
         return Ok(JobPage { jobs, next: None });
@@ -48,13 +48,13 @@ pub(super) async fn page(
         peer,
         since_ms: now_ms().saturating_sub(LISTED_MS),
     };
-    let rows = api.queue.list(disk, page_after(after)).await?;
+    let rows = agent.queue.list(disk, page_after(after)).await?;
     let next = if rows.len() < control::PAGE {
         None
     } else {
         rows.last().map(|r| r.cursor.to_string())
     };
-    let jobs = rows.into_iter().map(|row| report(api, row.job));
+    let jobs = rows.into_iter().map(|row| report(agent, row.job));
     let jobs = jobs.filter(|job| filter.state.is_none_or(|wanted| wanted == job.state));
     Ok(JobPage {
         jobs: jobs.collect(),
@@ -63,16 +63,16 @@ pub(super) async fn page(
 }
 
 /// The job whose id begins with `prefix`.
-pub(super) async fn one(api: &ControlApi, prefix: &str) -> Result<JobReport, Fatal> {
-    let id = selection::one_job(&api.queue, prefix).await?;
-    let job = api.queue.get(id).await?;
-    job.map(|job| report(api, job))
+pub(super) async fn one(agent: &RunningAgent, prefix: &str) -> Result<JobReport, Fatal> {
+    let id = selection::one_job(&agent.queue, prefix).await?;
+    let job = agent.queue.get(id).await?;
+    job.map(|job| report(agent, job))
         .ok_or_else(|| no_such_job(&id.to_string()))
 }
 
 /// One job, with how far it is.
-pub(super) fn report(api: &ControlApi, job: Job) -> JobReport {
-    let sent = api.in_flight.sent_bytes(job.peer, job.id);
+pub(super) fn report(agent: &RunningAgent, job: Job) -> JobReport {
+    let sent = agent.in_flight.sent_bytes(job.peer, job.id);
     let size = job.found.version.size;
     let state = match job.state {
         queue::JobState::Queued if sent.is_some() => JobState::Sending,
@@ -81,9 +81,9 @@ pub(super) fn report(api: &ControlApi, job: Job) -> JobReport {
         queue::JobState::Failed => JobState::Failed,
         queue::JobState::Cancelled => JobState::Cancelled,
     };
-    let peer = api.names.name(job.peer);
+    let peer = agent.names.name(job.peer);
     let taken_out =
-        (state == JobState::Queued && !api.names.is_peer(job.peer)).then(|| explain::taken_out(&peer));
+        (state == JobState::Queued && !agent.names.is_peer(job.peer)).then(|| explain::taken_out(&peer));
     let waits = state == JobState::Queued && job.error.is_some() && taken_out.is_none();
     JobReport::new(JobParts {
         id: job.id,

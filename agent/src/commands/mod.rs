@@ -1,11 +1,11 @@
 //! Carries out what commands ask of a running agent, and of one that starts.
 
 mod adopt;
-mod control_api;
 mod explain;
 mod jobs;
 mod peers;
 mod problems;
+mod running_agent;
 mod selection;
 mod send;
 mod starting;
@@ -28,12 +28,12 @@ use crate::{
     owner::Me,
 };
 pub use adopt::{Adopter, InboxLock, setting_trouble, trouble as folder_trouble};
-pub use control_api::{ConfigError, ControlApi};
 pub use peers::{Names, SCHEMA_1};
+pub use running_agent::{ConfigError, RunningAgent};
 use selection::Change;
 pub use starting::Starting;
 
-impl Agent for ControlApi {
+impl Agent for RunningAgent {
     type Sending = send::Sending;
 
     async fn status(&self) -> Result<StatusReport, Fatal> {

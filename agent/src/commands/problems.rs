@@ -8,7 +8,7 @@ use crate::{
     error::shown,
     failpoints,
     link::SharedKey,
-    sender::stuck::Told,
+    sender::stuck::StuckFiles,
 };
 
 /// All there is, the worst first: what the state folder suffers from; peers by name of which two have one key, or that
@@ -16,7 +16,7 @@ use crate::{
 pub(super) fn all<'a>(
     state: impl Iterator<Item = ProblemReport>,
     keys: impl Iterator<Item = (String, SharedKey)>,
-    stuck: impl Iterator<Item = (&'a Path, Told)>,
+    stuck: impl Iterator<Item = (&'a Path, StuckFiles)>,
 ) -> Vec<ProblemReport> {
     let keys = keys.map(|(peer, key)| same_identity_twice(peer, key));
     let keys = keys.filter(|_| !failpoints::mutant("problem-key"));
@@ -46,7 +46,7 @@ fn same_identity_twice(peer: String, key: SharedKey) -> ProblemReport {
     }
 }
 
-fn cannot_leave(outbox: &Path, told: &Told) -> ProblemReport {
+fn cannot_leave(outbox: &Path, told: &StuckFiles) -> ProblemReport {
     let subject = shown(outbox);
     let files = match told.files {
         1 => "1 delivered file cannot leave".to_owned(),
@@ -80,7 +80,7 @@ mod tests {
             text: "two machines use one key".into(),
             hint: "give one a new key",
         };
-        let told = Told {
+        let told = StuckFiles {
             files: 3,
             since_ms: 3,
             reason: Reason {

@@ -9,7 +9,7 @@ use std::{
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{control_api::ControlApi, problems, send};
+use super::{problems, running_agent::RunningAgent, send};
 use crate::{
     control::{
         self, Passed,
@@ -31,7 +31,7 @@ pub struct Starting {
     state_dir: PathBuf,
     began: Instant,
     waits: Waits,
-    api: watch::Sender<Option<Arc<ControlApi>>>,
+    agent: watch::Sender<Option<Arc<RunningAgent>>>,
     cancel: CancellationToken,
 }
 
@@ -43,22 +43,22 @@ impl Starting {
             state_dir: state_dir.to_owned(),
             began: Instant::now(),
             waits,
-            api: watch::Sender::new(None),
+            agent: watch::Sender::new(None),
             cancel,
         }
     }
 
-    /// From now on `api` answers.
-    pub fn runs(&self, api: ControlApi) {
-        self.api.send_replace(Some(Arc::new(api)));
+    /// From now on `agent` answers.
+    pub fn runs(&self, agent: RunningAgent) {
+        self.agent.send_replace(Some(Arc::new(agent)));
     }
 
     /// The agent, as soon as it runs; before, what it waits for, if that is known.
-    async fn api(&self) -> Result<Arc<ControlApi>, Option<Trouble>> {
-        let (mut api, mut waits) = (self.api.subscribe(), self.waits.now());
+    async fn agent(&self) -> Result<Arc<RunningAgent>, Option<Trouble>> {
+        let (mut agent, mut waits) = (self.agent.subscribe(), self.waits.now());
         tokio::select! {
             biased;
-            Ok(api) = api.wait_for(Option::is_some) => api.clone().ok_or(None),
+            Ok(agent) = agent.wait_for(Option::is_some) => agent.clone().ok_or(None),
             Ok(trouble) = waits.wait_for(Option::is_some) => Err(trouble.clone()),
             () = tokio::time::sleep(PATIENCE) => Err(None),
             () = self.cancel.cancelled() => Err(None),
@@ -66,8 +66,8 @@ impl Starting {
     }
 
     /// For all that needs the job list.
-    async fn running(&self) -> Result<Arc<ControlApi>, Fatal> {
-        self.api().await.map_err(|trouble| match trouble {
+    async fn running(&self) -> Result<Arc<RunningAgent>, Fatal> {
+        self.agent().await.map_err(|trouble| match trouble {
             Some(trouble) => {
                 let text = format!("the agent is starting and waits: {}", trouble.text);
                 Fatal::new(Exit::Unavailable, text).hint(trouble.hint)
@@ -101,8 +101,8 @@ impl Starting {
 
 impl control::Agent for Starting {
     async fn status(&self) -> Result<StatusReport, Fatal> {
-        match self.api().await {
-            Ok(api) => api.status().await,
+        match self.agent().await {
+            Ok(agent) => agent.status().await,
             Err(trouble) => Ok(self.report(trouble)),
         }
     }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use dropwire_protocol::AgentId;
 
-use super::{control_api::ControlApi, explain, problems};
+use super::{explain, problems, running_agent::RunningAgent};
 use crate::{
     clock::now_ms,
     config::Folder,
@@ -21,56 +21,56 @@ use crate::{
 };
 
 /// All of it, as it is now.
-pub(super) async fn report(api: &ControlApi) -> Result<StatusReport, Fatal> {
-    let config = api.config.get();
-    let counts = api.queue.counts().await?;
-    let links = api.peer_links();
+pub(super) async fn report(agent: &RunningAgent) -> Result<StatusReport, Fatal> {
+    let config = agent.config.get();
+    let counts = agent.queue.counts().await?;
+    let links = agent.peer_links();
     let queued_in: HashMap<_, _> = counts.outboxes.into_iter().collect();
-    let outboxes = api.outboxes.all();
+    let outboxes = agent.outboxes.all();
     let outboxes = outboxes.iter().map(|outbox| {
         let queued = outbox.id().and_then(|id| queued_in.get(&id));
-        outbox_report(api, outbox, queued.copied().unwrap_or_default())
+        outbox_report(agent, outbox, queued.copied().unwrap_or_default())
     });
     let age_s = |since: i64| now_ms().saturating_sub(since).max(0) as f64 / 1000.0;
-    let config_error = api.config_error.lock();
+    let config_error = agent.config_error.lock();
     let config_error = config_error.unpoisoned().clone();
     Ok(StatusReport {
         schema: SCHEMA,
         name: config.name.clone(),
-        id: id::format(api.own),
+        id: id::format(agent.own),
         version: env!("CARGO_PKG_VERSION").into(),
         pid: std::process::id(),
-        uptime_seconds: api.started.elapsed().as_secs_f64(),
+        uptime_seconds: agent.started.elapsed().as_secs_f64(),
         starting: false,
-        listen: api.links.listen_addr().map(|a| a.to_string()),
+        listen: agent.links.listen_addr().map(|a| a.to_string()),
         config_error,
-        problems: problems(api, &links),
+        problems: problems(agent, &links),
         outboxes: outboxes.collect(),
-        inbox: inbox_report(api).await,
-        peers: peer_reports(api, counts.peers, links),
+        inbox: inbox_report(agent).await,
+        peers: peer_reports(agent, counts.peers, links),
         oldest_undelivered_seconds: counts.oldest_queued_ms.map(age_s),
     })
 }
 
 /// Those of the config, and those that were taken out of it but have jobs.
 fn peer_reports(
-    api: &ControlApi,
+    agent: &RunningAgent,
     counts: Vec<(AgentId, PeerCounts)>,
     mut links: HashMap<AgentId, PeerLink>,
 ) -> Vec<PeerReport> {
     let counts: HashMap<_, _> = counts.into_iter().collect();
-    let config = api.config.get();
+    let config = agent.config.get();
     let of_config = config.peers.iter().map(|p| (p.id, p.name.clone()));
     let taken_out = counts
         .iter()
-        .filter(|(id, jobs)| jobs.queued > 0 && !api.names.is_peer(**id));
-    let mut taken_out: Vec<_> = taken_out.map(|(id, _)| (*id, api.names.name(*id))).collect();
+        .filter(|(id, jobs)| jobs.queued > 0 && !agent.names.is_peer(**id));
+    let mut taken_out: Vec<_> = taken_out.map(|(id, _)| (*id, agent.names.name(*id))).collect();
     taken_out.sort_by(|(_, one), (_, other)| one.cmp(other));
     let reports = of_config.chain(taken_out).map(|(peer, name)| {
         let jobs = counts.get(&peer).copied().unwrap_or_default();
-        let sending = api.in_flight.sending_to(peer) as u64;
+        let sending = agent.in_flight.sending_to(peer) as u64;
         let link = links.remove(&peer);
-        let last_error = match api.names.is_peer(peer) {
+        let last_error = match agent.names.is_peer(peer) {
             true => link.as_ref().and_then(|l| l.last_error.clone()),
             false => Some(explain::taken_out_at_length(&name)),
         };
@@ -92,7 +92,7 @@ fn peer_reports(
     reports.collect()
 }
 
-fn outbox_report(api: &ControlApi, outbox: &Outbox, queued: u64) -> OutboxReport {
+fn outbox_report(agent: &RunningAgent, outbox: &Outbox, queued: u64) -> OutboxReport {
     let status = outbox.status();
     let not_sent = status.not_sent.into_iter();
     let mut report = OutboxReport::new(
@@ -105,8 +105,8 @@ fn outbox_report(api: &ControlApi, outbox: &Outbox, queued: u64) -> OutboxReport
     if status.folder == Folder::Whole {
         report.folder = "whole".to_owned();
     }
-    report.disposal_held = api.cleanup.unsynced(&status.path);
-    if let Some(told) = api.cleanup.stuck_at(&status.path) {
+    report.disposal_held = agent.cleanup.unsynced(&status.path);
+    if let Some(told) = agent.cleanup.stuck_at(&status.path) {
         report.cannot_leave_count = told.files as u64;
         report.cannot_leave = Some(told.reason.to_string());
         report.cannot_leave_since = Some(Time::from_ms(told.since_ms));
@@ -119,8 +119,8 @@ fn outbox_report(api: &ControlApi, outbox: &Outbox, queued: u64) -> OutboxReport
     report
 }
 
-async fn inbox_report(api: &ControlApi) -> Option<InboxReport> {
-    let inbox = api.inbox.status().await;
+async fn inbox_report(agent: &RunningAgent) -> Option<InboxReport> {
+    let inbox = agent.inbox.status().await;
     let path = inbox.path?;
     let (free, held) = (inbox.free_bytes, inbox.held);
     let (files, bytes) = (inbox.received_files, inbox.received_bytes);
@@ -130,15 +130,15 @@ async fn inbox_report(api: &ControlApi) -> Option<InboxReport> {
     Some(report)
 }
 
-fn problems(api: &ControlApi, links: &HashMap<AgentId, PeerLink>) -> Vec<ProblemReport> {
-    let state = api.db.troubles().into_iter();
-    let state = state.map(|trouble| problems::of_state(&api.state_dir, trouble));
-    let config = api.config.get();
+fn problems(agent: &RunningAgent, links: &HashMap<AgentId, PeerLink>) -> Vec<ProblemReport> {
+    let state = agent.db.troubles().into_iter();
+    let state = state.map(|trouble| problems::of_state(&agent.state_dir, trouble));
+    let config = agent.config.get();
     let keys = config.peers.iter().filter_map(|peer| {
         let key = links.get(&peer.id)?.shared_key.clone()?;
         Some((peer.name.clone(), key))
     });
     let outboxes = config.outboxes.iter().map(|outbox| outbox.path.as_path());
-    let stuck = outboxes.filter_map(|path| Some((path, api.cleanup.stuck_at(path)?)));
+    let stuck = outboxes.filter_map(|path| Some((path, agent.cleanup.stuck_at(path)?)));
     problems::all(state, keys, stuck)
 }

@@ -3,9 +3,10 @@
 use std::{path::Path, time::Duration};
 
 use super::{
-    control_api::ControlApi,
     explain::{self, JobView, PeerView},
-    jobs, selection,
+    jobs,
+    running_agent::RunningAgent,
+    selection,
 };
 use crate::{
     blocking::blocking,
@@ -19,14 +20,14 @@ use crate::{
 };
 
 /// In sentences, with the jobs and what they went through.
-pub(super) async fn report(api: &ControlApi, query: WhyQuery) -> Result<WhyReport, Fatal> {
+pub(super) async fn report(agent: &RunningAgent, query: WhyQuery) -> Result<WhyReport, Fatal> {
     let ids = match &query {
-        WhyQuery::Job(prefix) => vec![selection::one_job(&api.queue, prefix).await?],
+        WhyQuery::Job(prefix) => vec![selection::one_job(&agent.queue, prefix).await?],
         WhyQuery::File(path) => {
-            let queue = &api.queue;
+            let queue = &agent.queue;
             let ids = queue.by_path(&path.0).await?;
             // A file may go as a part of its folder.
-            let folder = api.outboxes.all().iter().find_map(|o| o.folder_of(&path.0));
+            let folder = agent.outboxes.all().iter().find_map(|o| o.folder_of(&path.0));
             match folder.filter(|_| ids.is_empty()) {
                 Some(folder) => queue.by_path(&folder).await?,
                 None => ids,
@@ -36,7 +37,7 @@ pub(super) async fn report(api: &ControlApi, query: WhyQuery) -> Result<WhyRepor
     let mut jobs = Vec::new();
     let mut history = Vec::new();
     for id in ids {
-        let queue = &api.queue;
+        let queue = &agent.queue;
         let Some(job) = queue.get(id).await? else {
             continue;
         };
@@ -53,23 +54,23 @@ pub(super) async fn report(api: &ControlApi, query: WhyQuery) -> Result<WhyRepor
     let watched = match &query {
         // What lies there now may be newer than what the job list knows.
         WhyQuery::File(path) => {
-            let (outboxes, path) = (api.outboxes.all(), path.0.clone());
+            let (outboxes, path) = (agent.outboxes.all(), path.0.clone());
             blocking(move || outboxes.iter().find_map(|o| o.why(&path))).await?
         }
         WhyQuery::Job(_) => None,
     };
     let mut sentences: Vec<String> = explain::telling(&jobs)
         .into_iter()
-        .map(|job| sentence(api, job))
+        .map(|job| sentence(agent, job))
         .collect();
-    sentences.extend(stuck(api, &jobs).await?);
+    sentences.extend(stuck(agent, &jobs).await?);
     let sentence = match (watched, &query) {
         (Some(watched), _) if sentences.is_empty() => watched,
         (Some(watched), _) => format!("{watched}; before that: {}", sentences.join("; ")),
-        (None, WhyQuery::File(path)) if sentences.is_empty() => return Err(not_queued(api, &path.0)),
+        (None, WhyQuery::File(path)) if sentences.is_empty() => return Err(not_queued(agent, &path.0)),
         (None, _) => sentences.join("; "),
     };
-    let jobs = jobs.into_iter().map(|job| jobs::report(api, job)).collect();
+    let jobs = jobs.into_iter().map(|job| jobs::report(agent, job)).collect();
     Ok(WhyReport {
         sentence,
         jobs,
@@ -77,7 +78,7 @@ pub(super) async fn report(api: &ControlApi, query: WhyQuery) -> Result<WhyRepor
     })
 }
 
-fn sentence(api: &ControlApi, job: &Job) -> String {
+fn sentence(agent: &RunningAgent, job: &Job) -> String {
     let standing = match job.state {
         queue::JobState::Delivered => JobView::Delivered {
             delivered_as: job
@@ -89,7 +90,7 @@ fn sentence(api: &ControlApi, job: &Job) -> String {
         },
         queue::JobState::Failed => JobView::Failed(job.error.clone().unwrap_or_default()),
         queue::JobState::Cancelled => JobView::Cancelled,
-        queue::JobState::Queued => match api.in_flight.sent_bytes(job.peer, job.id) {
+        queue::JobState::Queued => match agent.in_flight.sent_bytes(job.peer, job.id) {
             Some(sent) => JobView::Sending {
                 sent,
                 size: job.found.version.size,
@@ -100,11 +101,11 @@ fn sentence(api: &ControlApi, job: &Job) -> String {
             },
         },
     };
-    let config = api.config.get();
-    let link = api.peer_links().remove(&job.peer);
+    let config = agent.config.get();
+    let link = agent.peer_links().remove(&job.peer);
     let peer = PeerView {
-        name: api.names.name(job.peer),
-        in_config: api.names.is_peer(job.peer),
+        name: agent.names.name(job.peer),
+        in_config: agent.names.is_peer(job.peer),
         connected: link.as_ref().is_some_and(|l| l.connected),
         dials: config
             .peers
@@ -121,24 +122,24 @@ fn sentence(api: &ControlApi, job: &Job) -> String {
 }
 
 /// Why one that everybody has is in its outbox still.
-async fn stuck(api: &ControlApi, jobs: &[Job]) -> Result<Option<String>, Fatal> {
+async fn stuck(agent: &RunningAgent, jobs: &[Job]) -> Result<Option<String>, Fatal> {
     for job in jobs {
         let cannot_leave = || {
-            let reason = api.cleanup.stuck(&job.root, job.item)?;
+            let reason = agent.cleanup.stuck(&job.root, job.item)?;
             Some(format!("cannot leave the outbox: {reason}"))
         };
         let lingers = || {
             let since = now_ms().saturating_sub(job.delivered_ms?).max(0).unsigned_abs();
-            let linger = api.config.get().linger(&job.root);
+            let linger = agent.config.get().linger(&job.root);
             let left = linger.checked_sub(Duration::from_millis(since))?;
             Some(format!("leaves the outbox in {:.1} s", left.as_secs_f64()))
         };
-        let why = api
+        let why = agent
             .cleanup
             .unsynced(&job.root)
             .or_else(cannot_leave)
             .or_else(lingers);
-        let leaving = api.queue.is_leaving(job.item);
+        let leaving = agent.queue.is_leaving(job.item);
         if why.is_some() && leaving.await? {
             return Ok(why);
         }
@@ -147,8 +148,8 @@ async fn stuck(api: &ControlApi, jobs: &[Job]) -> Result<Option<String>, Fatal> 
 }
 
 /// The job list does not have the file, nor does it wait for anything.
-fn not_queued(api: &ControlApi, path: &Path) -> Fatal {
-    let config = api.config.get();
+fn not_queued(agent: &RunningAgent, path: &Path) -> Fatal {
+    let config = agent.config.get();
     if let Some(outbox) = config.outboxes.iter().find(|o| path.starts_with(&o.path)) {
         let message = format!("there is no file {}, and none was ever queued", shown(path));
         let hint = format!("name a file that lies in {} or did", shown(&outbox.path));

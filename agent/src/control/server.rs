@@ -225,17 +225,17 @@ async fn within(limit: Duration, request: Request, next: Next) -> Result<Respons
         .map_err(|_| Failed(late(limit)))
 }
 
-type Answer<T> = Result<Json<T>, Failed>;
+type Reply<T> = Result<Json<T>, Failed>;
 
-async fn status<A: Agent>(State(agent): State<Arc<A>>) -> Answer<StatusReport> {
+async fn status<A: Agent>(State(agent): State<Arc<A>>) -> Reply<StatusReport> {
     Ok(Json(agent.status().await?))
 }
 
-async fn job<A: Agent>(State(agent): State<Arc<A>>, Path(id): Path<String>) -> Answer<JobReport> {
+async fn job<A: Agent>(State(agent): State<Arc<A>>, Path(id): Path<String>) -> Reply<JobReport> {
     Ok(Json(agent.job(id).await?))
 }
 
-async fn why<A: Agent>(State(agent): State<Arc<A>>, Json(query): Json<WhyQuery>) -> Answer<WhyReport> {
+async fn why<A: Agent>(State(agent): State<Arc<A>>, Json(query): Json<WhyQuery>) -> Reply<WhyReport> {
     Ok(Json(agent.why(query).await?))
 }
 
@@ -255,18 +255,18 @@ async fn send<A: Agent>(
     Ok((Extension(GoesOn), Json(reply)).into_response())
 }
 
-async fn retry<A: Agent>(State(agent): State<Arc<A>>, Json(which): Json<Selection>) -> Answer<Changed> {
+async fn retry<A: Agent>(State(agent): State<Arc<A>>, Json(which): Json<Selection>) -> Reply<Changed> {
     Ok(Json(agent.retry(which).await?))
 }
 
-async fn cancel<A: Agent>(State(agent): State<Arc<A>>, Json(which): Json<Selection>) -> Answer<Changed> {
+async fn cancel<A: Agent>(State(agent): State<Arc<A>>, Json(which): Json<Selection>) -> Reply<Changed> {
     Ok(Json(agent.cancel(which).await?))
 }
 
 async fn adopt<A: Agent>(
     State(agent): State<Arc<A>>,
     Json(request): Json<AdoptRequest>,
-) -> Answer<AdoptReply> {
+) -> Reply<AdoptReply> {
     Ok(Json(agent.adopt(request).await?))
 }
 

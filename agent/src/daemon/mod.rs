@@ -23,7 +23,7 @@ use tracing::{info, warn};
 
 use crate::{
     clock::now_ms,
-    commands::{ConfigError, ControlApi, Names, Starting},
+    commands::{ConfigError, Names, RunningAgent, Starting},
     config::{Config, Current, paths::Paths},
     control,
     db::{Db, DbError},
@@ -179,7 +179,7 @@ impl Agent {
         } = self;
         let (config, current) = (self.config(), Current::new(self.config.subscribe()));
         names.learn(&self.db, queue, &config).await?;
-        starting.runs(self.control_api(current.clone()));
+        starting.runs(self.running_agent(current.clone()));
         tasks.spawn(arrival::run(
             inbox.clone(),
             current.clone(),
@@ -199,8 +199,8 @@ impl Agent {
         Ok(())
     }
 
-    fn control_api(&self, config: Current) -> ControlApi {
-        ControlApi {
+    fn running_agent(&self, config: Current) -> RunningAgent {
+        RunningAgent {
             config,
             config_error: self.config_error.clone(),
             started: Instant::now(),

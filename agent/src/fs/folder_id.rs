@@ -54,7 +54,7 @@ fn write(root: &Dir, write: impl FnOnce(&Dir, &OsStr, &[u8]) -> io::Result<()>) 
     let folder = own_folder::open_or_make(root)?;
     let text = format!("{}\n", data_encoding::HEXLOWER.encode(&id));
     write(&folder, OsStr::new(FILE), text.as_bytes())?;
-    failpoints::step("mark-dir", || durable::sync_dir(root))?;
+    failpoints::step("folder-id-dir", || durable::sync_dir(root))?;
     Ok(id)
 }
 

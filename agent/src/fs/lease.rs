@@ -69,9 +69,9 @@ impl Lease {
     /// Asks for a read lease on `file` (opened for reading, not writing).
     pub fn take(file: &File) -> Asked {
         match system::take(file) {
-            system::Answer::Held(held) => Asked::Lease(Self { held }),
-            system::Answer::Writer => Asked::Writer,
-            system::Answer::Unsupported => Asked::Unsupported,
+            system::Taken::Held(held) => Asked::Lease(Self { held }),
+            system::Taken::Writer => Asked::Writer,
+            system::Taken::Unsupported => Asked::Unsupported,
         }
     }
 
@@ -97,7 +97,7 @@ mod system {
 
     use crate::poison::Unpoisoned as _;
 
-    pub(super) enum Answer {
+    pub(super) enum Taken {
         Held(Held),
         Writer,
         Unsupported,
@@ -119,22 +119,22 @@ mod system {
         }
     });
 
-    pub(super) fn take(file: &File) -> Answer {
+    pub(super) fn take(file: &File) -> Taken {
         if !*ANSWERED {
-            return Answer::Unsupported;
+            return Taken::Unsupported;
         }
         let Ok(own) = file.try_clone().map(OwnedFd::from) else {
-            return Answer::Unsupported;
+            return Taken::Unsupported;
         };
         // The list stays locked across the call: a break that comes right after it finds the lease there.
         let mut live = live();
         match fcntl(&own, libc::F_SETLEASE, libc::F_RDLCK) {
             Ok(_) => {
                 live.get_or_insert_default().insert(own.as_raw_fd());
-                Answer::Held(Held(own))
+                Taken::Held(Held(own))
             }
-            Err(e) if e.raw_os_error() == Some(libc::EAGAIN) => Answer::Writer,
-            Err(_) => Answer::Unsupported,
+            Err(e) if e.raw_os_error() == Some(libc::EAGAIN) => Taken::Writer,
+            Err(_) => Taken::Unsupported,
         }
     }
 
@@ -240,9 +240,9 @@ mod system {
 mod system {
     use std::fs::File;
 
-    /// Only [`Answer::Unsupported`] occurs here.
+    /// Only [`Taken::Unsupported`] occurs here.
     #[allow(dead_code)]
-    pub(super) enum Answer {
+    pub(super) enum Taken {
         Held(Held),
         Writer,
         Unsupported,
@@ -257,8 +257,8 @@ mod system {
         }
     }
 
-    pub(super) fn take(_: &File) -> Answer {
-        Answer::Unsupported
+    pub(super) fn take(_: &File) -> Taken {
+        Taken::Unsupported
     }
 }
 

@@ -37,7 +37,7 @@ pub fn open_file(root: &Dir, name: &str) -> io::Result<Option<File>> {
 /// What is opened so is opened at once or not at all, whatever it is.
 pub fn without_waiting(options: &mut OpenOptions) {
     #[cfg(unix)]
-    if !failpoints::mutant("mark-fifo") {
+    if !failpoints::mutant("own-fifo") {
         cap_std::fs::OpenOptionsExt::custom_flags(options, libc::O_NONBLOCK);
     }
     #[cfg(not(unix))]

@@ -209,8 +209,8 @@ fn open(what: &Disposal) -> Result<Dir, String> {
     let outbox = confined::root(&what.root).map_err(|e| e.to_string())?;
     match folder_id::read(&outbox) {
         Ok(Some(id)) if OutboxId(id) == what.outbox => Ok(outbox),
-        Ok(Some(_)) if !failpoints::mutant("S5-mark") => Err("another folder's id is there".into()),
-        Ok(None) if !failpoints::mutant("S5-mark") => Err("its id (.dropwire/id) is missing".into()),
+        Ok(Some(_)) if !failpoints::mutant("S5-folder-id") => Err("another folder's id is there".into()),
+        Ok(None) if !failpoints::mutant("S5-folder-id") => Err("its id (.dropwire/id) is missing".into()),
         Ok(_) => Ok(outbox),
         Err(e) => Err(format!("its id cannot be read: {e}")),
     }

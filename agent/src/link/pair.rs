@@ -74,14 +74,14 @@ pub(super) struct Pair {
     pub(super) turn: tokio::sync::Mutex<()>,
     /// Someone wants it dialled now.
     pub(super) dial_now: Notify,
-    log_limit: Mutex<Told>,
+    log_limit: Mutex<LogLimits>,
     /// Somebody looks now and then whether two machines still use its key.
     pub(super) watched: AtomicBool,
 }
 
 /// What the log is told of it.
 #[derive(Default)]
-pub(super) struct Told {
+pub(super) struct LogLimits {
     pub(super) links: LogLimit,
     pub(super) failed: LogLimit,
 }
@@ -174,7 +174,7 @@ impl Pair {
     }
 
     /// What may be logged of it now.
-    pub(super) fn log_limit(&self) -> MutexGuard<'_, Told> {
+    pub(super) fn log_limit(&self) -> MutexGuard<'_, LogLimits> {
         self.log_limit.lock().unwrap_or_else(|e| e.into_inner())
     }
 

@@ -32,7 +32,7 @@ pub(super) struct Place {
 impl Place {
     /// Finds the outbox at `path` for this agent, which owns it then; it gets a folder id if it never had one. Else the reason
     /// why it is held. Nothing is touched in a folder that belongs to another agent.
-    pub(super) fn find(path: &Path, had_mark: bool, me: &Me) -> Result<Self, String> {
+    pub(super) fn find(path: &Path, had_id: bool, me: &Me) -> Result<Self, String> {
         let dir = confined::root(path).map_err(|e| match e.kind() {
             io::ErrorKind::NotFound => "the folder is not there; it is waited for".to_string(),
             _ => format!("the folder cannot be opened: {e}"),
@@ -40,7 +40,7 @@ impl Place {
         owner::check(&dir, path, me)?;
         let (id, is_new) = match folder_id::read(&dir) {
             Ok(Some(id)) => (id, false),
-            Ok(None) if had_mark => {
+            Ok(None) if had_id => {
                 return Err(format!(
                     "{} has lost its id (.dropwire/id): is the right disk mounted? To use the folder that is there now: `{}`",
                     shown(path),
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_is_marked_once_and_held_without_its_mark() {
+    fn a_folder_gets_an_id_once_and_is_held_without_it() {
         let _trusted = crate::fs::file_system::pretend(crate::fs::file_system::TRUSTED);
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("outbox");

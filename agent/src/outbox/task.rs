@@ -33,9 +33,9 @@ pub(super) type Watched = (Option<Arc<Watcher>>, mpsc::Receiver<Hint>);
 impl Task {
     /// The outbox, if it is there, this agent's, and at home here; else why it is held.
     pub(super) async fn find(&self) -> Result<Place, String> {
-        let (path, had_mark) = (self.shared.config.path.clone(), self.expected.is_some());
+        let (path, had_id) = (self.shared.config.path.clone(), self.expected.is_some());
         let me = self.me.clone();
-        let place = blocking(move || Place::find(&path, had_mark, &me)).await;
+        let place = blocking(move || Place::find(&path, had_id, &me)).await;
         let place = place.unwrap_or_else(|_| Err("the look for it failed".into()))?;
         let settled = self.known.claim_home(place.id, place.is_new).await;
         settled.unwrap_or_else(|| Err("the job list does not answer".into()))?;

@@ -6,7 +6,7 @@ use dropwire_protocol::{AgentId, TransferId, message::LateTime};
 use rusqlite::{Connection, OptionalExtension, Result, Row, params};
 
 use super::{
-    Disposal, ItemId, JobState, Proof, Queue, Recorded, Resting, change,
+    DueDisposal, ItemId, JobState, Proof, Queue, Recorded, Resting, change,
     edit::Edit,
     job::{found_of, path_of},
     key::Key,
@@ -64,12 +64,12 @@ impl Queue {
         outbox: OutboxId,
         after: ItemId,
         limit: usize,
-    ) -> Result<Vec<Disposal>, DbError> {
+    ) -> Result<Vec<DueDisposal>, DbError> {
         self.db.read_blocking(move |db| {
             db.prepare_cached(&to_dispose_sql())?
                 .query_map(params![outbox.0, after.0, clamp(limit)], |row| {
                     let (found, root) = found_of(row)?;
-                    Ok(Disposal {
+                    Ok(DueDisposal {
                         item: ItemId(row.get(9)?),
                         name: row.get(13)?,
                         root,

@@ -247,7 +247,7 @@ pub struct Recorded {
 
 /// A file that every peer has: what S5 needs.
 #[derive(Clone, PartialEq, Debug)]
-pub struct Disposal {
+pub struct DueDisposal {
     /// Which item.
     pub item: ItemId,
     /// 32 hex digits, unique and the same at every call: its name in `.dropwire/leaving`.

@@ -59,7 +59,7 @@ pub use delivery::resting;
 pub use ends::{End, Ended, Ends, Gathered};
 pub use enqueue::outbox_is_at;
 pub use job::{
-    Class, Counts, Disposal, Doubt, Enqueued, Filter, ItemId, Job, JobRow, JobState, NewItem, Page,
+    Class, Counts, Doubt, DueDisposal, Enqueued, Filter, ItemId, Job, JobRow, JobState, NewItem, Page,
     PeerCounts, Proof, Question, Recorded, Resting, Todo,
 };
 pub use keeping::KEPT;

@@ -65,7 +65,7 @@ pub(super) fn admit(
         (State::Delivered(receipt), Some(_)) => Err(Answer::Settled(receipt)),
         (State::Receiving, Some(_)) => {
             let inbox_dir = shared.open_inbox()?;
-            let may_resume = folder_id == Some(inbox_dir.folder_id) || failpoints::mutant("R2-mark");
+            let may_resume = folder_id == Some(inbox_dir.folder_id) || failpoints::mutant("R2-folder-id");
             Ok(Admitted {
                 inbox_dir,
                 may_resume,
@@ -124,7 +124,7 @@ pub(super) fn enter_of(
     folder_id: Option<[u8; 16]>,
 ) -> Result<Option<Arc<InboxDir>>, Answer> {
     let inbox_dir = shared.open_inbox()?;
-    if folder_id == Some(inbox_dir.folder_id) || failpoints::mutant("rule-mark") {
+    if folder_id == Some(inbox_dir.folder_id) || failpoints::mutant("rule-folder-id") {
         return Ok(Some(inbox_dir));
     }
     if give_up(shared, key)? && !failpoints::mutant("rule-given-up") {

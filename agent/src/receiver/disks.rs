@@ -37,11 +37,11 @@ const LONGEST: u64 = 4 << 20;
 pub(super) struct Disks {
     inbox: PathBuf,
     own: Dir,
-    known: Mutex<Vec<Known>>,
+    known: Mutex<Vec<KnownDisk>>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
-struct Known {
+struct KnownDisk {
     folder_id: [u8; 16],
     /// The folder where the disk begins, below the inbox.
     border: Vec<u8>,
@@ -49,7 +49,7 @@ struct Known {
     marked: Vec<u8>,
 }
 
-impl Known {
+impl KnownDisk {
     /// The names of the folders down to its border.
     fn components(&self) -> impl Iterator<Item = &[u8]> {
         self.border.split(|b| *b == b'/')
@@ -132,7 +132,7 @@ impl Disks {
 
     /// From now on it is missed when it is not there.
     pub(super) fn remember(&self, border: &[u8], marked: &[u8], folder_id: [u8; 16]) -> io::Result<()> {
-        let disk = Known {
+        let disk = KnownDisk {
             folder_id,
             border: border.to_vec(),
             marked: marked.to_vec(),
@@ -141,7 +141,7 @@ impl Disks {
         if known.contains(&disk) || failpoints::mutant("disk-remembered") {
             return Ok(());
         }
-        let mut all: Vec<Known> = known.iter().filter(|old| old.marked != marked).cloned().collect();
+        let mut all: Vec<KnownDisk> = known.iter().filter(|old| old.marked != marked).cloned().collect();
         if all.len() >= MOST {
             return Err(io::Error::other("the inbox has too many disks inside it"));
         }
@@ -156,15 +156,15 @@ impl Disks {
         missing(&self.inbox, root, &self.known())
     }
 
-    fn missing_error(&self, disk: &Known) -> io::Error {
+    fn missing_error(&self, disk: &KnownDisk) -> io::Error {
         io::Error::new(io::ErrorKind::NotFound, Missing(sentence(&self.inbox, disk)))
     }
 
-    fn known(&self) -> Vec<Known> {
+    fn known(&self) -> Vec<KnownDisk> {
         self.lock().clone()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Known>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<KnownDisk>> {
         self.known.lock().unpoisoned()
     }
 }
@@ -193,7 +193,7 @@ pub fn forget_missing_disks(root: &Dir) -> io::Result<()> {
     write(&own, &known)
 }
 
-fn missing(inbox: &Path, root: &Dir, known: &[Known]) -> Vec<String> {
+fn missing(inbox: &Path, root: &Dir, known: &[KnownDisk]) -> Vec<String> {
     let mut sentences: Vec<String> = known
         .iter()
         .filter_map(|disk| match find(root, disk) {
@@ -206,7 +206,7 @@ fn missing(inbox: &Path, root: &Dir, known: &[Known]) -> Vec<String> {
     sentences
 }
 
-fn sentence(inbox: &Path, disk: &Known) -> String {
+fn sentence(inbox: &Path, disk: &KnownDisk) -> String {
     format!(
         "{} was a disk of its own, which is not there now: is it not mounted? What is for it waits. If it is gone for good: \
          `{}`",
@@ -215,13 +215,13 @@ fn sentence(inbox: &Path, disk: &Known) -> String {
     )
 }
 
-fn at(inbox: &Path, disk: &Known) -> PathBuf {
+fn at(inbox: &Path, disk: &KnownDisk) -> PathBuf {
     let below = disk.border.split(|b| *b == b'/').map(os_name);
     inbox.join(below.collect::<PathBuf>())
 }
 
 /// A folder of the disk; None: it is not there.
-fn find(root: &Dir, disk: &Known) -> io::Result<Option<Dir>> {
+fn find(root: &Dir, disk: &KnownDisk) -> io::Result<Option<Dir>> {
     let mut folder = root.try_clone()?;
     let mut path: Vec<u8> = Vec::new();
     let mut is_there = false;
@@ -249,9 +249,9 @@ fn find(root: &Dir, disk: &Known) -> io::Result<Option<Dir>> {
 }
 
 /// Does the marked `folder` have the disk's id? One below the border may have been made again.
-fn is_it(folder: &Dir, disk: &Known) -> io::Result<bool> {
+fn is_it(folder: &Dir, disk: &KnownDisk) -> io::Result<bool> {
     Ok(match folder_id::read(folder)? {
-        Some(folder_id) => folder_id == disk.folder_id || failpoints::mutant("disk-mark"),
+        Some(folder_id) => folder_id == disk.folder_id || failpoints::mutant("disk-folder-id"),
         None => disk.marked != disk.border,
     })
 }
@@ -261,7 +261,7 @@ pub(super) fn is_border(above: &Dir, folder: &Dir) -> io::Result<bool> {
     Ok(Side::of(above)? != Side::of(folder)? || failpoints::mutant("disk-border"))
 }
 
-fn read(own: &Dir) -> io::Result<Vec<Known>> {
+fn read(own: &Dir) -> io::Result<Vec<KnownDisk>> {
     let file = match confined::open_file(own, OsStr::new(FILE)) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -273,8 +273,8 @@ fn read(own: &Dir) -> io::Result<Vec<Known>> {
     text.lines().map(|line| parse(line).ok_or_else(damaged)).collect()
 }
 
-fn write(own: &Dir, known: &[Known]) -> io::Result<()> {
-    let line = |disk: &Known| {
+fn write(own: &Dir, known: &[KnownDisk]) -> io::Result<()> {
+    let line = |disk: &KnownDisk| {
         let [folder_id, border, marked] =
             [&disk.folder_id[..], &disk.border, &disk.marked].map(|bytes| HEXLOWER.encode(bytes));
         format!("{folder_id} {border} {marked}\n")
@@ -284,11 +284,11 @@ fn write(own: &Dir, known: &[Known]) -> io::Result<()> {
 }
 
 /// Mark, border and marked folder, each in hex: a path may hold any byte.
-fn parse(line: &str) -> Option<Known> {
+fn parse(line: &str) -> Option<KnownDisk> {
     let mut fields = line
         .split(' ')
         .map(|field| HEXLOWER.decode(field.as_bytes()).ok());
-    let disk = Known {
+    let disk = KnownDisk {
         folder_id: fields.next()??.try_into().ok()?,
         border: fields.next()??,
         marked: fields.next()??,

@@ -91,7 +91,7 @@ impl InboxDir {
         let root = whole(path)?;
         let held = |reason: String| Trouble { reason };
         owner::check(&root, path, me).map_err(held)?;
-        let folder_id = check_mark(path, &root, expected)?;
+        let folder_id = check_folder_id(path, &root, expected)?;
         let unwritable = |e: io::Error| trouble(path, "cannot be written", &e);
         let own = own_folder::open_or_make(&root).map_err(unwritable)?;
         owner::take(&root, path, me).map_err(held)?;
@@ -185,13 +185,13 @@ impl InboxDir {
     /// Is this dropwire's own folder, under whatever name the file system finds it?
     pub(super) fn is_own(&self, folder: &Dir) -> io::Result<bool> {
         let meta = folder.dir_metadata()?;
-        let by_mark = || {
+        let by_folder_id = || {
             !self.lasting_inodes
                 && meta.dev() == self.device()
                 && folder_id::lies_in(folder, self.folder_id)
                 && !failpoints::mutant("R5-own")
         };
-        Ok(DevIno::of_found(&meta) == self.own || by_mark())
+        Ok(DevIno::of_found(&meta) == self.own || by_folder_id())
     }
 
     /// Does no rename lead from the partials into this folder?
@@ -207,7 +207,7 @@ impl InboxDir {
     /// Still the folder at its path, with its id and its partials?
     fn still_there(&self) -> Result<bool, Trouble> {
         let root = whole(&self.path)?;
-        check_mark(&self.path, &root, Some(self.folder_id))?;
+        check_folder_id(&self.path, &root, Some(self.folder_id))?;
         let partials = root
             .open_dir_nofollow(own_folder::NAME)
             .and_then(|own| own.open_dir_nofollow(PARTIALS));
@@ -404,7 +404,7 @@ impl InboxHandle {
     }
 }
 
-fn check_mark(path: &Path, root: &Dir, expected: Option<[u8; 16]>) -> Result<[u8; 16], Trouble> {
+fn check_folder_id(path: &Path, root: &Dir, expected: Option<[u8; 16]>) -> Result<[u8; 16], Trouble> {
     let found = folder_id::read(root)
         .map_err(|e| trouble(path, "has an id (.dropwire/id) that cannot be read", &e))?;
     let other = |what: &str| Trouble {
@@ -495,7 +495,7 @@ mod tests {
     }
 
     #[test]
-    fn an_inbox_is_held_until_it_is_back_with_its_mark() {
+    fn an_inbox_is_held_until_it_is_back_with_its_id() {
         let open = |p: &Path, expected| InboxDir::open(p, expected, &me(1), &Lock::default());
         let temp = tempfile::tempdir().unwrap();
         let (path, away) = (temp.path().join("in"), temp.path().join("away"));
@@ -547,7 +547,7 @@ mod tests {
     }
 
     #[test]
-    fn our_own_folder_is_known_by_its_mark() {
+    fn our_own_folder_is_known_by_its_id() {
         let temp = tempfile::tempdir().unwrap();
         let mut inbox_dir = InboxDir::alone(temp.path());
         inbox_dir.root.create_dir("other").unwrap();

@@ -17,11 +17,11 @@ const WAITING: usize = 16;
 
 /// Takes checkpoints of any file; cheap to clone.
 #[derive(Clone)]
-pub(super) struct Checkpoints(mpsc::Sender<Checkpoint>);
+pub(super) struct CheckpointSink(mpsc::Sender<Checkpoint>);
 
 type Checkpoint = (ItemId, Vec<u8>);
 
-impl Checkpoints {
+impl CheckpointSink {
     /// And what [`keep`] takes.
     pub(super) fn new() -> (Self, mpsc::Receiver<Checkpoint>) {
         let (give, kept) = mpsc::channel(WAITING);

@@ -20,7 +20,7 @@ use tracing::{debug, error, info, warn};
 
 use self::{
     lanes::{AGAIN, Held, LINGERING, Lanes, Listed},
-    stuck::{Reason, Stuck, Told},
+    stuck::{Reason, Stuck, StuckFiles},
 };
 use super::{in_flight::InFlight, outboxes::Outboxes};
 use crate::{
@@ -59,7 +59,7 @@ struct State {
 
 impl Cleanup {
     /// What cannot leave the outbox there.
-    pub fn stuck_at(&self, root: &Path) -> Option<Told> {
+    pub fn stuck_at(&self, root: &Path) -> Option<StuckFiles> {
         self.0.stuck.told(root)
     }
 
@@ -234,7 +234,7 @@ struct Pages {
 
 impl Pages {
     /// At most [`BATCH`]; empty: that was all.
-    fn next(&mut self, task: &Task) -> Result<Vec<queue::Disposal>, DbError> {
+    fn next(&mut self, task: &Task) -> Result<Vec<queue::DueDisposal>, DbError> {
         let mut batch = Vec::new();
         while let Some(outbox) = self.outboxes.front().filter(|_| batch.len() < BATCH) {
             let room = BATCH - batch.len();
@@ -267,7 +267,7 @@ impl Ended {
 }
 
 /// How much longer it is left in place since its delivery. By a clock that was set back it is not.
-fn lingers(task: &Task, disposal: &queue::Disposal, now_ms: i64) -> Option<Duration> {
+fn lingers(task: &Task, disposal: &queue::DueDisposal, now_ms: i64) -> Option<Duration> {
     let since = u64::try_from(now_ms - disposal.delivered_ms).ok()?;
     let linger = task.config.get().linger(&disposal.root);
     let left = linger.checked_sub(Duration::from_millis(since))?;
@@ -277,7 +277,7 @@ fn lingers(task: &Task, disposal: &queue::Disposal, now_ms: i64) -> Option<Durat
 /// What became of them goes to the job list in one commit; `took`: how long all of it took.
 fn ended(
     task: &Task,
-    batch: Vec<queue::Disposal>,
+    batch: Vec<queue::DueDisposal>,
     outcomes: Vec<Result<Disposed, DisposeError>>,
     took: Duration,
     held: &mut Held,
@@ -357,7 +357,7 @@ fn ended(
 }
 
 /// The folders that held them go too: an outbox's once they rest empty, a send's copy at once.
-fn left(task: &Task, gone: &[queue::Disposal]) {
+fn left(task: &Task, gone: &[queue::DueDisposal]) {
     let (mut sends, mut folders) = (BTreeSet::new(), BTreeMap::new());
     for disposal in gone {
         if let Some(outbox) = task.outboxes.with_id(disposal.found.outbox) {
@@ -387,7 +387,7 @@ fn left(task: &Task, gone: &[queue::Disposal]) {
     }
 }
 
-fn plan(task: &Task, disposal: &queue::Disposal) -> leaving::Disposal {
+fn plan(task: &Task, disposal: &queue::DueDisposal) -> leaving::Disposal {
     leaving::Disposal {
         name: disposal.name.clone(),
         outbox: disposal.found.outbox,

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::{
-    checkpoints::Checkpoints,
+    checkpoints::CheckpointSink,
     in_flight::{InFlight, OfPeer, Progress, STALLED, Transfer},
     outboxes::Outboxes,
     receipts::{self, Claim},
@@ -57,7 +57,7 @@ pub(super) struct Context {
     pub(super) outboxes: Outboxes,
     pub(super) in_flight: InFlight,
     pub(super) reads: SmallReads,
-    pub(super) checkpoints: Checkpoints,
+    pub(super) checkpoints: CheckpointSink,
     /// Receipts that went to the job list; nobody listens but the demo.
     pub(super) receipts: broadcast::Sender<Arc<Receipt>>,
 }

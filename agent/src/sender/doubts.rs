@@ -68,7 +68,7 @@ struct Waiting {
 
 /// What the disk says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Answer {
+enum Comparison {
     /// It is another item than the earlier one.
     New,
     /// It is the earlier one.
@@ -129,7 +129,7 @@ impl Doubts {
             };
             self.put_back(rest);
             for (doubt, answer) in &answered {
-                if *answer == Answer::Unclear && unclear.len() < MOST {
+                if *answer == Comparison::Unclear && unclear.len() < MOST {
                     let found: &Found = &doubt.new.found;
                     unclear.insert(found.path.clone(), found.clone());
                     again_at = again_at.or(Some(Instant::now() + AGAIN));
@@ -147,7 +147,7 @@ impl Doubts {
         }
     }
 
-    async fn act_on(&self, task: &Task, answered: Vec<(Doubt, Answer)>) -> Result<(), DbError> {
+    async fn act_on(&self, task: &Task, answered: Vec<(Doubt, Comparison)>) -> Result<(), DbError> {
         let (mut new, mut same) = (Vec::new(), Vec::new());
         let mut linger = Duration::ZERO; // one outbox, one linger
         for (doubt, answer) in answered {
@@ -157,16 +157,16 @@ impl Doubts {
                 ..
             } = doubt;
             match answer {
-                Answer::New => {
+                Comparison::New => {
                     item.is_not = Some(earlier);
                     new.push(item);
                 }
-                Answer::Same => {
+                Comparison::Same => {
                     debug!(path = %item.found.path, "touched, but its bytes were delivered already");
                     linger = task.config.get().linger(&item.root);
                     same.push((earlier, item.found));
                 }
-                Answer::Nothing | Answer::Unclear => {}
+                Comparison::Nothing | Comparison::Unclear => {}
             }
         }
         if !same.is_empty() {
@@ -233,7 +233,7 @@ fn is_large(doubt: &Doubt) -> bool {
 }
 
 /// Those that were answered, and the rest. Blocks for the disk.
-fn answer_some(doubts: Vec<Doubt>, stopped: &dyn Fn() -> bool) -> (Vec<(Doubt, Answer)>, Vec<Doubt>) {
+fn answer_some(doubts: Vec<Doubt>, stopped: &dyn Fn() -> bool) -> (Vec<(Doubt, Comparison)>, Vec<Doubt>) {
     let (mut answered, mut read) = (Vec::new(), 0_u64);
     let mut doubts = doubts.into_iter();
     for doubt in doubts.by_ref() {
@@ -247,18 +247,18 @@ fn answer_some(doubts: Vec<Doubt>, stopped: &dyn Fn() -> bool) -> (Vec<(Doubt, A
     (answered, doubts.collect())
 }
 
-fn answer(doubt: &Doubt, stopped: &dyn Fn() -> bool) -> Answer {
+fn answer(doubt: &Doubt, stopped: &dyn Fn() -> bool) -> Comparison {
     let (root, found) = (&doubt.new.root, &doubt.new.found);
     match doubt.question {
         Question::IsThere => match presence::find(root, found) {
-            Presence::There(_) => Answer::New,
-            Presence::Missing => Answer::Nothing,
-            Presence::Spooled | Presence::Unknown => Answer::Unclear,
+            Presence::There(_) => Comparison::New,
+            Presence::Missing => Comparison::Nothing,
+            Presence::Spooled | Presence::Unknown => Comparison::Unclear,
         },
         Question::IsOther(delivered) => match source::digest_of(root, found, stopped) {
-            Ok((digest, _)) if digest == delivered => Answer::Same,
-            Ok(_) => Answer::New,
-            Err(_) => Answer::Unclear,
+            Ok((digest, _)) if digest == delivered => Comparison::Same,
+            Ok(_) => Comparison::New,
+            Err(_) => Comparison::Unclear,
         },
     }
 }
@@ -324,14 +324,17 @@ mod tests {
             ask(Question::IsOther(digest(b"other"))),
         );
         let asked = |doubt: &Doubt| answer(doubt, &|| false);
-        assert_eq!(asked(&there), Answer::New);
-        assert_eq!(asked(&same), Answer::Same);
-        assert_eq!(asked(&other), Answer::New);
-        assert_eq!(answer(&same, &|| true), Answer::Unclear, "stopped");
+        assert_eq!(asked(&there), Comparison::New);
+        assert_eq!(asked(&same), Comparison::Same);
+        assert_eq!(asked(&other), Comparison::New);
+        assert_eq!(answer(&same, &|| true), Comparison::Unclear, "stopped");
         fs::write(root.join("file"), "changed").unwrap();
-        assert_eq!((asked(&there), asked(&same)), (Answer::Nothing, Answer::Unclear));
+        assert_eq!(
+            (asked(&there), asked(&same)),
+            (Comparison::Nothing, Comparison::Unclear)
+        );
         fs::rename(root.join(own_folder::NAME), root.join("aside")).unwrap();
-        assert_eq!(asked(&there), Answer::Unclear, "it may be another folder");
+        assert_eq!(asked(&there), Comparison::Unclear, "it may be another folder");
     }
 
     #[test]

@@ -46,7 +46,7 @@ use tokio::{sync::broadcast, task::JoinHandle};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
-    checkpoints::Checkpoints,
+    checkpoints::CheckpointSink,
     dispatch::{Context, Dispatcher},
     source::SmallReads,
 };
@@ -105,7 +105,7 @@ impl Sender {
             spool,
         } = parts;
         let (outboxes, cleanup, in_flight) = (Outboxes::default(), Cleanup::default(), InFlight::default());
-        let (checkpoints, kept) = Checkpoints::new();
+        let (checkpoints, kept) = CheckpointSink::new();
         tasks.spawn(checkpoints::keep(queue.clone(), kept, cancel.clone()));
         let leaving = cleanup::Task {
             cleanup: cleanup.clone(),

@@ -5,7 +5,7 @@ use std::{io, path::Path};
 use cap_fs_ext::DirExt;
 use cap_std::fs::Dir;
 
-use super::{Finding, Told};
+use super::{Assessment, Finding};
 use crate::{
     config::{self, AfterSend, Config},
     control::api::StatusReport,
@@ -39,17 +39,20 @@ pub(super) fn check(
         };
         findings.push(Finding::new(&subject, folder(&outbox.path, held.as_deref())));
         let watch = seen.and_then(|seen| seen.watch_reason.clone());
-        findings.extend(watch.map(|reason| Finding::new(&subject, Told::Note(reason))));
+        findings.extend(watch.map(|reason| Finding::new(&subject, Assessment::Note(reason))));
         let cannot_leave = seen.is_some_and(|seen| seen.cannot_leave_count > 0);
         findings.extend(mounts(outbox, cannot_leave).map(|told| match told {
             Ok(note) => Finding::new(&subject, note),
             Err(fatal) => Finding::new(&subject, Err(fatal)),
         }));
         findings.extend(waits(outbox).map(|fatal| Finding::new(&subject, Err(fatal))));
-        findings.extend(caution(&outbox.path).map(|text| Finding::new(&subject, Told::Note(text))));
+        findings.extend(caution(&outbox.path).map(|text| Finding::new(&subject, Assessment::Note(text))));
         // Only files that lie there show it.
         if seen.is_some_and(|seen| seen.cautions.iter().any(|told| told == file_system::OTHERS)) {
-            findings.push(Finding::new(&subject, Told::Note(file_system::OTHERS.into())));
+            findings.push(Finding::new(
+                &subject,
+                Assessment::Note(file_system::OTHERS.into()),
+            ));
         }
     }
     if let Some(inbox) = &config.inbox {
@@ -65,7 +68,7 @@ pub(super) fn check(
                 .flatten()
                 .map(|disk| Finding::new(&subject, room(disk, inbox.min_free))),
         );
-        findings.extend(caution(&inbox.path).map(|text| Finding::new(&subject, Told::Note(text))));
+        findings.extend(caution(&inbox.path).map(|text| Finding::new(&subject, Assessment::Note(text))));
     }
     findings
 }
@@ -119,7 +122,7 @@ pub(super) fn writable(path: &Path) -> io::Result<()> {
 
 /// Why what is delivered from a mount inside the outbox could not leave.
 /// Whether something waits to is known of a running agent.
-fn mounts(outbox: &config::Outbox, cannot_leave: bool) -> Option<Result<Told, Fatal>> {
+fn mounts(outbox: &config::Outbox, cannot_leave: bool) -> Option<Result<Assessment, Fatal>> {
     if outbox.after_send == AfterSend::Keep {
         return None;
     }
@@ -138,7 +141,9 @@ fn mounts(outbox: &config::Outbox, cannot_leave: bool) -> Option<Result<Told, Fa
                 format_args!("{what}: what was delivered from it cannot leave"),
             )
             .hint(format_args!("mount it again; if it is gone for good: `{adopt}`"))),
-            false => Ok(Told::Note(format!("{what}; if it is gone for good: `{adopt}`"))),
+            false => Ok(Assessment::Note(format!(
+                "{what}; if it is gone for good: `{adopt}`"
+            ))),
         });
     }
     let mounted = border::mounted_below(&outbox.path);

@@ -9,7 +9,7 @@ use std::{
 
 use tokio::{net::lookup_host, sync::Semaphore, task::JoinSet, time::timeout};
 
-use super::{Finding, Told};
+use super::{Assessment, Finding};
 use crate::{
     config::{Config, Peer},
     control::api::StatusReport,
@@ -105,7 +105,7 @@ async fn peers(config: &Config, identity: Option<Identity>, agent: Option<Status
         asked.spawn(async move {
             let _place = places.acquire().await;
             let told = match connected {
-                true => Told::Good("is linked with the running agent".into()),
+                true => Assessment::Good("is linked with the running agent".into()),
                 false => reach(&peer, listens, identity.as_deref()).await,
             };
             (number, Finding::new(format!("peer {}", peer.name), told))
@@ -116,12 +116,12 @@ async fn peers(config: &Config, identity: Option<Identity>, agent: Option<Status
     findings.into_iter().map(|(_, finding)| finding).collect()
 }
 
-async fn reach(peer: &Peer, listens: bool, identity: Option<&Identity>) -> Told {
+async fn reach(peer: &Peer, listens: bool, identity: Option<&Identity>) -> Assessment {
     let name = &peer.name;
     let Some(address) = &peer.address else {
         return match listens {
-            true => Told::Good("dials this machine".into()),
-            false => Told::Trouble(
+            true => Assessment::Good("dials this machine".into()),
+            false => Assessment::Trouble(
                 Fatal::new(
                     Exit::Config,
                     format_args!(
@@ -135,20 +135,20 @@ async fn reach(peer: &Peer, listens: bool, identity: Option<&Identity>) -> Told 
         };
     };
     let Some(identity) = identity else {
-        return Told::Note(format!("{address} was not dialled, as there is no identity yet"));
+        return Assessment::Note(format!("{address} was not dialled, as there is no identity yet"));
     };
     let unavailable = |text: String| Fatal::new(Exit::Unavailable, text);
     match probe(identity, peer.id, address).await {
-        Ok(_) => Told::Good(format!("answers at {address}")),
-        Err(Unreached::Silent(error)) => Told::Note(format!(
+        Ok(_) => Assessment::Good(format!("answers at {address}")),
+        Err(Unreached::Silent(error)) => Assessment::Note(format!(
             "does not answer now; its files wait until it does, or dials ({error})"
         )),
-        Err(Unreached::Unknown(error)) => Told::Trouble(
+        Err(Unreached::Unknown(error)) => Assessment::Trouble(
             unavailable(format!("cannot look up {address}: {error}")).hint(format_args!(
                 "correct the `address` of {name}, or the name service of this machine"
             )),
         ),
-        Err(Unreached::TurnedAway(why)) => Told::Trouble(unavailable(why)),
+        Err(Unreached::TurnedAway(why)) => Assessment::Trouble(unavailable(why)),
     }
 }
 
@@ -213,8 +213,8 @@ mod tests {
                 max_file_size: None,
             };
             let exit = match reach(&peer, listens, Some(&identity)).await {
-                Told::Trouble(fatal) => Some(fatal.exit),
-                Told::Good(_) | Told::Note(_) => None,
+                Assessment::Trouble(fatal) => Some(fatal.exit),
+                Assessment::Good(_) | Assessment::Note(_) => None,
             };
             assert_eq!(exit, expected, "{address:?}");
         }

@@ -206,13 +206,13 @@ mod tests {
     const PATIENCE: Duration = Duration::from_secs(60);
 
     /// A log that takes as many bytes as it is told to, fails at a 0, and tells what was written.
-    struct Told {
+    struct SlowLog {
         may: Receiver<usize>,
         left: usize,
         written: Sender<String>,
     }
 
-    impl Write for Told {
+    impl Write for SlowLog {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             if self.left == 0 {
                 self.left = self.may.recv().unwrap_or(0);
@@ -235,7 +235,7 @@ mod tests {
 
     fn log() -> (Lossy, Sender<usize>, Receiver<String>) {
         let ((go_on, may), (written, lines)) = (channel(), channel());
-        let told = Told {
+        let told = SlowLog {
             may,
             left: 0,
             written,

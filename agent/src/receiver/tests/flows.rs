@@ -359,10 +359,10 @@ async fn a_large_file_is_not_placed_in_a_folder_that_is_not_the_inbox_any_more()
     let (mut sequence, _) = link.opened(id(1), "f", size).await;
     link.write(id(1), sequence, 0, &bytes, 0, bytes.len()).await;
     link.written(size).await;
-    for with_its_mark in [false, true] {
+    for with_its_id in [false, true] {
         std::fs::rename(rig.root(), &away).unwrap();
         std::fs::create_dir_all(rig.root().join(".dropwire")).unwrap();
-        if with_its_mark {
+        if with_its_id {
             std::fs::copy(away.join(".dropwire/id"), rig.root().join(".dropwire/id")).unwrap();
         }
         link.finish(id(1), sequence, 0, digest(&bytes)).await;

@@ -26,7 +26,7 @@ impl Writer<'_> {
     /// was moved away or replaced since, nor after a sync of it failed.
     fn still_there(&self) -> Result<(), Answer> {
         let inbox_dir = self.shared.open_inbox()?;
-        if inbox_dir.is_same(&self.body.inbox_dir) || failpoints::mutant("R5-site") {
+        if inbox_dir.is_same(&self.body.inbox_dir) || failpoints::mutant("R5-inbox-dir") {
             return Ok(());
         }
         let text = "the inbox was replaced by another folder meanwhile";

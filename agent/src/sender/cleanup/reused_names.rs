@@ -4,13 +4,13 @@ use crate::{failpoints, fs::confined, queue};
 
 /// The next file of that name may have had the same version, and was taken for the one that was about to leave: without
 /// a time of birth nothing tells a new file from one whose inode it was given.
-pub(super) fn is_mistakable(disposal: &queue::Disposal) -> bool {
+pub(super) fn is_mistakable(disposal: &queue::DueDisposal) -> bool {
     let version = &disposal.found.version;
     (version.birth_ns == 0 || version.folder) && !failpoints::mutant("S6-again")
 }
 
 /// Those whose name is taken. Blocks for the disk.
-pub(super) fn is_there(mut gone: Vec<queue::Disposal>) -> Vec<queue::Disposal> {
+pub(super) fn is_there(mut gone: Vec<queue::DueDisposal>) -> Vec<queue::DueDisposal> {
     gone.retain(|d| confined::join(&d.root, &d.found.path).symlink_metadata().is_ok());
     gone
 }
@@ -30,7 +30,7 @@ mod tests {
     fn a_name_that_is_taken_again_is_looked_at_where_nothing_tells_the_new_file() {
         let temp = tempfile::tempdir().unwrap();
         std::fs::write(temp.path().join("there"), "").unwrap();
-        let left = |name: &str, birth_ns, folder| queue::Disposal {
+        let left = |name: &str, birth_ns, folder| queue::DueDisposal {
             item: ItemId(1),
             name: String::new(),
             root: temp.path().to_owned(),

@@ -15,7 +15,7 @@ use crate::{
     io_error::{self, Meaning, Wait},
     leaving::DisposeError,
     poison::Unpoisoned as _,
-    queue::{Disposal, ItemId},
+    queue::{DueDisposal, ItemId},
 };
 
 /// Most files of one outbox of which it is known why they stay; further ones are tried as often.
@@ -52,7 +52,7 @@ impl fmt::Display for Reason {
 
 /// What is told of one outbox.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Told {
+pub struct StuckFiles {
     /// How many files.
     pub files: usize,
     /// When the first of them could not leave; milliseconds since 1970.
@@ -66,7 +66,7 @@ const REASONS: usize = 8;
 
 impl Stuck {
     /// It could not leave.
-    pub(super) fn add(&self, disposal: &Disposal, error: &DisposeError, now_ms: i64) {
+    pub(super) fn add(&self, disposal: &DueDisposal, error: &DisposeError, now_ms: i64) {
         let reason = reason(error);
         let mut all = self.lock();
         let files = all.entry(disposal.root.clone()).or_default();
@@ -94,7 +94,7 @@ impl Stuck {
     }
 
     /// It left, or what keeps it is no fault.
-    pub(super) fn remove(&self, disposal: &Disposal) {
+    pub(super) fn remove(&self, disposal: &DueDisposal) {
         let mut all = self.lock();
         let Some(files) = all.get_mut(&disposal.root) else {
             return;
@@ -112,7 +112,7 @@ impl Stuck {
     }
 
     /// What is told of the outbox there.
-    pub(super) fn told(&self, root: &Path) -> Option<Told> {
+    pub(super) fn told(&self, root: &Path) -> Option<StuckFiles> {
         let all = self.lock();
         let files = all.get(root)?;
         let mut counts = vec![0_usize; files.reasons.len()];
@@ -122,7 +122,7 @@ impl Stuck {
             }
         }
         let most = (0..counts.len()).max_by_key(|at| counts.get(*at).copied())?;
-        Some(Told {
+        Some(StuckFiles {
             files: files.items.len(),
             since_ms: files.since_ms,
             reason: files.reasons.get(most)?.clone(),
@@ -178,8 +178,8 @@ mod tests {
         fs::version::{Found, OutboxId, Version},
     };
 
-    fn disposal(root: &str, item: i64) -> Disposal {
-        Disposal {
+    fn disposal(root: &str, item: i64) -> DueDisposal {
+        DueDisposal {
             item: ItemId(item),
             name: String::new(),
             root: root.into(),

@@ -216,7 +216,7 @@ pub(super) fn void_of(root: &Dir, found: &Found, error: &io::Error) -> Voided {
     if !confined::is_absent(error) {
         return Voided::Unreadable(error.to_string());
     }
-    if let Err(why) = marked(root, found.outbox) {
+    if let Err(why) = has_its_id(root, found.outbox) {
         return why;
     }
     match border::missing_on_the_way(root, &found.path) {
@@ -233,13 +233,13 @@ pub(super) fn void_of(root: &Dir, found: &Found, error: &io::Error) -> Voided {
 pub(super) fn open_outbox(root: &Path, outbox: OutboxId) -> Result<Dir, Voided> {
     let dir =
         confined::root(root).map_err(|e| Voided::Unreadable(format!("the outbox {}: {e}", shown(root))))?;
-    if !failpoints::mutant("S3-mark") {
-        marked(&dir, outbox)?;
+    if !failpoints::mutant("S3-folder-id") {
+        has_its_id(&dir, outbox)?;
     }
     Ok(dir)
 }
 
-fn marked(root: &Dir, outbox: OutboxId) -> Result<(), Voided> {
+fn has_its_id(root: &Dir, outbox: OutboxId) -> Result<(), Voided> {
     let why = match folder_id::read(root) {
         Ok(Some(id)) if OutboxId(id) == outbox => return Ok(()),
         Ok(Some(_)) => "another folder is where the outbox was (its .dropwire/id differs)".into(),

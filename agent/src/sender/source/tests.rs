@@ -192,7 +192,7 @@ async fn what_lies_in_a_folder_of_an_agent_of_its_own_is_not_read() {
 }
 
 #[tokio::test]
-async fn without_its_mark_nothing_is_gone() {
+async fn without_its_id_nothing_is_gone() {
     let outbox = Outbox::new();
     let (path, version) = outbox.file("file", b"bytes");
     let source = outbox.source(&path, version);

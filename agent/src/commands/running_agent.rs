@@ -23,7 +23,7 @@ use crate::{
 pub type ConfigError = Arc<Mutex<Option<String>>>;
 
 /// A running agent as its control socket shows it.
-pub struct ControlApi {
+pub struct RunningAgent {
     /// What is in effect.
     pub config: Current,
     /// Why a later edit of the config file is not.
@@ -52,7 +52,7 @@ pub struct ControlApi {
     pub names: Names,
 }
 
-impl ControlApi {
+impl RunningAgent {
     /// The state of the link to each peer.
     pub fn peer_links(&self) -> HashMap<AgentId, PeerLink> {
         let links = self.links.status().into_iter();
