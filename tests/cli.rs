@@ -328,10 +328,9 @@ fn completions_and_version() {
         assert!(status.success(), "bash does not read it");
     }
     let version = agent.run(&["--version"]).exits(0).out();
-    assert!(
-        version.starts_with(concat!("dropwire ", env!("CARGO_PKG_VERSION"))),
-        "{version}"
-    );
+    let protocol = dropwire_protocol::message::VERSION_MAX;
+    let expected = format!("dropwire {} (protocol {protocol})", env!("CARGO_PKG_VERSION"));
+    assert_eq!(version.trim_end(), expected);
     assert!(agent.run(&["--help"]).exits(0).out().contains("demo"));
 }
 
