@@ -190,7 +190,102 @@ fn everything_stands_on_the_map() {
             missing.push(format!("protocol's {name} in ARCHITECTURE.md"));
         }
     }
+    let map = parts(&map);
+    for (room, files) in by_folder() {
+        for name in files.iter().filter(|name| !is_listed_by(map.get(&room), name)) {
+            missing.push(format!("{room}'s {name} in ARCHITECTURE.md"));
+        }
+    }
     assert!(missing.is_empty(), "missing on the map: {missing:#?}");
+}
+
+/// The map's lines for each folder of the agent's sources (`db.rs` for `db`).
+fn parts(map: &str) -> BTreeMap<String, String> {
+    let mut parts = BTreeMap::<String, String>::new();
+    let mut room = None;
+    let agent = map.lines().skip_while(|line| !line.starts_with("agent/"));
+    for line in agent.skip(1).take_while(|line| line.starts_with("  ")) {
+        if !line.starts_with("   ") {
+            let name = line.split_whitespace().next().unwrap_or_default();
+            room = Some(name.trim_end_matches('/').trim_end_matches(".rs").to_owned());
+        }
+        if let Some(room) = &room {
+            parts.entry(room.clone()).or_default().push_str(line);
+        }
+    }
+    assert!(parts.len() > 20, "{parts:#?}");
+    parts
+}
+
+/// The agent's folders, each with the names of its files, tests left out.
+fn by_folder() -> BTreeMap<String, Vec<String>> {
+    let mut folders = BTreeMap::new();
+    for entry in fs::read_dir(top().join("agent/src")).unwrap() {
+        let path = entry.unwrap().path();
+        if !path.is_dir() {
+            continue;
+        }
+        let mut files = Vec::new();
+        collect(&path, &mut files);
+        let name = |file: &PathBuf| {
+            let parts = file.strip_prefix(&path).unwrap().with_extension("");
+            let is_test = parts.iter().any(|part| {
+                let part = part.to_str().unwrap();
+                part == "tests" || part.ends_with("_tests") || part == "trace"
+            });
+            let name = parts.file_name().unwrap().to_str().unwrap().to_owned();
+            (!is_test && name != "mod").then_some(name)
+        };
+        let folder = path.file_name().unwrap().to_str().unwrap().to_owned();
+        folders.insert(folder, files.iter().filter_map(name).collect());
+    }
+    folders
+}
+
+fn is_listed_by(part: Option<&String>, name: &str) -> bool {
+    let is_in_name = |c: char| c.is_alphanumeric() || c == '_';
+    part.is_some_and(|part| part.split(|c| !is_in_name(c)).any(|word| word == name))
+}
+
+/// `a.rs` in a document is a path from the top, or below a folder of one that its line names before (`agent/src/config/`,
+/// then `table.rs`).
+#[test]
+fn every_source_file_that_a_document_names_is_there() {
+    let mut documents = Vec::new();
+    documents_below(&top(), &mut documents);
+    let (mut wrong, mut right) = (Vec::new(), 0);
+    for document in documents {
+        let text = fs::read_to_string(&document).unwrap();
+        for (line, text) in (1..).zip(text.lines()) {
+            let mut folders = BTreeSet::from([PathBuf::new()]);
+            for named in text.split('`').skip(1).step_by(2) {
+                let there = folders.iter().map(|folder| folder.join(named));
+                let there: Vec<PathBuf> = there.filter(|path| top().join(path).exists()).collect();
+                if named.ends_with(".rs") {
+                    match there.is_empty() {
+                        true => wrong.push(format!("{}:{line}: {named}", document.display())),
+                        false => right += 1,
+                    }
+                }
+                let above = |path: &PathBuf| path.ancestors().map(Path::to_path_buf).collect::<Vec<_>>();
+                folders.extend(there.iter().flat_map(above));
+            }
+        }
+    }
+    assert!(right > 10, "{right}");
+    assert!(wrong.is_empty(), "not there: {wrong:#?}");
+}
+
+fn documents_below(folder: &Path, documents: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_string_lossy();
+        if path.is_dir() && name != "target" && !name.starts_with('.') {
+            documents_below(&path, documents);
+        } else if name.ends_with(".md") {
+            documents.push(path);
+        }
+    }
 }
 
 /// `a::b` in the last column of docs/limits.md is a file of tests, or one that has some, below `agent/src` (or `protocol/src`); a
