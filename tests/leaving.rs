@@ -79,7 +79,7 @@ fn a_disk_that_lost_what_was_moved_is_told_of() {
     let (mut pair, loses) = faulty("no-sync", |_| {});
     let path = pair.laptop.drop_file("stuck", b"stuck");
     pair.laptop.delivers(1);
-    let told = |text: &str| text.contains("nothing leaves the outbox") && text.contains("started anew");
+    let told = |text: &str| text.contains("nothing leaves the outbox") && text.contains("restarted");
     let held = || pair.laptop.status()["outboxes"][0]["disposal_held"].clone();
     until("status says so", || held().as_str().is_some_and(told));
     assert!(told(&pair.laptop.run(&["status"]).exits(0).out()));

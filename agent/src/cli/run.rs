@@ -221,7 +221,7 @@ async fn reload(
             };
             match taken_up {
                 Ok(Reloaded::StartAnew(why)) => {
-                    info!(why, "starts anew inside this process");
+                    info!(why, "restarts inside this process");
                     let old = Config::clone(&old);
                     let Some((started, how)) = restart(agent, old, new, places.paths, signals).await? else {
                         return Ok(None);

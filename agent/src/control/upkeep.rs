@@ -14,7 +14,7 @@ use crate::error::{Exit, Fatal, shown};
 /// How soon it is seen that the file has gone.
 const LOOK: Duration = Duration::from_secs(2);
 
-/// A control socket that is looked after.
+/// A control socket that is kept in place.
 pub struct Socket {
     path: PathBuf,
     access: Access,
@@ -69,7 +69,7 @@ impl Socket {
                 self.listener = Some(listener);
                 self.told = None;
                 tracing::warn!(
-                    "commands reach this agent again: its control socket {} was made anew",
+                    "commands reach this agent again: its control socket {} was made again",
                     shown(&self.path)
                 );
             }
@@ -90,7 +90,7 @@ impl Socket {
 mod tests {
     use super::*;
 
-    /// At the next look, or where a cache still shows what is gone, at a later one.
+    /// At the next check, or where a cache still shows what is gone, at a later one.
     async fn made_again(socket: &mut Socket, path: &Path) {
         let again = async {
             loop {

@@ -89,7 +89,7 @@ pub struct Disposal {
 pub enum Disposed {
     /// It left, durably.
     Done,
-    /// Another version lies there: it stays, and is to be looked at again.
+    /// Another version is there: it stays, and is to be inspected again.
     Changed,
     /// The delivered version by all that the file system says of it, but with other bytes: it stays, and its jobs need
     /// a new counter to be sent again.
@@ -109,9 +109,9 @@ pub enum DisposeError {
     #[error("the outbox {0} is held: {1}")]
     Held(String, String),
     /// A folder in the outbox could not be synced. The system tells of such a loss once, so it is not to be asked again:
-    /// nothing may leave this outbox until the agent starts anew.
+    /// nothing may leave this outbox until the agent is restarted.
     #[error(
-        "nothing leaves the outbox {0} until the agent is started anew, for its disk failed to keep what was moved \
+        "nothing leaves the outbox {0} until the agent is restarted, for its disk failed to keep what was moved \
          ({1}): check the disk, then do that"
     )]
     Unsynced(String, String),

@@ -20,7 +20,7 @@ use crate::{
 /// What `status` takes.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
-    /// Show it anew every second, with rates, until Ctrl-C
+    /// Refresh it every second, with rates, until Ctrl-C
     #[arg(long)]
     watch: bool,
     /// One JSON object (with --watch one a line)
