@@ -86,7 +86,7 @@ const NEVER: &[(&str, &[&str])] = &[
     ("outbox", &["db", "identity"]),
     ("leaving", &["db", "identity"]),
     ("db", &["durable", "identity", "config"]),
-    // But for `failpoints`, by which tests leave one of its steps out.
+    // Except `failpoints`, by which tests leave one of its steps out.
     (
         "durable",
         &[

@@ -74,7 +74,7 @@ fn bytes_that_this_machine_keeps_are_not_sent() {
     pair.laptop.kill();
 }
 
-/// On sshfs a file has another inode number at each look.
+/// On sshfs a file has another inode number at each lookup.
 #[test]
 fn where_numbers_do_not_last_a_file_arrives_once() {
     let test = "where_numbers_do_not_last_a_file_arrives_once";

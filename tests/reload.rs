@@ -296,12 +296,12 @@ fn it_listens_elsewhere_only_if_it_can() {
     pair.laptop.drop_file("by the old link", b"by the old link");
     pair.office.receives("by the old link", b"by the old link");
     assert_eq!(pair.wire.connections(), 1);
-    // And who connects anew finds it there.
+    // And whoever connects again finds it there.
     pair.wire.forward_to(taken.parse().ok());
     pair.wire.cut_all();
     pair.laptop.drop_file("by a new one", b"by a new one");
     pair.office.receives("by a new one", b"by a new one");
-    // At the same port only one of the two can listen at a time: the agent starts anew inside.
+    // At the same port only one of the two can listen at a time: the agent restarts inside.
     let (pid, anywhere) = (pair.office.pid(), taken.replace("127.0.0.1", "0.0.0.0"));
     let text = good.replacen("127.0.0.1:0", &anywhere, 1) + &outbox;
     fs::write(&pair.office.config, text).expect("a config");
@@ -336,7 +336,7 @@ fn a_config_that_cannot_start_costs_no_job() {
         .expect("the config")
         .replacen("127.0.0.1:0", &format!("0.0.0.0:{port}"), 1);
     fs::write(&pair.office.config, anywhere).expect("a config");
-    until("it started anew, as it was", || {
+    until("it restarted, as it was", || {
         let ran = pair.office.run(&["status", "--json"]);
         ran.code == Some(0) && ran.out().contains("cannot listen on")
     });

@@ -78,7 +78,7 @@ fn a_folder_that_moves_away_and_back_is_sent() {
     pair.office.receives("folder/file", b"bytes");
 }
 
-/// Between the look that finds it gone and the peer's word that it never had it, the file is back: the same drop.
+/// Between the check that finds it gone and the peer's word that it never had it, the file is back: the same drop.
 #[test]
 fn a_file_that_is_away_for_a_moment_is_no_new_drop() {
     let mut pair = Pair::linked();

@@ -1,4 +1,4 @@
-//! When a file counts as finished, and which ones are never looked at.
+//! When a file counts as finished, and which ones are never inspected.
 
 use std::{fs::File, io::Write as _};
 
@@ -156,7 +156,7 @@ fn a_writer_that_pauses_longer_than_quiet_is_waited_for() {
     let pair = Pair::linked();
     let mut file = File::create(pair.laptop.outbox.join("slow")).expect("a file in the outbox");
     file.write_all(b"first half, ").expect("written");
-    // It has to be looked at all the while: nothing else can tell that it is not sent too soon.
+    // It has to be checked all the while: nothing else can tell that it is not sent too soon.
     std::thread::sleep(LONGER_THAN_QUIET);
     file.write_all(b"second half").expect("written");
     drop(file);

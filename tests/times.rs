@@ -18,7 +18,7 @@ fn set_late(path: &Path) {
     files::set_modified(&file, late()).expect("another time");
 }
 
-/// When its only job was queued, which is told anew when its file is found with other times.
+/// When its only job was queued, which is told again when its file is found with other times.
 fn queued_at(laptop: &Agent) -> String {
     laptop.jobs()[0]["queued_at"].to_string()
 }

@@ -68,7 +68,7 @@ fn drop_folder(agent: &Agent, folder: &Path) -> PathBuf {
     path
 }
 
-/// Arrives as `name`, and is all there at the first look.
+/// Arrives as `name`, and is all there once it is seen.
 #[track_caller]
 fn arrives(agent: &Agent, name: &str, expected: &BTreeMap<PathBuf, Option<Vec<u8>>>) {
     let folder = agent.inbox.join(name);

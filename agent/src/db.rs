@@ -124,7 +124,7 @@ impl Db {
         answer.await.map_err(|_| self.why_failed())?
     }
 
-    /// The same from a thread that may block.
+    /// Does what [`Db::call`] does, from a thread that may block.
     pub fn call_blocking<T, F>(&self, change: F) -> Result<T, DbError>
     where
         T: Send + 'static,
@@ -148,7 +148,7 @@ impl Db {
             .map_err(|e| DbError::Failed(e.into()))?
     }
 
-    /// The same from a thread that may block.
+    /// Reads as [`Db::read`] does, from a thread that may block.
     pub fn read_blocking<T>(
         &self,
         read: impl FnOnce(&Connection) -> rusqlite::Result<T>,
@@ -187,7 +187,7 @@ impl Db {
         self.health.room.pretend(short);
     }
 
-    /// Waits until there is room for new work: at once, but for a disk that is full.
+    /// Waits until there is room for new work: at once, except where the disk is full.
     pub async fn room_for_more(&self) {
         while self.health.room.trouble().is_some() {
             let room = Arc::clone(&self.health.room);

@@ -3,7 +3,7 @@
 //! A comma list: `bad-read@1048576` flips one bit, once, in the read buffer that holds this offset of a file, after
 //! its hash was taken, so that the receiver's check has to find it; `panic@NAME` panics at the place of that name;
 //! `deaf@PATH` drops native events, and `no-watch@PATH` refuses to watch folders, as long as something has that path
-//! (of `no-watch`: but for the outbox itself and its own folder); as long as something has that path, what leaves the
+//! (of `no-watch`: except the outbox itself and its own folder); as long as something has that path, what leaves the
 //! outbox that it lies in hangs with `hang@PATH`, and is said to be lost by the disk with `no-sync@PATH`.
 //!
 //! `DROPWIRE_MUTANT` names one safeguard that is left out; the program `mutants` shows that some test then fails.

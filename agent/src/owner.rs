@@ -32,7 +32,7 @@ use crate::{
 };
 
 const RECORD: &str = "owner";
-/// The same, as seen from the folder that it is about.
+/// The record, as seen from the folder that it is about.
 const CLAIM: &str = ".dropwire/owner";
 const LOCK: &str = "lock";
 /// Longer records are not ours.

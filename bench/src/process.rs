@@ -201,7 +201,7 @@ fn said(to: &mut File) -> String {
     String::from_utf8_lossy(end).trim().to_owned()
 }
 
-/// Looks until `look` finds something, for half a minute at most.
+/// Calls `look` until it finds something, for half a minute at most.
 pub fn eventually<T>(what: &str, mut look: impl FnMut() -> io::Result<Option<T>>) -> io::Result<T> {
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(30) {

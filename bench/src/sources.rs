@@ -57,7 +57,7 @@ impl Sources {
         Ok(path)
     }
 
-    /// Takes the memory that nobody uses for the page cache, but for a rest.
+    /// Takes the memory that nobody uses for the page cache, except for a rest.
     pub fn fill_memory(&self) -> io::Result<()> {
         self.filler.fill()
     }

@@ -85,7 +85,7 @@ pub fn text(rows: &[Row]) -> String {
     table.to_string()
 }
 
-/// The same with every single run.
+/// The table as JSON, with every single run.
 pub fn json(rows: &[Row]) -> Value {
     let rows = rows.iter().map(|row| {
         let ours = rows.iter().find(|first| first.work == row.work);

@@ -9,7 +9,7 @@ pub enum Work {
     Small,
     /// A closed 1 KiB file on an idle link, one after the other.
     Latency,
-    /// The same while a large file is under way.
+    /// Such a file while a large one is under way.
     Beside,
     /// A large file over a line that is cut in the middle.
     Resume,

@@ -34,7 +34,7 @@ pub struct Plan {
     pub latency: usize,
     /// See above.
     pub latency_time: Duration,
-    /// How long `idle` looks.
+    /// How long `idle` measures.
     pub idle: Duration,
     /// Bytes of the large file of `wide`.
     pub wide_large: u64,

@@ -5,7 +5,7 @@
 pub enum Kind {
     /// Changes what is on disk, or asks for it to be durable. Refused with EIO and ENOSPC too.
     Storage,
-    /// Only looks at the disk. Refused with EIO; a kill there is a kill before the next change.
+    /// Only reads from the disk. Refused with EIO; a kill there is a kill before the next change.
     Look,
     /// Moves bytes of the link, makes or ends it.
     Socket,

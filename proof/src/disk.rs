@@ -1,6 +1,6 @@
 //! Loop-mounted file systems whose power can be cut: what was not on the disk then is gone.
 //!
-//! ext4 and xfs are told to stop at once without writing their log (FS_IOC_SHUTDOWN, NOLOGFLUSH), and mounted anew.
+//! ext4 and xfs are told to stop at once without writing their log (FS_IOC_SHUTDOWN, NOLOGFLUSH), and mounted again.
 //! btrfs refuses that; there the image is copied as it is, and the copy mounted. The images of btrfs lie on an xfs of
 //! their own, where a copy shares the blocks and is of one moment: a copy made a piece at a time would mix the tree of
 //! one commit with the roots of the next. Needs root and loop devices.

@@ -127,7 +127,7 @@ impl Stage<'_> {
                 };
                 whens
                     .iter()
-                    // After a look everything is as before it.
+                    // After a call that only reads everything is as before it.
                     .filter(move |&&when| call.kind != Kind::Look || when == When::Before)
                     .map(move |&when| Series {
                         call,

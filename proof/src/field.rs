@@ -36,7 +36,7 @@ pub enum Field {
     NoFileTypes,
     /// bindfs: a FUSE file system over another folder.
     Bindfs,
-    /// FUSE with other inode numbers at each look, which cannot sync folders.
+    /// FUSE with other inode numbers at each lookup, which cannot sync folders.
     Unstable,
     /// The disk of the job list is full again and again.
     FullState,

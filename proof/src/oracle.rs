@@ -103,7 +103,7 @@ pub fn queued_is_whole(drops: &[Drop], left: &[Drop], jobs: &[Value], cut: &str)
     found
 }
 
-/// Why it is not at rest yet: cheap looks first, `jobs` last.
+/// Why it is not at rest yet: cheap checks first, `jobs` last.
 pub fn at_rest(
     homes: &Homes,
     drops: usize,

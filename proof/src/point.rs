@@ -18,7 +18,8 @@ use crate::{
 
 /// How long everything may take to come to rest. Far more than it needs: a run that takes so long is stuck.
 const PATIENCE: Duration = Duration::from_secs(90);
-/// The same before an agent that was told of a failing disk is started anew (a person would look at its log by then).
+/// How long everything may take before an agent that was told of a failing disk is restarted (a person would read its
+/// log by then).
 const BEFORE_HELP: Duration = Duration::from_secs(3);
 
 /// A rest is one that lasts: *delivered* in the ledger and *Forget* come behind what can be seen.
@@ -83,7 +84,7 @@ pub struct Outcome {
     pub struck: Option<Seen>,
     /// The oracle's sentences.
     pub violations: Vec<String>,
-    /// After a refused call the agent ended, or took nothing more, and was started anew.
+    /// After a refused call the agent ended, or took nothing more, and was restarted.
     pub helped: bool,
     /// The world, kept if there are violations.
     pub kept: Option<PathBuf>,
@@ -281,7 +282,7 @@ impl Run<'_> {
         self.outcome.seen = report.seen;
     }
 
-    /// At rest, started anew once more where nothing was, and a marker delivered behind it all.
+    /// At rest, restarted once more where nothing was struck, and a marker delivered behind it all.
     fn last_word(&mut self, strike: Option<Strike>) -> io::Result<()> {
         self.rests()?;
         if matches!(strike.map(|s| s.what), Some(What::Fail(_))) {

@@ -13,7 +13,7 @@ pub struct Row {
     pub points: u64,
     /// Runs in all.
     pub runs: u64,
-    /// Agents that had to be started anew after a refused call.
+    /// Agents that had to be restarted after a refused call.
     pub helped: u64,
     /// Runs with a violation.
     pub violations: u64,

@@ -25,7 +25,7 @@ use crate::{
 /// Names a safeguard that a debug build leaves out, to see that the proof finds it.
 const MUTANT: &str = "DROPWIRE_MUTANT";
 
-/// Pause between two looks at a condition.
+/// Pause between two checks of a condition.
 pub const LOOK: Duration = Duration::from_millis(10);
 
 /// One of the two agents.
@@ -328,7 +328,7 @@ impl World {
         Ok(())
     }
 
-    /// The same for a whole folder.
+    /// Drops a whole folder.
     pub fn drop_folder(&self, folder: &crate::scenario::Drop, durable: bool) -> io::Result<()> {
         let home = self.home(Side::Sender);
         let aside = home.aside.join(&folder.name);

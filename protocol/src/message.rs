@@ -192,7 +192,7 @@ pub enum DeclineReason {
     /// The path cannot be taken.
     #[n(4)]
     BadName,
-    /// The same id was offered with another path, size or digest.
+    /// That id was offered with another path, size or digest.
     #[n(5)]
     Conflict,
     /// It was withdrawn before; the id is spent.
@@ -485,7 +485,7 @@ fn decode_batch<'b, C, T: Decode<'b, C>>(
     }
 }
 
-/// The same for a list that may be missing.
+/// Decodes a list that may be missing.
 fn decode_times<'b, C>(
     d: &mut minicbor::Decoder<'b>,
     context: &mut C,

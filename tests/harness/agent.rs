@@ -301,7 +301,7 @@ impl Agent {
         self.outbox.parent().unwrap_or(&self.root)
     }
 
-    /// Returns once `name` is in the inbox; its content has to be `bytes` at the first look.
+    /// Returns once `name` is in the inbox; its content has to be `bytes` once it is seen.
     #[track_caller]
     pub fn receives(&self, name: impl AsRef<Path>, bytes: &[u8]) {
         let path = self.inbox.join(&name);
@@ -358,7 +358,7 @@ impl Drop for Agent {
     }
 }
 
-/// The same command with a limit of descriptors.
+/// The command with a limit of descriptors.
 fn limited(command: &Command, descriptors: u32) -> Command {
     let mut shell = Command::new("sh");
     shell

@@ -50,7 +50,7 @@ impl Ran {
         ran
     }
 
-    /// The same, after checking its exit code.
+    /// Checks the exit code.
     #[track_caller]
     pub fn exits(self, code: i32) -> Self {
         assert_eq!(self.code, Some(code), "{self}");

@@ -61,7 +61,7 @@ pub fn sha256(path: &Path) -> io::Result<String> {
     }
 }
 
-/// The same of bytes.
+/// The SHA-256 of bytes.
 pub fn sha256_of(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }

@@ -32,7 +32,7 @@ use std::{
 
 /// How long a condition may take before the test fails: far more than it needs on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
-/// Pause between two looks at a condition.
+/// Pause between two checks of a condition.
 const LOOK: Duration = Duration::from_millis(10);
 
 /// Returns once `condition` holds; panics naming `what` when that takes longer than [`PATIENCE`].

@@ -23,7 +23,7 @@ impl Pair {
         Self::with(|_, _| {})
     }
 
-    /// The same, after `change` had a look at both (laptop first).
+    /// A linked pair, both changed by `change` first (laptop first).
     pub fn with(change: impl FnOnce(&mut Agent, &mut Agent)) -> Self {
         let mut pair = Self::idle();
         change(&mut pair.laptop, &mut pair.office);

@@ -95,7 +95,7 @@ impl Liar {
         self.identity.sign(body)
     }
 
-    /// Says one thing; whether anyone still listens is not looked at.
+    /// Says one thing; whether anyone still listens is not checked.
     pub fn say(&mut self, message: Message) {
         self.say_all([message]);
     }

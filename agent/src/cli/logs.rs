@@ -71,7 +71,7 @@ fn lost_for_people(lines: u64) -> String {
     format!("{}  WARN {}\n", now(), lost(lines))
 }
 
-/// The same in a log for programs.
+/// The line that stands for lost ones, in a log for programs.
 fn lost_as_json(lines: u64) -> String {
     let line = serde_json::json!({
         "timestamp": now(),

@@ -198,7 +198,7 @@ impl Adopter {
     }
 }
 
-/// Of a folder that is used as it is, but for disks inside it that are missing: they are given up, and nothing else
+/// Of a folder that is used as it is, except for disks inside it that are missing: they are given up, and nothing else
 /// changes.
 async fn without_disks(
     path: &Path,

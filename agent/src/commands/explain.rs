@@ -57,7 +57,7 @@ pub(super) fn taken_out(peer: &str) -> String {
     format!("{peer} is not in the config")
 }
 
-/// The same with what people can do about it.
+/// Why the jobs of such a peer wait, and what people can do about it.
 pub(super) fn taken_out_at_length(peer: &str) -> String {
     format!(
         "{}; its jobs go on when a peer with the same id is there again, or end with `dropwire cancel --peer`",

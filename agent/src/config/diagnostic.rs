@@ -31,7 +31,7 @@ impl ValueError {
         }
     }
 
-    /// The same, as it is told to the user: at its place.
+    /// Makes it a diagnostic at this place of the file, as users see it.
     pub(super) fn at(self, span: Range<usize>) -> Diagnostic {
         Diagnostic::new(span, self.message, self.hint)
     }
@@ -77,7 +77,7 @@ impl Diagnostic {
         }
     }
 
-    /// The same, pointing at a second place.
+    /// Adds a second place for the diagnostic to point at.
     pub(super) fn also(mut self, span: Range<usize>, label: &'static str) -> Self {
         self.also = Some((span, label));
         self

@@ -21,7 +21,7 @@ pub fn load(path: &Path) -> Result<Config, Fatal> {
     Ok(read(path)?)
 }
 
-/// The same; the error can still be rendered in colour.
+/// Reads and checks the config as [`load`] does; its error can still be rendered in colour.
 pub fn read(path: &Path) -> Result<Config, Invalid> {
     let source = read_text(path)?;
     parse(&source, path, folders::home().as_deref())
@@ -52,7 +52,7 @@ pub(super) fn read_places(path: &Path) -> Result<(Option<PathBuf>, Option<PathBu
     places(&source, folders::home().as_deref()).map_err(|wrong| invalid(path, &source, vec![wrong]))
 }
 
-/// The same of `source`, which need not be TOML.
+/// Reads both places from `source`, which need not be TOML.
 fn places(source: &str, home: Option<&Path>) -> Result<(Option<PathBuf>, Option<PathBuf>), Diagnostic> {
     let (file, errors) = DeTable::parse_recoverable(source);
     let place = |key: &str| {

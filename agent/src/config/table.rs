@@ -110,7 +110,7 @@ impl<'a> Table<'a> {
         self.spanned(key, read).map(Spanned::into_inner)
     }
 
-    /// The same with its place.
+    /// Reads the value of `key`, if it is there, with its place.
     pub(super) fn spanned<T>(
         &mut self,
         key: Key,
@@ -120,7 +120,7 @@ impl<'a> Table<'a> {
         self.diagnostics.read(&value, read)
     }
 
-    /// The same for a key that has to be there.
+    /// Reads the value of a `key` that has to be there.
     pub(super) fn required<T>(
         &mut self,
         key: Key,

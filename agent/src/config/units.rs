@@ -13,7 +13,7 @@ pub(super) fn duration(value: &DeValue<'_>) -> Checked<Duration> {
     DURATION.read(value).map(Duration::from_millis)
 }
 
-/// The same, or none at all: `0s`.
+/// A [`duration`], or `0s` for none at all.
 pub(super) fn duration_or_none(value: &DeValue<'_>) -> Checked<Duration> {
     let kind = Kind {
         zero: None,

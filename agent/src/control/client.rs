@@ -38,7 +38,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects anew for each question, so that an agent may end and start between two.
+    /// Makes a connection for each question, so that an agent may end and start between two.
     pub fn new(socket: &Path) -> Self {
         Self {
             socket: socket.to_owned(),

@@ -23,7 +23,7 @@ impl Time {
         Self(u64::try_from(ms).unwrap_or(0).min(Self::LAST))
     }
 
-    /// The same moment for arithmetic.
+    /// This moment for arithmetic.
     pub fn system(self) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_millis(self.0)
     }

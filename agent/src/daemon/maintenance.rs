@@ -17,7 +17,7 @@ use crate::{
 
 /// The longest time between two notes of running time (retention and `give_up_after` count it, not the wall clock).
 const EVERY: Duration = Duration::from_secs(60);
-/// The same while no job waits: nothing is in a hurry then, and the disk may sleep.
+/// The longest time between two notes while no job waits: nothing is in a hurry then, and the disk may sleep.
 const IDLE: Duration = Duration::from_secs(600);
 
 /// What maintenance works with.

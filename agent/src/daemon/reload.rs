@@ -24,7 +24,7 @@ use crate::{
 pub enum Reloaded {
     /// It holds.
     Holds,
-    /// The old one holds: for this, all of the agent has to start anew.
+    /// The old config stays in effect: for this change, all of the agent has to restart.
     StartAnew(&'static str),
 }
 
@@ -36,10 +36,10 @@ enum Plan {
     StartAnew(&'static str),
 }
 
-/// What differs, as far as something begins or ends; all else is just looked up anew.
+/// What differs, as far as something begins or ends; all else is read from the config whenever it is needed.
 #[derive(Default, PartialEq, Debug)]
 struct Changes {
-    /// One that is different ends and begins anew.
+    /// One that is different ends and begins again.
     outboxes_end: Vec<PathBuf>,
     outboxes_begin: Vec<config::Outbox>,
     peers_leave: Vec<AgentId>,
@@ -267,7 +267,7 @@ mod tests {
             assert!(BASE.contains(from));
             BASE.replace(from, to)
         };
-        let anew = "the inbox is another";
+        let another = "the inbox is another";
         for (new, expected) in [
             (add("# a remark"), ""),
             (with("name = \"a\"", "name = \"b\""), ""),
@@ -307,9 +307,9 @@ mod tests {
                 with("0.0.0.0", "127.0.0.1"),
                 "the port to listen on is taken by this agent itself",
             ),
-            (with("\"/in\"", "\"/inbox\""), anew),
-            (with("\"/in\"", "\"/in\"\nlayout = \"by-peer\""), anew),
-            (with("        [inbox]\n        path = \"/in\"\n", ""), anew),
+            (with("\"/in\"", "\"/inbox\""), another),
+            (with("\"/in\"", "\"/in\"\nlayout = \"by-peer\""), another),
+            (with("        [inbox]\n        path = \"/in\"\n", ""), another),
         ] {
             assert_eq!(told(plan(&config(BASE), &config(&new))), expected, "{new}");
         }

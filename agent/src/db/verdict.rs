@@ -24,7 +24,7 @@ pub(super) fn verdict(connection: &Connection, error: &rusqlite::Error) -> Verdi
     of_error(error, system)
 }
 
-/// The same with the system's error number, where it is known.
+/// What `error` means, with the system's error number, where that is known.
 pub(super) fn of_error(error: &rusqlite::Error, system: i32) -> Verdict {
     let rusqlite::Error::SqliteFailure(failure, _) = error else {
         return Verdict::Change;

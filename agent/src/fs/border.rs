@@ -86,7 +86,7 @@ pub fn note(own: &Dir, path: &RemotePath) -> io::Result<()> {
 }
 
 /// Notes what is mounted in the folder `root`, which is at `path`, before any of its files is taken: one that was delivered
-/// and not yet looked at again would count as gone as soon as it is unmounted, and as a new one once it is back.
+/// and not yet checked again would count as gone as soon as it is unmounted, and as a new one once it is back.
 pub fn note_all(root: &Dir, path: &Path, mounted: &BTreeSet<Mounted>) -> io::Result<()> {
     let noted = Noted::of(root)?;
     let below = mounted.iter().take(MOST).map(|m| confined::below(path, &m.at));

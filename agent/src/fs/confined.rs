@@ -28,7 +28,7 @@ pub fn parent(root: &Dir, path: &RemotePath) -> io::Result<Dir> {
     parent_through(root, path, ANY)
 }
 
-/// The same, where each folder on the way lets it through.
+/// The folder that holds `path`'s last component, where each folder on the way passes `gate`.
 pub fn parent_through(root: &Dir, path: &RemotePath, gate: Gate) -> io::Result<Dir> {
     match path.parent() {
         Some(folder) => open_folder_through(root, &folder, gate),
@@ -56,7 +56,7 @@ impl Parents {
         Self::through(root, ANY)
     }
 
-    /// The same, as far as each folder on the way lets it through.
+    /// Below `root`, as far as each folder on the way passes `gate`.
     pub fn through(root: Dir, gate: Gate) -> Self {
         Self {
             root: Rc::new(root),
@@ -86,7 +86,7 @@ pub fn open_folder(root: &Dir, path: &RemotePath) -> io::Result<Dir> {
     open_folder_through(root, path, ANY)
 }
 
-/// The same, where it and each folder on the way let it through.
+/// The folder at `path`, where it and each folder on the way pass `gate`.
 pub fn open_folder_through(root: &Dir, path: &RemotePath, gate: Gate) -> io::Result<Dir> {
     let (mut dir, mut end): (Option<Dir>, usize) = (None, 0);
     for component in path.components() {
@@ -106,7 +106,7 @@ pub fn open_file(folder: &Dir, name: &OsStr) -> io::Result<File> {
     open_seen_file(folder, name, &seen)
 }
 
-/// The same for a name of which it was just `seen` what has it.
+/// The regular file `name` in `folder`, as [`open_file`] gives it, where the caller has just `seen` what has the name.
 pub fn open_seen_file(folder: &Dir, name: &OsStr, seen: &Metadata) -> io::Result<File> {
     let not_regular = || io::Error::new(io::ErrorKind::InvalidInput, "not a regular file");
     if !seen.is_file() {

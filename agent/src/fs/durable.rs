@@ -96,7 +96,8 @@ pub fn rename_noreplace(from_dir: &Dir, from: &OsStr, to_dir: &Dir, to: &OsStr) 
     rename_noting(from_dir, from, to_dir, to, || ())
 }
 
-/// The same; `note` is called as soon as the file has its new name, before the old one of a link goes.
+/// Renames as [`rename_noreplace`] does; `note` is called as soon as the file has its new name, before the old name of a
+/// link goes.
 pub fn rename_noting(
     from_dir: &Dir,
     from: &OsStr,
@@ -120,7 +121,7 @@ pub fn rename_noting(
     }
 }
 
-/// The same by one way only, for callers that wrote down which one before they began.
+/// Renames as [`rename_noting`] does, but by the one way `how`, for callers that wrote that down before they began.
 pub fn give_name(
     how: How,
     from_dir: &Dir,
@@ -160,7 +161,7 @@ pub fn create(dir: &Dir, name: &OsStr, mode: u32) -> io::Result<File> {
     open_own(dir, name, mode, |options| options.create_new(true))
 }
 
-/// The same for a file that is opened as it is where it is there already, never through a symlink.
+/// Creates such a file, or opens it as it is where it is there already; never through a symlink.
 pub fn open_private(dir: &Dir, name: &OsStr) -> io::Result<File> {
     open_own(dir, name, PRIVATE, |options| options.create(true))
 }
@@ -245,7 +246,7 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
     replace_file(&dir, name, bytes)
 }
 
-/// The same for the file `name` in `dir`.
+/// Makes the file `name` in `dir` hold exactly `bytes`, as [`write_file`] does.
 pub fn replace_file(dir: &Dir, name: &OsStr, bytes: &[u8]) -> io::Result<()> {
     write_and_name(dir, name, bytes, |temporary| dir.rename(temporary, dir, name))
 }

@@ -63,7 +63,7 @@ impl FileSystem {
         pretended().map_or_else(|| system::of(folder), Ok)
     }
 
-    /// The one with this `device` number, for whoever looks at many files: the system is asked (`ask`) once a second.
+    /// The one with this `device` number, for whoever asks about many files: the system is asked (`ask`) once a second.
     /// Where that fails, nothing is trusted.
     pub fn on(device: u64, ask: impl FnOnce() -> io::Result<Self>) -> Self {
         pretended().unwrap_or_else(|| system::on(device, ask))

@@ -82,7 +82,7 @@ pub fn holds(found: &cap_std::fs::Metadata) -> io::Result<bool> {
         .filter_map(|database| database.parent().map(Path::to_owned))
         .collect();
     for folder in folders {
-        // Listed each time: SQLite makes some of them anew, and what has a number now may be another file than had it.
+        // Listed each time: SQLite deletes and makes some of them again, and what has a number now may be another file than had it.
         let entries = match fs::read_dir(folder) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             entries => entries?,
@@ -163,7 +163,7 @@ mod tests {
                 "{name}"
             );
         }
-        // A name that comes to mean it between the look and the opening.
+        // A name that comes to mean it between the check and the opening.
         let seen = folder.symlink_metadata("file").unwrap();
         fs::rename(outbox.path().join("database"), outbox.path().join("file")).unwrap();
         assert!(confined::open_seen_file(&folder, "file".as_ref(), &seen).is_err());

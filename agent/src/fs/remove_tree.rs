@@ -41,7 +41,7 @@ pub fn remove_tree(parent: &Dir, name: &OsStr) -> io::Result<()> {
     }
 }
 
-/// The same for a folder of which only the path is known.
+/// Removes a folder of which only the path is known.
 pub fn remove_tree_at(path: &Path) -> io::Result<()> {
     match (path.parent(), path.file_name()) {
         (Some(parent), Some(name)) => remove_tree(&confined::root(parent)?, name),

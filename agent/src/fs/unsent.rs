@@ -12,9 +12,9 @@ use crate::failpoints;
 pub enum Why {
     /// Some program will rename it when it is complete: ignored until then, and a whole folder waits for it.
     Unfinished,
-    /// The same, and the file that it becomes may lie beside it already, empty or of an earlier download.
+    /// Unfinished, and the file that it becomes may be beside it already, empty or of an earlier download.
     Download,
-    /// The same, beside a file that is already written to under its final name, as long as that is not complete.
+    /// Stands beside a file that is already written to under its final name, as long as that file is not complete.
     InPlace,
     /// A system makes it again at any time, or has deleted it already: not part of a whole folder, and goes with it.
     Litter,

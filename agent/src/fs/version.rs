@@ -66,7 +66,8 @@ impl Version {
         Self::of_listing(meta).trusting(on)
     }
 
-    /// The same, as it is at the other side of a mount too, and untrusted: to be held against one that was [`Version::read`].
+    /// Of what has the name `name` in `folder`, as the other side of a mount has it too, and untrusted: for comparison with a
+    /// version that was [`Version::read`].
     pub fn looked(folder: &Dir, name: &OsStr) -> io::Result<Self> {
         match system::fresh_in(folder, name) {
             Some(version) => Ok(version),
@@ -121,7 +122,7 @@ impl Version {
         self
     }
 
-    /// The same version, ctime aside? A 0 for inode or birth says that it is not known (an older version of this program
+    /// Are both the same version, ctime aside? A 0 for inode or birth says that it is not known (an older version of this program
     /// kept numbers that do not last).
     pub fn same_identity(&self, other: &Self) -> bool {
         self.folder == other.folder
@@ -231,7 +232,7 @@ mod system {
         asked(file, OsStr::new(""), AtFlags::EMPTY_PATH)
     }
 
-    /// The same of what has the name `name` in `folder`.
+    /// The version of what has the name `name` in `folder`, past the kernel's cache.
     pub(super) fn fresh_in(folder: &Dir, name: &OsStr) -> Option<Version> {
         asked(folder, name, AtFlags::SYMLINK_NOFOLLOW)
     }

@@ -48,7 +48,7 @@ impl Identity {
         }
         let file = match open_if_there(&path).map_err(cannot_open)? {
             Some(file) => file,
-            // What cannot be looked at may be there.
+            // A job list that cannot be checked for may be there.
             None if matches!(state_dir.join(JOB_LIST).try_exists(), Ok(false))
                 || failpoints::mutant("identity-lost") =>
             {
@@ -216,7 +216,7 @@ fn unusable(state_dir: &Path, is: &str) -> Fatal {
     Fatal::new(Exit::Data, format_args!("this agent's key {path} {is}")).hint(ways_out(state_dir))
 }
 
-/// A key beside a job list is never made anew, so the folder has to go with it.
+/// A key beside a job list is never replaced by a new one, so the folder has to go with it.
 fn ways_out(state_dir: &Path) -> String {
     let folder = shown(state_dir);
     format!(

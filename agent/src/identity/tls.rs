@@ -1,6 +1,6 @@
 //! TLS as dropwire uses it: version 1.3 only, self-signed certificates, both keys pinned, nothing resumed.
 //!
-//! A certificate is only the envelope of a key here: names, dates and issuers are not looked at. The verifiers
+//! A certificate is only the envelope of a key here: names, dates and issuers are not checked. The verifiers
 //! compare the key with the pins; that the other side owns it is proven by the provider's own signature check.
 
 use std::{fmt, io, sync::Arc};

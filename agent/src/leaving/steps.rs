@@ -176,7 +176,7 @@ impl<'a> Steps<'a> {
         }
         let failed = |e| what.failed("moved", e);
         let at = confined::os_str(what.path.file_name()).map_err(failed)?;
-        // Anew for each file: one that was opened for another may have been moved out of the outbox since.
+        // Opened for each file: one that was opened for another may have been moved out of the outbox since.
         // Not out of a folder that became somebody else's.
         let gate = match failpoints::mutant("S5-claimed") {
             true => |_: &Dir, _: &[u8]| Ok(()),

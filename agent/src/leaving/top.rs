@@ -54,7 +54,7 @@ impl<'a> Tops<'a> {
 }
 
 impl Disposal {
-    /// The same, with this folder for its outbox.
+    /// This disposal with the folder `top` in place of its outbox.
     pub(super) fn below<'a>(&'a self, top: Option<&RemotePath>) -> Cow<'a, Self> {
         let rest = top.and_then(|top| {
             let rest = self.path.as_bytes().strip_prefix(top.as_bytes())?;

@@ -27,7 +27,7 @@ pub(super) async fn secure(
     tcp: TcpStream,
     roles: &[Role],
 ) -> Result<Dialled, Error> {
-    // The name is never looked at: the key is pinned.
+    // The name is never checked: the key is pinned.
     let name = ServerName::from(tcp.peer_addr()?.ip());
     let (socket, traffic) = handshake::socket(tcp, &shared.timing);
     let config = shared.identity.client_config_for(pair.id, roles);

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{backoff, identity::Role};
 
-/// Keeps a link to the peer until cancelled; begins anew when its address changes.
+/// Keeps a link to the peer until cancelled; begins again when its address changes.
 pub(super) async fn keep(shared: Arc<Shared>, pair: Arc<Pair>) {
     let mut link_config = pair.link_config();
     loop {

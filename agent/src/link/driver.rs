@@ -157,7 +157,7 @@ struct Driver<S> {
     held_commands: VecDeque<Command>,
     /// Not yet taken by the daemon.
     held_events: VecDeque<LinkEvent>,
-    /// Bytes counted at the last look, both ways, and when a write last went on.
+    /// Bytes counted at the last check, both ways, and when a write last went on.
     heard: u64,
     sent: u64,
     sent_at: Instant,
@@ -173,7 +173,7 @@ impl<S: AsyncRead + AsyncWrite> Driver<S> {
             if let Err(end) = self.advance(now) {
                 return end;
             }
-            // A timer that is too early only costs a look; set anew each time it would cost more.
+            // A timer that fires too early only costs a check; setting it each time would cost more.
             let wake = self.wake_at(now);
             if wake < sleep.deadline() || sleep.deadline() <= now {
                 sleep.as_mut().reset(wake);
@@ -261,7 +261,7 @@ impl<S: AsyncRead + AsyncWrite> Driver<S> {
         self.take_events()?;
         loop {
             // Where there is room at once, reading goes on: many small messages are one burst for who takes them. Only
-            // here: were room found after the last look at what was read, the rest of it would wait for more bytes.
+            // here: were room found after the last check of what was read, the rest of it would wait for more bytes.
             self.ends.commands.give_ready(&mut self.held_commands);
             give_ready(&self.ends.events, &mut self.held_events);
             if !self.hears(now) {

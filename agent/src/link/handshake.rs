@@ -201,7 +201,7 @@ pub(super) fn explain(error: &Error) -> String {
     }
 }
 
-/// Most bytes that lie within TLS, encrypted: they leave in one call, and each may wake the other side anew.
+/// Most bytes that lie within TLS, encrypted: they leave in one call, and each may wake the other side once more.
 const ENCRYPTED: usize = 256 * 1024;
 /// The kernel asks for more once less than this waits for its turn on the wire: what lies there already goes before a
 /// small file that comes up, and on a slow line megabytes would.

@@ -118,7 +118,7 @@ impl Links {
         links
     }
 
-    /// The config says this now. Links stay up, but for those of peers that are not in it any more: they end, and this
+    /// The config says this now. Links stay up, except those of peers that are not in it any more: they end, and this
     /// returns when their `Down` is told. What it says of a new link (name, pins) holds from the next one on, all else
     /// at once.
     pub async fn apply(&self, settings: Settings) {

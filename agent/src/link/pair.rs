@@ -75,7 +75,7 @@ pub(super) struct Pair {
     /// Someone wants it dialled now.
     pub(super) dial_now: Notify,
     log_limit: Mutex<LogLimits>,
-    /// Somebody looks now and then whether two machines still use its key.
+    /// Some task checks now and then whether two machines still use its key.
     pub(super) watched: AtomicBool,
 }
 
@@ -188,7 +188,7 @@ impl Pair {
         self.peer.subscribe()
     }
 
-    /// The config says this of it now. Its link stays, and looks again at all that it waits for.
+    /// The config says this of it now. Its link stays, and checks again all that it waits for.
     pub(super) fn change(&self, peer: config::Peer) {
         let most = peer.max_file_size;
         self.peer.send_replace(peer);

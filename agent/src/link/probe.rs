@@ -58,7 +58,7 @@ enum Knocked {
 
 async fn knock(identity: &Identity, peer: AgentId, to: SocketAddr) -> Result<(), Knocked> {
     let tcp = TcpStream::connect(to).await.map_err(Knocked::NoAnswer)?;
-    let name = ServerName::from(to.ip()); // never looked at: the key is pinned
+    let name = ServerName::from(to.ip()); // never checked: the key is pinned
     let tls = TlsConnector::from(identity.client_config(peer))
         .connect(name, tcp)
         .await;

@@ -30,7 +30,7 @@ impl Rate {
         }
     }
 
-    /// From now on; what was spent at another rate is forgiven. Who waits has to look again.
+    /// From now on; what was spent at another rate is forgiven. Whoever waits has to ask again.
     pub(super) fn set(&self, bytes_a_second: Option<u64>) {
         let limit = bytes_a_second.unwrap_or(0);
         if self.limit.swap(limit, Ordering::Relaxed) != limit {

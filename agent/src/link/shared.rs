@@ -30,7 +30,7 @@ use crate::{config, identity::Identity, poison::Unpoisoned as _};
 /// Bytes of one transfer under way without an Ack: fills 20 ms, up to where a line is long, at 250 MB/s. They lie in the
 /// network and in the sink, not here; beside one alone whose disk is slow, the sink's room has place for others.
 const WINDOW: u64 = 5 * 1024 * 1024;
-/// The same on a long line, where a packet that is lost holds up all that comes after it for another round trip.
+/// Bytes of one transfer under way on a long line, where a packet that is lost holds up all that comes after it for another round trip.
 const WINDOW_FAR: u64 = 16 * 1024 * 1024;
 /// Transfers that a link takes in at once; our Hello says so, and as a sender we keep to it too.
 pub const MAX_OPEN: u32 = 1024;

@@ -31,7 +31,7 @@ pub(super) struct Subflows<S> {
     read: u64,
     /// How much of it was written.
     written: u64,
-    /// The subflow that is looked at first for the next segment to read, and to write.
+    /// The subflow that is asked first for the next segment to read, and to write.
     next: [usize; 2],
     /// A segment that its subflow did not take all of yet.
     begun: Option<Begun>,

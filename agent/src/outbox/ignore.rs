@@ -52,7 +52,7 @@ impl Ignore {
         self.matched_as(path, false)
     }
 
-    /// The same of a folder.
+    /// The pattern that keeps the folder `path` from being sent.
     pub(super) fn matched_folder(&self, path: &RemotePath) -> Option<&str> {
         self.matched_as(path, true)
     }
@@ -76,7 +76,7 @@ impl Ignore {
         None
     }
 
-    /// The same for one step of a walk: the name `name`, whose path is `path`; folders above it were asked before.
+    /// The pattern for one step of a walk: the name `name`, whose path is `path`; folders above it were asked before.
     pub(super) fn matched_step(&self, name: &[u8], path: &[u8], is_folder: bool) -> Option<&str> {
         match unsent::matching(confined::os_str(name).ok()?, is_folder) {
             Some((pattern, _)) if !failpoints::mutant("S1-no-drop") => Some(pattern),

@@ -1,4 +1,4 @@
-//! The look at a file: opened without waiting and without following, leased, its version read; and step S1, which
+//! One inspection of a file: opened without waiting and without following, leased, its version read; and step S1, which
 //! makes what was seen durable before it is queued.
 
 use std::{
@@ -34,7 +34,7 @@ pub(super) const PERHAPS_UNFINISHED: Duration = Duration::from_secs(600);
 /// What lies under a path.
 #[derive(Debug)]
 pub(super) enum Inspection {
-    /// A regular file; `file` is what was looked at.
+    /// A regular file; `file` is what was inspected.
     File {
         observation: Observation,
         file: Option<File>,
@@ -74,7 +74,7 @@ pub(super) struct Rules {
     pub(super) marker: Option<String>,
 }
 
-/// Looks at `path`. Blocks only for the disk.
+/// Inspects `path`. Blocks only for the disk.
 pub(super) fn inspect(parents: &mut Parents, path: &RemotePath, rules: &Rules) -> Inspection {
     match try_look(parents, path, rules) {
         Ok(seen) => seen,

@@ -276,7 +276,7 @@ impl Outbox {
         Some(confined::join(root, &folder))
     }
 
-    /// Looks at `path` again soon.
+    /// Inspects `path` again soon.
     pub fn recheck(&self, path: RemotePath) {
         self.command(Command::Recheck(path));
     }
@@ -286,7 +286,7 @@ impl Outbox {
         self.command(Command::Emptied(folder));
     }
 
-    /// Where it is held, looks again now.
+    /// Looks for the folder now, where it is held.
     pub fn find_folder(&self) {
         self.shared.recheck.notify_one();
     }

@@ -1,5 +1,5 @@
 //! Tells when something was mounted or unmounted, of which a native watch says nothing: an outbox may be hidden, or
-//! gone, or there again, or have another disk inside it. Where nobody tells of mounts either, the outbox's folder is looked at now and then.
+//! gone, or there again, or have another disk inside it. Where nobody tells of mounts either, the outbox's folder is checked now and then.
 
 #[cfg(target_os = "linux")]
 mod system {
@@ -65,5 +65,5 @@ mod system {
 
 pub(super) use system::Mounts;
 
-/// Between two looks where nobody tells of mounts.
+/// Time between two checks where nobody tells of mounts.
 const LOOK: std::time::Duration = std::time::Duration::from_secs(5);

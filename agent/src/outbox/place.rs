@@ -208,7 +208,7 @@ mod tests {
         assert!(!place.still() && place.open().is_err());
     }
 
-    /// As on sshfs: the same folder has another number at each look.
+    /// As on sshfs: the same folder has another number whenever it is asked.
     #[test]
     fn where_numbers_do_not_last_the_mark_alone_tells_the_folder() {
         let temp = tempfile::tempdir().unwrap();

@@ -36,7 +36,7 @@ use crate::{
     poison::Unpoisoned as _,
 };
 
-/// Files looked at, and hints taken, in one go.
+/// Files inspected, and hints taken, at a time.
 const INSPECTIONS: usize = 256;
 /// Entries in each of the lists that are kept for later.
 const LISTED: usize = 4096;
@@ -52,7 +52,7 @@ pub(super) struct RunLoop<'a> {
     schedule: Schedule,
     /// Files were found but not kept: there were too many unsettled ones.
     overflowed: bool,
-    /// Folders that may have become empty, and when to look.
+    /// Folders that may have become empty, and when to check.
     emptied: BTreeMap<RemotePath, Instant>,
     /// There were too many of them to keep.
     emptied_more: bool,
@@ -176,7 +176,7 @@ impl<'a> RunLoop<'a> {
         times.into_iter().flatten().fold(scan, Instant::min)
     }
 
-    /// There are files to look at before further ones are taken in.
+    /// There are files to inspect before further ones are taken in.
     fn is_behind(&self) -> bool {
         let next = self.task.shared.state().stability.next();
         next.is_some_and(|next| next <= Instant::now())
@@ -233,7 +233,7 @@ impl<'a> RunLoop<'a> {
             return;
         }
         let (path, urgency) = match shared.delivery_of(&path) {
-            // What goes on inside a folder that is waited for changes nothing about when to look at it.
+            // What goes on inside a folder that is waited for changes nothing about when to inspect it.
             Some(folder) => (folder, Urgency::Calm),
             None => (path, urgency),
         };
@@ -290,7 +290,7 @@ impl<'a> RunLoop<'a> {
                 let State {
                     problems, stability, ..
                 } = &mut *state;
-                // What is waited for is looked at ever more rarely: what a look said of it holds until the next one.
+                // What is waited for is inspected ever more rarely: what one inspection found counts until the next one.
                 problems.listed.retain(|path, problem| {
                     problem.scan >= scan.saturating_sub(1) || stability.waits_for(path)
                 });
@@ -410,7 +410,7 @@ impl<'a> RunLoop<'a> {
         );
     }
 
-    /// The same for a reason that passes by itself and that many may have: one line tells of all.
+    /// Notes what cannot be sent now, for a reason that passes by itself and that many may have: one line tells of all.
     fn later(&mut self, path: Vec<u8>, reason: String) {
         self.schedule.failed(&reason);
         self.list(path, reason, || {});

@@ -41,7 +41,7 @@ pub(super) enum Report {
     Empty(Vec<RemotePath>),
     /// What has this path (below the outbox; empty: itself) cannot be sent, for this reason.
     Problem(Vec<u8>, String),
-    /// The same, for a reason that passes by itself.
+    /// What has this path cannot be sent now, for a reason that passes by itself.
     Later(Vec<u8>, String),
 }
 

@@ -150,7 +150,7 @@ impl Schedule {
     }
 }
 
-/// What could not be looked at or made durable for a reason that passes by itself.
+/// What could not be inspected or made durable for a reason that passes by itself.
 struct Later {
     /// Of one of them; None: there were none since this was seen to last.
     reason: Option<String>,

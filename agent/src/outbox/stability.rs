@@ -1,4 +1,4 @@
-//! Is the writer done? When to look at a file again, and when what was seen lets it go. Pure: the clock is passed in.
+//! Is the writer done? When to inspect a file again, and when what was seen lets it go. Pure: the clock is passed in.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -9,7 +9,7 @@ use dropwire_protocol::RemotePath;
 
 use crate::fs::version::Version;
 
-/// What a look at a file said.
+/// What an inspection of a file found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Observation {
     /// Nobody is known to write; it must have been seen in this version (ctime included) for `rest` (zero: at once).
@@ -33,13 +33,13 @@ pub(super) enum Verdict {
     Ready,
     /// It will be due again.
     Wait,
-    /// The same, and it has waited for `max_wait`; said once.
+    /// It will be due again, and has waited for `max_wait`; said once.
     Restless,
     /// Forgotten.
     Drop,
 }
 
-/// How soon a hint wants a look.
+/// How soon a hint wants an inspection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Urgency {
     /// Its writer closed it, it was moved in, a scan found it.
@@ -70,9 +70,9 @@ struct Waiting {
 impl Stability {
     /// Most files that are waited for; further ones are found again by a scan.
     pub(super) const MOST: usize = 16 * 1024;
-    /// Between looks at what is held back.
+    /// Time between inspections of what is held back.
     const RAREST: Duration = Duration::from_secs(60);
-    /// Before the second look; then doubled.
+    /// Time before the second inspection; then doubled.
     const SHORTEST: Duration = Duration::from_millis(1);
 
     pub(super) fn new(quiet: Duration, max_wait: Duration) -> Self {
@@ -84,7 +84,7 @@ impl Stability {
         }
     }
 
-    /// Wants a look at `path`. False: there are too many already.
+    /// Notes that `path` is to be inspected. False: there are too many already.
     pub(super) fn notice(&mut self, path: RemotePath, urgency: Urgency, now: Instant) -> bool {
         if let Some(waiting) = self.files.get_mut(&path) {
             if urgency == Urgency::Now {
@@ -111,7 +111,7 @@ impl Stability {
         true
     }
 
-    /// Up to `most` files to look at now; each must be answered by [`Stability::inspected`].
+    /// Up to `most` files to inspect now; each must be answered by [`Stability::inspected`].
     pub(super) fn due(&self, now: Instant, most: usize) -> Vec<RemotePath> {
         let due = self.order.iter().take_while(|(at, _)| *at <= now);
         due.take(most).map(|(_, path)| path.clone()).collect()
@@ -127,7 +127,7 @@ impl Stability {
         self.order.first().map(|(at, _)| *at)
     }
 
-    /// Takes in what a look said.
+    /// Takes in what an inspection found.
     pub(super) fn inspected(&mut self, path: &RemotePath, observation: Observation, now: Instant) -> Verdict {
         let Some((path, mut waiting)) = self.files.remove_entry(path) else {
             return Verdict::Drop;
@@ -147,7 +147,7 @@ impl Stability {
                 waiting.interval.max(eighth).min(Self::RAREST.max(self.longest))
             }
             Observation::Still { version, rest, why } => {
-                // A folder is walked for each look: one that is being filled is looked at ever more seldom.
+                // A folder is walked for each inspection: one that is being filled is inspected ever more seldom.
                 let grows = version.folder && waiting.seen.is_some_and(|(seen, _)| seen != version);
                 let pause = match grows {
                     true => now.saturating_duration_since(waiting.since) / 8,

@@ -24,7 +24,7 @@ use tokio::sync::{Notify, mpsc};
 use super::stability::Urgency;
 use crate::{failpoints, fs::own_folder, poison::Unpoisoned as _, watcher::with_its_thread};
 
-/// Something to look into.
+/// Where to look.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Hint {
     /// Something is there: written, made, moved in, changed.

@@ -109,7 +109,7 @@ impl WatchState {
         self.due
     }
 
-    /// Looks whether a probe is overdue.
+    /// Checks whether a probe is overdue.
     pub(super) fn check(&mut self, now: Instant) -> ProbeReceived {
         if self.overdue_at().is_none_or(|at| now < at) {
             return ProbeReceived::Same;

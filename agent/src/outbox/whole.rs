@@ -31,7 +31,7 @@ use crate::{
     owner,
 };
 
-/// Looks at the folder `path` below `root`: a walk through all of it. Blocks only for the disk.
+/// Inspects the folder `path` below `root`: a walk through all of it. Blocks only for the disk.
 pub(super) fn inspect(root: &Dir, path: &RemotePath, rules: &Rules, ignore: &Ignore) -> Inspection {
     let quiet = match &rules.marker {
         None => rules.quiet,
@@ -99,7 +99,7 @@ pub(super) fn inspect(root: &Dir, path: &RemotePath, rules: &Rules, ignore: &Ign
     }
 }
 
-/// Its version as a scan lists it; where it cannot be listed, one that no item has, so that it is looked at.
+/// Its version as a scan lists it; where it cannot be listed, one that no item has, so that it is inspected.
 pub(super) fn listed(
     folder: &Dir,
     visit: &mut dyn FnMut(&RemotePath),

@@ -1,4 +1,4 @@
-//! A job's attempts: which are due, what a failed one leads to, and how a job ends or begins anew.
+//! A job's attempts: which are due, what a failed one leads to, and how a job ends or begins again.
 
 use std::{collections::HashSet, time::Duration};
 

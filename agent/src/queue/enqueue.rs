@@ -282,7 +282,7 @@ pub(super) const PAST: &str = "
       AND d.inode = ?4 AND d.birth_ns = ?5 AND d.size = ?6
     ORDER BY d.counter DESC LIMIT 1";
 
-/// The same where numbers do not last: an older version of this program kept them all the same, so there may be several;
+/// Finds past items where inode numbers do not last: an older version of this program kept them all the same, so there may be several;
 /// one that is there goes before those that left.
 pub(super) const PAST_BY_TIME: &str = "
     SELECT d.id, min(d.state), max(d.counter, coalesce((SELECT max(counter) FROM jobs WHERE drop_id = d.id), 0))

@@ -182,7 +182,7 @@ pub struct Todo {
     pub forget: Vec<TransferId>,
     /// Modification times that files of these got after they had been sent.
     pub times: Vec<LateTime>,
-    /// The same of files that stay; some of those whose time has come.
+    /// Modification times of files that stay; some of those whose time has come.
     pub retimed: Vec<LateTime>,
     /// Jobs whose time has come.
     pub due: Vec<Job>,

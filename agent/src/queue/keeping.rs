@@ -12,7 +12,7 @@ use crate::{clock::milliseconds, db::DbError};
 /// and as long does a sent copy wait for a retry whose jobs all ended.
 pub const KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// Most items that one sweep looks at.
+/// Most items that one sweep checks.
 const SWEPT_AT_ONCE: usize = 512;
 
 impl Queue {
@@ -31,7 +31,7 @@ impl Queue {
 
     /// Removes items, with their jobs, that left [`KEPT`] ago, some hundred a call. True: there may be more.
     ///
-    /// One whose peer still has to be told something is looked at again after the same time.
+    /// One whose peer still has to be told something is checked again after the same time.
     pub async fn sweep(&self) -> Result<bool, DbError> {
         self.call(|db| {
             let old: Vec<(i64, bool)> = db

@@ -177,7 +177,7 @@ impl Queue {
         Ok(done)
     }
 
-    /// The same change for each item, gathering results; a commit holds [`CHUNK`] items.
+    /// Makes one change for each item and gathers the results; a commit holds [`CHUNK`] items.
     async fn each<T, R, F>(&self, items: Vec<T>, change: F) -> Result<Vec<R>, DbError>
     where
         T: Send + 'static,

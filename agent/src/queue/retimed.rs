@@ -17,7 +17,7 @@ use crate::{
     fs::version::{Found, mtime_of},
 };
 
-/// The same file: path, inode, birth and size are equal, the modification time is not. Where inodes and births are not
+/// Condition for one file with another time: path, inode, birth and size are equal, the modification time is not. Where inodes and births are not
 /// kept, or do not last, it may be another one: in either case the bytes decide.
 macro_rules! same_file {
     () => {
@@ -160,7 +160,7 @@ impl Queue {
     }
 }
 
-/// What it waits for begins anew, as with every version that is found.
+/// What the item waits for begins again, as with every version that is found.
 pub(super) fn due_now(db: &Connection, item: ItemId, now_ms: i64) -> Result<()> {
     db.prepare_cached(
         "UPDATE jobs SET next_attempt_ms = min(next_attempt_ms, ?2), queued_ms = ?2,

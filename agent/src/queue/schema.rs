@@ -123,7 +123,7 @@ ALTER TABLE drops ADD COLUMN retimed INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE closing ADD COLUMN mtime_ns INTEGER;
 ";
 
-/// The same of files that stay, to be told once they are not set any more.
+/// Modification times of files that stay, to be told once they are not set any more.
 pub const SCHEMA_3: &str = "
 ALTER TABLE closing ADD COLUMN not_before_ms INTEGER NOT NULL DEFAULT 0;
 DROP INDEX closing_by_peer;

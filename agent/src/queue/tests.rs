@@ -87,7 +87,7 @@ async fn enqueue(queue: &Queue, mtime_ns: i64, after_send: AfterSend, peers: &[u
     queue.enqueue(vec![new], 100).await.unwrap()
 }
 
-/// The same, where the version had left and is there again.
+/// Enqueues that item where its version had left and is there again.
 async fn enqueue_again(queue: &Queue, mtime_ns: i64, after_send: AfterSend, peers: &[u8]) -> Vec<TransferId> {
     let doubt = enqueue(queue, mtime_ns, after_send, peers).await.doubts.remove(0);
     let is_not = Some(doubt.earlier);

@@ -110,7 +110,7 @@ pub(super) fn takes_more(shared: &Shared, peer: AgentId) -> Result<(), Answer> {
     Ok(())
 }
 
-/// The inbox for bytes that are on their way already: as it was seen last, if it was there. It is looked at again before
+/// The inbox for bytes that are on their way already: as it was seen last, if it was there. It is checked again before
 /// they are written.
 pub(super) fn expect(shared: &Shared) -> Result<Arc<InboxDir>, Trouble> {
     shared.handle.last_seen().or_else(|_| shared.open_inbox())

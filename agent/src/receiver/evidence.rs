@@ -42,7 +42,7 @@ pub(super) enum Found {
     Nothing,
 }
 
-/// Looks at both names.
+/// Checks both names.
 pub(super) fn find(
     inbox_dir: &InboxDir,
     key: Key,

@@ -1,6 +1,6 @@
 //! The inbox folder as it is now: there, marked as ours, on one file system with its partials; or *held*.
 //!
-//! It is looked at again for each offer, and nothing is concluded from what is missing in a folder without its id.
+//! The folder is checked again for each offer, and nothing is concluded from what is missing in a folder without its id.
 
 use std::{
     ffi::OsStr,
@@ -199,7 +199,7 @@ impl InboxDir {
         Ok(Side::of(folder)? != self.side)
     }
 
-    /// The same folder with the same partials, opened another time?
+    /// Is the other the same folder with the same partials, opened another time?
     pub(super) fn is_same(&self, other: &Self) -> bool {
         self.folder_id == other.folder_id && self.are_ours(&other.root, &other.partials)
     }
@@ -269,7 +269,7 @@ fn shows(now: &Dir, then: &Dir) -> io::Result<bool> {
     }
     drop(durable::create_private(then, witness)?);
     let seen = now.symlink_metadata(witness).is_ok();
-    let _ = durable::unlink(then, witness); // else the next look does
+    let _ = durable::unlink(then, witness); // else the next check does
     Ok(seen || failpoints::mutant("R5-witness"))
 }
 
@@ -285,7 +285,7 @@ pub(super) struct InboxHandle {
 enum State {
     Open(Arc<InboxDir>),
     Held(String),
-    /// Until the agent starts anew.
+    /// Until the agent is restarted.
     Broken(String),
 }
 
@@ -316,7 +316,7 @@ impl InboxHandle {
         &self.lock
     }
 
-    /// The inbox, looked at again. Where it comes (back), `open` opens it and clears up what a crash left.
+    /// The inbox, checked again. Where it comes (back), `open` opens it and clears up what a crash left.
     pub(super) fn open(
         &self,
         open: impl FnOnce(&Path) -> Result<InboxDir, Trouble>,
@@ -355,7 +355,7 @@ impl InboxHandle {
         entered
     }
 
-    /// The inbox as it was when it was last looked at; the error is why it is held.
+    /// The inbox as it was at the last check; the error is why it is held.
     pub(super) fn last_seen(&self) -> Result<Arc<InboxDir>, String> {
         match &*self.state() {
             State::Open(inbox_dir) => Ok(inbox_dir.clone()),
@@ -363,7 +363,7 @@ impl InboxHandle {
         }
     }
 
-    /// Nothing more is taken until the agent starts anew: a directory could not be made durable, and asking the
+    /// Takes nothing more until the agent is restarted: a directory could not be made durable, and asking the
     /// kernel again would be answered with a lie.
     pub(super) fn break_off(&self, reason: String) {
         tracing::error!(reason, "the inbox takes nothing until a restart");

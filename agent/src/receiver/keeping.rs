@@ -33,7 +33,7 @@ pub(super) const KEEP_IDLE: Duration = DAY.saturating_mul(14);
 pub(super) const KEEP_ENDED: Duration = DAY.saturating_mul(30);
 /// Most tombstones of a peer, [`PRUNE`] more or less; a sender makes one for each job that is cancelled.
 pub(super) const MAX_TOMBSTONES: usize = 65_536;
-/// So many withdrawals of a link go by between two looks at how many there are.
+/// So many withdrawals of a link go by between two counts of them.
 pub(super) const PRUNE: u64 = 1024;
 
 /// What one peer's partials may take.
@@ -73,7 +73,7 @@ fn sweep(shared: &Shared) -> Result<(), DbError> {
         let Some(lock) = shared.transfer_locks.try_take(key) else {
             continue; // it is back
         };
-        // It may have been back since the first look.
+        // It may have been back since the rows were read.
         if shared
             .db
             .call_blocking(move |tx| ledger::is_idle(tx, key, KEEP_IDLE))?

@@ -98,7 +98,7 @@ fn fill_digests(db: &Connection) -> Result<()> {
 /// A known transfer.
 #[derive(Debug)]
 pub(super) struct Known {
-    /// None for a withdrawn one, but for older rows.
+    /// None for a withdrawn one, except in rows of older versions.
     pub manifest: Option<Manifest>,
     /// Of the inbox in which its partial lies.
     pub folder_id: Option<[u8; 16]>,
@@ -203,7 +203,7 @@ pub(super) fn add_checkpoint(db: &Connection, key: Key, checkpoint: &Checkpoint,
     touch(db, key, now_ms)
 }
 
-/// A sign of life of a transfer that is *receiving*: its idle time begins anew.
+/// A sign of life of a transfer that is *receiving*: its idle time begins again.
 pub(super) fn touch(db: &Connection, key: Key, now_ms: i64) -> Result<()> {
     db.prepare_cached(
         "UPDATE inbox_transfer SET changed_ms = ?3, idle_since = (SELECT ms FROM running)
@@ -274,7 +274,7 @@ pub(super) fn unplace(db: &Connection, key: Key) -> Result<()> {
     Ok(())
 }
 
-/// The same for one that was being placed in a folder that is at home nowhere any more. Was it so?
+/// Takes a row back to *receiving* if it was being placed in a folder that is at home nowhere any more. Was it so?
 pub(super) fn unplace_homeless(db: &Connection, key: Key) -> Result<bool> {
     let is_homeless = db
         .prepare_cached(concat!(

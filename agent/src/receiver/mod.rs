@@ -105,7 +105,7 @@ const LINKS: usize = 4;
 const TURNS: usize = 1024;
 /// Outcomes of one link that wait; a live link never lets it come near (see `reply::Outcomes`).
 const OUTCOMES: usize = 8192;
-/// How long a start waits for the first look at the inbox's folder.
+/// How long a start waits for the first check of the inbox's folder.
 const FIRST_LOOK: Duration = Duration::from_secs(5);
 /// Arrivals that wait for a slow listener.
 const ARRIVALS: usize = 1024;
@@ -151,7 +151,7 @@ pub struct InboxStatus {
     pub received_files: u64,
     /// Bytes ever delivered.
     pub received_bytes: u64,
-    /// Why nothing is taken, as of the last look.
+    /// Why nothing is taken, as of the last check.
     pub held: Option<String>,
     /// Why files are declined: for lack of space, or by what its disk says.
     pub declined: Option<String>,
@@ -334,7 +334,7 @@ impl Inbox {
         }
     }
 
-    /// Looks at its folder now, and says why it is held if it is. Blocks.
+    /// Checks its folder now, and says why it is held if it is. Blocks.
     pub fn recheck(&self) -> Result<(), String> {
         let inbox_dir = self.shared.open_inbox().map_err(|trouble| trouble.reason)?;
         inbox_dir.disks.reload().map_err(|error| error.to_string())
@@ -432,7 +432,7 @@ impl Shared {
         }
     }
 
-    /// The inbox, looked at again; see [`inbox_dir::InboxHandle::open`].
+    /// The inbox, checked again; see [`inbox_dir::InboxHandle::open`].
     fn open_inbox(&self) -> Result<Arc<inbox_dir::InboxDir>, inbox_dir::Trouble> {
         self.handle.open(|path| recover::open(self, path))
     }

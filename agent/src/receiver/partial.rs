@@ -143,7 +143,7 @@ pub(super) fn folder(inbox_dir: &InboxDir, key: Key) -> io::Result<Dir> {
     inbox_dir.partials.open_dir_nofollow(folder_name(key))
 }
 
-/// Has `file`, which is open, its partial's name still? Who cleans up, imports or looks for viruses may take it.
+/// Has `file`, which is open, its partial's name still? Whoever cleans up, imports or scans for viruses may take it.
 pub(super) fn is_there(inbox_dir: &InboxDir, key: Key, file: &File) -> io::Result<bool> {
     let inode = inode(&file.metadata()?);
     let found = look(inbox_dir, key, Kind::File)?;
@@ -258,7 +258,7 @@ pub(super) fn inode(meta: &fs::Metadata) -> u64 {
     }
 }
 
-/// Whether a look at the partial's name shows the file with this inode.
+/// Whether the metadata found under the partial's name are of the file with this inode.
 pub(super) fn is_inode(meta: &Metadata, inode: u64) -> bool {
     inode == 0 || meta.ino() == inode
 }

@@ -181,7 +181,7 @@ impl Places {
         })
     }
 
-    /// The names of the folders on the way to what `sender` calls `path`, as far as they can be told without a look.
+    /// The names of the folders on the way to what `sender` calls `path`, as far as they can be told without asking the disk.
     pub(super) fn way(
         &self,
         inbox_dir: &InboxDir,
@@ -267,7 +267,7 @@ impl Places {
         };
         let full = |n| joined(folder, &numbered(n));
         let is_taken = |n| Ok::<_, io::Error>(self.lock().given.contains(&full(n)) || is_there(n)?);
-        // Given first and looked at then: what was free before may have been given, named and let go of since.
+        // Given first and then checked on disk: what was free before may have been given, named and let go of since.
         let give = |n| -> io::Result<bool> {
             if !self.lock().given.insert(full(n)) {
                 return Ok(false);

@@ -25,9 +25,9 @@ use crate::{
 
 /// Milliseconds after which an inbox that was away is asked again.
 const AWAY_MS: u64 = 30_000;
-/// The same for a full disk.
+/// Milliseconds after which a full disk is asked again.
 pub(super) const FULL_MS: u64 = 60_000;
-/// The same for a shortage of this machine.
+/// Milliseconds after which a machine that was short of something is asked again.
 const SHORT_MS: u64 = 5_000;
 
 /// The way back to one link. Never blocks: a link that takes no outcomes must not hold up the others, so one that
@@ -260,7 +260,7 @@ pub(super) fn short(short: Short) -> Answer {
     Answer::refused(DeclineReason::NoSpace, short.to_string(), Some(FULL_MS))
 }
 
-/// The same of a disk inside the inbox.
+/// How a lack of room on a disk inside the inbox is told.
 pub(super) fn short_on(path: &Path, short: Short) -> Answer {
     let text = format!("the disk at {}: {short}", shown(path));
     Answer::refused(DeclineReason::NoSpace, text, Some(FULL_MS))

@@ -18,7 +18,7 @@ use dropwire_protocol::RemotePath;
 use super::{Shared, inbox_dir::InboxDir, naming::os_name, transfer_locks::Key};
 use crate::failpoints;
 
-/// Of folders that were looked at already, by their paths.
+/// The rights of folders that were read already, by the paths of the folders.
 pub(super) type Known = HashMap<Vec<u8>, Arc<Rights>>;
 
 /// What a new file or folder gets in one folder.

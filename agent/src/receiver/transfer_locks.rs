@@ -21,7 +21,7 @@ pub(super) type Key = (AgentId, TransferId);
 pub(super) struct TransferLocks {
     table: Mutex<Table>,
     ended: Condvar,
-    /// The same for those that wait without a thread.
+    /// Tells of the end of a lock those that wait without a thread.
     ends: watch::Sender<()>,
 }
 

@@ -35,7 +35,7 @@ use crate::{
     io_error::blames_the_name,
 };
 
-/// Files and folders that are made between two looks at how many inodes are left.
+/// Files and folders that are made between two questions how many inodes are left.
 const LOOK_AT_INODES: u64 = 256;
 /// Bytes copied at once.
 const COPY: usize = 256 * 1024;

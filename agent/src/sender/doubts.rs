@@ -39,7 +39,7 @@ const MOST: usize = 16 * 1024;
 const TOGETHER: usize = 64;
 /// What is read before the answers so far go to the job list.
 const BYTES: u64 = 8 << 20;
-/// What gave no answer (it was changed, written to or could not be read) is looked at again after this.
+/// What gave no answer (it was changed, written to or could not be read) is compared again after this.
 const AGAIN: Duration = Duration::from_secs(30);
 
 /// What answering works with; cheap to clone.

@@ -39,7 +39,7 @@ impl Outboxes {
         self.all().into_iter().find(|outbox| outbox.id() == Some(id))
     }
 
-    /// Has the file looked at again soon. Where its outbox is away, the first scan finds it.
+    /// Has the file inspected again soon. Where its outbox is away, the first scan finds it.
     pub(super) fn recheck(&self, found: &Found) {
         if let Some(outbox) = self.with_id(found.outbox) {
             outbox.recheck(found.path.clone());

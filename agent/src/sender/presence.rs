@@ -23,7 +23,7 @@ pub(super) enum Presence {
     Unknown,
 }
 
-/// Looks at the disk.
+/// Asks the disk.
 pub(super) fn find(root: &Path, found: &Found) -> Presence {
     let look = || -> io::Result<Presence> {
         let root = confined::root(root)?;

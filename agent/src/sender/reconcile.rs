@@ -32,14 +32,14 @@ use crate::{
     queue::{ItemId, KEPT, Queue, Resting},
 };
 
-/// Between two looks at all of them.
+/// Time between two rounds through all of them.
 const EVERY: Duration = Duration::from_secs(600);
-/// The same, where some were too fresh to compare.
+/// Time until the next round where some files were too fresh to compare.
 const SOON: Duration = Duration::from_secs(1);
-/// Files looked at in one go.
+/// Files checked at a time.
 const PAGE: usize = 512;
 
-/// Runs until cancelled; the first look is at once. Comparing large files takes its time, so the two go on apart.
+/// Runs until cancelled; the first round is at once. Comparing large files takes its time, so the two go on apart.
 pub(super) async fn run(queue: Queue, outboxes: Outboxes, spool: PathBuf, cancel: CancellationToken) {
     let look_after = async {
         loop {
@@ -92,7 +92,7 @@ async fn look_after(queue: &Queue, spool: &Path) -> Result<(), DbError> {
 
 /// They were missed for long: none of them can be retried after that, and a copy of ours is removed.
 async fn let_go(queue: &Queue, missed: Vec<(Resting, Presence)>) -> Result<(), DbError> {
-    // First on disk: what was retried since it was looked at is to be sent, and nobody retries what is being removed.
+    // First on disk: what was retried since it was read is to be sent, and nobody retries what is being removed.
     let left = queue.left(missed.iter().map(|(resting, _)| resting.item).collect());
     let left: HashSet<ItemId> = left.await?.into_iter().collect();
     for (
@@ -158,7 +158,7 @@ async fn compare(
                     queue.left(vec![item]).await?;
                     changed(&found);
                 }
-                Ok(Err(_)) | Err(_) => {} // somebody writes to it, or it went: the next look tells
+                Ok(Err(_)) | Err(_) => {} // somebody writes to it, or it went: the next round tells
             }
         }
     }

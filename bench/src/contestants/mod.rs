@@ -119,7 +119,7 @@ impl<'a> Site<'a> {
         self.wide.map(|wide| &wide.ends[0])
     }
 
-    /// The same of the receiver.
+    /// The network of the receiver, unless it is ours.
     pub fn receiver(&self) -> Option<&'a Namespace> {
         self.wide.map(|wide| &wide.ends[1])
     }

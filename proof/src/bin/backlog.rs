@@ -19,7 +19,7 @@ use dropwire_proof::{
 
 const FOLDER: usize = 1000;
 const SIZE: usize = 100;
-/// Between two looks at an agent that works for a long time.
+/// Time between two checks of an agent that works for a long time.
 const LOOK: Duration = Duration::from_millis(500);
 /// Without any progress for so long it is stuck.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -116,7 +116,7 @@ fn row(what: &str, taken: Duration, agent: &Agent) {
     );
 }
 
-/// A scan of everything ends when the agent has been at rest for some looks.
+/// A scan of everything ends when the agent has been at rest for some checks.
 fn scan(agent: &Agent) {
     let began = (Instant::now(), processor(agent.pid()));
     let (mut last, mut rested) = (began.1, 0);

@@ -1,4 +1,4 @@
-//! Ends an agent at every storage and socket call between a drop and its disposal, and looks what came of it.
+//! Ends an agent at every storage and socket call between a drop and its disposal, and judges what came of it.
 //!
 //! `crashpoints [--side S] [--scenario S]… [--fault F]… [--quick]`. For each scenario and side one undisturbed run
 //! tells which calls there are. Then, for each call, before it and after it: struck at the 1st, the 2nd, the k-th, each

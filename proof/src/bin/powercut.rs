@@ -1,4 +1,4 @@
-//! Cuts the power of one agent's disks at every storage and socket call, and looks what came of it.
+//! Cuts the power of one agent's disks at every storage and socket call, and judges what came of it.
 //!
 //! `powercut [--kind K]… [--side S] [--scenario S]… [--most N]`. The struck side's folders lie on a loop-mounted
 //! ext4, xfs or btrfs, its job list there too and on a file system of its own. The agent is killed at the call, then
@@ -173,7 +173,7 @@ fn prove(mut options: Options) -> io::Result<u64> {
     Ok(violations)
 }
 
-/// What only looks leaves the disk as it was: the cut is that before the next change.
+/// What only reads leaves the disk as it was: the cut is that before the next change.
 fn matters(call: &Call) -> bool {
     call.kind != calls::Kind::Look
 }

@@ -49,7 +49,7 @@ pub struct Plan<'a> {
 
 /// Without a single arrival for so long, what is missing is lost.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Steps between two looks into the inboxes.
+/// Steps between two checks of the inboxes.
 const HARVEST: u64 = 50;
 
 /// Runs `plan` to its end, or to the first file that should not be there.

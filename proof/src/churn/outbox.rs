@@ -37,7 +37,7 @@ const CLOCK_STEP: Duration = Duration::from_millis(12);
 /// An outbox and what its driver knows of it.
 pub(super) struct Outbox {
     folder: PathBuf,
-    /// The same folder on the disk itself, where each file has one number and an open one is known by its name: a FUSE file
+    /// That folder on the disk itself, where each file has one number and an open one is known by its name: a FUSE file
     /// system need not tell either.
     beneath: PathBuf,
     /// Where steps prepare what is renamed in; the same disk.
@@ -64,7 +64,7 @@ struct Lying {
 /// Somebody who takes their time: the file stays open over other steps, which may write to it too, move or delete it.
 struct Writer {
     file: File,
-    /// The same one on the disk itself; no descriptor that the agent could take for a writer's.
+    /// That file on the disk itself; no descriptor that the agent could take for a writer's.
     itself: File,
     /// Where it lay at first.
     path: PathBuf,

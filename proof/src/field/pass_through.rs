@@ -1,7 +1,7 @@
 //! A FUSE file system that passes everything on to a folder, with two faults that real ones have: a file gets another inode
-//! number at each look (as on sshfs and many others), and folders cannot be synced.
+//! number whenever it is asked (as on sshfs and many others), and folders cannot be synced.
 //!
-//! A node is a number for a look at a file; all nodes of one file share an `O_PATH` handle on it, so that a rename needs no
+//! A node is a number for one lookup of a file; all nodes of one file share an `O_PATH` handle on it, so that a rename needs no
 //! bookkeeping, and the file's own inode number is not used again meanwhile.
 
 use std::{
@@ -29,7 +29,7 @@ use fuser::{
 };
 use rustix::fs::{AtFlags, Mode, OFlags};
 
-/// The kernel is to keep nothing: every look asks.
+/// The kernel is to keep nothing: every lookup asks.
 const TTL: Duration = Duration::ZERO;
 
 /// Shows the folder `real` at `mount` until the session is dropped.
@@ -107,7 +107,7 @@ impl PassThrough {
         open.remove(&handle.0);
     }
 
-    /// A new node for what has this name: no two looks at a file agree on its number.
+    /// A new node for what has this name: no two lookups of a file agree on its number.
     fn look(&self, parent: INodeNo, name: &OsStr) -> io::Result<FileAttr> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW;
         let file = File::from(rustix::fs::openat(

@@ -52,7 +52,7 @@ impl Gauge {
         })
     }
 
-    /// The same with what takes longer to find out: log, and rows beside those of so many honest files.
+    /// Measures also what takes longer to find out: log, and rows beside those of so many honest files.
     pub(super) fn all_of(agent: &Agent, honest: u64) -> Option<Self> {
         Some(Self {
             rows: rows(agent)?.saturating_sub(honest),

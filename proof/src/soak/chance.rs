@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-/// The same seed gives the same numbers (SplitMix64).
+/// Random numbers that depend on the seed alone (SplitMix64).
 #[derive(Clone, Debug)]
 pub struct Chance(u64);
 
 impl Chance {
-    /// Begins anew.
+    /// Begins with a seed.
     pub fn new(seed: u64) -> Self {
         Self(seed)
     }
@@ -43,7 +43,7 @@ impl Chance {
         ((low + unit * (high - low)).exp() as u64).clamp(least, most)
     }
 
-    /// The same of milliseconds.
+    /// A pause of `least` to `most` milliseconds, every order of magnitude as likely.
     pub fn pause(&mut self, least: u64, most: u64) -> Duration {
         Duration::from_millis(self.magnitude(least, most))
     }

@@ -127,7 +127,7 @@ fn place(aside: &Path, path: &Path) -> io::Result<bool> {
     Err(io::ErrorKind::TimedOut.into())
 }
 
-/// The same in several steps: what is there is taken out first, and a link takes the free place.
+/// Places it in several steps: what is there is taken out first, and a link takes the free place.
 fn place_without_flags(aside: &Path, path: &Path) -> io::Result<bool> {
     let old = aside.with_extension("old");
     let mut replaced = false;

@@ -10,7 +10,7 @@ use dropwire_protocol::{
 
 use crate::chance::Chance;
 
-/// Which link something belongs to; openings are counted anew on each.
+/// Which link something belongs to; openings are counted from zero on each.
 pub type Link = u64;
 
 #[derive(Default)]

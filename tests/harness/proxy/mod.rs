@@ -1,7 +1,7 @@
 //! A troubled wire: loopback TCP that forwards to an agent and cuts, stalls, slices, delays or damages on demand.
 //!
 //! Its address stays while the agent behind it gets a new port with every start. Two threads a connection, one a
-//! direction; each looks at the direction's fault before it passes bytes on.
+//! direction; each checks the direction's fault before it passes bytes on.
 
 mod pump;
 #[cfg(test)]
@@ -19,7 +19,7 @@ use std::{
 
 use pump::{Pump, reset};
 
-/// How often a waiting thread looks whether its connection is still wanted.
+/// How often a waiting thread checks whether its connection is still wanted.
 const LOOK: Duration = Duration::from_millis(10);
 
 /// A direction.

@@ -17,7 +17,7 @@ use crate::{
 /// Waits until all `jobs` have ended; `ended` sees each as it does.
 ///
 /// Errors: [`Exit::Failed`] where one failed or was cancelled, [`Exit::NotYet`] on Ctrl-C or after `limit`. An agent that is
-/// started anew meanwhile is waited for.
+/// restarted meanwhile is waited for.
 pub(super) async fn wait(
     client: &Client,
     jobs: Vec<String>,

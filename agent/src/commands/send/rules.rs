@@ -61,7 +61,7 @@ pub(super) struct Rules {
     /// Dropwire's own files on a device, sorted; each device is listed once, when the first file on it comes that has
     /// several names.
     own: Vec<(u64, Vec<u64>)>,
-    /// The last folder that was looked at, and whether it is the state folder or in that.
+    /// The last folder that was checked, and whether it is the state folder or in that.
     last: Option<(PathBuf, bool)>,
 }
 
@@ -155,7 +155,7 @@ impl Rules {
             return *is_in_state;
         }
         let identity = |folder: &Path| fs::metadata(folder).ok().as_ref().and_then(DevIno::of);
-        // What cannot be looked at is not the agent's.
+        // What cannot be read is not the agent's.
         let is_in_state = identity(&self.folders.state)
             .is_some_and(|state| folder.ancestors().any(|above| identity(above) == Some(state)));
         self.last = Some((folder.to_owned(), is_in_state));
@@ -193,7 +193,7 @@ impl Folders {
     }
 }
 
-/// Adds the inodes of the files in `folder`, at any depth, but for what is in `except` directly below it.
+/// Adds the inodes of the files in `folder`, at any depth, except what is in `except` directly below it.
 fn list(folder: &Path, except: &OsStr, device: u64, inodes: &mut Vec<u64>) -> io::Result<()> {
     let mut folders = vec![folder.to_owned()];
     while let Some(at) = folders.pop() {

@@ -47,7 +47,7 @@ pub struct Listing {
     pub left_out: Vec<(RemotePath, &'static str)>,
     /// Over every path and identity.
     digest: [u8; 32],
-    /// The same with the ctimes; without that of the folder itself, which changes with its name.
+    /// Over all that and the ctimes, except for that of the folder itself, which changes with its name.
     ctimes: [u8; 32],
     newest_ns: i64,
 }

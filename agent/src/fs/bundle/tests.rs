@@ -53,7 +53,7 @@ fn tree() -> tempfile::TempDir {
         fs::write(odd, "odd").unwrap();
         fs::set_permissions(root.join("b"), fs::Permissions::from_mode(0o4755)).unwrap();
         fs::hard_link(root.join("b"), root.join("c")).unwrap();
-        // A FUSE mount may keep what it knows of "b" from before the link, until it is asked anew.
+        // A FUSE mount may keep what it knows of "b" from before the link, until it is asked again.
         Version::read(&fs::File::open(root.join("b")).unwrap()).unwrap();
     }
     let set = |name: &str, time| {

@@ -109,7 +109,7 @@ pub(super) fn opens(at: &impl AsFd) -> io::Result<()> {
     hook(&Call::Sync("open", path_of(at)))
 }
 
-/// The same of a private file, whether or not it is there.
+/// Notes the opening of a private file, whether or not the file is there.
 pub(super) fn opens_in(dir: &Dir, name: &OsStr) -> io::Result<()> {
     hook(&Call::Sync("open", path_of(dir).join(name)))
 }

@@ -24,7 +24,7 @@ use crate::{
 
 /// Most files of one `send`: what is kept in memory of each until all are queued is some hundred bytes.
 const MAX_FILES: usize = if cfg!(test) { 8 } else { 500_000 };
-/// How much is copied between two looks at whether anybody still waits.
+/// How much is copied between two checks whether anybody still waits.
 const PIECE: usize = 256 * 1024;
 
 /// A file to be copied.

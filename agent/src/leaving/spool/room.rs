@@ -8,13 +8,13 @@ use crate::{failpoints, fs::disk::Disk};
 const KEPT: u64 = 8 << 20;
 /// ...or this part of a small one.
 const SHARE: u64 = 16;
-/// Bytes between two looks at what is free: others use the disk too.
+/// Bytes copied between two questions how much is free: others use the disk too.
 const STEP: u64 = 16 << 20;
 
 /// The room for one copy.
 #[derive(Default)]
 pub(super) struct Room {
-    /// From here on it is looked at again.
+    /// From here on the free space is asked for again.
     next: u64,
 }
 

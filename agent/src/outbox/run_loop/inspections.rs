@@ -1,4 +1,4 @@
-//! Looks at what is due, and what follows from what is seen: what is ready is made durable (S1) and told.
+//! Inspects what is due, and acts on what it finds: what is ready is made durable (S1) and told.
 
 use std::{collections::HashSet, fs::File, sync::Arc, time::Instant};
 
@@ -25,7 +25,7 @@ use crate::{
 };
 
 impl RunLoop<'_> {
-    /// Looks at what is due; what is ready and not yet known is made durable (S1) and told.
+    /// Inspects what is due; what is ready and not yet known is made durable (S1) and told.
     pub(super) async fn inspect(&mut self) -> Result<(), Closed> {
         // Each that is ready is held open, twice with its lease, until it is durable.
         let most = descriptors::affordable(INSPECTIONS, 2);

@@ -109,7 +109,7 @@ async fn however_many_folders_were_emptied_they_go() {
     }
 }
 
-/// Scans list only what looks have not told of again, and looks at what is held become rare.
+/// Scans list only what inspections have not told of again, and inspections of what is held become rare.
 #[tokio::test]
 async fn a_folder_that_is_held_back_is_listed_until_a_look_says_otherwise() {
     let prepare = |root: &Path| {

@@ -284,7 +284,7 @@ async fn another_file_is_another_drop() {
     }
 }
 
-/// Found changed before anybody looked at it: it was to stay, and leaves all the same. Times may come back, too.
+/// Found changed before anybody compared it: it was to stay, and leaves all the same. Times may come back, too.
 #[tokio::test]
 async fn it_leaves_also_where_the_old_version_was_missed_and_under_times_that_were_there_before() {
     let folder = tempfile::tempdir().unwrap();

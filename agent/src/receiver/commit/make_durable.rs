@@ -25,7 +25,8 @@ pub(crate) fn make_durable<'a>(
     make_durable_at_once(shared, inbox_dir, folders, None)
 }
 
-/// The same; of many folders by one sync of the file system, if `sync_handle` was opened before they were touched.
+/// Does what [`make_durable`] does; many folders by one sync of the file system, if `sync_handle` was opened before they
+/// were touched.
 pub(super) fn make_durable_at_once<'a>(
     shared: &Shared,
     inbox_dir: &InboxDir,

@@ -205,7 +205,7 @@ pub(super) fn give(work: Work<'_>, mut intent: Intent, mut is_durable: bool) -> 
 }
 
 /// R7 gave an error. The file may have its name all the same (a file server's answer that got lost); the row is taken
-/// back only where both names are looked at, and it has not.
+/// back only where both names were checked, and it has not.
 fn not_named(work: Work<'_>, intent: Intent, error: &io::Error) -> Result<Intent, Answer> {
     let Work {
         shared,

@@ -227,7 +227,7 @@ async fn where_all_are_worked_on_the_next_is_declined_for_a_while() {
     assert_eq!(left(&rig, 2).await, [0, 1]);
 }
 
-/// Between the look at the rows and the lock a transfer may have come as far as that.
+/// Between the reading of the rows and the lock a transfer may have come as far as that.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_partial_that_is_being_placed_never_goes() {
     if !crate::failpoints::needs::renames() {

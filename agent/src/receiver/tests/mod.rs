@@ -95,7 +95,7 @@ impl Rig {
         }
     }
 
-    /// Stops the inbox, does something, and opens it anew.
+    /// Stops the inbox, does something, and opens it again.
     async fn restarted(self, meanwhile: impl FnOnce(&Path)) -> Self {
         self.inbox.shutdown().await;
         meanwhile(&self.root());
@@ -103,7 +103,7 @@ impl Rig {
         Self { inbox, ..self }
     }
 
-    /// Opened anew; something happens once, when a receipt is first signed.
+    /// Opened again; something happens once, when a receipt is first signed.
     async fn signing(self, meanwhile: impl FnOnce() + Send + 'static) -> Self {
         self.inbox.shutdown().await;
         let once = Mutex::new(Some(meanwhile));

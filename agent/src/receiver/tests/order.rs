@@ -196,7 +196,7 @@ fn goes_last(calls: &[Call], folders: &[&str]) {
     let gone = calls.iter().position(|c| *c == Call::Unlink(partial_of(1)));
     let (before, after) = calls.split_at(gone.expect("the partial's name goes"));
     for folder in folders {
-        // What opening the inbox syncs comes before the names are looked at.
+        // What opening the inbox syncs comes before the names are checked.
         let synced = before.iter().rev().take_while(|c| !is_probe(c));
         assert!(
             synced.clone().any(|c| *c == trace::sync(folder)),

@@ -144,7 +144,7 @@ fn no_question_to_the_ledger_walks_over_its_rows() {
     took("drop_ended, nothing due", STEPS);
     totals(&db).unwrap();
     took("totals", STEPS);
-    // Those that stay are passed over, but not looked at.
+    // Those that stay are passed over, but not read.
     drop_tombstones(&db, BOB, ROWS as usize - 3).unwrap();
     took("drop_tombstones", u64::from(ROWS) * 12);
 }

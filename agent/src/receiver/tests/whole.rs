@@ -14,7 +14,7 @@ pub(super) fn stream() -> Vec<u8> {
     stream_with("a")
 }
 
-/// The same with another name for one of the files.
+/// That stream with another name for one of the files.
 pub(super) fn stream_with(name: &str) -> Vec<u8> {
     let temp = tempfile::tempdir().unwrap();
     fs::create_dir_all(temp.path().join("sub/empty")).unwrap();

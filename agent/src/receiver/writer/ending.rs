@@ -126,8 +126,8 @@ impl Writer<'_> {
         Rights::expected(self.shared, &self.body.inbox_dir, key, path, &mut Known::new())
     }
 
-    /// The same for a whole folder, which is unpacked first. A newer link waits for that, and then finds it delivered:
-    /// if it began anew, a link that breaks often would never see the end.
+    /// Commits a whole folder, which is unpacked first. A newer link waits for that, and then finds the folder delivered:
+    /// if it began again, a link that breaks often would never see the end.
     fn commit_folder(mut self) {
         let unpacked = unpack::survey(self.body.output.file()).and_then(|need| {
             self.make_room(need).map_err(unpack::Failure::NotNow)?;

@@ -72,7 +72,7 @@ impl Dispatcher {
     }
 
     /// Its file was not there, and the peer will not deliver it. If it came back meanwhile, only this peer's job begins
-    /// anew: others may have read it, and need it once.
+    /// again: others may have read it, and need it once.
     pub(super) async fn gone(&mut self, job: Box<Job>) -> Result<(), DbError> {
         let (root, found) = (job.root.clone(), job.found.clone());
         if let Ok(Presence::Missing) = blocking(move || presence::find(&root, &found)).await {

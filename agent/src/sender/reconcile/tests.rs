@@ -282,7 +282,7 @@ async fn a_sent_copy_waits_for_a_retry_and_then_goes() {
     assert!(taken.root.join("by hand").exists(), "it is to be sent");
     world.queue.cancel(vec![id], 4).await.unwrap();
     world.look_after().await;
-    assert!(taken.root.join("by hand").exists(), "its time begins anew");
+    assert!(taken.root.join("by hand").exists(), "its time begins again");
     running_time::advance(&world.db, KEPT).await.unwrap();
     world.look_after().await;
     assert!(!taken.root.exists());

@@ -43,7 +43,7 @@ impl Buffers {
     }
 }
 
-/// More than are under way to the line at any time; were there more, they would be made anew.
+/// More than are on their way to the line at any time; further ones would be allocated each time.
 const MOST: usize = 8;
 
 #[cfg(test)]

@@ -43,7 +43,7 @@ impl FileSource {
         Self::resumable(root, found, reads, &[], Box::new(|_| {}))
     }
 
-    /// The same for a large file: `kept` is what `keep` was given last, in an earlier attempt or an earlier life of
+    /// A large file that was `found`, read from its checkpoints on: `kept` is what `keep` was given last, in an earlier attempt or an earlier life of
     /// the agent, or nothing.
     pub(super) fn resumable(root: PathBuf, found: Found, reads: SmallReads, kept: &[u8], keep: Keep) -> Self {
         let checkpoints = Mutex::new(Checkpoints::from_bytes(kept));

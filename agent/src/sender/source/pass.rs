@@ -75,7 +75,7 @@ pub(super) struct Pass<'a> {
 }
 
 impl<'a> Pass<'a> {
-    /// Opens the file and takes the lease before the first look at it.
+    /// Opens the file and takes the lease before anything of the file is asked.
     pub(super) fn begin(opened: &mut Opened, root: &Path, found: &'a Found) -> Result<Self, Voided> {
         let parents = opened.outbox(root, found.outbox)?;
         let outbox = Rc::clone(parents.root());

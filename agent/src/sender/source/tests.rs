@@ -254,7 +254,7 @@ async fn a_writer_voids_the_pass() {
             end => break end,
         }
     };
-    // Where no lease was broken, the look after the last read finds the writer.
+    // Where no lease was broken, the check after the last read finds the writer.
     assert!(
         matches!(end, Some(Piece::Void(Voided::Changed | Voided::Writer))),
         "{end:?}"
