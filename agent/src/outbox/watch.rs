@@ -4,6 +4,7 @@
 //! tells when the event of its closing came.
 
 use std::{
+    collections::HashMap,
     io,
     path::{Path, PathBuf},
     sync::{
@@ -22,7 +23,12 @@ use notify::{
 use tokio::sync::{Notify, mpsc};
 
 use super::stability::Urgency;
-use crate::{failpoints, fs::own_folder, poison::Unpoisoned as _, watcher::with_its_thread};
+use crate::{
+    failpoints,
+    fs::{dev_ino::DevIno, own_folder},
+    poison::Unpoisoned as _,
+    watcher::with_its_thread,
+};
 
 /// Where to look.
 #[derive(Debug, PartialEq, Eq)]
@@ -42,9 +48,41 @@ pub(super) enum Went {
 
 /// Watches an outbox natively for as long as it lives.
 pub(super) struct Watcher {
-    inner: Mutex<RecommendedWatcher>,
+    inner: Mutex<Folders>,
     limited: Arc<AtomicBool>,
     probe_received: Arc<ProbeReceived>,
+}
+
+/// The folders that are watched one by one.
+struct Folders {
+    watcher: RecommendedWatcher,
+    /// Which folder was at each path, and in which round. Another one may be there without any event: a disk that was
+    /// mounted on it.
+    watched: HashMap<PathBuf, (DevIno, u64)>,
+    round: u64,
+}
+
+impl Folders {
+    fn watch(&mut self, path: &Path) -> notify::Result<()> {
+        let found = path.symlink_metadata().ok().as_ref().and_then(DevIno::of);
+        let watched = self.watched.get(path).map(|(watched, _)| *watched);
+        if watched != found {
+            // A path that is watched already is not opened once more. Refused: it was not watched.
+            let _ = self.watcher.unwatch(path);
+        }
+        self.watcher.watch(path, RecursiveMode::NonRecursive)?;
+        if let Some(found) = found {
+            self.watched.insert(path.to_path_buf(), (found, self.round));
+        }
+        Ok(())
+    }
+
+    /// Forgets folders that were not watched again since the last call.
+    fn begin_round(&mut self) {
+        let last = self.round;
+        self.watched.retain(|_, (_, round)| *round == last);
+        self.round += 1;
+    }
 }
 
 /// When a probe's event came last.
@@ -94,7 +132,11 @@ impl Watcher {
             inner.watch(root, RecursiveMode::Recursive)?;
         }
         let watcher = Self {
-            inner: Mutex::new(inner),
+            inner: Mutex::new(Folders {
+                watcher: inner,
+                watched: HashMap::new(),
+                round: 0,
+            }),
             limited,
             probe_received,
         };
@@ -114,7 +156,7 @@ impl Watcher {
             let mut inner = self.inner.lock().unpoisoned();
             let watched = match failpoints::refuses_watch() {
                 true => Err(notify::Error::new(notify::ErrorKind::MaxFilesWatch)),
-                false => inner.watch(path, RecursiveMode::NonRecursive),
+                false => inner.watch(path),
             };
             if let Err(error) = watched {
                 note_limit(&self.limited, &error);
@@ -130,6 +172,7 @@ impl Watcher {
     /// To be called before every folder is watched again.
     pub(super) fn begin_round(&self) {
         self.limited.store(false, Ordering::Release);
+        self.inner.lock().unpoisoned().begin_round();
     }
 
     /// Waits for a probe's event; tells when it came. May be dropped at any time.
