@@ -20,7 +20,10 @@ mod writer;
 
 use std::{
     path::Path,
-    sync::{Arc, Once},
+    sync::{
+        Arc, Once,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
 };
 
@@ -36,9 +39,9 @@ pub use self::{
 use self::{
     health::Health,
     readers::Readers,
-    tuning::BATCH,
+    tuning::{BATCH, SOON},
     verdict::Verdict,
-    writer::{Work, Writer},
+    writer::{Sync, Work, Writer},
 };
 use crate::{failpoints, io_error::Wait};
 
@@ -48,6 +51,8 @@ pub struct Db {
     work: mpsc::Sender<Work>,
     health: Health,
     readers: Readers,
+    /// Somebody has [`Work::Flush`] sent soon.
+    will_flush: Arc<AtomicBool>,
 }
 
 impl Db {
@@ -84,6 +89,8 @@ impl Db {
             work,
             health: health.clone(),
             readers: readers.clone(),
+            later: Vec::new(),
+            later_sync: Sync::None,
         };
         thread::Builder::new()
             .name("job-list".into())
@@ -93,6 +100,7 @@ impl Db {
             work: sender,
             health,
             readers,
+            will_flush: Arc::default(),
         })
     }
 
@@ -120,7 +128,52 @@ impl Db {
         F: FnMut(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
     {
         let (change, answer) = writer::package(change, after);
-        self.work.send(change).await.map_err(|_| self.why_failed())?;
+        self.work
+            .send(Work::Change(change))
+            .await
+            .map_err(|_| self.why_failed())?;
+        answer.await.map_err(|_| self.why_failed())?
+    }
+
+    /// As [`Db::call`], for a change that nobody waits for: it goes with the next commit that is made for others, and if none
+    /// is within 20 ms it has one of its own.
+    pub async fn call_soon<T, F>(&self, change: F) -> Result<T, DbError>
+    where
+        T: Send + 'static,
+        F: FnMut(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
+    {
+        self.later(change, Sync::Full).await
+    }
+
+    /// As [`Db::call_soon`], for a change that is made again where a power cut undoes it: a commit for such changes
+    /// alone is not synced, so after Ok it survives a crash of the agent, and a power cut only once any other commit
+    /// was answered.
+    pub async fn call_loosely<T, F>(&self, change: F) -> Result<T, DbError>
+    where
+        T: Send + 'static,
+        F: FnMut(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
+    {
+        self.later(change, Sync::None).await
+    }
+
+    async fn later<T, F>(&self, change: F, sync: Sync) -> Result<T, DbError>
+    where
+        T: Send + 'static,
+        F: FnMut(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
+    {
+        let (change, answer) = writer::package(change, |_| ());
+        self.work
+            .send(Work::Later(change, sync))
+            .await
+            .map_err(|_| self.why_failed())?;
+        if !self.will_flush.swap(true, Ordering::AcqRel) {
+            let (work, will_flush) = (self.work.clone(), Arc::clone(&self.will_flush));
+            tokio::spawn(async move {
+                tokio::time::sleep(SOON).await;
+                will_flush.store(false, Ordering::Release);
+                let _ = work.send(Work::Flush).await; // else it has ended
+            });
+        }
         answer.await.map_err(|_| self.why_failed())?
     }
 
@@ -131,7 +184,9 @@ impl Db {
         F: FnMut(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
     {
         let (change, answer) = writer::package(change, |_| ());
-        self.work.blocking_send(change).map_err(|_| self.why_failed())?;
+        self.work
+            .blocking_send(Work::Change(change))
+            .map_err(|_| self.why_failed())?;
         answer.blocking_recv().map_err(|_| self.why_failed())?
     }
 

@@ -922,6 +922,11 @@ pub const MUTANTS: &[(&str, &str, Proof)] = &[
         Inside(&["sender::cleanup::reused_names::tests"]),
     ),
     ("commit-sync", "every commit is synced", DB),
+    (
+        "commit-full-again",
+        "commits are synced again after one that was not",
+        DB,
+    ),
     ("commit-failed", "after a failed commit everything is refused", DB),
     (
         "index-blocks",

@@ -348,3 +348,64 @@ async fn what_cannot_be_opened_for_reading_now_may_be_read_later() {
     fs::rename(&away, &path).unwrap();
     assert_eq!(read().await.unwrap(), [1]);
 }
+
+/// What `PRAGMA synchronous` says inside a change: 2 is FULL, 1 is NORMAL.
+fn synchronous(tx: &Transaction<'_>) -> rusqlite::Result<i64> {
+    tx.pragma_query_value(None, "synchronous", |row| row.get(0))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_waits_for_has_a_commit_of_its_own_if_no_other_comes() {
+    let temp = tempfile::tempdir().unwrap();
+    let db = open(&temp.path().join("db")).unwrap();
+    assert_eq!(db.call_loosely(synchronous).await.unwrap(), 1);
+    assert_eq!(db.call_soon(synchronous).await.unwrap(), 2);
+    let (loosely, soon) = tokio::join!(db.call_loosely(synchronous), db.call_soon(synchronous));
+    assert_eq!((loosely.unwrap(), soon.unwrap()), (2, 2), "one of them needs it");
+    assert_eq!(db.call(synchronous).await.unwrap(), 2, "as before");
+}
+
+/// In the order in which they were asked for, and before who waits is answered.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_waits_for_goes_with_what_comes_next() {
+    let temp = tempfile::tempdir().unwrap();
+    let db = open(&temp.path().join("db")).unwrap();
+    db.call(|tx| tx.execute_batch("CREATE TABLE seen (n INTEGER)"))
+        .await
+        .unwrap();
+    let insert = |n: i64| {
+        move |tx: &Transaction<'_>| {
+            tx.execute("INSERT INTO seen VALUES (?)", [n])?;
+            synchronous(tx)
+        }
+    };
+    for _ in 0..20 {
+        let (first, second, all) = tokio::join!(
+            biased;
+            db.call_loosely(insert(1)),
+            db.call_soon(insert(2)),
+            db.call(|tx| {
+                let synchronous = synchronous(tx)?;
+                let all = tx.query_row("SELECT group_concat(n) FROM seen", [], |row| row.get::<_, String>(0))?;
+                tx.execute("DELETE FROM seen", [])?;
+                Ok((synchronous, all))
+            })
+        );
+        assert_eq!((first.unwrap(), second.unwrap()), (2, 2));
+        assert_eq!(all.unwrap(), (2, "1,2".to_owned()));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn closing_waits_for_what_nobody_waits_for() {
+    let temp = tempfile::tempdir().unwrap();
+    let path = temp.path().join("db");
+    let db = open(&path).unwrap();
+    let make = db.call_loosely(|tx| tx.execute_batch("CREATE TABLE made (n INTEGER)"));
+    let (made, ()) = tokio::join!(biased; make, db.close());
+    made.unwrap();
+    let db = open(&path).unwrap();
+    db.call(|tx| tx.execute("INSERT INTO made VALUES (1)", []))
+        .await
+        .unwrap();
+}

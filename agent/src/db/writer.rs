@@ -12,7 +12,7 @@ use super::{
     error::{DbError, Failure},
     health::Health,
     readers::Readers,
-    tuning::{BATCH, PAUSE},
+    tuning::{BATCH, LATER, PAUSE},
     verdict::{self, Verdict},
 };
 use crate::{failpoints, io_error::Wait};
@@ -21,8 +21,19 @@ use crate::{failpoints, io_error::Wait};
 pub(super) enum Work {
     /// Part of the next commit.
     Change(Box<dyn Change>),
+    /// Part of the next commit that is made for others, or because of [`Work::Flush`].
+    Later(Box<dyn Change>, Sync),
+    /// Commit what waits for others.
+    Flush,
     /// End, and say so.
     Close(oneshot::Sender<()>),
+}
+
+/// Does a commit of this alone need a sync?
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum Sync {
+    None,
+    Full,
 }
 
 /// A change and whoever waits for it.
@@ -60,7 +71,10 @@ struct Packaged<T, F, A> {
 }
 
 /// `change`, what is done with its result once it is on disk, and where that comes.
-pub(super) fn package<T, F, A>(change: F, after: A) -> (Work, oneshot::Receiver<Result<T, DbError>>)
+pub(super) fn package<T, F, A>(
+    change: F,
+    after: A,
+) -> (Box<dyn Change>, oneshot::Receiver<Result<T, DbError>>)
 where
     T: Send + 'static,
     F: FnMut(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
@@ -73,7 +87,7 @@ where
         result: None,
         reply,
     };
-    (Work::Change(Box::new(packaged)), answer)
+    (Box::new(packaged), answer)
 }
 
 impl<T, F, A> Change for Packaged<T, F, A>
@@ -133,6 +147,9 @@ pub(super) struct Writer {
     pub work: mpsc::Receiver<Work>,
     pub health: Health,
     pub readers: Readers,
+    /// Changes that wait for others, and whether one of them needs a sync.
+    pub later: Vec<Box<dyn Change>>,
+    pub later_sync: Sync,
 }
 
 impl Writer {
@@ -156,33 +173,63 @@ impl Writer {
     /// Gives whoever asked to close it.
     fn serve(&mut self) -> Option<oneshot::Sender<()>> {
         let mut next = self.work.blocking_recv();
-        while let Some(work) = next {
-            let first = match work {
-                Work::Change(first) => first,
-                Work::Close(closed) => return Some(closed),
+        loop {
+            let (is_due, sync, end) = match next {
+                Some(Work::Change(change)) => {
+                    self.later.push(change); // behind those that came before it
+                    (true, Sync::Full, None)
+                }
+                Some(Work::Later(change, sync)) => {
+                    self.later.push(change);
+                    self.later_sync = self.later_sync.max(sync);
+                    (self.later.len() >= LATER, self.later_sync, None)
+                }
+                Some(Work::Flush) => (true, self.later_sync, None),
+                Some(Work::Close(closed)) => (true, Sync::Full, Some(Some(closed))),
+                None => (true, Sync::Full, Some(None)),
             };
-            let (mut waiting, mut after) = (vec![first], None);
-            match self.settle(&mut waiting, &mut after) {
-                Ok(()) => {}
-                // It is to end, and what waits is not on the disk: as after a crash.
-                Err(Stop::NotNow(..)) => return None,
-                Err(Stop::Fatal(failure)) => {
-                    self.health.fails(failure.clone());
-                    for change in waiting {
-                        change.finish(Err(DbError::Failed(failure.clone())));
-                    }
-                    if !failpoints::mutant("commit-failed") {
-                        return None; // whoever still waits sees the closed channel and `failed`
+            let mut after = None;
+            if is_due {
+                let mut waiting = mem::take(&mut self.later);
+                self.later_sync = Sync::None;
+                match self.settle(&mut waiting, &mut after, sync) {
+                    Ok(()) => {}
+                    // It is to end, and what waits is not on the disk: as after a crash.
+                    Err(Stop::NotNow(..)) => return None,
+                    Err(Stop::Fatal(failure)) => {
+                        self.health.fails(failure.clone());
+                        for change in waiting {
+                            change.finish(Err(DbError::Failed(failure.clone())));
+                        }
+                        if !failpoints::mutant("commit-failed") {
+                            return None; // whoever still waits sees the closed channel and `failed`
+                        }
                     }
                 }
             }
+            if let Some(closed) = end {
+                return closed;
+            }
             next = after.or_else(|| self.work.blocking_recv());
         }
-        None
     }
 
     /// Commits what waits, however long it takes to be possible. [`Stop::NotNow`] only when it has to end.
-    fn settle(&mut self, waiting: &mut Vec<Box<dyn Change>>, after: &mut Option<Work>) -> Result<(), Stop> {
+    fn settle(
+        &mut self,
+        waiting: &mut Vec<Box<dyn Change>>,
+        after: &mut Option<Work>,
+        sync: Sync,
+    ) -> Result<(), Stop> {
+        if waiting.is_empty() {
+            return Ok(());
+        }
+        if sync == Sync::None {
+            match self.commit_loosely(waiting) {
+                Err(Stop::NotNow(..)) => {} // as all others, then
+                done => return done,
+            }
+        }
         while !waiting.is_empty() {
             let (wait, error) = match commit(&self.connection, Some(&mut self.work), waiting, after) {
                 Err(Stop::NotNow(wait, error)) => (wait, error),
@@ -203,6 +250,17 @@ impl Writer {
         }
         self.health.waits.end();
         Ok(())
+    }
+
+    /// Commits what waits, and nothing that comes behind it, without a sync: the next one that has one covers it.
+    fn commit_loosely(&self, waiting: &mut Vec<Box<dyn Change>>) -> Result<(), Stop> {
+        let set = |synchronous| self.connection.pragma_update(None, "synchronous", synchronous);
+        set("NORMAL").map_err(|error| Stop::Fatal(error.into()))?;
+        let done = commit(&self.connection, None, waiting, &mut None);
+        if !failpoints::mutant("commit-full-again") {
+            set("FULL").map_err(|error| Stop::Fatal(error.into()))?;
+        }
+        done
     }
 
     /// Commits what waits and what comes behind it, each for itself: among many that need room some may fit, and make
@@ -239,11 +297,14 @@ fn next_change(
     if taken >= BATCH || after.is_some() {
         return None;
     }
-    match work.try_recv().ok()? {
-        Work::Change(change) => Some(change),
-        close => {
-            *after = Some(close);
-            None
+    loop {
+        match work.try_recv().ok()? {
+            Work::Change(change) | Work::Later(change, _) => return Some(change),
+            Work::Flush => {} // nothing waits for it any more
+            close @ Work::Close(_) => {
+                *after = Some(close);
+                return None;
+            }
         }
     }
 }

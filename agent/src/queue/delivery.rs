@@ -95,7 +95,7 @@ impl Queue {
         ended: Vec<(ItemId, Option<(Version, String)>)>,
         now_ms: i64,
     ) -> Result<Vec<AgentId>, DbError> {
-        self.each(ended, move |db, (item, stays), late| {
+        self.each_loosely(ended, move |db, (item, stays), late| {
             if state_of(db, *item)? != Some(ItemState::Acknowledged) || failpoints::mutant("S6") {
                 return Ok(());
             }
@@ -178,7 +178,7 @@ impl Queue {
 
     /// The peer has forgotten them: nothing is left to be told.
     pub async fn forgotten(&self, ids: Vec<TransferId>) -> Result<(), DbError> {
-        self.each(ids, |db, id, _: &mut Vec<()>| {
+        self.each_loosely(ids, |db, id, _: &mut Vec<()>| {
             db.prepare_cached("DELETE FROM closing WHERE transfer = ? AND step = ?")?
                 .execute(params![id.0, Step::Forget])?;
             Ok(())

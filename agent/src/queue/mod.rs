@@ -49,7 +49,7 @@ mod signals;
 mod tests;
 mod ways;
 
-use std::{sync::Arc, time::Duration};
+use std::{iter, sync::Arc, time::Duration};
 
 use dropwire_protocol::AgentId;
 use rusqlite::{Connection, Transaction};
@@ -177,6 +177,19 @@ impl Queue {
         Ok(done)
     }
 
+    /// As [`Queue::call`], for what is done again after a power cut; see [`Db::call_loosely`].
+    async fn call_loosely<T, F>(&self, mut change: F) -> Result<T, DbError>
+    where
+        T: Send + 'static,
+        F: FnMut(&Edit<'_>) -> rusqlite::Result<T> + Send + 'static,
+    {
+        let identity = self.identity.clone();
+        let change = move |transaction: &Transaction<'_>| Edit::run(transaction, &identity, &mut change);
+        let (done, ended) = self.db.call_loosely(change).await?;
+        self.ends.add(ended);
+        Ok(done)
+    }
+
     /// Makes one change for each item and gathers the results; a commit holds [`CHUNK`] items.
     async fn each<T, R, F>(&self, items: Vec<T>, change: F) -> Result<Vec<R>, DbError>
     where
@@ -196,23 +209,24 @@ impl Queue {
         A: Fn(&Signals) + Clone + Send + 'static,
     {
         let mut results = Vec::new();
-        let mut items = items.into_iter();
-        loop {
-            let chunk: Vec<T> = items.by_ref().take(CHUNK).collect();
-            if chunk.is_empty() {
-                return Ok(results);
-            }
-            let change = change.clone();
-            let change = move |edit: &Edit<'_>| {
-                let mut part = Vec::new();
-                for item in &chunk {
-                    change(edit, item, &mut part)?;
-                }
-                Ok(part)
-            };
-            let part = self.call_then(change, after.clone()).await?;
-            results.extend(part);
+        for change in chunks(items, change) {
+            results.extend(self.call_then(change, after.clone()).await?);
         }
+        Ok(results)
+    }
+
+    /// As [`Queue::each`]; see [`Queue::call_loosely`].
+    async fn each_loosely<T, R, F>(&self, items: Vec<T>, change: F) -> Result<Vec<R>, DbError>
+    where
+        T: Send + 'static,
+        R: Send + 'static,
+        F: Fn(&Edit<'_>, &T, &mut Vec<R>) -> rusqlite::Result<()> + Clone + Send + 'static,
+    {
+        let mut results = Vec::new();
+        for change in chunks(items, change) {
+            results.extend(self.call_loosely(change).await?);
+        }
+        Ok(results)
     }
 
     /// A read that waits for no commit; it sees all that was committed before.
@@ -223,4 +237,31 @@ impl Queue {
     {
         self.db.read(read).await
     }
+}
+
+/// One change for each [`CHUNK`] of items.
+fn chunks<T, R, F>(
+    items: Vec<T>,
+    change: F,
+) -> impl Iterator<Item = impl FnMut(&Edit<'_>) -> rusqlite::Result<Vec<R>> + Send + 'static>
+where
+    T: Send + 'static,
+    R: Send + 'static,
+    F: Fn(&Edit<'_>, &T, &mut Vec<R>) -> rusqlite::Result<()> + Clone + Send + 'static,
+{
+    let mut items = items.into_iter();
+    iter::from_fn(move || {
+        let chunk: Vec<T> = items.by_ref().take(CHUNK).collect();
+        if chunk.is_empty() {
+            return None;
+        }
+        let change = change.clone();
+        Some(move |edit: &Edit<'_>| {
+            let mut results = Vec::new();
+            for item in &chunk {
+                change(edit, item, &mut results)?;
+            }
+            Ok(results)
+        })
+    })
 }

@@ -494,7 +494,7 @@ impl Shared {
         let writing = async move {
             let delivered = rows.clone();
             let change = move |tx: &rusqlite::Transaction<'_>| ledger::deliver(tx, &delivered, now).map(drop);
-            match shared.db.call(change).await {
+            match shared.db.call_soon(change).await {
                 Ok(()) => {
                     rows.iter().for_each(|(key, ..)| {
                         shared.lock_placed().remove(key);

@@ -204,7 +204,11 @@ impl ReceiveSession {
         let (shared, peer, outcomes) = (self.shared.clone(), self.peer, self.outcomes.clone());
         let forgetting = async move {
             let named = ids.clone();
-            match shared.db.call(move |tx| ledger::forget(tx, peer, &named)).await {
+            match shared
+                .db
+                .call_soon(move |tx| ledger::forget(tx, peer, &named))
+                .await
+            {
                 Ok(()) => outcomes.send(Outcome::Forgotten { ids }),
                 Err(error) => {
                     tracing::error!(peer = %id::format(peer), error = %chain(&error), "outcomes could not be forgotten");

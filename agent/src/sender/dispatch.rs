@@ -74,6 +74,8 @@ pub(super) struct Dispatcher {
     unanswered: HashSet<TransferId>,
     /// A Forget is on its way; the next one waits for its answer.
     forgetting: bool,
+    /// That answer on its way into the job list.
+    forgets: JoinSet<Result<(), DbError>>,
     /// Late times that the peer is told right now; the next ones wait for its answers.
     retiming: Vec<LateTime>,
     /// Files read again because their receipt came without our Done; large ones must not hold up the rest.
@@ -104,6 +106,7 @@ impl Dispatcher {
             linked: false,
             unanswered: HashSet::new(),
             forgetting: false,
+            forgets: JoinSet::new(),
             retiming: Vec::new(),
             rereading: JoinSet::new(),
             verifier: Verifier::default(),
@@ -144,6 +147,12 @@ impl Dispatcher {
                 }
                 Some(reread) = self.rereading.join_next() => {
                     if let Err(error) = self.reread(reread).await {
+                        warn!(peer = %self.peer.name, error = %chain(&error), "the job list failed");
+                    }
+                }
+                Some(forgotten) = self.forgets.join_next() => {
+                    self.forgetting = false;
+                    if let Ok(Err(error)) = forgotten {
                         warn!(peer = %self.peer.name, error = %chain(&error), "the job list failed");
                     }
                 }
@@ -380,8 +389,8 @@ impl Dispatcher {
                 self.context.queue.withdrawn(vec![id], now_ms()).await?;
             }
             LinkEvent::Forgotten { ids, .. } => {
-                self.forgetting = false;
-                self.context.queue.forgotten(ids).await?;
+                let queue = self.context.queue.clone();
+                self.forgets.spawn(async move { queue.forgotten(ids).await });
             }
             LinkEvent::Retimed { ids, .. } => {
                 let told = self

@@ -478,7 +478,7 @@ proptest! {
 
     #[test]
     fn the_list_agrees_with_its_model(ops in prop::collection::vec(op(), 1..60)) {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(async {
             let folder = tempfile::tempdir().unwrap();
             let queue = queue(folder.path()).await;
