@@ -1,7 +1,7 @@
 //! dropwire's agent: drop a file into a folder, it arrives in a folder on another machine.
 //!
 //! The rooms, from the top down; each imports only rooms below its own rank ([`receiver`] also [`link`]'s
-//! traits, [`cli`] also [`control`]'s client). `tests/architecture.rs` checks it.
+//! traits; the common ones at the bottom may use each other). `tests/architecture.rs` checks it.
 //!
 //! | rank | rooms |
 //! |---|---|

@@ -225,7 +225,7 @@ pub struct PeerReport {
     pub id: String,
     /// Whether a link to it stands.
     pub connected: bool,
-    /// Whether sending to it was paused by command.
+    /// Whether sending to it was paused by command; always false as long as there is no such command.
     pub paused: bool,
     /// When it is dialled next.
     pub next_dial_at: Option<Time>,

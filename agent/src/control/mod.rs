@@ -2,7 +2,7 @@
 //!
 //! [`socket`] makes the file, [`Socket`] keeps it there, [`server`] answers on it by way of [`Agent`], [`client`] asks; what travels is [`api`], and
 //! open files beside it ([`passing`]).
-//! The room knows no other: the daemon implements [`Agent`] and fills in the values.
+//! The room knows no other: `commands` implements [`Agent`] and fills in the values.
 
 pub mod api;
 pub mod client;

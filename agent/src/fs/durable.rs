@@ -1,4 +1,5 @@
-//! Every fsync, rename and directory sync of dropwire stands here, each with its crash promise.
+//! Every fsync and directory sync of dropwire but SQLite's, and every rename that a promise rests on, each with its crash
+//! promise.
 //!
 //! Names are given one component at a time, on the handle of the directory that holds them: a path with a slash
 //! would follow a symlink on its way. A failed sync is a failure: nothing here tries it again on the same file.

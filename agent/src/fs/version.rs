@@ -285,7 +285,7 @@ fn nanoseconds(time: SystemTime) -> i64 {
     }
 }
 
-/// The random id in an outbox's folder id; tells one folder from another, whatever its path.
+/// An outbox's folder id (`.dropwire/id`): random, and tells one folder from another, whatever its path.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
 pub struct OutboxId(pub [u8; 16]);
 

@@ -72,9 +72,9 @@ pub struct Disposal {
     pub root: PathBuf,
     /// Below it.
     pub path: RemotePath,
-    /// What was delivered.
+    /// The version that was delivered.
     pub version: Version,
-    /// What was delivered.
+    /// Of its bytes.
     pub digest: Digest,
     /// Where it goes; [`AfterSend::Keep`] does nothing.
     pub after: AfterSend,

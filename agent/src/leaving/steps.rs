@@ -241,7 +241,7 @@ impl<'a> Steps<'a> {
         Ok(Stage::Gone)
     }
 
-    /// It may have reached the archive before a sync there could not be asked for: that name first, as always.
+    /// An earlier call may have archived the file without syncing the archive: its name there is synced first, as always.
     fn sync_place(&self, what: &Disposal) -> io::Result<()> {
         if what.after != AfterSend::Archive {
             return Ok(());

@@ -47,7 +47,7 @@ pub(super) enum Report {
 
 /// What a walk needs beside the folder it starts in.
 pub(super) struct Walk<'a> {
-    /// Marked so.
+    /// The outbox's id.
     pub(super) outbox: OutboxId,
     /// Where the outbox lies; only for `watch`.
     pub(super) root: &'a Path,

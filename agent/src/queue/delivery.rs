@@ -113,8 +113,8 @@ impl Queue {
         .await
     }
 
-    /// Versions that are known and stay in their outboxes for good, after `after` (ItemId(0) at first), in order. The
-    /// daemon looks after them now and then and tells [`Queue::seen`]; where only the ctime is another, it compares
+    /// Versions that are known and stay in their outboxes for good, after `after` (ItemId(0) at first), in order. `sender::reconcile`
+    /// looks after them now and then and tells [`Queue::seen`]; where only the ctime is another, it compares
     /// the bytes and calls [`Queue::compared`] or [`Queue::left`].
     pub async fn resting(&self, after: ItemId, limit: usize) -> Result<Vec<Resting>, DbError> {
         self.read(move |db| resting(db, after, limit)).await

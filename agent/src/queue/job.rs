@@ -186,7 +186,7 @@ pub struct Todo {
     pub retimed: Vec<LateTime>,
     /// Jobs whose time has come.
     pub due: Vec<Job>,
-    /// When the next job, or time to be told, that is not due yet will be; None when none waits for its time.
+    /// When the next job, or the next late time to be told, becomes due; None when nothing waits for its time.
     pub next_due_ms: Option<i64>,
 }
 

@@ -1,4 +1,4 @@
-//! Time and the job list: what is kept how long, counted in observed running time (see `clock`).
+//! Time and the job list: what is kept how long, counted in observed running time (see `running_time`).
 
 use std::time::Duration;
 

@@ -27,7 +27,8 @@
 //! ids again, and rises with [`Queue::recount`] and [`Queue::resend`]. Former ids stay with the job: they are
 //! still withdrawn, their receipts are still taken, and users may still name them.
 //!
-//! Crash promise: every method answers after its commit, and each version's jobs, each receipt with all that
+//! Crash promise: every method answers after its commit is on disk ([`Queue::disposed`] and [`Queue::forgotten`], which are
+//! called again after a power cut, after it is made), and each version's jobs, each receipt with all that
 //! follows from it, and each end of a job share one commit. Calls may be repeated after a crash.
 
 mod attempts;

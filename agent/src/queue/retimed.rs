@@ -130,7 +130,7 @@ pub(super) const TELL: &str = "
       AND (j.id = ?4 OR d.ctime_ns / 1000000 - j.ended_ms <= ?5)
     RETURNING peer";
 
-/// When the next time that is not to be told yet is to be.
+/// When the next late time becomes due to be told to `peer`; None where there is none.
 pub(super) fn next_to_tell(db: &Connection, peer: AgentId, now_ms: i64) -> Result<Option<i64>> {
     db.prepare_cached(NEXT_TO_TELL)?
         .query_row(params![peer.0, Step::Retime, now_ms], |row| row.get(0))

@@ -283,7 +283,7 @@ fn write(own: &Dir, known: &[KnownDisk]) -> io::Result<()> {
     durable::replace_file(own, OsStr::new(FILE), text.as_bytes())
 }
 
-/// Mark, border and marked folder, each in hex: a path may hold any byte.
+/// Folder id, border, and the folder that has the id, each in hex: a path may hold any byte.
 fn parse(line: &str) -> Option<KnownDisk> {
     let mut fields = line
         .split(' ')

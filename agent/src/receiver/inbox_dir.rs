@@ -48,7 +48,7 @@ pub(super) struct InboxDir {
     pub root: Dir,
     /// `.dropwire/partial`.
     pub partials: Dir,
-    /// The folder's folder id.
+    /// Its folder id.
     pub folder_id: [u8; 16],
     /// Which names the file system takes.
     pub names: Names,

@@ -1,4 +1,4 @@
-//! How long what is no longer worked on is kept, and how much of it: partials and rows, in running time (see `clock`).
+//! How long what is no longer worked on is kept, and how much of it: partials and rows, in running time (see `running_time`).
 //!
 //! | what | goes |
 //! |---|---|

@@ -2,7 +2,7 @@
 //!
 //! A link that was cut leaves a partial whose every byte this run verified, as those of a transfer that was never
 //! cut. It is sealed with a time of change that no clock gives: whoever writes into it breaks that. A restart forgets
-//! all verified_prefixes, so after a crash every byte is read again.
+//! all seals, so after a crash every byte is read again.
 
 use std::{
     collections::HashMap,
@@ -18,12 +18,12 @@ use crate::{
     poison::Unpoisoned as _,
 };
 
-/// Most partials whose verified_prefixes are remembered; for one more, any of them is forgotten.
+/// Most seals that are remembered; for one more, an arbitrary one is forgotten.
 const MOST: usize = 1024;
 /// Long past, in whole even seconds, which every file system keeps as they are.
 const SEAL: Duration = Duration::from_secs(1_000_000_000);
 
-/// The verified_prefixes of an inbox.
+/// The sealed partials of an inbox.
 #[derive(Default)]
 pub(super) struct VerifiedPrefixes {
     /// With the partial's birth and inode, so that a copy does not pass for it.
@@ -31,7 +31,7 @@ pub(super) struct VerifiedPrefixes {
 }
 
 impl VerifiedPrefixes {
-    /// VerifiedPrefixes a partial, of which this run wrote every byte or read it again. Where that fails it is read again.
+    /// Seals a partial of which this run wrote, or read again, every byte. One that cannot be sealed is read again.
     pub(super) fn set(&self, key: Key, file: &File) {
         let sealing = file_system::set_modified(file, time());
         let version = sealing

@@ -38,12 +38,13 @@ use crate::{
 
 /// Most files in one go.
 const BATCH: usize = 256;
-/// Deliveries go first: while more files than this are on their way, a lane rests before each batch...
+/// Deliveries go first: while more files than this are on their way, a lane rests before each batch.
 const MANY: usize = 64;
-/// ...for so long...
+/// How long a lane rests at a time.
 const REST: Duration = Duration::from_millis(100);
-/// ...and then again, so often in one go: a burst is over by then, and on a slow line there always are many.
+/// Most rests in one go: a burst is over by then, and on a slow line there always are many files on their way.
 const RESTS: usize = 20;
+
 /// What others have to do with it; cheap to clone.
 #[derive(Clone, Default)]
 pub struct Cleanup(Arc<State>);
@@ -266,7 +267,7 @@ impl Ended {
     }
 }
 
-/// How much longer it is left in place since its delivery. By a clock that was set back it is not.
+/// How much longer a delivered file is left in place; None: it may leave now, also where the clock was set back.
 fn lingers(task: &Task, disposal: &queue::DueDisposal, now_ms: i64) -> Option<Duration> {
     let since = u64::try_from(now_ms - disposal.delivered_ms).ok()?;
     let linger = task.config.get().linger(&disposal.root);

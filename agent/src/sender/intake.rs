@@ -29,7 +29,7 @@ use crate::{
 const WAITING: usize = 4;
 /// How often the job list is asked before the files are left to the next scan.
 const TRIES: u32 = 8;
-/// At most this long before it is asked again, then twice as long.
+/// The longest wait before it is asked again; doubled after each failure.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 
 /// What taking in works with; cheap to clone.

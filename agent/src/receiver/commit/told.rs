@@ -13,7 +13,7 @@ pub(crate) struct Told {
 
 #[derive(Debug)]
 pub(super) enum By {
-    /// The inode's. Of an unpacked folder always, whatever it is worth.
+    /// By the inode number; for an unpacked folder always, even where numbers do not last.
     Number,
     /// Where numbers do not last: as it was once verified, by number and times together.
     Times(Version),
