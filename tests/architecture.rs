@@ -288,8 +288,8 @@ fn documents_below(folder: &Path, documents: &mut Vec<PathBuf>) {
     }
 }
 
-/// `a::b` in the last column of docs/limits.md is a file of tests, or one that has some, below `agent/src` (or `protocol/src`); a
-/// plain word may also be a file beside this one, and what has slashes is a path.
+/// `a::b` in the last column of docs/limits.md is a file of tests, or one that has some, below `agent/src` (or
+/// `protocol/src`); a plain word may also be a file beside this one, and what has slashes is a path.
 #[test]
 fn every_limit_has_a_test_that_is_there() {
     let limits = fs::read_to_string(top().join("docs/limits.md")).unwrap();

@@ -374,8 +374,8 @@ fn set_folder(laptop: &mut Agent, whole: bool) {
     laptop.settings.outbox.push(format!("folder = {value:?}"));
 }
 
-/// Edits `folder` while the office is away: refused by the agent that runs, by one that starts and by `check`, until all of
-/// it has left.
+/// Edits `folder` while the office is away: refused by the agent that runs, by one that starts and by `check`, until
+/// all of it has left.
 #[track_caller]
 fn changes_once_all_has_left(mut pair: Pair, whole: bool) {
     let is_refused = |text: &str| {

@@ -3,10 +3,10 @@
 //! Rooms bring their tables as migrations and their changes as closures. Changes that wait together share one
 //! commit (WAL, `synchronous=FULL`), so a thousand small ones cost one sync.
 //!
-//! Crash promise: [`Db::call`] answers only after its commit is on disk. A commit that surely did not happen (a full disk,
-//! another program's lock: see `verdict`) is made later, and nobody is told before. After any other failed commit nothing
-//! is known (it may be there after a restart), so the database refuses everything from then on and [`Db::failed`] tells
-//! the daemon to end.
+//! Crash promise: [`Db::call`] answers only after its commit is on disk. A commit that surely did not happen (a full
+//! disk, another program's lock: see `verdict`) is made later, and nobody is told before. After any other failed commit
+//! nothing is known (it may be there after a restart), so the database refuses everything from then on and
+//! [`Db::failed`] tells the daemon to end.
 
 mod error;
 mod health;
@@ -135,8 +135,8 @@ impl Db {
         answer.await.map_err(|_| self.why_failed())?
     }
 
-    /// As [`Db::call`], for a change that nobody waits for: it goes with the next commit that is made for others, and if none
-    /// is within 20 ms it has one of its own.
+    /// As [`Db::call`], for a change that nobody waits for: it goes with the next commit that is made for others, and
+    /// if none is within 20 ms it has one of its own.
     pub async fn call_soon<T, F>(&self, change: F) -> Result<T, DbError>
     where
         T: Send + 'static,

@@ -1,4 +1,5 @@
-//! Errors that end a command, with the exit code that scripts rely on. Survivable ones have types of their own, where they occur.
+//! Errors that end a command, with the exit code that scripts rely on. Survivable ones have types of their own, where
+//! they occur.
 
 use std::{fmt, path::Path};
 

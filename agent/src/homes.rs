@@ -126,8 +126,8 @@ impl There {
         }
     }
 
-    /// Is the folder that was found at the one path at home there from now on? Only `outboxes` change places: what arrived
-    /// is never sent for having been moved.
+    /// Is the folder that was found at the one path at home there from now on? Only `outboxes` change places: what
+    /// arrived is never sent for having been moved.
     pub fn is_left(&self, path: &Path, other: &Path, outboxes: &[PathBuf]) -> bool {
         let are_outboxes = [path, other].iter().all(|p| outboxes.iter().any(|o| o == p));
         match self {

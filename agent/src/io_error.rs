@@ -1,9 +1,10 @@
 //! What an error of the system means, decided in one place: every room that has to choose between waiting, giving up and
 //! holding a folder asks [`meaning`].
 //!
-//! The meaning does not depend on the call that failed, with one exception: only a sync that was *asked of the disk* and
-//! failed can have lost what was written before. [`crate::fs::durable`] wraps exactly those errors in [`LostWrite`]; an error
-//! from opening the file or folder that was to be synced asked nothing of the disk and is never wrapped.
+//! The meaning does not depend on the call that failed, with one exception: only a sync that was *asked of the disk*
+//! and failed can have lost what was written before. [`crate::fs::durable`] wraps exactly those errors in
+//! [`LostWrite`]; an error from opening the file or folder that was to be synced asked nothing of the disk and is never
+//! wrapped.
 
 use std::{fmt, io};
 
@@ -17,7 +18,8 @@ pub enum Meaning {
     Lost,
     /// It cannot be done now: wait, say what for, and try again.
     NotNow(Wait),
-    /// It can never be done like this (a name, a limit, a call that the file system does not have): final, with the reason.
+    /// It can never be done like this (a name, a limit, a call that the file system does not have): final, with the
+    /// reason.
     Never,
     /// What was meant is not there any more, or something else is there: somebody else's doing, nothing to wait for.
     NotOurs,

@@ -1,13 +1,13 @@
 //! Whose an inbox or outbox is: a record in its `.dropwire/` names the one agent that uses the folder.
 //!
-//! The record (`.dropwire/owner`) reaches wherever the folder reaches, other hosts on a share included, and stays when the
-//! agent stops: another agent would take its partials for litter, or deliver its files a second time. Only a person
+//! The record (`.dropwire/owner`) reaches wherever the folder reaches, other hosts on a share included, and stays when
+//! the agent stops: another agent would take its partials for litter, or deliver its files a second time. Only a person
 //! hands a folder over, with `dropwire adopt`, which also gives it a new id, so that the former agent stops at its next
 //! look. Agents are told apart by their ids; a clone with the same key counts as the same agent.
 //!
-//! An inbox is also locked (`.dropwire/lock`) while it is open, which tells clones on one machine apart. An outbox is not:
-//! an open lock would keep its disk from being unmounted, and a file that two clones find has one transfer id, so that
-//! it is delivered once. Where the file system has no locks, the record alone counts.
+//! An inbox is also locked (`.dropwire/lock`) while it is open, which tells clones on one machine apart. An outbox is
+//! not: an open lock would keep its disk from being unmounted, and a file that two clones find has one transfer id, so
+//! that it is delivered once. Where the file system has no locks, the record alone counts.
 
 use std::{
     ffi::OsStr,
@@ -233,8 +233,8 @@ pub fn adopt(path: &Path) -> String {
     }
 }
 
-/// Why `what` in the `.dropwire/` of the folder at `path` cannot be read, with the way out. To adopt the folder is one only
-/// where its content is damaged: a disk or a program that does not answer comes back, and the folder with it.
+/// Why `what` in the `.dropwire/` of the folder at `path` cannot be read, with the way out. To adopt the folder is one
+/// only where its content is damaged: a disk or a program that does not answer comes back, and the folder with it.
 pub fn unreadable(what: &str, error: &io::Error, path: &Path, adopting: &str) -> String {
     match io_error::is_damage(error) || failpoints::mutant("adopt-damaged") {
         true => format!("{what} cannot be read: {error}; {adopting}: `{}`", adopt(path)),

@@ -53,7 +53,8 @@ impl Arrivals {
         Ok(self.seen.contains(OsStr::new(name)))
     }
 
-    /// Returns once `count` names are visible. Checks every few milliseconds, so that many names do not cost a wake-up each.
+    /// Returns once `count` names are visible. Checks every few milliseconds, so that many names do not cost a wake-up
+    /// each.
     pub fn wait_for_count(&mut self, count: usize, deadline: Instant) -> io::Result<()> {
         loop {
             self.take()?;

@@ -222,7 +222,8 @@ pub fn find(program: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// User and system time, also of children waited for, from the text of `/proc/PID/stat`. The name in it may hold anything.
+/// User and system time, also of children waited for, from the text of `/proc/PID/stat`. The name in it may hold
+/// anything.
 fn cpu_of(stat: &str) -> Option<f64> {
     let after = &stat[stat.rfind(')')? + 1..];
     let fields: Vec<&str> = after.split_ascii_whitespace().collect();

@@ -37,8 +37,8 @@ impl Row {
     }
 }
 
-/// The table as Markdown. Of each work the first row is the one that the others are compared with; a ratio above 1 means that
-/// it is ahead, in processor time that it spends more.
+/// The table as Markdown. Of each work the first row is the one that the others are compared with; a ratio above 1
+/// means that it is ahead, in processor time that it spends more.
 pub fn text(rows: &[Row]) -> String {
     let mut table = Table::new();
     let first = rows.first().map_or("", |row| row.contestant);

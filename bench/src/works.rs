@@ -1,7 +1,7 @@
 //! The works: what is dropped, when the clock starts and stops, and which figures come of it.
 //!
-//! The end is always the same: the name is in the inbox and its bytes are on disk. Whoever does not sync by itself gets one
-//! `syncfs` of the destination added.
+//! The end is always the same: the name is in the inbox and its bytes are on disk. Whoever does not sync by itself gets
+//! one `syncfs` of the destination added.
 
 use std::{
     fs::{self, File},

@@ -64,8 +64,8 @@ pub struct Entered {
     pub field: Field,
     /// Where outboxes and inboxes have to be, if that matters.
     pub boxes: Option<PathBuf>,
-    /// The folder that is shown there, where numbers and names of open files have to be asked of it. (Not below bindfs, which
-    /// tells both, and gives a deleted file that is open another name beneath.)
+    /// The folder that is shown there, where numbers and names of open files have to be asked of it. (Not below bindfs,
+    /// which tells both, and gives a deleted file that is open another name beneath.)
     real: Option<PathBuf>,
     preload: Option<PathBuf>,
     session: Option<fuser::BackgroundSession>,

@@ -19,8 +19,9 @@
 //! - [`field`]: file systems, other programs and shortages that agents meet on other people's machines
 //! - [`disk`]: loop-mounted file systems whose power can be cut
 //!
-//! And apart from that: [`soak`], agents under random trouble for as long as one likes; [`churn`], outboxes in which all
-//! changes under way, [`hostile`], a paired peer that lies and floods, each with its [`report`]; and [`mutants`], the list of safeguards with the tests that fail without them.
+//! And apart from that: [`soak`], agents under random trouble for as long as one likes; [`churn`], outboxes in which
+//! all changes under way, [`hostile`], a paired peer that lies and floods, each with its [`report`]; and [`mutants`],
+//! the list of safeguards with the tests that fail without them.
 //!
 //! For Linux on x86-64.
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]

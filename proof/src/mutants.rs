@@ -1,7 +1,7 @@
 //! Each safeguard on a file's way, and the test that fails without it.
 //!
-//! The names stand in the agent's source, at the safeguard (`failpoints::mutant`, `failpoints::step`); a debug build leaves out
-//! the one that `DROPWIRE_MUTANT` names.
+//! The names stand in the agent's source, at the safeguard (`failpoints::mutant`, `failpoints::step`); a debug build
+//! leaves out the one that `DROPWIRE_MUTANT` names.
 
 use Proof::{EndToEnd, Equivalent, Inside};
 

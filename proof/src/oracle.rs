@@ -82,8 +82,8 @@ pub fn left_of(homes: &Homes) -> Vec<Drop> {
     left
 }
 
-/// What was queued before the power cut was durable by then: `left` has it whole. `jobs`: all of the sender's, `cut`: when
-/// it was, as they write times.
+/// What was queued before the power cut was durable by then: `left` has it whole. `jobs`: all of the sender's, `cut`:
+/// when it was, as they write times.
 pub fn queued_is_whole(drops: &[Drop], left: &[Drop], jobs: &[Value], cut: &str) -> Vec<String> {
     let mut found = Vec::new();
     for job in jobs.iter().filter(|j| text(&j["queued_at"]) < cut) {

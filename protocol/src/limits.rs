@@ -10,7 +10,8 @@ pub const MAX_BATCH: usize = 256;
 pub const MAX_ASKED: usize = 1024;
 /// The last number that a pass may have. An offer that needs more is declined: so much damage is not the line's fault.
 pub const MAX_PASS: u32 = 16;
-/// Smallest [`Hello::window`](crate::message::Hello::window): chunks and coalesced acknowledgements have to fit in it together.
+/// Smallest [`Hello::window`](crate::message::Hello::window): chunks and coalesced acknowledgements have to fit in it
+/// together.
 pub const MIN_WINDOW: u64 = 4 * MAX_CHUNK as u64;
 /// Most bytes of one receipt: body, key and signature together.
 pub const MAX_RECEIPT: usize = 16 * 1024;

@@ -63,8 +63,8 @@ pub struct Hello {
     /// How many transfers it takes in at once on this link.
     #[n(5)]
     pub max_open: u32,
-    /// A random number of this run of the agent, by which a restart is told from a second machine with the same key. Whoever
-    /// states it reads [`SharedKey`].
+    /// A random number of this run of the agent, by which a restart is told from a second machine with the same key.
+    /// Whoever states it reads [`SharedKey`].
     #[n(6)]
     pub run: Option<u64>,
 }

@@ -59,8 +59,8 @@ pub struct Receipt {
     /// Ed25519 over the [`Receipt::signed_bytes`] of [`Receipt::root`].
     #[cbor(n(2), with = "minicbor::bytes")]
     pub signature: Vec<u8>,
-    /// From the body up to the root, where receipts that were made together share a signature: steps of 33 bytes, a side and
-    /// a neighbour. Empty for a single one.
+    /// From the body up to the root, where receipts that were made together share a signature: steps of 33 bytes, a
+    /// side and a neighbour. Empty for a single one.
     #[cbor(n(3), with = "minicbor::bytes", default, skip_if = "Vec::is_empty")]
     pub audit_path: Vec<u8>,
 }

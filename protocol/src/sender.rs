@@ -131,9 +131,9 @@ impl Sender {
         self.open.len() < self.max_open
     }
 
-    /// Begins a transfer. With `eager` (taken for false where it is not [small](Manifest::is_small)) a `Read` of pass 0 from offset
-    /// 0 follows at once. A folder that the other side's version does not know is [`SenderEvent::Declined`] here.
-    /// False: already open, its withdrawal unanswered, or no room; nothing happened.
+    /// Begins a transfer. With `eager` (taken for false where it is not [small](Manifest::is_small)) a `Read` of pass 0
+    /// from offset 0 follows at once. A folder that the other side's version does not know is [`SenderEvent::Declined`]
+    /// here. False: already open, its withdrawal unanswered, or no room; nothing happened.
     pub fn offer(&mut self, id: TransferId, manifest: Manifest, eager: bool) -> bool {
         if !self.can_offer() || self.open.contains_key(&id) || self.questions.withdrawing(id) {
             return false;
@@ -445,7 +445,8 @@ impl Sender {
         transfer.data.push_back(message);
     }
 
-    /// Takes a transfer out with all it had to write. Gives its serial if the other side has, or will have, read its offer.
+    /// Takes a transfer out with all it had to write. Gives its serial if the other side has, or will have, read its
+    /// offer.
     fn end(&mut self, id: TransferId) -> Option<u64> {
         let ended = self.open.remove(&id)?;
         self.turns.retain(|waiting| *waiting != id);

@@ -73,8 +73,8 @@ impl Manifest {
 }
 
 impl Kind {
-    /// May something of this kind, `size` bytes long, be offered eagerly: a file of at most [`MAX_EAGER`]? A small file is
-    /// held in memory as a whole, and nothing of it is ever resumed.
+    /// May something of this kind, `size` bytes long, be offered eagerly: a file of at most [`MAX_EAGER`]? A small file
+    /// is held in memory as a whole, and nothing of it is ever resumed.
     pub fn is_small(self, size: u64) -> bool {
         self == Self::File && size <= MAX_EAGER
     }

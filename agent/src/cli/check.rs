@@ -30,8 +30,8 @@ pub(super) struct Args {
     json: bool,
 }
 
-/// What was found, and a verdict; the first trouble is the command's error. With `--settings` these go to stdout, what was
-/// found to stderr.
+/// What was found, and a verdict; the first trouble is the command's error. With `--settings` these go to stdout, what
+/// was found to stderr.
 pub(super) fn run(args: &Args, paths: &Paths) -> Result<(), Fatal> {
     let config = super::load(paths)?;
     let findings = check(&config, paths)?;

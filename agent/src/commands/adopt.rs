@@ -41,8 +41,8 @@ pub struct Adopter {
 }
 
 impl Adopter {
-    /// Says what adopting the folder means and, if that is what is asked, does it. Where nothing holds the folder there is
-    /// nothing to adopt: then the answer has no reason. `lock` is the inbox's.
+    /// Says what adopting the folder means and, if that is what is asked, does it. Where nothing holds the folder there
+    /// is nothing to adopt: then the answer has no reason. `lock` is the inbox's.
     pub async fn answer(&self, request: AdoptRequest, lock: Arc<InboxLock>) -> Result<AdoptReply, Fatal> {
         let (path, is_inbox) = self.configured(&request.path.0)?;
         let known = self.known(&path).await?;

@@ -1,7 +1,7 @@
 //! `send`: checks the files that a command passes, takes copies of them, and queues these with the last request.
 //!
-//! Whoever asks has opened the files with their own rights. The path that they tell is a claim: it is shown to people, and
-//! decides only where the file found there is the one that was passed.
+//! Whoever asks has opened the files with their own rights. The path that they tell is a claim: it is shown to people,
+//! and decides only where the file found there is the one that was passed.
 
 mod rules;
 

@@ -85,7 +85,8 @@ impl Diagnostic {
 }
 
 impl Invalid {
-    /// As an error that ends a command. Each diagnostic is shown with `FILE:LINE:COL`, its line and its hint; `styled` adds colours.
+    /// As an error that ends a command. Each diagnostic is shown with `FILE:LINE:COL`, its line and its hint; `styled`
+    /// adds colours.
     pub fn into_fatal(self, styled: bool) -> Fatal {
         match self {
             Self::File(fatal) => fatal,

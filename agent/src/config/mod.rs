@@ -1,5 +1,5 @@
-//! The config. `table` and `value` read what is written, `check` makes the [`Config`] of it that is in effect; errors point
-//! at the line and say what to write instead.
+//! The config. `table` and `value` read what is written, `check` makes the [`Config`] of it that is in effect; errors
+//! point at the line and say what to write instead.
 
 mod address;
 mod check;

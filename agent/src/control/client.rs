@@ -1,4 +1,5 @@
-//! Asks a running agent. One connection a question (a whole `send` has one for all its requests), every wait with a deadline.
+//! Asks a running agent. One connection a question (a whole `send` has one for all its requests), every wait with a
+//! deadline.
 
 use std::{
     fs::File,

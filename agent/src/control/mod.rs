@@ -34,8 +34,8 @@ use crate::error::Fatal;
 
 /// What can be asked of a running agent.
 ///
-/// Every future may be dropped at any await: the asker hung up, or a deadline ([`QUICK`], or [`LONG`] for `send`, `retry` and
-/// `cancel`) passed. The [`Fatal`] of an answer is what the asking command prints and exits with.
+/// Every future may be dropped at any await: the asker hung up, or a deadline ([`QUICK`], or [`LONG`] for `send`,
+/// `retry` and `cancel`) passed. The [`Fatal`] of an answer is what the asking command prints and exits with.
 pub trait Agent: Send + Sync + 'static {
     /// How everything is, now.
     fn status(&self) -> impl Future<Output = Result<StatusReport, Fatal>> + Send;
@@ -59,8 +59,8 @@ pub trait Agent: Send + Sync + 'static {
     /// A `send` that comes in over a connection; dropped with it.
     type Sending: Default + Send + 'static;
 
-    /// Takes copies of files and, with the last request, queues them; answers once that is on disk. After an error, or where
-    /// the connection ends before the last request, nothing of this `send` is left.
+    /// Takes copies of files and, with the last request, queues them; answers once that is on disk. After an error, or
+    /// where the connection ends before the last request, nothing of this `send` is left.
     fn send(
         &self,
         sending: &mut Self::Sending,

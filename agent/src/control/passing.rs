@@ -1,7 +1,7 @@
 //! A connection that carries open files beside its bytes (`SCM_RIGHTS`).
 //!
-//! Whoever asks opens what it names, with its own rights, and passes the descriptors; the agent opens no path for it. Files
-//! go with the first byte of the request that names them, and never from the agent to a command.
+//! Whoever asks opens what it names, with its own rights, and passes the descriptors; the agent opens no path for it.
+//! Files go with the first byte of the request that names them, and never from the agent to a command.
 
 use std::{
     fs::File,
@@ -85,8 +85,8 @@ impl Arrivals {
         std::mem::take(&mut self.passed.lock().unpoisoned())
     }
 
-    /// Takes in what `receive` gives, which is told for how many files there is room. The system gives no descriptor for the
-    /// others and closes them itself: here even that might wait for a disk that never answers.
+    /// Takes in what `receive` gives, which is told for how many files there is room. The system gives no descriptor
+    /// for the others and closes them itself: here even that might wait for a disk that never answers.
     fn take_in(&self, receive: impl FnOnce(usize) -> io::Result<(usize, Vec<File>)>) -> io::Result<usize> {
         let mut passed = self.passed.lock().unpoisoned();
         let unbounded = crate::failpoints::mutant("control-descriptors");

@@ -1,8 +1,9 @@
-//! Answers the commands: a router over the control socket. A connection carries one request, or the several of one `send`.
+//! Answers the commands: a router over the control socket. A connection carries one request, or the several of one
+//! `send`.
 //!
-//! Bounded in every direction: connections (`places`), files that come with them, a request's size, the time
-//! a request may take to come and to be answered. A listing is drawn from the agent page by page as its reader takes it, so
-//! it never lies in memory whole.
+//! Bounded in every direction: connections (`places`), files that come with them, a request's size, the time a request
+//! may take to come and to be answered. A listing is drawn from the agent page by page as its reader takes it, so it
+//! never lies in memory whole.
 
 use std::{
     convert::Infallible,

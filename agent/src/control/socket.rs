@@ -106,9 +106,9 @@ mod system {
 
     /// Makes the socket, and its folder (0700, for a group 0750) where that is missing. To be called within a runtime.
     ///
-    /// A socket that nobody answers on is replaced, any other file is left alone. Nobody can connect before the mode is set:
-    /// the socket listens only after it. A crash leaves at most a socket file, which the next start replaces. The caller
-    /// holds the lock of its state folder, so that two agents of one folder never come here at once.
+    /// A socket that nobody answers on is replaced, any other file is left alone. Nobody can connect before the mode is
+    /// set: the socket listens only after it. A crash leaves at most a socket file, which the next start replaces. The
+    /// caller holds the lock of its state folder, so that two agents of one folder never come here at once.
     pub fn bind(path: &Path, access: &Access) -> Result<Listener, Fatal> {
         let address = SockAddr::unix(path).map_err(|_| {
             cannot(path, "the path is too long for a socket")

@@ -1,4 +1,5 @@
-//! The control socket as long as an agent lives: made again where its file has gone, and later where it cannot be made now.
+//! The control socket as long as an agent lives: made again where its file has gone, and later where it cannot be made
+//! now.
 
 use std::{
     io,

@@ -68,8 +68,8 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Opens the state folder, recovers what a crash left, and starts everything. The agent is ready when it returns; what
-    /// passes is waited for, and commands are told so meanwhile. Dropped before, nothing of it goes on.
+    /// Opens the state folder, recovers what a crash left, and starts everything. The agent is ready when it returns;
+    /// what passes is waited for, and commands are told so meanwhile. Dropped before, nothing of it goes on.
     pub async fn start(config: Config, paths: &Paths) -> Result<Self, Fatal> {
         let cancel = CancellationToken::new();
         let ends = cancel.clone().drop_guard();

@@ -1,12 +1,13 @@
-//! A program of the user's, run by the agent: it starts as from a shell, with nothing of what the agent has set for itself.
+//! A program of the user's, run by the agent: it starts as from a shell, with nothing of what the agent has set for
+//! itself.
 
 use std::process::Stdio;
 
 use tokio::process::Command;
 
-/// `program`, to be given its arguments and started: it ends with whoever waits for it, and inherits the environment, the
-/// working folder and the agent's output; but no capability, no descriptor, no ignored or blocked signal, and no limit that
-/// the agent raised.
+/// `program`, to be given its arguments and started: it ends with whoever waits for it, and inherits the environment,
+/// the working folder and the agent's output; but no capability, no descriptor, no ignored or blocked signal, and no
+/// limit that the agent raised.
 pub(super) fn command(program: &str) -> Command {
     let mut command = Command::new(program);
     command.stdin(Stdio::null()).kill_on_drop(true);
@@ -100,8 +101,8 @@ mod system {
 
     #[cfg(not(target_os = "linux"))]
     fn default_signal(signal: libc::c_int) {
-        // SAFETY: `sigaction` is plain data, for which all zeros is a value (SIG_DFL), and is only read. Numbers that are no
-        // signals, or whose action is fixed, are refused.
+        // SAFETY: `sigaction` is plain data, for which all zeros is a value (SIG_DFL), and is only read. Numbers that
+        // are no signals, or whose action is fixed, are refused.
         unsafe {
             let default: libc::sigaction = mem::zeroed();
             libc::sigaction(signal, &raw const default, ptr::null_mut());

@@ -68,8 +68,8 @@ impl Agent {
 
     /// Takes up a new config. An error, and also [`Reloaded::StartAnew`]: nothing has changed. One at a time.
     ///
-    /// A link ends only when its peer is not in the config any more; the peer's jobs wait until it is back. An outbox that is not in it
-    /// any more finds nothing new, but what it found is still delivered.
+    /// A link ends only when its peer is not in the config any more; the peer's jobs wait until it is back. An outbox
+    /// that is not in it any more finds nothing new, but what it found is still delivered.
     pub async fn reload(&self, new: Config) -> Result<Reloaded, Fatal> {
         let old = self.config();
         new.check_own_id(self.id())?;

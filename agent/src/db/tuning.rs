@@ -12,5 +12,6 @@ pub(super) const SOON: Duration = Duration::from_millis(20);
 pub(super) const LATER: usize = 512;
 /// Prepared statements that a connection keeps.
 pub(super) const STATEMENTS: usize = 128;
-/// A connection's page cache, in KiB as SQLite has it; a larger one spares next to nothing, since the system has the pages.
+/// A connection's page cache, in KiB as SQLite has it; a larger one spares next to nothing, since the system has the
+/// pages.
 pub(super) const CACHE: i64 = -512;

@@ -1,7 +1,7 @@
 //! The one thread that writes: what waits together goes into one commit, and a commit that cannot be now is made later.
 //!
-//! Nobody is told of a change before its commit is on disk (or, for [`super::Db::call_loosely`], made), and nothing that a rolled-back commit did is left. So a
-//! change may be run again as often as it takes.
+//! Nobody is told of a change before its commit is on disk (or, for [`super::Db::call_loosely`], made), and nothing
+//! that a rolled-back commit did is left. So a change may be run again as often as it takes.
 
 use std::{mem, sync::Arc, thread};
 

@@ -85,8 +85,9 @@ pub fn note(own: &Dir, path: &RemotePath) -> io::Result<()> {
     durable::sync_dir(own)
 }
 
-/// Notes what is mounted in the folder `root`, which is at `path`, before any of its files is taken: one that was delivered
-/// and not yet checked again would count as gone as soon as it is unmounted, and as a new one once it is back.
+/// Notes what is mounted in the folder `root`, which is at `path`, before any of its files is taken: one that was
+/// delivered and not yet checked again would count as gone as soon as it is unmounted, and as a new one once it is
+/// back.
 pub fn note_all(root: &Dir, path: &Path, mounted: &BTreeSet<Mounted>) -> io::Result<()> {
     let noted = Noted::of(root)?;
     let below = mounted.iter().take(MOST).map(|m| confined::below(path, &m.at));
@@ -149,8 +150,8 @@ impl Noted {
     }
 }
 
-/// Where something used to be mounted on the way from the outbox `root` to `path`, and is not now: what is missing behind it
-/// proves nothing. Asks the disk.
+/// Where something used to be mounted on the way from the outbox `root` to `path`, and is not now: what is missing
+/// behind it proves nothing. Asks the disk.
 pub fn missing_on_the_way(root: &Dir, path: &RemotePath) -> io::Result<Option<RemotePath>> {
     Ok(Noted::of(root)?.way(root, Some(path))?.missing)
 }

@@ -1,7 +1,7 @@
 //! Device and inode number, by which the kernel tells one file from another.
 
-/// Device and inode number of a file or folder. Two names with equal ones are names of one file, as long as that is there;
-/// afterwards another file may get the number.
+/// Device and inode number of a file or folder. Two names with equal ones are names of one file, as long as that is
+/// there; afterwards another file may get the number.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct DevIno {
     /// The device that the file is on.

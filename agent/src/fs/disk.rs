@@ -43,8 +43,8 @@ pub struct Inodes {
 }
 
 impl Inodes {
-    /// Are there only so many that they stay for others? A twentieth does: files without bytes, or folders in folders, cost
-    /// next to nothing on the wire.
+    /// Are there only so many that they stay for others? A twentieth does: files without bytes, or folders in folders,
+    /// cost next to nothing on the wire.
     pub fn are_short(&self) -> bool {
         self.free < (self.all / INODES_PART).min(MOST_INODES) && !crate::failpoints::mutant("inode-share")
     }

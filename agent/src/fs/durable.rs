@@ -241,7 +241,8 @@ pub fn sync_filesystem(sync_handle: &File) -> io::Result<()> {
         })
 }
 
-/// Makes `path` hold exactly `bytes`, or, crashed, what it held before: temporary file (mode 0600), sync, rename, directory sync.
+/// Makes `path` hold exactly `bytes`, or, crashed, what it held before: temporary file (mode 0600), sync, rename,
+/// directory sync.
 pub fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let (dir, name) = parent_of(path)?;
     replace_file(&dir, name, bytes)

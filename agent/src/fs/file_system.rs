@@ -91,8 +91,8 @@ impl FileSystem {
         )
     }
 
-    /// An open file tells of itself, and not of what has its name by now: behind FUSE and network mounts it may be asked for by
-    /// its path.
+    /// An open file tells of itself, and not of what has its name by now: behind FUSE and network mounts it may be
+    /// asked for by its path.
     pub fn tells_of_open_files(&self) -> bool {
         self.sees_writers || self.name == "overlay" || failpoints::mutant("R7-open-files")
     }

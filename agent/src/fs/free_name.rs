@@ -6,9 +6,9 @@ use dropwire_protocol::Kind;
 /// Longest name of one component that any system takes, in bytes.
 pub const LONGEST: usize = 255;
 
-/// Puts ` (n)` before a file's last extension (`.tar.*` is kept together), and at the end of a folder's name, which has no
-/// extension: `v1.2 (1)`. The name is shortened to `longest` bytes, at least 64, and UTF-8 stays whole. `n` 0 is the name
-/// itself.
+/// Puts ` (n)` before a file's last extension (`.tar.*` is kept together), and at the end of a folder's name, which has
+/// no extension: `v1.2 (1)`. The name is shortened to `longest` bytes, at least 64, and UTF-8 stays whole. `n` 0 is the
+/// name itself.
 pub fn numbered(name: &[u8], kind: Kind, n: u64, longest: usize) -> Vec<u8> {
     let at = match kind {
         Kind::File => extension(name),

@@ -1,8 +1,9 @@
 //! The agent's own files, under whatever name: what is found in an outbox is none of them, and of some this process must
 //! never close a descriptor.
 //!
-//! The system drops all of a process's record locks on a file (`fcntl`) as soon as the process closes any descriptor of it.
-//! SQLite guards its files by such locks; without them another program takes itself for the only one and deletes the log.
+//! The system drops all of a process's record locks on a file (`fcntl`) as soon as the process closes any descriptor of
+//! it. SQLite guards its files by such locks; without them another program takes itself for the only one and deletes
+//! the log.
 
 use std::{
     ffi::OsString,
@@ -82,7 +83,8 @@ pub fn holds(found: &cap_std::fs::Metadata) -> io::Result<bool> {
         .filter_map(|database| database.parent().map(Path::to_owned))
         .collect();
     for folder in folders {
-        // Listed each time: SQLite deletes and makes some of them again, and what has a number now may be another file than had it.
+        // Listed each time: SQLite deletes and makes some of them again, and what has a number now may be another file
+        // than had it.
         let entries = match fs::read_dir(folder) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             entries => entries?,

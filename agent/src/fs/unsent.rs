@@ -18,7 +18,8 @@ pub enum Why {
     InPlace,
     /// A system makes it again at any time, or has deleted it already: not part of a whole folder, and goes with it.
     Litter,
-    /// A system's own folder (a file of that name is any file): never entered; left out of a whole folder, which is then archived rather than deleted.
+    /// A system's own folder (a file of that name is any file): never entered; left out of a whole folder, which is
+    /// then archived rather than deleted.
     SystemFolder,
     /// Belongs to the file beside it; part of a whole folder like any other file.
     Companion,
@@ -131,8 +132,8 @@ pub enum Temporary {
 
 /// Is it a name under which rsync receives a file: hidden, with six letters and digits at random behind the last dot?
 ///
-/// People write words and numbers: `.env.sample`, `.list.sha256`, `.app.Config`, `.report.2024Q1`. One in twenty of rsync's
-/// looks so too: without a capital letter, without a small one, or with a capital at its beginning alone.
+/// People write words and numbers: `.env.sample`, `.list.sha256`, `.app.Config`, `.report.2024Q1`. One in twenty of
+/// rsync's looks so too: without a capital letter, without a small one, or with a capital at its beginning alone.
 pub fn is_rsync_temporary(name: &[u8]) -> Option<Temporary> {
     let visible = name.strip_prefix(b".")?;
     let dot = visible.iter().rposition(|b| *b == b'.').filter(|at| *at > 0)?;

@@ -28,8 +28,8 @@ pub struct Version {
     pub mtime_ns: i64,
     /// Nanoseconds since 1970; not part of the identity.
     pub ctime_ns: i64,
-    /// A whole folder's ([`crate::fs::bundle`]): then inode, birth and mtime hold a digest of what lies in it, `size` is its
-    /// stream's, and ctime the newest in it.
+    /// A whole folder's ([`crate::fs::bundle`]): then inode, birth and mtime hold a digest of what lies in it, `size`
+    /// is its stream's, and ctime the newest in it.
     pub folder: bool,
 }
 
@@ -66,8 +66,8 @@ impl Version {
         Self::of_listing(meta).trusting(on)
     }
 
-    /// Of what has the name `name` in `folder`, as the other side of a mount has it too, and untrusted: for comparison with a
-    /// version that was [`Version::read`].
+    /// Of what has the name `name` in `folder`, as the other side of a mount has it too, and untrusted: for comparison
+    /// with a version that was [`Version::read`].
     pub fn looked(folder: &Dir, name: &OsStr) -> io::Result<Self> {
         match system::fresh_in(folder, name) {
             Some(version) => Ok(version),
@@ -75,8 +75,9 @@ impl Version {
         }
     }
 
-    /// Do size and times show that what now has its name (`now`) is this very file, with nothing done to it? They do where the
-    /// time of the last change is kept: nobody can set that. File systems without one show that of the last writing.
+    /// Do size and times show that what now has its name (`now`) is this very file, with nothing done to it? They do
+    /// where the time of the last change is kept: nobody can set that. File systems without one show that of the last
+    /// writing.
     pub fn is_surely(&self, now: &Self) -> bool {
         let keeps_changes = self.ctime_ns != self.mtime_ns && !self.has_coarse_clock();
         (keeps_changes || failpoints::mutant("R7-sure")) && self.looks_as(now)
@@ -113,8 +114,8 @@ impl Version {
         )
     }
 
-    /// Without what `on` is not trusted with: numbers that do not last tell nothing, and neither does a time of birth that
-    /// came with them.
+    /// Without what `on` is not trusted with: numbers that do not last tell nothing, and neither does a time of birth
+    /// that came with them.
     fn trusting(mut self, on: FileSystem) -> Self {
         if !on.lasting_inodes && !failpoints::mutant("S1-inodes") {
             (self.inode, self.birth_ns) = (0, 0);
@@ -122,8 +123,8 @@ impl Version {
         self
     }
 
-    /// Are both the same version, ctime aside? A 0 for inode or birth says that it is not known (an older version of this program
-    /// kept numbers that do not last).
+    /// Are both the same version, ctime aside? A 0 for inode or birth says that it is not known (an older version of
+    /// this program kept numbers that do not last).
     pub fn same_identity(&self, other: &Self) -> bool {
         self.folder == other.folder
             && (self.size, self.mtime_ns) == (other.size, other.mtime_ns)

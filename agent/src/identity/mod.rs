@@ -80,8 +80,8 @@ impl Identity {
 
     /// Reads the key or makes one, durably (0600 whatever the umask), before it is first used.
     ///
-    /// Crash promise: afterwards the file is whole or not there. A key that is there is never replaced: of several programs
-    /// that make one at the same time, all get the key of the first.
+    /// Crash promise: afterwards the file is whole or not there. A key that is there is never replaced: of several
+    /// programs that make one at the same time, all get the key of the first.
     pub fn load_or_create(state_dir: &Path) -> Result<Self, Fatal> {
         if let Some(identity) = Self::load(state_dir)? {
             return Ok(identity);
@@ -116,7 +116,8 @@ impl Identity {
         self.id
     }
 
-    /// The id of an item for a peer: 128 bits of an HMAC-SHA-256 under a key derived from this identity, over peer, outbox, path, version and counter.
+    /// The id of an item for a peer: 128 bits of an HMAC-SHA-256 under a key derived from this identity, over peer,
+    /// outbox, path, version and counter.
     ///
     /// Each field goes in with its length before it, so that no two items share an input.
     pub fn transfer_id(

@@ -89,8 +89,8 @@ impl fmt::Display for NotPaired {
 
 impl std::error::Error for NotPaired {}
 
-/// The other side's id on a connection whose handshake is complete, and what it is for; None where there is no such key or
-/// no role was agreed on.
+/// The other side's id on a connection whose handshake is complete, and what it is for; None where there is no such key
+/// or no role was agreed on.
 pub fn agreed(connection: &rustls::CommonState) -> Option<(AgentId, Role)> {
     let protocol = connection.alpn_protocol()?;
     let role = Role::ALL.into_iter().find(|role| role.protocol() == protocol)?;

@@ -1,5 +1,5 @@
-//! An outbox gets a new owner: whatever was on its way out under the old one is given back. Only the old owner, which may be
-//! this agent, knows the file's old name; most likely it was delivered, but nobody here can tell.
+//! An outbox gets a new owner: whatever was on its way out under the old one is given back. Only the old owner, which
+//! may be this agent, knows the file's old name; most likely it was delivered, but nobody here can tell.
 
 use std::{ffi::OsStr, io};
 

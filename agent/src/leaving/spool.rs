@@ -34,8 +34,8 @@ pub const FOLDER: &str = "spool";
 pub struct SpoolError {
     /// Escaped.
     pub path: String,
-    /// `InvalidInput` for what cannot be sent, `WouldBlock` where it changed meanwhile, `Interrupted` where nobody waits for
-    /// it any more.
+    /// `InvalidInput` for what cannot be sent, `WouldBlock` where it changed meanwhile, `Interrupted` where nobody
+    /// waits for it any more.
     #[source]
     pub source: io::Error,
 }

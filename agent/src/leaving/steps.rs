@@ -73,8 +73,8 @@ impl Stage {
 }
 
 impl<'a> Steps<'a> {
-    /// For those that leave by the top of `way`, in `outbox`; `first` is one of them, as seen from there. The error is the
-    /// reason why that is held.
+    /// For those that leave by the top of `way`, in `outbox`; `first` is one of them, as seen from there. The error is
+    /// the reason why that is held.
     pub(super) fn begin(
         first: &Disposal,
         outbox: &Dir,
@@ -409,7 +409,8 @@ impl<'a> Steps<'a> {
     }
 }
 
-/// The folders on the way to `path` below `root`, made where they are missing; each name is durable if `sync` makes it so.
+/// The folders on the way to `path` below `root`, made where they are missing; each name is durable if `sync` makes it
+/// so.
 pub(super) fn make_folders(
     root: &Dir,
     path: &RemotePath,

@@ -28,8 +28,8 @@ impl<'a> Tops<'a> {
         })
     }
 
-    /// The way to the file with this path, which leaves by the top of it. The same again after a crash, whether or not its
-    /// folder is still there: one at which something is mounted cannot go.
+    /// The way to the file with this path, which leaves by the top of it. The same again after a crash, whether or not
+    /// its folder is still there: one at which something is mounted cannot go.
     pub(super) fn find(&mut self, path: &RemotePath) -> io::Result<Way> {
         let folder = path.parent();
         if let Some((of, top)) = &self.last

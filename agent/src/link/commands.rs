@@ -20,7 +20,8 @@ impl ReceiveBudget {
     }
 }
 
-/// One link's way into its sink. A chunk waits while the [`ReceiveBudget`] has no room for it, and so does what comes after it.
+/// One link's way into its sink. A chunk waits while the [`ReceiveBudget`] has no room for it, and so does what comes
+/// after it.
 pub struct Commands {
     to: mpsc::Sender<Command>,
     budget: ReceiveBudget,
@@ -80,7 +81,8 @@ fn weight(command: &Command) -> u32 {
 /// Its bytes give the room back once nobody holds them any more.
 fn counted(mut command: Command, budget: OwnedSemaphorePermit) -> Command {
     if let Command::Write { bytes, .. } = &mut command {
-        // A chunk is a part of what was read with it, which its whole memory holds: that must not be many times the chunk.
+        // A chunk is a part of what was read with it, which its whole memory holds: that must not be many times the
+        // chunk.
         let bytes_alone = match bytes.len() < MAX_CHUNK / 8 {
             true => Bytes::copy_from_slice(bytes),
             false => std::mem::take(bytes),

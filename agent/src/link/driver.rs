@@ -65,7 +65,8 @@ pub(super) struct Ends {
     pub(super) timing: Timing,
 }
 
-/// Runs the link until it ends; afterwards the sink has a `Release` for all that was open. Says what went wrong, if anything did.
+/// Runs the link until it ends; afterwards the sink has a `Release` for all that was open. Says what went wrong, if
+/// anything did.
 pub(super) async fn driver<S: AsyncRead + AsyncWrite>(mut link: Greeted<S>, ends: Ends) -> Option<String> {
     let (timing, orders) = (ends.timing, *ends.orders.borrow());
     link.conversation.set_max_file_size(orders.max_file_size);

@@ -23,7 +23,8 @@ use super::{
 };
 use crate::identity::Role;
 
-/// Dials as many as `token` lets in, all at once; each has its deadline. Who calls this has seen to it that the link stands.
+/// Dials as many as `token` lets in, all at once; each has its deadline. Who calls this has seen to it that the link
+/// stands.
 pub(super) async fn dial_subflows(
     shared: Arc<Shared>,
     pair: Arc<Pair>,

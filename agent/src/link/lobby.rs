@@ -2,9 +2,10 @@
 //!
 //! Anyone may come in; above the bound somebody goes. Whoever got least far goes first: those that said nothing, then
 //! those that were not answered yet, then those in the middle of the handshake, last those that have proven a paired
-//! key. The newest quarter is not blamed for silence: its first bytes may be on their way. Among equals one of the busiest address goes (of the busiest pair, once the key is proven), the oldest of them. So
-//! a crowd pushes out its own, however fast it comes, and not an agent on a slow line from elsewhere. Of one pair only a
-//! few are kept in any case: the newest.
+//! key. The newest quarter is not blamed for silence: its first bytes may be on their way. Among equals one of the
+//! busiest address goes (of the busiest pair, once the key is proven), the oldest of them. So a crowd pushes out its
+//! own, however fast it comes, and not an agent on a slow line from elsewhere. Of one pair only a few are kept in any
+//! case: the newest.
 
 use std::{
     collections::{BTreeMap, HashMap},

@@ -1,5 +1,5 @@
-//! Links: one stream of bytes a pair of agents, whoever dials, carrying transfers both ways. It is a TLS connection, over a
-//! long line several.
+//! Links: one stream of bytes a pair of agents, whoever dials, carrying transfers both ways. It is a TLS connection,
+//! over a long line several.
 //!
 //! The room sees files only through two small traits: [`Source`] (where an outgoing transfer's chunks come from)
 //! and [`Sink`] (where incoming ones go).

@@ -30,7 +30,8 @@ use crate::{config, identity::Identity, poison::Unpoisoned as _};
 /// Bytes of one transfer under way without an Ack: fills 20 ms, up to where a line is long, at 250 MB/s. They lie in the
 /// network and in the sink, not here; beside one alone whose disk is slow, the sink's room has place for others.
 const WINDOW: u64 = 5 * 1024 * 1024;
-/// Bytes of one transfer under way on a long line, where a packet that is lost holds up all that comes after it for another round trip.
+/// Bytes of one transfer under way on a long line, where a packet that is lost holds up all that comes after it for
+/// another round trip.
 const WINDOW_FAR: u64 = 16 * 1024 * 1024;
 /// Transfers that a link takes in at once; our Hello says so, and as a sender we keep to it too.
 pub const MAX_OPEN: u32 = 1024;
@@ -86,9 +87,9 @@ impl Shared {
         self.listening.lock().unpoisoned()
     }
 
-    /// Exchanges Hellos on a connection whose key is proven. If it is the one to stay, it begins to carry transfers
-    /// by itself, and this is true; the caller is done. `at` is where the other side is; `seat` is that of a connection that
-    /// came in: without one, we dialled.
+    /// Exchanges Hellos on a connection whose key is proven. If it is the one to stay, it begins to carry transfers by
+    /// itself, and this is true; the caller is done. `at` is where the other side is; `seat` is that of a connection
+    /// that came in: without one, we dialled.
     pub(super) async fn meet(
         self: &Arc<Self>,
         pair: &Arc<Pair>,

@@ -1,8 +1,9 @@
 //! Two machines with one key, a copied disk image for instance: each would take the link from the other without end.
 //!
-//! Every run of an agent draws a number of its own. A restart brings a new one, and the one before never comes again. One that
-//! does come again, after another took its place, is a second machine: it does not get the link while the other has it.
-//! At its second return that is certain (what comes late from a run that has ended comes once) and is told.
+//! Every run of an agent draws a number of its own. A restart brings a new one, and the one before never comes again.
+//! One that does come again, after another took its place, is a second machine: it does not get the link while the
+//! other has it. At its second return that is certain (what comes late from a run that has ended comes once) and is
+//! told.
 //!
 //! Pure: the clock is passed in.
 

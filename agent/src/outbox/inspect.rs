@@ -106,8 +106,8 @@ pub(super) fn unread(error: &io::Error) -> Inspection {
     }
 }
 
-/// Why something could not be asked or done now, where that passes by itself: nothing is wrong with what it was asked of, and
-/// many others meet the same. Who may read it is for people to change.
+/// Why something could not be asked or done now, where that passes by itself: nothing is wrong with what it was asked
+/// of, and many others meet the same. Who may read it is for people to change.
 pub(super) fn passing(error: &io::Error) -> Option<&'static str> {
     match io_error::meaning(error) {
         _ if failpoints::mutant("S1-unread") => None,

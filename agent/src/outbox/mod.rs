@@ -56,9 +56,9 @@ pub type Claiming<'a> = Pin<Box<dyn Future<Output = Option<Result<(), String>>> 
 
 /// Tells which found files are already in the job list.
 pub trait Known: Send + Sync {
-    /// The outbox with this folder id was found, and is at home at its path from now on: whatever is known of it is looked for
-    /// there. The error is why nothing is looked for in it: the folder is a copy, or was found under another `folder` setting.
-    /// One that `is_new` took the place of any other for good. None: it cannot be told now.
+    /// The outbox with this folder id was found, and is at home at its path from now on: whatever is known of it is
+    /// looked for there. The error is why nothing is looked for in it: the folder is a copy, or was found under another
+    /// `folder` setting. One that `is_new` took the place of any other for good. None: it cannot be told now.
     fn claim_home(&self, outbox: OutboxId, is_new: bool) -> Claiming<'_>;
 
     /// Those of `found` (at most 1,000) that have no job for this version yet; an error says why that cannot be told now.
@@ -120,8 +120,8 @@ pub struct Outbox {
     commands: mpsc::Sender<Command>,
 }
 
-/// Starts to watch and scan the outbox `config` names, on the current runtime, for the agent `me`. `expected` is the folder id
-/// it had before.
+/// Starts to watch and scan the outbox `config` names, on the current runtime, for the agent `me`. `expected` is the
+/// folder id it had before.
 pub fn start(
     config: config::Outbox,
     me: Me,

@@ -1,5 +1,6 @@
 //! Tells when something was mounted or unmounted, of which a native watch says nothing: an outbox may be hidden, or
-//! gone, or there again, or have another disk inside it. Where nobody tells of mounts either, the outbox's folder is checked now and then.
+//! gone, or there again, or have another disk inside it. Where nobody tells of mounts either, the outbox's folder is
+//! checked now and then.
 
 #[cfg(target_os = "linux")]
 mod system {

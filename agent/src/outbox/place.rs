@@ -30,8 +30,8 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Finds the outbox at `path` for this agent, which owns it then; it gets a folder id if it never had one. Else the reason
-    /// why it is held. Nothing is touched in a folder that belongs to another agent.
+    /// Finds the outbox at `path` for this agent, which owns it then; it gets a folder id if it never had one. Else the
+    /// reason why it is held. Nothing is touched in a folder that belongs to another agent.
     pub(super) fn find(path: &Path, had_id: bool, me: &Me) -> Result<Self, String> {
         let dir = confined::root(path).map_err(|e| match e.kind() {
             io::ErrorKind::NotFound => "the folder is not there; it is waited for".to_string(),

@@ -141,8 +141,8 @@ impl<'a> RunLoop<'a> {
         }
     }
 
-    /// No event reports files on a disk that was mounted inside the outbox, or files that an unmount uncovered, and they are
-    /// not watched yet.
+    /// No event reports files on a disk that was mounted inside the outbox, or files that an unmount uncovered, and
+    /// they are not watched yet.
     async fn look_for_mounts(&mut self) {
         let place = Arc::clone(&self.place);
         let inspect = move || {

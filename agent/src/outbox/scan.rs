@@ -149,7 +149,8 @@ impl Walk<'_> {
         let troubled_above = std::mem::take(&mut stand.troubled);
         let folders = self.list(dir, stand, depth)?;
         match stamp {
-            // What is mounted below the outbox may tell less than the outbox's own file system, which the watch's test is of.
+            // What is mounted below the outbox may tell less than the outbox's own file system, which the watch's test
+            // is of.
             Some(stamp) if !stand.troubled && stamp.0.on.tells_changes => {
                 self.scan_cache().listed(&stand.path, stamp, begun, folders);
             }

@@ -78,8 +78,8 @@ impl Schedule {
         self.later.reason.get_or_insert_with(|| reason.to_owned());
     }
 
-    /// What failed since this was called last is looked for again soon, and ever more rarely while that lasts. Returns the
-    /// reason if that is news. Nothing happens while a scan is under way.
+    /// What failed since this was called last is looked for again soon, and ever more rarely while that lasts. Returns
+    /// the reason if that is news. Nothing happens while a scan is under way.
     pub(super) fn plan_again(&mut self, now: Instant) -> Option<String> {
         if self.running.is_some() {
             return None;

@@ -1,7 +1,7 @@
 //! Native events as hints: each says "look there", none is believed, and a lost one costs only delay.
 //!
-//! The watch is tested by itself: [`probe`] opens a file in the outbox's own folder for writing, and [`Watcher::probe_received`]
-//! tells when the event of its closing came.
+//! The watch is tested by itself: [`probe`] opens a file in the outbox's own folder for writing, and
+//! [`Watcher::probe_received`] tells when the event of its closing came.
 
 use std::{
     collections::HashMap,
@@ -211,7 +211,8 @@ const PROBE: &str = "probe";
 /// after it told of them, cannot promise. The other systems watch trees themselves.
 const FOLDER_BY_FOLDER: bool = cfg!(target_os = "linux");
 
-/// All but what reading makes: each look and each sending opens the file, and would wake the watcher's thread for nothing.
+/// All but what reading makes: each look and each sending opens the file, and would wake the watcher's thread for
+/// nothing.
 const KINDS: EventKindMask = EventKindMask::CORE.union(EventKindMask::ACCESS_CLOSE);
 
 fn note_limit(limited: &AtomicBool, error: &notify::Error) {

@@ -1,8 +1,8 @@
 //! A top-level folder that is one delivery: when it is ready, and made durable (S1).
 //!
 //! All of it is sent, or nothing: a name in it that is never sent because it looks unfinished, or by a pattern of the
-//! config, keeps it back until that is renamed or gone, and so does what cannot be read. Only litter, what systems keep for
-//! themselves, and what is neither file nor folder, is left out.
+//! config, keeps it back until that is renamed or gone, and so does what cannot be read. Only litter, what systems keep
+//! for themselves, and what is neither file nor folder, is left out.
 
 use std::{
     fs::File,

@@ -20,8 +20,8 @@ use crate::{
 };
 
 impl Queue {
-    /// Records receipts (S4), each for the version that it was found right for: where the item of a queued job has come to
-    /// be another one, it changes nothing.
+    /// Records receipts (S4), each for the version that it was found right for: where the item of a queued job has come
+    /// to be another one, it changes nothing.
     ///
     /// A job that had ended otherwise keeps its state and only gets the receipt; a former id's receipt is kept with
     /// it. Neither disposes of anything. Receipts that are known, or for ids that are not, change nothing.
@@ -113,9 +113,9 @@ impl Queue {
         .await
     }
 
-    /// Versions that are known and stay in their outboxes for good, after `after` (ItemId(0) at first), in order. `sender::reconcile`
-    /// looks after them now and then and tells [`Queue::seen`]; where only the ctime is another, it compares
-    /// the bytes and calls [`Queue::compared`] or [`Queue::left`].
+    /// Versions that are known and stay in their outboxes for good, after `after` (ItemId(0) at first), in order.
+    /// `sender::reconcile` looks after them now and then and tells [`Queue::seen`]; where only the ctime is another, it
+    /// compares the bytes and calls [`Queue::compared`] or [`Queue::left`].
     pub async fn resting(&self, after: ItemId, limit: usize) -> Result<Vec<Resting>, DbError> {
         self.read(move |db| resting(db, after, limit)).await
     }

@@ -71,8 +71,8 @@ impl Queue {
 
     /// Queues what is not known, one job for each peer. A version's jobs share one commit.
     ///
-    /// Older versions of the path that not everybody has are superseded: their jobs end failed and are withdrawn
-    /// from their peers, their files are never disposed of. After Ok all of it is on disk, and the peers' work is notified.
+    /// Older versions of the path that not everybody has are superseded: their jobs end failed and are withdrawn from
+    /// their peers, their files are never disposed of. After Ok all of it is on disk, and the peers' work is notified.
     pub async fn enqueue(&self, items: Vec<NewItem>, now_ms: i64) -> Result<Enqueued, DbError> {
         let peers: BTreeSet<AgentId> = items.iter().flat_map(|new| new.peers.iter().copied()).collect();
         let enqueue = move |db: &Edit<'_>, new: &NewItem, parts: &mut Vec<Enqueued>| {
@@ -92,10 +92,10 @@ impl Queue {
         Ok(all)
     }
 
-    /// These items are in their outboxes as these versions now, with the bytes that were delivered; one that counted as left
-    /// may be among them. Each goes on as if it had been that version from the beginning, and leaves where that was what it
-    /// was to do. Where it stays, whoever has it is told its time once that has rested for `linger`, if it was set no longer
-    /// than that after the delivery; returns whom.
+    /// These items are in their outboxes as these versions now, with the bytes that were delivered; one that counted as
+    /// left may be among them. Each goes on as if it had been that version from the beginning, and leaves where that
+    /// was what it was to do. Where it stays, whoever has it is told its time once that has rested for `linger`, if it
+    /// was set no longer than that after the delivery; returns whom.
     pub async fn same(
         &self,
         items: Vec<(ItemId, Found)>,
@@ -127,8 +127,8 @@ fn bounds(folder: &[u8]) -> (Vec<u8>, Vec<u8>) {
     ([folder, b"/"].concat(), [folder, b"0"].concat())
 }
 
-/// The outbox with this folder id was found at `root`: its items are there from now on. Does nothing for one without any. To
-/// share a commit with what makes it so.
+/// The outbox with this folder id was found at `root`: its items are there from now on. Does nothing for one without
+/// any. To share a commit with what makes it so.
 pub fn outbox_is_at(db: &Connection, outbox: OutboxId, root: &Path) -> Result<()> {
     db.prepare_cached("UPDATE outboxes SET root = ?1 WHERE mark = ?2 AND root <> ?1")?
         .execute(params![path_bytes(root), outbox.0])?;
@@ -234,9 +234,9 @@ fn doubted(db: &Connection, new: &NewItem, past: &Past) -> Result<Option<(ItemId
     Ok(Some((left, hidden.map_or(Question::IsThere, Question::IsOther))))
 }
 
-/// The digest of what was delivered of an item that counts as left, if it may have been out of sight only: behind what was
-/// mounted over its folder, or with another disk in the place of its own. To leave, or to be brought back, it would have
-/// been renamed, which changes ctime where inode numbers last; another file would have another time of birth.
+/// The digest of what was delivered of an item that counts as left, if it may have been out of sight only: behind what
+/// was mounted over its folder, or with another disk in the place of its own. To leave, or to be brought back, it would
+/// have been renamed, which changes ctime where inode numbers last; another file would have another time of birth.
 fn hidden(db: &Connection, left: ItemId, version: &Version) -> Result<Option<Digest>> {
     let tells = version.inode != 0 && version.birth_ns != 0 && !version.has_coarse_clock();
     if !tells || failpoints::mutant("S2-hidden") {
@@ -282,8 +282,8 @@ pub(super) const PAST: &str = "
       AND d.inode = ?4 AND d.birth_ns = ?5 AND d.size = ?6
     ORDER BY d.counter DESC LIMIT 1";
 
-/// Finds past items where inode numbers do not last: an older version of this program kept them all the same, so there may be several;
-/// one that is there goes before those that left.
+/// Finds past items where inode numbers do not last: an older version of this program kept them all the same, so there
+/// may be several; one that is there goes before those that left.
 pub(super) const PAST_BY_TIME: &str = "
     SELECT d.id, min(d.state), max(d.counter, coalesce((SELECT max(counter) FROM jobs WHERE drop_id = d.id), 0))
     FROM drops d

@@ -62,8 +62,8 @@ pub struct Doubt {
 pub enum Question {
     /// Is it there? The same version had left, so it is new if it is there now; else it was only seen before it left.
     IsThere,
-    /// Does it have other bytes than these, which were delivered, and which this outbox keeps, or which may only have been
-    /// out of sight? Times and numbers alone do not make it new.
+    /// Does it have other bytes than these, which were delivered, and which this outbox keeps, or which may only have
+    /// been out of sight? Times and numbers alone do not make it new.
     IsOther(Digest),
 }
 
@@ -72,7 +72,8 @@ pub enum Question {
 pub struct Enqueued {
     /// The new jobs; none for a version that was known.
     pub queued: Vec<TransferId>,
-    /// What was not queued because it may be known: to be answered by queueing it with `is_not`, or by [`super::Queue::same`].
+    /// What was not queued because it may be known: to be answered by queueing it with `is_not`, or by
+    /// [`super::Queue::same`].
     pub doubts: Vec<Doubt>,
 }
 

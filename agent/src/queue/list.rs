@@ -46,7 +46,8 @@ impl Queue {
         .await
     }
 
-    /// Where in its outbox the file lay whose name in `leaving` this is ([`super::DueDisposal::name`]). Blocks for the job list.
+    /// Where in its outbox the file lay whose name in `leaving` this is ([`super::DueDisposal::name`]). Blocks for the
+    /// job list.
     pub fn path_of(&self, leaving: &str) -> Result<Option<RemotePath>, DbError> {
         self.db.read_blocking(|db| {
             db.query_row(

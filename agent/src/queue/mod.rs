@@ -27,9 +27,9 @@
 //! ids again, and rises with [`Queue::recount`] and [`Queue::resend`]. Former ids stay with the job: they are
 //! still withdrawn, their receipts are still taken, and users may still name them.
 //!
-//! Crash promise: every method answers after its commit is on disk ([`Queue::disposed`] and [`Queue::forgotten`], which are
-//! called again after a power cut, after it is made), and each version's jobs, each receipt with all that
-//! follows from it, and each end of a job share one commit. Calls may be repeated after a crash.
+//! Crash promise: every method answers after its commit is on disk ([`Queue::disposed`] and [`Queue::forgotten`], which
+//! are called again after a power cut, after it is made), and each version's jobs, each receipt with all that follows
+//! from it, and each end of a job share one commit. Calls may be repeated after a crash.
 
 mod attempts;
 mod change;
@@ -89,8 +89,9 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// The job list in `db`, which has the tables of [`SCHEMA_1`] to [`SCHEMA_3`] and [`crate::running_time::SCHEMA_1`]. Attempts that lie further ahead than `max_backoff`
-    /// (the clock was set back) are pulled in.
+    /// The job list in `db`, which has the tables of [`SCHEMA_1`] to [`SCHEMA_3`] and
+    /// [`crate::running_time::SCHEMA_1`]. Attempts that lie further ahead than `max_backoff` (the clock was set back)
+    /// are pulled in.
     pub async fn open(
         db: Db,
         identity: Arc<Identity>,

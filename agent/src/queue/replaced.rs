@@ -12,8 +12,9 @@ use super::{
 use crate::{db::DbError, fs::version::OutboxId};
 
 impl Queue {
-    /// The outbox at `root` is the one with the folder id `new` from now on, for good: the jobs of those that were there before
-    /// end failed, and what of them was delivered stays where it is, should its folder be elsewhere. Returns how many ended.
+    /// The outbox at `root` is the one with the folder id `new` from now on, for good: the jobs of those that were
+    /// there before end failed, and what of them was delivered stays where it is, should its folder be elsewhere.
+    /// Returns how many ended.
     pub async fn outbox_replaced(&self, root: PathBuf, new: OutboxId, now_ms: i64) -> Result<u64, DbError> {
         let mut all = 0;
         loop {

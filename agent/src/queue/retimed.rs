@@ -1,11 +1,11 @@
-//! A file whose times were set after it was found: programs do so once they have closed it. It is the item that it was, as
-//! another version. Where a peer has that already, only if the bytes are those that were delivered ([`Queue::same`]). Where
-//! none is known to have it, at once: its jobs keep their ids, so that a peer that has it after all says so, and a receipt
-//! counts only once the bytes of this version were compared with it.
+//! A file whose times were set after it was found: programs do so once they have closed it. It is the item that it was,
+//! as another version. Where a peer has that already, only if the bytes are those that were delivered
+//! ([`Queue::same`]). Where none is known to have it, at once: its jobs keep their ids, so that a peer that has it
+//! after all says so, and a receipt counts only once the bytes of this version were compared with it.
 //!
-//! Who has it is told the time: with Forget when the file leaves, and where it stays, once its times rest. Of several only
-//! the last one is told. Of a file that stays, times that are set long after the delivery are no program's that wrote it,
-//! and are not told.
+//! Who has it is told the time: with Forget when the file leaves, and where it stays, once its times rest. Of several
+//! only the last one is told. Of a file that stays, times that are set long after the delivery are no program's that
+//! wrote it, and are not told.
 
 use dropwire_protocol::{AgentId, Digest, message::LateTime};
 use rusqlite::{Connection, OptionalExtension, Params, Result, params};
@@ -17,8 +17,8 @@ use crate::{
     fs::version::{Found, mtime_of},
 };
 
-/// Condition for one file with another time: path, inode, birth and size are equal, the modification time is not. Where inodes and births are not
-/// kept, or do not last, it may be another one: in either case the bytes decide.
+/// Condition for one file with another time: path, inode, birth and size are equal, the modification time is not. Where
+/// inodes and births are not kept, or do not last, it may be another one: in either case the bytes decide.
 macro_rules! same_file {
     () => {
         "d.outbox = (SELECT id FROM outboxes WHERE mark = ?1) AND d.path = ?2 AND d.mtime_ns <> ?3 AND d.inode = ?4

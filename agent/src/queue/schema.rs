@@ -1,7 +1,7 @@
 //! The job list's tables, and what their numbers mean.
 //!
-//! An *item* is one version of a file in an outbox (the table is called `drops`); a *job* takes it to one peer. What an item and its jobs may
-//! still become:
+//! An *item* is one version of a file in an outbox (the table is called `drops`); a *job* takes it to one peer. What an
+//! item and its jobs may still become:
 //!
 //! ```text
 //! job   queued ──► delivered            item   open ──► acknowledged ──► left

@@ -10,8 +10,8 @@ use tokio::sync::Notify;
 
 use crate::poison::Unpoisoned as _;
 
-/// One notification for each peer, one for all jobs that are queued, and one for files that may leave. At most as many as peers were ever in the config of
-/// this run.
+/// One notification for each peer, one for all jobs that are queued, and one for files that may leave. At most as many
+/// as peers were ever in the config of this run.
 #[derive(Default)]
 pub(super) struct Signals {
     peers: Mutex<HashMap<AgentId, Arc<Notify>>>,

@@ -116,8 +116,8 @@ pub(super) fn expect(shared: &Shared) -> Result<Arc<InboxDir>, Trouble> {
     shared.handle.last_seen().or_else(|_| shared.open_inbox())
 }
 
-/// The inbox in which a locked transfer is being placed, if it is the one with this folder id. None: that was a folder which
-/// another one replaced for good, so it is *receiving* again.
+/// The inbox in which a locked transfer is being placed, if it is the one with this folder id. None: that was a folder
+/// which another one replaced for good, so it is *receiving* again.
 pub(super) fn enter_of(
     shared: &Shared,
     key: Key,
@@ -155,7 +155,8 @@ pub(super) fn needed(manifest: &Manifest) -> u64 {
     }
 }
 
-/// Can the file system of the inbox have it at all? A folder can only be renamed to its place, and never in place of another.
+/// Can the file system of the inbox have it at all? A folder can only be renamed to its place, and never in place of
+/// another.
 pub(super) fn takes(inbox_dir: &InboxDir, manifest: &Manifest) -> Result<(), Answer> {
     if !inbox_dir.may_take(manifest.size) {
         let text = format!(

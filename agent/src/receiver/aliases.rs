@@ -10,8 +10,8 @@ use lru::LruCache;
 
 use super::ledger::Alias;
 
-/// Most aliases of a peer; the one used longest ago is forgotten for a new one. A forgotten one is found again by looking,
-/// as long as what took the folder's own name is there.
+/// Most aliases of a peer; the one used longest ago is forgotten for a new one. A forgotten one is found again by
+/// looking, as long as what took the folder's own name is there.
 pub(super) const MOST: usize = 128;
 
 /// The aliases of all peers, as the ledger has them.

@@ -61,8 +61,8 @@ pub(super) fn weight(manifest: &Manifest) -> u64 {
     manifest.size + manifest.path.as_bytes().len() as u64 + OVERHEAD
 }
 
-/// How much work `path` of `peer` is: the names on it, and the copy if it leads to another disk (one that is known, so not
-/// the first file there).
+/// How much work `path` of `peer` is: the names on it, and the copy if it leads to another disk (one that is known, so
+/// not the first file there).
 pub(super) fn work(shared: &Shared, peer: AgentId, path: &RemotePath) -> usize {
     let names = path.components().count();
     let is_copied = shared.handle.last_seen().is_ok_and(|inbox_dir| {

@@ -1,4 +1,5 @@
-//! Whether files are declined for lack of space, or because the inbox's disk refuses them: a condition, told when it begins and when it ends, not for each file.
+//! Whether files are declined for lack of space, or because the inbox's disk refuses them: a condition, told when it
+//! begins and when it ends, not for each file.
 
 use std::{
     collections::HashSet,

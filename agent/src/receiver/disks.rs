@@ -1,10 +1,10 @@
-//! Disks and folders that are mounted inside the inbox. While one is missing, nothing is put into the folder under its mount point, where
-//! it would be hidden later, and nothing is concluded from what is not found there.
+//! Disks and folders that are mounted inside the inbox. While one is missing, nothing is put into the folder under its
+//! mount point, where it would be hidden later, and nothing is concluded from what is not found there.
 //!
-//! A disk is known from the first file that is copied to it: it gets a folder id of its own, as the inbox has one, and the inbox
-//! a line in `.dropwire/disks` that says where the disk begins, which of its folders has the folder id, and the folder id. What has the
-//! folder id is the disk, mounted or not: a folder may be a mount only to a service that is kept out of all others. Whoever
-//! gave a disk up for good says so with `dropwire adopt` of the inbox.
+//! A disk is known from the first file that is copied to it: it gets a folder id of its own, as the inbox has one, and
+//! the inbox a line in `.dropwire/disks` that says where the disk begins, which of its folders has the folder id, and
+//! the folder id. What has the folder id is the disk, mounted or not: a folder may be a mount only to a service that is
+//! kept out of all others. Whoever gave a disk up for good says so with `dropwire adopt` of the inbox.
 
 use std::{
     ffi::OsStr,
@@ -108,8 +108,8 @@ impl Disks {
         Ok(())
     }
 
-    /// The last known disk on the `way` down from the inbox's `root`; None: the way stays on the inbox's own. An error if one
-    /// is missing.
+    /// The last known disk on the `way` down from the inbox's `root`; None: the way stays on the inbox's own. An error
+    /// if one is missing.
     pub(super) fn on_the_way(&self, root: &Dir, way: &[Vec<u8>]) -> io::Result<Option<(PathBuf, Dir)>> {
         let mut last: Option<(usize, PathBuf, Dir)> = None;
         for disk in self.known() {

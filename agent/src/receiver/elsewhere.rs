@@ -1,6 +1,6 @@
-//! R7 for a place on another file system than the partials: a disk that is mounted inside the inbox (`by-peer` on a disk for
-//! each peer, say), a bind mount, a btrfs subvolume, a project with a quota of its own. No name can be given across that border, so the
-//! partial is copied into a folder `.dropwire/partial` on the other side and named there.
+//! R7 for a place on another file system than the partials: a disk that is mounted inside the inbox (`by-peer` on a
+//! disk for each peer, say), a bind mount, a btrfs subvolume, a project with a quota of its own. No name can be given
+//! across that border, so the partial is copied into a folder `.dropwire/partial` on the other side and named there.
 //!
 //! It costs one more writing of the bytes and their syncs, and no byte of the line. Until the copy has its name and that
 //! is durable, the partial stays: to the rule the two are as a file under both names.

@@ -77,8 +77,8 @@ pub(super) fn find(
     })
 }
 
-/// A whole folder has just got its name: was all of it there? Nobody has been told of it yet. If a piece is missing, it goes
-/// back to `from`, and that is the error. One that somebody took at once, all of it, counts as named.
+/// A whole folder has just got its name: was all of it there? Nobody has been told of it yet. If a piece is missing, it
+/// goes back to `from`, and that is the error. One that somebody took at once, all of it, counts as named.
 pub(super) fn named_whole(
     inbox_dir: &InboxDir,
     names: Names,
@@ -190,8 +190,8 @@ fn is_verified(
     Ok(good)
 }
 
-/// Has what lies among the partials these bytes? They are durable then: of a copy nobody knows whether it was synced. An error
-/// also where something was put in its place meanwhile.
+/// Has what lies among the partials these bytes? They are durable then: of a copy nobody knows whether it was synced.
+/// An error also where something was put in its place meanwhile.
 pub(super) fn is_good(
     inbox_dir: &InboxDir,
     key: Key,

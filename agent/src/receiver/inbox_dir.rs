@@ -80,8 +80,8 @@ pub(super) struct Trouble {
 }
 
 impl InboxDir {
-    /// Opens the folder at `path` for this agent, which then has the lock. It has to have the folder id `expected`; None: one
-    /// that it has or gets now. Nothing is touched in a folder that belongs to another agent.
+    /// Opens the folder at `path` for this agent, which then has the lock. It has to have the folder id `expected`;
+    /// None: one that it has or gets now. Nothing is touched in a folder that belongs to another agent.
     pub(super) fn open(
         path: &Path,
         expected: Option<[u8; 16]>,

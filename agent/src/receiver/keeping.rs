@@ -1,4 +1,5 @@
-//! How long what is no longer worked on is kept, and how much of it: partials and rows, in running time (see `running_time`).
+//! How long what is no longer worked on is kept, and how much of it: partials and rows, in running time (see
+//! `running_time`).
 //!
 //! | what | goes |
 //! |---|---|
@@ -137,9 +138,9 @@ pub(super) fn bound_tombstones(shared: &Shared, peer: AgentId, numbers: Range<u6
         .call_blocking(move |tx| ledger::drop_tombstones(tx, peer, MAX_TOMBSTONES))
 }
 
-/// Drops the partial of a locked transfer: first the row, durably, then the file. Nothing if it is not *receiving* any more: it was
-/// finished since the rows were read, and where it is *placing*, the file is all there is. One in an inbox that is held
-/// goes when that is opened.
+/// Drops the partial of a locked transfer: first the row, durably, then the file. Nothing if it is not *receiving* any
+/// more: it was finished since the rows were read, and where it is *placing*, the file is all there is. One in an inbox
+/// that is held goes when that is opened.
 pub(super) fn drop_partial(shared: &Shared, lock: &TransferLock) -> Result<(), DbError> {
     let key = lock.key();
     let dropped = shared

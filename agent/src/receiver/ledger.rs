@@ -348,7 +348,8 @@ pub(super) fn drop_receiving(db: &Connection, key: Key) -> Result<bool> {
     Ok(dropped)
 }
 
-/// The sender has the outcome; a tombstone's time began before. (A row may still be *placing* here when its *delivered* waits for a commit.)
+/// The sender has the outcome; a tombstone's time began before. (A row may still be *placing* here when its *delivered*
+/// waits for a commit.)
 pub(super) fn forget(db: &Connection, sender: AgentId, ids: &[TransferId]) -> Result<()> {
     let mut statement = db.prepare_cached(
         "UPDATE inbox_transfer SET idle_since = coalesce(idle_since, (SELECT ms FROM running))

@@ -8,12 +8,12 @@
 //!   └─────────────────────────────────── Outcome ◀──────────────────────────────────────────────┘
 //! ```
 //!
-//! The steps R1 to R9, and what a crash after each leaves, stand in `commit`, `admit`, `incoming` and `writer`; `recover` clears up
-//! by the `rule`, for which `named` keeps a record. `ledger` remembers every offer, `transfer_locks` keeps two links off
-//! one transfer, `verified_prefixes` spares a second reading, `inbox_dir` knows whether the folder is there at all,
-//! `place` and `naming` find a free name below it, `space` reserves disk space, `declines` tells when there is none,
-//! `elsewhere` copies to the `disks` inside it, `keeping` removes what nobody comes back for, and `late` sets times that
-//! come after the delivery.
+//! The steps R1 to R9, and what a crash after each leaves, stand in `commit`, `admit`, `incoming` and `writer`;
+//! `recover` clears up by the `rule`, for which `named` keeps a record. `ledger` remembers every offer,
+//! `transfer_locks` keeps two links off one transfer, `verified_prefixes` spares a second reading, `inbox_dir` knows
+//! whether the folder is there at all, `place` and `naming` find a free name below it, `space` reserves disk space,
+//! `declines` tells when there is none, `elsewhere` copies to the `disks` inside it, `keeping` removes what nobody
+//! comes back for, and `late` sets times that come after the delivery.
 
 use std::{
     collections::{HashMap, HashSet},

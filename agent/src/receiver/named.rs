@@ -2,10 +2,11 @@
 //!
 //! Between R7 and the commit of R9 a row says *placing* while the partial has left the partials' folder. If a person or
 //! program takes the delivered file out of the inbox in that moment and the agent is killed, nothing of it is found
-//! again: neither under the partial's name nor under its own. Whether it was delivered then, or somebody took the partial
-//! before it ever got its name, only a record made in between can tell. Where files are linked or copied to their names, the
-//! partial is found, and only the record tells that it had its name already. A commit for it would cost a sync of the disk for
-//! each batch; this record is one small write into the page cache, right after the name was given, never synced.
+//! again: neither under the partial's name nor under its own. Whether it was delivered then, or somebody took the
+//! partial before it ever got its name, only a record made in between can tell. Where files are linked or copied to
+//! their names, the partial is found, and only the record tells that it had its name already. A commit for it would
+//! cost a sync of the disk for each batch; this record is one small write into the page cache, right after the name was
+//! given, never synced.
 //!
 //! It survives the end of the process, however that comes, and is not believed after the end of the system: each record
 //! is bound to the boot in which it was made (where the system tells that), since after a power cut the record may be on
@@ -53,8 +54,8 @@ struct Slots {
 }
 
 impl Named {
-    /// Reads what is in `own`, an inbox's `.dropwire`. Without it the inbox works all the same; an error is a shortage, after
-    /// which it can be had.
+    /// Reads what is in `own`, an inbox's `.dropwire`. Without it the inbox works all the same; an error is a shortage,
+    /// after which it can be had.
     pub(super) fn open(own: &Dir) -> io::Result<Self> {
         let (file, earlier) = match open(own) {
             Ok((file, earlier)) => (Some(file), earlier),

@@ -67,9 +67,9 @@ impl Output {
         }
     }
 
-    /// Adds to `file` at `written`, past the page cache if that works here. With a `size` the file has its length from now
-    /// on: writes into it need less of the file system then. `news` is called whenever more is written, from another
-    /// thread. An error: there is none.
+    /// Adds to `file` at `written`, past the page cache if that works here. With a `size` the file has its length from
+    /// now on: writes into it need less of the file system then. `news` is called whenever more is written, from
+    /// another thread. An error: there is none.
     pub(super) fn direct(
         file: File,
         written: u64,

@@ -113,9 +113,9 @@ impl Places {
         self.lock().aliases.keep_of(peers);
     }
 
-    /// A free place for what is `offered`, its names made as `names` has it; one that the file system refuses all the same
-    /// (of another disk inside the inbox, say) is made stricter. Makes the folders on the way; they are durable once each
-    /// of [`Place::folders`] is synced.
+    /// A free place for what is `offered`, its names made as `names` has it; one that the file system refuses all the
+    /// same (of another disk inside the inbox, say) is made stricter. Makes the folders on the way; they are durable
+    /// once each of [`Place::folders`] is synced.
     pub(super) fn choose(
         self: &Arc<Self>,
         inbox_dir: &InboxDir,
@@ -181,7 +181,8 @@ impl Places {
         })
     }
 
-    /// The names of the folders on the way to what `sender` calls `path`, as far as they can be told without asking the disk.
+    /// The names of the folders on the way to what `sender` calls `path`, as far as they can be told without asking the
+    /// disk.
     pub(super) fn way(
         &self,
         inbox_dir: &InboxDir,

@@ -1,9 +1,9 @@
 //! Room that open transfers were promised. Pure: the disk and the time are passed in.
 //!
-//! An offer is promised all the room that it needs, so that of two files that do not fit together one is declined at once.
-//! After the first minute room is kept only for what can arrive within an hour at the pace of the last minute: who sends
-//! nothing keeps nothing, and with the next bytes has to ask again. A peer that holds more than an equal share of what is
-//! free keeps the rest of it only as long as no other peer asks.
+//! An offer is promised all the room that it needs, so that of two files that do not fit together one is declined at
+//! once. After the first minute room is kept only for what can arrive within an hour at the pace of the last minute:
+//! who sends nothing keeps nothing, and with the next bytes has to ask again. A peer that holds more than an equal
+//! share of what is free keeps the rest of it only as long as no other peer asks.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -279,8 +279,8 @@ impl Promises {
         }
     }
 
-    /// Room for `bytes` more of `peer`'s: what is free, beside all that it holds itself, and of what each other peer holds at
-    /// most an equal share. What others hold above that goes to it, as far as it is needed.
+    /// Room for `bytes` more of `peer`'s: what is free, beside all that it holds itself, and of what each other peer
+    /// holds at most an equal share. What others hold above that goes to it, as far as it is needed.
     fn find_room(
         &mut self,
         peer: AgentId,

@@ -47,8 +47,9 @@ pub(super) struct TransferLock {
 }
 
 impl TransferLocks {
-    /// Locks `key` exclusively: a newer lock waits until this is dropped. An older one is fenced and waited for, unless the
-    /// lock is not `wanted` any more, which is asked again at each end of a lock and each [`TransferLocks::ask_again`].
+    /// Locks `key` exclusively: a newer lock waits until this is dropped. An older one is fenced and waited for, unless
+    /// the lock is not `wanted` any more, which is asked again at each end of a lock and each
+    /// [`TransferLocks::ask_again`].
     pub(super) fn take(
         self: &Arc<Self>,
         key: Key,
@@ -65,7 +66,8 @@ impl TransferLocks {
         Some(self.insert(table, key, true, wake))
     }
 
-    /// Locks `key` preemptibly: a newer lock takes it away without waiting. An older one is fenced and, if exclusive, waited for.
+    /// Locks `key` preemptibly: a newer lock takes it away without waiting. An older one is fenced and, if exclusive,
+    /// waited for.
     pub(super) fn take_preemptible(self: &Arc<Self>, key: Key) -> TransferLock {
         let mut table = self.lock();
         while fence(&table.locks, key) {

@@ -1,8 +1,9 @@
 //! One large transfer: a thread that opens or resumes its partial, writes, checkpoints, and hands it to the commit.
 //!
-//! Every chunk is verified before it is written. Bytes from before a resume are read once more while the rest comes
-//! in, and nothing is committed until they proved right; bytes that this run of the agent wrote are trusted to the page
-//! cache and the disk, through a cut of the link too, as long as nobody else touched the partial (see `verified_prefixes`).
+//! Every chunk is verified before it is written. Bytes from before a resume are read once more while the rest comes in,
+//! and nothing is committed until they proved right; bytes that this run of the agent wrote are trusted to the page
+//! cache and the disk, through a cut of the link too, as long as nobody else touched the partial (see
+//! `verified_prefixes`).
 
 mod ending;
 
@@ -327,8 +328,8 @@ impl Body {
         Ok(())
     }
 
-    /// A full disk or a shortage is no reason to give up what there is; a file system that can never have all `size` bytes
-    /// of it is.
+    /// A full disk or a shortage is no reason to give up what there is; a file system that can never have all `size`
+    /// bytes of it is.
     fn unwritten(&self, error: &io::Error, size: u64) -> End {
         let never = error.kind() == io::ErrorKind::FileTooLarge;
         if never {

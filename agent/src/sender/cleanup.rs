@@ -142,8 +142,8 @@ async fn listed(task: &Task) -> Result<Listed, DbError> {
     Ok(listed)
 }
 
-/// All of a lane that may leave and is not held; what is held after it. On a thread that may block, from the first look to
-/// the last commit.
+/// All of a lane that may leave and is not held; what is held after it. On a thread that may block, from the first look
+/// to the last commit.
 fn work(task: &Task, outboxes: VecDeque<OutboxId>, mut held: Held, cancel: &CancellationToken) -> Held {
     let begun = Instant::now();
     let passed = pass(task, outboxes, begun, &mut held, cancel);

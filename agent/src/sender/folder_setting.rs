@@ -1,10 +1,10 @@
 //! An outbox's `folder` changes only while nothing that was found under its former value is open or still in the outbox.
 //! Else that would be found once more, and sent twice: a folder after its files, or files after their folder.
 //!
-//! A config that changes `folder` earlier is refused ([`check`]). Where the config cannot tell (the outbox was moved too, and
-//! its id is known only once its folder is there; or files were found after the config was checked), the outbox is held
-//! (`begin`). It asks once the outbox that ran before has ended and all that was found is in the job list, so nothing
-//! comes in between.
+//! A config that changes `folder` earlier is refused ([`check`]). Where the config cannot tell (the outbox was moved
+//! too, and its id is known only once its folder is there; or files were found after the config was checked), the
+//! outbox is held (`begin`). It asks once the outbox that ran before has ended and all that was found is in the job
+//! list, so nothing comes in between.
 
 use std::{fmt, path::PathBuf, time::Duration};
 
@@ -157,8 +157,8 @@ pub fn check_one<L: JobList>(list: &L, outbox: &config::Outbox) -> Result<Option
     }
 }
 
-/// The outbox that is at home at the config's path, if its `folder` differs from the one under which all of its items were
-/// found, and those items.
+/// The outbox that is at home at the config's path, if its `folder` differs from the one under which all of its items
+/// were found, and those items.
 ///
 /// Where some were found under either, which earlier versions allowed, no value would be right: then the agent runs, with
 /// this outbox held until only those are left that were found under the config's.
@@ -209,8 +209,8 @@ fn still_there<L: JobList>(
     })
 }
 
-/// The outbox whose folder has this id begins: nothing that is found from now on was found under another `folder`. What has
-/// gone of that counts as left, so that it is new if it ever comes back.
+/// The outbox whose folder has this id begins: nothing that is found from now on was found under another `folder`. What
+/// has gone of that counts as left, so that it is new if it ever comes back.
 pub(super) async fn begin(
     db: &Db,
     queue: &Queue,

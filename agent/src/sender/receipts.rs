@@ -1,4 +1,5 @@
-//! Whether a receipt proves this job's delivery: signature, both ids, path, size and, where we read the bytes, the digest.
+//! Whether a receipt proves this job's delivery: signature, both ids, path, size and, where we read the bytes, the
+//! digest.
 
 use dropwire_protocol::{AgentId, Digest, Receipt, ReceiptBody, RemotePath, TransferId};
 

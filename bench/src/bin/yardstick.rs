@@ -1,8 +1,9 @@
 //! Both halves of the yardstick. `compare` starts them; nobody else needs to.
 //!
-//! `yardstick receive INBOX ADDRESS CARD [direct] [auto]`, `yardstick send OUTBOX CARD [auto]`: CARD is a file by which the
-//! sender learns where to connect and whom to trust; `direct` writes large files past the page cache; `auto` leaves the
-//! sockets' buffers to the kernel. The sender answers each line, a name in its outbox, with one as soon as it is durable.
+//! `yardstick receive INBOX ADDRESS CARD [direct] [auto]`, `yardstick send OUTBOX CARD [auto]`: CARD is a file by which
+//! the sender learns where to connect and whom to trust; `direct` writes large files past the page cache; `auto` leaves
+//! the sockets' buffers to the kernel. The sender answers each line, a name in its outbox, with one as soon as it is
+//! durable.
 
 use std::{path::Path, process::ExitCode};
 

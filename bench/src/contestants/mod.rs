@@ -47,7 +47,8 @@ pub trait Contestant {
 
 /// Both sides of a contestant, running in its site. All of it ends when it is dropped.
 pub trait Session {
-    /// Sends what lies in the outbox as `name` and returns when it is in the inbox. None for an agent: it sees for itself.
+    /// Sends what lies in the outbox as `name` and returns when it is in the inbox. None for an agent: it sees for
+    /// itself.
     fn push(&mut self, name: &str) -> Option<io::Result<()>>;
 
     /// Whether a name in the inbox means that its bytes are on disk.

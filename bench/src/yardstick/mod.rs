@@ -1,14 +1,14 @@
-//! The barest pair of programs that does what dropwire has to: read, hash, encrypt, send, decrypt, hash, write, sync, rename,
-//! sync the folder. No job list, no resume, no second file under way, nothing checked but the digest; so it is about as fast as this
-//! can be done with a plain loop on each side, and the limit that others are held against.
+//! The barest pair of programs that does what dropwire has to: read, hash, encrypt, send, decrypt, hash, write, sync,
+//! rename, sync the folder. No job list, no resume, no second file under way, nothing checked but the digest; so it is
+//! about as fast as this can be done with a plain loop on each side, and the limit that others are held against.
 //!
 //! ```text
 //!   a file    name length (u16) size (u64) name, bytes, SHA-256 (32)     integers little-endian
 //!   commit    name length 0, size 0: what came so far is to be made durable; answered by one byte
 //! ```
 //!
-//! A single file is synced and renamed by itself; many go in batches of [`BATCH`] with one syncfs for each, which the sender
-//! does not wait for before the next.
+//! A single file is synced and renamed by itself; many go in batches of [`BATCH`] with one syncfs for each, which the
+//! sender does not wait for before the next.
 
 pub mod receive;
 pub mod send;

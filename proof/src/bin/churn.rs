@@ -1,5 +1,5 @@
-//! Outboxes in which everything changes while it is being sent: prints one table, and fails if a version was lost, doubled
-//! or torn. Run it again with the seed it prints; a failed run keeps the agents' folders with their logs.
+//! Outboxes in which everything changes while it is being sent: prints one table, and fails if a version was lost,
+//! doubled or torn. Run it again with the seed it prints; a failed run keeps the agents' folders with their logs.
 
 use std::{path::PathBuf, process::ExitCode};
 

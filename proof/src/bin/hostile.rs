@@ -1,6 +1,6 @@
-//! A paired peer that lies, floods, withholds and starves: prints one table, and fails if that costs the agent more than it
-//! may, or an honest peer more than half its speed. Run it again with the seed it prints; a failed run keeps the agents'
-//! folders with their logs.
+//! A paired peer that lies, floods, withholds and starves: prints one table, and fails if that costs the agent more
+//! than it may, or an honest peer more than half its speed. Run it again with the seed it prints; a failed run keeps
+//! the agents' folders with their logs.
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 

@@ -1,5 +1,6 @@
-//! Agents under random kills, cuts, stalls, stops, full disks and clock jumps: prints one table, and fails if a file was lost,
-//! doubled or torn. Run it again with the seed it prints; a failed run keeps the agents' folders with their logs.
+//! Agents under random kills, cuts, stalls, stops, full disks and clock jumps: prints one table, and fails if a file
+//! was lost, doubled or torn. Run it again with the seed it prints; a failed run keeps the agents' folders with their
+//! logs.
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 

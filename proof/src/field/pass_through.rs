@@ -1,8 +1,8 @@
-//! A FUSE file system that passes everything on to a folder, with two faults that real ones have: a file gets another inode
-//! number whenever it is asked (as on sshfs and many others), and folders cannot be synced.
+//! A FUSE file system that passes everything on to a folder, with two faults that real ones have: a file gets another
+//! inode number whenever it is asked (as on sshfs and many others), and folders cannot be synced.
 //!
-//! A node is a number for one lookup of a file; all nodes of one file share an `O_PATH` handle on it, so that a rename needs no
-//! bookkeeping, and the file's own inode number is not used again meanwhile.
+//! A node is a number for one lookup of a file; all nodes of one file share an `O_PATH` handle on it, so that a rename
+//! needs no bookkeeping, and the file's own inode number is not used again meanwhile.
 
 use std::{
     collections::HashMap,

@@ -13,9 +13,9 @@ pub struct OfferSequence(pub u64);
 
 /// What the storage is to do.
 ///
-/// **Passes.** The storage numbers the passes of an offer from 0: each [`Outcome::Damaged`] begins the next one and says
-/// its number, and from then on each Write and Finish of a lower `pass` is dropped: it was under way before the damage was
-/// known. How many passes there may be ([`MAX_PASS`](crate::message::MAX_PASS)) the receiving half knows.
+/// **Passes.** The storage numbers the passes of an offer from 0: each [`Outcome::Damaged`] begins the next one and
+/// says its number, and from then on each Write and Finish of a lower `pass` is dropped: it was under way before the
+/// damage was known. How many passes there may be ([`MAX_PASS`](crate::message::MAX_PASS)) the receiving half knows.
 #[derive(Clone, PartialEq, Debug)]
 #[allow(missing_docs)] // the fields are the messages' own
 pub enum Command {

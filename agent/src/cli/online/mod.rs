@@ -87,8 +87,8 @@ pub(super) fn runtime() -> Result<tokio::runtime::Runtime, Fatal> {
 
 /// `path` from the root, its last component as it is: a symlink there is not followed.
 ///
-/// Symlinks on the way stay too, since outboxes are known by the paths in the config; only where a `..` has to be taken away
-/// are they resolved, as the system would do it.
+/// Symlinks on the way stay too, since outboxes are known by the paths in the config; only where a `..` has to be taken
+/// away are they resolved, as the system would do it.
 pub(super) fn absolute(path: &Path) -> Result<PathBuf, Fatal> {
     let from_root = std::path::absolute(path)
         .map_err(|error| Fatal::io(format_args!("cannot tell where {} is", shown(path)), &error))?;

@@ -1,4 +1,5 @@
-//! How answers look: tables, sizes, times, JSON lines. Nothing that a file name or a peer brought reaches the terminal raw.
+//! How answers look: tables, sizes, times, JSON lines. Nothing that a file name or a peer brought reaches the terminal
+//! raw.
 
 use std::{
     fmt::{self, Write as _},

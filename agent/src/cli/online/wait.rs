@@ -16,8 +16,8 @@ use crate::{
 
 /// Waits until all `jobs` have ended; `ended` sees each as it does.
 ///
-/// Errors: [`Exit::Failed`] where one failed or was cancelled, [`Exit::NotYet`] on Ctrl-C or after `limit`. An agent that is
-/// restarted meanwhile is waited for.
+/// Errors: [`Exit::Failed`] where one failed or was cancelled, [`Exit::NotYet`] on Ctrl-C or after `limit`. An agent
+/// that is restarted meanwhile is waited for.
 pub(super) async fn wait(
     client: &Client,
     jobs: Vec<String>,

@@ -144,7 +144,8 @@ pub(super) fn reason(path: &Path, is_inbox: bool, seen: &Seen, known: &Known) ->
         .or(missing)
 }
 
-/// Why the folder as a whole is held, by the rules by which inboxes and outboxes are opened; disks inside it do not count.
+/// Why the folder as a whole is held, by the rules by which inboxes and outboxes are opened; disks inside it do not
+/// count.
 pub(super) fn of_the_whole(path: &Path, is_inbox: bool, seen: &Seen, known: &Known) -> Option<String> {
     if seen.refused.is_some() {
         return seen.refused.clone();

@@ -236,7 +236,8 @@ fn a_stream_that_ended_early_is_no_version_of_it() {
     );
 }
 
-/// An overlay of several disks gives files other device numbers than folders; what is mounted keeps a folder back there too.
+/// An overlay of several disks gives files other device numbers than folders; what is mounted keeps a folder back there
+/// too.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_folder_on_an_overlay_can_be_sent_and_a_mounted_file_in_it_cannot() {

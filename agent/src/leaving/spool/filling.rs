@@ -262,7 +262,8 @@ fn copy(original: &File, to: &Dir, as_name: &OsStr, waits: &dyn Fn() -> bool) ->
     Ok(version)
 }
 
-/// Shares the blocks where the file system can, else copies; how many bytes. Of a file that grows no more than shows that.
+/// Shares the blocks where the file system can, else copies; how many bytes. Of a file that grows no more than shows
+/// that.
 fn copy_bytes(original: &File, length: u64, copy: &mut File, waits: &dyn Fn() -> bool) -> io::Result<u64> {
     #[cfg(target_os = "linux")]
     if rustix::fs::ioctl_ficlone(&*copy, original).is_ok() {

@@ -14,7 +14,8 @@ use crate::fs::{
     folder_id, own_folder,
 };
 
-/// A file system that is mounted on a folder, `sub` in the inbox mostly, and can be taken away and put there again as it was.
+/// A file system that is mounted on a folder, `sub` in the inbox mostly, and can be taken away and put there again as
+/// it was.
 struct Disk {
     _temp: tempfile::TempDir,
     itself: PathBuf,

@@ -258,7 +258,8 @@ async fn nor_does_what_was_under_way_when_a_folder_s_sync_failed() {
     );
 }
 
-/// A folder's sync that fails between R7 of one file and of the next, in one batch over more folders than are open at once.
+/// A folder's sync that fails between R7 of one file and of the next, in one batch over more folders than are open at
+/// once.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failed_sync_ends_the_whole_batch() {
     let rig = Rig::new().await;

@@ -145,8 +145,8 @@ async fn a_partial_that_was_taken_away_was_not_delivered() {
     assert_eq!(link.next().await, Outcome::Withdrawn { id: id(1) });
 }
 
-/// The agent was killed between R7 and the commit of R9, and somebody took the file out of the inbox before that. Of a link
-/// the old name may be there still.
+/// The agent was killed between R7 and the commit of R9, and somebody took the file out of the inbox before that. Of a
+/// link the old name may be there still.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_was_named_and_taken_out_is_delivered() {
     for how in [How::Renamed, How::Linked] {

@@ -114,7 +114,8 @@ impl Lanes {
     }
 }
 
-/// What cannot leave yet. Files are left alone until it is time for all of them, a folder that changed until its own time.
+/// What cannot leave yet. Files are left alone until it is time for all of them, a folder that changed until its own
+/// time.
 #[derive(Default)]
 pub(super) struct Held {
     pub(super) items: HashSet<ItemId>,
@@ -125,8 +126,8 @@ pub(super) struct Held {
     pub(super) lingers_until: Option<Instant>,
 }
 
-/// A delivered folder that changed since. It may become what was delivered again, when an editor's swap file goes, say; and
-/// it is gone once a newer version of it was delivered and left.
+/// A delivered folder that changed since. It may become what was delivered again, when an editor's swap file goes, say;
+/// and it is gone once a newer version of it was delivered and left.
 struct Changed {
     wait: Duration,
     again_at: Instant,

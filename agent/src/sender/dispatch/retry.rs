@@ -84,7 +84,8 @@ impl Dispatcher {
     }
 
     /// The id is of no more use there; the same file goes under a new one, after the backoff like every other attempt:
-    /// a peer that never likes one must not fill the job list with them ([`crate::queue::Queue::recount`] gives no more after many).
+    /// a peer that never likes one must not fill the job list with them ([`crate::queue::Queue::recount`] gives no more
+    /// after many).
     pub(super) async fn begin_anew(&mut self, job: Job, why: &str) -> Result<(), DbError> {
         match self.context.queue.recount(job.id, now_ms()).await? {
             Some(id) => self.retry(&Job { id, ..job }, why.into(), None).await,

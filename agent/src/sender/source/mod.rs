@@ -37,14 +37,14 @@ pub(super) struct FileSource {
 }
 
 impl FileSource {
-    /// The file that was `found` in the outbox at `root`, read among the agent's `reads` if it is small; any other version
-    /// of it is [`Voided::Changed`].
+    /// The file that was `found` in the outbox at `root`, read among the agent's `reads` if it is small; any other
+    /// version of it is [`Voided::Changed`].
     pub(super) fn new(root: PathBuf, found: Found, reads: SmallReads) -> Self {
         Self::resumable(root, found, reads, &[], Box::new(|_| {}))
     }
 
-    /// A large file that was `found`, read from its checkpoints on: `kept` is what `keep` was given last, in an earlier attempt or an earlier life of
-    /// the agent, or nothing.
+    /// A large file that was `found`, read from its checkpoints on: `kept` is what `keep` was given last, in an earlier
+    /// attempt or an earlier life of the agent, or nothing.
     pub(super) fn resumable(root: PathBuf, found: Found, reads: SmallReads, kept: &[u8], keep: Keep) -> Self {
         let checkpoints = Mutex::new(Checkpoints::from_bytes(kept));
         Self {

@@ -157,8 +157,8 @@ impl<'a> Pass<'a> {
         void_of(&self.root, self.found, error)
     }
 
-    /// After the last read: still that version (or, with a lease, that with other times), nobody wrote, and the path still
-    /// leads to it.
+    /// After the last read: still that version (or, with a lease, that with other times), nobody wrote, and the path
+    /// still leads to it.
     pub(super) fn check(&self) -> Result<(), Voided> {
         let void = |e| self.void(&e);
         let now = match self.on.sees_writers || failpoints::mutant("S3-reopen") {
@@ -207,8 +207,8 @@ fn open(parents: &mut Parents, path: &RemotePath) -> io::Result<File> {
     confined::open_file(parents.of(path)?, confined::os_str(path.file_name())?)
 }
 
-/// Missing counts as gone only in a folder that is still the outbox, with all that was mounted on the way: what is not mounted
-/// says nothing of its files.
+/// Missing counts as gone only in a folder that is still the outbox, with all that was mounted on the way: what is not
+/// mounted says nothing of its files.
 pub(super) fn void_of(root: &Dir, found: &Found, error: &io::Error) -> Voided {
     if error.kind() == io::ErrorKind::WouldBlock {
         return Voided::Writer; // somebody holds a write lease
