@@ -18,6 +18,10 @@ use crate::{failpoints, poison::Unpoisoned as _};
 const ROOM: usize = 256 << 10;
 /// What a line takes beside its bytes.
 const LINE: usize = 64;
+/// Most bytes written at once, unless a line is longer.
+const TOGETHER: usize = 64 << 10;
+/// How long a line waits for others that may follow it: a burst of them costs few writes.
+const GATHER: Duration = Duration::from_millis(10);
 /// Pause before a log that takes nothing just now (a full pipe that does not block) is tried again.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -72,6 +76,7 @@ impl Lossy {
         let bytes = line.len() + LINE;
         // Behind a lost line comes no other: the count says where they are missing.
         let fits = state.lost == 0 && state.bytes + bytes <= ROOM;
+        let is_first = state.lost == 0 && state.waiting.is_empty();
         if fits || failpoints::mutant("log-room") {
             state.bytes += bytes;
             state.waiting.push(line.into());
@@ -79,7 +84,9 @@ impl Lossy {
             state.lost += 1;
         }
         drop(state);
-        self.shared.changed.notify_all();
+        if is_first {
+            self.shared.changed.notify_all(); // a system call; behind others the thread is awake
+        }
     }
 
     /// Waits until all lines are written or lost, at most for `patience`.
@@ -117,7 +124,9 @@ impl Shared {
         self.changed.notify_all();
         let nothing = |state: &mut State| state.waiting.is_empty() && state.lost == 0;
         let waited = self.changed.wait_while(state, nothing);
-        state = waited.unpoisoned();
+        drop(waited.unpoisoned());
+        thread::sleep(GATHER);
+        let mut state = self.lock();
         state.at_work = true;
         state.bytes = 0;
         (mem::take(&mut state.waiting), mem::take(&mut state.lost))
@@ -138,10 +147,15 @@ impl<W: Write> Writer<W> {
     fn run(mut self, shared: &Shared) {
         loop {
             let (lines, lost) = shared.next();
-            for line in lines {
-                if !(self.says_lost() && self.write(&line)) {
-                    self.unsaid += 1;
+            let mut lines = &lines[..];
+            while !lines.is_empty() {
+                let (now, rest) = lines.split_at(fitting(lines, TOGETHER).max(1));
+                if self.says_lost() {
+                    self.write_all(now);
+                } else {
+                    self.unsaid += now.len() as u64;
                 }
+                lines = rest;
             }
             self.unsaid += lost;
             if lost > 0 {
@@ -152,36 +166,60 @@ impl<W: Write> Writer<W> {
 
     /// Tells of lost lines, if there are any. False: the log takes nothing.
     fn says_lost(&mut self) -> bool {
-        if self.unsaid > 0 && self.write((self.lost)(self.unsaid).as_bytes()) {
-            self.unsaid = 0;
+        if self.unsaid > 0 {
+            let line = (self.lost)(self.unsaid);
+            if self.write(line.as_bytes()) == line.len() {
+                self.unsaid = 0;
+            }
         }
         self.unsaid == 0
     }
 
-    /// Writes a whole line, on a line of its own.
-    fn write(&mut self, line: &[u8]) -> bool {
-        if self.torn && self.put(b"\n").is_err() {
-            return false;
+    /// Writes these lines at once. Those that are not written as a whole count as lost.
+    fn write_all(&mut self, lines: &[Box<[u8]>]) {
+        let written = self.write(&lines.concat());
+        let whole = fitting(lines, written);
+        self.unsaid += (lines.len() - whole) as u64;
+        if written > 0 {
+            // A line is torn that was begun and not ended.
+            self.torn = written > lines[..whole].iter().map(|line| line.len()).sum();
         }
-        self.torn = false;
-        self.put(line).is_ok()
     }
 
-    fn put(&mut self, mut bytes: &[u8]) -> io::Result<()> {
-        while !bytes.is_empty() {
-            match self.log.write(bytes) {
-                Ok(0) => return Err(ErrorKind::WriteZero.into()),
-                Ok(written) => {
-                    bytes = &bytes[written..];
-                    self.torn = !bytes.is_empty();
-                }
+    /// Writes lines, on lines of their own; says how many bytes of them.
+    fn write(&mut self, lines: &[u8]) -> usize {
+        if self.torn && self.put(b"\n") == 0 {
+            return 0;
+        }
+        self.torn = false;
+        let written = self.put(lines);
+        self.torn = 0 < written && written < lines.len();
+        written
+    }
+
+    /// Says how many bytes were written.
+    fn put(&mut self, bytes: &[u8]) -> usize {
+        let mut written = 0;
+        while written < bytes.len() {
+            match self.log.write(&bytes[written..]) {
+                Ok(0) => break,
+                Ok(more) => written += more,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(PAUSE),
-                Err(error) => return Err(error),
+                Err(_) => break,
             }
         }
-        Ok(())
+        written
     }
+}
+
+/// How many lines there are in so many bytes.
+fn fitting(lines: &[Box<[u8]>], most: usize) -> usize {
+    let ends = lines.iter().scan(0, |end, line| {
+        *end += line.len();
+        Some(*end)
+    });
+    ends.take_while(|end| *end <= most).count()
 }
 
 /// A terminal may stop the whole process when it writes from the background (`stty tostop`), unless the thread that
@@ -258,17 +296,42 @@ mod tests {
         go_on.send(PLENTY).unwrap();
         lossy.flush(PATIENCE);
         // A count stands wherever lines are missing.
-        let (counts, kept): (Vec<String>, Vec<String>) =
-            lines.try_iter().partition(|line| line.starts_with("lost "));
-        let lost = counts
-            .iter()
-            .map(|count| count[5..].trim_end().parse::<usize>().unwrap());
-        assert_eq!(lost.sum::<usize>() + kept.len(), count);
-        assert!(kept.len() <= 2 * ROOM / 1000, "{} lines waited", kept.len());
-        assert!(kept.len() >= ROOM / 2000, "{} lines waited", kept.len());
+        let writes: Vec<String> = lines.try_iter().collect();
+        let (all, writes) = (writes.concat(), writes.len());
+        let counts = all.split("lost ").skip(1);
+        let lost = counts.map(|count| count.split('\n').next().unwrap().parse::<usize>().unwrap());
+        let kept = all.matches('x').count() / line.len();
+        assert_eq!(lost.sum::<usize>() + kept, count);
+        assert!(kept <= 2 * ROOM / 1000, "{kept} lines waited");
+        assert!(kept >= ROOM / 2000, "{kept} lines waited");
+        assert!(writes <= 2 * ROOM / TOGETHER + 3, "{writes} writes");
         lossy.line(b"after\n");
         lossy.flush(PATIENCE);
         assert_eq!(lines.try_iter().collect::<Vec<_>>(), ["after\n"]);
+    }
+
+    /// Of three lines that are written at once the log takes the first and some of the second.
+    #[test]
+    fn of_lines_written_together_those_count_as_lost_that_are_not_whole() {
+        let ((go_on, may), (written, lines)) = (channel(), channel());
+        let log = SlowLog {
+            may,
+            left: 0,
+            written,
+        };
+        let mut writer = Writer {
+            log,
+            lost: |n| format!("lost {n}\n"),
+            unsaid: 0,
+            torn: false,
+        };
+        for take in [3, 0, PLENTY] {
+            go_on.send(take).unwrap();
+        }
+        writer.write_all(&["a\n", "b\n", "c\n"].map(|line| line.as_bytes().into()));
+        assert!(writer.torn && writer.says_lost());
+        writer.write_all(&["d\n"].map(|line| line.as_bytes().into()));
+        assert_eq!(lines.try_iter().collect::<String>(), "a\nb\nlost 2\nd\n");
     }
 
     #[test]
