@@ -41,7 +41,7 @@ use self::{
     readers::Readers,
     tuning::{BATCH, SOON},
     verdict::Verdict,
-    writer::{Sync, Work, Writer},
+    writer::{Durability, Work, Writer},
 };
 use crate::{failpoints, io_error::Wait};
 
@@ -90,7 +90,7 @@ impl Db {
             health: health.clone(),
             readers: readers.clone(),
             later: Vec::new(),
-            later_sync: Sync::None,
+            later_sync: Durability::None,
         };
         thread::Builder::new()
             .name("job-list".into())
@@ -113,15 +113,15 @@ impl Db {
         T: Send + 'static,
         F: FnMut(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
     {
-        self.call_then(change, |_| ()).await
+        self.call_then(change, || ()).await
     }
 
-    /// As [`Db::call`]; once the change is on disk, `after` gets its result on the writer's own thread, before whoever
-    /// called: to wake others at once. It must not block.
+    /// As [`Db::call`]; once the change is on disk, `after` is called on the writer's own thread, before whoever called
+    /// is answered: to wake others at once. It must not block.
     pub async fn call_then<T, F>(
         &self,
         change: F,
-        after: impl FnOnce(&T) + Send + 'static,
+        after: impl FnOnce() + Send + 'static,
     ) -> Result<T, DbError>
     where
         T: Send + 'static,
@@ -142,7 +142,7 @@ impl Db {
         T: Send + 'static,
         F: FnMut(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
     {
-        self.later(change, Sync::Full).await
+        self.later(change, Durability::Full).await
     }
 
     /// As [`Db::call_soon`], for a change that is made again where a power cut undoes it: a commit for such changes
@@ -153,15 +153,15 @@ impl Db {
         T: Send + 'static,
         F: FnMut(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
     {
-        self.later(change, Sync::None).await
+        self.later(change, Durability::None).await
     }
 
-    async fn later<T, F>(&self, change: F, sync: Sync) -> Result<T, DbError>
+    async fn later<T, F>(&self, change: F, sync: Durability) -> Result<T, DbError>
     where
         T: Send + 'static,
         F: FnMut(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
     {
-        let (change, answer) = writer::package(change, |_| ());
+        let (change, answer) = writer::package(change, || ());
         self.work
             .send(Work::Later(change, sync))
             .await
@@ -183,7 +183,7 @@ impl Db {
         T: Send + 'static,
         F: FnMut(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
     {
-        let (change, answer) = writer::package(change, |_| ());
+        let (change, answer) = writer::package(change, || ());
         self.work
             .blocking_send(Work::Change(change))
             .map_err(|_| self.why_failed())?;

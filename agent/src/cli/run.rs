@@ -220,7 +220,7 @@ async fn reload(
                 }
             };
             match taken_up {
-                Ok(Reloaded::StartAnew(why)) => {
+                Ok(Reloaded::Restart(why)) => {
                     info!(why, "restarts inside this process");
                     let old = Config::clone(&old);
                     let Some((started, how)) = restart(agent, old, new, places.paths, signals).await? else {

@@ -25,7 +25,7 @@ pub enum Reloaded {
     /// It holds.
     Holds,
     /// The old config stays in effect: for this change, all of the agent has to restart.
-    StartAnew(&'static str),
+    Restart(&'static str),
 }
 
 /// What has to be done for it.
@@ -33,7 +33,7 @@ pub enum Reloaded {
 enum Plan {
     Change(Changes),
     /// What cannot be changed while the agent runs.
-    StartAnew(&'static str),
+    Restart(&'static str),
 }
 
 /// What differs, as far as something begins or ends; all else is read from the config whenever it is needed.
@@ -66,7 +66,7 @@ impl Agent {
         *error.unpoisoned() = why;
     }
 
-    /// Takes up a new config. An error, and also [`Reloaded::StartAnew`]: nothing has changed. One at a time.
+    /// Takes up a new config. An error, and also [`Reloaded::Restart`]: nothing has changed. One at a time.
     ///
     /// A link ends only when its peer is not in the config any more; the peer's jobs wait until it is back. An outbox
     /// that is not in it any more finds nothing new, but what it found is still delivered.
@@ -75,10 +75,10 @@ impl Agent {
         new.check_own_id(self.id())?;
         let changes = match plan(&old, &new) {
             Plan::Change(changes) => changes,
-            Plan::StartAnew(why) => {
+            Plan::Restart(why) => {
                 // Before this agent ends: a start would refuse it too.
                 folder_setting::check(&self.db, &new.outboxes).await?;
-                return Ok(Reloaded::StartAnew(why));
+                return Ok(Reloaded::Restart(why));
             }
         };
         folder_setting::check(&self.db, &changes.outboxes_begin).await?;
@@ -91,7 +91,7 @@ impl Agent {
             Ok(()) => Ok(Reloaded::Holds),
             Err(error) => {
                 warn!(error = %chain(&error), "the job list failed");
-                Ok(Reloaded::StartAnew("the job list failed"))
+                Ok(Reloaded::Restart("the job list failed"))
             }
         }
     }
@@ -160,10 +160,10 @@ fn plan(old: &Config, new: &Config) -> Plan {
             .map(|inbox| (inbox.path.clone(), inbox.layout))
     };
     if place(old) != place(new) {
-        return Plan::StartAnew("the inbox is another");
+        return Plan::Restart("the inbox is another");
     }
     if old.listen != new.listen && same_port(old.listen.as_deref(), new.listen.as_deref()) {
-        return Plan::StartAnew("the port to listen on is taken by this agent itself");
+        return Plan::Restart("the port to listen on is taken by this agent itself");
     }
     let stays = |peer: &AgentId, config: &Config| config.peers.iter().any(|p| p.id == *peer);
     let missing_in = |config: &Config, outbox: &config::Outbox| !config.outboxes.contains(outbox);
@@ -237,7 +237,7 @@ mod tests {
     /// What begins and ends, in short.
     fn told(plan: Plan) -> String {
         let changes = match plan {
-            Plan::StartAnew(why) => return why.into(),
+            Plan::Restart(why) => return why.into(),
             Plan::Change(changes) => changes,
         };
         let mut told = Vec::new();

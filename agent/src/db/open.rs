@@ -78,12 +78,7 @@ fn configure(connection: &Connection) -> Result<(), OpenError> {
         ));
     }
     let settings = || -> rusqlite::Result<()> {
-        let synchronous = if failpoints::mutant("commit-sync") {
-            "OFF"
-        } else {
-            "FULL"
-        };
-        connection.pragma_update(None, "synchronous", synchronous)?;
+        connection.pragma_update(None, "synchronous", synced())?;
         connection.pragma_update(None, "foreign_keys", true)?;
         // A killed agent leaves no temporary files behind.
         connection.pragma_update(None, "temp_store", "MEMORY")?;
@@ -92,6 +87,14 @@ fn configure(connection: &Connection) -> Result<(), OpenError> {
     settings().map_err(failed)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
     Ok(())
+}
+
+/// How SQLite has commits synced.
+pub(super) fn synced() -> &'static str {
+    match failpoints::mutant("commit-sync") {
+        true => "OFF",
+        false => "FULL",
+    }
 }
 
 /// Gives the log's index its blocks; see [`INDEX`]. None where the system has no call for it.

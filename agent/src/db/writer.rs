@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::{
     error::{DbError, Failure},
     health::Health,
+    open::synced,
     readers::Readers,
     tuning::{BATCH, LATER, PAUSE},
     verdict::{self, Verdict},
@@ -22,7 +23,7 @@ pub(super) enum Work {
     /// Part of the next commit.
     Change(Box<dyn Change>),
     /// Part of the next commit that is made for others, or because of [`Work::Flush`].
-    Later(Box<dyn Change>, Sync),
+    Later(Box<dyn Change>, Durability),
     /// Commit what waits for others.
     Flush,
     /// End, and say so.
@@ -31,7 +32,7 @@ pub(super) enum Work {
 
 /// Does a commit of this alone need a sync?
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(super) enum Sync {
+pub(super) enum Durability {
     None,
     Full,
 }
@@ -78,7 +79,7 @@ pub(super) fn package<T, F, A>(
 where
     T: Send + 'static,
     F: FnMut(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
-    A: FnOnce(&T) + Send + 'static,
+    A: FnOnce() + Send + 'static,
 {
     let (reply, answer) = oneshot::channel();
     let packaged = Packaged {
@@ -94,7 +95,7 @@ impl<T, F, A> Change for Packaged<T, F, A>
 where
     T: Send,
     F: FnMut(&Transaction<'_>) -> rusqlite::Result<T> + Send,
-    A: FnOnce(&T) + Send,
+    A: FnOnce() + Send,
 {
     fn run(&mut self, transaction: &Transaction<'_>) -> Result<(), Stop> {
         let stands_alone = |error: &_| verdict::verdict(transaction, error) == Verdict::Change;
@@ -115,8 +116,8 @@ where
             (Ok(()), None) => Err(DbError::Failed(Failure::Ended)), // cannot be: it ran
             (Err(error), _) => Err(error),
         };
-        if let Ok(done) = &result {
-            (self.after)(done);
+        if result.is_ok() {
+            (self.after)();
         }
         let _ = self.reply.send(result); // nobody waits any more when the caller was cancelled
     }
@@ -149,7 +150,7 @@ pub(super) struct Writer {
     pub readers: Readers,
     /// Changes that wait for others, and whether one of them needs a sync.
     pub later: Vec<Box<dyn Change>>,
-    pub later_sync: Sync,
+    pub later_sync: Durability,
 }
 
 impl Writer {
@@ -177,7 +178,7 @@ impl Writer {
             let (is_due, sync, end) = match next {
                 Some(Work::Change(change)) => {
                     self.later.push(change); // behind those that came before it
-                    (true, Sync::Full, None)
+                    (true, Durability::Full, None)
                 }
                 Some(Work::Later(change, sync)) => {
                     self.later.push(change);
@@ -185,13 +186,13 @@ impl Writer {
                     (self.later.len() >= LATER, self.later_sync, None)
                 }
                 Some(Work::Flush) => (true, self.later_sync, None),
-                Some(Work::Close(closed)) => (true, Sync::Full, Some(Some(closed))),
-                None => (true, Sync::Full, Some(None)),
+                Some(Work::Close(closed)) => (true, Durability::Full, Some(Some(closed))),
+                None => (true, Durability::Full, Some(None)),
             };
             let mut after = None;
             if is_due {
                 let mut waiting = mem::take(&mut self.later);
-                self.later_sync = Sync::None;
+                self.later_sync = Durability::None;
                 match self.settle(&mut waiting, &mut after, sync) {
                     Ok(()) => {}
                     // It is to end, and what waits is not on the disk: as after a crash.
@@ -219,12 +220,12 @@ impl Writer {
         &mut self,
         waiting: &mut Vec<Box<dyn Change>>,
         after: &mut Option<Work>,
-        sync: Sync,
+        sync: Durability,
     ) -> Result<(), Stop> {
         if waiting.is_empty() {
             return Ok(());
         }
-        if sync == Sync::None {
+        if sync == Durability::None {
             match self.commit_loosely(waiting) {
                 Err(Stop::NotNow(..)) => {} // as all others, then
                 done => return done,
@@ -258,7 +259,7 @@ impl Writer {
         set("NORMAL").map_err(|error| Stop::Fatal(error.into()))?;
         let done = commit(&self.connection, None, waiting, &mut None);
         if !failpoints::mutant("commit-full-again") {
-            set("FULL").map_err(|error| Stop::Fatal(error.into()))?;
+            set(synced()).map_err(|error| Stop::Fatal(error.into()))?;
         }
         done
     }

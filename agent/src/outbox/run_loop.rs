@@ -267,7 +267,10 @@ impl<'a> RunLoop<'a> {
                             self.notice(found.path, Urgency::Calm);
                         }
                     }
-                    Ok(Err(reason)) => self.schedule.failed(&reason),
+                    Ok(Err(reason)) => {
+                        self.scan_cache().clear(); // what was found there is to be found again
+                        self.schedule.failed(&reason);
+                    }
                     Err(_) => {} // the runtime ends
                 }
             }

@@ -34,7 +34,7 @@ pub(super) enum Verdict {
     /// It will be due again.
     Wait,
     /// It will be due again, and has waited for `max_wait`; said once.
-    Restless,
+    Unstable,
     /// Forgotten.
     Drop,
 }
@@ -173,7 +173,7 @@ impl Stability {
         self.order.insert((waiting.look_at, path.clone()));
         self.files.insert(path, waiting);
         if unstable {
-            Verdict::Restless
+            Verdict::Unstable
         } else {
             Verdict::Wait
         }
@@ -326,7 +326,7 @@ mod tests {
         for ctime in 0..200 {
             let now = clock.pass(1000);
             match stability.inspected(&path, still(ctime, QUIET), now) {
-                Verdict::Restless => said += 1,
+                Verdict::Unstable => said += 1,
                 verdict => assert_eq!(verdict, Verdict::Wait),
             }
         }

@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Instant,
 };
@@ -49,6 +49,8 @@ pub(super) enum Went {
 /// Watches an outbox natively for as long as it lives.
 pub(super) struct Watcher {
     inner: Mutex<Folders>,
+    /// Rises with each round.
+    round: AtomicU64,
     limited: Arc<AtomicBool>,
     probe_received: Arc<ProbeReceived>,
 }
@@ -59,15 +61,22 @@ struct Folders {
     /// Which folder was at each path, and in which round. Another one may be there without any event: a disk that was
     /// mounted on it.
     watched: HashMap<PathBuf, (DevIno, u64)>,
+    /// The round in which the last one was watched.
     round: u64,
 }
 
 impl Folders {
-    fn watch(&mut self, path: &Path) -> notify::Result<()> {
+    fn watch(&mut self, path: &Path, round: u64) -> notify::Result<()> {
+        if self.round != round {
+            // Those that were not watched again in the whole of the last round are gone.
+            let last = self.round;
+            self.watched.retain(|_, (_, watched)| *watched == last);
+            self.round = round;
+        }
         let found = path.symlink_metadata().ok().as_ref().and_then(DevIno::of);
         let watched = self.watched.get(path).map(|(watched, _)| *watched);
-        if watched != found {
-            // A path that is watched already is not opened once more. Refused: it was not watched.
+        if watched.is_some() && watched != found {
+            // A path that is watched already is not opened once more. Refused: it was not watched any more.
             let _ = self.watcher.unwatch(path);
         }
         self.watcher.watch(path, RecursiveMode::NonRecursive)?;
@@ -75,13 +84,6 @@ impl Folders {
             self.watched.insert(path.to_path_buf(), (found, self.round));
         }
         Ok(())
-    }
-
-    /// Forgets folders that were not watched again since the last call.
-    fn begin_round(&mut self) {
-        let last = self.round;
-        self.watched.retain(|_, (_, round)| *round == last);
-        self.round += 1;
     }
 }
 
@@ -137,6 +139,7 @@ impl Watcher {
                 watched: HashMap::new(),
                 round: 0,
             }),
+            round: AtomicU64::new(0),
             limited,
             probe_received,
         };
@@ -156,7 +159,7 @@ impl Watcher {
             let mut inner = self.inner.lock().unpoisoned();
             let watched = match failpoints::refuses_watch() {
                 true => Err(notify::Error::new(notify::ErrorKind::MaxFilesWatch)),
-                false => inner.watch(path),
+                false => inner.watch(path, self.round.load(Ordering::Relaxed)),
             };
             if let Err(error) = watched {
                 note_limit(&self.limited, &error);
@@ -172,7 +175,7 @@ impl Watcher {
     /// To be called before every folder is watched again.
     pub(super) fn begin_round(&self) {
         self.limited.store(false, Ordering::Release);
-        self.inner.lock().unpoisoned().begin_round();
+        self.round.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Waits for a probe's event; tells when it came. May be dropped at any time.

@@ -172,7 +172,7 @@ impl Queue {
             .db
             .call_then(
                 move |transaction| Edit::run(transaction, &identity, &mut change),
-                move |_| after(&signals),
+                move || after(&signals),
             )
             .await?;
         self.ends.add(ended);

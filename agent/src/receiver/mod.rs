@@ -209,6 +209,8 @@ struct Shared {
     bytes: AtomicU64,
     /// Large transfers that are open.
     large: AtomicUsize,
+    /// What they have of memory beyond one block each.
+    spare_blocks: Arc<output::SpareBlocks>,
     arrivals: broadcast::Sender<Arrival>,
     /// Held by whoever finishes copies that nobody offers again.
     finishing: Mutex<()>,
@@ -290,6 +292,7 @@ impl Inbox {
             files: files.into(),
             bytes: bytes.into(),
             large: AtomicUsize::new(0),
+            spare_blocks: Arc::default(),
             arrivals: broadcast::Sender::new(ARRIVALS),
             finishing: Mutex::default(),
             runtime: Handle::current(),

@@ -8,8 +8,12 @@
 
 use std::{
     fs::File,
-    io, mem,
-    sync::mpsc::{Receiver, Sender, channel},
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+        mpsc::{Receiver, Sender, channel},
+    },
     thread::{self, JoinHandle},
 };
 
@@ -19,6 +23,29 @@ const BLOCK: usize = 512 << 10;
 const ALIGNED: usize = 4096;
 /// Most blocks of one partial: one is filled while the others wait for the disk.
 const BLOCKS: usize = 4;
+/// Most blocks of all partials together, beyond the one that each may have.
+const SPARE: usize = 24;
+
+/// Counts the blocks that partials have beyond one each.
+#[derive(Default)]
+pub(super) struct SpareBlocks(AtomicUsize);
+
+impl SpareBlocks {
+    fn take(&self) -> bool {
+        let more = |taken| (taken < SPARE).then_some(taken + 1);
+        self.0
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
+            .is_ok()
+    }
+
+    fn are_taken(&self) -> bool {
+        self.0.load(Ordering::Relaxed) >= SPARE
+    }
+
+    fn give_back(&self, blocks: usize) {
+        self.0.fetch_sub(blocks, Ordering::Relaxed);
+    }
+}
 
 /// The end of a partial, where bytes are added. With blocks it holds back less than one; [`Output::flush`] writes that,
 /// too.
@@ -44,10 +71,13 @@ struct Done {
 
 /// Blocks, and the thread that writes them.
 struct Blocks {
-    filling: Block,
+    filling: Option<Block>,
     /// Where that one is to be written.
     at: u64,
     free: Vec<Block>,
+    /// All that this partial has.
+    count: usize,
+    spare: Arc<SpareBlocks>,
     /// Tasks under way.
     under_way: usize,
     /// The first error; nothing is written after it.
@@ -74,6 +104,7 @@ impl Output {
         file: File,
         written: u64,
         size: Option<u64>,
+        spare: Arc<SpareBlocks>,
         news: impl Fn() + Send + 'static,
     ) -> io::Result<Self> {
         if let Some(size) = size {
@@ -90,9 +121,11 @@ impl Output {
             .name("inbox-write".into())
             .spawn(move || target.run(waiting, tell, news))?;
         let blocks = Blocks {
-            filling: Block::new(),
+            filling: None,
             at: written,
             free: Vec::new(),
+            count: 0,
+            spare,
             under_way: 0,
             failed: None,
             tasks,
@@ -118,6 +151,9 @@ impl Output {
         {
             blocks.take_back(done, &mut self.written);
         }
+        if let Some(blocks) = &mut self.blocks {
+            blocks.leave_to_others();
+        }
         self.written
     }
 
@@ -131,9 +167,10 @@ impl Output {
         while !bytes.is_empty() {
             // Blocks end at multiples of their size, wherever the first one began.
             let end = BLOCK - (blocks.at % BLOCK as u64) as usize;
-            bytes = blocks.filling.take(bytes, end);
-            if blocks.filling.filled == end {
-                blocks.hand_over(&mut self.written)?;
+            let filling = blocks.filling(&mut self.written)?;
+            bytes = filling.take(bytes, end);
+            if filling.filled == end {
+                blocks.hand_over()?;
             }
         }
         Ok(())
@@ -145,7 +182,7 @@ impl Output {
             act();
             return Ok(());
         };
-        blocks.hand_over(&mut self.written)?;
+        blocks.hand_over()?;
         blocks.send(Task::Then(Box::new(act)))
     }
 
@@ -154,7 +191,7 @@ impl Output {
         let Some(blocks) = &mut self.blocks else {
             return Ok(());
         };
-        blocks.hand_over(&mut self.written)?;
+        blocks.hand_over()?;
         blocks.wait(&mut self.written)?;
         match self.written == blocks.at {
             true => Ok(()),
@@ -165,7 +202,9 @@ impl Output {
     /// Cuts the file to `length`, where the next bytes go; what is held back is dropped.
     pub(super) fn cut(&mut self, length: u64) -> io::Result<()> {
         if let Some(blocks) = &mut self.blocks {
-            blocks.filling.filled = 0;
+            if let Some(filling) = &mut blocks.filling {
+                filling.filled = 0;
+            }
             blocks.wait(&mut self.written)?;
             blocks.at = length;
         }
@@ -177,6 +216,7 @@ impl Output {
     /// Waits until nothing is under way any more, whatever becomes of it. Nothing can be written after that.
     pub(super) fn close(&mut self) {
         if let Some(blocks) = self.blocks.take() {
+            blocks.spare.give_back(blocks.count.saturating_sub(1));
             drop(blocks.tasks);
             let _ = blocks.thread.join();
             for done in blocks.done {
@@ -201,25 +241,50 @@ impl Blocks {
         self.tasks.send(task).map_err(|_| ended())
     }
 
-    /// Has what is filled written, and begins the next block.
-    fn hand_over(&mut self, written: &mut u64) -> io::Result<()> {
-        if self.filling.filled == 0 {
-            return Ok(());
-        }
+    /// The block that takes the next bytes.
+    fn filling(&mut self, written: &mut u64) -> io::Result<&mut Block> {
+        let block = match self.filling.take() {
+            Some(filling) => filling,
+            None => self.empty(written)?,
+        };
+        Ok(self.filling.insert(block))
+    }
+
+    fn empty(&mut self, written: &mut u64) -> io::Result<Block> {
         while let Ok(done) = self.done.try_recv() {
             self.take_back(done, written);
         }
-        let next = loop {
-            match self.free.pop() {
-                Some(free) => break free,
-                None if self.under_way < BLOCKS - 1 => break Block::new(),
-                None => self.wait_for_one(written)?,
+        self.check()?;
+        loop {
+            if let Some(free) = self.free.pop() {
+                return Ok(free);
             }
+            if self.count == 0 || self.count < BLOCKS && self.spare.take() {
+                self.count += 1;
+                return Ok(Block::new());
+            }
+            self.wait_for_one(written)?;
+        }
+    }
+
+    /// Has what is filled written.
+    fn hand_over(&mut self) -> io::Result<()> {
+        let Some(block) = self.filling.take_if(|filling| filling.filled > 0) else {
+            return Ok(());
         };
-        let block = mem::replace(&mut self.filling, next);
         let at = self.at;
         self.at += block.filled as u64;
         self.send(Task::Write { block, at })
+    }
+
+    /// Gives blocks back that wait for nothing, where others have to do without.
+    fn leave_to_others(&mut self) {
+        if self.under_way == 0 && self.spare.are_taken() {
+            let more = self.free.len().min(self.count.saturating_sub(1));
+            self.free.truncate(self.free.len() - more);
+            self.count -= more;
+            self.spare.give_back(more);
+        }
     }
 
     fn wait(&mut self, written: &mut u64) -> io::Result<()> {
@@ -425,7 +490,9 @@ mod tests {
         let file = tempfile::tempfile_in(folder).unwrap();
         write_at(&file, 0, &bytes[..held]).unwrap();
         let mut output = match direct {
-            true => Output::direct(file, held as u64, Some(bytes.len() as u64), || ()).unwrap(),
+            true => {
+                Output::direct(file, held as u64, Some(bytes.len() as u64), Arc::default(), || ()).unwrap()
+            }
             false => Output::cached(file, held as u64),
         };
         output.write(&some(piece)).unwrap();
@@ -475,7 +542,7 @@ mod tests {
     fn an_error_is_an_error_and_nothing_is_done_behind_it() {
         let temp = tempfile::NamedTempFile::new().unwrap();
         let file = File::open(temp.path()).unwrap();
-        let mut output = Output::direct(file, 0, None, || ()).unwrap();
+        let mut output = Output::direct(file, 0, None, Arc::default(), || ()).unwrap();
         let (tell, told) = channel();
         output.write(b"abc").unwrap();
         output.then(move || tell.send(()).unwrap()).unwrap();
@@ -489,9 +556,15 @@ mod tests {
     #[test]
     fn what_counts_as_written_is_what_came_back() {
         let (news, told) = channel();
-        let mut output = Output::direct(tempfile::tempfile().unwrap(), 0, Some(1 << 30), move || {
-            news.send(()).unwrap();
-        })
+        let mut output = Output::direct(
+            tempfile::tempfile().unwrap(),
+            0,
+            Some(1 << 30),
+            Arc::default(),
+            move || {
+                news.send(()).unwrap();
+            },
+        )
         .unwrap();
         let (go_on, waits) = channel::<()>();
         output.then(move || waits.recv().unwrap()).unwrap();
@@ -502,5 +575,49 @@ mod tests {
             told.recv().unwrap();
         }
         assert_eq!(output.written(), BLOCK as u64);
+    }
+
+    #[test]
+    fn all_partials_together_have_only_so_many_blocks() {
+        let spare = Arc::new(SpareBlocks::default());
+        let mut waiting = Vec::new();
+        let mut outputs: Vec<Output> = (0..SPARE)
+            .map(|_| {
+                let file = tempfile::tempfile().unwrap();
+                let mut output = Output::direct(file, 0, None, spare.clone(), || ()).unwrap();
+                let (go_on, waits) = channel::<()>();
+                output
+                    .then(move || {
+                        let _ = waits.recv();
+                    })
+                    .unwrap();
+                waiting.push(go_on);
+                output
+            })
+            .collect();
+        // The disk takes nothing: the first ones have all that they may, and one more each is always there.
+        for output in &mut outputs {
+            for _ in 0..BLOCKS {
+                output.write(&some(BLOCK - 1)).unwrap();
+                if output.blocks.as_ref().unwrap().count == 1 && spare.are_taken() {
+                    break;
+                }
+                output.write(&[0]).unwrap();
+                if spare.are_taken() {
+                    break;
+                }
+            }
+        }
+        let counts = || outputs.iter().map(|o| o.blocks.as_ref().unwrap().count);
+        assert_eq!(counts().map(|count| count - 1).sum::<usize>(), SPARE);
+        assert_eq!(counts().max(), Some(BLOCKS));
+        drop(waiting);
+        for output in &mut outputs {
+            output.flush().unwrap();
+            output.written();
+        }
+        assert!(!spare.are_taken());
+        drop(outputs);
+        assert_eq!(spare.0.load(Ordering::Relaxed), 0);
     }
 }

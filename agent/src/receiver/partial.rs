@@ -265,7 +265,7 @@ pub(super) fn is_inode(meta: &Metadata, inode: u64) -> bool {
 
 /// Reads the bytes before a resume point once more, while the rest comes in.
 pub(super) struct Reread {
-    thread: JoinHandle<RunningDigest>,
+    thread: Option<JoinHandle<RunningDigest>>,
     done: Arc<AtomicBool>,
     stop: Arc<AtomicBool>,
     until: u64,
@@ -300,7 +300,7 @@ impl Reread {
             }
         })?;
         Ok(Self {
-            thread,
+            thread: Some(thread),
             done,
             stop,
             until,
@@ -313,18 +313,20 @@ impl Reread {
     }
 
     /// Waits for the end.
-    pub(super) fn verdict(self) -> Verdict {
-        match self.thread.join() {
-            Ok(good) if good.length() == self.until => Verdict::Whole,
-            Ok(good) => Verdict::Good(good),
-            Err(_) => Verdict::Good(RunningDigest::default()),
+    pub(super) fn verdict(mut self) -> Verdict {
+        match self.thread.take().map(JoinHandle::join) {
+            Some(Ok(good)) if good.length() == self.until => Verdict::Whole,
+            Some(Ok(good)) => Verdict::Good(good),
+            Some(Err(_)) | None => Verdict::Good(RunningDigest::default()),
         }
     }
+}
 
-    /// Breaks off.
-    pub(super) fn cancel(self) {
+/// Breaks off, and waits for that.
+impl Drop for Reread {
+    fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        let _ = self.thread.join();
+        let _ = self.thread.take().map(JoinHandle::join);
     }
 }
 

@@ -93,7 +93,15 @@ fn finish_placing(shared: &Shared, inbox_dir: &InboxDir, copies: Copies) -> Resu
             open = true;
             continue;
         };
-        let (known, _) = admit::look(shared, key).map_err(broken)?;
+        let known = match admit::look(shared, key) {
+            Ok((known, _)) => known,
+            Err(error @ DbError::Change(_)) => {
+                open = true;
+                tracing::warn!(peer = %id::format(key.0), job = %key.1, error = %chain(&error), "its row cannot be read");
+                continue;
+            }
+            Err(error) => return Err(broken(error)),
+        };
         let Some(Known {
             manifest: Some(manifest),
             state: State::Placing(placing),

@@ -8,7 +8,7 @@
 mod ending;
 
 use std::{
-    io,
+    io, mem,
     sync::{
         Arc, Weak,
         atomic::{AtomicUsize, Ordering},
@@ -94,9 +94,19 @@ struct Body {
     /// Up to where a checkpoint was asked for.
     asked: u64,
     checkpointer: Option<Checkpointer>,
-    reread: Option<Reread>,
+    prefix: Prefix,
     /// All bytes came; only the re-reading is waited for.
     finishing: bool,
+}
+
+/// What lay in the partial before the resume.
+enum Prefix {
+    /// It is right, or there was nothing.
+    Proven,
+    /// It is read again.
+    BeingRead(Reread),
+    /// Some of it is not what was received, and it is not cut yet.
+    Damaged,
 }
 
 /// R1, R2, or the resume from the last checkpoint.
@@ -141,19 +151,19 @@ fn open(
             shared.verified_prefixes.set(key, &resumed.file);
         }
     })?;
-    let (file, digest, reread) = match resumed {
+    let (file, digest, prefix) = match resumed {
         Some(resumed) => {
             let wake = wake.clone();
             let proven = resumed.sealed || held == 0 || failpoints::mutant("R4-reread");
-            let reread = if proven {
-                None
+            let prefix = if proven {
+                Prefix::Proven
             } else {
                 let file = partial::open(&inbox_dir, key).map_err(not_opened)?;
                 let file = file.ok_or_else(|| not_opened(io::ErrorKind::NotFound.into()))?;
                 let reread = Reread::start(file, resumed.checkpoints, move || poke(&wake));
-                Some(reread.map_err(not_opened)?)
+                Prefix::BeingRead(reread.map_err(not_opened)?)
             };
-            (resumed.file, resumed.digest, reread)
+            (resumed.file, resumed.digest, prefix)
         }
         None => {
             let (bound, folder_id, now) = (manifest.clone(), inbox_dir.folder_id, now_ms());
@@ -163,7 +173,7 @@ fn open(
             (
                 partial::create(&inbox_dir, key).map_err(not_opened)?,
                 RunningDigest::default(),
-                None,
+                Prefix::Proven,
             )
         }
     };
@@ -172,7 +182,8 @@ fn open(
         true => {
             let wake = wake.clone();
             let size = inbox_dir.keeps_holes.then_some(manifest.size);
-            Output::direct(file, held, size, move || poke(&wake)).map_err(not_opened)?
+            let spare = shared.spare_blocks.clone();
+            Output::direct(file, held, size, spare, move || poke(&wake)).map_err(not_opened)?
         }
         false => Output::cached(file, held),
     };
@@ -183,7 +194,7 @@ fn open(
         told: held,
         asked: held,
         checkpointer: Some(checkpointer),
-        reread,
+        prefix,
         finishing: false,
     };
     Ok((body, reservation, digest))
@@ -224,7 +235,7 @@ impl Writer<'_> {
                     self.body.finishing = true;
                 }
             }
-            if self.body.finishing && self.body.reread.is_none() {
+            if self.body.finishing && matches!(self.body.prefix, Prefix::Proven) {
                 return Ok(());
             }
         }
@@ -240,16 +251,17 @@ impl Writer<'_> {
 
     /// R4's second half, as soon as it is known: a prefix that does not re-read right is cut.
     fn hear_reread(&mut self) -> Result<(), End> {
-        let verdict = match self.body.reread.take() {
-            Some(reread) if reread.is_done() => reread.verdict(),
-            waiting => {
-                self.body.reread = waiting;
+        let verdict = match mem::replace(&mut self.body.prefix, Prefix::Proven) {
+            Prefix::BeingRead(reread) if reread.is_done() => reread.verdict(),
+            prefix => {
+                self.body.prefix = prefix;
                 return Ok(());
             }
         };
         let Verdict::Good(good) = verdict else {
             return Ok(());
         };
+        self.body.prefix = Prefix::Damaged;
         let (key, length) = (self.incoming.lock.key(), good.length());
         tracing::warn!(
             peer = %id::format(key.0),
@@ -258,11 +270,11 @@ impl Writer<'_> {
             from = length,
             "what lay here before the resume is damaged; it is asked for again"
         );
-        let flushed = self.body.output.flush();
-        flushed.map_err(|error| self.body.unwritten(&error, self.incoming.manifest.size))?;
         if let Some(checkpointer) = self.body.checkpointer.take() {
             checkpointer.finish()?;
         }
+        let flushed = self.body.output.flush();
+        flushed.map_err(|error| self.body.unwritten(&error, self.incoming.manifest.size))?;
         let cut = self
             .shared
             .db
@@ -273,6 +285,7 @@ impl Writer<'_> {
         body.output.cut(length).map_err(cutting)?;
         (body.told, body.asked, body.finishing) = (length, length, false);
         self.incoming.cut(good);
+        self.body.prefix = Prefix::Proven;
         let again = checkpointer(self.shared, key, &self.body.output, length);
         self.body.checkpointer = Some(again.map_err(cutting)?);
         Ok(())

@@ -40,7 +40,8 @@ use crate::{
 const BATCH: usize = 256;
 /// Deliveries go first: while more files than this are on their way, a lane rests before each batch.
 const MANY: usize = 64;
-/// How long a lane rests at a time.
+/// How long a lane rests at a time, and after a delivery: its syncs are not to stand in the way of the next file, and
+/// files that come one by one share them.
 const REST: Duration = Duration::from_millis(100);
 /// Most rests in one go: a burst is over by then, and on a slow line there always are many files on their way.
 const RESTS: usize = 20;
@@ -103,8 +104,8 @@ pub(super) async fn run(task: Task, cancel: CancellationToken) {
         }
         let again_at = match listed {
             Ok(listed) => {
-                let linger = |root: &Path| task.config.get().linger(root);
-                for (lane, held, outboxes) in lanes.begin(listed, Instant::now(), linger) {
+                let rest = |root: &Path| task.config.get().linger(root).max(REST);
+                for (lane, held, outboxes) in lanes.begin(listed, Instant::now(), rest) {
                     let (task, cancel) = (task.clone(), cancel.clone());
                     at_work.spawn_blocking(move || (lane, work(&task, outboxes, held, &cancel)));
                 }

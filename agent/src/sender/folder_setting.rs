@@ -204,8 +204,8 @@ fn still_there<L: JobList>(
     }
     known.staying = known.staying.saturating_sub(gone.len() as u64);
     Ok(match first {
-        Some(_) => Err(FolderInUse::new(outbox, known, first)),
-        None => Ok(gone),
+        None if known.staying == 0 => Ok(gone),
+        first => Err(FolderInUse::new(outbox, known, first)),
     })
 }
 
@@ -222,12 +222,18 @@ pub(super) async fn begin(
     if known.is_none() || failpoints::mutant("S2-way") {
         return Ok(Ok(()));
     }
-    let (list, outbox) = (db.clone(), outbox.clone());
+    let (list, outbox, again) = (db.clone(), outbox.clone(), outbox.clone());
     let looked = tokio::task::spawn_blocking(move || still_there(&list, &outbox, id, known)).await;
     match looked.map_err(|e| DbError::Failed(e.into()))?? {
-        Ok(gone) => queue.left(gone).await.map(|_| Ok(())),
-        Err(in_use) => Ok(Err(in_use)),
-    }
+        Ok(gone) => queue.left(gone).await?,
+        Err(in_use) => return Ok(Err(in_use)),
+    };
+    // Some may have been retried meanwhile.
+    let known = db.read(move |db| queue::other_way(db, id, folder)).await?;
+    Ok(match known.is_none() {
+        true => Ok(()),
+        false => Err(FolderInUse::new(&again, known, None)),
+    })
 }
 
 #[cfg(test)]

@@ -109,7 +109,7 @@ impl RunLoop<'_> {
             Inspection::Claimed { at, reason } => self.problem(at, reason),
             Inspection::Held { reason, .. } => {
                 // A folder that is being filled is nothing to tell of before it takes long.
-                if verdict == Verdict::Restless {
+                if verdict == Verdict::Unstable {
                     tracing::warn!(%path, why = reason, "has not settled for longer than max_wait");
                 }
                 self.list(at, reason, || {});
@@ -124,19 +124,19 @@ impl RunLoop<'_> {
                         self.schedule.add_folder(path.clone()); // to be watched
                     }
                 }
-                self.warn_if_restless(&path, verdict);
+                self.warn_if_unstable(&path, verdict);
             }
             Inspection::File { of_others, .. } => {
                 if of_others {
                     self.caution(&path);
                 }
-                self.warn_if_restless(&path, verdict);
+                self.warn_if_unstable(&path, verdict);
             }
         }
     }
 
-    fn warn_if_restless(&self, path: &RemotePath, verdict: Verdict) {
-        if verdict == Verdict::Restless {
+    fn warn_if_unstable(&self, path: &RemotePath, verdict: Verdict) {
+        if verdict == Verdict::Unstable {
             let state = self.task.shared.state();
             let why = state
                 .stability

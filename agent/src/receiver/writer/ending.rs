@@ -1,10 +1,10 @@
 //! How the work on a large partial ends: kept, given up, or committed.
 
-use std::{io, sync::Arc, time::Instant};
+use std::{io, mem, sync::Arc, time::Instant};
 
 use dropwire_protocol::{Kind, message::DeclineReason};
 
-use super::Writer;
+use super::{Prefix, Writer};
 use crate::{
     failpoints,
     fs::durable,
@@ -47,12 +47,8 @@ impl Writer<'_> {
             }
         });
         let body = &mut self.body;
-        // Where a damaged prefix could not be cut, it is there still, and no checkpointer is.
-        let proven =
-            (body.reread.is_none() && body.checkpointer.is_some()) || failpoints::mutant("R4-proven");
-        if let Some(reread) = body.reread.take() {
-            reread.cancel();
-        }
+        let proven = matches!(body.prefix, Prefix::Proven) || failpoints::mutant("R4-proven");
+        drop(mem::replace(&mut body.prefix, Prefix::Damaged)); // a reading breaks off
         if !matches!(end, Err(End::Said { keep: false, .. }))
             // Unpacking takes its time: a crash in it must not cost the stream.
             && (!body.finishing || self.incoming.manifest.kind == Kind::Folder)

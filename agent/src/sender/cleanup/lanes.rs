@@ -53,12 +53,12 @@ impl Lanes {
         self.wakes += 1;
     }
 
-    /// Those that begin now. What was delivered just now to an outbox whose files `linger` is not looked at before that.
+    /// Those that begin now. What was delivered just now is not looked at before the `rest` of its outbox is over.
     pub(super) fn begin(
         &mut self,
         listed: Listed,
         now: Instant,
-        linger: impl Fn(&Path) -> Duration,
+        rest: impl Fn(&Path) -> Duration,
     ) -> Vec<(PathBuf, Held, VecDeque<OutboxId>)> {
         self.known
             .retain(|root, lane| lane.at_work || listed.contains_key(root));
@@ -72,12 +72,12 @@ impl Lanes {
             let is_new = match lane.held.lingers_until {
                 Some(at) => at <= now,
                 None if self.started && lane.woken != self.wakes && !lane.at_work => {
-                    let linger = linger(&root);
-                    if !linger.is_zero() {
+                    let rest = rest(&root);
+                    if !rest.is_zero() {
                         lane.woken = self.wakes;
-                        lane.held.lingers_until = Some(now + linger.max(LINGERING));
+                        lane.held.lingers_until = Some(now + rest);
                     }
-                    linger.is_zero()
+                    rest.is_zero()
                 }
                 None => lane.woken != self.wakes,
             };
