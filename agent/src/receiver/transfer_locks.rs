@@ -106,6 +106,12 @@ impl TransferLocks {
         }
     }
 
+    /// How many wait for a lock's end.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        self.lock().waiting
+    }
+
     fn wait<'a>(&self, mut table: MutexGuard<'a, Table>) -> MutexGuard<'a, Table> {
         table.waiting += 1;
         let mut table = self.ended.wait(table).unpoisoned();

@@ -634,8 +634,21 @@ async fn so_many_links_of_a_peer_are_at_work_and_no_more() {
 async fn a_long_commit_and_a_flapping_link_keep_nobody_out() {
     let rig = Rig::new().await;
     let commit = rig.inbox.shared.transfer_locks.try_take((ANA, id(1))).unwrap();
+    let wait_for = async |count| {
+        let waits = async {
+            while rig.inbox.shared.transfer_locks.waiting() != count {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let in_time = tokio::time::timeout(Duration::from_secs(60), waits).await;
+        in_time.unwrap_or_else(|_| panic!("not {count} wait"));
+    };
     for _ in 0..=LINKS {
-        rig.link(ANA).open(id(1), "large", 1 << 20).await;
+        let mut link = rig.link(ANA);
+        link.open(id(1), "large", 1 << 20).await;
+        wait_for(1).await;
+        drop(link);
+        wait_for(0).await;
     }
     let sent = rig.link(ANA).send(id(2), "small", b"x").await;
     assert_eq!(delivered_as(&sent), "small");
