@@ -176,7 +176,7 @@ fn another_largest_size_holds_for_the_link_there_is() {
     let limited = good.replacen("[[peer]]", "[[peer]]\nmax_file_size = \"1 MiB\"", 1);
     fs::write(&pair.office.config, limited).expect("a config");
     until("it was taken up", || {
-        count(&pair.office, "the new config holds") == 1
+        count(&pair.office, "the new config is in effect") == 1
     });
     let large = files::noise(1, 2 << 20);
     pair.laptop.drop_file("large", &large);

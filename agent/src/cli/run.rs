@@ -267,7 +267,7 @@ async fn restart(
     let start = async {
         match Agent::start(new, paths).await {
             Ok(agent) => {
-                info!("the new config holds, in a new agent");
+                info!("the new config is in effect, in a new agent");
                 Ok((agent, Ok(Reloaded::Holds)))
             }
             Err(fatal) => Ok((Agent::start(old, paths).await?, Err(fatal))),

@@ -1,6 +1,6 @@
 //! A new config for a running agent: what differs is changed, all else goes on, transfers too.
 //!
-//! Whatever can fail comes first and touches nothing: either the whole new config holds, or the old one.
+//! Whatever can fail comes first and touches nothing: either the whole new config is in effect, or the old one.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -125,7 +125,7 @@ impl Agent {
             outboxes_ended = changes.outboxes_end.len(),
             peers_added = changes.peers_come.len(),
             peers_removed = changes.peers_leave.len(),
-            "the new config holds"
+            "the new config is in effect"
         );
         Ok(())
     }
