@@ -429,7 +429,7 @@ fn changes_once_all_has_left(mut pair: Pair, whole: bool) {
         let log = pair.laptop.log_text();
         log.matches("the config stays as it was").count() == 2
     });
-    assert!(!pair.laptop.log_text().contains("in a new agent"));
+    assert!(!pair.laptop.log_text().contains("restarts inside this process"));
     pair.laptop.inbox = inbox;
 
     pair.laptop.stop();
