@@ -420,7 +420,7 @@ fn changes_once_all_has_left(mut pair: Pair, whole: bool) {
     until("it goes as before", || {
         pair.laptop.jobs().len() == 2 * jobs(!whole)
     });
-    // Beside a change for which all of the agent has to start anew, too.
+    // Beside a change for which all of the agent has to restart, too.
     let another = pair.laptop.root.join("another inbox");
     fs::create_dir(&another).expect("a folder");
     let inbox = std::mem::replace(&mut pair.laptop.inbox, another);
